@@ -1,0 +1,117 @@
+"""What a backend is: it loads a bundle's networks as modules that map arrays to arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdengine.errors import BundleError
+
+if TYPE_CHECKING:
+    from sdengine.bundle.manifest import TensorEntry
+    from sdengine.bundle.reader import Bundle
+
+Array = NDArray[Any]
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Describe one input or output: its name, shape (ints, or symbols before loading), dtype."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+class Module(Protocol):
+    """One loaded network at fixed shapes.
+
+    `run` reads its inputs where they lie when they have the input's dtype and C order: a caller
+    that passes the same arrays again pays for no copy. The arrays it returns are the module's own
+    and hold until its next run. Not thread-safe.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Compute the outputs by name; every input must be given."""
+        ...
+
+    def close(self) -> None:
+        """Free the network's memory; a second call does nothing."""
+        ...
+
+
+class Backend(Protocol):
+    """A way to run bundles of one target."""
+
+    name: str
+
+    def available(self) -> tuple[bool, str]:
+        """Say whether this machine can run the backend, and its version or what is lacking."""
+        ...
+
+    def compile(self, network: Any, out_dir: Path, precision: str) -> list[str]:
+        """Write the network's files for this target below out_dir and return their names."""
+        ...
+
+    def load(
+        self,
+        bundle: Bundle,
+        network: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        precision: str = "auto",
+        threads: int | None = None,
+    ) -> Module:
+        """Load one network for the given input shapes.
+
+        Args:
+            bundle: an opened bundle of this backend's target.
+            network: the network's name in the manifest.
+            shapes: shape of every input, by name.
+            precision: "auto", "fp32" or "bf16": what the network computes in.
+            threads: CPU threads, or None for the runtime's own choice.
+        """
+        ...
+
+
+def resolve_shapes(
+    network: str, tensors: Sequence[TensorEntry], sizes: Mapping[str, int]
+) -> dict[str, tuple[int, ...]]:
+    """Put numbers in the place of a network's symbolic dimensions.
+
+    Args:
+        network: the network's name, for messages.
+        tensors: the manifest's inputs.
+        sizes: value of each symbol; `name/divisor` is rounded up, as strided convolutions do.
+
+    Returns:
+        Shape by input name.
+    """
+
+    def number(dimension: int | str) -> int:
+        if isinstance(dimension, int):
+            return dimension
+        symbol, _, divisor = dimension.partition("/")
+        if symbol not in sizes:
+            raise BundleError(
+                f"{network}: dimension {dimension!r} is unknown; known are {', '.join(sizes)}."
+            )
+        return -(-sizes[symbol] // int(divisor or 1))
+
+    return {tensor.name: tuple(number(size) for size in tensor.shape) for tensor in tensors}
+
+
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """Return NumPy's dtype for a tensor's dtype as manifests name it."""
+    if dtype not in ("float32", "float16", "int64", "int32"):
+        raise BundleError(f"an input of dtype {dtype} cannot be fed from NumPy.")
+    return np.dtype(dtype)

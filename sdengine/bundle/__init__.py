@@ -1,0 +1,1 @@
+"""Bundles: a checkpoint compiled for one target, as a folder with a checked manifest."""

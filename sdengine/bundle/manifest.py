@@ -1,0 +1,247 @@
+"""The bundle's manifest: what `manifest.json` may hold, as a strict schema.
+
+A bundle is untrusted input, so every field has a type, a range and a limit here, and the paths are
+checked as text before any of them touches the file system.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sdengine.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 8 << 20
+TOKEN_TABLE_FILE = "token_table.safetensors"
+TOKEN_TABLE_TENSOR = "token_embedding"
+VOCAB_FILE = "tokenizer/vocab.json"
+MERGES_FILE = "tokenizer/merges.txt"
+
+_SYMBOL = re.compile(r"[a-z_]+(/[1-9][0-9]{0,3})?")
+_ShortText = Annotated[str, Field(max_length=200)]
+_Positive = Annotated[int, Field(ge=1, le=1 << 20)]
+_Dimension = Annotated[int, Field(ge=0, le=1 << 31)] | _ShortText
+_Size = Annotated[int, Field(ge=8, le=16384, multiple_of=8)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TensorEntry(_Strict):
+    """Describe one input or output of a network; symbols stand for sizes chosen at run time."""
+
+    name: _ShortText
+    shape: list[_Dimension] = Field(max_length=8)
+    dtype: Literal["float32", "float16", "bfloat16", "int64", "int32"]
+
+    @field_validator("shape")
+    @classmethod
+    def _known_symbols(cls, shape: list[int | str]) -> list[int | str]:
+        for size in shape:
+            if isinstance(size, str) and not _SYMBOL.fullmatch(size):
+                raise ValueError(f"dimension {size!r} is neither a number nor name or name/divisor")
+        return shape
+
+
+class NetworkEntry(_Strict):
+    """Name the files of one network and its inputs and outputs."""
+
+    files: list[str] = Field(min_length=1, max_length=1000)
+    inputs: list[TensorEntry] = Field(min_length=1, max_length=200)
+    outputs: list[TensorEntry] = Field(min_length=1, max_length=200)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class FileEntry(_Strict):
+    """Give one file's place in the bundle, its size and its hash."""
+
+    path: str
+    size_bytes: Annotated[int, Field(ge=0, le=1 << 44)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        return checked_relative_path(path)
+
+
+class HiddenState(_Strict):
+    """Choose which hidden state of the text encoder conditions the U-Net.
+
+    `index` counts as Python does over [embeddings, layer 1, ..., layer L]; `kind` says whether the
+    encoder's final layer norm is applied to it.
+    """
+
+    index: Annotated[int, Field(ge=-200, le=200)] = -1
+    kind: Literal["normed", "raw"] = "normed"
+
+
+class TextEncoderArchitecture(_Strict):
+    """Describe the text encoder and its special tokens."""
+
+    max_length: Annotated[int, Field(ge=3, le=4096)] = 77
+    hidden_size: _Positive
+    num_layers: Annotated[int, Field(ge=1, le=200)]
+    hidden_state: HiddenState = HiddenState()
+    pad_token: _ShortText = "<|endoftext|>"
+    bos_token_id: Annotated[int, Field(ge=0)] = 49406
+    eos_token_id: Annotated[int, Field(ge=0)] = 49407
+    config: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _index_exists(self) -> TextEncoderArchitecture:
+        states = self.num_layers + 1
+        if not -states <= self.hidden_state.index < states:
+            raise ValueError(f"hidden_state.index {self.hidden_state.index} of {states} states")
+        return self
+
+
+class UNetArchitecture(_Strict):
+    """Describe the U-Net; `config` is the checkpoint's own configuration."""
+
+    in_channels: Annotated[int, Field(ge=1, le=1024)]
+    cross_attention_dim: _Positive
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class VAEArchitecture(_Strict):
+    """Describe the VAE: latents = scaling_factor * encoder output, H/downscale by W/downscale."""
+
+    scaling_factor: Annotated[float, Field(gt=0, le=1e6)]
+    latent_channels: Annotated[int, Field(ge=1, le=1024)]
+    downscale: Annotated[int, Field(ge=1, le=64)] = 8
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class Architecture(_Strict):
+    """Describe the checkpoint's networks as far as the run time needs to know them."""
+
+    family: _ShortText
+    text_encoder: TextEncoderArchitecture
+    unet: UNetArchitecture
+    vae: VAEArchitecture
+    scheduler: dict[str, Any]
+
+
+class Defaults(_Strict):
+    """Give the values of a request that names none."""
+
+    width: _Size
+    height: _Size
+    steps: Annotated[int, Field(ge=1, le=1000)] = 25
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
+    sampler: _ShortText = "dpmpp_2m"
+    schedule: _ShortText = "karras"
+
+
+class Source(_Strict):
+    """Name the checkpoint that the bundle was built from."""
+
+    name: _ShortText
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(_Strict):
+    """Hold everything that `manifest.json` says; immutable."""
+
+    schema_version: Literal[1] = 1
+    sdengine_version: _ShortText
+    name: _ShortText
+    target: _ShortText
+    precision: _ShortText
+    resolutions: list[tuple[_Size, _Size]] = Field(min_length=1, max_length=1000)
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = 1
+    architecture: Architecture
+    defaults: Defaults
+    networks: dict[_ShortText, NetworkEntry] = Field(min_length=1, max_length=64)
+    files: list[FileEntry] = Field(default_factory=list, max_length=10000)
+    source: Source
+    versions: dict[_ShortText, _ShortText] = Field(default_factory=dict, max_length=100)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        paths = [entry.path for entry in self.files]
+        if len(set(paths)) != len(paths):
+            raise ValueError("a file is listed twice")
+        if (self.defaults.width, self.defaults.height) not in self.resolutions:
+            raise ValueError("the default size is not among the resolutions")
+        for name, network in self.networks.items():
+            for path in network.files:
+                checked_relative_path(path)
+                if paths and path not in paths:
+                    raise ValueError(f"network {name} names {path!r}, which files does not list")
+        return self
+
+
+def checked_relative_path(path: str) -> str:
+    """Return the path when it stays inside the folder that it is relative to.
+
+    Args:
+        path: POSIX-style relative path, as text; nothing is looked up on disk.
+
+    Raises:
+        ValueError: it is absolute, leads upwards, or is not in its plain form.
+    """
+    plain = PurePosixPath(path)
+    if (
+        not path
+        or len(path) > 500
+        or plain.is_absolute()
+        or ".." in plain.parts
+        or str(plain) != path
+        or path == "."
+        or any(ord(char) < 32 or char in '\\:*?"<>|' for char in path)
+    ):
+        raise ValueError(f"{path[:80]!r} is not a plain relative path")
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{path[:80]!r} is not a plain relative path") from None
+    return path
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read a manifest from the bytes of `manifest.json`.
+
+    Args:
+        data: the file's content, at most MAX_MANIFEST_BYTES.
+
+    Raises:
+        BundleError: not JSON, of another schema version, or a field is missing, unknown or invalid.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{MANIFEST_NAME} has {len(data)} bytes; at most {MAX_MANIFEST_BYTES}.")
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST_NAME} is not valid JSON: {_short(error)}.") from None
+    if not isinstance(content, dict):
+        raise BundleError(f"{MANIFEST_NAME} holds a {type(content).__name__}, not an object.")
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise BundleError(
+            f"{MANIFEST_NAME} has schema_version {str(version)[:40]!r}; this release reads "
+            f"{SCHEMA_VERSION}. Build the bundle again with `sdengine build`."
+        )
+    try:
+        return Manifest.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        raise BundleError(f"{MANIFEST_NAME} is invalid: {_first_problem(error)}.") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_input=False)
+    place = ".".join(str(part) for part in problems[0]["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{place or 'manifest'}: {problems[0]['msg'][:200]}{more}"
+
+
+def _short(error: BaseException) -> str:
+    return str(error)[:120]

@@ -1,0 +1,175 @@
+"""Open a bundle as untrusted input: every listed file is checked before any is used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdengine.bundle.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    MERGES_FILE,
+    TOKEN_TABLE_FILE,
+    TOKEN_TABLE_TENSOR,
+    VOCAB_FILE,
+    FileEntry,
+    Manifest,
+    NetworkEntry,
+    parse_manifest,
+)
+from sdengine.errors import BundleError, ConfigError
+
+DEMO_BUNDLE = Path(__file__).parent / "demo"
+HASH_BY_DEFAULT_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest and files passed their checks."""
+
+    manifest: Manifest
+    root: Path
+
+    def path(self, relative: str) -> Path:
+        """Return the place of a file that the manifest lists; nothing else is reachable."""
+        if all(entry.path != relative for entry in self.manifest.files):
+            raise BundleError(f"{self.root}: the manifest lists no file {relative!r}.")
+        return self.root / relative
+
+    def network(self, name: str) -> NetworkEntry:
+        """Return the entry of one network."""
+        try:
+            return self.manifest.networks[name]
+        except KeyError:
+            raise BundleError(
+                f"{self.root}: there is no network {name!r}; it holds "
+                f"{', '.join(sorted(self.manifest.networks))}. Build the bundle again."
+            ) from None
+
+    def token_table(self) -> NDArray[Any]:
+        """Read the token embeddings.
+
+        Returns:
+            [vocab, hidden_size], fp16 or fp32 as stored.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path(TOKEN_TABLE_FILE)
+        try:
+            with safe_open(path, framework="np") as file:
+                table: NDArray[Any] = file.get_tensor(TOKEN_TABLE_TENSOR)
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+            raise BundleError(f"{path}: the token table cannot be read: {error}.") from None
+        hidden_size = self.manifest.architecture.text_encoder.hidden_size
+        if table.dtype not in (np.float16, np.float32) or table.shape[1:] != (hidden_size,):
+            raise BundleError(
+                f"{path}: {TOKEN_TABLE_TENSOR} is {table.dtype} {list(table.shape)}; expected "
+                f"float16 or float32 [vocab, {hidden_size}]."
+            )
+        return table
+
+
+def open_bundle(path: str | os.PathLike[str] = "demo", verify: str = "auto") -> Bundle:
+    """Open a bundle and check it.
+
+    Args:
+        path: the bundle's folder, or "demo" for the one inside the package.
+        verify: "size" compares file sizes, "hash" SHA-256 too, "auto" hashes when the bundle has
+            less than 256 MiB.
+
+    Raises:
+        BundleError: it is missing, foreign, incomplete or altered; the message names the file.
+    """
+    if verify not in ("auto", "size", "hash"):
+        raise ConfigError.for_field("verify", verify, "auto, size or hash")
+    root = DEMO_BUNDLE if path == "demo" else _checked_argument(path)
+    manifest = parse_manifest(_read_manifest(root))
+    _check_required(root, manifest)
+    total_bytes = sum(entry.size_bytes for entry in manifest.files)
+    with_hash = verify == "hash" or (verify == "auto" and total_bytes < HASH_BY_DEFAULT_BYTES)
+    real_root = root.resolve()
+    for entry in manifest.files:
+        _check_file(real_root, entry, with_hash)
+    return Bundle(manifest, root)
+
+
+def _checked_argument(path: object) -> Path:
+    try:
+        return Path(os.fsdecode(path))  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError.for_field("bundle", path, "a folder's path or 'demo'") from None
+
+
+def _read_manifest(root: Path) -> bytes:
+    path = root / MANIFEST_NAME
+    try:
+        if not root.is_dir():
+            what = "is not a folder" if root.exists() else "does not exist"
+            if root == DEMO_BUNDLE:
+                raise BundleError(
+                    "the demo bundle is not part of this installation. Install sdengine again, "
+                    "or build a bundle: sdengine build CHECKPOINT -o BUNDLE."
+                )
+            raise BundleError(
+                f"bundle {str(root)!r} {what}. Give a folder that `sdengine build` wrote, or demo."
+            )
+        if not path.is_file():
+            raise BundleError(f"{root}: there is no {MANIFEST_NAME}, so it is not a bundle.")
+        with path.open("rb") as file:
+            return file.read(MAX_MANIFEST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from None
+
+
+def _check_required(root: Path, manifest: Manifest) -> None:
+    listed = {entry.path for entry in manifest.files}
+    required = {VOCAB_FILE, MERGES_FILE, TOKEN_TABLE_FILE}
+    for network in manifest.networks.values():
+        required.update(network.files)
+    missing = sorted(required - listed)
+    if missing:
+        raise BundleError(f"{root}: the manifest does not list {', '.join(missing[:5])}.")
+
+
+def _check_file(root: Path, entry: FileEntry, with_hash: bool) -> None:
+    path = root / entry.path
+    try:
+        inside = path.resolve(strict=True).is_relative_to(root)
+        status = path.stat()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BundleError(f"{path}: listed in the manifest but unreadable: {error}.") from None
+    if not inside:
+        raise BundleError(f"{path}: a link leads out of the bundle.")
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{path}: not a regular file.")
+    if status.st_size != entry.size_bytes:
+        raise BundleError(
+            f"{path}: {status.st_size} bytes, the manifest says {entry.size_bytes}. "
+            "The copy is incomplete or altered; get the bundle again."
+        )
+    if with_hash:
+        found = sha256_of(path)
+        if found != entry.sha256:
+            raise BundleError(
+                f"{path}: SHA-256 is {found[:16]}..., the manifest says {entry.sha256[:16]}.... "
+                "The file was altered; get the bundle again."
+            )
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file in pieces; memory stays small whatever its size."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from None
+    return digest.hexdigest()
