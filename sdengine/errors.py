@@ -1,0 +1,83 @@
+"""The typed errors of sdengine: every failure a caller can meet has a class here.
+
+A message says what was asked, what was found, what is accepted and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class SdengineError(Exception):
+    """Base of every error that sdengine raises on purpose."""
+
+    exit_status = 1
+
+
+class ConfigError(SdengineError, ValueError):
+    """Report an invalid argument or configuration value, before any work started."""
+
+    exit_status = 2
+
+    @classmethod
+    def for_field(cls, field: str, value: object, accepted: str, hint: str = "") -> ConfigError:
+        """Build the standard message for one invalid field.
+
+        Args:
+            field: name of the argument, as the caller wrote it.
+            value: what was given; long values are shortened.
+            accepted: what would have been valid.
+            hint: what to do next, a sentence.
+        """
+        shown = repr(value)
+        if len(shown) > 80:
+            shown = shown[:77] + "..."
+        return cls(f"{field}: {shown} is not accepted; expected {accepted}." + _after(hint))
+
+
+class UnsupportedShapeError(ConfigError):
+    """Report an image size or batch that the bundle was not built for."""
+
+
+class CheckpointError(SdengineError):
+    """Report a checkpoint that is missing, malformed or of an unknown kind."""
+
+
+class ExportError(SdengineError):
+    """Report a network that could not be exported or whose export computes something else."""
+
+
+class BundleError(SdengineError):
+    """Report a bundle that is missing, malformed, foreign or altered."""
+
+
+class BackendUnavailableError(SdengineError):
+    """Report a backend that this installation or machine cannot run."""
+
+
+class EngineBuildError(SdengineError):
+    """Report a failure while compiling a network for its target."""
+
+
+class DeviceError(SdengineError):
+    """Report a failure of the device or of its runtime library."""
+
+
+class NonFiniteError(DeviceError):
+    """Report a NaN or infinity in the output of a stage; the message names the stage."""
+
+
+class OutOfMemoryError(DeviceError):
+    """Report that a memory budget or the device's memory does not suffice."""
+
+
+class OutputError(SdengineError):
+    """Report a result that could not be written; no partial file is left behind."""
+
+
+class Cancelled(SdengineError):
+    """Report that the caller cancelled the request."""
+
+    exit_status = 130
+
+
+def _after(hint: str) -> str:
+    return f" {hint}" if hint else ""

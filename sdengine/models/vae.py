@@ -1,0 +1,201 @@
+"""The KL-regularised autoencoder: pixels to latents and back.
+
+Source: "High-Resolution Image Synthesis with Latent Diffusion Models" (Rombach et al. 2022),
+section 3.1; parameter names of diffusers' AutoencoderKL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdengine.errors import ConfigError
+from sdengine.models.layers import (
+    Downsample2D,
+    ResnetBlock2D,
+    SpatialSelfAttention,
+    Upsample2D,
+)
+
+_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Describe an autoencoder; fields carry the names of diffusers' ``config.json``."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int = 512
+    scaling_factor: float = 0.18215
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot make a network."""
+        for channels in self.block_out_channels:
+            if channels <= 0 or channels % self.norm_num_groups:
+                raise ConfigError.for_field(
+                    "vae.block_out_channels",
+                    self.block_out_channels,
+                    f"positive multiples of norm_num_groups={self.norm_num_groups}",
+                )
+        if not self.block_out_channels or self.layers_per_block < 1 or self.latent_channels < 1:
+            raise ConfigError.for_field("vae config", self.to_dict(), "at least one block and layer")
+
+    @property
+    def downscale(self) -> int:
+        """Pixels along one side of a latent cell."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> VAEConfig:
+        """Read diffusers' ``vae/config.json``; unknown keys are ignored."""
+        known = {k: config[k] for k in cls.__dataclass_fields__ if k in config}
+        if "block_out_channels" in known:
+            known["block_out_channels"] = tuple(known["block_out_channels"])
+        try:
+            return cls(**known)
+        except TypeError as error:
+            raise ConfigError(f"vae config: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as diffusers' AutoencoderKL reads it."""
+        levels = len(self.block_out_channels)
+        return {
+            "_class_name": "AutoencoderKL",
+            "act_fn": "silu",
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+            **asdict(self),
+        }
+
+
+class _Level(nn.Module):
+    """Run residual blocks at one resolution, then change the resolution where asked."""
+
+    def __init__(self, channels: list[int], groups: int, *, sampler: nn.Module | None) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(a, b, groups=groups, eps=_EPS)
+            for a, b in zip(channels[:-1], channels[1:], strict=True)
+        )
+        if isinstance(sampler, Downsample2D):
+            self.downsamplers = nn.ModuleList([sampler])
+        elif sampler is not None:
+            self.upsamplers = nn.ModuleList([sampler])
+        self.samplers = [name for name in ("downsamplers", "upsamplers") if hasattr(self, name)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        for name in self.samplers:
+            x = getattr(self, name)[0](x)
+        return x
+
+
+class _MidBlock(nn.Module):
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(channels, channels, groups=groups, eps=_EPS) for _ in range(2)
+        )
+        self.attentions = nn.ModuleList([SpatialSelfAttention(channels, groups=groups, eps=_EPS)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attentions[0](self.resnets[0](x))
+        out: Tensor = self.resnets[1](x)
+        return out
+
+
+class Encoder(nn.Module):
+    """Map images [B,3,H,W] to moments [B,2*latent_channels,H/8,W/8]."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for level, width in enumerate(widths):
+            channels = [widths[max(level - 1, 0)]] + [width] * config.layers_per_block
+            last = level == len(widths) - 1
+            down = None if last else Downsample2D(width, padding=0)
+            self.down_blocks.append(_Level(channels, groups, sampler=down))
+        self.mid_block = _MidBlock(widths[-1], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=_EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.mid_block(x)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return out
+
+
+class Decoder(nn.Module):
+    """Map latents [B,latent_channels,h,w] to images [B,3,8h,8w]."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = _MidBlock(widths[0], groups)
+        self.up_blocks = nn.ModuleList()
+        for level, width in enumerate(widths):
+            channels = [widths[max(level - 1, 0)]] + [width] * (config.layers_per_block + 1)
+            up = None if level == len(widths) - 1 else Upsample2D(width)
+            self.up_blocks.append(_Level(channels, groups, sampler=up))
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=_EPS)
+        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return out
+
+
+class AutoencoderKL(nn.Module):
+    """Hold encoder and decoder; latents here are unscaled (scaling_factor is the caller's)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        moments = 2 * config.latent_channels
+        self.quant_conv = nn.Conv2d(moments, moments, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return moments [B,2C,h,w]: mean, then log-variance, of the latents of images in [-1,1]."""
+        out: Tensor = self.quant_conv(self.encoder(images))
+        return out
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images [B,3,H,W], nominally in [-1,1], of unscaled latents [B,C,h,w]."""
+        out: Tensor = self.decoder(self.post_quant_conv(latents))
+        return out
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Reconstruct images [B,3,H,W] from the mean of their latents."""
+        mean = self.encode(images).chunk(2, dim=1)[0]
+        return self.decode(mean)
+
+
+def sample_latents(moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw latents [B,C,h,w] from the Gaussian that moments [B,2C,h,w] describe."""
+    mean, log_variance = moments.chunk(2, dim=1)
+    std = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device).to(mean.dtype)
+    return mean + std * noise
