@@ -1,0 +1,226 @@
+"""What a request gives: images, their seeds, where the time went; and saving them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdengine.errors import ConfigError, OutputError
+from sdengine.request import Request
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds by stage of one request, and how often each network ran.
+
+    `load_ms` is reading and compiling networks that this engine had not loaded for these sizes;
+    it is zero from the second request on. `other_ms` is everything outside the networks.
+    """
+
+    load_ms: float
+    text_encoder_ms: float
+    unet_ms: float
+    vae_decoder_ms: float
+    other_ms: float
+    total_ms: float
+    text_encoder_calls: int
+    unet_calls: int
+    vae_decoder_calls: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Return the figures by name, milliseconds rounded to 1 us."""
+        return {name: round(value, 3) for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the trajectory, as `Engine.steps` yields it.
+
+    Args:
+        index: 0 to total - 1, over all chunks of the batch.
+        total: number of steps that the request takes.
+        timestep: the training timestep that the U-Net saw.
+        sigma: noise level before the step, relative to the image.
+        latents: [B,C,H/8,W/8] fp32 after the step; read-only, overwritten by the next step.
+        result: set on the last step only.
+    """
+
+    index: int
+    total: int
+    timestep: float
+    sigma: float
+    latents: NDArray[np.float32]
+    result: Result | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The images of a request, with everything needed to make them again.
+
+    Args:
+        arrays: one [H,W,3] uint8 array an image, RGB.
+        seeds: one an image.
+        request: what was asked, with every default filled in.
+        timings: where the time went.
+        model, model_hash: name and SHA-256 of the checkpoint.
+        backend, precision: what ran the networks.
+    """
+
+    arrays: tuple[NDArray[np.uint8], ...]
+    seeds: tuple[int, ...]
+    request: Request
+    timings: Timings
+    model: str
+    model_hash: str
+    backend: str
+    precision: str
+    _images: list[Image] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def images(self) -> list[Image]:
+        """The images as PIL images, made on first use."""
+        if not self._images:
+            from PIL import Image
+
+            self._images.extend(Image.fromarray(array) for array in self.arrays)
+        return self._images
+
+    def parameters(self, index: int = 0) -> str:
+        """Describe image `index` in the text form that image tools read from PNG files.
+
+        Source: the `parameters` text chunk of the widely used web UIs: prompt, a line with the
+        negative prompt, a line of `key: value` pairs.
+        """
+        from sdengine import __version__
+        from sdengine.samplers import SAMPLERS, SCHEDULES
+
+        request = self.request
+        lines = [request.prompt]
+        if request.negative_prompt:
+            lines.append(f"Negative prompt: {request.negative_prompt}")
+        pairs: dict[str, Any] = {
+            "Steps": request.steps,
+            "Sampler": SAMPLERS[request.sampler].label,
+            "Schedule type": SCHEDULES[request.schedule].label,
+            "CFG scale": f"{request.guidance_scale:g}",
+            "Seed": self.seeds[index],
+            "Size": f"{request.width}x{request.height}",
+            "Model hash": self.model_hash[:10],
+            "Model": _quoted(self.model),
+            "Version": f"sdengine {__version__}",
+        }
+        lines.append(", ".join(f"{key}: {value}" for key, value in pairs.items()))
+        return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Write the images as PNG files; either all of them appear or none.
+
+        Args:
+            path: `out.png`; a batch becomes `out-1.png`, `out-2.png`, ... Files that are there
+                already are replaced.
+
+        Returns:
+            The files written, in the order of the images.
+
+        Raises:
+            ConfigError: the name does not end in .png.
+            OutputError: the folder is missing or not writable, or the disk is full.
+        """
+        targets = output_paths(path, len(self.arrays))
+        check_output(path)
+        contents = [self._png(index) for index in range(len(self.arrays))]
+        _write_all(targets, contents)
+        return targets
+
+    def _png(self, index: int) -> bytes:
+        from PIL.PngImagePlugin import PngInfo
+
+        info = PngInfo()
+        info.add_text("parameters", self.parameters(index))
+        buffer = io.BytesIO()
+        self.images[index].save(buffer, "PNG", pnginfo=info)
+        return buffer.getvalue()
+
+
+def output_paths(path: str | os.PathLike[str], count: int) -> list[Path]:
+    """Return the files that `count` images are written to."""
+    target = _checked_path(path)
+    if count == 1:
+        return [target]
+    return [target.with_name(f"{target.stem}-{i + 1}{target.suffix}") for i in range(count)]
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Refuse a place that cannot be written, before the work of making the images."""
+    target = _checked_path(path)
+    try:
+        folder = target.parent
+        if not folder.is_dir():
+            what = "is not a folder" if folder.exists() else "does not exist"
+            raise OutputError(f"folder {str(folder)!r} {what}; make it or choose another.")
+        if target.is_dir():
+            raise OutputError(f"{str(target)!r} is a folder; give a file name.")
+        # Permission bits do not tell a read-only mount or a full table of files: try it.
+        handle, name = _temporary_beside(target)
+        os.close(handle)
+        os.unlink(name)
+    except OSError as error:
+        raise OutputError(f"{str(target)[:200]!r} cannot be written: {error.strerror}.") from None
+
+
+def _checked_path(path: str | os.PathLike[str]) -> Path:
+    try:
+        target = Path(os.fsdecode(path))
+    except TypeError:
+        raise ConfigError.for_field("output", path, "a file name ending in .png") from None
+    if target.suffix.lower() != ".png" or "\0" in str(target):
+        raise ConfigError.for_field("output", str(path), "a file name ending in .png")
+    return target
+
+
+def _write_all(targets: Sequence[Path], contents: Sequence[bytes]) -> None:
+    temporary: list[str] = []
+    try:
+        for target, content in zip(targets, contents, strict=True):
+            handle, name = _temporary_beside(target)
+            temporary.append(name)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # a full disk may show itself only here
+        for name, target in zip(list(temporary), targets, strict=True):
+            os.replace(name, target)
+            temporary.remove(name)
+    except OSError as error:
+        raise OutputError(
+            f"{str(targets[0])!r} cannot be written: {error.strerror}. Nothing was left behind."
+        ) from error
+    finally:
+        for name in temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+
+
+def _temporary_beside(target: Path) -> tuple[int, str]:
+    # Not tempfile: its files are private, and the umask cannot be read without changing it.
+    name = str(target.parent / f".sdengine-{secrets.token_hex(8)}.tmp")
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+    return os.open(name, flags, 0o666), name
+
+
+def _quoted(value: str) -> str:
+    if any(char in value for char in ',:"\n'):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    return value
