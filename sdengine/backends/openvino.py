@@ -1,0 +1,152 @@
+"""The openvino backend: networks as OpenVINO IR, run on the CPU without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdengine.backends.base import Array, Module, TensorSpec, numpy_dtype
+from sdengine.bundle.reader import Bundle
+from sdengine.errors import BundleError, ConfigError, DeviceError, OutOfMemoryError
+
+_ELEMENT_TYPES = {"f32": "float32", "f16": "float16", "i64": "int64", "i32": "int32"}
+
+
+class OpenVinoModule:
+    """One compiled network at static shapes.
+
+    An input array of the right dtype and order is bound where it lies: passing the same array
+    again costs nothing. Outputs lie in the request's own tensors, which the next run overwrites.
+    """
+
+    def __init__(self, name: str, compiled: Any) -> None:
+        self.name = name
+        self._request = compiled.create_infer_request()
+        self.inputs = tuple(_spec(port) for port in compiled.inputs)
+        self.outputs = tuple(_spec(port) for port in compiled.outputs)
+        self._bound: dict[str, Array] = {}
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Compute the outputs by name; every input must be given at its static shape."""
+        if self._request is None:
+            raise DeviceError(f"{self.name}: the network was closed.")
+        for spec in self.inputs:
+            self._bind(spec, inputs)
+        try:
+            self._request.infer()
+        except MemoryError:
+            raise OutOfMemoryError(f"{self.name}: memory ran out while computing.") from None
+        except RuntimeError as error:
+            raise DeviceError(f"{self.name}: OpenVINO failed: {_first_line(error)}") from error
+        return {
+            spec.name: self._request.get_output_tensor(index).data
+            for index, spec in enumerate(self.outputs)
+        }
+
+    def _bind(self, spec: TensorSpec, inputs: Mapping[str, Array]) -> None:
+        import openvino
+
+        try:
+            array = inputs[spec.name]
+        except KeyError:
+            raise ConfigError(f"{self.name}: input {spec.name!r} is not given.") from None
+        if array is self._bound.get(spec.name):
+            return
+        if array.shape != spec.shape:
+            raise ConfigError(
+                f"{self.name}: input {spec.name!r} is {list(array.shape)}; this network was loaded "
+                f"for {list(spec.shape)}."
+            )
+        array = np.ascontiguousarray(array, dtype=numpy_dtype(spec.dtype))
+        tensor = openvino.Tensor(array, shared_memory=True)
+        self._request.set_tensor(spec.name, tensor)
+        self._bound[spec.name] = array  # keeps the memory that the tensor points to
+
+    def close(self) -> None:
+        """Free the network's memory; a second call does nothing."""
+        self._bound = {}
+        self._request = None
+
+
+class OpenVinoBackend:
+    """Run bundles of target `openvino` on the CPU."""
+
+    name = "openvino"
+
+    def available(self) -> tuple[bool, str]:
+        """Say whether OpenVINO is installed, and its version or what is lacking."""
+        try:
+            import openvino
+        except ImportError as error:
+            return False, f"{error}. Install it: pip install openvino."
+        return True, f"OpenVINO {openvino.__version__}"
+
+    def load(
+        self,
+        bundle: Bundle,
+        network: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        precision: str = "auto",
+        threads: int | None = None,
+    ) -> Module:
+        """Read one network's IR, fix its shapes and compile it; see `Backend.load`."""
+        import openvino
+
+        xml, weights = _ir_files(bundle, network)
+        core = openvino.Core()
+        config: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_PRECISION_HINT": "bf16" if self.resolve(precision) == "bf16" else "f32",
+        }
+        if threads is not None:
+            config["INFERENCE_NUM_THREADS"] = threads
+        try:
+            model = core.read_model(str(xml), str(weights))
+            model.reshape({name: list(shape) for name, shape in shapes.items()})
+            compiled = core.compile_model(model, "CPU", config)
+            return OpenVinoModule(network, compiled)
+        except MemoryError:
+            raise OutOfMemoryError(f"{network}: memory ran out while loading {xml}.") from None
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"{network}: OpenVINO cannot load {xml} for {_shown(shapes)}: {_first_line(error)}"
+            ) from error
+
+    def resolve(self, precision: str) -> str:
+        """Return what `auto` means here: bf16 where the processor computes in it, else fp32."""
+        if precision != "auto":
+            return precision
+        import openvino
+
+        capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "bf16" if "BF16" in capabilities else "fp32"
+
+
+def _ir_files(bundle: Bundle, network: str) -> tuple[Path, Path]:
+    files = bundle.network(network).files
+    xml = [path for path in files if path.endswith(".xml")]
+    weights = [path for path in files if path.endswith(".bin")]
+    if len(xml) != 1 or len(weights) != 1:
+        raise BundleError(f"{network}: expected one .xml and one .bin file, found {files}.")
+    return bundle.path(xml[0]), bundle.path(weights[0])
+
+
+def _spec(port: Any) -> TensorSpec:
+    dtype = port.get_element_type().get_type_name()
+    shape = tuple(int(size) for size in port.get_partial_shape().to_shape())
+    return TensorSpec(port.get_any_name(), shape, _ELEMENT_TYPES.get(dtype, dtype))
+
+
+def _shown(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    shown = [f"{name} {list(shape)}" for name, shape in list(shapes.items())[:4]]
+    return ", ".join(shown) + (", ..." if len(shapes) > 4 else "")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else type(error).__name__
