@@ -21,7 +21,7 @@ Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to 
 @train_app.command("vae")
 def train_vae(
     run: RunFolder,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 9000,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 6000,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
     threads: Threads = 0,
 ) -> None:
@@ -59,7 +59,7 @@ def train_decoder(
 def train_base(
     run: RunFolder,
     text_steps: Annotated[int, typer.Option(help="Steps of the text encoder.")] = 2500,
-    steps: Annotated[int, typer.Option(help="Steps of the U-Net.")] = 9000,
+    steps: Annotated[int, typer.Option(help="Steps of the U-Net.")] = 6000,
     batch: Annotated[int, typer.Option(help="Latents per step.")] = 48,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the U-Net.")] = 7e-4,
     latents: Annotated[int, typer.Option(help="Scenes to encode at 128 pixels.")] = 40_000,
@@ -69,6 +69,7 @@ def train_base(
     threads: Threads = 0,
 ) -> None:
     """Train the text encoder and then the U-Net; needs a trained autoencoder in the run folder."""
+    from sdengine.models.attention import set_attention_impl
     from sdengine.models.unet import UNet2DConditionModel
     from sdengine.training.latents import encode_scenes
     from sdengine.training.loop import Schedule, load_average
@@ -92,6 +93,7 @@ def train_base(
 
     torch.manual_seed(1)
     unet = UNet2DConditionModel(DEMO_UNET)
+    set_attention_impl(unet, "plain")
     task = UNetTask(
         unet, text, vae, sets, scaling_factor=1 / sets[0][0].std, batch=batch
     )

@@ -11,7 +11,7 @@ from torch import nn
 from sdengine.checkpoints import demo_tokenizer_dir, save_checkpoint
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
-from sdengine.prompt.tokenizer import CLIPTokenizer
+from sdengine.prompt.tokenizer import ClipTokenizer
 from sdengine.training.loop import load_average
 from sdengine.training.text import CaptionEncoder, TextTask
 from sdengine.training.unet import DEMO_SCHEDULER, DEMO_UNET
@@ -20,7 +20,8 @@ from sdengine.training.vae import new_demo_vae
 
 def new_caption_encoder() -> CaptionEncoder:
     """Return an untrained caption encoder over the CLIP tokenizer."""
-    tokenizer = CLIPTokenizer.from_dir(demo_tokenizer_dir())
+    folder = demo_tokenizer_dir()
+    tokenizer = ClipTokenizer(folder / "vocab.json", folder / "merges.txt")
     torch.manual_seed(0)
     return CaptionEncoder(tokenizer.encode)
 

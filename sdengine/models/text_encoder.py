@@ -1,0 +1,191 @@
+"""The CLIP text encoders of Stable Diffusion 1, 2 and XL.
+
+Source: "Learning Transferable Visual Models From Natural Language Supervision" (Radford et al.
+2021), section 2.4; parameter names of transformers' CLIPTextModel(WithProjection) checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdengine.errors import ConfigError
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": _quick_gelu, "gelu": F.gelu}
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """Describe a text encoder; fields carry the names of transformers' ``config.json``."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 77
+    projection_dim: int = 768
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    bos_token_id: int = 49406
+    eos_token_id: int = 49407
+    with_projection: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot make a network."""
+        if self.hidden_act not in _ACTIVATIONS:
+            raise ConfigError.for_field(
+                "text_encoder.hidden_act", self.hidden_act, f"one of {sorted(_ACTIVATIONS)}"
+            )
+        if self.hidden_size < 1 or self.hidden_size % max(self.num_attention_heads, 1):
+            raise ConfigError.for_field(
+                "text_encoder.hidden_size",
+                self.hidden_size,
+                f"a positive multiple of num_attention_heads={self.num_attention_heads}",
+            )
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> TextEncoderConfig:
+        """Read transformers' ``text_encoder/config.json``; unknown keys are ignored."""
+        known = {k: config[k] for k in cls.__dataclass_fields__ if k in config}
+        if "CLIPTextModelWithProjection" in config.get("architectures", ()):
+            known["with_projection"] = True
+        try:
+            return cls(**known)
+        except TypeError as error:
+            raise ConfigError(f"text_encoder config: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as transformers' CLIPTextModel reads it."""
+        values = asdict(self)
+        suffix = "WithProjection" if values.pop("with_projection") else ""
+        return {
+            "architectures": [f"CLIPTextModel{suffix}"],
+            "model_type": "clip_text_model",
+            "pad_token_id": 1,
+            **values,
+        }
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            f(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B,heads,S,head_dim]
+            for f in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        result: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        return result
+
+
+class _MLP(nn.Module):
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.act = _ACTIVATIONS[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
+class _EncoderLayer(nn.Module):
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        eps = config.layer_norm_eps
+        self.self_attn = _Attention(config)
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=eps)
+        self.mlp = _MLP(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        out: Tensor = x + self.mlp(self.layer_norm2(x))
+        return out
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_EncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+
+class _TextModel(nn.Module):
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.embeddings = _Embeddings(config)
+        self.encoder = _Encoder(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class CLIPTextEncoder(nn.Module):
+    """Encode token embeddings; the token table is looked up outside, by `embed` or on the host."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text_model = _TextModel(config)
+        if config.with_projection:
+            self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return the token table's rows [B,S,D] of token_ids [B,S]; positions are not added."""
+        out: Tensor = self.text_model.embeddings.token_embedding(token_ids)
+        return out
+
+    def forward(self, inputs_embeds: Tensor, eos_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode.
+
+        Args:
+            inputs_embeds: [B,S,D] token embeddings without positions.
+            eos_index: [B] int64, position of each row's first end-of-text token.
+
+        Returns:
+            hidden_states [L+1,B,S,D]: the input with positions, then each layer's output;
+            normed_hidden_states [L+1,B,S,D]: the same after the final LayerNorm;
+            pooled [B,P]: the normed last state at eos_index, projected where the model projects.
+        """
+        positions = self.text_model.embeddings.position_embedding.weight
+        x = inputs_embeds + positions[: inputs_embeds.shape[1]]
+        states = [x]
+        for layer in self.text_model.encoder.layers:
+            x = layer(x)
+            states.append(x)
+        hidden_states = torch.stack(states)
+        normed = self.text_model.final_layer_norm(hidden_states)
+        # A one-hot product instead of indexing: every exporter and runtime has it.
+        at_eos = F.one_hot(eos_index, inputs_embeds.shape[1]).to(normed.dtype)  # [B,S]
+        pooled = (normed[-1] * at_eos[:, :, None]).sum(dim=1)
+        if self.config.with_projection:
+            pooled = self.text_projection(pooled)
+        return hidden_states, normed, pooled
+
+    def forward_ids(self, token_ids: Tensor, eos_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Look up token_ids [B,S] and encode them."""
+        return self.forward(self.embed(token_ids), eos_index)

@@ -1,0 +1,260 @@
+"""The conditional U-Net: predicts the noise (or v) in latents, given a timestep and a text.
+
+Source: "High-Resolution Image Synthesis with Latent Diffusion Models" (Rombach et al. 2022); the
+added conditioning is that of "SDXL" (Podell et al. 2023), section 2.2. Parameter names of
+diffusers' UNet2DConditionModel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdengine.errors import ConfigError
+from sdengine.models.attention import timestep_embedding
+from sdengine.models.unet_blocks import DownBlock, LevelSpec, MidBlock, UpBlock
+
+_WITH_ATTENTION = {
+    "DownBlock2D": False,
+    "CrossAttnDownBlock2D": True,
+    "UpBlock2D": False,
+    "CrossAttnUpBlock2D": True,
+}
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Describe a U-Net; fields carry the names and quirks of diffusers' ``config.json``.
+
+    ``attention_head_dim`` is the *number* of heads of each level, whatever its name says.
+    """
+
+    sample_size: int = 64
+    in_channels: int = 4
+    out_channels: int = 4
+    down_block_types: tuple[str, ...] = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
+    up_block_types: tuple[str, ...] = ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    cross_attention_dim: int = 768
+    attention_head_dim: int | tuple[int, ...] = 8
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+    time_cond_proj_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what this network cannot be built as."""
+        levels = len(self.block_out_channels)
+        for field in ("down_block_types", "up_block_types"):
+            types = getattr(self, field)
+            if len(types) != levels or any(t not in _WITH_ATTENTION for t in types):
+                raise ConfigError.for_field(
+                    f"unet.{field}", types, f"{levels} of {', '.join(_WITH_ATTENTION)}"
+                )
+        for field in ("attention_head_dim", "transformer_layers_per_block"):
+            value = getattr(self, field)
+            if not isinstance(value, int) and len(value) != levels:
+                raise ConfigError.for_field(f"unet.{field}", value, f"one or {levels} integers")
+        for channels, heads in zip(self.block_out_channels, self.num_heads, strict=True):
+            if channels < 1 or heads < 1 or channels % heads or channels % self.norm_num_groups:
+                raise ConfigError.for_field(
+                    "unet.block_out_channels",
+                    self.block_out_channels,
+                    f"multiples of the heads {self.num_heads} and of norm_num_groups="
+                    f"{self.norm_num_groups}",
+                )
+        if self.addition_embed_type not in (None, "text_time"):
+            raise ConfigError.for_field(
+                "unet.addition_embed_type", self.addition_embed_type, "null or 'text_time'"
+            )
+
+    @property
+    def num_heads(self) -> tuple[int, ...]:
+        """Attention heads of each level."""
+        return self._per_level(self.attention_head_dim)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Transformer blocks of each level that attends."""
+        return self._per_level(self.transformer_layers_per_block)
+
+    def _per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        return (value,) * len(self.block_out_channels) if isinstance(value, int) else value
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> UNetConfig:
+        """Read diffusers' ``unet/config.json``; unknown keys are ignored."""
+        known = {k: config[k] for k in cls.__dataclass_fields__ if k in config}
+        known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        try:
+            return cls(**known)
+        except TypeError as error:
+            raise ConfigError(f"unet config: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as diffusers' UNet2DConditionModel reads it."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {"_class_name": "UNet2DConditionModel", **values}
+
+    def level(self, index: int, block_type: str) -> LevelSpec:
+        """Return how the blocks of a level (0 is the finest) are made."""
+        return LevelSpec(
+            channels=self.block_out_channels[index],
+            depth=self.depths[index] if _WITH_ATTENTION[block_type] else 0,
+            num_heads=self.num_heads[index],
+            context_channels=self.cross_attention_dim,
+            temb_channels=4 * self.block_out_channels[0],
+            groups=self.norm_num_groups,
+            eps=self.norm_eps,
+            linear_projection=self.use_linear_projection,
+        )
+
+    @property
+    def residual_channels(self) -> tuple[int, ...]:
+        """Channels of the results kept on the way down: what ControlNet residuals are added to."""
+        widths = self.block_out_channels
+        kept = [widths[0]]
+        for level, width in enumerate(widths):
+            kept += [width] * (self.layers_per_block + (level < len(widths) - 1))
+        return tuple(kept)
+
+
+class TimestepEmbedding(nn.Module):
+    """Turn sinusoidal features into the embedding that residual blocks read."""
+
+    def __init__(self, in_channels: int, channels: int, cond_channels: int | None = None) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, channels)
+        if cond_channels is not None:
+            self.cond_proj = nn.Linear(cond_channels, in_channels, bias=False)
+        self.linear_2 = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return [B,channels]."""
+        if condition is not None:
+            x = x + self.cond_proj(condition)
+        out: Tensor = self.linear_2(F.silu(self.linear_1(x)))
+        return out
+
+
+class ConditionedEncoder(nn.Module):
+    """The half that U-Net and ControlNet share: embeddings, the way down, the middle."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.block_out_channels
+        temb = 4 * widths[0]
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], temb, config.time_cond_proj_dim)
+        if config.addition_embed_type == "text_time":
+            assert config.projection_class_embeddings_input_dim is not None
+            self.add_embedding = TimestepEmbedding(
+                config.projection_class_embeddings_input_dim, temb
+            )
+        self.down_blocks = nn.ModuleList(
+            DownBlock(
+                config.level(i, block_type),
+                widths[max(i - 1, 0)],
+                config.layers_per_block,
+                downsample=i < len(widths) - 1,
+            )
+            for i, block_type in enumerate(config.down_block_types)
+        )
+        # The middle attends whatever the last level's type is.
+        self.mid_block = MidBlock(config.level(len(widths) - 1, "CrossAttnDownBlock2D"))
+
+    def embed_time(
+        self,
+        timestep: Tensor,
+        dtype: torch.dtype,
+        text_embeds: Tensor | None,
+        time_ids: Tensor | None,
+        timestep_cond: Tensor | None,
+    ) -> Tensor:
+        """Return the embedding [B,4*width] of timestep [B] and the added conditioning."""
+        features = timestep_embedding(timestep, self.config.block_out_channels[0])
+        temb: Tensor = self.time_embedding(features.to(dtype), timestep_cond)
+        if self.config.addition_embed_type == "text_time":
+            if text_embeds is None or time_ids is None:
+                raise ConfigError("this U-Net needs text_embeds [B,P] and time_ids [B,6]")
+            width = self.config.addition_time_embed_dim or 256
+            sizes = timestep_embedding(time_ids.flatten(), width).unflatten(0, time_ids.shape)
+            added = torch.cat([text_embeds, sizes.flatten(1).to(dtype)], dim=-1)
+            temb = temb + self.add_embedding(added)
+        return temb
+
+    def descend(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the middle block's input and all kept results, x itself first."""
+        skips = [x]
+        for block in self.down_blocks:
+            x, kept = block(x, temb, context)
+            skips += kept
+        return x, skips
+
+
+class UNet2DConditionModel(ConditionedEncoder):
+    """Predict the noise in latents."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        widths, last = config.block_out_channels, len(config.block_out_channels) - 1
+        kept = list(config.residual_channels)
+        self.up_blocks = nn.ModuleList()
+        below = widths[-1]
+        for i, block_type in enumerate(config.up_block_types):
+            level = last - i
+            skips = [kept.pop() for _ in range(config.layers_per_block + 1)]
+            spec = config.level(level, block_type)
+            self.up_blocks.append(UpBlock(spec, below, skips, upsample=level > 0))
+            below = widths[level]
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        down_residuals: Sequence[Tensor] | None = None,
+        mid_residual: Tensor | None = None,
+    ) -> Tensor:
+        """Predict.
+
+        Args:
+            sample: [B,in_channels,h,w] scaled latents.
+            timestep: [B], in training steps; fractions are allowed.
+            encoder_hidden_states: [B,S,cross_attention_dim] text embeddings.
+            text_embeds: [B,P] pooled text embedding (SDXL).
+            time_ids: [B,6] sizes and crops in pixels (SDXL; 5 for its refiner).
+            timestep_cond: [B,time_cond_proj_dim] guidance embedding (LCM).
+            down_residuals: ControlNet's, one for each of residual_channels.
+            mid_residual: ControlNet's for the middle block.
+
+        Returns:
+            [B,out_channels,h,w].
+        """
+        temb = self.embed_time(timestep, sample.dtype, text_embeds, time_ids, timestep_cond)
+        x, skips = self.descend(self.conv_in(sample), temb, encoder_hidden_states)
+        x = self.mid_block(x, temb, encoder_hidden_states)
+        if down_residuals is not None:
+            skips = [s + r for s, r in zip(skips, down_residuals, strict=True)]
+        if mid_residual is not None:
+            x = x + mid_residual
+        for block in self.up_blocks:
+            x = block(x, skips, temb, encoder_hidden_states)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return out
