@@ -58,6 +58,10 @@ class Backend(Protocol):
         """Say whether this machine can run the backend, and its version or what is lacking."""
         ...
 
+    def resolve(self, precision: str) -> str:
+        """Return "fp32" or "bf16": what a request for "auto" means on this machine."""
+        ...
+
     def compile(self, network: Any, out_dir: Path, precision: str) -> list[str]:
         """Write the network's files for this target below out_dir and return their names."""
         ...
