@@ -31,7 +31,7 @@ class Request:
         steps: sampler steps, 1 to 1000.
         guidance_scale: 0 to 100; at 1 and below the unconditional half is not computed.
         sampler, schedule: names or labels, as `sdengine samplers` lists them.
-        seed: 0 to 2**64 - 1; image i of the batch uses seed + i. None draws one at random.
+        seed: 0 to 2**64 - 1; image i of the batch uses seed + i.
         batch_size: number of images, 1 to 256.
 
     Raises:
@@ -50,8 +50,6 @@ class Request:
     batch_size: int = 1
 
     def __post_init__(self) -> None:
-        if self.seed is None:
-            self._set("seed", secrets.randbelow(2**32))  # 32 bits: what every other tool accepts
         self._set("prompt", _text("prompt", self.prompt))
         self._set("negative_prompt", _text("negative_prompt", self.negative_prompt))
         for side in ("width", "height"):
@@ -86,6 +84,11 @@ class Request:
     def uses_guidance(self) -> bool:
         """Whether the unconditional half is computed."""
         return self.guidance_scale > 1.0
+
+
+def random_seed() -> int:
+    """Draw a seed of 32 bits: what every other tool accepts."""
+    return secrets.randbelow(2**32)
 
 
 def _text(field: str, value: Any) -> str:

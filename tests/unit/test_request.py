@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdengine.errors import ConfigError
-from sdengine.request import MAX_SEED, Request
+from sdengine.request import MAX_SEED, Request, random_seed
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,7 @@ from sdengine.request import MAX_SEED, Request
         ("seed", 2**64),
         ("seed", 1.0),
         ("seed", "7"),
+        ("seed", None),
         ("batch_size", 0),
         ("batch_size", 257),
         ("batch_size", None),
@@ -80,8 +81,8 @@ def test_seed_of_the_last_image_must_exist() -> None:
         Request("a circle", seed=MAX_SEED, batch_size=2)
 
 
-def test_no_seed_draws_one() -> None:
-    seeds = {Request("a circle", seed=None).seed for _ in range(8)}  # type: ignore[arg-type]
+def test_random_seeds_differ() -> None:
+    seeds = {random_seed() for _ in range(8)}
     assert len(seeds) > 1
     assert all(0 <= seed < 2**32 for seed in seeds)
 
