@@ -1,0 +1,163 @@
+"""The published architectures, and a tiny one of each family for tests.
+
+Source: the config.json files of the published checkpoints, and table 1 of "SDXL" (Podell et al.
+2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from sdengine.models.controlnet import ControlNetConfig
+from sdengine.models.text_encoder import TextEncoderConfig
+from sdengine.models.unet import UNetConfig
+from sdengine.models.vae import VAEConfig
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """Hold the configurations of one family's networks.
+
+    Args:
+        name: "sd15", "sd21" or "sdxl"; a tiny variant has "tiny-" before it.
+        text_encoders: in the order in which their outputs are joined.
+        prediction_type: what the U-Net predicts.
+        pad_token: what fills a prompt up, by text encoder.
+        resolution: pixels a side that the family was trained at.
+    """
+
+    name: str
+    text_encoders: tuple[TextEncoderConfig, ...]
+    unet: UNetConfig
+    vae: VAEConfig
+    prediction_type: str
+    pad_tokens: tuple[str, ...]
+    resolution: int
+
+    @property
+    def text_encoder(self) -> TextEncoderConfig:
+        """The first text encoder."""
+        return self.text_encoders[0]
+
+    @property
+    def controlnet(self) -> ControlNetConfig:
+        """The ControlNet that fits the U-Net."""
+        return ControlNetConfig(unet=self.unet)
+
+
+_CLIP_L = TextEncoderConfig()
+_OPENCLIP_H = TextEncoderConfig(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=23,
+    num_attention_heads=16,
+    projection_dim=512,
+    hidden_act="gelu",
+)
+_OPENCLIP_BIG_G = TextEncoderConfig(
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    projection_dim=1280,
+    hidden_act="gelu",
+    with_projection=True,
+)
+
+SD15 = ModelFamily(
+    name="sd15",
+    text_encoders=(_CLIP_L,),
+    unet=UNetConfig(),
+    vae=VAEConfig(),
+    prediction_type="epsilon",
+    pad_tokens=("<|endoftext|>",),
+    resolution=512,
+)
+SD21 = ModelFamily(
+    name="sd21",
+    text_encoders=(_OPENCLIP_H,),
+    unet=UNetConfig(
+        sample_size=96,
+        cross_attention_dim=1024,
+        attention_head_dim=(5, 10, 20, 20),
+        use_linear_projection=True,
+    ),
+    vae=VAEConfig(sample_size=768),
+    prediction_type="v_prediction",
+    pad_tokens=("!",),
+    resolution=768,
+)
+SDXL = ModelFamily(
+    name="sdxl",
+    text_encoders=(_CLIP_L, _OPENCLIP_BIG_G),
+    unet=UNetConfig(
+        sample_size=128,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(320, 640, 1280),
+        cross_attention_dim=2048,
+        attention_head_dim=(5, 10, 20),
+        transformer_layers_per_block=(1, 2, 10),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    ),
+    vae=VAEConfig(sample_size=1024, scaling_factor=0.13025),
+    prediction_type="epsilon",
+    pad_tokens=("<|endoftext|>", "!"),
+    resolution=1024,
+)
+
+_TINY_TEXT = TextEncoderConfig(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    projection_dim=24,
+)
+_TINY_VAE = VAEConfig(block_out_channels=(8, 16, 16, 16), norm_num_groups=4, sample_size=64)
+_TINY_UNET = UNetConfig(
+    sample_size=8,
+    block_out_channels=(16, 32, 48, 48),
+    layers_per_block=2,
+    cross_attention_dim=32,
+    attention_head_dim=4,
+    norm_num_groups=4,
+)
+TINY_SD15 = replace(
+    SD15, name="tiny-sd15", text_encoders=(_TINY_TEXT,), unet=_TINY_UNET, vae=_TINY_VAE,
+    resolution=64,
+)  # fmt: skip
+TINY_SD21 = replace(
+    SD21,
+    name="tiny-sd21",
+    text_encoders=(replace(_TINY_TEXT, hidden_act="gelu"),),
+    unet=replace(_TINY_UNET, attention_head_dim=(2, 4, 8, 8), use_linear_projection=True),
+    vae=_TINY_VAE,
+    resolution=64,
+)
+TINY_SDXL = replace(
+    SDXL,
+    name="tiny-sdxl",
+    text_encoders=(_TINY_TEXT, replace(_TINY_TEXT, hidden_act="gelu", with_projection=True)),
+    unet=replace(
+        SDXL.unet,
+        sample_size=8,
+        block_out_channels=(16, 32, 48),
+        norm_num_groups=4,
+        cross_attention_dim=64,
+        attention_head_dim=(2, 4, 8),
+        transformer_layers_per_block=(1, 2, 3),
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+    ),
+    vae=replace(_TINY_VAE, scaling_factor=0.13025),
+    resolution=64,
+)
+
+FAMILIES: Mapping[str, ModelFamily] = MappingProxyType(
+    {f.name: f for f in (SD15, SD21, SDXL, TINY_SD15, TINY_SD21, TINY_SDXL)}
+)
