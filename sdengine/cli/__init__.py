@@ -1,0 +1,1 @@
+"""The `sdengine` command, one file per subcommand."""

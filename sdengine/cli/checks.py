@@ -1,0 +1,206 @@
+"""The checks behind `sdengine doctor`; each looks without importing what is slow to import."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+from sdengine.errors import SdengineError
+
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: `cost` and `remedy` matter where `present` is False."""
+
+    name: str
+    present: bool
+    found: str
+    cost: str = ""
+    remedy: str = ""
+    required: bool = False
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the finding as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Package:
+    name: str
+    module: str
+    cost: str
+    remedy: str
+    required: bool = False
+
+
+_PACKAGES = (
+    _Package(
+        "openvino",
+        "openvino",
+        "no CPU engine: bundles of target openvino, the demo's too, do not run",
+        "pip install openvino",
+        required=True,
+    ),
+    _Package(
+        "torch",
+        "torch",
+        "no building, no training, no torch backend; running bundles needs none of it",
+        "pip install 'sdengine[build]'",
+    ),
+    _Package("onnx", "onnx", "no building of bundles", "pip install 'sdengine[build]'"),
+    _Package(
+        "onnxruntime",
+        "onnxruntime",
+        "exported networks are not checked, so nothing is built",
+        "pip install 'sdengine[build]'",
+    ),
+    _Package(
+        "tensorrt_rtx",
+        "tensorrt_rtx",
+        "no engines for GeForce RTX GPUs",
+        "pip install 'sdengine[tensorrt-rtx]'",
+    ),
+    _Package(
+        "tensorrt",
+        "tensorrt",
+        "no engines for data-centre GPUs",
+        "pip install 'sdengine[tensorrt]'",
+    ),
+    _Package(
+        "triton", "triton", "no Triton kernels compiled for a GPU", "pip install triton (Linux)"
+    ),
+)
+
+
+def run_checks() -> list[Check]:
+    """Look at everything that sdengine can use, required things first where they fail."""
+    single: tuple[Callable[[], Check], ...] = (
+        _python,
+        _cpu,
+        _memory,
+        _native_extension,
+        _native_cuda,
+        _nvidia_driver,
+    )
+    checks = [check() for check in single]
+    checks += [_package(package) for package in _PACKAGES]
+    checks.append(_demo_bundle())
+    return checks
+
+
+def _python() -> Check:
+    found = f"{platform.python_version()} ({platform.system()} {platform.machine()})"
+    supported = sys.version_info >= (3, 10)
+    return Check("python", supported, found, "nothing runs", "install Python 3.10 or later", True)
+
+
+def _cpu() -> Check:
+    model, flags = _cpu_info()
+    features = [feature for feature in CPU_FEATURES if feature in flags]
+    has_bf16 = "avx512_bf16" in flags or "amx_bf16" in flags
+    return Check(
+        "cpu",
+        True,
+        f"{model}, {os.cpu_count()} threads, {' '.join(features) or 'no vector features known'}"
+        f"{'' if has_bf16 else ' (no bf16: precision auto means fp32)'}",
+    )
+
+
+def _cpu_info() -> tuple[str, set[str]]:
+    model, flags = platform.processor() or platform.machine(), set[str]()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return model, flags
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            model = value.strip()
+        elif key.strip() in ("flags", "Features"):
+            flags.update(value.split())
+    return model, flags
+
+
+def _memory() -> Check:
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total, free = (page * os.sysconf(n) for n in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return Check("memory", True, "not known on this system")
+    gib = 1 << 30
+    return Check("memory", True, f"{total / gib:.1f} GiB, {free / gib:.1f} GiB unused")
+
+
+def _native_extension() -> Check:
+    cost, remedy = "nothing runs", "pip install --force-reinstall sdengine (needs a C++ compiler)"
+    try:
+        from sdengine import _native
+
+        info = _native.build_info()
+    except ImportError as error:
+        return Check("native extension", False, str(error), cost, remedy, True)
+    found = ", ".join(f"{key} {value}" for key, value in info.items() if value)
+    return Check("native extension", True, found, required=True)
+
+
+def _native_cuda() -> Check:
+    cost = "the GPU is not used, the CPU does all the work"
+    remedy = "build with a CUDA toolkit: pip install . -C cmake.define.SDENGINE_CUDA=ON"
+    try:
+        from sdengine import _native
+
+        usable, reason = _native.cuda_available()
+    except ImportError as error:
+        usable, reason = False, str(error)
+    return Check("native CUDA", bool(usable), reason, cost, remedy)
+
+
+def _nvidia_driver() -> Check:
+    cost = "no NVIDIA GPU can be used"
+    remedy = "install NVIDIA's driver for the GPU, if there is one"
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        library = ctypes.CDLL(name)
+        version = ctypes.c_int(0)
+        library.cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return Check("nvidia driver", False, f"{name} not found", cost, remedy)
+    number = version.value
+    return Check("nvidia driver", True, f"CUDA {number // 1000}.{number % 1000 // 10}")
+
+
+def _package(package: _Package) -> Check:
+    try:
+        spec = find_spec(package.module)
+    except (ImportError, ValueError):
+        spec = None
+    found = "not installed"
+    if spec is not None:
+        try:
+            found = metadata.version(package.name)
+        except metadata.PackageNotFoundError:
+            found = "installed, version not known"
+    return Check(
+        package.name, spec is not None, found, package.cost, package.remedy, package.required
+    )
+
+
+def _demo_bundle() -> Check:
+    cost, remedy = "`sdengine generate` needs --bundle", "pip install --force-reinstall sdengine"
+    from sdengine.bundle.reader import open_bundle
+
+    try:
+        manifest = open_bundle("demo", verify="hash").manifest
+    except SdengineError as error:
+        return Check("demo bundle", False, str(error), cost, remedy, True)
+    sizes = ", ".join(f"{width}x{height}" for width, height in manifest.resolutions)
+    return Check("demo bundle", True, f"target {manifest.target}, {sizes}", required=True)

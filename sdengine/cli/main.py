@@ -1,0 +1,172 @@
+"""The `sdengine` command: find the subcommand, run it, turn errors into exit statuses.
+
+Exit status: 0 done, 1 failure, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import typer
+
+from sdengine import __version__
+from sdengine.errors import BackendUnavailableError, OutputError, SdengineError
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """Where a subcommand lives, and what `--help` says without importing it."""
+
+    name: str
+    home: str
+    summary: str
+    extra: str = ""
+    is_group: bool = False
+
+
+SUBCOMMANDS = (
+    Subcommand("generate", "sdengine.cli.generate:generate", "Make images from a prompt."),
+    Subcommand(
+        "build", "sdengine.cli.build:build", "Compile a checkpoint into a bundle.", extra="build"
+    ),
+    Subcommand("inspect", "sdengine.cli.inspect:inspect", "Show what a bundle holds."),
+    Subcommand("verify", "sdengine.cli.verify:verify", "Check every file of a bundle."),
+    Subcommand("samplers", "sdengine.cli.samplers:samplers", "List samplers and schedules."),
+    Subcommand("doctor", "sdengine.cli.doctor:doctor", "Show what this machine can run."),
+    Subcommand(
+        "bench", "sdengine.cli.bench:bench", "Measure speed against a baseline.", extra="bench"
+    ),
+    Subcommand(
+        "train", "sdengine.cli.train:train_app", "Train the demo model.", "train", is_group=True
+    ),
+)
+
+# Packages of the build world; anything else that is missing is a broken installation.
+_OPTIONAL_PACKAGES = {"torch", "onnx", "onnxruntime", "onnxscript", "psutil", "diffusers"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    Args:
+        arguments: without the program's name; None for the process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given)
+    except SdengineError as error:
+        return _fail(str(error), error.exit_status)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; nothing half-written was left behind.", INTERRUPTED)
+    except BrokenPipeError:  # the reader went away
+        return 1
+    except Exception as error:
+        # Typer's usage errors have no public base class; they all know their message and status.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        known = any(command.name == given[0] for command in SUBCOMMANDS) if given else False
+        where = f"sdengine {given[0]}" if known else "sdengine"
+        text = message().rstrip(".")
+        return _fail(f"{text}. See `{where} --help`.", getattr(error, "exit_code", 2))
+
+
+def entry() -> None:
+    """Run as the installed script."""
+    sys.exit(main())
+
+
+def _run(arguments: list[str]) -> int:
+    invoked = next((word for word in arguments if not word.startswith("-")), None)
+    app = _make_app(invoked)
+    command = next((known for known in SUBCOMMANDS if known.name == invoked), None)
+    try:
+        status = app(args=arguments or ["--help"], prog_name="sdengine", standalone_mode=False)
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if command is None or not command.extra or package not in _OPTIONAL_PACKAGES:
+            raise
+        raise _missing(command, package) from None
+    _flush_output()
+    return status if isinstance(status, int) else 0
+
+
+def _flush_output() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What is buffered cannot be written; flushing it again at exit would complain twice.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise OutputError(f"standard output cannot be written: {error.strerror}.") from None
+
+
+def _make_app(invoked: str | None) -> typer.Typer:
+    """Register the invoked subcommand itself and only the summaries of the others."""
+    app = typer.Typer(
+        name="sdengine",
+        help="Stable Diffusion compiled into engines that run without torch.",
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_global_options)
+    for command in SUBCOMMANDS:
+        if command.name != invoked:
+            app.command(command.name, help=command.summary)(_summary_only)
+        elif command.is_group:
+            app.add_typer(_import(command), name=command.name)  # type: ignore[arg-type]
+        else:
+            app.command(command.name)(_import(command))  # type: ignore[type-var]
+    return app
+
+
+def _import(command: Subcommand) -> object:
+    module_name, _, attribute = command.home.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _OPTIONAL_PACKAGES:
+            raise
+        raise _missing(command, package) from None
+
+
+def _missing(command: Subcommand, package: str) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        f"`sdengine {command.name}` needs {package}, which is not installed. Install it: "
+        f"pip install 'sdengine[{command.extra or 'build'}]'."
+    )
+
+
+def _summary_only() -> None:
+    """Stand for a subcommand in `--help`; the invoked one is registered in full."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sdengine {__version__}")
+        raise typer.Exit
+
+
+def _global_options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+    verbose: bool = typer.Option(False, "--verbose", help="Log choices to standard error."),
+) -> None:
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status
