@@ -5,6 +5,7 @@ Exit status: 0 done, 1 failure, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import typer
 
 from sdengine import __version__
-from sdengine.errors import BackendUnavailableError, OutputError, SdengineError
+from sdengine.errors import BackendUnavailableError, SdengineError
 
 INTERRUPTED = 130
 
@@ -65,8 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing half-written was left behind.", INTERRUPTED)
-    except BrokenPipeError:  # the reader went away
+    except BrokenPipeError:  # the reader of our output went away
+        _abandon_output()
         return 1
+    except OSError as error:
+        _abandon_output()
+        place = error.filename or "standard output or a file"
+        return _fail(f"{place} cannot be read or written: {error.strerror}.", 1)
     except Exception as error:
         # Typer's usage errors have no public base class; they all know their message and status.
         message = getattr(error, "format_message", None)
@@ -94,19 +100,16 @@ def _run(arguments: list[str]) -> int:
         if command is None or not command.extra or package not in _OPTIONAL_PACKAGES:
             raise
         raise _missing(command, package) from None
-    _flush_output()
+    if status == INTERRUPTED:  # typer swallows the interrupt and returns its status
+        raise KeyboardInterrupt
+    sys.stdout.flush()
     return status if isinstance(status, int) else 0
 
 
-def _flush_output() -> None:
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        # What is buffered cannot be written; flushing it again at exit would complain twice.
+def _abandon_output() -> None:
+    # What is still buffered cannot be written; flushing it again at exit would complain twice.
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise OutputError(f"standard output cannot be written: {error.strerror}.") from None
 
 
 def _make_app(invoked: str | None) -> typer.Typer:

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_bundle import make_tiny_bundle
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", max_batch=4)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run the command in an empty folder, as a user would."""
+
+    def start(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "sdengine", *(str(argument) for argument in arguments)]
+        defaults = {"capture_output": True, "text": True, "timeout": 120, "cwd": tmp_path}
+        return subprocess.run(command, **{**defaults, **options})  # type: ignore[call-overload,no-any-return]
+
+    return start
