@@ -1,0 +1,78 @@
+"""The demo checkpoint: our engine in fp32 against diffusers' own pipeline, equal seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sdengine
+from sdengine.pipeline import Engine
+
+CHECKPOINT = Path(sdengine.__file__).parent / "checkpoints" / "demo"
+PROMPT = "a large red circle on a blue background"
+NEGATIVE = "green"
+STEPS = 12
+LEAST_PSNR_DB = {"fp32": 40.0, "bf16": 30.0}
+
+
+@pytest.fixture(scope="module")
+def diffusers_pipeline() -> Any:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(CHECKPOINT, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with sdengine.load("demo", precision=request.param) as engine:
+        yield engine
+
+
+def scheduler(name: str, config: Any) -> Any:
+    import diffusers
+
+    if name == "ddim":
+        return diffusers.DDIMScheduler.from_config(config)
+    if name == "euler":
+        return diffusers.EulerDiscreteScheduler.from_config(config)
+    if name == "euler_a":
+        return diffusers.EulerAncestralDiscreteScheduler.from_config(config)
+    return diffusers.DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "euler_a", "dpmpp_2m"])
+def test_same_image(diffusers_pipeline: Any, engine: Engine, sampler: str) -> None:
+    import torch
+
+    pipeline = diffusers_pipeline
+    pipeline.scheduler = scheduler(sampler, pipeline.scheduler.config)
+    defaults = engine.bundle.manifest.defaults
+    expected = pipeline(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        width=defaults.width,
+        height=defaults.height,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(7),
+        output_type="np",
+    ).images[0]
+    found = engine.generate(
+        PROMPT,
+        NEGATIVE,
+        steps=STEPS,
+        guidance_scale=3.0,
+        sampler=sampler,
+        schedule="karras" if sampler == "dpmpp_2m" else "normal",
+        seed=7,
+    ).arrays[0]
+    error = np.square(found - np.round(expected * 255)).mean()
+    psnr_db = 10 * np.log10(255**2 / max(error, 1e-9))
+    assert psnr_db >= LEAST_PSNR_DB[engine.precision], f"{psnr_db:.1f} dB"
