@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -171,6 +173,8 @@ def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
     Source: "Attention Is All You Need" (Vaswani et al. 2017), section 3.5.
     """
     half = channels // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    angles = timesteps.float()[:, None] * torch.pow(10000.0, -exponent)[None]
+    # Rounded to fp32 in this order by the code that the published weights were trained with; at
+    # timestep 999 another order turns the angles by 1e-4.
+    exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half
+    angles = timesteps.float()[:, None] * exponent.to(timesteps.device).exp()[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

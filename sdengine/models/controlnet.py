@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdengine.errors import ConfigError
+from sdengine.models.config_fields import read_fields
 from sdengine.models.unet import ConditionedEncoder, UNetConfig
 
 _UP_OF = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
 _NOT_OF_CONTROLNETS = ("sample_size", "out_channels", "up_block_types", "time_cond_proj_dim")
+_FIXED = {"controlnet_conditioning_channel_order": "rgb", "global_pool_conditions": False}
 
 
 @dataclass(frozen=True)
@@ -31,21 +34,25 @@ class ControlNetConfig:
     def __post_init__(self) -> None:
         """Refuse sizes that cannot make a network."""
         widths = self.conditioning_embedding_out_channels
-        if not widths or min(widths) < 1 or self.conditioning_channels < 1:
+        if not widths or min(widths) < 1:
             raise ConfigError.for_field(
                 "controlnet.conditioning_embedding_out_channels", widths, "positive widths"
+            )
+        if self.conditioning_channels < 1:
+            raise ConfigError.for_field(
+                "controlnet.conditioning_channels", self.conditioning_channels, "at least 1"
             )
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ControlNetConfig:
         """Read diffusers' ``config.json`` of a ControlNet; unknown keys are ignored."""
-        down_types = config.get("down_block_types", UNetConfig.down_block_types)
-        up_types = [_UP_OF.get(kind, kind) for kind in reversed(down_types)]
-        unet = UNetConfig.from_dict({**config, "up_block_types": up_types})
-        widths = config.get(
-            "conditioning_embedding_out_channels", cls.conditioning_embedding_out_channels
+        values = read_fields(cls, config, "controlnet", _FIXED)
+        down_types = read_fields(UNetConfig, config, "controlnet", {}).get(
+            "down_block_types", UNetConfig.down_block_types
         )
-        return cls(unet, config.get("conditioning_channels", 3), tuple(widths))
+        up_types = [_UP_OF.get(kind, kind) for kind in reversed(down_types)]
+        values["unet"] = UNetConfig.from_dict({**config, "up_block_types": up_types})
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as diffusers' ControlNetModel reads it."""
@@ -65,7 +72,7 @@ class ControlNetConditioningEmbedding(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
-        for narrow, wide in zip(widths[:-1], widths[1:], strict=True):
+        for narrow, wide in pairwise(widths):
             self.blocks.append(nn.Conv2d(narrow, narrow, 3, padding=1))
             self.blocks.append(nn.Conv2d(narrow, wide, 3, padding=1, stride=2))
         self.conv_out = _zeroed(nn.Conv2d(widths[-1], out_channels, 3, padding=1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,8 +45,8 @@ class ResnetBlock2D(nn.Module):
         if temb is not None:
             h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
-        shortcut: Tensor = self.conv_shortcut(x) if self.has_shortcut else x
-        return shortcut + h
+        out: Tensor = (self.conv_shortcut(x) if self.has_shortcut else x) + h
+        return out
 
 
 class Downsample2D(nn.Module):
@@ -101,5 +100,5 @@ class SpatialSelfAttention(nn.Module):
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # [B, h*w, C]
         q, k, v = (f(tokens)[:, None] for f in (self.to_q, self.to_k, self.to_v))
         out = F.scaled_dot_product_attention(q, k, v)[:, 0]  # [B, h*w, C]
-        out = self.to_out[0](out).transpose(1, 2).reshape(b, c, h, w)
-        return x + out
+        result: Tensor = x + self.to_out[0](out).transpose(1, 2).reshape(b, c, h, w)
+        return result

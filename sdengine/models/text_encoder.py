@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdengine.errors import ConfigError
+from sdengine.models.config_fields import read_fields
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -47,7 +48,12 @@ class TextEncoderConfig:
             raise ConfigError.for_field(
                 "text_encoder.hidden_act", self.hidden_act, f"one of {sorted(_ACTIVATIONS)}"
             )
-        if self.hidden_size < 1 or self.hidden_size % max(self.num_attention_heads, 1):
+        for field in ("vocab_size", "num_attention_heads", "max_position_embeddings"):
+            if getattr(self, field) < 1:
+                raise ConfigError.for_field(
+                    f"text_encoder.{field}", getattr(self, field), "at least 1"
+                )
+        if self.hidden_size < 1 or self.hidden_size % self.num_attention_heads:
             raise ConfigError.for_field(
                 "text_encoder.hidden_size",
                 self.hidden_size,
@@ -57,13 +63,10 @@ class TextEncoderConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> TextEncoderConfig:
         """Read transformers' ``text_encoder/config.json``; unknown keys are ignored."""
-        known = {k: config[k] for k in cls.__dataclass_fields__ if k in config}
-        if "CLIPTextModelWithProjection" in config.get("architectures", ()):
+        known = read_fields(cls, config, "text_encoder", {"model_type": "clip_text_model"})
+        if "CLIPTextModelWithProjection" in (config.get("architectures") or ()):
             known["with_projection"] = True
-        try:
-            return cls(**known)
-        except TypeError as error:
-            raise ConfigError(f"text_encoder config: {error}") from error
+        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as transformers' CLIPTextModel reads it."""

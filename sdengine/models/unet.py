@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sdengine.errors import ConfigError
 from sdengine.models.attention import timestep_embedding
+from sdengine.models.config_fields import read_fields
 from sdengine.models.unet_blocks import DownBlock, LevelSpec, MidBlock, UpBlock
 
 _WITH_ATTENTION = {
@@ -24,6 +25,35 @@ _WITH_ATTENTION = {
     "CrossAttnDownBlock2D": True,
     "UpBlock2D": False,
     "CrossAttnUpBlock2D": True,
+}
+# What diffusers can vary and the published Stable Diffusion networks do not.
+_FIXED = {
+    "act_fn": "silu",
+    "attention_type": "default",
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "num_attention_heads": None,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "reverse_transformer_layers_per_block": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
 }
 
 
@@ -55,6 +85,9 @@ class UNetConfig:
     def __post_init__(self) -> None:
         """Refuse what this network cannot be built as."""
         levels = len(self.block_out_channels)
+        for field in ("in_channels", "out_channels", "cross_attention_dim", "norm_num_groups"):
+            if getattr(self, field) < 1:
+                raise ConfigError.for_field(f"unet.{field}", getattr(self, field), "at least 1")
         for field in ("down_block_types", "up_block_types"):
             types = getattr(self, field)
             if len(types) != levels or any(t not in _WITH_ATTENTION for t in types):
@@ -77,6 +110,13 @@ class UNetConfig:
             raise ConfigError.for_field(
                 "unet.addition_embed_type", self.addition_embed_type, "null or 'text_time'"
             )
+        if self.addition_embed_type and not (
+            self.addition_time_embed_dim and self.projection_class_embeddings_input_dim
+        ):
+            raise ConfigError(
+                "unet.addition_embed_type: 'text_time' needs addition_time_embed_dim and "
+                "projection_class_embeddings_input_dim."
+            )
 
     @property
     def num_heads(self) -> tuple[int, ...]:
@@ -93,13 +133,8 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> UNetConfig:
-        """Read diffusers' ``unet/config.json``; unknown keys are ignored."""
-        known = {k: config[k] for k in cls.__dataclass_fields__ if k in config}
-        known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
-        try:
-            return cls(**known)
-        except TypeError as error:
-            raise ConfigError(f"unet config: {error}") from error
+        """Read diffusers' ``unet/config.json``; keys that change nothing here are ignored."""
+        return cls(**read_fields(cls, config, "unet", _FIXED))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as diffusers' UNet2DConditionModel reads it."""
@@ -189,8 +224,9 @@ class ConditionedEncoder(nn.Module):
             if text_embeds is None or time_ids is None:
                 raise ConfigError("this U-Net needs text_embeds [B,P] and time_ids [B,6]")
             width = self.config.addition_time_embed_dim or 256
-            sizes = timestep_embedding(time_ids.flatten(), width).unflatten(0, time_ids.shape)
-            added = torch.cat([text_embeds, sizes.flatten(1).to(dtype)], dim=-1)
+            sizes = timestep_embedding(time_ids.flatten(), width)  # [B*6, width]
+            sizes = sizes.reshape(text_embeds.shape[0], -1).to(dtype)
+            added = torch.cat([text_embeds, sizes], dim=-1)
             temb = temb + self.add_embedding(added)
         return temb
 

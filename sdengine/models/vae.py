@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdengine.errors import ConfigError
+from sdengine.models.config_fields import read_fields
 from sdengine.models.layers import (
     Downsample2D,
     ResnetBlock2D,
@@ -23,6 +25,16 @@ from sdengine.models.layers import (
 )
 
 _EPS = 1e-6
+# What diffusers can vary and the published Stable Diffusion autoencoders do not.
+_FIXED = {
+    "act_fn": "silu",
+    "latents_mean": None,
+    "latents_std": None,
+    "mid_block_add_attention": True,
+    "shift_factor": None,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,8 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot make a network."""
+        if self.norm_num_groups < 1:
+            raise ConfigError.for_field("vae.norm_num_groups", self.norm_num_groups, "at least 1")
         for channels in self.block_out_channels:
             if channels <= 0 or channels % self.norm_num_groups:
                 raise ConfigError.for_field(
@@ -48,7 +62,7 @@ class VAEConfig:
                     f"positive multiples of norm_num_groups={self.norm_num_groups}",
                 )
         if not self.block_out_channels or self.layers_per_block < 1 or self.latent_channels < 1:
-            raise ConfigError.for_field("vae config", self.to_dict(), "at least one block and layer")
+            raise ConfigError.for_field("vae", self.to_dict(), "at least one block and layer")
 
     @property
     def downscale(self) -> int:
@@ -57,14 +71,8 @@ class VAEConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> VAEConfig:
-        """Read diffusers' ``vae/config.json``; unknown keys are ignored."""
-        known = {k: config[k] for k in cls.__dataclass_fields__ if k in config}
-        if "block_out_channels" in known:
-            known["block_out_channels"] = tuple(known["block_out_channels"])
-        try:
-            return cls(**known)
-        except TypeError as error:
-            raise ConfigError(f"vae config: {error}") from error
+        """Read diffusers' ``vae/config.json``; keys that change nothing here are ignored."""
+        return cls(**read_fields(cls, config, "vae", _FIXED))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as diffusers' AutoencoderKL reads it."""
@@ -84,8 +92,7 @@ class _Level(nn.Module):
     def __init__(self, channels: list[int], groups: int, *, sampler: nn.Module | None) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock2D(a, b, groups=groups, eps=_EPS)
-            for a, b in zip(channels[:-1], channels[1:], strict=True)
+            ResnetBlock2D(a, b, groups=groups, eps=_EPS) for a, b in pairwise(channels)
         )
         if isinstance(sampler, Downsample2D):
             self.downsamplers = nn.ModuleList([sampler])
@@ -178,7 +185,7 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return moments [B,2C,h,w]: mean, then log-variance, of the latents of images in [-1,1]."""
+        """Return moments [B,2C,h,w] of images in [-1,1]: the latents' mean, then log-variance."""
         out: Tensor = self.quant_conv(self.encoder(images))
         return out
 

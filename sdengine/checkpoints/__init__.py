@@ -1,0 +1,1 @@
+"""Checkpoints: read and written as diffusers folders, with every file checked."""

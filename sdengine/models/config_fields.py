@@ -1,0 +1,69 @@
+"""Read a network's configuration from JSON that nobody has checked yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from sdengine.errors import ConfigError
+
+MAX_SIZE = 1 << 20
+MAX_LAYERS = 256
+_LAYER_COUNTS = ("layers_per_block", "transformer_layers_per_block", "num_hidden_layers")
+_MAX_LEVELS = 12
+
+
+def read_fields(
+    config_class: type[Any], config: Mapping[str, Any], network: str, fixed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the keyword arguments of a config dataclass, each of the right type and size.
+
+    Args:
+        config_class: the dataclass; its annotations say what each field may be.
+        config: content of a ``config.json``; keys that are no field are ignored unless fixed.
+        network: what messages call the network.
+        fixed: switches that change the network and that only one value is implemented of.
+
+    Raises:
+        ConfigError: a value is of the wrong type, absurdly large, or not implemented.
+    """
+    for key, only in fixed.items():
+        if key in config and config[key] != only:
+            raise ConfigError.for_field(
+                f"{network}.{key}", config[key], repr(only), "Other variants are not implemented."
+            )
+    values = {}
+    for field in fields(config_class):
+        if field.name not in config:
+            continue
+        value = config[field.name]
+        if isinstance(value, list):
+            value = tuple(value)
+        kinds = str(field.type).split(" | ")
+        limit = MAX_LAYERS if field.name in _LAYER_COUNTS else MAX_SIZE
+        if not any(_fits(value, kind, limit) for kind in kinds):
+            accepted = f"{' or '.join(kinds)}, numbers from 0 to {limit}"
+            raise ConfigError.for_field(f"{network}.{field.name}", config[field.name], accepted)
+        values[field.name] = value
+    return values
+
+
+def _fits(value: object, kind: str, limit: int) -> bool:
+    if kind == "None":
+        return value is None
+    if kind.startswith("tuple["):
+        item = kind.removeprefix("tuple[").removesuffix(", ...]")
+        return (
+            isinstance(value, tuple)
+            and 0 < len(value) <= _MAX_LEVELS
+            and all(_fits(v, item, limit) for v in value)
+        )
+    if kind == "int":
+        return type(value) is int and 0 <= value <= limit
+    if kind == "float":
+        return type(value) in (int, float) and math.isfinite(value) and 0 <= value <= limit  # type: ignore[arg-type,operator]
+    if kind == "bool":
+        return type(value) is bool
+    return isinstance(value, str) and len(value) <= 100
