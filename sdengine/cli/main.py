@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing half-written was left behind.", INTERRUPTED)
+    except ImportError as error:
+        return _fail(f"the installation is incomplete: {error}. `sdengine doctor` says more.", 1)
     except BrokenPipeError:  # the reader of our output went away
         _abandon_output()
         return 1
