@@ -252,11 +252,12 @@ class Engine:
         np.multiply(noise, np.float32(program.init_scale), out=registers[0])
         latents = registers[0].view()
         latents.flags.writeable = False
+        needs_noise = program.needs_noise
 
         for k in range(len(program.t)):
             _native.scale_duplicate(registers[0], float(program.c_in[k]), sample)
             timestep.fill(program.t[k])
-            if program.needs_noise[k]:
+            if needs_noise[k]:
                 _draw(generators, noise)
             with self._networks.lock:
                 with clock.stage("unet"):
@@ -268,7 +269,7 @@ class Engine:
                     program.A[k],
                     program.b[k],
                     program.d[k],
-                    noise if program.needs_noise[k] else None,
+                    noise if needs_noise[k] else None,
                 )
             if not finite:
                 raise NonFiniteError(
