@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sdengine import _native
 from sdengine.backends import select_backend
-from sdengine.backends.base import PRECISIONS, Backend, Module, numpy_dtype
+from sdengine.backends.base import PRECISIONS, Backend, Module, numpy_dtype, require_tensors
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.errors import BundleError, ConfigError, NonFiniteError, UnsupportedShapeError
 from sdengine.networks import Networks, StageClock
@@ -241,7 +241,7 @@ class Engine:
         """Yield each evaluation's index and the latents after it; they share one buffer."""
         rows = len(seeds) * (2 if request.uses_guidance else 1)
         unet = self._networks.get("unet", rows, request.height, request.width, clock)
-        inputs = _unet_inputs(unet, conditioning, len(seeds))
+        inputs = _unet_inputs(unet, conditioning, self._latents_shape(rows, request))
         sample, timestep = inputs["sample"], inputs["timestep"]
 
         generators = [CpuGenerator(seed) for seed in seeds]
@@ -281,8 +281,12 @@ class Engine:
         self, request: Request, latents: NDArray[np.float32], clock: StageClock
     ) -> list[NDArray[np.uint8]]:
         vae = self._networks.get("vae_decoder", 1, request.height, request.width, clock)
+        latents_shape = self._latents_shape(1, request)
+        images_shape = (1, 3, request.height, request.width)
+        require_tensors("vae_decoder", vae.inputs, {"latents": latents_shape}, "float32")
+        require_tensors("vae_decoder", vae.outputs, {"images": images_shape}, "float32")
         scale = 1.0 / self.bundle.manifest.architecture.vae.scaling_factor
-        one = np.empty((1, *latents.shape[1:]), dtype=np.float32)
+        one = np.empty(latents_shape, dtype=np.float32)
         images = []
         for index in range(len(latents)):
             _native.scale_duplicate(latents[index : index + 1], scale, one)
@@ -293,6 +297,11 @@ class Engine:
                     raise NonFiniteError(f"vae_decoder: gave NaN or infinity. {_FP32_HINT}")
                 images.append(_native.images_to_uint8(decoded)[0])
         return images
+
+    def _latents_shape(self, rows: int, request: Request) -> tuple[int, int, int, int]:
+        vae = self.bundle.manifest.architecture.vae
+        height, width = request.height // vae.downscale, request.width // vae.downscale
+        return rows, vae.latent_channels, height, width
 
     def _result(
         self, request: Request, images: list[NDArray[np.uint8]], clock: StageClock
@@ -323,19 +332,28 @@ def _check_size(request: Request, resolutions: list[tuple[int, int]]) -> None:
     )
 
 
-def _unet_inputs(unet: Module, conditioning: Conditioning, images: int) -> dict[str, NDArray[Any]]:
+def _unet_inputs(
+    unet: Module, conditioning: Conditioning, latents_shape: tuple[int, int, int, int]
+) -> dict[str, NDArray[Any]]:
     """Make the U-Net's input buffers; ControlNet residuals stay zero."""
+    rows = latents_shape[0]
+    prompts, length, width = conditioning.prompt_embeds.shape
+    embeds_shape = (rows, length, width)
+    require_tensors("unet", unet.inputs, {"sample": latents_shape}, "float32")
+    require_tensors("unet", unet.outputs, {"noise_pred": latents_shape}, "float32")
+    wanted = {"timestep": (rows,), "encoder_hidden_states": embeds_shape}
+    require_tensors("unet", unet.inputs, wanted)
+
     inputs: dict[str, NDArray[Any]] = {}
     for spec in unet.inputs:
+        dtype = numpy_dtype(spec.dtype)
         if spec.name == "encoder_hidden_states":
-            embeds = np.repeat(conditioning.prompt_embeds, images, axis=0)
-            inputs[spec.name] = embeds.astype(numpy_dtype(spec.dtype), copy=False)
+            embeds = np.repeat(conditioning.prompt_embeds, rows // prompts, axis=0)
+            inputs[spec.name] = embeds.astype(dtype, copy=False)
         elif spec.name in ("sample", "timestep") or "_residual" in spec.name:
-            inputs[spec.name] = np.zeros(spec.shape, dtype=numpy_dtype(spec.dtype))  # type: ignore[arg-type]
+            inputs[spec.name] = np.zeros([int(size) for size in spec.shape], dtype=dtype)
         else:
             raise BundleError(f"unet: input {spec.name!r} is unknown to this release.")
-    if inputs["sample"].dtype != np.float32:
-        raise BundleError(f"unet: sample is {inputs['sample'].dtype}; expected float32.")
     return inputs
 
 

@@ -44,7 +44,7 @@ class Timings:
         return {name: round(value, 3) for name, value in asdict(self).items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One step of the trajectory, as `Engine.steps` yields it.
 
@@ -65,7 +65,7 @@ class Step:
     result: Result | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """The images of a request, with everything needed to make them again.
 
@@ -86,7 +86,7 @@ class Result:
     model_hash: str
     backend: str
     precision: str
-    _images: list[Image] = field(default_factory=list, repr=False, compare=False)
+    _images: list[Image] = field(default_factory=list, repr=False)
 
     @property
     def images(self) -> list[Image]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 PRECISIONS = ("auto", "fp32", "bf16")
+MAX_ELEMENTS = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,37 @@ def resolve_shapes(
             )
         return -(-sizes[symbol] // int(divisor or 1))
 
-    return {tensor.name: tuple(number(size) for size in tensor.shape) for tensor in tensors}
+    shapes = {tensor.name: tuple(number(size) for size in tensor.shape) for tensor in tensors}
+    for name, shape in shapes.items():
+        if math.prod(shape) > MAX_ELEMENTS:
+            raise BundleError(f"{network}: input {name!r} would be {list(shape)}; too large.")
+    return shapes
+
+
+def require_tensors(
+    network: str,
+    specs: Sequence[TensorSpec],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: str | None = None,
+) -> None:
+    """Refuse a loaded network whose tensors are not what its manifest's architecture implies.
+
+    Args:
+        network: the network's name, for messages.
+        specs: its inputs or outputs.
+        shapes: the shape that each tensor named must have; others may exist.
+        dtype: what they must hold, or None for anything.
+    """
+    found = {spec.name: spec for spec in specs}
+    for name, shape in shapes.items():
+        if name not in found:
+            raise BundleError(f"{network}: there is no tensor {name!r}; found {', '.join(found)}.")
+        spec = found[name]
+        if spec.shape != shape or dtype not in (None, spec.dtype):
+            raise BundleError(
+                f"{network}: {name!r} is {spec.dtype} {list(spec.shape)}; expected "
+                f"{dtype or spec.dtype} {list(shape)}."
+            )
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:

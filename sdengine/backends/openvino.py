@@ -60,9 +60,14 @@ class OpenVinoModule:
                 f"{self.name}: input {spec.name!r} is {list(array.shape)}; this network was loaded "
                 f"for {list(spec.shape)}."
             )
-        array = np.ascontiguousarray(array, dtype=numpy_dtype(spec.dtype))
-        tensor = openvino.Tensor(array, shared_memory=True)
-        self._request.set_tensor(spec.name, tensor)
+        array = np.asarray(array, dtype=numpy_dtype(spec.dtype), order="C")
+        try:
+            tensor = openvino.Tensor(array, shared_memory=True)
+            self._request.set_tensor(spec.name, tensor)
+        except RuntimeError as error:
+            raise DeviceError(
+                f"{self.name}: input {spec.name!r} cannot be bound: {_first_line(error)}"
+            ) from error
         self._bound[spec.name] = array  # keeps the memory that the tensor points to
 
     def close(self) -> None:

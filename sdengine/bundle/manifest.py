@@ -26,7 +26,7 @@ MERGES_FILE = "tokenizer/merges.txt"
 _SYMBOL = re.compile(r"[a-z_]+(/[1-9][0-9]{0,3})?")
 _ShortText = Annotated[str, Field(max_length=200)]
 _Positive = Annotated[int, Field(ge=1, le=1 << 20)]
-_Dimension = Annotated[int, Field(ge=0, le=1 << 31)] | _ShortText
+_Dimension = Annotated[int, Field(ge=1, le=1 << 24)] | _ShortText
 _Size = Annotated[int, Field(ge=8, le=16384, multiple_of=8)]
 
 

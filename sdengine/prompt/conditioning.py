@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdengine.backends.base import Module, TensorSpec, numpy_dtype
+from sdengine.backends.base import Module, TensorSpec, numpy_dtype, require_tensors
 from sdengine.bundle.manifest import HiddenState
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import BundleError, NonFiniteError
 from sdengine.prompt.tokenizer import ClipTokenizer
+
+_HIDDEN_STATES = {"normed": "normed_hidden_states", "raw": "hidden_states"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,14 @@ class TextConditioner:
         )
         self.token_table = bundle.token_table()
         self.hidden_state = text_encoder.hidden_state
+        self.num_states = text_encoder.num_layers + 1
+        stated = (text_encoder.bos_token_id, text_encoder.eos_token_id)
+        found = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        if stated != found:
+            raise BundleError(
+                f"{bundle.root}: start and end token are {found} in the vocabulary, {stated} in "
+                "the manifest."
+            )
         if len(self.token_table) < self.tokenizer.vocab_size:
             raise BundleError(
                 f"{bundle.root}: the token table has {len(self.token_table)} rows for a vocabulary "
@@ -78,6 +88,15 @@ class TextConditioner:
         Raises:
             NonFiniteError: the output holds a NaN or an infinity.
         """
+        rows, length = token_ids.shape
+        hidden_size = self.token_table.shape[1]
+        embeds_shape = (rows, length, hidden_size)
+        wanted = {"inputs_embeds": embeds_shape, "eos_index": (rows,)}
+        require_tensors("text_encoder", text_encoder.inputs, wanted)
+        name = _HIDDEN_STATES[self.hidden_state.kind]
+        wanted = {name: (self.num_states, *embeds_shape)}
+        require_tensors("text_encoder", text_encoder.outputs, wanted)
+
         eos_index = [self.tokenizer.eos_index(row) for row in token_ids]
         available: dict[str, NDArray[Any]] = {
             "inputs_embeds": self.token_table[token_ids],
@@ -94,8 +113,7 @@ def select_hidden_state(outputs: Any, choice: HiddenState) -> Conditioning:
         outputs: `hidden_states` and `normed_hidden_states` [L+1,N,77,D], perhaps `pooled` [N,P].
         choice: which layer, and whether normed.
     """
-    name = "normed_hidden_states" if choice.kind == "normed" else "hidden_states"
-    prompt_embeds = np.array(outputs[name][choice.index], dtype=np.float32)
+    prompt_embeds = np.array(outputs[_HIDDEN_STATES[choice.kind]][choice.index], dtype=np.float32)
     pooled = outputs.get("pooled")
     if not np.isfinite(prompt_embeds).all():
         raise NonFiniteError(
