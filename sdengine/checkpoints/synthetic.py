@@ -3,11 +3,89 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from sdengine.checkpoints.folder import demo_tokenizer_dir
+from sdengine.checkpoints.writer import save_checkpoint
+from sdengine.errors import ConfigError
+from sdengine.models.configs import SD15, SD21, TINY_SD15, TINY_SD21, ModelFamily
+from sdengine.models.text_encoder import CLIPTextEncoder
+from sdengine.models.unet import UNet2DConditionModel
+from sdengine.models.vae import AutoencoderKL
+
+ARCHITECTURES: dict[str, ModelFamily] = {
+    "sd15": SD15,
+    "sd21": SD21,
+    "tiny": TINY_SD15,
+    "tiny-sd21": TINY_SD21,
+}
 _BIAS_STD = 0.05
+
+
+def make_synthetic(
+    arch: str,
+    folder: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """Write a checkpoint of full size with seeded weights; its images are noise, but finite.
+
+    Args:
+        arch: "sd15", "sd21", "tiny" or "tiny-sd21".
+        folder: the new folder.
+        seed: the same seed gives the same weights.
+        dtype: of the weights on disk.
+
+    Raises:
+        ConfigError: the architecture is unknown.
+        OutputError: the folder exists already or cannot be written.
+    """
+    if arch not in ARCHITECTURES:
+        raise ConfigError.for_field("arch", arch, ", ".join(ARCHITECTURES))
+    family = ARCHITECTURES[arch]
+    modules: dict[str, Any] = {}
+    for index, (part, module_class, config) in enumerate(
+        (
+            ("unet", UNet2DConditionModel, family.unet),
+            ("vae", AutoencoderKL, family.vae),
+            ("text_encoder", CLIPTextEncoder, family.text_encoder),
+        )
+    ):
+        # Made on the meta device: the default initialisation would cost seconds and be thrown away.
+        with torch.device("meta"):
+            module: nn.Module = module_class(config)
+        modules[part] = module.to_empty(device="cpu").to(dtype)
+        seed_weights(modules[part], 3 * seed + index)
+    return save_checkpoint(
+        folder,
+        **modules,
+        tokenizer_dir=demo_tokenizer_dir(),
+        scheduler_config=scheduler_config(family),
+        dtype=dtype,
+        pad_token=family.pad_tokens[0],
+    )
+
+
+def scheduler_config(family: ModelFamily) -> dict[str, Any]:
+    """Return the noise schedule that the family's published checkpoints carry."""
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": family.prediction_type,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+    }
 
 
 @torch.no_grad()

@@ -55,6 +55,7 @@ _FIXED = {
     "time_embedding_type": "positional",
     "timestep_post_act": None,
 }
+_MAX_BLOCKS = 1024
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,13 @@ class UNetConfig:
             value = getattr(self, field)
             if not isinstance(value, int) and len(value) != levels:
                 raise ConfigError.for_field(f"unet.{field}", value, f"one or {levels} integers")
+        blocks = sum(self.depths) * self.layers_per_block
+        if blocks > _MAX_BLOCKS:
+            raise ConfigError.for_field(
+                "unet.transformer_layers_per_block",
+                self.transformer_layers_per_block,
+                f"at most {_MAX_BLOCKS} blocks in all",
+            )
         for channels, heads in zip(self.block_out_channels, self.num_heads, strict=True):
             if channels < 1 or heads < 1 or channels % heads or channels % self.norm_num_groups:
                 raise ConfigError.for_field(

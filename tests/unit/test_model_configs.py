@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch", reason="torch is not installed: pip install 'sdengine[build]'")
-
 from sdengine.errors import ConfigError
 from sdengine.models.configs import TINY_SDXL, ModelFamily
 from sdengine.models.controlnet import ControlNetConfig

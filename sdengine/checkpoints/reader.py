@@ -1,0 +1,146 @@
+"""Open a checkpoint in the layout that diffusers writes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdengine.checkpoints.folder import CheckpointFolder
+from sdengine.checkpoints.tokenizer_files import read_tokenizer
+from sdengine.checkpoints.weights import Weights, open_weights
+from sdengine.errors import CheckpointError, ConfigError
+from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
+from sdengine.models.unet import UNet2DConditionModel, UNetConfig
+from sdengine.models.vae import AutoencoderKL, VAEConfig
+
+_DIFFUSERS_STEM = "diffusion_pytorch_model"
+_TRANSFORMERS_STEM = "model"
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint; its weights are read when a network is asked for.
+
+    Args:
+        path: a folder as diffusers writes them, or "demo".
+
+    Raises:
+        CheckpointError: it is missing, incomplete, damaged, or of another kind of model.
+    """
+    return Checkpoint(CheckpointFolder(path))
+
+
+class Checkpoint:
+    """The networks, tokenizer and noise schedule of one model.
+
+    Every configuration is checked when the checkpoint is opened, and every weight file when its
+    network is asked for.
+    """
+
+    def __init__(self, folder: CheckpointFolder) -> None:
+        self._folder = folder
+        self.root = folder.root
+        self.name = folder.root.resolve().name[:200] or "checkpoint"
+        index = folder.json("model_index.json")
+        _refuse_other_models(self.root, index)
+        self.unet_config = _config(folder, "unet", UNetConfig.from_dict)
+        self.vae_config = _config(folder, "vae", VAEConfig.from_dict)
+        self.text_encoder_config = _config(folder, "text_encoder", TextEncoderConfig.from_dict)
+        self.scheduler_config: dict[str, Any] = folder.json("scheduler/scheduler_config.json")
+
+    @property
+    def family(self) -> str:
+        """ "sd1" or "sd2": which publication the architecture follows."""
+        return "sd2" if self.unet_config.use_linear_projection else "sd1"
+
+    @property
+    def pad_token(self) -> str:
+        """What prompts are padded with."""
+        name = "tokenizer/tokenizer_config.json"
+        token = self._folder.json(name).get("pad_token") if self._folder.find(name) else None
+        if isinstance(token, dict):
+            token = token.get("content")
+        if token is None:
+            return "<|endoftext|>"
+        if not isinstance(token, str) or not 0 < len(token) <= 200:
+            raise CheckpointError(f"{self.root / name}: pad_token is not a token.")
+        return token
+
+    def unet(self, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+        """Return the U-Net with its weights."""
+        module = self._weights("unet").load_into(
+            lambda: UNet2DConditionModel(self.unet_config), dtype
+        )
+        assert isinstance(module, UNet2DConditionModel)
+        return module
+
+    def vae(self, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+        """Return the autoencoder with its weights."""
+        module = self._weights("vae").load_into(lambda: AutoencoderKL(self.vae_config), dtype)
+        assert isinstance(module, AutoencoderKL)
+        return module
+
+    def text_encoder(self, dtype: torch.dtype = torch.float32) -> CLIPTextEncoder:
+        """Return the text encoder with its weights."""
+        module = self._weights("text_encoder").load_into(
+            lambda: CLIPTextEncoder(self.text_encoder_config), dtype
+        )
+        assert isinstance(module, CLIPTextEncoder)
+        return module
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Return the contents of vocab.json and merges.txt."""
+        return read_tokenizer(self._folder)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identify the content: one hash over configurations, weights and tokenizer."""
+        files = [self._folder.file("scheduler/scheduler_config.json")]
+        for part in ("text_encoder", "unet", "vae"):
+            files.append(self._folder.file(f"{part}/config.json"))
+            files += self._weights(part).files
+        digest = hashlib.sha256()
+        for path in sorted(files):
+            digest.update(path.relative_to(self.root).as_posix().encode() + b"\0")
+            with path.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+        for name, content in self.tokenizer_files().items():
+            digest.update(name.encode() + b"\0" + content)
+        return digest.hexdigest()
+
+    def _weights(self, part: str) -> Weights:
+        stem = _TRANSFORMERS_STEM if part == "text_encoder" else _DIFFUSERS_STEM
+        return open_weights(self._folder, part, stem)
+
+
+def _refuse_other_models(root: Path, index: dict[str, Any]) -> None:
+    kind = index.get("_class_name")
+    if index.get("text_encoder_2", [None])[0] is not None:
+        raise CheckpointError(
+            f"{root}: a {kind} has two text encoders; this release builds Stable Diffusion 1 and 2 "
+            "checkpoints, which have one."
+        )
+    parts = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPText"}
+    for part, wanted in parts.items():
+        entry = index.get(part)
+        class_name = entry[-1] if isinstance(entry, list) and entry else None
+        if not isinstance(class_name, str) or not class_name.startswith(wanted):
+            raise CheckpointError(
+                f"{root / 'model_index.json'}: {part} is {class_name!r} of a {kind!r}; expected "
+                f"{wanted}*. This is not a Stable Diffusion 1 or 2 checkpoint."
+            )
+
+
+def _config(folder: CheckpointFolder, part: str, read: Callable[[dict[str, Any]], Any]) -> Any:
+    name = f"{part}/config.json"
+    content = folder.json(name)
+    try:
+        return read(content)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder.root / name}: {error}") from None

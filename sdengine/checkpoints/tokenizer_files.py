@@ -1,0 +1,57 @@
+"""A checkpoint's BPE vocabulary, in whichever of the two published forms it comes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sdengine.checkpoints.folder import CheckpointFolder
+from sdengine.errors import CheckpointError
+
+VOCAB, MERGES, COMBINED = "vocab.json", "merges.txt", "tokenizer.json"
+_HEADER = "#version: 0.2"
+_MAX_BYTES = 64 << 20
+
+
+def read_tokenizer(folder: CheckpointFolder, part: str = "tokenizer") -> dict[str, bytes]:
+    """Return the contents of vocab.json and merges.txt.
+
+    Recent transformers write both into one tokenizer.json; then they are taken out of it.
+
+    Raises:
+        CheckpointError: neither form is there, or it is not a BPE vocabulary.
+    """
+    files = [folder.find(f"{part}/{name}") for name in (VOCAB, MERGES)]
+    if all(files) or not folder.find(f"{part}/{COMBINED}"):
+        return {name: _read(folder, f"{part}/{name}") for name in (VOCAB, MERGES)}
+    model = folder.json(f"{part}/{COMBINED}").get("model")
+    place = folder.root / part / COMBINED
+    if not isinstance(model, dict) or model.get("type") != "BPE":
+        raise CheckpointError(f"{place}: not a BPE tokenizer, which CLIP's is.")
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocab, dict) or not isinstance(merges, list):
+        raise CheckpointError(f"{place}: model.vocab or model.merges is missing.")
+    lines = [_HEADER, *(_merge_line(place, merge) for merge in merges)]
+    return {
+        VOCAB: json.dumps(vocab, ensure_ascii=False).encode("utf-8", "surrogatepass"),
+        MERGES: ("\n".join(lines) + "\n").encode("utf-8", "surrogatepass"),
+    }
+
+
+def _read(folder: CheckpointFolder, name: str) -> bytes:
+    path = folder.file(name)
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+    if len(content) > _MAX_BYTES:
+        raise CheckpointError(f"{path}: larger than {_MAX_BYTES} bytes.")
+    return content
+
+
+def _merge_line(place: Any, merge: Any) -> str:
+    pair = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(t, str) for t in pair):
+        raise CheckpointError(f"{place}: model.merges holds {str(merge)[:60]!r}, not a pair.")
+    return " ".join(pair)

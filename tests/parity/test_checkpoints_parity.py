@@ -1,0 +1,47 @@
+"""What we save, diffusers and transformers load; what they save, we load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from tolerances import assert_close
+
+from sdengine.checkpoints import load_checkpoint
+from sdengine.checkpoints.synthetic import make_synthetic
+
+PROMPT_IDS = torch.tensor([[49406, 320, 736, 7117] + [49407] * 73])
+
+
+@pytest.mark.parametrize("arch", ["tiny", "tiny-sd21"])
+@torch.no_grad()
+def test_a_saved_folder_is_a_diffusers_pipeline_and_back(arch: str, tmp_path: Path) -> None:
+    folder = make_synthetic(arch, tmp_path / "ours")
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    ours = load_checkpoint(folder)
+
+    assert pipeline.tokenizer.pad_token == ours.pad_token
+    hidden = pipeline.text_encoder(PROMPT_IDS).last_hidden_state
+    _, normed, _ = ours.text_encoder().forward_ids(PROMPT_IDS, torch.tensor([4]))
+    assert_close("text_encoder", "float32", normed[-1], hidden)
+
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([500.0])
+    predicted = ours.unet()(latents, t, hidden)
+    assert_close("unet", "float32", predicted, pipeline.unet(latents, t, hidden).sample)
+    images = ours.vae().decode(latents)
+    assert_close("vae", "float32", images, pipeline.vae.decode(latents).sample)
+
+    pipeline.save_pretrained(tmp_path / "theirs")
+    again = load_checkpoint(tmp_path / "theirs")
+    for part in ("unet", "vae", "text_encoder"):
+        state, expected = (getattr(c, part)().state_dict() for c in (again, ours))
+        assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert again.pad_token == ours.pad_token
+    vocab, merges = ours.tokenizer_files().values()
+    vocab_again, merges_again = again.tokenizer_files().values()
+    assert json.loads(vocab_again) == json.loads(vocab)
+    assert merges_again.split() == merges.split()
