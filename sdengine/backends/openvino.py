@@ -10,7 +10,13 @@ import numpy as np
 
 from sdengine.backends.base import Array, Module, TensorSpec, numpy_dtype
 from sdengine.bundle.reader import Bundle
-from sdengine.errors import BundleError, ConfigError, DeviceError, OutOfMemoryError
+from sdengine.errors import (
+    BackendUnavailableError,
+    BundleError,
+    ConfigError,
+    DeviceError,
+    OutOfMemoryError,
+)
 
 _ELEMENT_TYPES = {"f32": "float32", "f16": "float16", "i64": "int64", "i32": "int32"}
 
@@ -99,10 +105,8 @@ class OpenVinoBackend:
         threads: int | None = None,
     ) -> Module:
         """Read one network's IR, fix its shapes and compile it; see `Backend.load`."""
-        import openvino
-
         xml, weights = _ir_files(bundle, network)
-        core = openvino.Core()
+        core = _core()
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
@@ -124,12 +128,21 @@ class OpenVinoBackend:
 
     def resolve(self, precision: str) -> str:
         """Return what `auto` means here: bf16 where the processor computes in it, else fp32."""
-        if precision != "auto":
+        if precision == "fp32":
             return precision
-        import openvino
+        has_bf16 = "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bf16" and not has_bf16:
+            raise BackendUnavailableError(
+                "precision bf16: this processor does not compute in bf16. Use fp32 or auto."
+            )
+        return "bf16" if has_bf16 else "fp32"
 
-        capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return "bf16" if "BF16" in capabilities else "fp32"
+
+@functools.cache
+def _core() -> Any:
+    import openvino
+
+    return openvino.Core()
 
 
 def _ir_files(bundle: Bundle, network: str) -> tuple[Path, Path]:

@@ -9,7 +9,7 @@ from tiny_bundle import make_tiny_bundle, unet_reference
 from sdengine.backends import get_backend
 from sdengine.backends.base import Module
 from sdengine.bundle.reader import Bundle, open_bundle
-from sdengine.errors import BundleError, ConfigError, DeviceError
+from sdengine.errors import BackendUnavailableError, BundleError, ConfigError, DeviceError
 
 SHAPES = {
     "sample": (2, 4, 8, 16),
@@ -109,7 +109,19 @@ def open_bundle_without_checks(root: Path) -> Bundle:
     return Bundle(parse_manifest((root / "manifest.json").read_bytes()), root)
 
 
-def test_auto_precision_is_one_of_both() -> None:
+class _Processor:
+    def __init__(self, *capabilities: str) -> None:
+        self.capabilities = capabilities
+
+    def get_property(self, device: str, name: str) -> list[str]:
+        return list(self.capabilities)
+
+
+def test_auto_precision_is_what_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = get_backend("openvino")
-    assert backend.resolve("auto") in ("fp32", "bf16")
-    assert backend.resolve("fp32") == "fp32"
+    monkeypatch.setattr("sdengine.backends.openvino._core", lambda: _Processor("FP32", "BF16"))
+    assert [backend.resolve(p) for p in ("auto", "bf16", "fp32")] == ["bf16", "bf16", "fp32"]
+    monkeypatch.setattr("sdengine.backends.openvino._core", lambda: _Processor("FP32"))
+    assert [backend.resolve(p) for p in ("auto", "fp32")] == ["fp32", "fp32"]
+    with pytest.raises(BackendUnavailableError, match="bf16"):
+        backend.resolve("bf16")
