@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from sdengine.cli.main import entry
+import sys
 
-entry()
+from sdengine.cli.main import main
+
+sys.exit(main())

@@ -54,7 +54,7 @@ _OPTIONAL_PACKAGES = {"torch", "onnx", "onnxruntime", "onnxscript", "psutil", "d
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status.
+    """Run the command and return its exit status; the installed script exits with it.
 
     Args:
         arguments: without the program's name; None for the process's own.
@@ -84,11 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"sdengine {given[0]}" if known else "sdengine"
         text = message().rstrip(".")
         return _fail(f"{text}. See `{where} --help`.", getattr(error, "exit_code", 2))
-
-
-def entry() -> None:
-    """Run as the installed script."""
-    sys.exit(main())
 
 
 def _run(arguments: list[str]) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,9 @@ import pytest
 from tiny_bundle import make_tiny_bundle
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+_SCRIPT = shutil.which("sdengine", path=str(Path(sys.executable).parent))
+COMMAND = [_SCRIPT] if _SCRIPT else [sys.executable, "-m", "sdengine"]
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +26,7 @@ def run(tmp_path: Path) -> Run:
     """Run the command in an empty folder, as a user would."""
 
     def start(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "sdengine", *(str(argument) for argument in arguments)]
+        command = [*COMMAND, *(str(argument) for argument in arguments)]
         defaults = {"capture_output": True, "text": True, "timeout": 120, "cwd": tmp_path}
         return subprocess.run(command, **{**defaults, **options})  # type: ignore[call-overload,no-any-return]
 

@@ -270,6 +270,12 @@ def test_doctor(run: Run) -> None:
     assert all(name in shown for name in checks)
 
 
+def test_module_is_the_command(run: Run) -> None:
+    command = [sys.executable, "-m", "sdengine", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == run("--version").stdout
+
+
 def test_version_and_help(run: Run) -> None:
     assert run("--version").stdout == f"sdengine {sdengine.__version__}\n"
     listed = run("--help").stdout
