@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import importlib
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from sdengine.cli import checks
+from sdengine.cli.main import SUBCOMMANDS, main
+from sdengine.errors import BundleError, Cancelled, ConfigError
+
+
+def fail_import(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    original = importlib.import_module
+
+    def import_module(name: str, package: str | None = None) -> Any:
+        if name.startswith("sdengine.cli."):
+            raise error
+        return original(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+
+
+def test_help_imports_no_subcommand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_import(monkeypatch, AssertionError("imported"))
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for command in SUBCOMMANDS:
+        assert command.name in shown and command.summary in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [("build", "torch", "build"), ("build", "onnx.helper", "build"), ("train", "torch", "train")],
+)
+def test_missing_package_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    package: str,
+    extra: str,
+) -> None:
+    fail_import(monkeypatch, ModuleNotFoundError(f"No module named {package!r}", name=package))
+    assert main([command, "--help"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"pip install 'sdengine[{extra}]'" in captured.err
+
+
+def test_broken_installation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_import(monkeypatch, ModuleNotFoundError("No module named 'numpy'", name="numpy"))
+    assert main(["samplers"]) == 1
+    assert "installation is incomplete: No module named 'numpy'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError("steps: 0"), 2),
+        (BundleError("altered"), 1),
+        (Cancelled("stopped"), 130),
+        (KeyboardInterrupt(), 130),
+        (BrokenPipeError(), 1),
+        (OSError(28, "No space left on device"), 1),
+    ],
+)
+def test_exit_status(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+) -> None:
+    def samplers() -> None:
+        raise error
+
+    monkeypatch.setattr("sdengine.cli.main._abandon_output", lambda: None)
+    monkeypatch.setattr("sdengine.cli.samplers.samplers", samplers)
+    assert main(["samplers"]) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("error: ") == (0 if isinstance(error, BrokenPipeError) else 1)
+
+
+def test_doctor_finds_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    found = {check.name: check for check in checks.run_checks()}
+    for name in ("openvino", "torch", "onnx", "onnxruntime", "tensorrt_rtx", "tensorrt", "triton"):
+        assert not found[name].present and found[name].cost and found[name].remedy
+    assert found["openvino"].required and not found["torch"].required
+
+
+def test_doctor_finds_what_is_there() -> None:
+    found = {check.name: check for check in checks.run_checks()}
+    assert found["python"].present and found["memory"].present
+    assert found["openvino"].present == (find_spec("openvino") is not None)
+    assert found["cpu"].found
