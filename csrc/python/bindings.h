@@ -1,0 +1,10 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace sdengine::python {
+
+void bind_cpu(pybind11::module_& module);
+void bind_cuda(pybind11::module_& module);
+
+}  // namespace sdengine::python

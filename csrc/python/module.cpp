@@ -1,0 +1,63 @@
+#include "common/errors.h"
+#include "cuda/kernels.h"
+#include "python/bindings.h"
+
+namespace py = pybind11;
+
+namespace {
+
+constexpr const char* kCompiler =
+#if defined(__clang__)
+    "Clang " __clang_version__;
+#elif defined(__GNUC__)
+    "GCC " __VERSION__;
+#else
+    "unknown";
+#endif
+
+constexpr const char* kIsa =
+#if defined(__AVX512F__)
+    "x86-64 AVX-512";
+#elif defined(__AVX2__)
+    "x86-64 AVX2";
+#elif defined(__x86_64__)
+    "x86-64 SSE2";
+#elif defined(__aarch64__)
+    "aarch64 NEON";
+#else
+    "generic";
+#endif
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = kCompiler;
+  info["isa"] = kIsa;
+  const std::string version = sdengine::cuda::compiled_version();
+  info["cuda"] = version.empty() ? py::object(py::none()) : py::str(version);
+  return info;
+}
+
+void raise(const char* name, const char* message) {
+  const py::object type = py::module_::import("sdengine.errors").attr(name);
+  PyErr_SetString(type.ptr(), message);
+}
+
+void translate(std::exception_ptr error) {
+  try {
+    if (error) std::rethrow_exception(error);
+  } catch (const sdengine::NonFiniteError& found) {
+    raise("NonFiniteError", found.what());
+  } catch (const sdengine::DeviceError& found) {
+    raise("DeviceError", found.what());
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() = "The compute that sdengine's run time does itself.";
+  py::register_local_exception_translator(&translate);
+  module.def("build_info", &build_info, "Tell what the extension was built with.");
+  sdengine::python::bind_cpu(module);
+  sdengine::python::bind_cuda(module);
+}

@@ -1,0 +1,81 @@
+"""Types of the native extension; the code is in csrc."""
+
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+class _BuildInfo(TypedDict):
+    compiler: str
+    isa: str
+    cuda: str | None
+
+class _DeviceInfo(TypedDict):
+    name: str
+    compute_capability: str
+    num_multiprocessors: int
+    total_bytes: int
+    free_bytes: int
+
+def build_info() -> _BuildInfo: ...
+def guided_step(
+    registers: NDArray[np.float32],
+    noise_pred: NDArray[np.float32],
+    guidance_scale: float,
+    A: NDArray[np.float64],
+    b: NDArray[np.float64],
+    d: NDArray[np.float64],
+    noise: NDArray[np.float32] | None = None,
+) -> bool: ...
+def scale_duplicate(
+    latents: NDArray[np.float32], scale: float, out: NDArray[np.float32]
+) -> None: ...
+def images_to_uint8(images: NDArray[np.float32]) -> NDArray[np.uint8]: ...
+
+class MersenneNormal:
+    def __init__(self, seed: int) -> None: ...
+    def fill(self, out: NDArray[np.float32]) -> None: ...
+
+def cuda_available() -> tuple[bool, str]: ...
+def cuda_device_info(device: int = 0) -> _DeviceInfo: ...
+def cuda_synchronize(stream: int = 0) -> None: ...
+
+class CudaBuffer:
+    def __init__(self, size_bytes: int) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def size_bytes(self) -> int: ...
+    def upload(self, array: NDArray[Any]) -> None: ...
+    def download(self, array: NDArray[Any]) -> None: ...
+
+def cuda_guided_step(
+    registers: int,
+    noise_pred: int,
+    noise: int,
+    num_elements: int,
+    has_guidance: bool,
+    guidance_scale: float,
+    table: int,
+    step: int,
+    num_registers: int,
+    not_finite: int,
+    stream: int = 0,
+) -> None: ...
+def cuda_scale_duplicate(
+    latents: int,
+    num_elements: int,
+    scales: int,
+    step: int,
+    copies: int,
+    out: int,
+    stream: int = 0,
+) -> None: ...
+def cuda_images_to_uint8(
+    images: int,
+    batch: int,
+    num_pixels: int,
+    out: int,
+    not_finite: int,
+    stream: int = 0,
+) -> None: ...
