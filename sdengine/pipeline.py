@@ -293,9 +293,12 @@ class Engine:
             with self._networks.lock:
                 with clock.stage("vae_decoder"):
                     decoded = vae.run({"latents": one})["images"]
-                if not np.isfinite(decoded).all():
-                    raise NonFiniteError(f"vae_decoder: gave NaN or infinity. {_FP32_HINT}")
-                images.append(_native.images_to_uint8(decoded)[0])
+                try:
+                    images.append(_native.images_to_uint8(decoded)[0])
+                except NonFiniteError:
+                    raise NonFiniteError(
+                        f"vae_decoder: gave NaN or infinity. {_FP32_HINT}"
+                    ) from None
         return images
 
     def _latents_shape(self, rows: int, request: Request) -> tuple[int, int, int, int]:

@@ -35,8 +35,9 @@ Array = NDArray[Any]
 
 def unet_reference(sample: Array, timestep: Array, embeds: Array) -> Array:
     """[B,4,h,w], [B], [B,77,8] -> [B,4,h,w]."""
-    mean = embeds.mean(axis=(1, 2))
-    return sample * 0.3 + (mean + np.sin(timestep))[:, None, None, None]
+    shift: Array = embeds.mean(axis=(1, 2)) + np.sin(timestep)
+    noise_pred: Array = sample * 0.3 + shift[:, None, None, None]
+    return noise_pred
 
 
 def vae_decoder_reference(latents: Array) -> Array:

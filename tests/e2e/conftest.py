@@ -28,6 +28,6 @@ def run(tmp_path: Path) -> Run:
     def start(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [*COMMAND, *(str(argument) for argument in arguments)]
         defaults = {"capture_output": True, "text": True, "timeout": 120, "cwd": tmp_path}
-        return subprocess.run(command, **{**defaults, **options})  # type: ignore[call-overload,no-any-return]
+        return subprocess.run(command, **{**defaults, **options})
 
     return start

@@ -69,7 +69,9 @@ def test_any_count(engine: Engine, steps: Any, batch_size: Any) -> None:
 
 NUMBERS = st.integers(-2, 80) | st.sampled_from([10**6, 2**31, 2**40]) | st.floats()
 WORDS = st.sampled_from(["batch", "height/8", "width", "sequence", "unet", "latents", "images", ""])
-VALUES = NUMBERS | WORDS | st.none() | st.lists(NUMBERS | WORDS, max_size=3) | st.just({})
+VALUES: st.SearchStrategy[Any] = (
+    NUMBERS | WORDS | st.none() | st.lists(NUMBERS | WORDS, max_size=3) | st.just({})
+)
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -21,10 +21,13 @@ LEAST_PSNR_DB = {"fp32": 40.0, "bf16": 30.0}
 
 @pytest.fixture(scope="module")
 def diffusers_pipeline() -> Any:
+    import diffusers
     import torch
-    from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(CHECKPOINT, torch_dtype=torch.float32)
+    library: Any = diffusers  # its type annotations are incomplete
+    pipeline = library.StableDiffusionPipeline.from_pretrained(
+        CHECKPOINT, torch_dtype=torch.float32
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -38,13 +41,14 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 def scheduler(name: str, config: Any) -> Any:
     import diffusers
 
+    library: Any = diffusers
     if name == "ddim":
-        return diffusers.DDIMScheduler.from_config(config)
+        return library.DDIMScheduler.from_config(config)
     if name == "euler":
-        return diffusers.EulerDiscreteScheduler.from_config(config)
+        return library.EulerDiscreteScheduler.from_config(config)
     if name == "euler_a":
-        return diffusers.EulerAncestralDiscreteScheduler.from_config(config)
-    return diffusers.DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)
+        return library.EulerAncestralDiscreteScheduler.from_config(config)
+    return library.DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "euler_a", "dpmpp_2m"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_bundle import SCALING_FACTOR, SCHEDULER, make_tiny_bundle
+from tiny_bundle import SCALING_FACTOR, SCHEDULER, Array, make_tiny_bundle
 from tiny_bundle import unet_reference as unet
 from tiny_bundle import vae_decoder_reference as vae_decoder
 
@@ -40,7 +40,7 @@ def engine(tiny: Path) -> Iterator[Engine]:
 
 def reference_image(
     engine: Engine, prompt: str, negative: str, seed: int, sampler: str, steps: int, scale: float
-) -> np.ndarray:
+) -> Array:
     """Follow the pipeline in float64, one image, without its kernels and buffers."""
     conditioner = engine._conditioner
     ids = conditioner.token_ids([("negative", negative), ("prompt", prompt)])
@@ -59,7 +59,9 @@ def reference_image(
             new += np.multiply.outer(program.d[k], generator.randn((1, 4, 8, 8))[0])
         registers = new
     image = vae_decoder(registers[:1] / SCALING_FACTOR)[0]
-    return (np.clip(image / 2 + 0.5, 0, 1) * 255).transpose(1, 2, 0)
+    pixels: Array = np.clip(image / 2 + 0.5, 0, 1) * 255
+    pixels = pixels.transpose(1, 2, 0)
+    return pixels
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_a", "dpmpp_2m", "ddim"])

@@ -65,7 +65,7 @@ def test_size_error_names_the_nearest() -> None:
 
 
 def test_numpy_numbers_become_plain() -> None:
-    request = Request("a circle", steps=np.int64(3), guidance_scale=np.float32(2.5))  # type: ignore[arg-type]
+    request = Request("a circle", steps=np.int64(3), guidance_scale=np.float32(2.5))
     assert type(request.steps) is int
     assert type(request.guidance_scale) is float
 

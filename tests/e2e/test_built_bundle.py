@@ -1,0 +1,107 @@
+"""The whole slice without training: random checkpoint, build, bundle, images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sdengine
+
+PROMPT, NEGATIVE = "a large red circle on a blue background", "green"
+STEPS = 6
+
+
+@pytest.fixture(scope="module", params=["tiny", "tiny-sd21"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    from sdengine.checkpoints.synthetic import make_synthetic
+
+    folder = tmp_path_factory.mktemp("checkpoint") / request.param
+    return make_synthetic(request.param, folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+
+    def build(target: str) -> Path:
+        bundle = folder / target
+        if not bundle.exists():
+            sdengine.build(
+                checkpoint, bundle, target=target, resolutions=(64, 128), batch=2, precision="fp32"
+            )
+        return bundle
+
+    return build
+
+
+def images(bundle: Path, **options: Any) -> np.ndarray:
+    with sdengine.load(bundle, precision="fp32") as engine:
+        result = engine.generate(PROMPT, NEGATIVE, steps=STEPS, seed=7, **options)
+    return np.stack(result.arrays).astype(float)
+
+
+def psnr_db(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / max(np.square(found - expected).mean(), 1e-9)))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "euler_a", "dpmpp_2m"])
+def test_openvino_makes_torchs_image(built: Callable[[str], Path], sampler: str) -> None:
+    options = {"sampler": sampler, "guidance_scale": 3.0, "batch_size": 2}
+    found = images(built("openvino"), **options)
+    expected = images(built("torch"), **options)
+    assert psnr_db(found, expected) >= 40
+    assert expected.std() > 1
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 128)])
+def test_makes_diffusers_image(
+    checkpoint: Path, built: Callable[[str], Path], size: tuple[int, int]
+) -> None:
+    import diffusers
+    import torch
+
+    library: Any = diffusers  # its type annotations are incomplete
+    width, height = size
+    pipeline = library.StableDiffusionPipeline.from_pretrained(
+        checkpoint, torch_dtype=torch.float32
+    )
+    pipeline.scheduler = library.DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        width=width,
+        height=height,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(7),
+        output_type="np",
+    ).images
+    for target in ("openvino", "torch"):
+        found = images(
+            built(target),
+            width=width,
+            height=height,
+            sampler="ddim",
+            schedule="normal",
+            guidance_scale=3.0,
+        )
+        assert psnr_db(found, np.round(expected * 255)) >= 40, target
+
+
+def test_named_backend_must_fit(built: Callable[[str], Path]) -> None:
+    with pytest.raises(sdengine.BackendUnavailableError, match="built for torch"):
+        sdengine.load(built("torch"), backend="openvino")
+
+
+def test_precisions_agree(built: Callable[[str], Path]) -> None:
+    expected = images(built("openvino"))
+    with sdengine.load(built("openvino"), precision="auto") as engine:
+        found = engine.generate(PROMPT, NEGATIVE, steps=STEPS, seed=7).arrays[0].astype(float)
+    assert psnr_db(found, expected[0]) >= 25  # random weights; trained ones: tests/parity
