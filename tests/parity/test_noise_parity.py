@@ -1,0 +1,39 @@
+"""Noise against torch's CPU generator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import assert_close
+
+from sdengine.noise import CpuGenerator, initial_noise
+
+SEEDS = (0, 1, 7, 2**32 - 1, 2**32, 2**63, 2**64 - 1)
+SHAPES = ((1,), (15,), (16,), (17,), (31,), (100,), (4, 64, 64), (1, 4, 9, 7))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_first_draw(seed: int, shape: tuple[int, ...]) -> None:
+    expected = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    assert_close("randn", "float32", CpuGenerator(seed).randn(shape), expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**64 - 1), st.lists(st.integers(0, 80), min_size=1, max_size=8))
+def test_consecutive_draws(seed: int, counts: list[int]) -> None:
+    generator = CpuGenerator(seed)
+    theirs = torch.Generator().manual_seed(seed)
+    for count in counts:
+        assert_close(
+            "randn", "float32", generator.randn((count,)), torch.randn(count, generator=theirs)
+        )
+
+
+def test_each_image_has_a_generator_of_its_own() -> None:
+    noise = initial_noise(2**64 - 3, 3, 4, 8, 8)
+    for image, seed in zip(noise, range(2**64 - 3, 2**64), strict=True):
+        expected = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))[0]
+        assert_close("randn", "float32", image, expected)

@@ -1,0 +1,59 @@
+"""How far a result may be from its reference: the only place with tolerances of numeric tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# (operation, data type) -> (largest error, root mean square error), both relative to the root mean
+# square of the reference. A row may grow only together with a reason for it.
+TOLERANCES: dict[tuple[str, str], tuple[float, float]] = {
+    # Several times the rounding of one operation; libm's and torch's sin and cos differ.
+    ("randn", "float32"): (1e-5, 1e-6),
+    ("guided_step", "float32"): (5e-7, 1e-7),
+    ("scale_duplicate", "float32"): (5e-7, 1e-7),
+    # Sums of up to a few thousand products in another order.
+    ("attention", "float32"): (2e-5, 2e-6),
+    ("group_norm_silu", "float32"): (1e-5, 1e-6),
+    # Whole networks against diffusers and transformers on equal weights.
+    ("text_encoder", "float32"): (1e-4, 1e-5),
+    ("unet", "float32"): (1e-4, 1e-5),
+    ("controlnet", "float32"): (1e-4, 1e-5),
+    ("vae", "float32"): (1e-4, 1e-5),
+}
+
+
+def assert_close(op: str, dtype: str, actual: Any, expected: Any) -> None:
+    """Compare a result with its reference, within the row of TOLERANCES.
+
+    Args:
+        op, dtype: the row.
+        actual, expected: arrays or tensors of one shape.
+
+    Raises:
+        AssertionError: shapes differ, a value is not finite, or an error is too large.
+        KeyError: there is no such row.
+    """
+    max_allowed, rms_allowed = TOLERANCES[op, dtype]
+    got, wanted = _float64(actual), _float64(expected)
+    assert got.shape == wanted.shape, f"{op} {dtype}: shape {got.shape}, expected {wanted.shape}"
+    assert np.isfinite(got).all(), f"{op} {dtype}: {np.sum(~np.isfinite(got))} values not finite"
+    assert np.isfinite(wanted).all(), f"{op} {dtype}: the reference is not finite"
+    if got.size == 0:
+        return
+    scale = float(np.sqrt(np.mean(wanted**2))) or 1.0
+    error = np.abs(got - wanted) / scale
+    worst, rms = float(error.max()), float(np.sqrt(np.mean(error**2)))
+    assert worst <= max_allowed, (
+        f"{op} {dtype}: largest relative error {worst:.3g}, allowed {max_allowed:.3g}, at "
+        f"{tuple(map(int, np.unravel_index(error.argmax(), error.shape)))}"
+    )
+    assert rms <= rms_allowed, f"{op} {dtype}: RMS relative error {rms:.3g} > {rms_allowed:.3g}"
+
+
+def _float64(values: Any) -> NDArray[np.float64]:
+    if hasattr(values, "detach"):  # a tensor; bfloat16 has no NumPy counterpart
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
