@@ -21,6 +21,9 @@ class Attention(nn.Module):
     def __init__(self, channels: int, context_channels: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        # Kept as numbers: taken from a traced tensor's shape they would become graph nodes.
+        self.head_dim = channels // num_heads
+        self.scale = self.head_dim**-0.5
         self.attention_impl = "sdpa"
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(context_channels, channels, bias=False)
@@ -31,14 +34,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Return [B,S,C] for x [B,S,C] and context [B,Sk,Cc]."""
         q, k, v = (
-            tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B,heads,S,head_dim]
+            tokens.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)  # [B,heads,S,d]
             for tokens in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
         if self.attention_impl == "plain":
-            weights = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+            weights = (q * self.scale) @ k.transpose(2, 3)
             out = weights.softmax(dim=-1).to(v.dtype) @ v
         else:
-            out = F.scaled_dot_product_attention(q, k, v)
+            out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         result: Tensor = self.to_out[0](out.transpose(1, 2).flatten(2))
         return result
 
@@ -51,11 +54,12 @@ class GEGLU(nn.Module):
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
+        self.inner = inner
         self.proj = nn.Linear(channels, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B,S,inner]."""
-        value, gate = self.proj(x).chunk(2, dim=-1)
+        value, gate = self.proj(x).split(self.inner, dim=-1)
         out: Tensor = value * F.gelu(gate)
         return out
 
@@ -176,5 +180,8 @@ def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
     # Rounded to fp32 in this order by the code that the published weights were trained with; at
     # timestep 999 another order turns the angles by 1e-4.
     exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half
-    angles = timesteps.float()[:, None] * exponent.to(timesteps.device).exp()[None]
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+    frequencies = exponent.to(timesteps.device).exp()[:, None]
+    # Timesteps enter the product as they came: a reshape before it would be a place where a
+    # runtime that computes in bf16 rounds 999 to 1000.
+    angles = frequencies * timesteps.float()  # [channels/2, B]
+    return torch.cat([angles.cos(), angles.sin()]).transpose(0, 1)
