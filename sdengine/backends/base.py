@@ -90,13 +90,15 @@ class Backend(Protocol):
 
 
 def resolve_shapes(
-    network: str, tensors: Sequence[TensorEntry], sizes: Mapping[str, int]
+    network: str,
+    tensors: Sequence[TensorEntry] | Sequence[TensorSpec],
+    sizes: Mapping[str, int],
 ) -> dict[str, tuple[int, ...]]:
     """Put numbers in the place of a network's symbolic dimensions.
 
     Args:
         network: the network's name, for messages.
-        tensors: the manifest's inputs.
+        tensors: a network's inputs, as the manifest or a contract lists them.
         sizes: value of each symbol; `name/divisor` is rounded up, as strided convolutions do.
 
     Returns:
