@@ -1,0 +1,81 @@
+# make demo     installs into .venv-demo and writes demo.png
+# make test     installs into .venv-test, with torch, and runs every check and test
+# make lint     only ruff, clang-format and mypy
+# make format   rewrites the sources as lint wants them
+# make sanitize runs the C++ tests under the address and undefined behaviour sanitizers
+# make clean    removes what the others made
+#
+# Needed: Python 3.10-3.13 with venv, a C++17 compiler, a package index. CMake and Ninja come from
+# the index. Where the index offers torch for CUDA first, this keeps it small:
+#   make test PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu TORCH='torch==2.13.0+cpu'
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PYTEST_FLAGS ?=
+
+DEMO := .venv-demo
+TEST := .venv-test
+PIP_FLAGS := --quiet --disable-pip-version-check
+
+SOURCES := $(shell find sdengine kernels benchmarks csrc -type f \
+    -not -path '*/__pycache__/*' -not -path '*/results/*' 2>/dev/null) \
+    pyproject.toml CMakeLists.txt LICENSE README.md
+CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' \))
+
+PROMPT := a large red circle on a blue background
+
+.PHONY: demo test lint format cpp sanitize pytest clean
+
+demo: $(DEMO)/installed
+	@echo "Prompt: $(PROMPT)"
+	@$(DEMO)/bin/sdengine generate "$(PROMPT)" --seed 7 -o demo.png
+	@echo "The picture is $(CURDIR)/demo.png"
+
+test: lint cpp pytest
+
+pytest: $(TEST)/installed
+	$(TEST)/bin/pytest $(PYTEST_FLAGS)
+
+lint: $(TEST)/tools
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+	$(TEST)/bin/clang-format --dry-run --Werror $(CPP)
+	$(TEST)/bin/mypy
+
+format: $(TEST)/tools
+	$(TEST)/bin/ruff check --fix .
+	$(TEST)/bin/ruff format .
+	$(TEST)/bin/clang-format -i $(CPP)
+
+cpp: $(TEST)/tools
+	PATH="$(CURDIR)/$(TEST)/bin:$$PATH" tests/cpp/run.sh build/cpp
+
+sanitize: $(TEST)/tools
+	PATH="$(CURDIR)/$(TEST)/bin:$$PATH" tests/cpp/run.sh build/sanitize -DSDENGINE_SANITIZE=ON
+
+# The demo runs on the CPU; without CUDA the extension builds in seconds.
+$(DEMO)/installed: $(SOURCES) | $(DEMO)/bin/pip
+	@echo "Installing sdengine into $(DEMO)"
+	@$(DEMO)/bin/pip install $(PIP_FLAGS) -C cmake.define.SDENGINE_CUDA=OFF .
+	@touch $@
+
+# torch first and alone, so that nothing else decides which build of it is taken. The package goes
+# in once for its dependencies and then again only when a source has changed.
+$(TEST)/tools: pyproject.toml | $(TEST)/bin/pip
+	@echo "Installing torch and the test tools into $(TEST)"
+	@$(TEST)/bin/pip install $(PIP_FLAGS) "$(TORCH)"
+	@$(TEST)/bin/pip install $(PIP_FLAGS) ".[dev]"
+	@touch $@
+
+$(TEST)/installed: $(SOURCES) $(TEST)/tools
+	@$(TEST)/bin/pip install $(PIP_FLAGS) --no-deps --force-reinstall .
+	@touch $@
+
+$(DEMO)/bin/pip $(TEST)/bin/pip:
+	@$(PYTHON) -m venv $(patsubst %/bin/pip,%,$@) || { \
+	    echo "Could not make a virtual environment with $(PYTHON); Debian and Ubuntu need the" \
+	         "package python3-venv."; rm -rf $(patsubst %/bin/pip,%,$@); exit 1; }
+
+clean:
+	rm -rf build dist $(DEMO) $(TEST) demo.png .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find sdengine kernels benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
