@@ -13,8 +13,8 @@ namespace {
 
 constexpr std::size_t kBlock = 256;
 
-void guide(const float* noise_pred, std::size_t offset, std::size_t count,
-           std::size_t num_elements, bool has_guidance, double guidance_scale, double* guided) {
+void guide(const float* noise_pred, std::size_t offset, std::size_t count, std::size_t num_elements,
+           bool has_guidance, double guidance_scale, double* guided) {
   const float* first = noise_pred + offset;
   if (!has_guidance) {
     std::copy(first, first + count, guided);

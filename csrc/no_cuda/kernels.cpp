@@ -33,8 +33,7 @@ void scale_duplicate(const float*, std::size_t, const double*, const std::int32_
   refuse();
 }
 
-void images_to_uint8(const float*, std::size_t, std::size_t, std::uint8_t*, std::int32_t*,
-                     Stream) {
+void images_to_uint8(const float*, std::size_t, std::size_t, std::uint8_t*, std::int32_t*, Stream) {
   refuse();
 }
 

@@ -64,8 +64,8 @@ void scale_duplicate(Address latents, std::size_t num_elements, Address scales, 
 
 void images_to_uint8(Address images, std::size_t batch, std::size_t num_pixels, Address out,
                      Address not_finite, cuda::Stream stream) {
-  cuda::images_to_uint8(pointer<const float>(images), batch, num_pixels,
-                        pointer<std::uint8_t>(out), pointer<std::int32_t>(not_finite), stream);
+  cuda::images_to_uint8(pointer<const float>(images), batch, num_pixels, pointer<std::uint8_t>(out),
+                        pointer<std::int32_t>(not_finite), stream);
 }
 
 }  // namespace

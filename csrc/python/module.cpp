@@ -23,9 +23,9 @@ constexpr const char* kIsa =
 #elif defined(__x86_64__)
     "x86-64 SSE2";
 #elif defined(__aarch64__)
-    "aarch64 NEON";
+        "aarch64 NEON";
 #else
-    "generic";
+        "generic";
 #endif
 
 py::dict build_info() {
