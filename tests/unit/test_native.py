@@ -129,7 +129,7 @@ def test_scale_duplicate_refuses() -> None:
     with pytest.raises(ValueError, match=r"out: has shape \[3,4\]"):
         _native.scale_duplicate(latents, 1.0, np.zeros((3, 4), np.float32))
     with pytest.raises(TypeError, match="out: is int32; expected float32"):
-        _native.scale_duplicate(latents, 1.0, np.zeros((2, 4), np.int32))  # type: ignore[arg-type]
+        _native.scale_duplicate(latents, 1.0, np.zeros((2, 4), np.int32))
     out = np.zeros((2, 4), np.float32)
     out.flags.writeable = False
     with pytest.raises(ValueError, match="out: is read-only"):

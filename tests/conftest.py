@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+
+# Before any import of what reads them: nothing is downloaded, and small networks are faster alone.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("tests", deadline=None, print_blob=True)
+settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {"gpu": _missing_gpu(), "tensorrt": _missing_tensorrt()}
+    for item in items:
+        for marker, reason in missing.items():
+            if reason is not None and item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _missing_gpu() -> str | None:
+    from sdengine import _native
+
+    usable, reason = _native.cuda_available()
+    return None if usable else f"no usable NVIDIA GPU: {reason}"
+
+
+def _missing_tensorrt() -> str | None:
+    for module in ("tensorrt_rtx", "tensorrt"):
+        if importlib.util.find_spec(module) is not None:
+            return None
+    return "neither tensorrt_rtx nor tensorrt is installed"
