@@ -46,7 +46,7 @@ def ddim(schedule: str, steps: int, noise_schedule: NoiseSchedule) -> SamplerPro
 
 
 def _signal_after(t: Float64, steps: int, noise_schedule: NoiseSchedule) -> Float64:
-    # A whole stride back from each timestep, as the published scheduler steps, whatever the spacing.
+    # A whole stride back from each timestep, as the published scheduler does for any spacing.
     before = (t - noise_schedule.num_train_timesteps // steps).astype(int)
     last = 1.0 if noise_schedule.set_alpha_to_one else noise_schedule.alphas_cumprod[0]
     return np.where(before >= 0, noise_schedule.alphas_cumprod[np.maximum(before, 0)], last)

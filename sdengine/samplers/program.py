@@ -5,7 +5,7 @@
         m     = guided(denoiser(c_in[k] * r[0], t[k]))
         r'[i] = sum_j A[k,i,j] r[j] + b[k,i] m + d[k,i] noise[k]
 
-The numbers are computed on the host in float64; the registers are fp32 and native code applies them.
+The numbers are computed on the host in float64; native code applies them to fp32 registers.
 """
 
 from __future__ import annotations

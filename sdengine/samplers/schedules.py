@@ -1,4 +1,4 @@
-"""Where on the noise schedule a sampler stops: timesteps and the noise levels that belong to them."""
+"""Where on the noise schedule a sampler stops: timesteps and their noise levels."""
 
 from __future__ import annotations
 
