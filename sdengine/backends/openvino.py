@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from sdengine.errors import (
     DeviceError,
     OutOfMemoryError,
 )
+
+if TYPE_CHECKING:
+    from sdengine.export.export import ExportedNetwork
 
 _ELEMENT_TYPES = {"f32": "float32", "f16": "float16", "i64": "int64", "i32": "int32"}
 
@@ -137,6 +140,12 @@ class OpenVinoBackend:
                 "precision bf16: this processor does not compute in bf16. Use fp32 or auto."
             )
         return "bf16" if has_bf16 else "fp32"
+
+    def compile(self, network: ExportedNetwork, out_dir: Path, precision: str) -> list[str]:
+        """Write the network's IR; see `sdengine.export.openvino_ir.compile_ir`."""
+        from sdengine.export.openvino_ir import compile_ir
+
+        return compile_ir(network, out_dir, precision)
 
 
 @functools.cache
