@@ -28,6 +28,7 @@ from sdengine.errors import BundleError, ConfigError
 
 DEMO_BUNDLE = Path(__file__).parent / "demo"
 HASH_BY_DEFAULT_BYTES = 256 << 20
+HASH_ANYWAY_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def open_bundle(path: str | os.PathLike[str] = "demo", verify: str = "auto") -> 
 
     Args:
         path: the bundle's folder, or "demo" for the one inside the package.
-        verify: "size" compares file sizes, "hash" SHA-256 too, "auto" hashes when the bundle has
-            less than 256 MiB.
+        verify: "size" compares file sizes, "hash" SHA-256 too. "auto" hashes every file when the
+            bundle has less than 256 MiB, else those up to 32 MiB: graphs, tables, tokenizer.
 
     Raises:
         BundleError: it is missing, foreign, incomplete or altered; the message names the file.
@@ -93,10 +94,11 @@ def open_bundle(path: str | os.PathLike[str] = "demo", verify: str = "auto") -> 
     manifest = parse_manifest(_read_manifest(root))
     _check_required(root, manifest)
     total_bytes = sum(entry.size_bytes for entry in manifest.files)
-    with_hash = verify == "hash" or (verify == "auto" and total_bytes < HASH_BY_DEFAULT_BYTES)
+    is_small = total_bytes < HASH_BY_DEFAULT_BYTES
     real_root = root.resolve()
     for entry in manifest.files:
-        _check_file(real_root, entry, with_hash)
+        by_default = is_small or entry.size_bytes <= HASH_ANYWAY_BYTES
+        _check_file(real_root, entry, verify == "hash" or (verify == "auto" and by_default))
     return Bundle(manifest, root)
 
 

@@ -149,6 +149,19 @@ def test_wrong_hash(root: Path) -> None:
         open_bundle(root, verify="hash")
 
 
+def test_large_bundles_have_their_small_files_hashed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdengine.bundle.reader.HASH_BY_DEFAULT_BYTES", 10)
+    (root / "unet.bin").write_bytes(b"\x01" + bytes(99))
+    with pytest.raises(BundleError, match="SHA-256"):
+        open_bundle(root)
+    monkeypatch.setattr("sdengine.bundle.reader.HASH_ANYWAY_BYTES", 99)
+    assert open_bundle(root).manifest.name == "example"
+    with pytest.raises(BundleError, match="SHA-256"):
+        open_bundle(root, verify="hash")
+
+
 def test_truncated_and_missing_files(root: Path) -> None:
     (root / "unet.bin").write_bytes(bytes(50))
     with pytest.raises(BundleError, match="50 bytes"):
