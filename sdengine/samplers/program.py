@@ -112,7 +112,7 @@ class SamplerProgram:
     @property
     def num_registers(self) -> int:
         """Number of latent-shaped registers R."""
-        return self.b.shape[1]
+        return int(self.b.shape[1])
 
     @property
     def needs_noise(self) -> tuple[bool, ...]:

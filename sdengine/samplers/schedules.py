@@ -26,7 +26,7 @@ def spaced_timesteps(noise_schedule: NoiseSchedule, steps: int, *, rounded: bool
         return np.round(t) if rounded else t.copy()
     if noise_schedule.timestep_spacing == "trailing":
         return np.round(total - np.arange(steps) * (total / steps)) - 1
-    t = np.arange(steps)[::-1] * float(total // steps) + noise_schedule.steps_offset
+    t = np.arange(steps, dtype=np.float64)[::-1] * (total // steps) + noise_schedule.steps_offset
     # The offset would lead past the last timestep when every timestep is used.
     return np.minimum(t, total - 1)
 
@@ -43,7 +43,7 @@ def spaced_timesteps_after_first(noise_schedule: NoiseSchedule, steps: int) -> F
     stride, offset = total // (steps + 1), noise_schedule.steps_offset
     fits = stride > 0 and steps * stride + offset < total
     if noise_schedule.timestep_spacing == "leading" and fits:
-        return np.arange(steps, 0, -1) * float(stride) + offset
+        return np.arange(steps, 0, -1, dtype=np.float64) * stride + offset
     t = np.linspace(0, total - 1, steps + 1)[::-1][:-1]
     return np.round(t) if steps < total else t.copy()
 

@@ -45,7 +45,8 @@ CASES = [
 
 def denoise(latents: np.ndarray[Any, Any], timestep: float) -> np.ndarray[Any, Any]:
     """Stand in for a network: smooth, bounded, and different at every timestep."""
-    return 0.7 * np.tanh(latents) + 0.2 * np.cos(latents + timestep / 300)
+    output: np.ndarray[Any, Any] = 0.7 * np.tanh(latents) + 0.2 * np.cos(latents + timestep / 300)
+    return output
 
 
 def unit_noise(seed: int) -> np.ndarray[Any, Any]:
