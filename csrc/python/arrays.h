@@ -2,6 +2,7 @@
 
 #include <pybind11/numpy.h>
 
+#include <cstdint>
 #include <string>
 
 namespace sdengine::python {
@@ -31,6 +32,9 @@ void check_array(const char* name, const pybind11::array& array) {
   }
   if ((array.flags() & pybind11::array::c_style) == 0) {
     throw pybind11::value_error(prefix + "is not C-contiguous; pass numpy.ascontiguousarray of it");
+  }
+  if (reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) != 0) {
+    throw pybind11::value_error(prefix + "is not aligned; pass a copy of it");
   }
 }
 

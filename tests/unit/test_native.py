@@ -97,6 +97,12 @@ def test_guided_step_refuses(name: str, wrong: Any, error: type, message: str) -
     np.testing.assert_array_equal(registers, before)
 
 
+def test_unaligned_arrays_are_refused() -> None:
+    out = np.zeros(17, np.uint8)[1:].view(np.float32)
+    with pytest.raises(ValueError, match="out: is not aligned"):
+        _native.MersenneNormal(1).fill(out)
+
+
 def test_guided_step_refuses_too_many_registers() -> None:
     registers, noise_pred, A, b, d, noise = made_step(9, (1, 4), 1)
     with pytest.raises(ValueError, match="registers: 9 of them; at most 8"):
