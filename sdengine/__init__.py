@@ -16,7 +16,7 @@ _HOMES = {
     "Result": "sdengine.result",
     "Step": "sdengine.result",
     "Timings": "sdengine.result",
-    "build": "sdengine.build",
+    "build": "sdengine.export.build",
     "SdengineError": "sdengine.errors",
     "ConfigError": "sdengine.errors",
     "UnsupportedShapeError": "sdengine.errors",
@@ -35,7 +35,7 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from sdengine.build import build as build
+    from sdengine.export.build import build as build
     from sdengine.errors import BackendUnavailableError as BackendUnavailableError
     from sdengine.errors import BundleError as BundleError
     from sdengine.errors import Cancelled as Cancelled

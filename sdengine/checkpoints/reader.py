@@ -19,6 +19,7 @@ from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL, VAEConfig
 
+EXTRAS_FILE = "sdengine.json"
 _DIFFUSERS_STEM = "diffusion_pytorch_model"
 _TRANSFORMERS_STEM = "model"
 
@@ -57,6 +58,19 @@ class Checkpoint:
     def family(self) -> str:
         """ "sd1" or "sd2": which publication the architecture follows."""
         return "sd2" if self.unet_config.use_linear_projection else "sd1"
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Values that requests should take when they name none, such as the guidance scale.
+
+        They come from an optional `sdengine.json`, which diffusers does not read.
+        """
+        if self._folder.find(EXTRAS_FILE) is None:
+            return {}
+        defaults = self._folder.json(EXTRAS_FILE).get("defaults", {})
+        if not isinstance(defaults, dict):
+            raise CheckpointError(f"{self.root / EXTRAS_FILE}: defaults is not an object.")
+        return defaults
 
     @property
     def pad_token(self) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from sdengine.checkpoints.folder import CheckpointFolder
-from sdengine.errors import CheckpointError
+from sdengine.errors import CheckpointError, OutputError
 
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _MAX_SHARDS = 1000
@@ -111,6 +112,19 @@ class Weights:
     def _where(self) -> str:
         more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
         return f"{self.files[0]}{more}"
+
+
+def save_tensors(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write contiguous CPU tensors as a safetensors file that everyone may read.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        save_file(dict(state), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OutputError(f"{path} cannot be written: {error}.") from error
+    path.chmod(0o644)  # the library makes it private
 
 
 def open_weights(folder: CheckpointFolder, part: str, stem: str) -> Weights:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
+from sdengine.checkpoints.weights import save_tensors
 from sdengine.errors import CheckpointError, OutputError
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
@@ -37,6 +37,7 @@ def save_checkpoint(
     scheduler_config: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
     pad_token: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a model's parts as a folder that diffusers' StableDiffusionPipeline loads.
 
@@ -47,6 +48,7 @@ def save_checkpoint(
         scheduler_config: content of scheduler_config.json, with the scheduler's `_class_name`.
         dtype: what the weights are converted to.
         pad_token: what prompts are padded with, or None for what tokenizer_dir says.
+        defaults: values for requests that name none: steps, guidance_scale, sampler, schedule.
 
     Returns:
         The folder.
@@ -72,15 +74,14 @@ def save_checkpoint(
         ):
             (temporary / part).mkdir()
             _write_json(temporary / part / "config.json", module.config.to_dict())
-            save_file(
-                _converted(part, module, dtype),
-                temporary / part / f"{stem}.safetensors",
-                metadata={"format": "pt"},
-            )
+            state = _converted(part, module, dtype)
+            save_tensors(state, temporary / part / f"{stem}.safetensors")
         _copy_tokenizer(Path(tokenizer_dir), temporary / "tokenizer", pad_token)
         (temporary / "scheduler").mkdir()
         _write_json(temporary / "scheduler" / "scheduler_config.json", dict(scheduler_config))
         _write_json(temporary / "model_index.json", _model_index(text_encoder, scheduler_config))
+        if defaults:
+            _write_json(temporary / "sdengine.json", {"defaults": dict(defaults)})
         temporary.chmod(0o755)  # mkdtemp makes it private
         temporary.rename(target)
     except OSError as error:

@@ -35,19 +35,20 @@ class ExportedNetwork:
 
     Args:
         name: the network's name in a bundle.
-        onnx_path: the graph; its weights lie beside it in `<name>.onnx.data`.
+        onnx_path: the graph, its weights beside it in `<name>.onnx.data`; None for a target that
+            runs the module itself.
         inputs, outputs: with symbolic dimensions.
         module: what it was exported from.
-        max_error: largest difference between the two, relative to the largest output; over
-            several batches and sizes.
+        max_error: largest difference between the two, relative to the largest output, over
+            several batches and sizes; None when not compared.
     """
 
     name: str
-    onnx_path: Path
+    onnx_path: Path | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     module: nn.Module
-    max_error: float
+    max_error: float | None
 
 
 def make_contract(
@@ -94,11 +95,11 @@ def export_network(
         ExportError: the module cannot be exported, or the file computes something else.
     """
     contract = make_contract(name, module, downscale=downscale, controlnet=controlnet)
-    model = trace(contract)
     path = out_dir / f"{name}.onnx"
+    model = trace(contract, path)
     attach_weights(model, contract, out_dir / f"{name}.onnx.data")
     onnx.save(model, path)
-    error = compare_with_module(path, contract) if check else float("nan")
+    error = compare_with_module(path, contract) if check else None
     return ExportedNetwork(name, path, contract.inputs, contract.outputs, module, error)
 
 

@@ -14,7 +14,7 @@ from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL
 
 NETWORKS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
-PROMPT_LENGTH = 77
+_SEQUENCE = 77  # of example prompts; the U-Net takes any
 _FLOAT, _INT = "float32", "int64"
 
 
@@ -38,13 +38,14 @@ class NetworkContract:
     def example(self, batch: int, height: int, width: int, *, seed: int) -> tuple[Tensor, ...]:
         """Make seeded inputs for an image size in pixels, multiples of `multiple`."""
         generator = torch.Generator().manual_seed(seed)
-        sizes = {"batch": batch, "height": height, "width": width, "sequence": PROMPT_LENGTH}
+        sizes = {"batch": batch, "height": height, "width": width, "sequence": _SEQUENCE}
         shapes = resolve_shapes(self.name, self.inputs, sizes)
         made = []
         for spec in self.inputs:
             shape = shapes[spec.name]
             if spec.dtype == _INT:
-                made.append(torch.randint(1, PROMPT_LENGTH, shape, generator=generator))
+                length = int(self.inputs[0].shape[1])
+                made.append(torch.randint(1, length, shape, generator=generator))
             elif spec.name == "timestep":
                 made.append(torch.rand(shape, generator=generator) * 999)
             else:
@@ -55,14 +56,14 @@ class NetworkContract:
 def text_encoder_contract(module: CLIPTextEncoder) -> NetworkContract:
     """inputs_embeds, eos_index -> hidden_states, normed_hidden_states, pooled."""
     config = module.config
-    width = config.hidden_size
-    states = (config.num_hidden_layers + 1, "batch", PROMPT_LENGTH, width)
+    width, length = config.hidden_size, config.max_position_embeddings
+    states = (config.num_hidden_layers + 1, "batch", length, width)
     pooled = config.projection_dim if config.with_projection else width
     return NetworkContract(
         name="text_encoder",
         module=module,
         inputs=(
-            TensorSpec("inputs_embeds", ("batch", PROMPT_LENGTH, width), _FLOAT),
+            TensorSpec("inputs_embeds", ("batch", length, width), _FLOAT),
             TensorSpec("eos_index", ("batch",), _INT),
         ),
         outputs=(

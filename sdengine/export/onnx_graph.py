@@ -6,7 +6,6 @@ any size needs no copy of its weights in memory, and later tools can find each w
 
 from __future__ import annotations
 
-import io
 import warnings
 from pathlib import Path
 
@@ -23,14 +22,17 @@ _WRAPPER_PREFIX = "module."
 _ALIGNMENT = 64
 
 
-def trace(contract: NetworkContract) -> onnx.ModelProto:
+def trace(contract: NetworkContract, path: Path) -> onnx.ModelProto:
     """Return the graph with its parameters as inputs behind the contract's inputs.
+
+    Args:
+        contract: the network.
+        path: where the graph may be written.
 
     Raises:
         ExportError: the module does something that ONNX has no operator for.
     """
     example = contract.example(2, 2 * contract.multiple, 3 * contract.multiple, seed=0)
-    buffer = io.BytesIO()
     try:
         with warnings.catch_warnings(), torch.no_grad():
             # Tracing warns about every shape that becomes a constant; those are meant to.
@@ -38,7 +40,7 @@ def trace(contract: NetworkContract) -> onnx.ModelProto:
             torch.onnx.export(
                 contract.module,
                 example,
-                buffer,
+                path,
                 input_names=[spec.name for spec in contract.inputs],
                 output_names=[spec.name for spec in contract.outputs],
                 dynamic_axes={
@@ -52,7 +54,7 @@ def trace(contract: NetworkContract) -> onnx.ModelProto:
             )
     except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
         raise ExportError(f"{contract.name}: cannot be exported to ONNX: {error}") from error
-    return onnx.load_from_string(buffer.getvalue())
+    return onnx.load(path)
 
 
 def attach_weights(model: onnx.ModelProto, contract: NetworkContract, data_path: Path) -> None:
@@ -101,7 +103,9 @@ def onnx_symbol(size: int | str) -> int | str:
 
 def _symbols(spec: TensorSpec) -> dict[int, str]:
     return {
-        axis: str(onnx_symbol(size)) for axis, size in enumerate(spec.shape) if isinstance(size, str)
+        axis: str(onnx_symbol(size))
+        for axis, size in enumerate(spec.shape)
+        if isinstance(size, str)
     }
 
 

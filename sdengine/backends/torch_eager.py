@@ -1,0 +1,218 @@
+"""The torch backend: the networks run eagerly from their modules; the baseline and reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from sdengine.backends.base import Array, Module, TensorSpec, resolve_shapes
+from sdengine.bundle.manifest import TensorEntry
+from sdengine.bundle.reader import Bundle
+from sdengine.errors import (
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    DeviceError,
+    EngineBuildError,
+    OutOfMemoryError,
+)
+
+if TYPE_CHECKING:
+    from sdengine.export.export import ExportedNetwork
+
+_STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_COMPUTED = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# What a network of a bundle leaves out of its module: the autoencoder is two networks, and the
+# token table is looked up on the host.
+_LEFT_OUT = {
+    "text_encoder": ("text_model.embeddings.token_embedding",),
+    "unet": (),
+    "vae_decoder": ("encoder", "quant_conv"),
+    "vae_encoder": ("decoder", "post_quant_conv"),
+}
+
+
+class TorchModule:
+    """One network at fixed shapes, computed by torch operation by operation."""
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        dtype: torch.dtype,
+        threads: int | None,
+    ) -> None:
+        self.name = name
+        self.inputs = inputs
+        self.outputs = outputs
+        self._module: nn.Module | None = module
+        self._dtype = dtype
+        self._threads = threads
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Compute the outputs by name; every input must be given at its static shape."""
+        if self._module is None:
+            raise DeviceError(f"{self.name}: the network was closed.")
+        tensors = [self._tensor(spec, inputs) for spec in self.inputs]
+        if self._threads is not None and torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        try:
+            with torch.inference_mode():
+                computed = self._module(*tensors)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, MemoryError) or "allocate memory" in str(error):
+                raise OutOfMemoryError(f"{self.name}: memory ran out while computing.") from None
+            raise DeviceError(f"{self.name}: torch failed: {str(error)[:300]}") from error
+        if isinstance(computed, torch.Tensor):
+            computed = (computed,)
+        arrays = [tensor.float().contiguous().numpy() for tensor in computed]
+        return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}
+
+    def _tensor(self, spec: TensorSpec, inputs: Mapping[str, Array]) -> torch.Tensor:
+        try:
+            array = inputs[spec.name]
+        except KeyError:
+            raise ConfigError(f"{self.name}: input {spec.name!r} is not given.") from None
+        if array.shape != spec.shape:
+            raise ConfigError(
+                f"{self.name}: input {spec.name!r} is {list(array.shape)}; this network was loaded "
+                f"for {list(spec.shape)}."
+            )
+        array = np.asarray(array, dtype=spec.dtype, order="C")
+        # A read-only array, such as a view of the latents, is fine: nothing here writes to it.
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        # Timesteps keep their digits: in bf16, 999 would become 1000.
+        if spec.name == "timestep" or not tensor.is_floating_point():
+            return tensor
+        return tensor.to(self._dtype)
+
+    def close(self) -> None:
+        """Free the network's memory; a second call does nothing."""
+        self._module = None
+
+
+class TorchBackend:
+    """Run bundles of target `torch` on the CPU."""
+
+    name = "torch"
+
+    def available(self) -> tuple[bool, str]:
+        """Say which torch runs the networks."""
+        return True, f"torch {torch.__version__}"
+
+    def resolve(self, precision: str) -> str:
+        """Return what `auto` means here: bf16 where the processor computes in it, else fp32."""
+        if precision != "auto":
+            return precision
+        return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+    def compile(self, network: ExportedNetwork, out_dir: Path, precision: str) -> list[str]:
+        """Write the network's weights as safetensors, named as in the checkpoint.
+
+        Args:
+            network: only its module is used.
+            out_dir: an existing folder.
+            precision: what weights are stored in: "fp32", "bf16" or "fp16".
+
+        Raises:
+            EngineBuildError: a weight is not finite in this precision.
+        """
+        from sdengine.checkpoints.weights import save_tensors
+
+        if precision not in _STORED:
+            raise ConfigError.for_field("precision", precision, ", ".join(_STORED))
+        left_out = tuple(f"{part}." for part in _LEFT_OUT[network.name])
+        state = {}
+        for name, tensor in network.module.state_dict().items():
+            if name.startswith(left_out):
+                continue
+            state[name] = tensor.to(_STORED[precision]).contiguous()
+            if not torch.isfinite(state[name]).all():
+                raise EngineBuildError(
+                    f"{network.name}: weight {name!r} is not finite in {precision}. Build with "
+                    "--precision fp32."
+                )
+        path = out_dir / f"{network.name}.safetensors"
+        save_tensors(state, path)
+        return [path.name]
+
+    def load(
+        self,
+        bundle: Bundle,
+        network: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        precision: str = "auto",
+        threads: int | None = None,
+    ) -> Module:
+        """Build one network's module and give it its weights; see `Backend.load`."""
+        from sdengine.checkpoints.weights import Weights
+        from sdengine.export.export import make_contract
+
+        entry = bundle.network(network)
+        dtype = _COMPUTED[self.resolve(precision)]
+        files = [bundle.path(name) for name in entry.files]
+        try:
+            module = Weights(files, lambda name: name).load_into(
+                lambda: _build(bundle, network), dtype
+            )
+            contract = make_contract(
+                network,
+                module,
+                downscale=bundle.manifest.architecture.vae.downscale,
+                controlnet=any(tensor.name == "mid_residual" for tensor in entry.inputs),
+            )
+        except (CheckpointError, ConfigError) as error:
+            raise BundleError(f"{network}: {error}") from None
+        except MemoryError:
+            raise OutOfMemoryError(f"{network}: memory ran out while loading.") from None
+        if [spec.name for spec in contract.inputs] != [tensor.name for tensor in entry.inputs]:
+            raise BundleError(f"{network}: the manifest's inputs are not those of the network.")
+        output_shapes = resolve_shapes(network, entry.outputs, _sizes(entry.inputs, shapes))
+        return TorchModule(
+            network,
+            contract.module,
+            tuple(TensorSpec(s.name, shapes[s.name], s.dtype) for s in contract.inputs),
+            tuple(TensorSpec(s.name, output_shapes[s.name], s.dtype) for s in contract.outputs),
+            dtype,
+            threads,
+        )
+
+
+def _build(bundle: Bundle, network: str) -> nn.Module:
+    from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
+    from sdengine.models.unet import UNet2DConditionModel, UNetConfig
+    from sdengine.models.vae import AutoencoderKL, VAEConfig
+
+    architecture = bundle.manifest.architecture
+    module: nn.Module
+    if network == "text_encoder":
+        module = CLIPTextEncoder(TextEncoderConfig.from_dict(architecture.text_encoder.config))
+    elif network == "unet":
+        module = UNet2DConditionModel(UNetConfig.from_dict(architecture.unet.config))
+    elif network in _LEFT_OUT:
+        module = AutoencoderKL(VAEConfig.from_dict(architecture.vae.config))
+    else:
+        raise BundleError(f"network {network!r} is unknown to this release.")
+    for part in _LEFT_OUT[network]:
+        parent, _, name = part.rpartition(".")
+        delattr(module.get_submodule(parent), name)
+    return module
+
+
+def _sizes(tensors: Sequence[TensorEntry], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Read the value of each symbol off the inputs' shapes."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        for dimension, size in zip(tensor.shape, shapes[tensor.name], strict=True):
+            if isinstance(dimension, str):
+                symbol, _, divisor = dimension.partition("/")
+                sizes.setdefault(symbol, size * int(divisor or 1))
+    return sizes

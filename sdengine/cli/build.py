@@ -1,0 +1,105 @@
+"""`sdengine build`: a checkpoint into a bundle."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdengine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdengine.export.build import BuildReport
+
+
+def build(
+    checkpoint: Annotated[str, typer.Argument(help="Folder as diffusers writes them, or demo.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="BUNDLE", help="New folder.")],
+    target: Annotated[str, typer.Option(help="openvino or torch.")] = "openvino",
+    resolutions: Annotated[
+        str, typer.Option(metavar="LIST", help="Pixels, such as 512,768 or 512x768.")
+    ] = "512",
+    batch: Annotated[int, typer.Option(help="Images that one run makes.")] = 1,
+    precision: Annotated[str, typer.Option(help="Of stored weights: fp32, bf16 or fp16.")] = "fp16",
+    controlnet: Annotated[bool, typer.Option(help="Let the U-Net read ControlNets.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace an older bundle.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compile a checkpoint into a bundle that runs without torch."""
+    sizes = parse_resolutions(resolutions)
+    from sdengine.export.build import build as run_build
+
+    with progress_bar() as progress:
+        report = run_build(
+            checkpoint,
+            output,
+            target=target,
+            resolutions=sizes,
+            batch=batch,
+            precision=precision,
+            controlnet=controlnet,
+            force=force,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps(describe(report)))
+        return
+    print(f"{report.path} ({report.bundle_bytes / 1e6:.1f} MB)")
+    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
+    print(f"{stages}; peak memory {report.peak_bytes / 1e9:.1f} GB", file=sys.stderr)
+    if report.max_error:
+        errors = ", ".join(f"{name} {error:.1e}" for name, error in report.max_error.items())
+        print(f"largest relative error of the export: {errors}", file=sys.stderr)
+
+
+def describe(report: BuildReport) -> dict[str, object]:
+    """Return what `--json` prints."""
+    return {
+        "path": str(report.path),
+        "bundle_bytes": report.bundle_bytes,
+        "peak_bytes": report.peak_bytes,
+        "seconds": report.seconds,
+        "max_error": report.max_error,
+    }
+
+
+def parse_resolutions(text: str) -> list[int | tuple[int, int]]:
+    """Read "512,768" or "512x768,640" as sides and pairs of width and height.
+
+    Raises:
+        ConfigError: a part is neither.
+    """
+    sizes: list[int | tuple[int, int]] = []
+    for part in text.split(","):
+        sides = part.strip().lower().split("x")
+        if len(sides) > 2 or not all(s.isascii() and s.isdigit() and len(s) < 6 for s in sides):
+            raise ConfigError.for_field(
+                "--resolutions", text, "pixels separated by commas, such as 512,768 or 512x768"
+            )
+        numbers = [int(side) for side in sides]
+        sizes.append(numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1]))
+    return sizes
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
+    """Show a bar on standard error when that is a terminal; give None otherwise."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeElapsedColumn as Elapsed
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("reading", total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            progress.update(bar, description=stage, completed=done, total=total)
+
+        yield show

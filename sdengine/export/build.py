@@ -1,0 +1,291 @@
+"""Build a bundle: checkpoint, modules, ONNX, the target's files, manifest."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from torch import nn
+
+from sdengine import __version__
+from sdengine.backends import get_backend
+from sdengine.backends.base import TensorSpec
+from sdengine.bundle.manifest import (
+    TOKEN_TABLE_FILE,
+    TOKEN_TABLE_TENSOR,
+    Manifest,
+    NetworkEntry,
+    Source,
+    TensorEntry,
+)
+from sdengine.bundle.writer import check_target, write_bundle
+from sdengine.checkpoints import Checkpoint, load_checkpoint
+from sdengine.checkpoints.weights import save_tensors
+from sdengine.errors import ConfigError, EngineBuildError, OutputError
+from sdengine.export.architecture import check_sizes, choose_defaults, describe
+from sdengine.export.export import ExportedNetwork, export_network, make_contract
+from sdengine.models.text_encoder import CLIPTextEncoder
+
+# Targets whose backend compiles ONNX; the others run the module itself.
+TARGETS = {"openvino": True, "torch": False}
+PRECISIONS = ("fp32", "bf16", "fp16")
+MAX_SIDE = 4096
+MAX_BATCH = 64
+_DISTRIBUTIONS = ("torch", "onnx", "onnxruntime", "openvino", "safetensors")
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did.
+
+    Args:
+        path: the bundle.
+        seconds: by stage, such as "export unet".
+        peak_bytes: the process's largest resident memory up to now; 0 where unknown.
+        max_error: by network, the ONNX file's largest error relative to the largest output;
+            empty for targets that need no ONNX.
+        bundle_bytes: size of all files.
+    """
+
+    path: Path
+    seconds: dict[str, float]
+    peak_bytes: int
+    max_error: dict[str, float]
+    bundle_bytes: int
+
+
+def build(
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    target: str = "openvino",
+    resolutions: Sequence[int | tuple[int, int]] = (512,),
+    batch: int = 1,
+    precision: str = "fp16",
+    controlnet: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Compile a checkpoint into a bundle.
+
+    Args:
+        checkpoint: a folder as diffusers writes them, or "demo".
+        output: the bundle's folder; its parent must exist.
+        target: "openvino" or "torch".
+        resolutions: sizes in pixels that requests may ask for: sides of squares, or pairs of width
+            and height. Requests that name no size take the checkpoint's own, or the first.
+        batch: images that one run makes; larger requests take several runs.
+        precision: what weights are stored in: "fp32", "bf16" or "fp16".
+        controlnet: let the U-Net read ControlNet residuals.
+        force: replace a bundle that is there already.
+        progress: called before each stage with its name, the stages done, and all stages.
+
+    Returns:
+        Where the time and memory went, and the error of each network.
+
+    Raises:
+        ConfigError: an argument is invalid.
+        CheckpointError: the checkpoint is missing, incomplete, damaged or of another kind.
+        ExportError: a network cannot be exported, or its export computes something else.
+        EngineBuildError: the target's compiler failed.
+        OutputError: the place is taken or cannot be written.
+    """
+    if target not in TARGETS:
+        raise ConfigError.for_field("target", target, ", ".join(TARGETS))
+    if precision not in PRECISIONS:
+        raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
+    if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
+        raise ConfigError.for_field("batch", batch, f"a whole number from 1 to {MAX_BATCH}")
+    sizes = _sizes(resolutions)
+    place = Path(output)
+    check_target(place, force=force)
+    source = load_checkpoint(checkpoint)
+    check_sizes(source, sizes)
+    run = _Build(source, target, precision, controlnet, progress)
+
+    def fill(folder: Path) -> Manifest:
+        with run.stage("read"):
+            architecture, defaults = describe(source), choose_defaults(source, sizes)
+            origin = Source(name=source.name, sha256=source.sha256)
+        entries = run.compile_networks(folder)
+        with run.stage("tokenizer"):
+            (folder / "tokenizer").mkdir()
+            for name, content in source.tokenizer_files().items():
+                (folder / "tokenizer" / name).write_bytes(content)
+        run.begin("hash")
+        return Manifest(
+            sdengine_version=__version__,
+            name=source.name,
+            target=target,
+            precision=precision,
+            resolutions=sizes,
+            max_batch=batch,
+            architecture=architecture,
+            defaults=defaults,
+            networks=entries,
+            source=origin,
+            versions={name: importlib.metadata.version(name) for name in _DISTRIBUTIONS},
+        )
+
+    path = write_bundle(place, fill, force=force)
+    run.end()
+    return BuildReport(
+        path=path,
+        seconds=run.seconds,
+        peak_bytes=_peak_bytes(),
+        max_error=run.max_error,
+        bundle_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+    )
+
+
+class _ContractOptions(TypedDict):
+    downscale: int
+    controlnet: bool
+
+
+@dataclass
+class _Build:
+    """The stages of one build, one after the other, and what they found out."""
+
+    checkpoint: Checkpoint
+    target: str
+    precision: str
+    controlnet: bool
+    progress: Progress | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    max_error: dict[str, float] = field(default_factory=dict)
+    _open: tuple[str, float] | None = None
+
+    @property
+    def total_stages(self) -> int:
+        """Read, load 3 and export and compile 4 networks, tokenizer, hash."""
+        return 3 + 3 + 4 * (2 if TARGETS[self.target] else 1)
+
+    def begin(self, name: str) -> None:
+        """Start a stage that `end` ends."""
+        if self.progress is not None:
+            self.progress(name, len(self.seconds), self.total_stages)
+        self._open = (name, time.perf_counter())
+
+    def end(self) -> None:
+        """End the stage that was begun."""
+        if self._open is not None:
+            name, started = self._open
+            self.seconds[name] = time.perf_counter() - started
+            self._open = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Report and time what happens inside the block."""
+        self.begin(name)
+        yield
+        self.end()
+
+    def compile_networks(self, folder: Path) -> dict[str, NetworkEntry]:
+        """Load one module at a time and write its networks' files."""
+        source = self.checkpoint
+        entries = {}
+        loaders: tuple[tuple[str, Callable[[], nn.Module], tuple[str, ...]], ...] = (
+            ("text_encoder", source.text_encoder, ("text_encoder",)),
+            ("vae", source.vae, ("vae_decoder", "vae_encoder")),
+            ("unet", source.unet, ("unet",)),
+        )
+        for part, load, networks in loaders:
+            with self.stage(f"load {part}"):
+                module = load()
+            for network in networks:
+                entries[network] = self._compile(network, module, folder)
+            if isinstance(module, CLIPTextEncoder):
+                _write_token_table(module, folder, self.precision)
+            del module
+            gc.collect()
+        return entries
+
+    def _compile(self, name: str, module: nn.Module, folder: Path) -> NetworkEntry:
+        # Beside the bundle, because the temporary folder of the system may be in memory.
+        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as scratch:
+            if TARGETS[self.target]:
+                with self.stage(f"export {name}"):
+                    exported = self._export(name, module, Path(scratch))
+            else:
+                contract = make_contract(name, module, **self._options())
+                exported = ExportedNetwork(
+                    name, None, contract.inputs, contract.outputs, module, None
+                )
+            if exported.max_error is not None:
+                self.max_error[name] = exported.max_error
+            with self.stage(f"compile {name}"):
+                files = get_backend(self.target).compile(exported, folder, self.precision)
+        return NetworkEntry(
+            files=files,
+            inputs=_entries(exported.inputs),
+            outputs=_entries(exported.outputs),
+            options={"controlnet": self.controlnet} if name == "unet" else {},
+        )
+
+    def _export(self, name: str, module: nn.Module, scratch: Path) -> ExportedNetwork:
+        try:
+            return export_network(name, module, scratch, **self._options())
+        except OSError as error:
+            raise OutputError(f"{scratch} cannot be written: {error}.") from error
+
+    def _options(self) -> _ContractOptions:
+        downscale = self.checkpoint.vae_config.downscale
+        return {"downscale": downscale, "controlnet": self.controlnet}
+
+
+def _sizes(resolutions: Sequence[int | tuple[int, int]]) -> list[tuple[int, int]]:
+    accepted = f"sides, or pairs of width and height, from 8 to {MAX_SIDE} pixels"
+    try:
+        pairs = [(size, size) if isinstance(size, int) else tuple(size) for size in resolutions]
+    except TypeError:
+        raise ConfigError.for_field("resolutions", resolutions, accepted) from None
+    sizes: list[tuple[int, int]] = []
+    for pair in pairs:
+        valid = len(pair) == 2 and all(type(s) is int and 8 <= s <= MAX_SIDE for s in pair)
+        if not valid:
+            raise ConfigError.for_field("resolutions", resolutions, accepted)
+        if pair not in sizes:
+            sizes.append((pair[0], pair[1]))
+    if not sizes:
+        raise ConfigError.for_field("resolutions", resolutions, accepted)
+    return sizes
+
+
+def _write_token_table(module: CLIPTextEncoder, folder: Path, precision: str) -> None:
+    """Write the table that the host looks tokens up in; NumPy, which does it, knows no bf16."""
+    dtype = torch.float32 if precision == "fp32" else torch.float16
+    table = module.text_model.embeddings.token_embedding.weight.to(dtype).contiguous()
+    if not torch.isfinite(table).all():
+        raise EngineBuildError(
+            "text_encoder: the token table is not finite in fp16. Build with --precision fp32."
+        )
+    save_tensors({TOKEN_TABLE_TENSOR: table}, folder / TOKEN_TABLE_FILE)
+
+
+def _entries(specs: tuple[TensorSpec, ...]) -> list[TensorEntry]:
+    return [
+        TensorEntry.model_validate(
+            {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
+        )
+        for spec in specs
+    ]
+
+
+def _peak_bytes() -> int:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
