@@ -11,6 +11,11 @@ class DeviceError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The device has too little memory for an allocation.
+class OutOfMemoryError : public DeviceError {
+  using DeviceError::DeviceError;
+};
+
 // A value is NaN or infinite where only finite ones make sense.
 class NonFiniteError : public DeviceError {
   using DeviceError::DeviceError;

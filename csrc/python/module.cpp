@@ -47,6 +47,8 @@ void translate(std::exception_ptr error) {
     if (error) std::rethrow_exception(error);
   } catch (const sdengine::NonFiniteError& found) {
     raise("NonFiniteError", found.what());
+  } catch (const sdengine::OutOfMemoryError& found) {
+    raise("OutOfMemoryError", found.what());
   } catch (const sdengine::DeviceError& found) {
     raise("DeviceError", found.what());
   }
