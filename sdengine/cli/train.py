@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sdengine.training.loop import Schedule, Task
+
+Update = Callable[..., None]
 
 train_app = typer.Typer(
     help="Train the demo model: `vae`, then `base`, then `decoder`, then `save`.",
@@ -21,7 +28,7 @@ Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to 
 @train_app.command("vae")
 def train_vae(
     run: RunFolder,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 6000,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 4500,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
     threads: Threads = 0,
 ) -> None:
@@ -58,53 +65,29 @@ def train_decoder(
 @train_app.command("base")
 def train_base(
     run: RunFolder,
-    text_steps: Annotated[int, typer.Option(help="Steps of the text encoder.")] = 2500,
-    steps: Annotated[int, typer.Option(help="Steps of the U-Net.")] = 6000,
-    batch: Annotated[int, typer.Option(help="Latents per step.")] = 48,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the U-Net.")] = 7e-4,
+    text_steps: Annotated[int, typer.Option(help="Steps of the text encoder.")] = 1600,
+    steps: Annotated[int, typer.Option(help="Steps of the U-Net.")] = 3800,
+    batch: Annotated[int, typer.Option(help="Latents per step and process.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the U-Net.")] = 8e-4,
     latents: Annotated[int, typer.Option(help="Scenes to encode at 128 pixels.")] = 40_000,
     large_latents: Annotated[
         int, typer.Option(help="Scenes to encode at 192 pixels; half of it at 256.")
     ] = 2_400,
+    processes: Annotated[int, typer.Option(help="Processes that share the U-Net's steps.")] = 2,
     threads: Threads = 0,
 ) -> None:
     """Train the text encoder and then the U-Net; needs a trained autoencoder in the run folder."""
-    from sdengine.models.attention import set_attention_impl
-    from sdengine.models.unet import UNet2DConditionModel
-    from sdengine.training.latents import encode_scenes
-    from sdengine.training.loop import Schedule, load_average
-    from sdengine.training.unet import DEMO_UNET, UNetTask
-    from sdengine.training.vae import new_demo_vae
+    from sdengine.training.base import UNetJob, load_latents, train_text
+    from sdengine.training.loop import run_processes
 
     _use_threads(threads)
-    vae = new_demo_vae()
-    load_average(run / "vae", vae)
-    text = _text_encoder(run, text_steps)
-    sets = []
-    for size, count, share in (
-        (128, latents, 0.86),
-        (192, large_latents, 0.08),
-        (256, large_latents // 2, 0.06),
-    ):
-        with _bar(f"latents {size}") as update:
-            path = run / "latents" / f"{size}.pt"
-            sets.append((encode_scenes(vae, count, size, path, update), share))
-    import torch
-
-    torch.manual_seed(1)
-    unet = UNet2DConditionModel(DEMO_UNET)
-    set_attention_impl(unet, "plain")
-    task = UNetTask(
-        unet, text, vae, sets, scaling_factor=1 / sets[0][0].std, batch=batch
-    )
-    schedule = Schedule(
-        steps=steps,
-        learning_rate=learning_rate,
-        warmup=150,
-        weight_decay=0.01,
-        ema_decay=0.999,
-    )
-    _train("unet", task, run / "unet", schedule)
+    with _bar("text") as update:
+        typer.echo(f"captions read right: {train_text(run, text_steps, _Report(update))}")
+    counts = {128: latents, 192: large_latents, 256: large_latents // 2}
+    with _bar("latents") as update:
+        load_latents(run, counts, update)
+    job = UNetJob(run, counts, steps, learning_rate, batch, report=ConsoleReport("unet"))
+    run_processes(processes, run / "unet", job)
 
 
 @train_app.command("save")
@@ -119,33 +102,49 @@ def save(
     typer.echo(f"wrote {output}")
 
 
-def _text_encoder(run: Path, steps: int):  # type: ignore[no-untyped-def]
-    from sdengine.training.assemble import new_caption_encoder
-    from sdengine.training.loop import Schedule
-    from sdengine.training.text import TextTask
-
-    task = TextTask(new_caption_encoder())
-    schedule = Schedule(steps=steps, learning_rate=1e-3, weight_decay=0.01)
-    model = _train("text", task, run / "text", schedule)
-    typer.echo(f"captions read right: {task.accuracy(model)}")
-    return model["encoder"]
-
-
-def _train(name: str, task, folder: Path, schedule):  # type: ignore[no-untyped-def]
+def _train(name: str, task: Task, folder: Path, schedule: Schedule) -> nn.Module:
     from sdengine.training.loop import train
 
     with _bar(name) as update:
+        return train(task, folder, schedule, report=_Report(update))
 
-        def report(step: int, steps: int, figures: dict[str, float]) -> None:
-            update(step, steps, " ".join(f"{k} {v:.4f}" for k, v in figures.items()))
 
-        return train(task, folder, schedule, report=report)
+class _Report:
+    """Pass a loop's figures on to a progress bar."""
+
+    def __init__(self, update: Update) -> None:
+        self.update = update
+
+    def __call__(self, step: int, steps: int, figures: dict[str, float]) -> None:
+        self.update(step, steps, " ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+
+
+class ConsoleReport:
+    """Show a loop's figures in a process of its own; the bar opens at the first step."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, step: int, steps: int, figures: dict[str, float]) -> None:
+        """Advance the bar, and close it at the last step."""
+        if not hasattr(self, "report"):
+            self.bar = _bar(self.name)
+            self.report = _Report(self.bar.__enter__())
+        self.report(step, steps, figures)
+        if step == steps:
+            self.bar.__exit__(None, None, None)
 
 
 @contextmanager
-def _bar(name: str) -> Iterator:  # type: ignore[type-arg]
+def _bar(name: str) -> Iterator[Update]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     with Progress(

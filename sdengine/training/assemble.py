@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from sdengine.checkpoints import demo_tokenizer_dir, save_checkpoint
 from sdengine.models.unet import UNet2DConditionModel
@@ -50,7 +49,7 @@ def save_run(run: Path, output: Path) -> None:
     vae.config = replace(vae.config, scaling_factor=scaling_factor)
     task = TextTask(new_caption_encoder())
     load_average(run / "text", task.model)
-    unet: nn.Module = UNet2DConditionModel(DEMO_UNET)
+    unet = UNet2DConditionModel(DEMO_UNET)
     load_average(run / "unet", unet)
     save_checkpoint(
         output,

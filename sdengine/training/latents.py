@@ -69,8 +69,7 @@ def encode_scenes(
         for i in range(0, count, _BATCH):
             part = slice(i, i + _BATCH)
             pictures = [
-                render(s, d.numpy, size=size)
-                for s, d in zip(scenes[part], rngs[part], strict=True)
+                render(s, d.numpy, size=size) for s, d in zip(scenes[part], rngs[part], strict=True)
             ]
             x = to_tensor(pictures).to(memory_format=torch.channels_last)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

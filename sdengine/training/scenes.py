@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]  # fp32 or float64: drawing needs no particular precision
 Image = npt.NDArray[np.uint8]
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -153,26 +154,38 @@ def signed_distance(shape: str, x: Array, y: Array, radius: float) -> Array:
         x, y: coordinates relative to the shape's centre, y downwards.
         radius: about half the shape's extent.
     """
-    ax, ay, r = np.abs(x), np.abs(y), radius
+    ax: Array = np.abs(x)
+    ay: Array = np.abs(y)
+    r = radius
     if shape == "circle":
-        return np.hypot(x, y) - r
+        return _norm(x, y) - r
     if shape == "square":
-        return np.maximum(ax, ay) - 0.85 * r
+        return _max(ax, ay) - 0.85 * r
     if shape == "diamond":
-        return ((ax + ay) - 1.08 * r) * np.float32(np.sqrt(0.5))
+        return (ax + ay - 1.08 * r) * float(np.sqrt(0.5))
     if shape == "ring":
-        return np.abs(np.hypot(x, y) - 0.74 * r) - 0.26 * r
+        return abs(_norm(x, y) - 0.74 * r) - 0.26 * r
     if shape == "cross":
-        bar_x = np.maximum(ax - r, ay - 0.34 * r)
-        return np.minimum(bar_x, np.maximum(ay - r, ax - 0.34 * r))
+        across = _max(ax - r, ay - 0.34 * r)
+        return -_max(-across, -_max(ay - r, ax - 0.34 * r))
     if shape == "triangle":
         lowered = y - 0.22 * r
-        return np.maximum(lowered, 0.8660254 * ax - 0.5 * lowered) - 0.627 * r
+        return _max(lowered, 0.8660254 * ax - 0.5 * lowered) - 0.627 * r
     if shape == "star":
         return _star_distance(x, y, 1.1 * r)
     if shape == "heart":
         return _heart_distance(ax, y, 1.75 * r)
     raise ValueError(f"unknown shape {shape!r}; expected one of {SHAPES}")
+
+
+def _norm(x: Array, y: Array) -> Array:
+    out: Array = np.hypot(x, y)
+    return out
+
+
+def _max(a: Array, b: Array) -> Array:
+    out: Array = np.maximum(a, b)
+    return out
 
 
 def _star_distance(x: Array, y: Array, outer: float) -> Array:
@@ -228,7 +241,8 @@ def render(
         distance = signed_distance(thing.shape, x - thing.x, y - thing.y, thing.radius)
         coverage = np.clip(0.5 - distance * size, 0, 1)[..., None]
         image += (_jittered(thing.color, rng) - image) * coverage
-    return image.round().astype(np.uint8)
+    pixels: Image = image.round().astype(np.uint8)
+    return pixels
 
 
 def _jittered(color: str, rng: np.random.Generator) -> Array:

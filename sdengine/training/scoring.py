@@ -76,11 +76,10 @@ def score(image: Image, scene: Scene) -> dict[str, float]:
     result["background"] = float(background == scene.background)
     result["count"] = float(len(regions) == len(wanted))
     if len(regions) >= len(wanted):
-        found = [
-            [regions[i] for i in order]
-            for order in permutations(range(len(wanted)))
-        ]
-        result.update(max((_compare(f, scene) for f in found), key=_weight))
+        found = [[regions[i] for i in order] for order in permutations(range(len(wanted)))]
+        compared = [_compare(f, scene) for f in found]
+        best = max(range(len(compared)), key=lambda i: _weight(compared[i]))
+        result.update(compared[best])
     bound = result["color"] == 1.0 and result["shape"] == 1.0
     right = bound and all(result[k] == 1.0 for k in ("background", "count", "place"))
     result["all"] = float(right)
@@ -162,7 +161,8 @@ def _normalised(mask: Mask) -> Mask:
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = box
     index = ((np.arange(_TEMPLATE) + 0.5) * side / _TEMPLATE).astype(int)
-    return square[index][:, index]
+    cells: Mask = square[index][:, index]
+    return cells
 
 
 def _template(shape: str) -> tuple[Mask, float]:

@@ -63,9 +63,7 @@ def labels(scene: Scene) -> list[int]:
     for i, absent in ((0, ()), (1, (10, 8, 3))):
         if i < len(objects):
             o = objects[i]
-            described += [
-                _COLOR_NAMES.index(o.color), SHAPES.index(o.shape), SIZES.index(o.size)
-            ]
+            described += [_COLOR_NAMES.index(o.color), SHAPES.index(o.shape), SIZES.index(o.size)]
         else:
             described += absent
     place = _PLACE_NAMES.index(scene.place) if scene.place else len(_PLACE_NAMES)
@@ -91,7 +89,9 @@ class CaptionEncoder(nn.Module):
         self.rows = torch.zeros(VOCAB_SIZE, dtype=torch.long)
         self.rows[self.used] = torch.arange(1, len(used) + 1)
         self.table = nn.Embedding(len(used) + 1, DEMO_TEXT_ENCODER.hidden_size)
+        # As small as each other, or positions would drown the tokens.
         nn.init.normal_(self.table.weight, std=0.02)
+        nn.init.normal_(self.encoder.text_model.embeddings.position_embedding.weight, std=0.02)
         # The full table is filled from the small one at the end of training.
         self.encoder.requires_grad_(True)
         self.full_table.requires_grad_(False)
@@ -99,8 +99,7 @@ class CaptionEncoder(nn.Module):
     @property
     def full_table(self) -> Tensor:
         """The encoder's own token table [vocab, D]."""
-        name = "text_model.embeddings.token_embedding.weight"
-        return dict(self.encoder.named_parameters())[name]
+        return self.encoder.text_model.embeddings.token_embedding.weight
 
     def token_ids(self, texts: Sequence[str], length: int = MAX_LENGTH) -> Tensor:
         """Return [B,length] int64, padded with the end token as Stable Diffusion 1 does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class UNetTask:
         vae: used for sample sheets only.
         latents: the sets to draw from, with the share of steps that each gets.
         scaling_factor: what unscaled latents are multiplied with.
-        batch: latents per step at the first set's size; larger sizes get fewer.
+        batch: latents per step and process at the first set's size; larger sizes get fewer.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class UNetTask:
         timesteps = torch.linspace(999, 0, steps + 1).round().long()
         with torch.autocast("cpu", torch.bfloat16):
             context = self.text(self.text.token_ids([*[""] * len(texts), *texts]))
-            for now, then in zip(timesteps[:-1], timesteps[1:], strict=True):
+            for now, then in pairwise(timesteps):
                 v = model(torch.cat([x, x]), now.expand(2 * len(texts)), context).float()
                 without, with_text = v.chunk(2)
                 v = without + guidance_scale * (with_text - without)

@@ -120,9 +120,7 @@ def reconstruct(model: nn.Module, images: list[Image], batch: int = 16) -> list[
 def reconstruction_scores(model: nn.Module, count: int, size: int = 128) -> dict[str, float]:
     """Score reconstructions of held-out scenes, half with one object, in percent, and the PSNR."""
     draw = Draw.at(5, 0)
-    scenes = [
-        random_scene(draw.python, num_objects=1 + i % 2, held_out=True) for i in range(count)
-    ]
+    scenes = [random_scene(draw.python, num_objects=1 + i % 2, held_out=True) for i in range(count)]
     images = [render(s, draw.numpy, size=size) for s in scenes]
     rebuilt = reconstruct(model, images)
     squared = [np.mean((a.astype(float) - b) ** 2) for a, b in zip(images, rebuilt, strict=True)]
