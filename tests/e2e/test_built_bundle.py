@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 
 import sdengine
+from sdengine.backends.base import Array
+from sdengine.pipeline import Engine
+
+pytestmark = pytest.mark.slow
 
 PROMPT, NEGATIVE = "a large red circle on a blue background", "green"
 STEPS = 6
@@ -40,37 +44,43 @@ def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     return build
 
 
-def images(bundle: Path, **options: Any) -> np.ndarray:
-    with sdengine.load(bundle, precision="fp32") as engine:
-        result = engine.generate(PROMPT, NEGATIVE, steps=STEPS, seed=7, **options)
+@pytest.fixture(scope="module")
+def engines(built: Callable[[str], Path]) -> Iterator[dict[str, Engine]]:
+    with (
+        sdengine.load(built("openvino"), precision="fp32") as openvino,
+        sdengine.load(built("torch"), precision="fp32") as torch,
+    ):
+        yield {"openvino": openvino, "torch": torch}
+
+
+def images(engine: Engine, **options: Any) -> Array:
+    result = engine.generate(PROMPT, NEGATIVE, steps=STEPS, seed=7, **options)
     return np.stack(result.arrays).astype(float)
 
 
-def psnr_db(found: np.ndarray, expected: np.ndarray) -> float:
+def psnr_db(found: Array, expected: Array) -> float:
     return float(10 * np.log10(255**2 / max(np.square(found - expected).mean(), 1e-9)))
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "euler_a", "dpmpp_2m"])
-def test_openvino_makes_torchs_image(built: Callable[[str], Path], sampler: str) -> None:
+def test_openvino_makes_torchs_image(engines: dict[str, Engine], sampler: str) -> None:
     options = {"sampler": sampler, "guidance_scale": 3.0, "batch_size": 2}
-    found = images(built("openvino"), **options)
-    expected = images(built("torch"), **options)
+    found = images(engines["openvino"], **options)
+    expected = images(engines["torch"], **options)
     assert psnr_db(found, expected) >= 40
     assert expected.std() > 1
 
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 128)])
 def test_makes_diffusers_image(
-    checkpoint: Path, built: Callable[[str], Path], size: tuple[int, int]
+    checkpoint: Path, engines: dict[str, Engine], size: tuple[int, int]
 ) -> None:
     import diffusers
     import torch
 
     library: Any = diffusers  # its type annotations are incomplete
     width, height = size
-    pipeline = library.StableDiffusionPipeline.from_pretrained(
-        checkpoint, torch_dtype=torch.float32
-    )
+    pipeline = library.StableDiffusionPipeline.from_pretrained(checkpoint).to(torch.float32)
     pipeline.scheduler = library.DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     expected = pipeline(
@@ -83,9 +93,9 @@ def test_makes_diffusers_image(
         generator=torch.Generator().manual_seed(7),
         output_type="np",
     ).images
-    for target in ("openvino", "torch"):
+    for target, engine in engines.items():
         found = images(
-            built(target),
+            engine,
             width=width,
             height=height,
             sampler="ddim",
@@ -100,8 +110,8 @@ def test_named_backend_must_fit(built: Callable[[str], Path]) -> None:
         sdengine.load(built("torch"), backend="openvino")
 
 
-def test_precisions_agree(built: Callable[[str], Path]) -> None:
-    expected = images(built("openvino"))
+def test_precisions_agree(built: Callable[[str], Path], engines: dict[str, Engine]) -> None:
+    expected = images(engines["openvino"])
     with sdengine.load(built("openvino"), precision="auto") as engine:
-        found = engine.generate(PROMPT, NEGATIVE, steps=STEPS, seed=7).arrays[0].astype(float)
-    assert psnr_db(found, expected[0]) >= 25  # random weights; trained ones: tests/parity
+        found = images(engine)
+    assert psnr_db(found, expected) >= 25  # random weights; trained ones: tests/parity

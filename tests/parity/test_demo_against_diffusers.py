@@ -12,6 +12,8 @@ import pytest
 import sdengine
 from sdengine.pipeline import Engine
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINT = Path(sdengine.__file__).parent / "checkpoints" / "demo"
 PROMPT = "a large red circle on a blue background"
 NEGATIVE = "green"
@@ -25,9 +27,7 @@ def diffusers_pipeline() -> Any:
     import torch
 
     library: Any = diffusers  # its type annotations are incomplete
-    pipeline = library.StableDiffusionPipeline.from_pretrained(
-        CHECKPOINT, torch_dtype=torch.float32
-    )
+    pipeline = library.StableDiffusionPipeline.from_pretrained(CHECKPOINT).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
