@@ -94,11 +94,14 @@ def train_base(
 def save(
     run: RunFolder,
     output: Annotated[Path, typer.Option("-o", "--output", help="New diffusers folder.")],
+    guidance_scale: Annotated[
+        float, typer.Option("--guidance", help="Guidance scale of requests that name none.")
+    ] = 3.0,
 ) -> None:
     """Write the trained networks as a diffusers folder of fp16 safetensors."""
     from sdengine.training.assemble import save_run
 
-    save_run(run, output)
+    save_run(run, output, guidance_scale)
     typer.echo(f"wrote {output}")
 
 

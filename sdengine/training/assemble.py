@@ -32,13 +32,14 @@ def load_vae(run: Path) -> AutoencoderKL:
     return vae
 
 
-def save_run(run: Path, output: Path) -> None:
+def save_run(run: Path, output: Path, guidance_scale: float) -> None:
     """Write a run's text encoder, U-Net and autoencoder as a diffusers folder in fp16.
 
     Args:
         run: folder with the trained parts ``vae``, optionally ``decoder``, ``text``, ``unet`` and
             the cached ``latents``, whose standard deviation gives the scaling factor.
         output: the new folder.
+        guidance_scale: what requests take that name none.
 
     Raises:
         CheckpointError: a part is missing.
@@ -59,4 +60,10 @@ def save_run(run: Path, output: Path) -> None:
         tokenizer_dir=demo_tokenizer_dir(),
         scheduler_config=DEMO_SCHEDULER,
         dtype=torch.float16,
+        defaults={
+            "steps": 25,
+            "guidance_scale": guidance_scale,
+            "sampler": "dpmpp_2m",
+            "schedule": "karras",
+        },
     )
