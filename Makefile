@@ -6,8 +6,7 @@
 # make clean    removes what the others made
 #
 # Needed: Python 3.10-3.13 with venv, a C++17 compiler, a package index. CMake and Ninja come from
-# the index. Where the index offers torch for CUDA first, this keeps it small:
-#   make test PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu TORCH='torch==2.13.0+cpu'
+# the index. Where plain torch is a CUDA build, name another: make test TORCH='torch==2.13.0+cpu'
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
