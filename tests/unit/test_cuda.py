@@ -45,7 +45,9 @@ def test_guided_step(R: int, shape: tuple[int, ...], guided: bool, step: int | N
     flag = on_device(np.zeros(1, np.int32))
 
     _native.cuda_guided_step(
-        *(buffer.address for buffer in device[:3]),
+        registers=device[0].address,
+        noise_pred=device[1].address,
+        noise=device[2].address,
         num_elements=noise.size,
         has_guidance=guided,
         guidance_scale=7.5,
@@ -68,9 +70,9 @@ def test_guided_step_reports_what_is_not_finite(value: float) -> None:
     noise_pred[0, 3, 63, 63] = value
     device = [on_device(a) for a in (registers, noise_pred, np.array([[1.0, 1.0, 0.0]]))]
     flag = on_device(np.zeros(1, np.int32))
-    addresses = [buffer.address for buffer in device]
+    values, predicted, table = (buffer.address for buffer in device)
     _native.cuda_guided_step(
-        *addresses[:2], 0, noise_pred.size, False, 1.0, addresses[2], 0, 1, flag.address
+        values, predicted, 0, noise_pred.size, False, 1.0, table, 0, 1, flag.address
     )
     assert from_device(flag, np.zeros(1, np.int32)) == [1]
 
