@@ -59,11 +59,11 @@ $(DEMO)/installed: $(SOURCES) | $(DEMO)/bin/pip
 	@touch $@
 
 # torch first and alone, so that nothing else decides which build of it is taken. The package goes
-# in once for its dependencies and then again only when a source has changed.
+# in once for its dependencies, quickly, and then again whenever a source has changed.
 $(TEST)/tools: pyproject.toml | $(TEST)/bin/pip
 	@echo "Installing torch and the test tools into $(TEST)"
 	@$(TEST)/bin/pip install $(PIP_FLAGS) "$(TORCH)"
-	@$(TEST)/bin/pip install $(PIP_FLAGS) ".[dev]"
+	@$(TEST)/bin/pip install $(PIP_FLAGS) -C cmake.define.SDENGINE_CUDA=OFF ".[dev]"
 	@touch $@
 
 $(TEST)/installed: $(SOURCES) $(TEST)/tools
