@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +12,15 @@ import torch
 from sdengine.kernels import attention, group_norm_silu
 
 
-def test_import_needs_neither_torch_nor_triton() -> None:
+def test_import_needs_neither_torch_nor_triton(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = sys.modules['triton'] = None\n"
         "import sdengine.kernels\n"
         "assert callable(sdengine.kernels.attention)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    # Elsewhere, because Python finds the source folder before the installed package.
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
