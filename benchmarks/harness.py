@@ -1,180 +1,168 @@
-"""The harness: equal inputs to both sides, errors first, then interleaved timing."""
+"""The harness: each side's memory alone, errors first, then interleaved timing."""
 
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 import sdengine
-from sdengine.benchmarks.cases import Case, prepare
-from sdengine.errors import DeviceError, SdengineError
+from sdengine.benchmarks.bundles import Progress, prepare
+from sdengine.benchmarks.cases import Case
+from sdengine.benchmarks.measures import Spread, median_ratio
+from sdengine.benchmarks.verification import (
+    Arrays,
+    Side,
+    errors_of,
+    network_outputs,
+    request_outputs,
+    require_equal,
+)
+from sdengine.errors import DeviceError
+from sdengine.result import Timings
 
+SIDES = ("ours", "baseline")
 STAGES = ("text_encoder", "unet_step", "vae_decoder", "outside", "end_to_end")
-# Beyond these, two sides do not compute the same: a ratio of their times would mean nothing.
-# Relative RMS of the final latents against eager fp32.
-MAX_ERROR = {"fp32": 1e-2, "bf16": 0.5}
-_PROMPT = "a benchmark of a picture"
-
-Progress = Callable[[str], None]
+# A runtime's idle threads spin for a while; they must not take the other side's cores.
+_SETTLE_SECONDS = 0.3
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Summarise repeated measurements of one figure."""
-
-    median: float
-    p10: float
-    p90: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Statistics:
-        """Summarise at least one value."""
-        low, high = np.percentile(values, [10, 90])
-        return cls(statistics.median(values), float(low), float(high), len(values))
-
-
-@dataclass(frozen=True)
-class Output:
-    """Hold what one request computed."""
-
-    latents: npt.NDArray[np.float32]
-    image: npt.NDArray[np.uint8]
-
-
-def relative_rms(actual: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    """Return the root mean square error relative to that of the expected values."""
-    difference = actual.astype(np.float64) - expected
-    return float(np.sqrt(np.mean(difference**2) / np.mean(expected.astype(np.float64) ** 2)))
-
-
-def psnr(actual: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8]) -> float:
-    """Return the peak signal-to-noise ratio of 8-bit images in dB; 100 for equal ones."""
-    squared = np.mean((actual.astype(np.float64) - expected) ** 2)
-    return 100.0 if squared == 0 else float(10 * np.log10(255**2 / squared))
-
-
-def run(case: Case, cache: Path, progress: Progress = lambda _: None) -> dict[str, Any]:
+def run(
+    case: Case, cache: Path, progress: Progress = lambda _: None, *, rebuild: bool = False
+) -> dict[str, Any]:
     """Measure a case and return its figures.
 
-    Both sides run the same request: same latents, embeddings, sampler program and seed. Errors are
-    those of the final latents and of the image, against the eager backend in fp32.
+    Both sides serve the same request: same latents, token ids, sampler program and seed.
+
+    Args:
+        case: what to measure.
+        cache: folder of built bundles.
+        progress: told what is going on.
+        rebuild: build the bundles again.
+
+    Returns:
+        By side where two are compared: `backends` (name and precision), `build`, `alone` (fresh
+        process: load, first request, peak memory), `errors` (against eager torch in fp32),
+        `stages_ms` (spreads and the ratio baseline/ours), `outside_percent`.
 
     Raises:
         DeviceError: a side's error is so large that timing it would mean nothing.
     """
-    progress("preparing bundles")
-    ours_path, eager_path = prepare(case, cache)
-    memory = {}
-    for name, path, backend, precision in (
-        ("ours", ours_path, "openvino", case.precision),
-        ("baseline", eager_path, "torch", case.baseline_precision),
-    ):
-        progress(f"measuring memory of {name} alone")
-        memory[name] = _alone(case, path, backend, precision)
-    with (
-        sdengine.load(ours_path, "openvino", case.precision, case.threads) as ours,
-        sdengine.load(eager_path, "torch", case.baseline_precision, case.threads) as baseline,
-    ):
-        progress("verifying outputs")
-        errors = _verify(case, ours, baseline, eager_path)
-        samples: dict[str, list[dict[str, float]]] = {"ours": [], "baseline": []}
-        for i in range(case.runs):
-            for name, engine in (("ours", ours), ("baseline", baseline)):
-                progress(f"run {i + 1} of {case.runs}: {name}")
-                samples[name].append(_timed(engine, case))
-        backends = {
-            "ours": f"{ours.backend.name} {ours.precision}",
-            "baseline": f"{baseline.backend.name} eager {baseline.precision}",
-        }
-    stages = {
-        stage: {
-            **{
-                name: vars(Statistics.of([r[stage] for r in rows]))
-                for name, rows in samples.items()
-            },
-            # Pair by pair: a drift of the machine's speed hits both halves of a pair.
-            "ratio": statistics.median(
-                b[stage] / max(a[stage], 1e-9)
-                for a, b in zip(samples["ours"], samples["baseline"], strict=True)
-            ),
-        }
-        for stage in STAGES
+    built = prepare(case, cache, progress, rebuild=rebuild)
+    sides = {
+        "ours": Side(built["ours"].path, "openvino", case.precision),
+        "baseline": Side(built["baseline"].path, "torch", case.baseline_precision),
     }
-    return {"backends": backends, "errors": errors, "stages_ms": stages, "alone": memory}
-
-
-def _request(case: Case) -> dict[str, Any]:
+    alone = {}
+    for name, side in sides.items():
+        progress(f"load, first request and memory of {name} alone")
+        alone[name] = _alone(side, case)
+    errors = _verify_networks(case, sides, progress)
+    reference = _reference_images(case, sides["baseline"], progress)
+    with sides["ours"].load(case) as ours, sides["baseline"].load(case) as baseline:
+        engines = {"ours": ours, "baseline": baseline}
+        expected = reference or request_outputs(baseline, case)
+        for name, engine in engines.items():
+            progress(f"verifying the images of {name}")
+            errors[name] |= errors_of(request_outputs(engine, case), expected)
+            require_equal(name, engine.precision, errors[name])
+        timings = _interleave(case, engines, progress)
+        backends = {name: _label(engine) for name, engine in engines.items()}
     return {
-        "width": case.resolution,
-        "height": case.resolution,
-        "steps": case.steps,
-        "guidance_scale": case.guidance_scale,
-        "sampler": "dpmpp_2m",
-        "schedule": "karras",
-        "seed": 0,
+        "backends": backends,
+        "build": {name: built[name].report for name in SIDES},
+        "alone": alone,
+        "errors": errors,
+        **summarise(timings, case.batch_size),
     }
 
 
-def _output(engine: sdengine.Engine, case: Case) -> Output:
-    step = None
-    for step in engine.steps(_PROMPT, **_request(case)):
-        latents = step.latents.copy()
-    assert step is not None and step.result is not None
-    return Output(latents, step.result.arrays[0])
+def summarise(timings: Mapping[str, Sequence[Timings]], batch_size: int) -> dict[str, Any]:
+    """Return spreads, ratios and the share of the time outside the networks.
+
+    Args:
+        timings: by side, of requests that were served in turns.
+        batch_size: images of each request; what is not a network's call counts for each image.
+    """
+    samples = {
+        name: [_stages(timing, batch_size) for timing in rows] for name, rows in timings.items()
+    }
+    stages: dict[str, Any] = {}
+    for stage in STAGES:
+        values = {name: [row[stage] for row in rows] for name, rows in samples.items()}
+        stages[stage] = {name: asdict(Spread.of(values[name])) for name in SIDES}
+        stages[stage]["ratio"] = median_ratio(values["baseline"], values["ours"])
+    outside = {
+        name: median_ratio(
+            [100 * row["outside"] for row in rows], [row["end_to_end"] for row in rows]
+        )
+        for name, rows in samples.items()
+    }
+    return {"stages_ms": stages, "outside_percent": outside}
 
 
-def _timed(engine: sdengine.Engine, case: Case) -> dict[str, float]:
-    timings = engine.generate(_PROMPT, **_request(case)).timings
+def _stages(timings: Timings, batch_size: int) -> dict[str, float]:
+    """Milliseconds: of one call for networks, of one image for the rest."""
     return {
-        "text_encoder": timings.text_encoder_ms,
+        "text_encoder": timings.text_encoder_ms / timings.text_encoder_calls,
         "unet_step": timings.unet_ms / timings.unet_calls,
-        "vae_decoder": timings.vae_decoder_ms,
-        "outside": timings.other_ms,
-        "end_to_end": timings.total_ms,
+        "vae_decoder": timings.vae_decoder_ms / timings.vae_decoder_calls,
+        "outside": timings.other_ms / batch_size,
+        "end_to_end": timings.total_ms / batch_size,
     }
 
 
-def _verify(
-    case: Case, ours: sdengine.Engine, baseline: sdengine.Engine, eager_path: Path
+def _verify_networks(
+    case: Case, sides: Mapping[str, Side], progress: Progress
 ) -> dict[str, dict[str, float]]:
-    outputs = {"ours": _output(ours, case), "baseline": _output(baseline, case)}
-    if baseline.precision == "fp32":
-        reference = outputs["baseline"]
-    else:
-        with sdengine.load(eager_path, "torch", "fp32", case.threads) as engine:
-            reference = _output(engine, case)
+    progress("running the networks in eager fp32")
+    expected = network_outputs(replace(sides["baseline"], precision="fp32"), case)
+    text_states = expected["text_encoder"][-1]
     errors = {}
-    for name, engine in (("ours", ours), ("baseline", baseline)):
-        error = relative_rms(outputs[name].latents, reference.latents)
-        if not error <= MAX_ERROR[engine.precision]:
-            raise DeviceError(
-                f"{name} ({engine.backend.name} {engine.precision}) differs from eager fp32 by "
-                f"{error:.3g} relative RMS, more than {MAX_ERROR[engine.precision]}: not timed"
-            )
-        errors[name] = {
-            "latents_relative_rms": error,
-            "image_psnr_db": psnr(outputs[name].image, reference.image),
-        }
+    for name, side in sides.items():
+        progress(f"verifying the networks of {name}")
+        errors[name] = errors_of(network_outputs(side, case, text_states), expected)
     return errors
 
 
-def _alone(case: Case, path: Path, backend: str, precision: str) -> dict[str, float]:
-    arguments = [path, backend, precision, case.threads or 0, case.resolution]
-    command = [sys.executable, "-m", "sdengine.benchmarks.memory", *map(str, arguments)]
-    command += [str(min(case.steps, 2)), str(case.guidance_scale)]
+def _reference_images(case: Case, baseline: Side, progress: Progress) -> Arrays | None:
+    """Return the request's outputs in eager fp32, or None where that is the baseline itself."""
+    if baseline.precision == "fp32":
+        return None
+    progress("making the reference images in eager fp32")
+    with replace(baseline, precision="fp32").load(case) as engine:
+        return request_outputs(engine, case)
+
+
+def _interleave(
+    case: Case, engines: Mapping[str, sdengine.Engine], progress: Progress
+) -> dict[str, list[Timings]]:
+    """Serve requests in turns; verification was the warm-up."""
+    timings: dict[str, list[Timings]] = {name: [] for name in engines}
+    for index in range(case.runs):
+        for name, engine in engines.items():
+            progress(f"run {index + 1} of {case.runs}: {name}")
+            time.sleep(_SETTLE_SECONDS)
+            timings[name].append(engine.generate(**asdict(case.request())).timings)
+    return timings
+
+
+def _label(engine: sdengine.Engine) -> str:
+    eager = " eager" if engine.backend.name == "torch" else ""
+    return f"{engine.backend.name}{eager} {engine.precision}"
+
+
+def _alone(side: Side, case: Case) -> dict[str, float]:
+    task = {**asdict(side), "threads": case.threads, "request": asdict(case.request())}
+    command = [sys.executable, "-m", "sdengine.benchmarks.memory", json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SdengineError(f"measuring {backend} alone failed: {last}")
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise DeviceError(f"{side.backend} alone failed: {last}")
     figures: dict[str, float] = json.loads(done.stdout)
     return figures

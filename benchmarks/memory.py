@@ -1,50 +1,45 @@
-"""Measure one side alone in a fresh process: load time, first image, peak memory.
+"""Measure one side alone in a fresh process: load time, first request, peak memory.
 
-    python -m sdengine.benchmarks.memory BUNDLE BACKEND PRECISION THREADS SIDE STEPS GUIDANCE
+    python -m sdengine.benchmarks.memory '{"bundle": "demo", "backend": "openvino", ...}'
 
-Prints one JSON object. Run by the harness, so that neither side's memory holds the other's.
+Prints one JSON object. The harness starts it, so that neither side's memory holds the other's.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
+from typing import Any
 
 import sdengine
+from sdengine.benchmarks.measures import peak_bytes
 
 
 def measure(
-    bundle: str,
-    backend: str,
-    precision: str,
-    threads: str,
-    side: str,
-    steps: str,
-    guidance_scale: str,
+    bundle: str, backend: str, precision: str, threads: int | None, request: dict[str, Any]
 ) -> dict[str, float]:
-    """Return seconds and bytes of loading a bundle and making one image."""
+    """Return seconds and bytes of loading a bundle and serving one request.
+
+    Args:
+        bundle, backend, precision, threads: as `sdengine.load` takes them.
+        request: as `Engine.generate` takes it.
+
+    Returns:
+        `load_seconds` (reading, compiling), `first_seconds` (load and first request together),
+        `peak_bytes` of the whole process.
+    """
     started = time.perf_counter()
-    count = int(threads) or None
-    with sdengine.load(bundle, backend, precision, count) as engine:
-        result = engine.generate(
-            "a benchmark",
-            width=int(side),
-            height=int(side),
-            steps=int(steps),
-            guidance_scale=float(guidance_scale),
-            seed=0,
-        )
-        total = time.perf_counter() - started
-    # Linux counts ru_maxrss in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
+    with sdengine.load(bundle, backend, precision, threads) as engine:
+        opened = time.perf_counter()
+        result = engine.generate(**request)
+        done = time.perf_counter()
     return {
-        "load_seconds": round(result.timings.load_ms / 1e3, 3),
-        "first_image_seconds": round(total, 3),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "load_seconds": round(opened - started + result.timings.load_ms / 1e3, 3),
+        "first_seconds": round(done - started, 3),
+        "peak_bytes": peak_bytes(),
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(*sys.argv[1:])))
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))

@@ -1,7 +1,8 @@
-"""Records of results: one JSON line a case, with everything needed to judge it, and its tables."""
+"""Records of results: one JSON line a case, with everything needed to judge it."""
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import json
 import os
@@ -13,27 +14,22 @@ from typing import Any
 
 from sdengine import __version__
 from sdengine.benchmarks.cases import Case
-from sdengine.benchmarks.harness import STAGES
 from sdengine.errors import ConfigError, OutputError
 
 SCHEMA = 1
-_LABELS = {
-    "text_encoder": "text encoder",
-    "unet_step": "U-Net step",
-    "vae_decoder": "VAE decoder",
-    "outside": "outside the networks",
-    "end_to_end": "end to end",
-}
+_DISTRIBUTIONS = ("numpy", "openvino", "torch")
 
 
 def make_record(case: Case, figures: dict[str, Any]) -> dict[str, Any]:
     """Return a case's figures with the software and the machine that gave them."""
+    now = datetime.datetime.now(datetime.timezone.utc)
     return {
         "schema": SCHEMA,
+        "time": now.isoformat(timespec="seconds"),
         "case": asdict(case),
         **figures,
-        "versions": {"sdengine": __version__, "commit": _commit(), **_versions()},
-        "machine": {"processor": processor_name(), "cores": os.cpu_count()},
+        "versions": software(),
+        "machine": machine(),
     }
 
 
@@ -43,87 +39,71 @@ def append_record(record: dict[str, Any], path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
+    line = json.dumps(record, allow_nan=False) + "\n"
     try:
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+        raise OutputError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that records cannot be added to, before the minutes that they take."""
+    is_new = not path.exists()
+    try:
+        path.open("a").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}.") from None
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON lines.
 
     Raises:
-        ConfigError: a line is not a record of this schema.
+        ConfigError: the file cannot be read, or a line is not a record of this schema.
     """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
     records = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
         except ValueError:
             record = None
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-            raise ConfigError(f"{path}:{number} is not a benchmark record of schema {SCHEMA}")
+            raise ConfigError(f"{path}:{number} is not a benchmark record of schema {SCHEMA}.")
         records.append(record)
     return records
 
 
-def rows(record: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Return (stage, ours, baseline, ratio) as text, errors and memory included."""
-    out = []
-    for stage in STAGES:
-        figures = record["stages_ms"][stage]
-        out.append(
-            (
-                f"{_LABELS[stage]}, ms",
-                _spread(figures["ours"]),
-                _spread(figures["baseline"]),
-                "" if stage == "outside" else f"{figures['ratio']:.2f}x",
-            )
-        )
-    ours, baseline = record["alone"]["ours"], record["alone"]["baseline"]
-    memory = baseline["peak_bytes"] / ours["peak_bytes"]
-    out.append(
-        (
-            "peak memory, GB",
-            f"{ours['peak_bytes'] / 1e9:.2f}",
-            f"{baseline['peak_bytes'] / 1e9:.2f}",
-            f"{memory:.2f}x",
-        )
-    )
-    out.append(("load, s", f"{ours['load_seconds']:.1f}", f"{baseline['load_seconds']:.1f}", ""))
-    errors = record["errors"]
-    for key, label, form in (
-        ("latents_relative_rms", "latents' relative RMS error", "{:.2e}"),
-        ("image_psnr_db", "image PSNR, dB", "{:.1f}"),
-    ):
-        values = [form.format(errors[name][key]) for name in ("ours", "baseline")]
-        out.append((label, *values, ""))
-    return out
+def software(*others: str) -> dict[str, str | None]:
+    """Return the versions of what computes and of `others`, and the commit in a checkout."""
+    versions: dict[str, str | None] = {"sdengine": __version__, "commit": _commit()}
+    for name in (*_DISTRIBUTIONS, *others):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {**versions, "python": platform.python_version()}
 
 
-def title(record: dict[str, Any]) -> str:
-    """Return one line that says what was compared where."""
-    case, names = record["case"], record["backends"]
-    return (
-        f"{case['arch']} {case['resolution']}x{case['resolution']}, {case['steps']} steps, "
-        f"{names['ours']} against {names['baseline']}, {record['machine']['processor']}, "
-        f"{case['threads'] or record['machine']['cores']} threads"
-    )
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    import psutil
+
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()}",
+    }
 
 
-def as_markdown(record: dict[str, Any]) -> str:
-    """Return a record as a Markdown table."""
-    names = record["backends"]
-    lines = [
-        f"| {title(record)} | {names['ours']} | {names['baseline']} | ratio |",
-        "|---|---|---|---|",
-    ]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows(record)])
-
-
-def processor_name() -> str:
-    """Return the processor's model name."""
+def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -132,24 +112,21 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _spread(figures: dict[str, float]) -> str:
-    return f"{figures['median']:.1f} ({figures['p10']:.1f} to {figures['p90']:.1f})"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("numpy", "openvino", "torch"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    """Return the checkout's commit, marked when files differ from it; None outside a checkout."""
+    here = Path(__file__).resolve()
+    git = ["git", "-C", str(here.parent)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # Fails for an installed copy, even inside another project's checkout.
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", here.name], **_QUIET)
+        if tracked.returncode != 0:
+            return None
+        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], **_QUIET)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/"], **_QUIET)
     except OSError:
         return None
-    return done.stdout.strip() or None
+    commit: str = head.stdout.strip()
+    return commit + ("-modified" if changed.returncode else "")
+
+
+_QUIET: Any = {"capture_output": True, "text": True, "check": False}

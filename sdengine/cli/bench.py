@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,6 +18,8 @@ def bench(
         int | None, typer.Option(help="Side in pixels; the architecture's own if not given.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Sampler steps of each request.")] = 4,
+    guidance: Annotated[float, typer.Option(help="Above 1, the U-Net runs in pairs.")] = 3.0,
+    batch: Annotated[int, typer.Option(help="Images of each request.")] = 1,
     runs: Annotated[int, typer.Option(help="Counted requests of each side.")] = 5,
     precision: Annotated[str, typer.Option(help="Ours: auto, fp32 or bf16.")] = "auto",
     baseline_precision: Annotated[str, typer.Option(help="Eager torch's: fp32 or bf16.")] = "fp32",
@@ -26,50 +30,59 @@ def bench(
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where built bundles are kept.")
     ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build the bundles again.")] = False,
 ) -> None:
     """Measure speed and memory against eager torch, after comparing outputs.
 
     All weights but the demo model's are synthetic: nothing is downloaded.
     """
+    from rich.console import Console
+
     from sdengine.benchmarks.cases import Case, native_side
     from sdengine.benchmarks.harness import run
-    from sdengine.benchmarks.records import append_record, make_record
+    from sdengine.benchmarks.records import append_record, check_writable, make_record
+    from sdengine.benchmarks.tables import as_rich
 
     case = Case(
         arch=arch,
         resolution=native_side(arch) if resolution is None else resolution,
         steps=steps,
+        guidance_scale=guidance,
+        batch_size=batch,
         runs=runs,
         precision=precision,
         baseline_precision=baseline_precision,
         threads=threads,
     )
-    record = make_record(case, run(case, cache or _default_cache(), _say))
-    _print_table(record)
+    if json_file is not None:
+        check_writable(json_file)
+    with _progress() as progress:
+        figures = run(case, cache or _default_cache(), progress, rebuild=rebuild)
+    record = make_record(case, figures)
     if json_file is not None:
         append_record(record, json_file)
+    Console(width=None if sys.stdout.isatty() else 160).print(as_rich(record))
 
 
-def _print_table(record: dict[str, Any]) -> None:
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Show what is going on, and for how long, on standard error when that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
     from rich.console import Console
-    from rich.table import Table
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from sdengine.benchmarks.records import rows, title
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
 
-    table = Table(title=title(record))
-    table.add_column("")
-    for name in (record["backends"]["ours"], record["backends"]["baseline"], "ratio"):
-        table.add_column(name, justify="right")
-    for row in rows(record):
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        def show(message: str) -> None:
+            bar.reset(task, description=message)
+
+        yield show
 
 
 def _default_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "sdengine" / "bench"
-
-
-def _say(message: str) -> None:
-    if sys.stderr.isatty():
-        print(message, file=sys.stderr)

@@ -1,0 +1,136 @@
+"""The two bundles of a case, built by the command in processes of their own and kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdengine import __version__
+from sdengine.benchmarks.cases import Case
+from sdengine.bundle.reader import open_bundle
+from sdengine.errors import BundleError, EngineBuildError, OutOfMemoryError, OutputError
+
+Progress = Callable[[str], None]
+
+# Largest resident memory while building and running, and disk for checkpoint and both bundles.
+_MEMORY_GB = {"sd15": 12, "sd21": 14}
+_DISK_GB = {"sd15": 11, "sd21": 11}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A bundle, and what `sdengine build --json` said of it; None for the one in the package."""
+
+    path: str
+    report: dict[str, Any] | None
+
+
+def prepare(
+    case: Case, cache: Path, progress: Progress, *, rebuild: bool = False
+) -> dict[str, Built]:
+    """Return both sides' bundles, "ours" and "baseline", building what the cache lacks.
+
+    Args:
+        case: what will be measured.
+        cache: folder of earlier builds; it is made when missing.
+        progress: told what is going on.
+        rebuild: build again whatever is there.
+
+    Raises:
+        OutOfMemoryError: the machine has too little memory or disk for the architecture.
+        OutputError: the cache cannot be written.
+        EngineBuildError: a build failed.
+    """
+    from sdengine.checkpoints import load_checkpoint
+
+    _make(cache)
+    check_memory(case.arch)
+    checkpoint = "demo"
+    if case.arch != "demo":
+        checkpoint = str(_synthetic(case.arch, cache, progress))
+    progress("reading the checkpoint")
+    sha256 = load_checkpoint(checkpoint).sha256
+    folder = cache / f"{case.arch}-{case.resolution}-batch{case.batch_size}"
+    _make(folder)
+    built = {}
+    for side, target in (("ours", "openvino"), ("baseline", "torch")):
+        if side == "ours" and case.arch == "demo" and _package_has(case):
+            built[side] = Built("demo", None)
+            continue
+        path, report = folder / target, folder / f"{target}.json"
+        if rebuild or not (report.exists() and _is_current(path, sha256)):
+            progress(f"building {case.arch} for {target}")
+            report.write_text(_build(case, checkpoint, path, target))
+        built[side] = Built(str(path), json.loads(report.read_text()))
+    return built
+
+
+def check_memory(arch: str) -> None:
+    """Refuse an architecture that the free memory cannot hold."""
+    import psutil
+
+    needed, found = _MEMORY_GB.get(arch, 1), psutil.virtual_memory().available / 1e9
+    if found < needed:
+        raise OutOfMemoryError(
+            f"arch {arch} needs about {needed} GB of free memory, found {found:.1f} GB. Close "
+            "other programs or measure --arch demo."
+        )
+
+
+def _synthetic(arch: str, cache: Path, progress: Progress) -> Path:
+    from sdengine.checkpoints.synthetic import make_synthetic
+
+    checkpoint = cache / f"{arch}-checkpoint"
+    if not checkpoint.exists():
+        needed, found = _DISK_GB.get(arch, 1), shutil.disk_usage(cache).free / 1e9
+        if found < needed:
+            raise OutOfMemoryError(
+                f"arch {arch} needs about {needed} GB of disk in {cache}, found {found:.1f} GB. "
+                "Name another folder with --cache."
+            )
+        progress(f"writing a synthetic {arch} checkpoint")
+        make_synthetic(arch, checkpoint)
+    return checkpoint
+
+
+def _package_has(case: Case) -> bool:
+    manifest = open_bundle("demo", verify="size").manifest
+    size = (case.resolution, case.resolution)
+    return size in manifest.resolutions and case.batch_size <= manifest.max_batch
+
+
+def _is_current(path: Path, sha256: str) -> bool:
+    """Say whether a kept bundle was built from this checkpoint by this release."""
+    try:
+        manifest = open_bundle(path, verify="size").manifest
+    except BundleError:
+        return False
+    return manifest.source.sha256 == sha256 and manifest.sdengine_version == __version__
+
+
+def _build(case: Case, checkpoint: str, path: Path, target: str) -> str:
+    command = [sys.executable, "-m", "sdengine", "build", checkpoint, "--output", str(path)]
+    command += ["--target", target, "--resolutions", str(case.resolution)]
+    command += ["--batch", str(case.batch_size), "--force", "--json"]
+    if target == "torch":
+        command.append("--no-controlnet")  # eager torch needs no inputs for what is not there
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise EngineBuildError(f"building {path} failed: {last.removeprefix('error: ')}")
+    return done.stdout
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be made: {error.strerror}. Name another folder with --cache."
+        ) from None

@@ -1,0 +1,70 @@
+"""What is computed from raw figures: spreads, errors of outputs, peak memory."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# What equal pictures get, because JSON has no infinity.
+EQUAL_PSNR_DB = 100.0
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Summarise repeated measurements of one figure."""
+
+    median: float
+    p10: float
+    p90: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarise at least one value."""
+        low, high = np.percentile(values, [10, 90])
+        return cls(statistics.median(values), float(low), float(high), len(values))
+
+
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Return the median ratio of pairs measured one right after the other.
+
+    A drift of the machine's speed hits both halves of a pair, and so not the ratio.
+    """
+    pairs = zip(numerators, denominators, strict=True)
+    return statistics.median(above / max(below, 1e-9) for above, below in pairs)
+
+
+def relative_rms(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return the root mean square error relative to that of the expected values."""
+    exact = expected.astype(np.float64)
+    squared = np.mean((actual.astype(np.float64) - exact) ** 2)
+    return float(np.sqrt(squared / np.mean(exact**2)))
+
+
+def psnr(actual: NDArray[np.uint8], expected: NDArray[np.uint8]) -> float:
+    """Return the peak signal-to-noise ratio of 8-bit images in dB; at most EQUAL_PSNR_DB."""
+    squared = np.mean((actual.astype(np.float64) - expected) ** 2)
+    if squared == 0:
+        return EQUAL_PSNR_DB
+    return min(EQUAL_PSNR_DB, float(10 * np.log10(255**2 / squared)))
+
+
+def peak_bytes() -> int:
+    """Return the largest resident memory of this program up to now."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss: on Linux it outlives exec, so a child starts at its parent's peak.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
