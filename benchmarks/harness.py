@@ -14,7 +14,7 @@ from typing import Any
 import sdengine
 from sdengine.benchmarks.bundles import Progress, prepare
 from sdengine.benchmarks.cases import Case
-from sdengine.benchmarks.measures import Spread, median_ratio
+from sdengine.benchmarks.measures import OtherLoad, Spread, median_ratio
 from sdengine.benchmarks.verification import (
     Arrays,
     Side,
@@ -48,7 +48,8 @@ def run(
     Returns:
         By side where two are compared: `backends` (name and precision), `build`, `alone` (fresh
         process: load, first request, peak memory), `errors` (against eager torch in fp32),
-        `stages_ms` (spreads and the ratio baseline/ours), `outside_percent`.
+        `stages_ms` (spreads and the ratio baseline/ours), `outside_percent`. `others_percent` is
+        the share of the machine that other programs took while timing.
 
     Raises:
         DeviceError: a side's error is so large that timing it would mean nothing.
@@ -71,7 +72,9 @@ def run(
             progress(f"verifying the images of {name}")
             errors[name] |= errors_of(request_outputs(engine, case), expected)
             require_equal(name, engine.precision, errors[name])
+        load = OtherLoad()
         timings = _interleave(case, engines, progress)
+        others_percent = round(load.percent(), 1)
         backends = {name: _label(engine) for name, engine in engines.items()}
     return {
         "backends": backends,
@@ -79,6 +82,7 @@ def run(
         "alone": alone,
         "errors": errors,
         **summarise(timings, case.batch_size),
+        "others_percent": others_percent,
     }
 
 

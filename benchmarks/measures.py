@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,33 @@ class Spread:
         """Summarise at least one value."""
         low, high = np.percentile(values, [10, 90])
         return cls(statistics.median(values), float(low), float(high), len(values))
+
+
+class OtherLoad:
+    """Watch how much of the machine other programs take while something is timed."""
+
+    def __init__(self) -> None:
+        self._start = _busy_and_own_seconds()
+        self._started = time.perf_counter()
+
+    def percent(self) -> float:
+        """Return the share of all cores that others took since the start, 0 to 100.
+
+        What a hypervisor gave to other machines counts too.
+        """
+        busy, own = (b - a for a, b in zip(self._start, _busy_and_own_seconds(), strict=True))
+        available = (time.perf_counter() - self._started) * (os.cpu_count() or 1)
+        return min(100.0, max(0.0, 100 * (busy - own) / max(available, 1e-9)))
+
+
+def _busy_and_own_seconds() -> tuple[float, float]:
+    import psutil
+
+    times = psutil.cpu_times()._asdict()
+    # Guests' time is part of user's already.
+    idle = ("idle", "iowait", "guest", "guest_nice")
+    own = psutil.Process().cpu_times()
+    return sum(v for k, v in times.items() if k not in idle), own.user + own.system
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:

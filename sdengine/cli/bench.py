@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+BUSY_PERCENT = 5.0
+
 
 def bench(
     arch: Annotated[str, typer.Option(help="demo, sd15, sd21 or tiny.")] = "demo",
@@ -62,6 +64,12 @@ def bench(
     if json_file is not None:
         append_record(record, json_file)
     Console(width=None if sys.stdout.isatty() else 160).print(as_rich(record))
+    if record["others_percent"] > BUSY_PERCENT:
+        print(
+            f"warning: other programs took {record['others_percent']:.0f} % of the cores while "
+            "timing; measure again on an idle machine.",
+            file=sys.stderr,
+        )
 
 
 @contextmanager

@@ -18,13 +18,15 @@ def test_measures_the_tiny_architecture_and_keeps_its_bundles(run: Run, tmp_path
     options = ["--arch", "tiny", "--precision", "fp32", "--steps", "2", "--runs", "2"]
     options += ["--threads", "1", "--cache", "cache", "--json", "results.jsonl"]
     done = run("bench", *options, timeout=500)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "" or "measure again on an idle machine" in done.stderr
     assert "U-Net step, ms" in done.stdout
     record = json.loads((tmp_path / "results.jsonl").read_text())
     assert record["backends"] == {"ours": "openvino fp32", "baseline": "torch eager fp32"}
     assert max(v for k, v in record["errors"]["ours"].items() if k != "image_psnr_db") < 1e-3
     assert record["errors"]["ours"]["image_psnr_db"] > 40
     assert set(record["errors"]["baseline"].values()) == {0.0, 100.0}
+    assert 0 <= record["others_percent"] <= 100
     for stage in record["stages_ms"].values():
         for side in ("ours", "baseline"):
             assert stage[side]["n"] == 2

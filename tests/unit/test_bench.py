@@ -11,10 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdengine.benchmarks import bundles
+from sdengine.benchmarks import bundles, measures
 from sdengine.benchmarks.cases import NATIVE_SIDES, Case
 from sdengine.benchmarks.harness import STAGES, summarise
-from sdengine.benchmarks.measures import Spread, median_ratio, peak_bytes, psnr, relative_rms
+from sdengine.benchmarks.measures import (
+    OtherLoad,
+    Spread,
+    median_ratio,
+    peak_bytes,
+    psnr,
+    relative_rms,
+)
 from sdengine.benchmarks.records import (
     SCHEMA,
     append_record,
@@ -43,6 +50,7 @@ def record() -> dict[str, Any]:
         "errors": {"ours": ours, "baseline": {**dict.fromkeys(errors, 0.0), "image_psnr_db": 100}},
         "stages_ms": {key: {"ours": spread, "baseline": slower, "ratio": 3.0} for key in STAGES},
         "outside_percent": {"ours": 1.25, "baseline": 0.5},
+        "others_percent": 0.4,
     }
     made: dict[str, Any] = make_record(Case(arch="sd15", resolution=512, threads=2), figures)
     return made
@@ -82,6 +90,16 @@ def test_memory_of_a_child_does_not_start_at_its_parents_peak() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 1 << 20 < int(done.stdout) < 200 << 20
     assert peak_bytes() > len(held)
+
+
+def test_other_programs_are_told_apart_from_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One second on two cores: all programs took 1.5 s of the two, this one 0.9 s of them.
+    seconds = iter([(100.0, 10.0), (101.5, 10.9)])
+    clock = iter([5.0, 6.0])
+    monkeypatch.setattr(measures, "_busy_and_own_seconds", lambda: next(seconds))
+    monkeypatch.setattr(measures.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(measures.os, "cpu_count", lambda: 2)
+    assert OtherLoad().percent() == pytest.approx(30.0)
 
 
 def test_stages_count_calls_and_images() -> None:
@@ -151,6 +169,7 @@ def test_every_speed_has_its_error_beside_it(record: dict[str, Any]) -> None:
     assert "| build, s | 61.5 | in the package |" in table
     assert "sd15 512x512, 4 steps, guidance 3" in table
     assert "of 5 interleaved runs" in table
+    assert "Other programs took 0.4 % of the cores" in table
     assert as_rich(record).row_count == len(rows(record)) == len(STAGES) + 4
 
 
