@@ -91,12 +91,12 @@ def test_the_torch_backend_computes_in_bf16(bundles: dict[str, Bundle]) -> None:
     generator = np.random.default_rng(0)
     inputs = {n: generator.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
     inputs["timestep"] = np.full(2, 999, dtype=np.float32)
-    outputs = [
+    bf16, fp32 = (
         backend.load(bundle, "unet", shapes, precision=precision).run(inputs)["noise_pred"]
         for precision in ("bf16", "fp32")
-    ]
-    assert not np.array_equal(*outputs)
-    assert_close("unet", "bfloat16", *outputs)
+    )
+    assert not np.array_equal(bf16, fp32)
+    assert_close("unet", "bfloat16", bf16, fp32)
 
 
 def test_the_torch_backend_names_what_is_wrong(bundles: dict[str, Bundle]) -> None:

@@ -19,6 +19,7 @@ from sdengine.checkpoints.synthetic import seed_weights
 from sdengine.errors import ConfigError, EngineBuildError, ExportError
 from sdengine.export.export import ExportedNetwork, export_network, make_contract
 from sdengine.export.networks import NETWORKS, NetworkContract
+from sdengine.export.onnx_graph import attach_weights
 from sdengine.export.openvino_ir import compile_ir
 from sdengine.models.configs import TINY_SD15, TINY_SD21, TINY_SDXL, ModelFamily
 from sdengine.models.text_encoder import CLIPTextEncoder
@@ -196,16 +197,13 @@ def test_damaged_weights_and_a_wrong_module_are_refused(tmp_path: Path) -> None:
 def test_an_export_that_computes_something_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sdengine.export import export
-
     module = make_module("vae_decoder", TINY_SD15)
 
     def change_after(*args: Any) -> None:
-        attach(*args)
+        attach_weights(*args)
         with torch.no_grad():
             module.get_parameter("decoder.conv_out.bias").add_(0.1)
 
-    attach = export.attach_weights
-    monkeypatch.setattr(export, "attach_weights", change_after)
+    monkeypatch.setattr("sdengine.export.export.attach_weights", change_after)
     with pytest.raises(ExportError, match="exported images differs from the module"):
         export_network("vae_decoder", module, tmp_path)

@@ -24,7 +24,8 @@ def oracle(config: TextEncoderConfig) -> torch.nn.Module:
     """Build transformers' model of the same configuration."""
     content = config.to_dict()
     model_class = getattr(transformers, content["architectures"][0])
-    return model_class(transformers.CLIPTextConfig(**content)).eval()
+    model: torch.nn.Module = model_class(transformers.CLIPTextConfig(**content)).eval()
+    return model
 
 
 def published_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

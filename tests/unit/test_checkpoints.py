@@ -282,8 +282,8 @@ def test_saving_refuses_overflow_and_leaves_nothing(checkpoint: Path, tmp_path: 
     opened = load_checkpoint(checkpoint)
     unet = opened.unet()
     with torch.no_grad():
-        unet.conv_in.bias[0] = 1e6
-    parts = {
+        unet.get_parameter("conv_in.bias")[0] = 1e6
+    parts: dict[str, Any] = {
         "unet": unet,
         "vae": opened.vae(),
         "text_encoder": opened.text_encoder(),

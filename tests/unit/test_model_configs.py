@@ -13,7 +13,7 @@ from sdengine.models.text_encoder import TextEncoderConfig
 from sdengine.models.unet import UNetConfig
 from sdengine.models.vae import VAEConfig
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[Any, Any]] = {
     "unet": (UNetConfig, TINY_SDXL.unet),
     "vae": (VAEConfig, TINY_SDXL.vae),
     "text_encoder": (TextEncoderConfig, TINY_SDXL.text_encoder),
