@@ -35,7 +35,6 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from sdengine.export.build import build as build
     from sdengine.errors import BackendUnavailableError as BackendUnavailableError
     from sdengine.errors import BundleError as BundleError
     from sdengine.errors import Cancelled as Cancelled
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from sdengine.errors import OutputError as OutputError
     from sdengine.errors import SdengineError as SdengineError
     from sdengine.errors import UnsupportedShapeError as UnsupportedShapeError
+    from sdengine.export.build import build as build
     from sdengine.pipeline import Engine as Engine
     from sdengine.pipeline import load as load
     from sdengine.request import Request as Request
