@@ -35,7 +35,7 @@ test: lint cpp pytest
 pytest: $(TEST)/installed
 	$(TEST)/bin/pytest $(PYTEST_FLAGS)
 
-lint: $(TEST)/tools
+lint: $(TEST)/installed
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/clang-format --dry-run --Werror $(CPP)

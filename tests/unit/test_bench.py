@@ -87,7 +87,9 @@ def test_memory_of_a_child_does_not_start_at_its_parents_peak() -> None:
     held = bytearray(300 << 20)
     held[::4096] = b"\1" * len(held[::4096])
     code = "from sdengine.benchmarks.measures import peak_bytes; print(peak_bytes())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    )
     assert 1 << 20 < int(done.stdout) < 200 << 20
     assert peak_bytes() > len(held)
 

@@ -126,7 +126,10 @@ def test_file_size_limit(tmp_path: Path) -> None:
     assert resource.RLIMIT_FSIZE is not None
     target = tmp_path / "out.png"
     done = subprocess.run(
-        [sys.executable, "-c", program, str(target)], capture_output=True, text=True, check=True
+        [sys.executable, "-I", "-c", program, str(target)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "cannot be written" in done.stdout
     assert list(tmp_path.iterdir()) == []
