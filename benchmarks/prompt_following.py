@@ -28,7 +28,7 @@ from sdengine.training.scoring import ASPECTS, score, summarise
 
 RESULTS = Path(__file__).parent / "results"
 _TEST_SEED, _CHOICE_SEED = 20_000, 10_000
-_SAMPLING = {"sampler": "dpmpp_2m", "schedule": "karras", "steps": 25}
+_SAMPLING: dict[str, Any] = {"sampler": "dpmpp_2m", "schedule": "karras", "steps": 25}
 
 
 def draw_prompts(count: int, num_objects: int, seed: int) -> list[tuple[Scene, str]]:

@@ -271,7 +271,7 @@ def test_doctor(run: Run) -> None:
 
 
 def test_module_is_the_command(run: Run) -> None:
-    command = [sys.executable, "-m", "sdengine", "--version"]
+    command = [sys.executable, "-I", "-m", "sdengine", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == run("--version").stdout
 

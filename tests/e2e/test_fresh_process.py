@@ -13,7 +13,7 @@ NOT_BEFORE_NEEDED = BUILD_WORLD | {"numpy", "pydantic", "openvino", "tokenizers"
 
 def modules_after(program: str, *arguments: object) -> set[str]:
     program += "\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
-    command = [sys.executable, "-c", program, *map(str, arguments)]
+    command = [sys.executable, "-I", "-c", program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sdengine.benchmarks import bundles, measures
 from sdengine.benchmarks.cases import NATIVE_SIDES, Case
@@ -99,8 +100,8 @@ def test_other_programs_are_told_apart_from_this_one(monkeypatch: pytest.MonkeyP
     seconds = iter([(100.0, 10.0), (101.5, 10.9)])
     clock = iter([5.0, 6.0])
     monkeypatch.setattr(measures, "_busy_and_own_seconds", lambda: next(seconds))
-    monkeypatch.setattr(measures.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(measures.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert OtherLoad().percent() == pytest.approx(30.0)
 
 
@@ -122,7 +123,7 @@ def test_stages_count_calls_and_images() -> None:
 
 def test_errors_are_named_and_limited_by_precision() -> None:
     latents, images = np.ones((1, 4)), np.zeros((1, 2, 2, 3), np.uint8)
-    exact = {"latents": latents, "images": images}
+    exact: dict[str, NDArray[Any]] = {"latents": latents, "images": images}
     found = errors_of({"latents": latents * 1.1, "images": images}, exact)
     assert found == {"latents": pytest.approx(0.1), "image_psnr_db": 100.0}
     require_equal("ours", "bf16", found)

@@ -35,8 +35,9 @@ def test_import_needs_neither_torch_nor_triton(tmp_path: Path) -> None:
     ],
 )
 def test_attention_refuses(shapes: list[tuple[int, ...]]) -> None:
+    q, k, v = (torch.zeros(shape) for shape in shapes)
     with pytest.raises(ValueError, match=r"^q, k, v: have shapes"):
-        attention(*(torch.zeros(shape) for shape in shapes))
+        attention(q, k, v)
 
 
 def test_group_norm_silu_refuses() -> None:
