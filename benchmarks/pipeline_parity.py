@@ -50,9 +50,8 @@ def theirs(checkpoint: Path, steps: int, side: int) -> Pictures:
     import torch
 
     library: Any = diffusers  # its annotations are incomplete
-    pipeline = library.StableDiffusionPipeline.from_pretrained(
-        checkpoint, torch_dtype=torch.float32, safety_checker=None
-    )
+    pipeline = library.StableDiffusionPipeline.from_pretrained(checkpoint, safety_checker=None)
+    pipeline.to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.scheduler.config
     pictures: Pictures = {}

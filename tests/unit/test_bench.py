@@ -23,6 +23,8 @@ from sdengine.benchmarks.measures import (
     psnr,
     relative_rms,
 )
+from sdengine.benchmarks.pipeline_parity import as_markdown as parity_markdown
+from sdengine.benchmarks.pipeline_parity import compare, failures
 from sdengine.benchmarks.records import (
     SCHEMA,
     append_record,
@@ -236,3 +238,13 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="--cache"):
         bundles.prepare(Case(), tmp_path / "file" / "cache", lambda _: None)
+
+
+def test_parity_judges_the_worst_picture_of_each_sampler() -> None:
+    black = np.zeros((4, 4, 3), np.uint8)
+    near, far = black + np.uint8(1), black + np.uint8(10)  # 48.1 and 28.1 dB
+    found = {"fp32": {"ddim": [black, near]}, "bf16": {"ddim": [near, far]}}
+    table = compare(found, {"ddim": [black, black]})
+    assert table == {"ddim": {"fp32": [100.0, 48.1], "bf16": [48.1, 28.1]}}
+    assert failures(table) == ["ddim bf16: 28.1 dB, below 30 dB"]
+    assert "| ddim, normal | 48.1 (74.0) | 28.1 (38.1) |" in parity_markdown(table)
