@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -284,8 +285,9 @@ def _entries(specs: tuple[TensorSpec, ...]) -> list[TensorEntry]:
 
 
 def _peak_bytes() -> int:
-    try:
-        import resource
-    except ImportError:  # not on Windows
+    # Not ru_maxrss, which a new process inherits from its parent.
+    status = Path("/proc/self/status")
+    if not status.exists():  # only Linux has it
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0

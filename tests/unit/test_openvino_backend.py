@@ -8,6 +8,7 @@ from tiny_bundle import make_tiny_bundle, unet_reference
 
 from sdengine.backends import get_backend
 from sdengine.backends.base import Module
+from sdengine.backends.openvino import _bf16_attention_is_wrong
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.errors import BackendUnavailableError, BundleError, ConfigError, DeviceError
 
@@ -125,3 +126,20 @@ def test_auto_precision_is_what_the_processor_has(monkeypatch: pytest.MonkeyPatc
     assert [backend.resolve(p) for p in ("auto", "fp32")] == ["fp32", "fp32"]
     with pytest.raises(BackendUnavailableError, match="bf16"):
         backend.resolve("bf16")
+
+
+@pytest.mark.parametrize(
+    ("shape", "wrong"),
+    [((2, 4, 4, 32), True), ((2, 4, 16, 32), False), ((2, 1, 1, 32), False)],
+)
+def test_attention_that_bf16_gets_wrong_is_found(shape: tuple[int, ...], wrong: bool) -> None:
+    import openvino
+    import openvino.opset13 as ops
+
+    queries, keys = (
+        ops.parameter(list(shape), np.float32),
+        ops.parameter([2, 1, 77, 32], np.float32),
+    )
+    attended = ops.scaled_dot_product_attention(queries, keys, keys)
+    model = openvino.Model([attended], [queries, keys])
+    assert _bf16_attention_is_wrong(model) == wrong
