@@ -45,7 +45,7 @@ def train_vae(
 @train_app.command("decoder")
 def train_decoder(
     run: RunFolder,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 3000,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 1600,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
     threads: Threads = 0,
 ) -> None:
