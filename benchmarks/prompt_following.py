@@ -76,16 +76,23 @@ def reconstruction(count: int, size: int = 128) -> dict[str, float]:
 
 
 def draw_sheet(shown: dict[str, list[tuple[Scene, str, Image]]]) -> PILImage.Image:
-    """Return the first 16 pictures of each set with their prompts; red frames mark the wrong."""
+    """Return the first 16 pictures of each set with their prompts; red frames mark the wrong.
+
+    Larger pictures are shown reduced to 128 pixels.
+    """
     cells = [cell for rows in shown.values() for cell in rows[:16]]
-    side, width, height = cells[0][2].shape[0], 176, 186
+    side, width, height = 128, 176, 186
     sheet = PILImage.new("RGB", (8 * width, 4 * height), "white")
     pen = ImageDraw.Draw(sheet)
     for i, (scene, text, image) in enumerate(cells):
         x, y = (i % 8) * width + (width - side) // 2, (i // 8) * height + 4
         right = score(image, scene)["all"] == 1.0
-        pen.rectangle((x - 3, y - 3, x + side + 2, y + side + 2), fill=None if right else "red")
-        sheet.paste(PILImage.fromarray(image), (x, y))
+        frame = 1 if right else 3  # the grey one shows where a white picture ends
+        pen.rectangle(
+            (x - frame, y - frame, x + side + frame - 1, y + side + frame - 1),
+            fill="lightgrey" if right else "red",
+        )
+        sheet.paste(PILImage.fromarray(image).resize((side, side)), (x, y))
         lines = "\n".join(textwrap.wrap(text, 32))
         pen.multiline_text((i % 8 * width + 8, y + side + 6), lines, fill="black", font_size=10)
     return sheet
