@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,23 +14,44 @@ if TYPE_CHECKING:
 def samplers(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List samplers and schedules with their names and aliases."""
-    from sdengine.samplers import SAMPLERS, SCHEDULES
+    """List samplers and schedules with their names, options and aliases."""
+    from sdengine.samplers import REFUSED, SAMPLERS, SCHEDULES
 
-    kinds: dict[str, Mapping[str, SamplerInfo | ScheduleInfo]] = {
-        "samplers": SAMPLERS,
-        "schedules": SCHEDULES,
-    }
     if as_json:
-        print(
-            json.dumps({kind: [_entry(i) for i in known.values()] for kind, known in kinds.items()})
-        )
+        content: dict[str, object] = {
+            "samplers": [_sampler(info) for info in SAMPLERS.values()],
+            "schedules": [_entry(info) for info in SCHEDULES.values()],
+            "refused": dict(REFUSED),
+        }
+        print(json.dumps(content))
         return
-    for kind, known in kinds.items():
-        print(f"{kind}:")
-        for info in known.values():
-            aliases = f" (also: {', '.join(info.aliases)})" if info.aliases else ""
-            print(f"  {info.name:<10} {info.label:<12} {info.description}{aliases}")
+    print("samplers:")
+    for info in SAMPLERS.values():
+        twice = "; 2 evaluations a step" if info.evaluations == 2 else ""
+        print(f"  {info.name:<18} {info.label:<18} {info.description}{twice}")
+        details = {
+            "options": info.options,
+            "schedule if none is given": (info.default_schedule,),
+            "also": info.aliases,
+        }
+        shown = [f"{key}: {', '.join(values)}" for key, values in details.items() if values]
+        print(f"  {'':<37} {'; '.join(shown)}")
+    print("schedules:")
+    for schedule in SCHEDULES.values():
+        also = f" (also: {', '.join(schedule.aliases)})" if schedule.aliases else ""
+        print(f"  {schedule.name:<22} {schedule.label:<22} {schedule.description}{also}")
+    print("refused:")
+    for name, reason in REFUSED.items():
+        print(f"  {name:<22} {reason}.")
+
+
+def _sampler(info: SamplerInfo) -> dict[str, object]:
+    return {
+        **_entry(info),
+        "evaluations": info.evaluations,
+        "options": list(info.options),
+        "default_schedule": info.default_schedule,
+    }
 
 
 def _entry(info: SamplerInfo | ScheduleInfo) -> dict[str, object]:

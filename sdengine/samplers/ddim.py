@@ -1,48 +1,82 @@
-"""DDIM without added noise.
+"""DDIM, with fresh noise as eta asks, and DDPM, which is eta 1 down to no noise at all.
 
-Source: "Denoising Diffusion Implicit Models" (Song et al. 2021), equation 12 with eta = 0.
+Source: "Denoising Diffusion Implicit Models" (Song et al. 2021), equations 12 and 16; "Denoising
+Diffusion Probabilistic Models" (Ho et al. 2020), equation 7. Latents are scaled.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 
-from sdengine.samplers.prediction import clean_from_scaled, noise_from_scaled
+from sdengine.samplers.builder import ProgramBuilder
+from sdengine.samplers.named_schedules import Range, named_sigmas
+from sdengine.samplers.options import SamplerOptions
 from sdengine.samplers.program import Float64, NoiseSchedule, SamplerProgram
-from sdengine.samplers.schedules import karras_sigmas, spaced_timesteps, timesteps_of
+from sdengine.samplers.schedules import spaced_timesteps, timesteps_of
 
 
-def ddim(schedule: str, steps: int, noise_schedule: NoiseSchedule) -> SamplerProgram:
-    """Make the program; under "karras" it stops at those noise levels and ends without noise."""
-    if schedule == "karras":
-        table = noise_schedule.sigmas
-        sigmas = karras_sigmas(table[-1], table[0], steps)
-        t = timesteps_of(noise_schedule, sigmas)
-        signal = 1 / (sigmas**2 + 1)
-        signal_after = np.append(signal[1:], 1.0)
-    else:
+@dataclass(frozen=True)
+class Stops:
+    """Where a trajectory of scaled latents stops.
+
+    Args:
+        t: [steps] timesteps.
+        signal, signal_after: [steps] share of the signal's variance before and after each step.
+    """
+
+    t: Float64
+    signal: Float64
+    signal_after: Float64
+
+    @property
+    def sigma(self) -> Float64:
+        """Noise levels [steps] relative to the signal."""
+        return np.asarray(np.sqrt((1 - self.signal) / self.signal))
+
+
+def ddim_stops(schedule: str, steps: int, noise_schedule: NoiseSchedule) -> Stops:
+    """Return the stops; under schedules other than "normal" the last step ends without noise."""
+    if schedule == "normal":
         t = spaced_timesteps(noise_schedule, steps, rounded=True)
         signal = noise_schedule.alphas_cumprod[t.astype(int)]
-        signal_after = _signal_after(t, steps, noise_schedule)
-    A, b = np.empty((steps, 1, 1)), np.empty((steps, 1))
+        return Stops(t, signal, _signal_after(t, steps, noise_schedule))
+    table = noise_schedule.sigmas
+    sigmas = named_sigmas(schedule, Range(noise_schedule, steps, table[-1], table[0]))
+    signal = 1 / (sigmas**2 + 1)
+    return Stops(timesteps_of(noise_schedule, sigmas), signal, np.append(signal[1:], 1.0))
+
+
+def ddim(
+    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+) -> SamplerProgram:
+    """Make the program; eta defaults to 0."""
+    return _program("ddim", schedule, steps, noise_schedule, options.eta or 0.0)
+
+
+def ddpm(
+    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+) -> SamplerProgram:
+    """Make the ancestral program of the original paper."""
+    ending = replace(noise_schedule, set_alpha_to_one=True)
+    return _program("ddpm", schedule, steps, ending, 1.0)
+
+
+def _program(
+    name: str, schedule: str, steps: int, noise_schedule: NoiseSchedule, eta: float
+) -> SamplerProgram:
+    stops = ddim_stops(schedule, steps, noise_schedule)
+    build = ProgramBuilder(name, schedule, noise_schedule, 1, scaled=True)
     for k in range(steps):
-        alpha, sigma_hat = np.sqrt(signal[k]), np.sqrt(1 - signal[k])
-        x0 = clean_from_scaled(noise_schedule.prediction_type, alpha, sigma_hat)
-        noise = noise_from_scaled(noise_schedule.prediction_type, alpha, sigma_hat)
-        alpha_after, sigma_hat_after = np.sqrt(signal_after[k]), np.sqrt(1 - signal_after[k])
-        A[k, 0, 0] = alpha_after * x0[0] + sigma_hat_after * noise[0]
-        b[k, 0] = alpha_after * x0[1] + sigma_hat_after * noise[1]
-    return SamplerProgram(
-        sampler="ddim",
-        schedule=schedule,
-        t=t,
-        c_in=np.ones(steps),
-        sigma=np.sqrt((1 - signal) / signal),
-        A=A,
-        b=b,
-        d=np.zeros((steps, 1)),
-        init_scale=1.0,
-    )
+        signal, after = float(stops.signal[k]), float(stops.signal_after[k])
+        clean = build.clean(float(stops.sigma[k]))
+        noise = (build.r[0] - np.sqrt(signal) * clean) / np.sqrt(1 - signal)
+        fresh = eta * np.sqrt(max((1 - after) / (1 - signal) * (1 - signal / after), 0.0))
+        direction = np.sqrt(max(1 - after - fresh**2, 0.0))
+        x = np.sqrt(after) * clean + direction * noise + fresh * build.noise
+        build.commit(k, float(stops.t[k]), float(stops.sigma[k]), x)
+    return build.program(1.0)
 
 
 def _signal_after(t: Float64, steps: int, noise_schedule: NoiseSchedule) -> Float64:

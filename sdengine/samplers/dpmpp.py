@@ -1,57 +1,75 @@
-"""DPM-Solver++ of second order, multistep; latents are scaled.
+"""DPM-Solver++ without fresh noise in its steps, and the ancestral single-step form.
 
 Source: "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models" (Lu et al.
-2022), algorithm 2, data prediction, midpoint form. The first and the last step are of first order.
+2022), algorithms 1 and 2, data prediction. lambda = -log sigma is half the log of the signal to
+noise ratio.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from sdengine.samplers.prediction import clean_from_scaled
+from sdengine.samplers.builder import ProgramBuilder
+from sdengine.samplers.euler import ancestral_split
+from sdengine.samplers.options import SamplerOptions
+from sdengine.samplers.path import level_timestep, multistep_path, one_step_path
 from sdengine.samplers.program import NoiseSchedule, SamplerProgram
-from sdengine.samplers.schedules import (
-    karras_sigmas,
-    sigmas_at,
-    spaced_timesteps_after_first,
-    timesteps_of,
-)
 
 
-def dpmpp_2m(schedule: str, steps: int, noise_schedule: NoiseSchedule) -> SamplerProgram:
-    """Make the program; register 1 keeps the last estimate of the clean latents."""
-    if schedule == "karras":
-        table = noise_schedule.sigmas
-        sigma = karras_sigmas(table[-1], table[0], steps)
-        t = np.round(timesteps_of(noise_schedule, sigma))
-    else:
-        t = spaced_timesteps_after_first(noise_schedule, steps)
-        sigma = sigmas_at(noise_schedule, t)
-    alpha = 1 / np.sqrt(sigma**2 + 1)
-    log_snr = -np.log(sigma)
-    A, b = np.zeros((steps, 2, 2)), np.zeros((steps, 2))
+def dpmpp_2m(
+    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+) -> SamplerProgram:
+    """Make the multistep program, midpoint form; the first and the last step are of first order."""
+    path = multistep_path(schedule, steps, noise_schedule)
+    sigma = path.sigma
+    build = ProgramBuilder("dpmpp_2m", schedule, noise_schedule, 2, scaled=True)
+    x, last_clean = build.r
     for k in range(steps):
-        p, q = clean_from_scaled(noise_schedule.prediction_type, alpha[k], sigma[k] * alpha[k])
+        clean = build.clean(sigma[k])
         if k == steps - 1:
-            kept, newest, previous = 0.0, 1.0, 0.0  # all noise is gone: x is the clean estimate
-        else:
-            step = log_snr[k + 1] - log_snr[k]
-            kept = sigma[k + 1] * alpha[k + 1] / (sigma[k] * alpha[k])
-            newest, previous = -alpha[k + 1] * np.expm1(-step), 0.0
-            if k > 0:
-                # Extrapolate the estimate by half of its last change, per unit of log SNR.
-                ratio = (log_snr[k] - log_snr[k - 1]) / step
-                newest, previous = newest * (1 + 0.5 / ratio), -newest * 0.5 / ratio
-        A[k] = [[kept + newest * p, previous], [p, 0.0]]
-        b[k] = [newest * q, q]
-    return SamplerProgram(
-        sampler="dpmpp_2m",
-        schedule=schedule,
-        t=t,
-        c_in=np.ones(steps),
-        sigma=sigma,
-        A=A,
-        b=b,
-        d=np.zeros((steps, 2)),
-        init_scale=1.0,
-    )
+            build.commit(k, path.t[k], sigma[k], clean, clean)
+            continue
+        alpha, alpha_after = 1 / np.sqrt(sigma[k : k + 2] ** 2 + 1)
+        h = np.log(sigma[k] / sigma[k + 1])
+        estimate = clean
+        if k > 0:
+            # Extrapolate the estimate by half of its last change, per unit of lambda.
+            ratio = np.log(sigma[k - 1] / sigma[k]) / h
+            estimate = clean + (clean - last_clean) * (0.5 / ratio)
+        kept = sigma[k + 1] * alpha_after / (sigma[k] * alpha)
+        build.commit(
+            k, path.t[k], sigma[k], kept * x - alpha_after * np.expm1(-h) * estimate, clean
+        )
+    return build.program(path.init_scale)
+
+
+def dpmpp_2s_ancestral(
+    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+) -> SamplerProgram:
+    """Make the ancestral single-step program with its second evaluation half-way in lambda."""
+    path = one_step_path(schedule, steps, noise_schedule)
+    build = ProgramBuilder("dpmpp_2s_a", schedule, noise_schedule, 2, scaled=False)
+    point, start = build.r
+    for k in range(steps):
+        sigma = float(path.sigma[k])
+        down, up = ancestral_split(sigma, path.sigma[k + 1], options)
+        clean = build.clean(sigma)
+        if down == 0:
+            build.commit(k, path.t[k], sigma, clean + up * build.noise)
+            continue
+        middle = float(np.sqrt(sigma * down))
+        build.commit(k, path.t[k], sigma, towards(point, clean, middle / sigma), point)
+        clean = build.clean(middle)
+        x = towards(start, clean, down / sigma)
+        build.commit(k, level_timestep(noise_schedule, middle), middle, x + up * build.noise)
+    return build.program(path.init_scale)
+
+
+def towards(x: np.ndarray, clean: np.ndarray, ratio: float) -> np.ndarray:
+    """Return unscaled latents whose noise shrank to a ratio of what it was.
+
+    This is the exact solution, exp(-h) x + (1 - exp(-h)) clean with ratio = exp(-h), when the
+    estimate of the clean latents stays the same.
+    """
+    moved: np.ndarray = ratio * x + (1 - ratio) * clean
+    return moved

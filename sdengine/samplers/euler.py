@@ -1,68 +1,87 @@
 """Euler's method on the probability-flow equation, plain and ancestral; latents are unscaled.
 
 Source: "Elucidating the Design Space of Diffusion-Based Generative Models" (Karras et al. 2022),
-algorithm 1 without the second-order correction; the ancestral split of the noise is that of
-"Denoising Diffusion Probabilistic Models" (Ho et al. 2020) at eta = 1.
+algorithms 1 and 2 without the second-order correction; the ancestral split of the noise is that of
+"Denoising Diffusion Probabilistic Models" (Ho et al. 2020).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from sdengine.samplers.prediction import clean_from_unscaled
+from sdengine.samplers.builder import ProgramBuilder
+from sdengine.samplers.options import SamplerOptions
+from sdengine.samplers.path import level_timestep, one_step_path
 from sdengine.samplers.program import Float64, NoiseSchedule, SamplerProgram
-from sdengine.samplers.schedules import karras_sigmas, sigmas_at, spaced_timesteps, timesteps_of
 
 
-def euler(schedule: str, steps: int, noise_schedule: NoiseSchedule) -> SamplerProgram:
-    """Make the deterministic program."""
-    return _program("euler", schedule, steps, noise_schedule, ancestral=False)
-
-
-def euler_ancestral(schedule: str, steps: int, noise_schedule: NoiseSchedule) -> SamplerProgram:
-    """Make the ancestral program: each step but the last adds fresh noise."""
-    return _program("euler_a", schedule, steps, noise_schedule, ancestral=True)
-
-
-def _program(
-    name: str, schedule: str, steps: int, noise_schedule: NoiseSchedule, *, ancestral: bool
+def euler(
+    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
-    t = spaced_timesteps(noise_schedule, steps, rounded=False)
-    sigma = sigmas_at(noise_schedule, t)
-    if schedule == "karras":
-        # Between the first and the last level of the plain spacing, as the published scheduler.
-        sigma = karras_sigmas(sigma[0], sigma[-1], steps)
-        t = timesteps_of(noise_schedule, sigma)
-    sigma_after = np.append(sigma[1:], 0.0)
-    sigma_down, sigma_up = _ancestral_split(sigma, sigma_after, ancestral)
-    A, b = np.empty((steps, 1, 1)), np.empty((steps, 1))
+    """Make the program; churn raises the noise level before each step."""
+    path = one_step_path(schedule, steps, noise_schedule, repeats=True)
+    build = ProgramBuilder("euler", schedule, noise_schedule, 1, scaled=False)
+    churn = Churn(path.sigma, path.t, noise_schedule, options)
     for k in range(steps):
-        p, q = clean_from_unscaled(noise_schedule.prediction_type, sigma[k])
-        # x' = x0 + (x - x0) * ratio: noise shrinks to the next level along the derivative.
-        ratio = sigma_down[k] / sigma[k]
-        A[k, 0, 0] = ratio + (1 - ratio) * p
-        b[k, 0] = (1 - ratio) * q
-    largest = float(sigma.max())
-    from_pure_noise = noise_schedule.timestep_spacing in ("linspace", "trailing")
-    return SamplerProgram(
-        sampler=name,
-        schedule=schedule,
-        t=t,
-        c_in=1 / np.sqrt(sigma**2 + 1),
-        sigma=sigma,
-        A=A,
-        b=b,
-        d=sigma_up[:, None],
-        # "leading" starts below the last timestep, where the signal's variance still counts.
-        init_scale=largest if from_pure_noise else float(np.sqrt(largest**2 + 1)),
-    )
+        sigma, t = churn.level(k)
+        clean = build.clean(sigma)
+        slope = (build.r[0] - clean) / sigma
+        x = build.r[0] + slope * (path.sigma[k + 1] - sigma)
+        build.commit(k, t, sigma, x + churn.noise_before(k + 1) * build.noise)
+    return build.program(path.init_scale, churn.noise_before(0))
 
 
-def _ancestral_split(
-    sigma: Float64, sigma_after: Float64, ancestral: bool
-) -> tuple[Float64, Float64]:
-    """Split the next level into what is kept and what is added afresh."""
-    if not ancestral:
-        return sigma_after, np.zeros_like(sigma)
-    up = np.sqrt(sigma_after**2 * (sigma**2 - sigma_after**2) / sigma**2)
-    return np.sqrt(sigma_after**2 - up**2), up
+def euler_ancestral(
+    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+) -> SamplerProgram:
+    """Make the ancestral program: each step but the last adds fresh noise."""
+    path = one_step_path(schedule, steps, noise_schedule, repeats=True)
+    build = ProgramBuilder("euler_a", schedule, noise_schedule, 1, scaled=False)
+    for k in range(steps):
+        sigma = path.sigma[k]
+        down, up = ancestral_split(sigma, path.sigma[k + 1], options)
+        clean = build.clean(sigma)
+        x = build.r[0] + (build.r[0] - clean) / sigma * (down - sigma)
+        build.commit(k, path.t[k], sigma, x + up * build.noise)
+    return build.program(path.init_scale)
+
+
+def ancestral_split(sigma: float, after: float, options: SamplerOptions) -> tuple[float, float]:
+    """Split the next noise level into what is kept and what is added afresh, s_noise included."""
+    eta = 1.0 if options.eta is None else options.eta
+    s_noise = 1.0 if options.s_noise is None else options.s_noise
+    up = min(after, eta * np.sqrt(after**2 * (sigma**2 - after**2) / sigma**2))
+    return float(np.sqrt(after**2 - up**2)), float(up * s_noise)
+
+
+class Churn:
+    """The raised noise levels of a path, and the noise that raises them.
+
+    Args:
+        sigma, t: the path's levels with the final 0, and their timesteps.
+        noise_schedule: gives raised levels their timesteps.
+        options: s_churn, s_tmin, s_tmax and s_noise.
+    """
+
+    def __init__(
+        self, sigma: Float64, t: Float64, noise_schedule: NoiseSchedule, options: SamplerOptions
+    ) -> None:
+        self._sigma = sigma
+        self._t = t
+        self._noise_schedule = noise_schedule
+        self._options = options
+
+    def level(self, k: int) -> tuple[float, float]:
+        """Return the level that step k starts from and its timestep."""
+        raised = self._options.churned(self._sigma[k], len(self._t))
+        if raised == self._sigma[k]:
+            return float(raised), float(self._t[k])
+        return raised, level_timestep(self._noise_schedule, raised)
+
+    def noise_before(self, k: int) -> float:
+        """Return the factor of the noise that is added before step k; 0 after the last step."""
+        if k >= len(self._t):
+            return 0.0
+        raised = self._options.churned(self._sigma[k], len(self._t))
+        s_noise = 1.0 if self._options.s_noise is None else self._options.s_noise
+        return float(np.sqrt(max(raised**2 - self._sigma[k] ** 2, 0.0)) * s_noise)

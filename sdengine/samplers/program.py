@@ -24,7 +24,7 @@ Denoiser = Callable[[npt.NDArray[Any], float], npt.NDArray[Any]]
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
-BETA_SCHEDULES = ("linear", "scaled_linear")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 _MAX_TRAIN_TIMESTEPS = 100_000
 
 
@@ -54,7 +54,8 @@ class NoiseSchedule:
             ConfigError: a value is missing, of another type or not supported.
 
         Source: "Denoising Diffusion Probabilistic Models" (Ho et al. 2020), equation 4; the
-        "scaled_linear" betas are linear in their square roots, as latent diffusion trained them.
+        "scaled_linear" betas are linear in their square roots, as latent diffusion trained them;
+        "squaredcos_cap_v2" is equation 17 of "Improved DDPM" (Nichol and Dhariwal 2021).
         """
         count = _number(config, "num_train_timesteps", 1000, int, 2, _MAX_TRAIN_TIMESTEPS)
         start = _number(config, "beta_start", 0.0001, float, 0.0, 1.0)
@@ -64,10 +65,12 @@ class NoiseSchedule:
             raise ConfigError.for_field(
                 "scheduler.beta_start", (start, end), "0 < beta_start <= beta_end < 1"
             )
-        power = 2 if kind == "scaled_linear" else 1
-        betas = np.linspace(start ** (1 / power), end ** (1 / power), int(count)) ** power
+        betas = _betas(kind, start, end, int(count))
+        alphas_cumprod = np.cumprod(1 - betas, dtype=np.float64)
+        if config.get("rescale_betas_zero_snr", False) is True:
+            alphas_cumprod = _without_last_signal(alphas_cumprod)
         return cls(
-            alphas_cumprod=np.cumprod(1 - betas),
+            alphas_cumprod=alphas_cumprod,
             prediction_type=_choice(config, "prediction_type", "epsilon", PREDICTION_TYPES),
             timestep_spacing=_choice(config, "timestep_spacing", "leading", TIMESTEP_SPACINGS),
             steps_offset=int(_number(config, "steps_offset", 0, int, 0, 100)),
@@ -92,15 +95,20 @@ class SamplerProgram:
 
     Attributes:
         sampler, schedule: names of what the program was made from.
+        prediction_type: what the network's output is.
+        step: [K] the user's step that each evaluation belongs to.
         t: [K] timesteps given to the network.
         c_in: [K] factors on r[0] before the network reads it.
         sigma: [K] noise level before each evaluation, relative to the signal.
         A: [K,R,R], b: [K,R], d: [K,R] coefficients of registers, network output and noise.
-        init_scale: r[0] starts as init_scale times unit noise.
+        init_scale: r[0] starts as init_scale times unit noise, the other registers as zero.
+        init_noise: times a second unit noise is added to r[0] at the start.
     """
 
     sampler: str
     schedule: str
+    prediction_type: str
+    step: npt.NDArray[np.int_]
     t: Float64
     c_in: Float64
     sigma: Float64
@@ -108,6 +116,7 @@ class SamplerProgram:
     b: Float64
     d: Float64
     init_scale: float
+    init_noise: float = 0.0
 
     @property
     def num_registers(self) -> int:
@@ -164,13 +173,16 @@ def sample_reference(
         program: the sampler.
         denoiser: maps (scaled latents, timestep) to the network's output.
         initial_noise: [B,...] unit noise.
-        step_noise: unit noise of evaluation k; needed where program.needs_noise says so.
+        step_noise: unit noise of evaluation k, needed where program.needs_noise says so; of
+            evaluation -1 for the second noise of the start.
 
     Returns:
         r[0] after each evaluation.
     """
     registers = np.zeros((program.num_registers, *initial_noise.shape))
     registers[0] = initial_noise * program.init_scale
+    if program.init_noise and step_noise is not None:
+        registers[0] += program.init_noise * step_noise(-1)
     trajectory = []
     for k, needs_noise in enumerate(program.needs_noise):
         output = denoiser(program.c_in[k] * registers[0], float(program.t[k]))
@@ -178,6 +190,34 @@ def sample_reference(
         run_step_reference(registers, output, 1.0, program.A[k], program.b[k], program.d[k], noise)
         trajectory.append(registers[0].copy())
     return trajectory
+
+
+def _betas(kind: str, start: float, end: float, count: int) -> Float64:
+    if kind == "squaredcos_cap_v2":
+        left = np.arange(count + 1) / count
+        alpha_bar = np.cos((left + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas: Float64 = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+        return betas
+    power = 2 if kind == "scaled_linear" else 1
+    betas = np.linspace(start ** (1 / power), end ** (1 / power), count) ** power
+    return betas
+
+
+# What is left of the signal where none should be, so that noise levels stay finite.
+_LEAST_SIGNAL = 2.0**-24
+
+
+def _without_last_signal(alphas_cumprod: Float64) -> Float64:
+    """Shift and scale the signal so that the last timestep is pure noise.
+
+    Source: "Common Diffusion Noise Schedules and Sample Steps are Flawed" (Lin et al. 2023),
+    algorithm 1.
+    """
+    roots = np.sqrt(alphas_cumprod)
+    first, last = roots[0], roots[-1]
+    rescaled = ((roots - last) * (first / (first - last))) ** 2
+    rescaled[-1] = _LEAST_SIGNAL
+    return np.asarray(rescaled)
 
 
 def _number(

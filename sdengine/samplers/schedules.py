@@ -6,8 +6,6 @@ import numpy as np
 
 from sdengine.samplers.program import Float64, NoiseSchedule
 
-_KARRAS_RHO = 7.0
-
 
 def spaced_timesteps(noise_schedule: NoiseSchedule, steps: int, *, rounded: bool) -> Float64:
     """Spread steps over the training timesteps, from noisy to clean.
@@ -52,18 +50,6 @@ def sigmas_at(noise_schedule: NoiseSchedule, timesteps: Float64) -> Float64:
     """Return the noise level at each timestep, interpolated between whole ones."""
     sigmas = noise_schedule.sigmas
     return np.interp(timesteps, np.arange(len(sigmas)), sigmas)
-
-
-def karras_sigmas(sigma_max: float, sigma_min: float, steps: int) -> Float64:
-    """Return noise levels that lie closer together the cleaner the latents are.
-
-    Source: "Elucidating the Design Space of Diffusion-Based Generative Models" (Karras et al.
-    2022), equation 5 with rho = 7.
-    """
-    ramp = np.linspace(0, 1, steps)
-    high, low = sigma_max ** (1 / _KARRAS_RHO), sigma_min ** (1 / _KARRAS_RHO)
-    sigmas: Float64 = (high + ramp * (low - high)) ** _KARRAS_RHO
-    return sigmas
 
 
 def timesteps_of(noise_schedule: NoiseSchedule, sigmas: Float64) -> Float64:

@@ -1,0 +1,74 @@
+"""Where a trajectory stops: noise levels, their timesteps, and how its latents start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sdengine.samplers.named_schedules import Range, named_sigmas
+from sdengine.samplers.program import Float64, NoiseSchedule
+from sdengine.samplers.schedules import (
+    sigmas_at,
+    spaced_timesteps,
+    spaced_timesteps_after_first,
+    timesteps_of,
+)
+
+
+@dataclass(frozen=True)
+class Path:
+    """The stops of a trajectory.
+
+    Args:
+        sigma: [steps+1] noise levels relative to the signal, the last one 0.
+        t: [steps] timesteps of all but the last.
+        init_scale: unscaled latents start as this times unit noise.
+    """
+
+    sigma: Float64
+    t: Float64
+    init_scale: float
+
+
+def one_step_path(
+    schedule: str, steps: int, noise_schedule: NoiseSchedule, *, repeats: bool = False
+) -> Path:
+    """Return the stops of samplers that look at one interval at a time.
+
+    Curves go from the first to the last level of the plain spacing, as the published schedulers do.
+
+    Args:
+        schedule, steps, noise_schedule: as for `build_program`.
+        repeats: keep a timestep that the plain spacing repeats, as it does when there are as many
+            steps as timesteps; else the steps are spread evenly then.
+    """
+    t = spaced_timesteps(noise_schedule, steps, rounded=False)
+    if not repeats and (np.diff(t) == 0).any():
+        t = np.linspace(noise_schedule.num_train_timesteps - 1, 0, steps)
+    sigma = sigmas_at(noise_schedule, t)
+    if schedule != "normal":
+        sigma = named_sigmas(schedule, Range(noise_schedule, steps, sigma[0], sigma[-1]))
+        t = timesteps_of(noise_schedule, sigma)
+    largest = float(sigma.max())
+    from_pure_noise = noise_schedule.timestep_spacing in ("linspace", "trailing")
+    # "leading" starts below the last timestep, where the signal's variance still counts.
+    init_scale = largest if from_pure_noise else float(np.sqrt(largest**2 + 1))
+    return Path(np.append(sigma, 0.0), t, init_scale)
+
+
+def multistep_path(schedule: str, steps: int, noise_schedule: NoiseSchedule) -> Path:
+    """Return the stops of samplers that remember earlier intervals; curves span all levels."""
+    if schedule == "normal":
+        t = spaced_timesteps_after_first(noise_schedule, steps)
+        sigma = sigmas_at(noise_schedule, t)
+    else:
+        table = noise_schedule.sigmas
+        sigma = named_sigmas(schedule, Range(noise_schedule, steps, table[-1], table[0]))
+        t = np.round(timesteps_of(noise_schedule, sigma))
+    return Path(np.append(sigma, 0.0), t, 1.0)
+
+
+def level_timestep(noise_schedule: NoiseSchedule, sigma: float) -> float:
+    """Return the fractional timestep of one noise level; beyond the table, that of its end."""
+    return float(timesteps_of(noise_schedule, np.array([sigma]))[0])
