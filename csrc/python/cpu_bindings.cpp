@@ -6,6 +6,7 @@
 #include "common/errors.h"
 #include "cpu/kernels.h"
 #include "cpu/mersenne_normal.h"
+#include "cpu/philox_normal.h"
 #include "python/arrays.h"
 #include "python/bindings.h"
 
@@ -91,6 +92,7 @@ py::array_t<std::uint8_t> images_to_uint8(const py::array& images) {
 }
 
 // A generator that threads may share: a draw is never interleaved with another.
+template <typename Generator>
 class SharedNormal {
  public:
   explicit SharedNormal(std::uint64_t seed) : generator_(seed) {}
@@ -104,9 +106,18 @@ class SharedNormal {
   }
 
  private:
-  cpu::MersenneNormal generator_;
+  Generator generator_;
   std::mutex mutex_;
 };
+
+template <typename Generator>
+void bind_normal(py::module_& module, const char* name, const char* description) {
+  using namespace py::literals;
+  py::class_<SharedNormal<Generator>>(module, name, description)
+      .def(py::init<std::uint64_t>(), "seed"_a)
+      .def("fill", &SharedNormal<Generator>::fill, "out"_a.noconvert(),
+           "Fill a float32 array with the next values.");
+}
 
 }  // namespace
 
@@ -121,11 +132,10 @@ void bind_cpu(py::module_& module) {
              "out"_a.noconvert(), "Write scale * latents to out, twice if out has 2B rows.");
   module.def("images_to_uint8", &images_to_uint8, "images"_a.noconvert(),
              "Turn [B,3,H,W] fp32 images of -1 to 1 into [B,H,W,3] uint8 pixels.");
-  py::class_<SharedNormal>(module, "MersenneNormal",
-                           "Standard normal values in the order of torch's CPU generator.")
-      .def(py::init<std::uint64_t>(), "seed"_a)
-      .def("fill", &SharedNormal::fill, "out"_a.noconvert(),
-           "Fill a float32 array with the next values.");
+  bind_normal<cpu::MersenneNormal>(module, "MersenneNormal",
+                                   "Standard normal values in the order of torch's CPU generator.");
+  bind_normal<cpu::PhiloxNormal>(module, "PhiloxNormal",
+                                 "Standard normal values in the order of torch's CUDA generator.");
 }
 
 }  // namespace sdengine::python

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
 
-from sdengine.noise import CpuGenerator, initial_noise
+from sdengine.noise import CpuGenerator, NoiseSource
 
 SEEDS = (0, 1, 7, 2**32 - 1, 2**32, 2**63, 2**64 - 1)
 SHAPES = ((1,), (15,), (16,), (17,), (31,), (100,), (4, 64, 64), (1, 4, 9, 7))
@@ -33,7 +33,7 @@ def test_consecutive_draws(seed: int, counts: list[int]) -> None:
 
 
 def test_each_image_has_a_generator_of_its_own() -> None:
-    noise = initial_noise(2**64 - 3, 3, 4, 8, 8)
+    noise = NoiseSource(range(2**64 - 3, 2**64), (4, 8, 8)).initial()
     for image, seed in zip(noise, range(2**64 - 3, 2**64), strict=True):
         expected = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))[0]
         assert_close("randn", "float32", image, expected)

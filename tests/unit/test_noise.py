@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sdengine import _native
 from sdengine.errors import ConfigError
-from sdengine.noise import CpuGenerator, initial_noise
+from sdengine.noise import CpuGenerator, CudaGenerator, NoiseSource, slerp
 
 
 def test_known_values() -> None:
@@ -41,11 +42,102 @@ def test_empty_draw_leaves_the_stream() -> None:
     np.testing.assert_array_equal(generator.randn((20,)), CpuGenerator(1).randn((20,)))
 
 
-def test_batch_equals_single_images() -> None:
-    batch = initial_noise(9, 3, 4, 5, 6)
-    assert batch.shape == (3, 4, 5, 6)
-    for index in range(3):
-        np.testing.assert_array_equal(batch[index], initial_noise(9 + index, 1, 4, 5, 6)[0])
+SHAPE = (4, 6, 5)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"variation_seeds": [7, 8, 9], "variation_strength": 0.3}, {"resize_from": (8, 3)}],
+)
+def test_batch_equals_single_images(kind: str, options: dict[str, Any]) -> None:
+    seeds = [9, 2, 77]
+    source = NoiseSource(seeds, SHAPE, kind=kind, **options)
+    batch, later = source.initial(), np.empty((3, *SHAPE), np.float32)
+    source.step(later)
+    for index, seed in enumerate(seeds):
+        own = dict(options)
+        if "variation_seeds" in own:
+            own["variation_seeds"] = [own["variation_seeds"][index]]
+        alone = NoiseSource([seed], SHAPE, kind=kind, **own)
+        np.testing.assert_array_equal(batch[index], alone.initial()[0])
+        step = np.empty((1, *SHAPE), np.float32)
+        alone.step(step)
+        np.testing.assert_array_equal(later[index], step[0])
+
+
+def test_variation_goes_from_one_noise_to_the_other() -> None:
+    def noise(strength: float) -> Any:
+        source = NoiseSource([1], SHAPE, variation_seeds=[5], variation_strength=strength)
+        return source.initial()[0]
+
+    own, other = (NoiseSource([seed], SHAPE).initial()[0] for seed in (1, 5))
+    np.testing.assert_array_equal(noise(0.0), own)
+    np.testing.assert_allclose(noise(1.0), other, atol=1e-6)
+    distances = [np.linalg.norm(noise(s) - own) for s in (0.0, 0.2, 0.5, 0.8, 1.0)]
+    assert distances == sorted(distances)
+
+
+def test_slerp_keeps_the_length() -> None:
+    low, high = np.array([3.0, 0.0], np.float32), np.array([0.0, 3.0], np.float32)
+    angles = [np.arctan2(*slerp(low, high, share)[::-1]) for share in (0.0, 0.25, 0.5, 1.0)]
+    np.testing.assert_allclose(angles, np.array([0, 0.25, 0.5, 1]) * np.pi / 2, atol=1e-6)
+    assert np.linalg.norm(slerp(low, high, 0.3)) == pytest.approx(3.0)
+    np.testing.assert_allclose(slerp(low, low, 0.3), low)
+
+
+@pytest.mark.parametrize("size", [(4, 3), (10, 9), (4, 9), (6, 5)])
+def test_seed_resize_keeps_the_middle(size: tuple[int, int]) -> None:
+    height, width = size
+    small = CpuGenerator(3).randn((1, 4, height, width))[0]
+    found = NoiseSource([3], SHAPE, resize_from=size).initial()[0]
+    rows, columns = min(height, 6), min(width, 5)
+    top, left = (6 - rows) // 2, (5 - columns) // 2
+    inner = found[:, top : top + rows, left : left + columns]
+    top, left = (height - rows) // 2, (width - columns) // 2
+    np.testing.assert_array_equal(inner, small[:, top : top + rows, left : left + columns])
+    assert np.isfinite(found).all()
+
+
+# Printed by a public notebook for torch.randn on a CUDA device under seed 0.
+PUBLISHED_CUDA = [
+    -0.9247, -0.4253, -2.6438, 0.1452, -0.1209, -0.5797, -0.6229, -0.3284,
+    -1.0745, -0.3631, -1.6711, 2.2655, 0.3117, -0.1842, 1.2866, 1.1820,
+    -0.1271, 1.2169, 1.4353, 1.0605, -0.4941, -1.4244, -0.7244, -1.2973,
+]  # fmt: skip
+
+
+def test_cuda_generator_gives_the_published_values() -> None:
+    found = CudaGenerator(0).randn((3, 8))
+    np.testing.assert_allclose(found.ravel(), PUBLISHED_CUDA, atol=5.1e-5)
+
+
+def philox_reference(seed: int, draw: int, count: int) -> Any:
+    """Follow Salmon et al. 2011 and Box and Muller in NumPy, every value a counter of its own."""
+    words = [np.full(count, draw, np.uint64), np.zeros(count, np.uint64)]
+    words += [np.arange(count, dtype=np.uint64), np.zeros(count, np.uint64)]
+    key = [seed & 0xFFFFFFFF, seed >> 32]
+    low = np.uint64(0xFFFFFFFF)
+    for _ in range(10):
+        products = np.uint64(0xD2511F53) * words[0], np.uint64(0xCD9E8D57) * words[2]
+        words = [
+            (products[1] >> np.uint64(32)) ^ words[1] ^ np.uint64(key[0]),
+            products[1] & low,
+            (products[0] >> np.uint64(32)) ^ words[3] ^ np.uint64(key[1]),
+            products[0] & low,
+        ]
+        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    u, v = ((word.astype(np.float64) + 0.5) / 2**32 for word in words[:2])
+    return np.sqrt(-2 * np.log(u)) * np.sin(2 * np.pi * v)
+
+
+@pytest.mark.parametrize("seed", [0, 12345, 2**32 + 7, 2**64 - 1])
+def test_cuda_generator_follows_philox(seed: int) -> None:
+    generator = CudaGenerator(seed)
+    for draw in range(3):
+        found = generator.randn((4, 9, 7))
+        expected = philox_reference(seed, draw, found.size)
+        np.testing.assert_allclose(found.ravel(), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "1", True, None])
