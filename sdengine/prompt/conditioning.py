@@ -1,8 +1,8 @@
-"""From prompts to the U-Net's conditioning: tokens, embeddings, text encoder."""
+"""From a prompt plan to the U-Net's conditioning: embeddings, text encoders, emphasis."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.backends.base import Module, TensorSpec, numpy_dtype, require_tensors
-from sdengine.bundle.manifest import HiddenState
+from sdengine.bundle.manifest import TextEncoderArchitecture
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import BundleError, NonFiniteError
-from sdengine.prompt.tokenizer import ClipTokenizer
+from sdengine.prompt.plan import EncoderTokens, PromptOptions, PromptPlan
+from sdengine.prompt.planner import PromptPlanner
 
+# Every other number of rows would load the network again.
+MAX_ROWS = 2
 _HIDDEN_STATES = {"normed": "normed_hidden_states", "raw": "hidden_states"}
+_Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -23,114 +27,179 @@ class Conditioning:
     """What the U-Net reads about the prompts.
 
     Args:
-        prompt_embeds: [N,77,D] fp32, one row a prompt.
-        pooled: [N,P] fp32, or None when the text encoder gives none.
+        prompt_embeds: [N,77*chunks,D] fp32, one row a distinct text; D counts all text encoders.
+        pooled: [N,P] fp32, or None when the U-Net reads none.
     """
 
-    prompt_embeds: NDArray[np.float32]
-    pooled: NDArray[np.float32] | None
+    prompt_embeds: _Floats
+    pooled: _Floats | None
 
 
 class TextConditioner:
-    """Hold a bundle's tokenizer and token table.
+    """Hold a bundle's tokenizer and token tables.
 
-    The table is looked up here and not in the network, so that embeddings learned for new words
+    The tables are looked up here and not in the networks, so that embeddings learned for new words
     need no new network.
+
+    Raises:
+        BundleError: tokenizer, tables and manifest do not fit together.
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        from sdengine.bundle.manifest import MERGES_FILE, VOCAB_FILE
+        self.planner = PromptPlanner.from_bundle(bundle)
+        self.architecture = bundle.manifest.architecture
+        self.token_tables: dict[str, NDArray[Any]] = {}
+        for encoder in self.architecture.text_encoders:
+            table = bundle.token_table(encoder)
+            vocab_size = self.planner.tokenizers[encoder.network].vocab_size
+            if len(table) < vocab_size:
+                raise BundleError(
+                    f"{bundle.root}: the token table of {encoder.network} has {len(table)} rows "
+                    f"for a vocabulary of {vocab_size}."
+                )
+            self.token_tables[encoder.network] = table
 
-        text_encoder = bundle.manifest.architecture.text_encoder
-        self.tokenizer = ClipTokenizer(
-            bundle.path(VOCAB_FILE),
-            bundle.path(MERGES_FILE),
-            pad_token=text_encoder.pad_token,
-            max_length=text_encoder.max_length,
-        )
-        self.token_table = bundle.token_table()
-        self.hidden_state = text_encoder.hidden_state
-        self.num_states = text_encoder.num_layers + 1
-        stated = (text_encoder.bos_token_id, text_encoder.eos_token_id)
-        found = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
-        if stated != found:
-            raise BundleError(
-                f"{bundle.root}: start and end token are {found} in the vocabulary, {stated} in "
-                "the manifest."
-            )
-        if len(self.token_table) < self.tokenizer.vocab_size:
-            raise BundleError(
-                f"{bundle.root}: the token table has {len(self.token_table)} rows for a vocabulary "
-                f"of {self.tokenizer.vocab_size}."
-            )
+    def plan(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str],
+        steps: int,
+        options: PromptOptions,
+    ) -> PromptPlan:
+        """Plan a request's prompts, as `PromptPlanner.plan` describes."""
+        return self.planner.plan(prompts, negatives, steps, options)
 
-    def token_ids(self, prompts: Sequence[tuple[str, str]]) -> NDArray[np.int64]:
-        """Tokenize prompts.
+    def encode(self, plan: PromptPlan, get_encoder: Callable[[str, int], Module]) -> Conditioning:
+        """Run the text encoders over a plan's texts.
 
         Args:
-            prompts: pairs of the field's name, for messages, and the prompt.
-
-        Returns:
-            [N,77] int64.
-
-        Raises:
-            ConfigError: a prompt has too many tokens.
-        """
-        return np.stack([self.tokenizer.token_ids(text, field) for field, text in prompts])
-
-    def encode(self, token_ids: NDArray[np.int64], text_encoder: Module) -> Conditioning:
-        """Run the text encoder, loaded for as many rows as there are prompts.
-
-        Args:
-            token_ids: [N,77] int64.
-            text_encoder: inputs `inputs_embeds` [N,77,D] and `eos_index` [N].
+            plan: of this conditioner.
+            get_encoder: gives a text encoder by its network's name and its number of rows, 1 or 2:
+                inputs `inputs_embeds` [rows,77,D] and `eos_index` [rows], outputs `hidden_states`
+                and `normed_hidden_states` [L+1,rows,77,D], perhaps `pooled` [rows,P].
 
         Raises:
-            NonFiniteError: the output holds a NaN or an infinity.
+            BundleError: a text encoder is not what the manifest says.
+            NonFiniteError: an output holds a NaN or an infinity.
         """
-        rows, length = token_ids.shape
-        hidden_size = self.token_table.shape[1]
-        embeds_shape = (rows, length, hidden_size)
-        wanted = {"inputs_embeds": embeds_shape, "eos_index": (rows,)}
-        require_tensors("text_encoder", text_encoder.inputs, wanted)
-        name = _HIDDEN_STATES[self.hidden_state.kind]
-        wanted = {name: (self.num_states, *embeds_shape)}
-        require_tensors("text_encoder", text_encoder.outputs, wanted)
+        embeds = []
+        pooled = None
+        for encoder in self.architecture.text_encoders:
+            states, pooled_states = self._encode(encoder, plan, get_encoder)
+            embeds.append(states)
+            pooled = pooled_states if pooled_states is not None else pooled
+        prompt_embeds = np.concatenate(embeds, axis=-1)
+        zero_rows = list(plan.zero_rows)
+        prompt_embeds[zero_rows] = 0
+        if pooled is not None:
+            pooled[zero_rows] = 0
+        return Conditioning(prompt_embeds, pooled)
 
-        eos_index = [self.tokenizer.eos_index(row) for row in token_ids]
-        available: dict[str, NDArray[Any]] = {
-            "inputs_embeds": self.token_table[token_ids],
-            "eos_index": np.array(eos_index),
-        }
-        outputs = text_encoder.run(_in_dtypes(text_encoder.inputs, available))
-        return select_hidden_state(outputs, self.hidden_state)
+    def _encode(
+        self,
+        encoder: TextEncoderArchitecture,
+        plan: PromptPlan,
+        get_encoder: Callable[[str, int], Module],
+    ) -> tuple[_Floats, _Floats | None]:
+        """Return [N,77*chunks,D] of one text encoder, and [N,P] where its pooled output counts."""
+        tokens = plan.encoders[encoder.network]
+        num_texts, num_chunks, length = tokens.token_ids.shape
+        # Chunks are often equal, those that fill up short texts above all: each runs once.
+        flat = tokens.token_ids.reshape(-1, length)
+        firsts: dict[bytes, int] = {}
+        for index, row in enumerate(flat):
+            firsts.setdefault(row.tobytes(), index)
+        numbers = {row: number for number, row in enumerate(firsts)}
+        places = [numbers[row.tobytes()] for row in flat]
+        states, pooled = self._run(encoder, tokens, flat[list(firsts.values())], get_encoder)
+        spread = states[places].reshape(num_texts, num_chunks, length, -1)
+        weighted = apply_weights(spread, tokens.weights, plan.emphasis)
+        _require_finite(encoder.network, weighted)
+        joined = weighted.reshape(num_texts, num_chunks * length, -1)
+        if pooled is None:
+            return joined, None
+        _require_finite(encoder.network, pooled)
+        return joined, pooled[places[::num_chunks]]  # of each text's first chunk
+
+    def _run(
+        self,
+        encoder: TextEncoderArchitecture,
+        tokens: EncoderTokens,
+        token_ids: NDArray[np.int64],
+        get_encoder: Callable[[str, int], Module],
+    ) -> tuple[_Floats, _Floats | None]:
+        """Return the hidden state [M,77,D] and pooled [M,P] of token_ids [M,77]."""
+        count = len(token_ids)
+        rows = min(count, MAX_ROWS)
+        module = get_encoder(encoder.network, rows)
+        choice = tokens.hidden_state
+        output = _HIDDEN_STATES[choice.kind]
+        is_pooled = encoder.network == self.architecture.pooled_from
+        _check_module(encoder, module, rows, output, is_pooled)
+        states, pooled = [], []
+        for first in range(0, count, rows):
+            group = token_ids[first : first + rows]
+            group = np.concatenate([group, group[:1].repeat(rows - len(group), axis=0)])
+            inputs = {
+                "inputs_embeds": self.token_tables[encoder.network][group],
+                "eos_index": np.argmax(group == encoder.eos_token_id, axis=1),
+            }
+            outputs = module.run(_in_dtypes(encoder.network, module.inputs, inputs))
+            states.append(np.array(outputs[output][choice.index], dtype=np.float32))
+            if is_pooled:
+                pooled.append(np.array(outputs["pooled"], dtype=np.float32))
+        all_pooled = np.concatenate(pooled)[:count] if is_pooled else None
+        return np.concatenate(states)[:count], all_pooled
 
 
-def select_hidden_state(outputs: Any, choice: HiddenState) -> Conditioning:
-    """Take the hidden state that conditions the U-Net.
+def apply_weights(states: _Floats, weights: _Floats, emphasis: str) -> _Floats:
+    """Multiply hidden states by their tokens' weights.
 
     Args:
-        outputs: `hidden_states` and `normed_hidden_states` [L+1,N,77,D], perhaps `pooled` [N,P].
-        choice: which layer, and whether normed.
+        states: [N,chunks,77,D] fp32.
+        weights: [N,chunks,77] fp32.
+        emphasis: "original" then scales each chunk so that its mean over tokens and D is what it
+            was; a chunk whose mean has become zero is left as it is. Every other value does not.
     """
-    prompt_embeds = np.array(outputs[_HIDDEN_STATES[choice.kind]][choice.index], dtype=np.float32)
-    pooled = outputs.get("pooled")
-    if not np.isfinite(prompt_embeds).all():
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks for what is not finite
+        weighted: _Floats = states * weights[..., None]
+        if emphasis != "original":
+            return weighted
+        before = states.mean(axis=(2, 3), dtype=np.float64)
+        after = weighted.mean(axis=(2, 3), dtype=np.float64)
+        is_kept = (weights == 1).all(axis=2) | (after == 0)
+        factor = np.where(is_kept, 1.0, before / np.where(is_kept, 1.0, after))
+        return weighted * factor.astype(np.float32)[..., None, None]
+
+
+def _check_module(
+    encoder: TextEncoderArchitecture, module: Module, rows: int, output: str, is_pooled: bool
+) -> None:
+    network = encoder.network
+    embeds_shape = (rows, encoder.max_length, encoder.hidden_size)
+    wanted = {"inputs_embeds": embeds_shape, "eos_index": (rows,)}
+    require_tensors(network, module.inputs, wanted)
+    require_tensors(network, module.outputs, {output: (encoder.num_layers + 1, *embeds_shape)})
+    shapes = [spec.shape for spec in module.outputs if spec.name == "pooled"]
+    if is_pooled and not (shapes and len(shapes[0]) == 2 and shapes[0][0] == rows):
+        found = f"is {list(shapes[0])}" if shapes else "is missing"
+        raise BundleError(f"{network}: output 'pooled' {found}; expected [{rows}, width].")
+
+
+def _require_finite(network: str, array: _Floats) -> None:
+    if not np.isfinite(array).all():
         raise NonFiniteError(
-            "text_encoder: the output holds NaN or infinity. Try precision fp32; if it stays, the "
+            f"{network}: the output holds NaN or infinity. Try precision fp32; if it stays, the "
             "checkpoint's text encoder is damaged."
         )
-    return Conditioning(
-        prompt_embeds, None if pooled is None else np.array(pooled, dtype=np.float32)
-    )
 
 
 def _in_dtypes(
-    specs: Sequence[TensorSpec], available: dict[str, NDArray[Any]]
+    network: str, specs: Sequence[TensorSpec], available: dict[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
     missing = [spec.name for spec in specs if spec.name not in available]
     if missing:
-        raise BundleError(f"text_encoder: inputs {', '.join(missing)} are unknown to this release.")
+        raise BundleError(f"{network}: inputs {', '.join(missing)} are unknown to this release.")
     return {
         spec.name: available[spec.name].astype(numpy_dtype(spec.dtype), copy=False)
         for spec in specs

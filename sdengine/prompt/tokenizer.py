@@ -12,10 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sdengine.errors import BundleError, ConfigError
+from sdengine.errors import BundleError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -37,8 +34,8 @@ class ClipTokenizer:
     Args:
         vocab_file: vocab.json, token -> id.
         merges_file: merges.txt, one pair a line by rank.
-        pad_token: what fills the sequence after the end token.
-        max_length: sequence length, start and end token included.
+        pad_token: what fills the sequence after the end token. Like the start and end tokens, it
+            means itself where a text holds it.
 
     Raises:
         BundleError: a file is unreadable or not a vocabulary or list of merges.
@@ -49,51 +46,26 @@ class ClipTokenizer:
         vocab_file: str | os.PathLike[str],
         merges_file: str | os.PathLike[str],
         pad_token: str = EOS_TOKEN,
-        max_length: int = 77,
     ) -> None:
         vocab = _read_vocab(Path(vocab_file))
         merges = _read_merges(Path(merges_file), vocab)
         for token in (BOS_TOKEN, EOS_TOKEN, pad_token):
             if token not in vocab:
                 raise BundleError(f"{vocab_file}: the vocabulary lacks {token!r}.")
-        self.max_length = max_length
         self.vocab_size = len(vocab)
         self.bos_token_id = vocab[BOS_TOKEN]
         self.eos_token_id = vocab[EOS_TOKEN]
         self.pad_token_id = vocab[pad_token]
+        self.comma_token_id = vocab.get("," + WORD_END)
         self._tokenizer = _make_tokenizer(vocab, merges, pad_token)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text of any length, without start, end and padding."""
+        """Return the ids of a valid Unicode text of any length, without start, end and padding."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def token_ids(self, text: str, field: str = "prompt") -> NDArray[np.int64]:
-        """Return the padded sequence for one prompt.
-
-        Args:
-            text: the prompt; empty is allowed.
-            field: what messages call it.
-
-        Returns:
-            [max_length] int64: start, the prompt, end, padding.
-
-        Raises:
-            ConfigError: the prompt has more tokens than fit.
-        """
-        ids = self.encode(text)
-        room = self.max_length - 2
-        if len(ids) > room:
-            raise ConfigError(
-                f"{field}: {len(ids)} tokens; at most {room} are accepted. Shorten it by "
-                f"{len(ids) - room} tokens (a token is a short word or a part of one)."
-            )
-        padded = np.full(self.max_length, self.pad_token_id, dtype=np.int64)
-        padded[: len(ids) + 2] = [self.bos_token_id, *ids, self.eos_token_id]
-        return padded
-
-    def eos_index(self, token_ids: NDArray[np.int64]) -> int:
-        """Return the place of the first end token, where the pooled output is read."""
-        return int(np.argmax(token_ids == self.eos_token_id))
+    def token(self, token_id: int) -> str:
+        """Return a token as vocab.json spells it, in which `</w>` ends a word."""
+        return str(self._tokenizer.id_to_token(token_id))
 
 
 def _make_tokenizer(

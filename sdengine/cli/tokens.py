@@ -1,0 +1,147 @@
+"""`sdengine tokens`: how a prompt is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from sdengine.prompt.plan import PromptPlan
+    from sdengine.prompt.planner import PromptPlanner
+
+_MAX_STRETCHES = 6
+
+
+def tokens(
+    prompt: Annotated[str, typer.Argument(help="As for `sdengine generate`.")],
+    steps: Annotated[int, typer.Option(help="Sampler steps, for edits and alternation.")] = 20,
+    emphasis: Annotated[
+        str, typer.Option(help="What weights do: original, no_norm, none or literal.")
+    ] = "original",
+    bundle: Annotated[str, typer.Option(metavar="PATH", help="Bundle, or demo.")] = "demo",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show a prompt's tokens, weights and chunks, and which text holds at which steps."""
+    from sdengine.bundle.reader import open_bundle
+    from sdengine.prompt.plan import PromptOptions
+    from sdengine.prompt.planner import PromptPlanner
+    from sdengine.request import MAX_STEPS
+    from sdengine.request_fields import whole
+
+    whole("steps", steps, 1, MAX_STEPS)
+    planner = PromptPlanner.from_bundle(open_bundle(bundle, verify="size"))
+    plan = planner.plan([prompt], [], steps, PromptOptions(emphasis=emphasis))
+    texts = describe(planner, plan)
+    if as_json:
+        print(json.dumps({"prompt": prompt, "steps": steps, "texts": texts}))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for text in texts:
+        console.print(*_shown(text, len(texts), steps), sep="\n", markup=False, soft_wrap=True)
+
+
+def describe(planner: PromptPlanner, plan: PromptPlan) -> list[dict[str, Any]]:
+    """Return what `--json` prints about each text of the plan of one image.
+
+    A text has `uses`, which say as which part, with which weight and at which steps (from 1) it
+    counts, and by text encoder its chunks of tokens.
+    """
+    uses: dict[int, dict[tuple[int, float], list[int]]] = {}
+    for step, ((_, parts),) in enumerate(plan.steps, 1):
+        for part, (row, weight) in enumerate(parts, 1):
+            uses.setdefault(row, {}).setdefault((part, weight), []).append(step)
+    return [
+        {
+            "text": text,
+            "uses": [
+                {"part": part, "weight": weight, "steps": numbers}
+                for (part, weight), numbers in uses[row].items()
+            ],
+            "encoders": {name: _chunks(planner, plan, name, row) for name in plan.encoders},
+        }
+        for row, text in enumerate(plan.texts)
+    ]
+
+
+def _chunks(
+    planner: PromptPlanner, plan: PromptPlan, encoder: str, row: int
+) -> list[dict[str, Any]]:
+    read, tokenizer = plan.encoders[encoder], planner.tokenizers[encoder]
+    room = read.token_ids.shape[2] - 2
+    chunks = []
+    for chunk, count in enumerate(read.num_tokens[row]):
+        inner = slice(1, 1 + int(count))
+        ids = read.token_ids[row, chunk, inner].tolist()
+        weights = read.weights[row, chunk, inner].tolist()
+        found = [
+            {"token": tokenizer.token(token_id), "id": token_id, "weight": weight}
+            for token_id, weight in zip(ids, weights, strict=True)
+        ]
+        chunks.append({"room": room, "tokens": found})
+    while len(chunks) > 1 and not chunks[-1]["tokens"]:
+        chunks.pop()  # it only fills this text up to the longest one's length
+    return chunks
+
+
+def _shown(text: dict[str, Any], num_texts: int, steps: int) -> list[RenderableType]:
+    by_encoder = text["encoders"]
+    shown: list[RenderableType] = []
+    if num_texts > 1:
+        shown.append(f"text: {_printable(text['text'])}")
+        shown += [
+            f"  part {use['part']}, weight {use['weight']:g}, {_stretches(use['steps'], steps)}"
+            for use in text["uses"]
+        ]
+    for encoder, chunks in by_encoder.items():
+        same_as_first = chunks == next(iter(by_encoder.values()))
+        if encoder != next(iter(by_encoder)) and same_as_first:
+            shown.append(f"{encoder}: the same tokens")
+            continue
+        shown += [_table(chunks), f"{encoder}: {_total(chunks)}"]
+    return [*shown, ""]
+
+
+def _table(chunks: Sequence[dict[str, Any]]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("chunk", "position", "token", "id", "weight")
+    for number, chunk in enumerate(chunks, 1):
+        for position, token in enumerate(chunk["tokens"], 1):
+            weight = f"{token['weight']:.4g}"
+            cells = (str(number), str(position), token["token"], str(token["id"]), weight)
+            table.add_row(*(Text(cell) for cell in cells), end_section=False)
+        table.add_section()
+    return table
+
+
+def _total(chunks: Sequence[dict[str, Any]]) -> str:
+    used = sum(len(chunk["tokens"]) for chunk in chunks)
+    room = sum(chunk["room"] for chunk in chunks)
+    return f"{used} of {room} tokens, {len(chunks)} chunk{'s' if len(chunks) > 1 else ''}"
+
+
+def _stretches(numbers: Sequence[int], steps: int) -> str:
+    """Write step numbers as stretches: `steps 1-4, 9`."""
+    if len(numbers) == steps:
+        return "every step"
+    stretches: list[list[int]] = []
+    for number in numbers:
+        if stretches and stretches[-1][1] == number - 1:
+            stretches[-1][1] = number
+        else:
+            stretches.append([number, number])
+    written = [f"{a}-{b}" if a < b else str(a) for a, b in stretches[:_MAX_STRETCHES]]
+    more = ["..."] if len(stretches) > _MAX_STRETCHES else []
+    return f"step{'s' if len(numbers) > 1 else ''} {', '.join(written + more)}"
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

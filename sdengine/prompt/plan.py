@@ -1,0 +1,96 @@
+"""What a request's prompts come to: which texts to encode, and which hold at which step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdengine.bundle.manifest import HiddenState
+from sdengine.request import EMPHASIS
+from sdengine.request_fields import choice, whole
+
+# (row of the negative or None, (row, weight) of every part joined by AND)
+ImageRows = tuple[int | None, tuple[tuple[int, float], ...]]
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """How prompts are read.
+
+    Args:
+        emphasis: "original" multiplies a token's embedding by its weight and then brings the
+            chunk's mean back to what it was; "no_norm" only multiplies; "none" reads the syntax
+            but ignores weights; "literal" takes the whole syntax as text, AND, BREAK and edits too.
+        clip_skip: 1 is the hidden state that the checkpoint asks for, 2 the layer before it, and
+            so on, with the final norm wherever the checkpoint applies it. A checkpoint of the
+            first family asks for the last layer, so n is the n-th layer from the end there; one
+            that asks for the last but one (XL) counts from that. None is 1.
+
+    Raises:
+        ConfigError: a value is not accepted.
+    """
+
+    emphasis: str = "original"
+    clip_skip: int | None = None
+
+    def __post_init__(self) -> None:
+        choice("emphasis", self.emphasis, EMPHASIS)
+        if self.clip_skip is not None:
+            whole("clip_skip", self.clip_skip, 1, 200)
+
+
+@dataclass(frozen=True)
+class EncoderTokens:
+    """What one text encoder reads, chunk by chunk, and what is taken from it.
+
+    Args:
+        token_ids: [N,chunks,length] int64 with start, end and padding.
+        weights: the same shape in fp32; 1 where no token has another weight.
+        num_tokens: [N,chunks] int64, without start, end and padding.
+        hidden_state: which one conditions the U-Net.
+    """
+
+    token_ids: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    num_tokens: NDArray[np.int64]
+    hidden_state: HiddenState
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """The distinct texts of a request, and where each one holds.
+
+    Args:
+        texts: N texts, one a row of the conditioning; edits are resolved, emphasis is not.
+        encoders: what each text encoder reads, by the network's name.
+        emphasis: as in `PromptOptions`.
+        zero_rows: rows whose conditioning is zero: empty negatives, where the checkpoint says so.
+        steps: for each step the rows of every image.
+    """
+
+    texts: tuple[str, ...]
+    encoders: Mapping[str, EncoderTokens]
+    emphasis: str
+    zero_rows: tuple[int, ...]
+    steps: tuple[tuple[ImageRows, ...], ...]
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of every row; shorter texts are filled up with empty chunks."""
+        return len(next(iter(self.encoders.values())).num_tokens[0])
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether AND joins parts, which only has a meaning relative to a negative prompt."""
+        return any(len(parts) > 1 for _, parts in self.steps[0])
+
+    def rows(self, step: int) -> tuple[ImageRows, ...]:
+        """Return for each image the row of its negative, and row and weight of its parts.
+
+        Args:
+            step: 0 to steps - 1.
+        """
+        return self.steps[step]

@@ -1,0 +1,235 @@
+"""Plan a request's prompts on the host: parse, tokenize and split them before any network runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sdengine.bundle.manifest import (
+    MERGES_FILE,
+    VOCAB_FILE,
+    Architecture,
+    HiddenState,
+    TextEncoderArchitecture,
+)
+from sdengine.bundle.reader import Bundle
+from sdengine.errors import BundleError, ConfigError
+from sdengine.prompt.chunks import Chunk, pad_token_ids, pad_weights, split_chunks
+from sdengine.prompt.editing import EditedText, Part, split_parts
+from sdengine.prompt.emphasis import Run, parse_emphasis, parse_unweighted
+from sdengine.prompt.plan import EncoderTokens, PromptOptions, PromptPlan
+from sdengine.prompt.tokenizer import ClipTokenizer
+from sdengine.request import MAX_PROMPT_CHARACTERS
+from sdengine.request_fields import text as checked_text
+
+MAX_CHUNKS = 40
+MAX_TOTAL_CHUNKS = 2048
+
+_NEGATIVE = "negative_prompt"
+_Parts = tuple[tuple[int, float], ...]
+
+
+class PromptPlanner:
+    """Hold a tokenizer as each text encoder of a bundle uses it.
+
+    Args:
+        architecture: of the bundle.
+        vocab_file, merges_file: of the tokenizer.
+
+    Raises:
+        BundleError: the files are not a tokenizer, or not the architecture's.
+    """
+
+    def __init__(self, architecture: Architecture, vocab_file: Path, merges_file: Path) -> None:
+        self.architecture = architecture
+        encoders = architecture.text_encoders
+        by_padding = {
+            padding: ClipTokenizer(vocab_file, merges_file, padding)
+            for padding in {encoder.pad_token for encoder in encoders}
+        }
+        self.tokenizers: dict[str, ClipTokenizer] = {
+            encoder.network: by_padding[encoder.pad_token] for encoder in encoders
+        }
+        for encoder in encoders:
+            tokenizer = self.tokenizers[encoder.network]
+            stated = (encoder.bos_token_id, encoder.eos_token_id)
+            found = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+            if stated != found:
+                raise BundleError(
+                    f"{vocab_file}: start and end token are {found} in the vocabulary, {stated} "
+                    "in the manifest."
+                )
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> PromptPlanner:
+        """Read a bundle's tokenizer; raises BundleError as the constructor does."""
+        files = bundle.path(VOCAB_FILE), bundle.path(MERGES_FILE)
+        return cls(bundle.manifest.architecture, *files)
+
+    def plan(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str],
+        steps: int,
+        options: PromptOptions,
+    ) -> PromptPlan:
+        """Plan the prompts of a request.
+
+        Args:
+            prompts: one an image.
+            negatives: one an image, or none without guidance. AND is text in them, because an
+                image has one negative.
+            steps: sampler steps, at least 1.
+            options: how to read the prompts.
+
+        Raises:
+            ConfigError: a prompt has too many tokens, edits or parts, or a weight out of range;
+                the text encoder has too few layers for clip_skip.
+        """
+        states = {
+            encoder.network: skip_layers(encoder, options.clip_skip)
+            for encoder in self.architecture.text_encoders
+        }
+        if len(negatives) not in (0, len(prompts)):
+            raise ConfigError(f"{_NEGATIVE}: {len(negatives)} texts for {len(prompts)} prompts.")
+        rows = _Rows(self, options.emphasis)
+        positive = _schedules(rows, "prompt", prompts, steps)
+        negative = _schedules(rows, _NEGATIVE, negatives, steps)
+        return PromptPlan(
+            texts=tuple(text for text, _ in rows.numbers),
+            encoders={name: rows.tokens(name, state) for name, state in states.items()},
+            emphasis=options.emphasis,
+            zero_rows=tuple(row for (_, is_zero), row in rows.numbers.items() if is_zero),
+            steps=tuple(
+                tuple(
+                    (negative[image][step][0][0] if negative else None, parts[step])
+                    for image, parts in enumerate(positive)
+                )
+                for step in range(steps)
+            ),
+        )
+
+
+def skip_layers(encoder: TextEncoderArchitecture, clip_skip: int | None) -> HiddenState:
+    """Return the hidden state that clip_skip names, counted from the checkpoint's own choice.
+
+    Raises:
+        ConfigError: it would lie before the first layer's output.
+    """
+    own = encoder.hidden_state
+    if clip_skip in (None, 1):
+        return own
+    from_end = own.index if own.index < 0 else own.index - encoder.num_layers - 1
+    most = max(1, encoder.num_layers + from_end + 1)
+    if clip_skip > most:
+        accepted = f"1 to {most} for {encoder.network} of {encoder.num_layers} layers"
+        raise ConfigError.for_field("clip_skip", clip_skip, accepted)
+    return HiddenState(index=from_end - (clip_skip - 1), kind=own.kind)
+
+
+class _Rows:
+    """Number the distinct texts in the order in which they are met, and tokenize each once."""
+
+    def __init__(self, planner: PromptPlanner, emphasis: str) -> None:
+        self._planner = planner
+        self.emphasis = emphasis
+        self._chunks: dict[str, list[list[Chunk]]] = {name: [] for name in planner.tokenizers}
+        self._num_chunks = 1
+        # (text, whether its conditioning is zero) -> row
+        self.numbers: dict[tuple[str, bool], int] = {}
+
+    def number(self, field: str, text: str) -> int:
+        """Return the row of a text whose edits are resolved."""
+        zero_empty = self._planner.architecture.zero_empty_negative
+        key = (text, zero_empty and not text and field.startswith(_NEGATIVE))
+        if key not in self.numbers:
+            self._add(field, text)
+            self.numbers[key] = len(self.numbers)
+        return self.numbers[key]
+
+    def _add(self, field: str, text: str) -> None:
+        sections = self._sections(field, text)
+        by_tokenizer: dict[int, list[Chunk]] = {}
+        for name, tokenizer in self._planner.tokenizers.items():
+            if id(tokenizer) not in by_tokenizer:
+                by_tokenizer[id(tokenizer)] = self._split(field, sections, tokenizer)
+            chunks = by_tokenizer[id(tokenizer)]
+            self._chunks[name].append(chunks)
+            self._num_chunks = max(self._num_chunks, len(chunks))
+        total = self._num_chunks * (len(self.numbers) + 1)
+        if total > MAX_TOTAL_CHUNKS:
+            raise ConfigError(
+                f"{field}: {len(self.numbers) + 1} different texts of {self._num_chunks} chunks in "
+                f"one request; at most {MAX_TOTAL_CHUNKS} chunks are accepted. Use fewer images, "
+                "shorter prompts, or edits that hold for more steps."
+            )
+
+    def _sections(self, field: str, text: str) -> list[list[Run]]:
+        if self.emphasis == "literal":
+            return [[Run(text, 1.0)]]
+        if self.emphasis == "none":
+            return parse_unweighted(text)
+        return parse_emphasis(text, field)
+
+    def _split(
+        self, field: str, sections: list[list[Run]], tokenizer: ClipTokenizer
+    ) -> list[Chunk]:
+        tokens = [
+            [(token_id, run.weight) for run in section for token_id in tokenizer.encode(run.text)]
+            for section in sections
+        ]
+        room = self._planner.architecture.text_encoders[0].max_length - 2
+        chunks = split_chunks(tokens, room, tokenizer.comma_token_id)
+        if len(chunks) > MAX_CHUNKS:
+            count = sum(len(section) for section in tokens)
+            raise ConfigError(
+                f"{field}: {count} tokens fill {len(chunks)} chunks of {room}; at most "
+                f"{MAX_CHUNKS} chunks, {MAX_CHUNKS * room} tokens, are accepted."
+            )
+        return chunks
+
+    def tokens(self, network: str, hidden_state: HiddenState) -> EncoderTokens:
+        """Return all rows as one text encoder reads them, filled up to equally many chunks."""
+        tokenizer = self._planner.tokenizers[network]
+        length = self._planner.architecture.text_encoders[0].max_length
+        rows = self._chunks[network]
+        flat = [
+            chunk
+            for chunks in rows
+            for chunk in [*chunks, *[Chunk()] * (self._num_chunks - len(chunks))]
+        ]
+        special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        shape = (len(rows), self._num_chunks)
+        return EncoderTokens(
+            token_ids=pad_token_ids(flat, length, *special).reshape(*shape, length),
+            weights=pad_weights(flat, length).reshape(*shape, length),
+            num_tokens=np.array([len(chunk) for chunk in flat], dtype=np.int64).reshape(shape),
+            hidden_state=hidden_state,
+        )
+
+
+def _schedules(rows: _Rows, name: str, texts: Sequence[str], steps: int) -> list[list[_Parts]]:
+    """Return for each image and step the row and weight of each part."""
+    made: dict[str, list[_Parts]] = {}
+    for index, text in enumerate(texts):
+        if text not in made:
+            field = f"{name}[{index}]" if len(texts) > 1 else name
+            checked_text(field, text, MAX_PROMPT_CHARACTERS)
+            made[text] = _schedule(rows, field, text, steps)
+    return [made[text] for text in texts]
+
+
+def _schedule(rows: _Rows, field: str, text: str, steps: int) -> list[_Parts]:
+    if rows.emphasis == "literal":
+        return [((rows.number(field, text), 1.0),)] * steps
+    is_negative = field.startswith(_NEGATIVE)
+    parts = [Part(text, 1.0)] if is_negative else split_parts(text, field)
+    edited = [(EditedText(part.text, steps, field), part.weight) for part in parts]
+    num_different = 1 if all(text.is_constant for text, _ in edited) else steps
+    by_step = [
+        tuple((rows.number(field, text.at(step)), weight) for text, weight in edited)
+        for step in range(num_different)
+    ]
+    return by_step * (steps // num_different)
