@@ -31,11 +31,15 @@ SCHEDULER = {
     "set_alpha_to_one": False,
 }
 Array = NDArray[Any]
+ADDED = np.zeros(1)
+# What each added input of the U-Net counts per unit of its mean.
+SHARES = {"text_embeds": 1.0, "time_ids": 1e-3, "timestep_cond": 1.0}
+GUIDANCE_DIM = 6
 
 
-def unet_reference(sample: Array, timestep: Array, embeds: Array) -> Array:
-    """[B,4,h,w], [B], [B,77,8] -> [B,4,h,w]."""
-    shift: Array = embeds.mean(axis=(1, 2)) + np.sin(timestep)
+def unet_reference(sample: Array, timestep: Array, embeds: Array, added: Array = ADDED) -> Array:
+    """[B,4,h,w], [B], [B,S,D], sum of the added inputs' shares [B] -> [B,4,h,w]."""
+    shift: Array = embeds.mean(axis=(1, 2)) + np.sin(timestep) + added
     noise_pred: Array = sample * 0.3 + shift[:, None, None, None]
     return noise_pred
 
@@ -45,29 +49,46 @@ def vae_decoder_reference(latents: Array) -> Array:
     return np.tanh(latents[:, :3]).repeat(8, axis=2).repeat(8, axis=3)
 
 
-def make_tiny_bundle(folder: Path, *, max_batch: int = 2, broken: str = "", **changes: Any) -> Path:
+def make_tiny_bundle(
+    folder: Path, *, kind: str = "sd", max_batch: int = 2, broken: str = "", **changes: Any
+) -> Path:
     """Write the bundle.
 
     Args:
         folder: where it shall be.
+        kind: "sd"; "sdxl" with two text encoders and size conditioning; "refiner" with the second
+            encoder alone and a score; "lcm" whose U-Net is told the guidance scale.
         max_batch: as in the manifest.
         broken: name of a network that shall give NaN.
         changes: other values for the manifest's top level.
     """
 
     def fill(temporary: Path) -> Manifest:
-        _write_tokenizer(temporary)
-        networks = {
-            "text_encoder": _text_encoder(broken == "text_encoder"),
-            "unet": _unet(broken == "unet"),
-            "vae_decoder": _vae_decoder(broken == "vae_decoder"),
-        }
-        return _manifest(_save(networks, temporary), max_batch, changes)
+        encoders = _ENCODERS.get(kind, ("text_encoder",))
+        _write_tokenizer(temporary, encoders)
+        networks = {name: _text_encoder(broken == name) for name in encoders}
+        networks["unet"] = _unet(kind, len(encoders), broken == "unet")
+        networks["vae_decoder"] = _vae_decoder(broken == "vae_decoder")
+        return _manifest(kind, _save(networks, temporary), max_batch, changes)
 
     return write_bundle(folder, fill)
 
 
-def _write_tokenizer(folder: Path) -> None:
+_ENCODERS = {"sdxl": ("text_encoder", "text_encoder_2"), "refiner": ("text_encoder_2",)}
+_ADDED = {
+    "sdxl": {"text_embeds": HIDDEN, "time_ids": 6},
+    "refiner": {"text_embeds": HIDDEN, "time_ids": 5},
+    "lcm": {"timestep_cond": GUIDANCE_DIM},
+}
+_SIZE_CONDITIONING = {"sdxl": "size", "refiner": "aesthetic"}
+
+
+def token_table_file(network: str) -> str:
+    """Return the name of an encoder's token table."""
+    return f"token_table{network.removeprefix('text_encoder')}.safetensors"
+
+
+def _write_tokenizer(folder: Path, encoders: tuple[str, ...]) -> None:
     from safetensors.numpy import save_file
 
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -78,8 +99,10 @@ def _write_tokenizer(folder: Path) -> None:
     vocab = {token: index for index, token in enumerate(tokens)}
     (folder / "tokenizer/vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     (folder / "tokenizer/merges.txt").write_text("#version: 0.2\n")
-    table = np.random.default_rng(0).standard_normal((len(tokens), HIDDEN), dtype=np.float32)
-    save_file({"token_embedding": table}, folder / "token_table.safetensors")
+    for name in encoders:
+        rng = np.random.default_rng(len(name))
+        table = rng.standard_normal((len(tokens), HIDDEN), dtype=np.float32)
+        save_file({"token_embedding": table}, folder / token_table_file(name))
 
 
 def _inputs(**shapes: tuple[list[int], str]) -> dict[str, Any]:
@@ -121,18 +144,23 @@ def _text_encoder(broken: bool) -> Any:
     )
 
 
-def _unet(broken: bool) -> Any:
+def _unet(kind: str, num_encoders: int, broken: bool) -> Any:
     import openvino.opset13 as ops
 
+    added = _ADDED.get(kind, {})
     p = _inputs(
         sample=([-1, CHANNELS, -1, -1], "float32"),
         timestep=([-1], "float32"),
-        encoder_hidden_states=([-1, 77, HIDDEN], "float32"),
+        encoder_hidden_states=([-1, -1, num_encoders * HIDDEN], "float32"),
+        **{name: ([-1, size], "float32") for name, size in added.items()},
         down_residual_0=([-1, CHANNELS, -1, -1], "float32"),
         mid_residual=([-1, CHANNELS, -1, -1], "float32"),
     )
     mean = ops.reduce_mean(p["encoder_hidden_states"], np.array([1, 2]), keep_dims=False)
     shift = ops.add(mean, ops.sin(p["timestep"]))
+    for name in added:
+        share = ops.reduce_mean(p[name], np.array([1]), keep_dims=False)
+        shift = ops.add(shift, ops.multiply(share, np.float32(SHARES[name])))
     shift = ops.unsqueeze(shift, np.array([1, 2, 3]))
     scaled = ops.multiply(p["sample"], np.float32(0.3))
     mid = ops.reduce_mean(p["mid_residual"], np.array([2, 3]), keep_dims=True)
@@ -160,7 +188,7 @@ def _vae_decoder(broken: bool) -> Any:
 def _save(networks: dict[str, Any], folder: Path) -> dict[str, Any]:
     import openvino
 
-    symbols = {
+    symbols: dict[str, list[int | str]] = {
         "sample": ["batch", CHANNELS, "height/8", "width/8"],
         "latents": ["batch", CHANNELS, "height/8", "width/8"],
         "noise_pred": ["batch", CHANNELS, "height/8", "width/8"],
@@ -179,7 +207,10 @@ def _save(networks: dict[str, Any], folder: Path) -> dict[str, Any]:
     def tensor(port: Any) -> dict[str, Any]:
         name = port.get_any_name()
         dtype = "int64" if name == "eos_index" else "float32"
-        return {"name": name, "shape": symbols[name], "dtype": dtype}
+        shape: list[int | str] = list(symbols.get(name, ["batch", -1]))
+        if shape[-1] not in ("width", "width/8", "width/64", "batch"):
+            shape[-1] = int(port.get_partial_shape()[-1].get_length())
+        return {"name": name, "shape": shape, "dtype": dtype}
 
     entries = {}
     for name, model in networks.items():
@@ -192,7 +223,10 @@ def _save(networks: dict[str, Any], folder: Path) -> dict[str, Any]:
     return entries
 
 
-def _manifest(networks: dict[str, Any], max_batch: int, changes: dict[str, Any]) -> Manifest:
+def _manifest(
+    kind: str, networks: dict[str, Any], max_batch: int, changes: dict[str, Any]
+) -> Manifest:
+    encoders = [name for name in networks if name.startswith("text_encoder")]
     content = {
         "sdengine_version": "0.1.0",
         "name": "tiny",
@@ -202,14 +236,26 @@ def _manifest(networks: dict[str, Any], max_batch: int, changes: dict[str, Any])
         "max_batch": max_batch,
         "architecture": {
             "family": "tiny",
-            "text_encoder": {
-                "hidden_size": HIDDEN,
-                "num_layers": LAYERS,
-                "hidden_state": {"index": -2, "kind": "raw"},
-                "bos_token_id": 512,
-                "eos_token_id": 513,
+            "text_encoders": [
+                {
+                    "network": name,
+                    "token_table": token_table_file(name),
+                    "hidden_size": HIDDEN,
+                    "num_layers": LAYERS,
+                    "hidden_state": {"index": -2, "kind": "raw"},
+                    "bos_token_id": 512,
+                    "eos_token_id": 513,
+                }
+                for name in encoders
+            ],
+            "pooled_from": "text_encoder_2" if "text_encoder_2" in encoders else None,
+            "zero_empty_negative": kind == "sdxl",
+            "unet": {
+                "in_channels": CHANNELS,
+                "cross_attention_dim": len(encoders) * HIDDEN,
+                "size_conditioning": _SIZE_CONDITIONING.get(kind, "none"),
+                "guidance_embed_dim": GUIDANCE_DIM if kind == "lcm" else None,
             },
-            "unet": {"in_channels": CHANNELS, "cross_attention_dim": HIDDEN},
             "vae": {"scaling_factor": SCALING_FACTOR, "latent_channels": CHANNELS},
             "scheduler": SCHEDULER,
         },

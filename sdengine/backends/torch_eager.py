@@ -31,6 +31,7 @@ _COMPUTED = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # token table is looked up on the host.
 _LEFT_OUT = {
     "text_encoder": ("text_model.embeddings.token_embedding",),
+    "text_encoder_2": ("text_model.embeddings.token_embedding",),
     "unet": (),
     "vae_decoder": ("encoder", "quant_conv"),
     "vae_encoder": ("decoder", "post_quant_conv"),
@@ -168,6 +169,7 @@ class TorchBackend:
                 module,
                 downscale=bundle.manifest.architecture.vae.downscale,
                 controlnet=any(tensor.name == "mid_residual" for tensor in entry.inputs),
+                num_time_ids=_num_time_ids(bundle),
             )
         except (CheckpointError, ConfigError) as error:
             raise BundleError(f"{network}: {error}") from None
@@ -186,6 +188,11 @@ class TorchBackend:
         )
 
 
+def _num_time_ids(bundle: Bundle) -> int:
+    kind = bundle.manifest.architecture.unet.size_conditioning
+    return 5 if kind == "aesthetic" else 6
+
+
 def _build(bundle: Bundle, network: str) -> nn.Module:
     from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
     from sdengine.models.unet import UNet2DConditionModel, UNetConfig
@@ -193,8 +200,9 @@ def _build(bundle: Bundle, network: str) -> nn.Module:
 
     architecture = bundle.manifest.architecture
     module: nn.Module
-    if network == "text_encoder":
-        module = CLIPTextEncoder(TextEncoderConfig.from_dict(architecture.text_encoder.config))
+    encoders = {encoder.network: encoder for encoder in architecture.text_encoders}
+    if network in encoders:
+        module = CLIPTextEncoder(TextEncoderConfig.from_dict(encoders[network].config))
     elif network == "unet":
         module = UNet2DConditionModel(UNetConfig.from_dict(architecture.unet.config))
     elif network in _LEFT_OUT:

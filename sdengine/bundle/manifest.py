@@ -15,10 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sdengine.errors import BundleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 8 << 20
-TOKEN_TABLE_FILE = "token_table.safetensors"
 TOKEN_TABLE_TENSOR = "token_embedding"
 VOCAB_FILE = "tokenizer/vocab.json"
 MERGES_FILE = "tokenizer/merges.txt"
@@ -84,8 +83,10 @@ class HiddenState(_Strict):
 
 
 class TextEncoderArchitecture(_Strict):
-    """Describe the text encoder and its special tokens."""
+    """Describe one text encoder: its network, its token table's file, its special tokens."""
 
+    network: Literal["text_encoder", "text_encoder_2"] = "text_encoder"
+    token_table: str = "token_table.safetensors"
     max_length: Annotated[int, Field(ge=3, le=4096)] = 77
     hidden_size: _Positive
     num_layers: Annotated[int, Field(ge=1, le=200)]
@@ -94,6 +95,11 @@ class TextEncoderArchitecture(_Strict):
     bos_token_id: Annotated[int, Field(ge=0)] = 49406
     eos_token_id: Annotated[int, Field(ge=0)] = 49407
     config: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("token_table")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        return checked_relative_path(path)
 
     @model_validator(mode="after")
     def _index_exists(self) -> TextEncoderArchitecture:
@@ -104,30 +110,61 @@ class TextEncoderArchitecture(_Strict):
 
 
 class UNetArchitecture(_Strict):
-    """Describe the U-Net; `config` is the checkpoint's own configuration."""
+    """Describe the U-Net; `config` is the checkpoint's own configuration.
+
+    `size_conditioning` says what `time_ids` holds: original size, crop and target size ("size"), or
+    original size, crop and aesthetic score ("aesthetic"). `guidance_embed_dim` is the width of
+    `timestep_cond`, which tells distilled U-Nets the guidance scale.
+    """
 
     in_channels: Annotated[int, Field(ge=1, le=1024)]
     cross_attention_dim: _Positive
+    size_conditioning: Literal["none", "size", "aesthetic"] = "none"
+    guidance_embed_dim: Annotated[int, Field(ge=2, le=1 << 16, multiple_of=2)] | None = None
     config: dict[str, Any] = Field(default_factory=dict)
 
 
 class VAEArchitecture(_Strict):
-    """Describe the VAE: latents = scaling_factor * encoder output, H/downscale by W/downscale."""
+    """Describe the VAE: latents = scaling_factor * encoder output, H/downscale by W/downscale.
+
+    `compute_fp32` says that it overflows in fp16.
+    """
 
     scaling_factor: Annotated[float, Field(gt=0, le=1e6)]
     latent_channels: Annotated[int, Field(ge=1, le=1024)]
     downscale: Annotated[int, Field(ge=1, le=64)] = 8
+    compute_fp32: bool = False
     config: dict[str, Any] = Field(default_factory=dict)
 
 
 class Architecture(_Strict):
-    """Describe the checkpoint's networks as far as the run time needs to know them."""
+    """Describe the checkpoint's networks as far as the run time needs to know them.
+
+    The outputs of `text_encoders` are joined in their order; `pooled_from` names the one whose
+    pooled output conditions the U-Net. `zero_empty_negative` asks for zeros in place of an empty
+    negative prompt's embeddings.
+    """
 
     family: _ShortText
-    text_encoder: TextEncoderArchitecture
+    text_encoders: list[TextEncoderArchitecture] = Field(min_length=1, max_length=2)
+    pooled_from: Literal["text_encoder", "text_encoder_2"] | None = None
+    zero_empty_negative: bool = False
     unet: UNetArchitecture
     vae: VAEArchitecture
     scheduler: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _encoders_fit(self) -> Architecture:
+        names = [encoder.network for encoder in self.text_encoders]
+        if len(set(names)) != len(names):
+            raise ValueError("text_encoders: a network is named twice")
+        if len({encoder.max_length for encoder in self.text_encoders}) != 1:
+            raise ValueError("text_encoders: max_length differs")
+        if self.pooled_from is not None and self.pooled_from not in names:
+            raise ValueError(f"pooled_from: {self.pooled_from} is not among text_encoders")
+        if self.unet.size_conditioning != "none" and self.pooled_from is None:
+            raise ValueError("unet.size_conditioning needs pooled_from")
+        return self
 
 
 class Defaults(_Strict):
@@ -151,7 +188,7 @@ class Source(_Strict):
 class Manifest(_Strict):
     """Hold everything that `manifest.json` says; immutable."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     sdengine_version: _ShortText
     name: _ShortText
     target: _ShortText

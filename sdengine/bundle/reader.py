@@ -16,12 +16,12 @@ from sdengine.bundle.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     MERGES_FILE,
-    TOKEN_TABLE_FILE,
     TOKEN_TABLE_TENSOR,
     VOCAB_FILE,
     FileEntry,
     Manifest,
     NetworkEntry,
+    TextEncoderArchitecture,
     parse_manifest,
 )
 from sdengine.errors import BundleError, ConfigError
@@ -37,6 +37,7 @@ class Bundle:
 
     manifest: Manifest
     root: Path
+    sha256: str = ""  # of the manifest, which holds that of every file
 
     def path(self, relative: str) -> Path:
         """Return the place of a file that the manifest lists; nothing else is reachable."""
@@ -54,21 +55,21 @@ class Bundle:
                 f"{', '.join(sorted(self.manifest.networks))}. Build the bundle again."
             ) from None
 
-    def token_table(self) -> NDArray[Any]:
-        """Read the token embeddings.
+    def token_table(self, encoder: TextEncoderArchitecture) -> NDArray[Any]:
+        """Read the token embeddings of one text encoder.
 
         Returns:
             [vocab, hidden_size], fp16 or fp32 as stored.
         """
         from safetensors import SafetensorError, safe_open
 
-        path = self.path(TOKEN_TABLE_FILE)
+        path = self.path(encoder.token_table)
         try:
             with safe_open(path, framework="np") as file:
                 table: NDArray[Any] = file.get_tensor(TOKEN_TABLE_TENSOR)
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             raise BundleError(f"{path}: the token table cannot be read: {error}.") from None
-        hidden_size = self.manifest.architecture.text_encoder.hidden_size
+        hidden_size = encoder.hidden_size
         if table.dtype not in (np.float16, np.float32) or table.shape[1:] != (hidden_size,):
             raise BundleError(
                 f"{path}: {TOKEN_TABLE_TENSOR} is {table.dtype} {list(table.shape)}; expected "
@@ -91,7 +92,8 @@ def open_bundle(path: str | os.PathLike[str] = "demo", verify: str = "auto") -> 
     if verify not in ("auto", "size", "hash"):
         raise ConfigError.for_field("verify", verify, "auto, size or hash")
     root = DEMO_BUNDLE if path == "demo" else _checked_argument(path)
-    manifest = parse_manifest(_read_manifest(root))
+    content = _read_manifest(root)
+    manifest = parse_manifest(content)
     _check_required(root, manifest)
     total_bytes = sum(entry.size_bytes for entry in manifest.files)
     is_small = total_bytes < HASH_BY_DEFAULT_BYTES
@@ -99,7 +101,7 @@ def open_bundle(path: str | os.PathLike[str] = "demo", verify: str = "auto") -> 
     for entry in manifest.files:
         by_default = is_small or entry.size_bytes <= HASH_ANYWAY_BYTES
         _check_file(real_root, entry, verify == "hash" or (verify == "auto" and by_default))
-    return Bundle(manifest, root)
+    return Bundle(manifest, root, hashlib.sha256(content).hexdigest())
 
 
 def _checked_argument(path: object) -> Path:
@@ -132,7 +134,8 @@ def _read_manifest(root: Path) -> bytes:
 
 def _check_required(root: Path, manifest: Manifest) -> None:
     listed = {entry.path for entry in manifest.files}
-    required = {VOCAB_FILE, MERGES_FILE, TOKEN_TABLE_FILE}
+    required = {VOCAB_FILE, MERGES_FILE}
+    required.update(encoder.token_table for encoder in manifest.architecture.text_encoders)
     for network in manifest.networks.values():
         required.update(network.files)
     missing = sorted(required - listed)

@@ -13,16 +13,14 @@ from torch import nn
 from sdengine.checkpoints.folder import demo_tokenizer_dir
 from sdengine.checkpoints.writer import save_checkpoint
 from sdengine.errors import ConfigError
-from sdengine.models.configs import SD15, SD21, TINY_SD15, TINY_SD21, ModelFamily
+from sdengine.models.configs import FAMILIES, ModelFamily
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
 
+# Without the suffix of the tiny Stable Diffusion 1, which most tests take.
 ARCHITECTURES: dict[str, ModelFamily] = {
-    "sd15": SD15,
-    "sd21": SD21,
-    "tiny": TINY_SD15,
-    "tiny-sd21": TINY_SD21,
+    ("tiny" if name == "tiny-sd15" else name): family for name, family in FAMILIES.items()
 }
 _BIAS_STD = 0.05
 
@@ -37,7 +35,7 @@ def make_synthetic(
     """Write a checkpoint of full size with seeded weights; its images are noise, but finite.
 
     Args:
-        arch: "sd15", "sd21", "tiny" or "tiny-sd21".
+        arch: a key of ARCHITECTURES.
         folder: the new folder.
         seed: the same seed gives the same weights.
         dtype: of the weights on disk.
@@ -49,18 +47,20 @@ def make_synthetic(
     if arch not in ARCHITECTURES:
         raise ConfigError.for_field("arch", arch, ", ".join(ARCHITECTURES))
     family = ARCHITECTURES[arch]
-    modules: dict[str, Any] = {}
-    for index, (part, module_class, config) in enumerate(
-        (
-            ("unet", UNet2DConditionModel, family.unet),
-            ("vae", AutoencoderKL, family.vae),
-            ("text_encoder", CLIPTextEncoder, family.text_encoder),
-        )
-    ):
+    kinds: dict[str, tuple[Any, Any]] = {
+        "unet": (UNet2DConditionModel, family.unet),
+        "vae": (AutoencoderKL, family.vae),
+        **{
+            part: (CLIPTextEncoder, config)
+            for part, config in zip(family.text_parts, family.text_encoders, strict=True)
+        },
+    }
+    modules: dict[str, Any] = {"text_encoder": None}
+    for index, (part, (module_class, config)) in enumerate(kinds.items()):
         # Made on the meta device: the default initialisation would cost seconds and be thrown away.
         with torch.device("meta"):
             module: nn.Module = module_class(config)
-        modules[part] = module.to_empty(device="cpu").to(dtype)
+        modules[part] = module.to(dtype).to_empty(device="cpu")
         seed_weights(modules[part], 3 * seed + index)
     return save_checkpoint(
         folder,
@@ -68,7 +68,8 @@ def make_synthetic(
         tokenizer_dir=demo_tokenizer_dir(),
         scheduler_config=scheduler_config(family),
         dtype=dtype,
-        pad_token=family.pad_tokens[0],
+        pad_tokens=dict(zip(family.text_parts, family.pad_tokens, strict=True)),
+        requires_aesthetic_score=family.requires_aesthetic_score,
     )
 
 

@@ -51,13 +51,14 @@ class Weights:
                 self._places[name] = (handle, stored)
 
     def load_into(
-        self, make: Callable[[], nn.Module], dtype: torch.dtype, device: str = "cpu"
+        self, make: Callable[[], nn.Module], dtype: torch.dtype | None, device: str = "cpu"
     ) -> nn.Module:
         """Build a network and give it these weights.
 
         Args:
             make: builds the network; called on the meta device, so it allocates nothing.
-            dtype: what the weights are converted to.
+            dtype: what the weights are converted to; None leaves them as stored, mapped from the
+                file and not copied.
             device: where they go.
 
         Returns:
@@ -74,7 +75,8 @@ class Weights:
         for name in expected:
             handle, stored = self._places[name]
             try:
-                state[name] = handle.get_tensor(stored).to(device=device, dtype=dtype)
+                tensor = handle.get_tensor(stored)
+                state[name] = tensor.to(device=device, dtype=dtype or tensor.dtype)
             except (SafetensorError, RuntimeError, ValueError) as error:
                 raise CheckpointError(f"{self._where()}: tensor {name!r}: {error}.") from None
         module.load_state_dict(state, assign=True)

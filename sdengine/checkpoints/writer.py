@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +32,30 @@ def save_checkpoint(
     *,
     unet: UNet2DConditionModel,
     vae: AutoencoderKL,
-    text_encoder: CLIPTextEncoder,
+    text_encoder: CLIPTextEncoder | None,
     tokenizer_dir: str | os.PathLike[str],
     scheduler_config: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
-    pad_token: str | None = None,
+    text_encoder_2: CLIPTextEncoder | None = None,
+    pad_tokens: Mapping[str, str] | None = None,
+    requires_aesthetic_score: bool = False,
     defaults: Mapping[str, Any] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
-    """Write a model's parts as a folder that diffusers' StableDiffusionPipeline loads.
+    """Write a model's parts as a folder that diffusers' pipelines load.
 
     Args:
         folder: the new folder; its parent must exist.
-        unet, vae, text_encoder: networks whose configuration is written beside the weights.
+        unet, vae, text_encoder, text_encoder_2: networks whose configuration is written beside the
+            weights; SDXL has both text encoders, its refiner the second one.
         tokenizer_dir: folder with vocab.json and merges.txt.
         scheduler_config: content of scheduler_config.json, with the scheduler's `_class_name`.
         dtype: what the weights are converted to.
-        pad_token: what prompts are padded with, or None for what tokenizer_dir says.
+        pad_tokens: what prompts are padded with, by text encoder; what tokenizer_dir says for those
+            not named.
+        requires_aesthetic_score: the U-Net reads a score in place of the target size.
         defaults: values for requests that name none: steps, guidance_scale, sampler, schedule.
+        progress: called before each network with its name, how many are written, and all.
 
     Returns:
         The folder.
@@ -67,19 +74,24 @@ def save_checkpoint(
     except OSError as error:
         raise OutputError(f"{target.parent} cannot be written: {error.strerror}.") from None
     try:
-        for part, module, stem in (
-            ("unet", unet, "diffusion_pytorch_model"),
-            ("vae", vae, "diffusion_pytorch_model"),
-            ("text_encoder", text_encoder, "model"),
-        ):
+        encoders = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+        modules: dict[str, Any] = {"unet": unet, "vae": vae}
+        modules |= {part: encoder for part, encoder in encoders.items() if encoder is not None}
+        for done, (part, module) in enumerate(modules.items()):
+            if progress is not None:
+                progress(f"writing {part}", done, len(modules))
+            stem = "model" if part in encoders else "diffusion_pytorch_model"
             (temporary / part).mkdir()
             _write_json(temporary / part / "config.json", module.config.to_dict())
             state = _converted(part, module, dtype)
             save_tensors(state, temporary / part / f"{stem}.safetensors")
-        _copy_tokenizer(Path(tokenizer_dir), temporary / "tokenizer", pad_token)
+            if part in encoders:
+                tokenizer = temporary / part.replace("text_encoder", "tokenizer")
+                _copy_tokenizer(Path(tokenizer_dir), tokenizer, (pad_tokens or {}).get(part))
         (temporary / "scheduler").mkdir()
         _write_json(temporary / "scheduler" / "scheduler_config.json", dict(scheduler_config))
-        _write_json(temporary / "model_index.json", _model_index(text_encoder, scheduler_config))
+        index = _model_index(modules, scheduler_config, requires_aesthetic_score)
+        _write_json(temporary / "model_index.json", index)
         if defaults:
             _write_json(temporary / "sdengine.json", {"defaults": dict(defaults)})
         temporary.chmod(0o755)  # mkdtemp makes it private
@@ -118,19 +130,34 @@ def _copy_tokenizer(source: Path, target: Path, pad_token: str | None) -> None:
             _write_json(path, {**content, "pad_token": pad_token})
 
 
-def _model_index(text_encoder: CLIPTextEncoder, scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "_class_name": "StableDiffusionPipeline",
+def _model_index(
+    modules: Mapping[str, nn.Module], scheduler: Mapping[str, Any], requires_aesthetic_score: bool
+) -> dict[str, Any]:
+    index: dict[str, Any] = {
         "_diffusers_version": "0.30.0",
         "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
         "scheduler": ["diffusers", scheduler.get("_class_name", "DDIMScheduler")],
-        "text_encoder": ["transformers", text_encoder.config.to_dict()["architectures"][0]],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
+    for part in ("text_encoder", "text_encoder_2"):
+        module = modules.get(part)
+        if isinstance(module, CLIPTextEncoder):
+            kind = module.config.to_dict()["architectures"][0]
+            index[part] = ["transformers", kind]
+            index[part.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
+        elif "text_encoder_2" in modules:
+            index[part] = index[part.replace("text_encoder", "tokenizer")] = [None, None]
+    if "text_encoder_2" not in modules:
+        index["safety_checker"] = [None, None]
+        return {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **index}
+    # diffusers has no text-to-image pipeline for a refiner.
+    kind = "Img2ImgPipeline" if requires_aesthetic_score else "Pipeline"
+    index |= {"_class_name": f"StableDiffusionXL{kind}", "image_encoder": [None, None]}
+    index["force_zeros_for_empty_prompt"] = not requires_aesthetic_score
+    if requires_aesthetic_score:
+        index["requires_aesthetics_score"] = True
+    return index
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

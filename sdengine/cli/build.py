@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def build(
-    checkpoint: Annotated[str, typer.Argument(help="Folder as diffusers writes them, or demo.")],
+    checkpoint: Annotated[str, typer.Argument(help="Folder or single file, or demo.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="BUNDLE", help="New folder.")],
     target: Annotated[str, typer.Option(help="openvino or torch.")] = "openvino",
     resolutions: Annotated[

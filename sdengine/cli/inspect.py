@@ -29,7 +29,6 @@ def _lines(manifest: Manifest) -> list[str]:
     defaults = manifest.defaults
     architecture = manifest.architecture
     size_bytes = {entry.path: entry.size_bytes for entry in manifest.files}
-    text_encoder = architecture.text_encoder
     lines = [
         f"name        {manifest.name}",
         f"source      {manifest.source.name} (SHA-256 {manifest.source.sha256[:16]}...)",
@@ -39,8 +38,11 @@ def _lines(manifest: Manifest) -> list[str]:
         f"max batch   {manifest.max_batch}",
         f"defaults    {defaults.width}x{defaults.height}, {defaults.steps} steps, "
         f"guidance {defaults.guidance_scale:g}, {defaults.sampler} {defaults.schedule}",
-        f"text        {text_encoder.num_layers} layers of {text_encoder.hidden_size}, "
-        f"{text_encoder.max_length} tokens",
+        *(
+            f"text        {encoder.num_layers} layers of {encoder.hidden_size}, "
+            f"{encoder.max_length} tokens"
+            for encoder in architecture.text_encoders
+        ),
         f"latents     {architecture.vae.latent_channels} channels, 1/{architecture.vae.downscale}"
         f" size, scaling {architecture.vae.scaling_factor:g}",
         f"built by    sdengine {manifest.sdengine_version}"

@@ -9,47 +9,46 @@ from typing import Any
 from pydantic import ValidationError
 
 from sdengine.bundle.manifest import Architecture, Defaults
-from sdengine.checkpoints import Checkpoint
+from sdengine.checkpoints import AnyCheckpoint
 from sdengine.errors import BundleError, CheckpointError, ConfigError
 from sdengine.export.networks import size_multiple
 from sdengine.prompt.tokenizer import ClipTokenizer
 from sdengine.samplers import NoiseSchedule, build_program
 
 
-def describe(checkpoint: Checkpoint) -> Architecture:
+def describe(checkpoint: AnyCheckpoint) -> Architecture:
     """Return what the run time must know about the networks.
 
     Raises:
         CheckpointError: the parts do not fit together, or ask for what requests cannot give yet.
     """
     _check_parts_fit(checkpoint)
-    text, unet, vae = checkpoint.text_encoder_config, checkpoint.unet_config, checkpoint.vae_config
-    tokenizer = _tokenizer(checkpoint)
+    unet, vae = checkpoint.unet_config, checkpoint.vae_config
     try:
         NoiseSchedule.from_config(checkpoint.scheduler_config)
     except ConfigError as error:
         raise CheckpointError(f"{checkpoint.root}/scheduler: {error}") from None
+    has_sizes = unet.addition_embed_type is not None
+    kind = "aesthetic" if checkpoint.requires_aesthetic_score else "size"
     content = {
         "family": checkpoint.family,
-        "text_encoder": {
-            "max_length": text.max_position_embeddings,
-            "hidden_size": text.hidden_size,
-            "num_layers": text.num_hidden_layers,
-            "hidden_state": {"index": -1, "kind": "normed"},
-            "pad_token": checkpoint.pad_token,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "config": text.to_dict(),
-        },
+        "text_encoders": [
+            _text_encoder(checkpoint, part) for part in checkpoint.text_encoder_configs
+        ],
+        "pooled_from": list(checkpoint.text_encoder_configs)[-1] if has_sizes else None,
+        "zero_empty_negative": checkpoint.zero_empty_negative,
         "unet": {
             "in_channels": unet.in_channels,
             "cross_attention_dim": unet.cross_attention_dim,
+            "size_conditioning": kind if has_sizes else "none",
+            "guidance_embed_dim": unet.time_cond_proj_dim,
             "config": unet.to_dict(),
         },
         "vae": {
             "scaling_factor": vae.scaling_factor,
             "latent_channels": vae.latent_channels,
             "downscale": vae.downscale,
+            "compute_fp32": has_sizes,
             "config": vae.to_dict(),
         },
         "scheduler": checkpoint.scheduler_config,
@@ -60,7 +59,32 @@ def describe(checkpoint: Checkpoint) -> Architecture:
         raise CheckpointError(f"{checkpoint.root}: {_first(error)}.") from None
 
 
-def choose_defaults(checkpoint: Checkpoint, sizes: list[tuple[int, int]]) -> Defaults:
+def token_table_file(part: str) -> str:
+    """Return the file in a bundle that holds a text encoder's token table."""
+    return f"token_table{part.removeprefix('text_encoder')}.safetensors"
+
+
+def _text_encoder(checkpoint: AnyCheckpoint, part: str) -> dict[str, Any]:
+    config = checkpoint.text_encoder_configs[part]
+    tokenizer = _tokenizer(checkpoint, part)
+    # SDXL was trained on the last layer but one, as it is; the others on the normed last one.
+    reads_inner = checkpoint.unet_config.addition_embed_type is not None
+    state = {"index": -2, "kind": "raw"} if reads_inner else {"index": -1, "kind": "normed"}
+    return {
+        "network": part,
+        "token_table": token_table_file(part),
+        "max_length": config.max_position_embeddings,
+        "hidden_size": config.hidden_size,
+        "num_layers": config.num_hidden_layers,
+        "hidden_state": state,
+        "pad_token": checkpoint.pad_tokens[part],
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "config": config.to_dict(),
+    }
+
+
+def choose_defaults(checkpoint: AnyCheckpoint, sizes: list[tuple[int, int]]) -> Defaults:
     """Return the values of a request that names none.
 
     The size is the checkpoint's own if it is among those built, else the first of them.
@@ -82,7 +106,7 @@ def choose_defaults(checkpoint: Checkpoint, sizes: list[tuple[int, int]]) -> Def
     return defaults
 
 
-def check_sizes(checkpoint: Checkpoint, sizes: list[tuple[int, int]]) -> None:
+def check_sizes(checkpoint: AnyCheckpoint, sizes: list[tuple[int, int]]) -> None:
     """Refuse sizes in pixels that the U-Net's levels do not fit into.
 
     Raises:
@@ -103,18 +127,27 @@ def _nearest(side: int, multiple: int) -> int:
     return max(1, round(side / multiple)) * multiple
 
 
-def _check_parts_fit(checkpoint: Checkpoint) -> None:
-    text, unet, vae = checkpoint.text_encoder_config, checkpoint.unet_config, checkpoint.vae_config
-    if unet.cross_attention_dim != text.hidden_size:
+def _check_parts_fit(checkpoint: AnyCheckpoint) -> None:
+    unet, vae = checkpoint.unet_config, checkpoint.vae_config
+    encoders = checkpoint.text_encoder_configs
+    width = sum(config.hidden_size for config in encoders.values())
+    if unet.cross_attention_dim != width:
         raise CheckpointError(
             f"{checkpoint.root}: the U-Net reads text embeddings of width "
-            f"{unet.cross_attention_dim}, the text encoder gives {text.hidden_size}."
+            f"{unet.cross_attention_dim}, {' and '.join(encoders)} give {width}."
         )
     if unet.addition_embed_type is not None:
-        raise CheckpointError(
-            f"{checkpoint.root}: the U-Net asks for {unet.addition_embed_type} conditioning, which "
-            "requests do not carry; Stable Diffusion 1 and 2 checkpoints need none."
+        last = list(encoders.values())[-1]
+        pooled = last.projection_dim if last.with_projection else last.hidden_size
+        sizes = (5 if checkpoint.requires_aesthetic_score else 6) * (
+            unet.addition_time_embed_dim or 0
         )
+        if unet.projection_class_embeddings_input_dim != pooled + sizes:
+            raise CheckpointError(
+                f"{checkpoint.root}: the U-Net's projection_class_embeddings_input_dim is "
+                f"{unet.projection_class_embeddings_input_dim}; {list(encoders)[-1]} gives a "
+                f"pooled width of {pooled}, and sizes take {sizes}."
+            )
     if unet.out_channels != vae.latent_channels or unet.in_channels != vae.latent_channels:
         raise CheckpointError(
             f"{checkpoint.root}: the U-Net maps {unet.in_channels} channels to "
@@ -123,7 +156,7 @@ def _check_parts_fit(checkpoint: Checkpoint) -> None:
         )
 
 
-def _tokenizer(checkpoint: Checkpoint) -> ClipTokenizer:
+def _tokenizer(checkpoint: AnyCheckpoint, part: str) -> ClipTokenizer:
     with tempfile.TemporaryDirectory() as folder:
         paths = {}
         for name, content in checkpoint.tokenizer_files().items():
@@ -131,11 +164,11 @@ def _tokenizer(checkpoint: Checkpoint) -> ClipTokenizer:
             paths[name].write_bytes(content)
         try:
             tokenizer = ClipTokenizer(
-                paths["vocab.json"], paths["merges.txt"], pad_token=checkpoint.pad_token
+                paths["vocab.json"], paths["merges.txt"], pad_token=checkpoint.pad_tokens[part]
             )
         except BundleError as error:
             raise CheckpointError(f"{checkpoint.root}/tokenizer: {error}") from None
-    table = checkpoint.text_encoder_config.vocab_size
+    table = checkpoint.text_encoder_configs[part].vocab_size
     if tokenizer.vocab_size > table:
         raise CheckpointError(
             f"{checkpoint.root}: the tokenizer knows {tokenizer.vocab_size} tokens, the text "

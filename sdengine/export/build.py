@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.metadata
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +23,6 @@ from sdengine import __version__
 from sdengine.backends import get_backend
 from sdengine.backends.base import TensorSpec
 from sdengine.bundle.manifest import (
-    TOKEN_TABLE_FILE,
     TOKEN_TABLE_TENSOR,
     Manifest,
     NetworkEntry,
@@ -29,10 +30,10 @@ from sdengine.bundle.manifest import (
     TensorEntry,
 )
 from sdengine.bundle.writer import check_target, write_bundle
-from sdengine.checkpoints import Checkpoint, load_checkpoint
+from sdengine.checkpoints import AnyCheckpoint, load_checkpoint
 from sdengine.checkpoints.weights import save_tensors
 from sdengine.errors import ConfigError, EngineBuildError, OutputError
-from sdengine.export.architecture import check_sizes, choose_defaults, describe
+from sdengine.export.architecture import check_sizes, choose_defaults, describe, token_table_file
 from sdengine.export.export import ExportedNetwork, export_network, make_contract
 from sdengine.models.text_encoder import CLIPTextEncoder
 
@@ -42,6 +43,8 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 MAX_SIDE = 4096
 MAX_BATCH = 64
 _DISTRIBUTIONS = ("torch", "onnx", "onnxruntime", "openvino", "safetensors")
+
+_SAMPLE_SECONDS = 0.05
 
 Progress = Callable[[str, int, int], None]
 
@@ -53,7 +56,8 @@ class BuildReport:
     Args:
         path: the bundle.
         seconds: by stage, such as "export unet".
-        peak_bytes: the process's largest resident memory up to now; 0 where unknown.
+        peak_bytes: the most memory that the process held while building, pages of mapped files
+            left out because the system can take them back; 0 where unknown.
         max_error: by network, the ONNX file's largest error relative to the largest output;
             empty for targets that need no ONNX.
         bundle_bytes: size of all files.
@@ -81,7 +85,8 @@ def build(
     """Compile a checkpoint into a bundle.
 
     Args:
-        checkpoint: a folder as diffusers writes them, or "demo".
+        checkpoint: a folder as diffusers writes them, a single file with the original names, or
+            "demo".
         output: the bundle's folder; its parent must exist.
         target: "openvino" or "torch".
         resolutions: sizes in pixels that requests may ask for: sides of squares, or pairs of width
@@ -139,12 +144,16 @@ def build(
             versions={name: importlib.metadata.version(name) for name in _DISTRIBUTIONS},
         )
 
-    path = write_bundle(place, fill, force=force)
+    memory = _PeakMemory()
+    try:
+        path = write_bundle(place, fill, force=force)
+    finally:
+        peak_bytes = memory.end()
     run.end()
     return BuildReport(
         path=path,
         seconds=run.seconds,
-        peak_bytes=_peak_bytes(),
+        peak_bytes=peak_bytes,
         max_error=run.max_error,
         bundle_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
     )
@@ -153,13 +162,14 @@ def build(
 class _ContractOptions(TypedDict):
     downscale: int
     controlnet: bool
+    num_time_ids: int
 
 
 @dataclass
 class _Build:
     """The stages of one build, one after the other, and what they found out."""
 
-    checkpoint: Checkpoint
+    checkpoint: AnyCheckpoint
     target: str
     precision: str
     controlnet: bool
@@ -170,8 +180,9 @@ class _Build:
 
     @property
     def total_stages(self) -> int:
-        """Read, load 3 and export and compile 4 networks, tokenizer, hash."""
-        return 3 + 3 + 4 * (2 if TARGETS[self.target] else 1)
+        """Read, load each part, export and compile each network, tokenizer, hash."""
+        parts = len(self.checkpoint.parts)  # the VAE's are two networks
+        return 3 + parts + (parts + 1) * (2 if TARGETS[self.target] else 1)
 
     def begin(self, name: str) -> None:
         """Start a stage that `end` ends."""
@@ -198,9 +209,12 @@ class _Build:
         source = self.checkpoint
         entries = {}
         loaders: tuple[tuple[str, Callable[[], nn.Module], tuple[str, ...]], ...] = (
-            ("text_encoder", source.text_encoder, ("text_encoder",)),
-            ("vae", source.vae, ("vae_decoder", "vae_encoder")),
-            ("unet", source.unet, ("unet",)),
+            *(
+                (part, functools.partial(source.text_encoder, None, part), (part,))
+                for part in source.text_encoder_configs
+            ),
+            ("vae", functools.partial(source.vae, None), ("vae_decoder", "vae_encoder")),
+            ("unet", functools.partial(source.unet, None), ("unet",)),
         )
         for part, load, networks in loaders:
             with self.stage(f"load {part}"):
@@ -208,7 +222,7 @@ class _Build:
             for network in networks:
                 entries[network] = self._compile(network, module, folder)
             if isinstance(module, CLIPTextEncoder):
-                _write_token_table(module, folder, self.precision)
+                _write_token_table(module, folder / token_table_file(part), self.precision)
             del module
             gc.collect()
         return entries
@@ -243,7 +257,12 @@ class _Build:
 
     def _options(self) -> _ContractOptions:
         downscale = self.checkpoint.vae_config.downscale
-        return {"downscale": downscale, "controlnet": self.controlnet}
+        num_time_ids = 5 if self.checkpoint.requires_aesthetic_score else 6
+        return {
+            "downscale": downscale,
+            "controlnet": self.controlnet,
+            "num_time_ids": num_time_ids,
+        }
 
 
 def _sizes(resolutions: Sequence[int | tuple[int, int]]) -> list[tuple[int, int]]:
@@ -264,7 +283,7 @@ def _sizes(resolutions: Sequence[int | tuple[int, int]]) -> list[tuple[int, int]
     return sizes
 
 
-def _write_token_table(module: CLIPTextEncoder, folder: Path, precision: str) -> None:
+def _write_token_table(module: CLIPTextEncoder, path: Path, precision: str) -> None:
     """Write the table that the host looks tokens up in; NumPy, which does it, knows no bf16."""
     dtype = torch.float32 if precision == "fp32" else torch.float16
     table = module.text_model.embeddings.token_embedding.weight.to(dtype).contiguous()
@@ -272,7 +291,7 @@ def _write_token_table(module: CLIPTextEncoder, folder: Path, precision: str) ->
         raise EngineBuildError(
             "text_encoder: the token table is not finite in fp16. Build with --precision fp32."
         )
-    save_tensors({TOKEN_TABLE_TENSOR: table}, folder / TOKEN_TABLE_FILE)
+    save_tensors({TOKEN_TABLE_TENSOR: table}, path)
 
 
 def _entries(specs: tuple[TensorSpec, ...]) -> list[TensorEntry]:
@@ -284,10 +303,31 @@ def _entries(specs: tuple[TensorSpec, ...]) -> list[TensorEntry]:
     ]
 
 
-def _peak_bytes() -> int:
-    # Not ru_maxrss, which a new process inherits from its parent.
+class _PeakMemory:
+    """Watch how much memory of its own the process holds; pages of mapped files do not count."""
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while True:
+            self.peak_bytes = max(self.peak_bytes, _own_bytes())
+            if self._stop.wait(_SAMPLE_SECONDS):
+                return
+
+    def end(self) -> int:
+        """Stop watching and return the largest value seen."""
+        self._stop.set()
+        self._thread.join()
+        return self.peak_bytes
+
+
+def _own_bytes() -> int:
     status = Path("/proc/self/status")
     if not status.exists():  # only Linux has it
         return 0
-    found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
+    found = re.search(r"^RssAnon:\s*(\d+) kB", status.read_text(), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0

@@ -20,7 +20,7 @@ from sdengine.export.networks import (
     vae_decoder_contract,
     vae_encoder_contract,
 )
-from sdengine.export.onnx_graph import attach_weights, trace
+from sdengine.export.onnx_graph import attach_weights, placeholders, trace, written_weights
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
@@ -52,20 +52,28 @@ class ExportedNetwork:
 
 
 def make_contract(
-    name: str, module: nn.Module, *, downscale: int = 8, controlnet: bool = True
+    name: str,
+    module: nn.Module,
+    *,
+    downscale: int = 8,
+    controlnet: bool = True,
+    num_time_ids: int = 6,
 ) -> NetworkContract:
     """Return what a network reads and writes.
 
     Args:
-        name: "text_encoder", "unet", "vae_decoder" or "vae_encoder".
+        name: one of NETWORKS.
         module: the CLIPTextEncoder, UNet2DConditionModel or AutoencoderKL.
         downscale: pixels along one side of a latent cell (U-Net).
         controlnet: let the U-Net read ControlNet residuals.
+        num_time_ids: sizes and scores that a U-Net with size conditioning reads.
     """
-    if name == "text_encoder" and isinstance(module, CLIPTextEncoder):
-        return text_encoder_contract(module)
+    if name.startswith("text_encoder") and isinstance(module, CLIPTextEncoder):
+        return text_encoder_contract(module, name)
     if name == "unet" and isinstance(module, UNet2DConditionModel):
-        return unet_contract(module, downscale=downscale, controlnet=controlnet)
+        return unet_contract(
+            module, downscale=downscale, controlnet=controlnet, num_time_ids=num_time_ids
+        )
     if name == "vae_decoder" and isinstance(module, AutoencoderKL):
         return vae_decoder_contract(module)
     if name == "vae_encoder" and isinstance(module, AutoencoderKL):
@@ -82,24 +90,33 @@ def export_network(
     *,
     downscale: int = 8,
     controlnet: bool = True,
+    num_time_ids: int = 6,
     check: bool = True,
 ) -> ExportedNetwork:
     """Write `<name>.onnx` and `<name>.onnx.data` and compare them with the module.
 
     Args:
-        name, module, downscale, controlnet: as for `make_contract`; fp32 on the CPU.
+        name, module, downscale, controlnet, num_time_ids: as for `make_contract`; in any float
+            dtype on the CPU. The graph's weights are fp32.
         out_dir: an existing folder.
         check: run both in onnxruntime and torch and compare.
 
     Raises:
         ExportError: the module cannot be exported, or the file computes something else.
     """
-    contract = make_contract(name, module, downscale=downscale, controlnet=controlnet)
+    contract = make_contract(
+        name, module, downscale=downscale, controlnet=controlnet, num_time_ids=num_time_ids
+    )
     path = out_dir / f"{name}.onnx"
-    model = trace(contract, path)
-    attach_weights(model, contract, out_dir / f"{name}.onnx.data")
+    data_path = out_dir / f"{name}.onnx.data"
+    with placeholders(contract.module) as state:
+        model = trace(contract, path)
+        attach_weights(model, state, contract, data_path)
     onnx.save(model, path)
-    error = compare_with_module(path, contract) if check else None
+    error = None
+    if check:
+        with written_weights(model, contract.module, data_path):
+            error = compare_with_module(path, contract)
     return ExportedNetwork(name, path, contract.inputs, contract.outputs, module, error)
 
 
@@ -116,6 +133,8 @@ def compare_with_module(path: Path, contract: NetworkContract) -> float:
     options = onnxruntime.SessionOptions()
     # The graph as it is written is what must be right, and folding would copy the weights.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Prepacking would copy weights that are mapped from the file.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     try:

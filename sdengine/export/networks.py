@@ -13,7 +13,7 @@ from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL
 
-NETWORKS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
 _SEQUENCE = 77  # of example prompts; the U-Net takes any
 _FLOAT, _INT = "float32", "int64"
 
@@ -53,14 +53,14 @@ class NetworkContract:
         return tuple(made)
 
 
-def text_encoder_contract(module: CLIPTextEncoder) -> NetworkContract:
+def text_encoder_contract(module: CLIPTextEncoder, name: str = "text_encoder") -> NetworkContract:
     """inputs_embeds, eos_index -> hidden_states, normed_hidden_states, pooled."""
     config = module.config
     width, length = config.hidden_size, config.max_position_embeddings
     states = (config.num_hidden_layers + 1, "batch", length, width)
     pooled = config.projection_dim if config.with_projection else width
     return NetworkContract(
-        name="text_encoder",
+        name=name,
         module=module,
         inputs=(
             TensorSpec("inputs_embeds", ("batch", length, width), _FLOAT),
@@ -76,7 +76,11 @@ def text_encoder_contract(module: CLIPTextEncoder) -> NetworkContract:
 
 
 def unet_contract(
-    module: UNet2DConditionModel, *, downscale: int = 8, controlnet: bool = True
+    module: UNet2DConditionModel,
+    *,
+    downscale: int = 8,
+    controlnet: bool = True,
+    num_time_ids: int = 6,
 ) -> NetworkContract:
     """sample, timestep, encoder_hidden_states, [added], [residuals] -> noise_pred.
 
@@ -84,6 +88,7 @@ def unet_contract(
         module: the U-Net.
         downscale: pixels along one side of a latent cell.
         controlnet: read residuals that are added on the way up; zeros leave them out.
+        num_time_ids: of each image, where the U-Net reads them: 6, or 5 for a refiner.
     """
     config = module.config
     inputs = [
@@ -93,7 +98,7 @@ def unet_contract(
             "encoder_hidden_states", ("batch", "sequence", config.cross_attention_dim), _FLOAT
         ),
     ]
-    added = _added_inputs(config)
+    added = _added_inputs(config, num_time_ids)
     inputs += added
     if controlnet:
         levels = zip(config.residual_channels, _residual_levels(config), strict=True)
@@ -105,7 +110,7 @@ def unet_contract(
         inputs.append(TensorSpec("mid_residual", mid, _FLOAT))
     return NetworkContract(
         name="unet",
-        module=_PositionalUNet(module, bool(added), controlnet),
+        module=_PositionalUNet(module, [spec.name for spec in added], controlnet),
         inputs=tuple(inputs),
         outputs=(TensorSpec("noise_pred", _map(config.out_channels, downscale), _FLOAT),),
         multiple=size_multiple(config, downscale),
@@ -146,7 +151,7 @@ def size_multiple(config: UNetConfig, downscale: int = 8) -> int:
 class _PositionalUNet(nn.Module):
     """Sort the positional inputs of a contract into the U-Net's arguments."""
 
-    def __init__(self, module: UNet2DConditionModel, added: bool, controlnet: bool) -> None:
+    def __init__(self, module: UNet2DConditionModel, added: list[str], controlnet: bool) -> None:
         super().__init__()
         self.module = module
         self.added = added
@@ -155,10 +160,8 @@ class _PositionalUNet(nn.Module):
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *rest: Tensor
     ) -> Tensor:
-        added = {}
-        if self.added:
-            added = {"text_embeds": rest[0], "time_ids": rest[1]}
-            rest = rest[2:]
+        added = dict(zip(self.added, rest, strict=False))
+        rest = rest[len(self.added) :]
         residuals = {}
         if self.controlnet:
             residuals = {"down_residuals": rest[:-1], "mid_residual": rest[-1]}
@@ -192,13 +195,13 @@ def _residual_levels(config: UNetConfig) -> list[int]:
     return levels
 
 
-def _added_inputs(config: UNetConfig) -> list[TensorSpec]:
-    if config.addition_embed_type is None:
-        return []
-    sizes_per_image = 6
-    total = config.projection_class_embeddings_input_dim or 0
-    pooled = total - sizes_per_image * (config.addition_time_embed_dim or 0)
-    return [
-        TensorSpec("text_embeds", ("batch", pooled), _FLOAT),
-        TensorSpec("time_ids", ("batch", sizes_per_image), _FLOAT),
-    ]
+def _added_inputs(config: UNetConfig, num_time_ids: int) -> list[TensorSpec]:
+    added = []
+    if config.addition_embed_type is not None:
+        total = config.projection_class_embeddings_input_dim or 0
+        pooled = total - num_time_ids * (config.addition_time_embed_dim or 0)
+        added.append(TensorSpec("text_embeds", ("batch", pooled), _FLOAT))
+        added.append(TensorSpec("time_ids", ("batch", num_time_ids), _FLOAT))
+    if config.time_cond_proj_dim is not None:
+        added.append(TensorSpec("timestep_cond", ("batch", config.time_cond_proj_dim), _FLOAT))
+    return added

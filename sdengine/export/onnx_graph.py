@@ -1,16 +1,21 @@
 """Trace a module to an ONNX graph whose weights are named as in the checkpoint.
 
 The graph is traced without its weights, which are then attached as external data: so a network of
-any size needs no copy of its weights in memory, and later tools can find each weight by name.
+any size needs no copy of its weights in memory, and later tools can find each weight by name. While
+tracing, zeros stand for the weights; while comparing, views of the written file do.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from torch import nn
 
 from sdengine.backends.base import TensorSpec
 from sdengine.errors import ExportError
@@ -57,15 +62,74 @@ def trace(contract: NetworkContract, path: Path) -> onnx.ModelProto:
     return onnx.load(path)
 
 
-def attach_weights(model: onnx.ModelProto, contract: NetworkContract, data_path: Path) -> None:
+@contextmanager
+def placeholders(module: nn.Module) -> Iterator[Mapping[str, torch.Tensor]]:
+    """Let every weight be fp32 zeros that take no memory; give the weights that they stand for.
+
+    The module has its own weights again after the block.
+    """
+    state = dict(module.state_dict())
+    module.load_state_dict(
+        {n: _nearly_zeros(t.shape, number) for number, (n, t) in enumerate(state.items(), 1)},
+        assign=True,
+    )
+    try:
+        yield state
+    finally:
+        module.load_state_dict(state, assign=True)
+
+
+def _nearly_zeros(shape: torch.Size, number: int) -> torch.Tensor:
+    # Pages of NumPy's zeros exist only once written to. Each has a value of its own somewhere,
+    # because the exporter takes equal weights for one.
+    zeros = np.zeros(shape, np.float32)
+    zeros.flat[:1] = number
+    return torch.from_numpy(zeros)
+
+
+@contextmanager
+def written_weights(model: onnx.ModelProto, module: nn.Module, data_path: Path) -> Iterator[None]:
+    """Let the module compute with the weights that a graph's data file holds, mapped from it.
+
+    Raises:
+        ExportError: the file holds something else than the module.
+    """
+    state = dict(module.state_dict())
+    shared = {n: t.float() if t.numel() < 2 else t for n, t in state.items()}
+    for tensor in model.graph.initializer:
+        offsets = [int(e.value) for e in tensor.external_data if e.key == "offset"]
+        if not offsets:
+            continue
+        shape = tuple(tensor.dims)
+        # Copy on write, because torch knows no read-only memory; nothing writes.
+        view = np.memmap(data_path, dtype="<f4", mode="c", offset=offsets[0], shape=shape)
+        name = tensor.name if tensor.name in state else _WRAPPER_PREFIX + tensor.name
+        shared[name] = torch.from_numpy(view)
+        wanted = state[name].float().contiguous()
+        # By their bits: a NaN is to be named later, as a weight that makes no sense.
+        if not torch.equal(shared[name].view(torch.int32), wanted.view(torch.int32)):
+            raise ExportError(f"{data_path}: weight {tensor.name!r} was not written as it is.")
+    module.load_state_dict(shared, assign=True)
+    try:
+        yield
+    finally:
+        module.load_state_dict(state, assign=True)
+
+
+def attach_weights(
+    model: onnx.ModelProto,
+    state: Mapping[str, torch.Tensor],
+    contract: NetworkContract,
+    data_path: Path,
+) -> None:
     """Turn parameter inputs into initializers whose data lie in one file beside the model.
 
     Args:
         model: a traced graph; changed in place.
+        state: the weights by name, in any float dtype.
         contract: what it was traced from.
         data_path: the file to write, fp32 little-endian.
     """
-    state = contract.module.state_dict()
     wanted = {spec.name for spec in contract.inputs}
     used = {name for node in model.graph.node for name in node.input}
     parameters = [value.name for value in model.graph.input if value.name not in wanted]

@@ -21,11 +21,13 @@ class ModelFamily:
     """Hold the configurations of one family's networks.
 
     Args:
-        name: "sd15", "sd21" or "sdxl"; a tiny variant has "tiny-" before it.
+        name: such as "sd15"; a tiny variant has "tiny-" before it.
         text_encoders: in the order in which their outputs are joined.
         prediction_type: what the U-Net predicts.
         pad_token: what fills a prompt up, by text encoder.
         resolution: pixels a side that the family was trained at.
+        text_parts: what checkpoints call each of the text encoders.
+        requires_aesthetic_score: the U-Net reads a score in place of the target size.
     """
 
     name: str
@@ -35,6 +37,8 @@ class ModelFamily:
     prediction_type: str
     pad_tokens: tuple[str, ...]
     resolution: int
+    text_parts: tuple[str, ...] = ("text_encoder",)
+    requires_aesthetic_score: bool = False
 
     @property
     def text_encoder(self) -> TextEncoderConfig:
@@ -109,7 +113,32 @@ SDXL = ModelFamily(
     prediction_type="epsilon",
     pad_tokens=("<|endoftext|>", "!"),
     resolution=1024,
+    text_parts=("text_encoder", "text_encoder_2"),
 )
+SDXL_REFINER = ModelFamily(
+    name="sdxl-refiner",
+    text_encoders=(_OPENCLIP_BIG_G,),
+    unet=UNetConfig(
+        sample_size=128,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 2, "DownBlock2D"),
+        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
+        block_out_channels=(384, 768, 1536, 1536),
+        cross_attention_dim=1280,
+        attention_head_dim=(6, 12, 24, 24),
+        transformer_layers_per_block=4,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2560,
+    ),
+    vae=SDXL.vae,
+    prediction_type="epsilon",
+    pad_tokens=("!",),
+    resolution=1024,
+    text_parts=("text_encoder_2",),
+    requires_aesthetic_score=True,
+)
+LCM_SD15 = replace(SD15, name="lcm", unet=replace(SD15.unet, time_cond_proj_dim=256))
 
 _TINY_TEXT = TextEncoderConfig(
     hidden_size=32,
@@ -158,6 +187,32 @@ TINY_SDXL = replace(
     resolution=64,
 )
 
+TINY_SDXL_REFINER = replace(
+    SDXL_REFINER,
+    name="tiny-sdxl-refiner",
+    text_encoders=TINY_SDXL.text_encoders[1:],
+    unet=replace(
+        SDXL_REFINER.unet,
+        sample_size=8,
+        block_out_channels=(16, 32, 48, 48),
+        norm_num_groups=4,
+        cross_attention_dim=32,
+        attention_head_dim=(2, 4, 8, 8),
+        transformer_layers_per_block=2,
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 5 * 8,
+    ),
+    vae=TINY_SDXL.vae,
+    resolution=64,
+)
+TINY_LCM = replace(TINY_SD15, name="tiny-lcm", unet=replace(_TINY_UNET, time_cond_proj_dim=12))
+
 FAMILIES: Mapping[str, ModelFamily] = MappingProxyType(
-    {f.name: f for f in (SD15, SD21, SDXL, TINY_SD15, TINY_SD21, TINY_SDXL)}
+    {
+        family.name: family
+        for family in (
+            *(SD15, SD21, SDXL, SDXL_REFINER, LCM_SD15),
+            *(TINY_SD15, TINY_SD21, TINY_SDXL, TINY_SDXL_REFINER, TINY_LCM),
+        )
+    }
 )

@@ -30,7 +30,7 @@ CONTENT: dict[str, Any] = {
     "resolutions": [[64, 64], [128, 64]],
     "architecture": {
         "family": "tiny",
-        "text_encoder": {"hidden_size": 8, "num_layers": 2, "hidden_state": {"index": -2}},
+        "text_encoders": [{"hidden_size": 8, "num_layers": 2, "hidden_state": {"index": -2}}],
         "unet": {"in_channels": 4, "cross_attention_dim": 8},
         "vae": {"scaling_factor": 0.18215, "latent_channels": 4},
         "scheduler": {"num_train_timesteps": 1000},
@@ -97,6 +97,30 @@ def test_path_traversal(root: Path, path: str) -> None:
 
     edit(root, in_network)
     with pytest.raises(BundleError):
+        open_bundle(root)
+
+    def in_text_encoder(content: dict[str, Any]) -> None:
+        content["networks"]["unet"]["files"] = ["unet.bin"]
+        content["architecture"]["text_encoders"][0]["token_table"] = path
+
+    edit(root, in_text_encoder)
+    with pytest.raises(BundleError):
+        open_bundle(root)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text_encoders": []},
+        {"text_encoders": [{"hidden_size": 8, "num_layers": 2}] * 2},
+        {"pooled_from": "text_encoder_2"},
+        {"pooled_from": "unet"},
+        {"zero_empty_negative": 3},
+    ],
+)
+def test_text_encoders_that_do_not_fit(root: Path, changes: dict[str, Any]) -> None:
+    edit(root, lambda content: content["architecture"].update(changes))
+    with pytest.raises(BundleError, match=next(iter(changes))):
         open_bundle(root)
 
 
@@ -177,7 +201,7 @@ def test_unlisted_required_file(root: Path) -> None:
         open_bundle(root)
 
 
-@pytest.mark.parametrize("version", [0, 2, 99, "1", None, True, 1.5, [1], 10**400])
+@pytest.mark.parametrize("version", [0, 1, 99, "2", None, True, 1.5, [1], 10**400])
 def test_foreign_schema_version(root: Path, version: object) -> None:
     edit(root, lambda content: content.update(schema_version=version))
     with pytest.raises(BundleError, match="schema_version"):
@@ -196,8 +220,8 @@ def test_foreign_schema_version(root: Path, version: object) -> None:
         b"[]",
         b'"text"',
         b"9" * 10_000,
-        b'{"schema_version": 1}',
-        b'{"schema_version": 1, "name": "' + b"\xc3\x28" + b'"}',
+        b'{"schema_version": 2}',
+        b'{"schema_version": 2, "name": "' + b"\xc3\x28" + b'"}',
         b" " * (9 << 20),
     ],
     ids=lambda data: repr(data[:12]),
@@ -225,7 +249,7 @@ def test_hostile_token_table(tmp_path: Path, data: bytes) -> None:
 
     bundle = open_bundle(write_bundle(tmp_path / "bundle", fill_hostile))
     with pytest.raises(BundleError):
-        bundle.token_table()
+        bundle.token_table(bundle.manifest.architecture.text_encoders[0])
 
 
 @pytest.mark.parametrize(
@@ -245,7 +269,7 @@ def test_foreign_token_table(tmp_path: Path, tensors: dict[str, Any]) -> None:
 
     bundle = open_bundle(write_bundle(tmp_path / "bundle", fill_foreign))
     with pytest.raises(BundleError):
-        bundle.token_table()
+        bundle.token_table(bundle.manifest.architecture.text_encoders[0])
 
 
 JSON = st.recursive(

@@ -23,7 +23,7 @@ def test_a_saved_folder_is_a_diffusers_pipeline_and_back(arch: str, tmp_path: Pa
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     ours = load_checkpoint(folder)
 
-    assert pipeline.tokenizer.pad_token == ours.pad_token
+    assert ours.pad_tokens == {"text_encoder": pipeline.tokenizer.pad_token}
     hidden = pipeline.text_encoder(PROMPT_IDS).last_hidden_state
     _, normed, _ = ours.text_encoder().forward_ids(PROMPT_IDS, torch.tensor([4]))
     assert_close("text_encoder", "float32", normed[-1], hidden)
@@ -40,7 +40,7 @@ def test_a_saved_folder_is_a_diffusers_pipeline_and_back(arch: str, tmp_path: Pa
     for part in ("unet", "vae", "text_encoder"):
         state, expected = (getattr(c, part)().state_dict() for c in (again, ours))
         assert all(torch.equal(state[name], expected[name]) for name in expected)
-    assert again.pad_token == ours.pad_token
+    assert again.pad_tokens == ours.pad_tokens
     vocab, merges = ours.tokenizer_files().values()
     vocab_again, merges_again = again.tokenizer_files().values()
     assert json.loads(vocab_again) == json.loads(vocab)

@@ -126,7 +126,7 @@ def test_weights_keep_their_names_and_lie_outside_the_graph(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [n for n in NETWORKS if n != "text_encoder_2"])
 def test_openvino_ir_computes_the_same(
     exports: dict[tuple[str, str], ExportedNetwork], network: str, precision: str, tmp_path: Path
 ) -> None:
@@ -197,13 +197,34 @@ def test_damaged_weights_and_a_wrong_module_are_refused(tmp_path: Path) -> None:
 def test_an_export_that_computes_something_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = make_module("vae_decoder", TINY_SD15)
+    def change_graph(model: onnx.ModelProto, *args: Any) -> None:
+        attach_weights(model, *args)
+        node = next(node for node in model.graph.node if node.op_type == "Sigmoid")
+        node.op_type = "Tanh"
 
-    def change_after(*args: Any) -> None:
-        attach_weights(*args)
-        with torch.no_grad():
-            module.get_parameter("decoder.conv_out.bias").add_(0.1)
-
-    monkeypatch.setattr("sdengine.export.export.attach_weights", change_after)
+    monkeypatch.setattr("sdengine.export.export.attach_weights", change_graph)
     with pytest.raises(ExportError, match="exported images differs from the module"):
-        export_network("vae_decoder", module, tmp_path)
+        export_network("vae_decoder", make_module("vae_decoder", TINY_SD15), tmp_path)
+
+
+def test_weights_that_are_written_otherwise_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change_data(model: onnx.ModelProto, state: Any, contract: Any, data_path: Path) -> None:
+        attach_weights(model, state, contract, data_path)
+        with data_path.open("r+b") as file:
+            file.write(b"\x00\x00\x80\x3f")
+
+    monkeypatch.setattr("sdengine.export.export.attach_weights", change_data)
+    with pytest.raises(ExportError, match="was not written as it is"):
+        export_network("vae_decoder", make_module("vae_decoder", TINY_SD15), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_module_is_exported_as_its_fp32_values(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    module = make_module("unet", TINY_SD15).to(dtype)
+    exported = export_network("unet", module, tmp_path)
+    assert exported.max_error is not None and exported.max_error < 1e-4
+    assert {p.dtype for p in module.parameters()} == {dtype}  # as it was

@@ -22,7 +22,7 @@ def example_manifest(**changes: object) -> Manifest:
         "resolutions": [(64, 64)],
         "architecture": {
             "family": "tiny",
-            "text_encoder": {"hidden_size": 8, "num_layers": 2},
+            "text_encoders": [{"hidden_size": 8, "num_layers": 2}],
             "unet": {"in_channels": 4, "cross_attention_dim": 8},
             "vae": {"scaling_factor": 0.18215, "latent_channels": 4},
             "scheduler": {"num_train_timesteps": 1000},
@@ -56,7 +56,7 @@ def test_written_bundle_opens(bundle_dir: Path) -> None:
     bundle = open_bundle(bundle_dir, verify="hash")
     assert bundle.manifest.name == "example"
     assert bundle.path("unet.bin").read_bytes() == b"weights"
-    assert bundle.token_table().shape == (4, 8)
+    assert bundle.token_table(bundle.manifest.architecture.text_encoders[0]).shape == (4, 8)
     assert bundle.network("unet").inputs[0].shape == ["batch", 4, "height/8", "width/8"]
 
 

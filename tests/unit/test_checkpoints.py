@@ -82,13 +82,13 @@ def test_networks_come_in_the_dtype_asked_for(checkpoint: Path) -> None:
     assert not unet.training
     assert not any(p.requires_grad for p in unet.parameters())
     assert opened.family == "sd1"
-    assert opened.pad_token == "<|endoftext|>"
+    assert opened.pad_tokens == {"text_encoder": "<|endoftext|>"}
 
 
 def test_sd2_is_told_apart_and_pads_otherwise(tmp_path: Path) -> None:
     opened = load_checkpoint(make_synthetic("tiny-sd21", tmp_path / "sd2"))
     assert opened.family == "sd2"
-    assert opened.pad_token == "!"
+    assert opened.pad_tokens == {"text_encoder": "!"}
     assert opened.scheduler_config["prediction_type"] == "v_prediction"
 
 
@@ -219,7 +219,7 @@ def test_a_config_of_absurd_size_is_refused_before_memory_is_taken(copy: Path) -
 def test_bad_json_is_named(copy: Path, name: str, content: str) -> None:
     (copy / name).write_text(content, encoding="latin-1")
     with pytest.raises(CheckpointError, match=name):
-        _ = load_checkpoint(copy).pad_token
+        _ = load_checkpoint(copy).pad_tokens
 
 
 @pytest.mark.parametrize(
@@ -232,9 +232,22 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
         load_all(copy)
 
 
-def test_two_text_encoders_are_refused(copy: Path) -> None:
-    edit_json(copy / "model_index.json", text_encoder_2=["transformers", "CLIPTextModel"])
-    with pytest.raises(CheckpointError, match="two text encoders"):
+def test_xl_parts(tmp_path: Path) -> None:
+    base = load_checkpoint(make_synthetic("tiny-sdxl", tmp_path / "base"))
+    assert base.family == "sdxl"
+    assert base.pad_tokens == {"text_encoder": "<|endoftext|>", "text_encoder_2": "!"}
+    assert base.zero_empty_negative
+    refiner = load_checkpoint(make_synthetic("tiny-sdxl-refiner", tmp_path / "refiner"))
+    assert refiner.family == "sdxl-refiner"
+    assert refiner.parts == ("text_encoder_2", "unet", "vae")
+    assert refiner.requires_aesthetic_score
+    assert not refiner.zero_empty_negative
+    assert refiner.text_encoder(part="text_encoder_2").config.with_projection
+
+
+def test_a_second_text_encoder_that_is_none_is_refused(copy: Path) -> None:
+    edit_json(copy / "model_index.json", text_encoder_2=["transformers", "T5EncoderModel"])
+    with pytest.raises(CheckpointError, match="text_encoder_2 is 'T5EncoderModel'"):
         load_checkpoint(copy)
 
 
