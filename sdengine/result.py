@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,8 @@ class Step:
         timestep: the training timestep that the U-Net saw.
         sigma: noise level before the step, relative to the image.
         latents: [B,C,H/8,W/8] fp32 after the step; read-only, overwritten by the next step.
+        preview: [B,h,w,3] uint8 of what the clean images look like so far, small; None on steps
+            that were not asked for one.
         result: set on the last step only.
     """
 
@@ -62,6 +64,7 @@ class Step:
     timestep: float
     sigma: float
     latents: NDArray[np.float32]
+    preview: NDArray[np.uint8] | None = None
     result: Result | None = None
 
 
@@ -75,7 +78,8 @@ class Result:
         request: what was asked, with every default filled in.
         timings: where the time went.
         model, model_hash: name and SHA-256 of the checkpoint.
-        backend, precision: what ran the networks.
+        bundle_hash: SHA-256 of the bundle's manifest.
+        backend, precision, threads: what ran the networks; threads None is the runtime's choice.
     """
 
     arrays: tuple[NDArray[np.uint8], ...]
@@ -86,6 +90,8 @@ class Result:
     model_hash: str
     backend: str
     precision: str
+    bundle_hash: str = ""
+    threads: int | None = None
     _images: list[Image] = field(default_factory=list, repr=False)
 
     @property
@@ -97,32 +103,16 @@ class Result:
             self._images.extend(Image.fromarray(array) for array in self.arrays)
         return self._images
 
+    @property
+    def stacked(self) -> NDArray[np.uint8]:
+        """All images as one [B,H,W,3] uint8 array; frameworks take it by DLPack."""
+        return np.stack(self.arrays)
+
     def parameters(self, index: int = 0) -> str:
-        """Describe image `index` in the text form that image tools read from PNG files.
+        """Describe image `index` in the text form that image tools read from PNG files."""
+        from sdengine.metadata import parameters_text
 
-        Source: the `parameters` text chunk of the widely used web UIs: prompt, a line with the
-        negative prompt, a line of `key: value` pairs.
-        """
-        from sdengine import __version__
-        from sdengine.samplers import SAMPLERS, SCHEDULES
-
-        request = self.request
-        lines = [request.prompt]
-        if request.negative_prompt:
-            lines.append(f"Negative prompt: {request.negative_prompt}")
-        pairs: dict[str, Any] = {
-            "Steps": request.steps,
-            "Sampler": SAMPLERS[request.sampler].label,
-            "Schedule type": SCHEDULES[request.schedule].label,
-            "CFG scale": f"{request.guidance_scale:g}",
-            "Seed": self.seeds[index],
-            "Size": f"{request.width}x{request.height}",
-            "Model hash": self.model_hash[:10],
-            "Model": _quoted(self.model),
-            "Version": f"sdengine {__version__}",
-        }
-        lines.append(", ".join(f"{key}: {value}" for key, value in pairs.items()))
-        return "\n".join(lines)
+        return parameters_text(self, index)
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
         """Write the images as PNG files; either all of them appear or none.
@@ -147,8 +137,19 @@ class Result:
     def _png(self, index: int) -> bytes:
         from PIL.PngImagePlugin import PngInfo
 
+        from sdengine.metadata import CHUNK, describe_image
+
         info = PngInfo()
-        info.add_text("parameters", self.parameters(index))
+        for key, text in (
+            ("parameters", self.parameters(index)),
+            (CHUNK, describe_image(self, index)),
+        ):
+            # iTXt where Latin-1 does not reach; `parameters` as plain text where it does, because
+            # some readers know nothing else.
+            if text.isascii():
+                info.add_text(key, text)
+            else:
+                info.add_itxt(key, text)
         buffer = io.BytesIO()
         self.images[index].save(buffer, "PNG", pnginfo=info)
         return buffer.getvalue()
@@ -218,9 +219,3 @@ def _temporary_beside(target: Path) -> tuple[int, str]:
     name = str(target.parent / f".sdengine-{secrets.token_hex(8)}.tmp")
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
     return os.open(name, flags, 0o666), name
-
-
-def _quoted(value: str) -> str:
-    if any(char in value for char in ',:"\n'):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
-    return value

@@ -17,7 +17,16 @@ from sdengine.result import Result, Timings, check_output
 
 
 def example_result(count: int = 1, **changes: Any) -> Result:
-    request = Request(**{"prompt": "a circle", "width": 16, "height": 8, "seed": 7, **changes})
+    request = Request(
+        **{
+            "prompt": "a circle",
+            "width": 16,
+            "height": 8,
+            "seed": 7,
+            "batch_size": count,
+            **changes,
+        }
+    )
     generator = np.random.default_rng(0)
     arrays = tuple(generator.integers(0, 256, (8, 16, 3), dtype=np.uint8) for _ in range(count))
     timings = Timings(0, 1, 2, 3, 0.5, 6.5, 1, 25, count)
