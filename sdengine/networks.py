@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from sdengine.backends.base import Backend, Module, resolve_shapes
+from sdengine.backends.base import Array, Backend, Module, resolve_shapes
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import DeviceError
 from sdengine.result import Timings
@@ -35,6 +35,10 @@ class StageClock:
             self._stages[name] += time.perf_counter_ns() - started_ns
             self._calls[name] += 1
 
+    def timed(self, stage: str, module: Module) -> Module:
+        """Return the module with its runs counted for a stage."""
+        return _TimedModule(self, stage, module)
+
     def pause(self) -> None:
         """Stop counting until `resume`."""
         self._active_ns += time.perf_counter_ns() - self._resumed_ns
@@ -60,6 +64,22 @@ class StageClock:
         )
 
 
+class _TimedModule:
+    def __init__(self, clock: StageClock, stage: str, module: Module) -> None:
+        self._clock = clock
+        self._stage = stage
+        self._module = module
+        self.inputs = module.inputs
+        self.outputs = module.outputs
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        with self._clock.stage(self._stage):
+            return self._module.run(inputs)
+
+    def close(self) -> None:
+        self._module.close()
+
+
 class Networks:
     """Load a bundle's networks on first use and keep the latest shapes of each.
 
@@ -77,13 +97,19 @@ class Networks:
         self.backend = backend
         self.precision = precision
         self.threads = threads
-        self.lock = threading.Lock()  # modules own their output buffers: one run at a time
-        self._loaded: dict[str, OrderedDict[tuple[int, int, int], Module]] = {}
+        self._loaded: dict[str, OrderedDict[tuple[int, ...], Module]] = {}
         self._loading = threading.Lock()
         self._closed = False
 
     def get(
-        self, network: str, batch: int, height: int, width: int, clock: StageClock | None = None
+        self,
+        network: str,
+        batch: int,
+        height: int,
+        width: int,
+        *,
+        sequence: int | None = None,
+        clock: StageClock | None = None,
     ) -> Module:
         """Return a network for a batch and an image size, loading it when needed.
 
@@ -91,13 +117,15 @@ class Networks:
             network: name in the manifest.
             batch: rows of its inputs.
             height, width: image size in pixels.
+            sequence: tokens of the prompt, of all its chunks; None is one chunk.
             clock: where the time of loading is counted.
         """
         with self._loading:
             if self._closed:
                 raise DeviceError("the engine was closed; load the bundle again.")
             shapes_loaded = self._loaded.setdefault(network, OrderedDict())
-            key = (batch, height, width)
+            length = self.bundle.manifest.architecture.text_encoders[0].max_length
+            key = (batch, height, width, sequence or length)
             if key in shapes_loaded:
                 shapes_loaded.move_to_end(key)
                 return shapes_loaded[key]
@@ -109,14 +137,8 @@ class Networks:
                 shapes_loaded.popitem(last=False)
             return module
 
-    def _load(self, network: str, batch: int, height: int, width: int) -> Module:
-        architecture = self.bundle.manifest.architecture
-        sizes = {
-            "batch": batch,
-            "height": height,
-            "width": width,
-            "sequence": architecture.text_encoder.max_length,
-        }
+    def _load(self, network: str, batch: int, height: int, width: int, sequence: int) -> Module:
+        sizes = {"batch": batch, "height": height, "width": width, "sequence": sequence}
         entry = self.bundle.network(network)
         return self.backend.load(
             self.bundle,
@@ -128,7 +150,7 @@ class Networks:
 
     def close(self) -> None:
         """Free every network; a second call does nothing."""
-        with self._loading, self.lock:
+        with self._loading:
             self._closed = True
             for shapes_loaded in self._loaded.values():
                 for module in shapes_loaded.values():

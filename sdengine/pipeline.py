@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdengine import _native
 from sdengine.backends import select_backend
-from sdengine.backends.base import PRECISIONS, Backend, Module, numpy_dtype, require_tensors
+from sdengine.backends.base import PRECISIONS, Backend, Module
 from sdengine.bundle.reader import Bundle, open_bundle
-from sdengine.errors import BundleError, ConfigError, NonFiniteError, UnsupportedShapeError
+from sdengine.decoding import decode, preview
+from sdengine.errors import ConfigError, UnsupportedShapeError
 from sdengine.networks import Networks, StageClock
-from sdengine.noise import CpuGenerator
+from sdengine.noise import NoiseSource
 from sdengine.prompt.conditioning import Conditioning, TextConditioner
+from sdengine.prompt.plan import PromptOptions, PromptPlan
 from sdengine.request import Request, random_seed
 from sdengine.result import Result, Step
-from sdengine.samplers import NoiseSchedule, SamplerProgram, build_program
+from sdengine.samplers import (
+    NoiseSchedule,
+    SamplerOptions,
+    SamplerProgram,
+    build_program,
+    resolve_names,
+)
+from sdengine.trajectory import Trajectory, latents_shape
+from sdengine.turns import Turns
 
-_FP32_HINT = "Try precision fp32; if it stays, the checkpoint is damaged."
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from sdengine.options import RequestOptions
 
 
 def load(
@@ -57,11 +73,23 @@ def load(
     return Engine(opened, select_backend(backend, opened.manifest.target), precision, threads)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """A checked request with everything that the host can work out before any network runs."""
+
+    request: Request
+    program: SamplerProgram
+    prompts: PromptPlan
+    cancel: threading.Event | None
+    preview_every: int
+
+
 class Engine:
     """Make images from prompts with one bundle. Safe to use from several threads.
 
-    Networks load on first use for each image size; later requests reuse them. Requests that run
-    at the same time take turns network call by network call.
+    Networks load on first use for each image size; later requests reuse them. Requests of several
+    threads are served in the order in which they came; trajectories of `steps` take turns with
+    them step by step. A second engine runs beside this one.
     """
 
     def __init__(
@@ -74,9 +102,13 @@ class Engine:
         self.bundle = bundle
         self.backend = backend
         self.precision = backend.resolve(precision)
+        self.threads = threads
         self._networks = Networks(bundle, backend, self.precision, threads)
         self._conditioner = TextConditioner(bundle)
         self._noise_schedule = NoiseSchedule.from_config(bundle.manifest.architecture.scheduler)
+        self._turns = Turns()
+        self._executor: ThreadPoolExecutor | None = None
+        self._starting = threading.Lock()
 
     def __enter__(self) -> Engine:
         return self
@@ -90,38 +122,32 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Free the networks; a second call does nothing."""
-        self._networks.close()
+        """Wait for requests that have begun and free the networks; a second call does nothing."""
+        with self._turns.take():
+            self._networks.close()
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
 
     def generate(
         self,
-        prompt: str,
-        negative_prompt: str = "",
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
         *,
-        width: int | None = None,
-        height: int | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        sampler: str | None = None,
-        schedule: str | None = None,
-        seed: int | None = None,
-        batch_size: int = 1,
         progress: Callable[[Step], None] | None = None,
+        preview_every: int = 0,
+        cancel: threading.Event | None = None,
+        **options: Unpack[RequestOptions],
     ) -> Result:
         """Make images from a prompt.
 
         Args:
-            prompt: what to show.
-            negative_prompt: what to avoid.
-            width, height: pixels; one of the sizes that the bundle was built for.
-            steps: sampler steps, 1 to 1000.
-            guidance_scale: 0 to 100; at 1 and below, the prompt is followed without guidance.
-            sampler, schedule: names as `sdengine samplers` lists them.
-            seed: 0 to 2**64 - 1, or None for a random one, which the result records.
-            batch_size: number of images; image i uses seed + i.
+            prompt: what to show; one for all images, or one an image.
+            negative_prompt: what to avoid, likewise.
             progress: called after every step; an exception that it raises ends the request.
-
-        Every argument left out takes the bundle's default.
+            preview_every: give every n-th step of `progress` a small preview; 0 gives none.
+            cancel: setting it, from any thread, ends the request within one step.
+            options: fields of `Request`, such as width, steps, seed and batch_size. Those left out
+                are the bundle's defaults; the seed is random, and the result records it.
 
         Returns:
             The images, their seeds, and where the time went.
@@ -130,181 +156,200 @@ class Engine:
             ConfigError: an argument is invalid.
             UnsupportedShapeError: the bundle was not built for the size.
             NonFiniteError: a network gave NaN or infinity.
+            Cancelled: `cancel` was set.
         """
-        for step in self.steps(
-            prompt,
-            negative_prompt,
-            width=width,
-            height=height,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            schedule=schedule,
-            seed=seed,
-            batch_size=batch_size,
-        ):
-            if progress is not None:
-                progress(step)
-        assert step.result is not None  # the last step carries it, and there is at least one
+        plan = self._plan(prompt, negative_prompt, cancel, preview_every, options)
+        with self._turns.take(cancel):
+            for step in self._run(plan):
+                if progress is not None:
+                    progress(step)
+        assert step.result is not None
         return step.result
 
-    def steps(self, prompt: str, negative_prompt: str = "", **options: Any) -> Iterator[Step]:
-        """Make images step by step; takes what `generate` takes, except `progress`.
+    def steps(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        *,
+        preview_every: int = 0,
+        cancel: threading.Event | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Iterator[Step]:
+        """Make images step by step; arguments as for `generate`.
 
-        The request is checked by this call; the work happens while iterating.
+        The request is checked by this call; the work happens while iterating. Not iterating
+        further ends the request.
 
         Returns:
             An iterator of steps; the last one's `result` holds the images.
         """
-        request, program, token_ids = self._plan(prompt, negative_prompt, **options)
-        return self._run(request, program, token_ids)
+        plan = self._plan(prompt, negative_prompt, cancel, preview_every, options)
+        return self._in_turns(plan)
+
+    async def generate_async(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        *,
+        progress: Callable[[Step], None] | None = None,
+        preview_every: int = 0,
+        **options: Unpack[RequestOptions],
+    ) -> Result:
+        """Make images while the event loop goes on; arguments as for `generate`.
+
+        Calls are served in their order by a thread of the engine, which also calls `progress`.
+        Cancelling the task ends the request within one step.
+        """
+        cancel = threading.Event()
+
+        def work() -> Result:
+            return self.generate(
+                prompt,
+                negative_prompt,
+                progress=progress,
+                preview_every=preview_every,
+                cancel=cancel,
+                **options,
+            )
+
+        future = asyncio.get_running_loop().run_in_executor(self._worker(), work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            cancel.set()
+            with contextlib.suppress(Exception):
+                await future  # at most one step: the engine is free when the caller goes on
+            raise
+
+    def _worker(self) -> ThreadPoolExecutor:
+        with self._starting:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix="sdengine")
+            return self._executor
 
     def _plan(
         self,
-        prompt: str,
-        negative_prompt: str,
-        *,
-        width: int | None = None,
-        height: int | None = None,
-        steps: int | None = None,
-        guidance_scale: float | None = None,
-        sampler: str | None = None,
-        schedule: str | None = None,
-        seed: int | None = None,
-        batch_size: int = 1,
-    ) -> tuple[Request, SamplerProgram, NDArray[np.int64]]:
-        defaults = self.bundle.manifest.defaults
-        request = Request(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            width=defaults.width if width is None else width,
-            height=defaults.height if height is None else height,
-            steps=defaults.steps if steps is None else steps,
-            guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
-            sampler=defaults.sampler if sampler is None else sampler,
-            schedule=defaults.schedule if schedule is None else schedule,
-            seed=random_seed() if seed is None else seed,
-            batch_size=batch_size,
-        )
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str],
+        cancel: threading.Event | None,
+        preview_every: int,
+        options: RequestOptions,
+    ) -> _Plan:
+        if type(preview_every) is not int or preview_every < 0:
+            raise ConfigError.for_field("preview_every", preview_every, "a whole number from 0")
+        request = self._request(prompt, negative_prompt, options)
         _check_size(request, self.bundle.manifest.resolutions)
         program = build_program(
-            request.sampler, request.schedule, request.steps, self._noise_schedule
+            request.sampler,
+            request.schedule,
+            request.steps,
+            self._noise_schedule,
+            _sampler_options(request),
         )
         request = replace(request, sampler=program.sampler, schedule=program.schedule)
-        prompts = [("prompt", request.prompt)]
-        if request.uses_guidance:  # unconditional rows come first
-            prompts.insert(0, ("negative_prompt", request.negative_prompt))
-        return request, program, self._conditioner.token_ids(prompts)
+        return _Plan(request, program, self._prompt_plan(request), cancel, preview_every)
 
-    def _run(
-        self, request: Request, program: SamplerProgram, token_ids: NDArray[np.int64]
-    ) -> Iterator[Step]:
+    def _request(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str],
+        options: RequestOptions,
+    ) -> Request:
+        defaults = self.bundle.manifest.defaults
+        given = {name: value for name, value in options.items() if value is not None}
+        values: dict[str, Any] = {
+            "width": defaults.width,
+            "height": defaults.height,
+            "steps": defaults.steps,
+            "guidance_scale": defaults.guidance_scale,
+            "seed": random_seed(),
+            **given,
+        }
+        values["sampler"], values["schedule"] = resolve_names(
+            values.get("sampler", defaults.sampler),
+            values.get("schedule", None if "sampler" in given else defaults.schedule),
+        )
+        if values.get("variation_strength") and "variation_seed" not in values:
+            values["variation_seed"] = random_seed()
+        return Request(prompt=prompt, negative_prompt=negative_prompt, **values)  # type: ignore[arg-type]
+
+    def _prompt_plan(self, request: Request) -> PromptPlan:
+        options = PromptOptions(emphasis=request.emphasis, clip_skip=request.clip_skip)
+        distilled = self.bundle.manifest.architecture.unet.guidance_embed_dim is not None
+        negatives = request.negative_prompts if request.uses_guidance and not distilled else ()
+        plan = self._conditioner.plan(request.prompts, negatives, request.steps, options)
+        if not negatives and plan.is_composed:  # joining prompts needs the unconditional rows
+            negatives = request.negative_prompts
+            plan = self._conditioner.plan(request.prompts, negatives, request.steps, options)
+        return plan
+
+    def _in_turns(self, plan: _Plan) -> Iterator[Step]:
+        run = self._run(plan)
+        while True:
+            with self._turns.take(plan.cancel):
+                step = next(run, None)
+            if step is None:
+                return
+            yield step
+
+    def _run(self, plan: _Plan) -> Iterator[Step]:
+        request, program = plan.request, plan.program
         clock = StageClock()
-        conditioning = self._condition(request, token_ids, clock)
-        max_batch = self.bundle.manifest.max_batch
-        chunks = [
-            request.seeds[first : first + max_batch]
-            for first in range(0, request.batch_size, max_batch)
-        ]
+        conditioning = self._condition(plan, clock)
+        images: list[NDArray[np.uint8]] = []
+        chunks = _chunks(request.batch_size, self.bundle.manifest.max_batch)
         total = len(chunks) * len(program.t)
         done = 0
-        images: list[NDArray[np.uint8]] = []
-        for seeds in chunks:
-            latents = np.empty(0, dtype=np.float32)
-            for k, latents in self._trajectory(request, program, conditioning, seeds, clock):
+        for chunk in chunks:
+            trajectory = Trajectory(
+                request, program, plan.prompts, conditioning, chunk, plan.cancel
+            )
+            noise = self._noise(request, chunk)
+            for evaluation in trajectory.run(self._networks, noise, clock, plan.preview_every):
+                k = evaluation.index
+                step = Step(
+                    index=done,
+                    total=total,
+                    timestep=float(program.t[k]),
+                    sigma=float(program.sigma[k]),
+                    latents=evaluation.latents,
+                    preview=None
+                    if evaluation.clean is None
+                    else preview(evaluation.clean, self._networks, clock),
+                )
                 done += 1
-                step = Step(done - 1, total, float(program.t[k]), float(program.sigma[k]), latents)
                 if done < total:
                     clock.pause()
                     yield step
                     clock.resume()
-            images += self._decode(request, latents, clock)
+            images += decode(evaluation.latents, self._networks, clock)
         yield replace(step, result=self._result(request, images, clock))
 
-    def _condition(
-        self, request: Request, token_ids: NDArray[np.int64], clock: StageClock
-    ) -> Conditioning:
-        rows = len(token_ids)
-        size = (request.height, request.width)
-        text_encoder = self._networks.get("text_encoder", rows, *size, clock)
-        with self._networks.lock, clock.stage("text_encoder"):
-            return self._conditioner.encode(token_ids, text_encoder)
+    def _condition(self, plan: _Plan, clock: StageClock) -> Conditioning:
+        size = (plan.request.height, plan.request.width)
 
-    def _trajectory(
-        self,
-        request: Request,
-        program: SamplerProgram,
-        conditioning: Conditioning,
-        seeds: tuple[int, ...],
-        clock: StageClock,
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield each evaluation's index and the latents after it; they share one buffer."""
-        rows = len(seeds) * (2 if request.uses_guidance else 1)
-        unet = self._networks.get("unet", rows, request.height, request.width, clock)
-        inputs = _unet_inputs(unet, conditioning, self._latents_shape(rows, request))
-        sample, timestep = inputs["sample"], inputs["timestep"]
+        def get_encoder(network: str, rows: int) -> Module:
+            module = self._networks.get(network, rows, *size, clock=clock)
+            return clock.timed("text_encoder", module)
 
-        generators = [CpuGenerator(seed) for seed in seeds]
-        shape = (len(seeds), *sample.shape[1:])
-        noise = np.empty(shape, dtype=np.float32)
-        registers = np.zeros((program.b.shape[1], *shape), dtype=np.float32)
-        _draw(generators, noise)
-        np.multiply(noise, np.float32(program.init_scale), out=registers[0])
-        latents = registers[0].view()
-        latents.flags.writeable = False
-        needs_noise = program.needs_noise
+        return self._conditioner.encode(plan.prompts, get_encoder)
 
-        for k in range(len(program.t)):
-            _native.scale_duplicate(registers[0], float(program.c_in[k]), sample)
-            timestep.fill(program.t[k])
-            if needs_noise[k]:
-                _draw(generators, noise)
-            with self._networks.lock:
-                with clock.stage("unet"):
-                    noise_pred = unet.run(inputs)["noise_pred"]
-                finite = _native.guided_step(
-                    registers,
-                    noise_pred,
-                    request.guidance_scale,
-                    program.A[k],
-                    program.b[k],
-                    program.d[k],
-                    noise if needs_noise[k] else None,
-                )
-            if not finite:
-                raise NonFiniteError(
-                    f"unet: step {k + 1} of {len(program.t)} gave NaN or infinity. {_FP32_HINT}"
-                )
-            yield k, latents
-
-    def _decode(
-        self, request: Request, latents: NDArray[np.float32], clock: StageClock
-    ) -> list[NDArray[np.uint8]]:
-        vae = self._networks.get("vae_decoder", 1, request.height, request.width, clock)
-        latents_shape = self._latents_shape(1, request)
-        images_shape = (1, 3, request.height, request.width)
-        require_tensors("vae_decoder", vae.inputs, {"latents": latents_shape}, "float32")
-        require_tensors("vae_decoder", vae.outputs, {"images": images_shape}, "float32")
-        scale = 1.0 / self.bundle.manifest.architecture.vae.scaling_factor
-        one = np.empty(latents_shape, dtype=np.float32)
-        images = []
-        for index in range(len(latents)):
-            _native.scale_duplicate(latents[index : index + 1], scale, one)
-            with self._networks.lock:
-                with clock.stage("vae_decoder"):
-                    decoded = vae.run({"latents": one})["images"]
-                try:
-                    images.append(_native.images_to_uint8(decoded)[0])
-                except NonFiniteError:
-                    raise NonFiniteError(
-                        f"vae_decoder: gave NaN or infinity. {_FP32_HINT}"
-                    ) from None
-        return images
-
-    def _latents_shape(self, rows: int, request: Request) -> tuple[int, int, int, int]:
-        vae = self.bundle.manifest.architecture.vae
-        height, width = request.height // vae.downscale, request.width // vae.downscale
-        return rows, vae.latent_channels, height, width
+    def _noise(self, request: Request, images: range) -> NoiseSource:
+        architecture = self.bundle.manifest.architecture
+        size = latents_shape(architecture, len(images), request.height, request.width)
+        resize_from = None
+        if request.seed_width is not None and request.seed_height is not None:
+            shape = latents_shape(architecture, 1, request.seed_height, request.seed_width)
+            resize_from = shape[2:]
+        variation = request.variation_seed
+        return NoiseSource(
+            [request.seeds[i] for i in images],
+            size[1:],
+            kind=request.noise,
+            variation_seeds=None if variation is None else [variation + i for i in images],
+            variation_strength=request.variation_strength,
+            resize_from=resize_from,
+        )
 
     def _result(
         self, request: Request, images: list[NDArray[np.uint8]], clock: StageClock
@@ -317,9 +362,21 @@ class Engine:
             timings=clock.timings(),
             model=source.name,
             model_hash=source.sha256,
+            bundle_hash=self.bundle.sha256,
             backend=self.backend.name,
             precision=self.precision,
+            threads=self.threads,
         )
+
+
+def _sampler_options(request: Request) -> SamplerOptions:
+    names = ("eta", "s_noise", "s_churn", "s_tmin", "s_tmax")
+    values = {name: getattr(request, name) for name in names}
+    return SamplerOptions(**{name: value for name, value in values.items() if value is not None})
+
+
+def _chunks(count: int, size: int) -> list[range]:
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def _check_size(request: Request, resolutions: list[tuple[int, int]]) -> None:
@@ -333,34 +390,3 @@ def _check_size(request: Request, resolutions: list[tuple[int, int]]) -> None:
         f"built for is {nearest[0]}x{nearest[1]} (all: {built}). Other sizes need "
         "`sdengine build --resolutions`."
     )
-
-
-def _unet_inputs(
-    unet: Module, conditioning: Conditioning, latents_shape: tuple[int, int, int, int]
-) -> dict[str, NDArray[Any]]:
-    """Make the U-Net's input buffers; ControlNet residuals stay zero."""
-    rows = latents_shape[0]
-    prompts, length, width = conditioning.prompt_embeds.shape
-    embeds_shape = (rows, length, width)
-    require_tensors("unet", unet.inputs, {"sample": latents_shape}, "float32")
-    require_tensors("unet", unet.outputs, {"noise_pred": latents_shape}, "float32")
-    wanted = {"timestep": (rows,), "encoder_hidden_states": embeds_shape}
-    require_tensors("unet", unet.inputs, wanted)
-
-    inputs: dict[str, NDArray[Any]] = {}
-    for spec in unet.inputs:
-        dtype = numpy_dtype(spec.dtype)
-        if spec.name == "encoder_hidden_states":
-            embeds = np.repeat(conditioning.prompt_embeds, rows // prompts, axis=0)
-            inputs[spec.name] = embeds.astype(dtype, copy=False)
-        elif spec.name in ("sample", "timestep") or "_residual" in spec.name:
-            inputs[spec.name] = np.zeros([int(size) for size in spec.shape], dtype=dtype)
-        else:
-            raise BundleError(f"unet: input {spec.name!r} is unknown to this release.")
-    return inputs
-
-
-def _draw(generators: list[CpuGenerator], noise: NDArray[np.float32]) -> None:
-    # Each image draws from a generator of its own, so a batch equals its images made alone.
-    for image, generator in zip(noise, generators, strict=True):
-        image[...] = generator.randn((1, *image.shape))[0]

@@ -1,4 +1,4 @@
-"""`sdengine generate`: images from a prompt."""
+"""`sdengine generate`: images from a prompt, or again from an image's metadata."""
 
 from __future__ import annotations
 
@@ -6,23 +6,33 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdengine.errors import ConfigError
+
 if TYPE_CHECKING:
+    from sdengine.pipeline import Engine
     from sdengine.result import Result, Step
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to show.")],
+    prompt: Annotated[
+        list[str] | None, typer.Argument(help="What to show; several prompts give several images.")
+    ] = None,
     negative: Annotated[
-        str, typer.Option("--negative", "-n", metavar="TEXT", help="What to avoid.")
-    ] = "",
+        str | None, typer.Option("--negative", "-n", metavar="TEXT", help="What to avoid.")
+    ] = None,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", help="PNG; a batch gets -1, -2, ...")
     ] = "out.png",
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="PNG", help="Take everything not given from this image."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="0 to 2**64-1; random if not given.")] = None,
     steps: Annotated[int | None, typer.Option(help="Sampler steps, 1 to 1000.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, 0 to 100.")] = None,
@@ -30,10 +40,45 @@ def generate(
     schedule: Annotated[str | None, typer.Option(help="See `sdengine samplers`.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    batch: Annotated[int, typer.Option(help="Images; image i uses seed + i.")] = 1,
+    batch: Annotated[int | None, typer.Option(help="Images; image i uses seed + i.")] = None,
+    guidance_rescale: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
+    eta: Annotated[float | None, typer.Option(help="Share of fresh noise, 0 to 1.")] = None,
+    s_noise: Annotated[float | None, typer.Option(help="Factor on fresh noise.")] = None,
+    s_churn: Annotated[float | None, typer.Option(help="Noise added before each step.")] = None,
+    s_tmin: Annotated[float | None, typer.Option(help="Lowest noise level that churns.")] = None,
+    s_tmax: Annotated[float | None, typer.Option(help="Highest noise level that churns.")] = None,
+    variation_seed: Annotated[int | None, typer.Option(help="Seed of a second noise.")] = None,
+    variation_strength: Annotated[
+        float | None, typer.Option(help="0 to 1: how far to go over to the second noise.")
+    ] = None,
+    seed_size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Take the noise of this image size.")
+    ] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="cpu or cuda: whose random numbers to reproduce.")
+    ] = None,
+    emphasis: Annotated[
+        str | None, typer.Option(help="original, no_norm, none or literal.")
+    ] = None,
+    clip_skip: Annotated[int | None, typer.Option(help="1 to 12, counted from the end.")] = None,
+    original_size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="SDXL: size of the original.")
+    ] = None,
+    target_size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="SDXL: size asked for.")
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option(metavar="LEFTxTOP", help="SDXL: where the crop begins.")
+    ] = None,
+    aesthetic_score: Annotated[float | None, typer.Option(help="Refiner, 0 to 100.")] = None,
+    negative_aesthetic_score: Annotated[
+        float | None, typer.Option(help="Refiner, 0 to 100.")
+    ] = None,
     bundle: Annotated[str, typer.Option(metavar="PATH", help="Bundle, or demo.")] = "demo",
     backend: Annotated[str, typer.Option(help="auto, openvino or torch.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32 or bf16; with --from the image's own.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -41,24 +86,55 @@ def generate(
     from sdengine.pipeline import load
     from sdengine.result import check_output
 
+    given = {
+        "prompt": _one_or_many(prompt),
+        "negative_prompt": negative,
+        "seed": seed,
+        "steps": steps,
+        "guidance_scale": guidance,
+        "sampler": sampler,
+        "schedule": schedule,
+        "width": width,
+        "height": height,
+        "batch_size": batch,
+        "guidance_rescale": guidance_rescale,
+        "eta": eta,
+        "s_noise": s_noise,
+        "s_churn": s_churn,
+        "s_tmin": s_tmin,
+        "s_tmax": s_tmax,
+        "variation_seed": variation_seed,
+        "variation_strength": variation_strength,
+        "seed_width": _pair("seed-size", seed_size)[0],
+        "seed_height": _pair("seed-size", seed_size)[1],
+        "noise": noise,
+        "emphasis": emphasis,
+        "clip_skip": clip_skip,
+        "original_size": _optional(_pair("original-size", original_size)),
+        "target_size": _optional(_pair("target-size", target_size)),
+        "crop": _optional(_pair("crop", crop)),
+        "aesthetic_score": aesthetic_score,
+        "negative_aesthetic_score": negative_aesthetic_score,
+    }
+    options: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
     check_output(output)
+    recorded = _recorded(source) if source is not None else None
+    if recorded is not None:
+        options = {**recorded.request_fields(), **options}
+        precision = precision or recorded.precision
+        threads = threads or recorded.threads
+    if "prompt" not in options:
+        raise ConfigError(
+            "prompt: it is missing. Give a prompt, or an image with --from. See "
+            "`sdengine generate --help`."
+        )
     with (
-        load(bundle, backend=backend, precision=precision, threads=threads) as engine,
+        load(bundle, backend, precision or "auto", threads) as engine,
         progress_bar() as progress,
     ):
-        result = engine.generate(
-            prompt,
-            negative,
-            width=width,
-            height=height,
-            steps=steps,
-            guidance_scale=guidance,
-            sampler=sampler,
-            schedule=schedule,
-            seed=seed,
-            batch_size=batch,
-            progress=progress,
-        )
+        if recorded is not None:
+            _warn_of_differences(recorded, engine)
+        result = engine.generate(progress=progress, **options)
     files = result.save(output)
     if as_json:
         print(json.dumps(describe(result, files)))
@@ -70,23 +146,46 @@ def generate(
 
 def describe(result: Result, files: list[Path]) -> dict[str, Any]:
     """Return what `--json` prints."""
-    request = result.request
     return {
         "files": [str(file) for file in files],
         "seeds": list(result.seeds),
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "width": request.width,
-        "height": request.height,
-        "steps": request.steps,
-        "guidance_scale": request.guidance_scale,
-        "sampler": request.sampler,
-        "schedule": request.schedule,
+        **asdict(result.request),
         "model": result.model,
         "backend": result.backend,
         "precision": result.precision,
         "timings": result.timings.to_dict(),
     }
+
+
+def _recorded(source: str) -> Any:
+    from sdengine.metadata import read_metadata
+
+    return read_metadata(source)
+
+
+def _warn_of_differences(recorded: Any, engine: Engine) -> None:
+    for line in recorded.differences(engine):
+        print(f"warning: {line}", file=sys.stderr)
+
+
+def _one_or_many(prompts: list[str] | None) -> str | list[str] | None:
+    if not prompts:
+        return None
+    return prompts[0] if len(prompts) == 1 else prompts
+
+
+def _pair(option: str, value: str | None) -> tuple[int | None, int | None]:
+    if value is None:
+        return None, None
+    first, _, second = value.lower().partition("x")
+    try:
+        return int(first), int(second)
+    except ValueError:
+        raise ConfigError.for_field(option, value, "two whole numbers such as 512x768") from None
+
+
+def _optional(pair: tuple[int | None, int | None]) -> tuple[int | None, int | None] | None:
+    return None if pair[0] is None else pair
 
 
 def _summary(result: Result) -> str:

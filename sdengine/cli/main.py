@@ -37,8 +37,12 @@ SUBCOMMANDS = (
     Subcommand(
         "build", "sdengine.cli.build:build", "Compile a checkpoint into a bundle.", extra="build"
     ),
+    Subcommand(
+        "convert", "sdengine.cli.convert:convert", "Make a single file a folder.", extra="build"
+    ),
     Subcommand("inspect", "sdengine.cli.inspect:inspect", "Show what a bundle holds."),
     Subcommand("verify", "sdengine.cli.verify:verify", "Check every file of a bundle."),
+    Subcommand("tokens", "sdengine.cli.tokens:tokens", "Show how a prompt is read."),
     Subcommand("samplers", "sdengine.cli.samplers:samplers", "List samplers and schedules."),
     Subcommand("doctor", "sdengine.cli.doctor:doctor", "Show what this machine can run."),
     Subcommand(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pty
@@ -17,24 +18,13 @@ import pytest
 from PIL import Image
 
 import sdengine
+from sdengine.request import Request
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 GENERATE_KEYS = {
-    "files",
-    "seeds",
-    "prompt",
-    "negative_prompt",
-    "width",
-    "height",
-    "steps",
-    "guidance_scale",
-    "sampler",
-    "schedule",
-    "model",
-    "backend",
-    "precision",
-    "timings",
+    *("files", "seeds", "model", "backend", "precision", "timings"),
+    *(field.name for field in dataclasses.fields(Request)),
 }
 
 
@@ -142,7 +132,7 @@ def test_prompts_at_the_edges(run: Run, tiny: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["bogus"], ["generate"], ["generate", "a", "b"], ["--bogus"]]
+    "arguments", [["bogus"], ["generate"], ["generate", "a", "--steps", "b"], ["--bogus"]]
 )
 def test_wrong_command_line(run: Run, arguments: list[str]) -> None:
     done = run(*arguments)
@@ -301,3 +291,29 @@ def test_missing_build_world_names_the_extra(run: Run, tmp_path: Path) -> None:
         done = run(*command, env=environment)
         assert (done.returncode, done.stdout) == (1, ""), done.stderr
         assert "pip install 'sdengine[" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_image_again_from_its_metadata(run: Run, tiny: Path, tmp_path: Path) -> None:
+    options = ["--sampler", "euler_a", "--steps", 3, "--seed", 5, "--batch", 2, "--noise", "cuda"]
+    options += ["--variation-seed", 3, "--variation-strength", 0.25, "--guidance-rescale", 0.5]
+    done = run("generate", "a (circle:1.2) [b|c]", *options, "--bundle", tiny, "-o", "a.png")
+    assert done.returncode == 0, done.stderr
+    again = run("generate", "--from", "a-2.png", "--bundle", tiny, "-o", "b.png")
+    assert (again.returncode, "warning" in again.stderr) == (0, False), again.stderr
+    assert (tmp_path / "a-2.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    other = run("generate", "--from", "a-2.png", "--bundle", tiny, "-o", "c.png", "--seed", 60)
+    assert other.returncode == 0
+    assert (tmp_path / "a-2.png").read_bytes() != (tmp_path / "c.png").read_bytes()
+
+
+def test_nothing_to_make_an_image_from(run: Run, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    done = run("generate", "--from", "x.png", "--bundle", tiny)
+    assert (done.returncode, "not a usable PNG" in done.stderr) == (2, True), done.stderr
+    assert os.listdir(tmp_path) == ["x.png"]
+
+
+def test_several_prompts(run: Run, tiny: Path, tmp_path: Path) -> None:
+    done = run("generate", "a circle", "a square", "--bundle", tiny, "--seed", 1, "--json")
+    assert json.loads(done.stdout)["prompt"] == ["a circle", "a square"]
+    assert sorted(os.listdir(tmp_path)) == ["out-1.png", "out-2.png"]
