@@ -15,18 +15,13 @@ from sdengine.backends import select_backend
 from sdengine.backends.base import TensorSpec
 from sdengine.benchmarks.cases import Case
 from sdengine.benchmarks.measures import psnr, relative_rms
-from sdengine.bundle.reader import open_bundle
+from sdengine.bundle.manifest import TextEncoderArchitecture
+from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.errors import DeviceError
 from sdengine.networks import Networks
 
 Arrays = dict[str, NDArray[Any]]
 
-# The output of each network that an image depends on.
-NETWORK_OUTPUTS = {
-    "text_encoder": "normed_hidden_states",
-    "unet": "noise_pred",
-    "vae_decoder": "images",
-}
 # Relative RMS beyond which a side does not compute the same, so that a ratio of times would mean
 # nothing. A trajectory adds up the errors of its steps.
 MAX_ERROR = {
@@ -70,28 +65,47 @@ def network_outputs(
             alone; None for those that this side's text encoder gives.
 
     Returns:
-        By network, the output that NETWORK_OUTPUTS names.
+        What an image depends on: `text_encoder`, the states of all text encoders joined
+        [B,77,D]; `unet` and `vae_decoder`, their outputs.
     """
     bundle = open_bundle(side.bundle)
     backend = select_backend(side.backend, bundle.manifest.target)
     networks = Networks(bundle, backend, backend.resolve(side.precision), case.threads)
     prompts = 2 if case.request().uses_guidance else 1
     images = min(case.batch_size, bundle.manifest.max_batch)
-    rows = {"text_encoder": prompts, "unet": prompts * images, "vae_decoder": 1}
-    table = bundle.token_table().astype(np.float32)
+    side_px = case.resolution
     outputs: Arrays = {}
     try:
-        for name, output in NETWORK_OUTPUTS.items():
-            module = networks.get(name, rows[name], case.resolution, case.resolution)
-            inputs = _inputs(module.inputs, table)
-            if name == "unet":
-                states = outputs["text_encoder"][-1] if text_states is None else text_states
-                inputs["encoder_hidden_states"] = np.repeat(states, images, axis=0)
-            outputs[name] = module.run(inputs)[output].copy()
+        encoders = bundle.manifest.architecture.text_encoders
+        states = [_encode(bundle, networks, encoder, prompts, side_px) for encoder in encoders]
+        outputs["text_encoder"] = np.concatenate(states, axis=2)
+        unet = networks.get("unet", prompts * images, side_px, side_px)
+        inputs = _inputs(unet.inputs)
+        read = outputs["text_encoder"] if text_states is None else text_states
+        inputs["encoder_hidden_states"] = np.repeat(read, images, axis=0)
+        outputs["unet"] = unet.run(inputs)["noise_pred"].copy()
+        vae = networks.get("vae_decoder", 1, side_px, side_px)
+        outputs["vae_decoder"] = vae.run(_inputs(vae.inputs))["images"].copy()
     finally:
         networks.close()
         gc.collect()
     return outputs
+
+
+def _encode(
+    bundle: Bundle, networks: Networks, encoder: TextEncoderArchitecture, prompts: int, side_px: int
+) -> NDArray[np.float32]:
+    """Return the hidden state [B,77,D] of seeded tokens that conditions the U-Net."""
+    module = networks.get(encoder.network, prompts, side_px, side_px)
+    inputs = _inputs(module.inputs)
+    table = bundle.token_table(encoder).astype(np.float32)
+    rng = np.random.default_rng(0)
+    inputs["inputs_embeds"] = table[
+        rng.integers(len(table), size=inputs["inputs_embeds"].shape[:2])
+    ]
+    prefix = "normed_" if encoder.hidden_state.kind == "normed" else ""
+    states = module.run(inputs)[f"{prefix}hidden_states"]
+    return np.array(states[encoder.hidden_state.index], dtype=np.float32)
 
 
 def errors_of(actual: Mapping[str, NDArray[Any]], expected: Arrays) -> dict[str, float]:
@@ -124,15 +138,13 @@ def require_equal(label: str, precision: str, errors: Mapping[str, float]) -> No
             )
 
 
-def _inputs(specs: tuple[TensorSpec, ...], table: NDArray[np.float32]) -> Arrays:
+def _inputs(specs: tuple[TensorSpec, ...]) -> Arrays:
     """Make seeded inputs that are the same for every backend: one generator for each tensor."""
     arrays: Arrays = {}
     for spec in specs:
         rng = np.random.default_rng(len(spec.name))
         shape = [int(size) for size in spec.shape]
-        if spec.name == "inputs_embeds":
-            arrays[spec.name] = table[rng.integers(len(table), size=shape[:2])]
-        elif spec.name == "eos_index":
+        if spec.name == "eos_index":
             arrays[spec.name] = np.full(shape, 8, dtype=spec.dtype)
         elif spec.name == "timestep":
             arrays[spec.name] = np.full(shape, _TIMESTEP, dtype=spec.dtype)
