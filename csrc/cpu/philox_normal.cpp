@@ -12,7 +12,7 @@ constexpr std::uint32_t kWeyl1 = 0xBB67AE85u;
 
 // Words become angles and radii in the middle of their 2^-32 wide cells, so that no logarithm is
 // that of zero; the formula is the one that cuRAND documents for its Box-Muller transform.
-constexpr float kCell = 2.3283064365386963e-10f;        // 2^-32
+constexpr float kCell = 2.3283064365386963e-10f;       // 2^-32
 constexpr float kAngleCell = 1.4629180792671596e-09f;  // 2 pi 2^-32
 
 float box_muller_sine(std::uint32_t radius_word, std::uint32_t angle_word) {
@@ -41,10 +41,9 @@ void PhiloxNormal::fill(float* out, std::size_t count) {
   const PhiloxKey key{static_cast<std::uint32_t>(seed_), static_cast<std::uint32_t>(seed_ >> 32)};
   for (std::size_t i = 0; i < count; ++i) {
     const std::uint64_t index = i;
-    const PhiloxCounter words =
-        philox4x32_10({draws_, 0, static_cast<std::uint32_t>(index),
-                       static_cast<std::uint32_t>(index >> 32)},
-                      key);
+    const PhiloxCounter words = philox4x32_10(
+        {draws_, 0, static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32)},
+        key);
     out[i] = box_muller_sine(words[0], words[1]);
   }
   if (count > 0) ++draws_;

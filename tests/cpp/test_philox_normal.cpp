@@ -1,9 +1,8 @@
-#include "cpu/philox_normal.h"
-
 #include <cmath>
 #include <vector>
 
 #include "check.h"
+#include "cpu/philox_normal.h"
 
 namespace {
 
