@@ -1,17 +1,18 @@
-"""Checkpoints: read from folders and single files, written as folders, every file checked."""
+"""Checkpoints: diffusers folders and single files, read and written with everything checked."""
 
+from sdengine.checkpoints.checkpoint import Checkpoint
+from sdengine.checkpoints.converter import convert
 from sdengine.checkpoints.folder import DEMO_CHECKPOINT, demo_tokenizer_dir
-from sdengine.checkpoints.reader import Checkpoint, load_checkpoint
-from sdengine.checkpoints.single_file import SingleFileCheckpoint
+from sdengine.checkpoints.reader import load_checkpoint
 from sdengine.checkpoints.writer import save_checkpoint
 
-AnyCheckpoint = Checkpoint | SingleFileCheckpoint
+AnyCheckpoint = Checkpoint
 
 __all__ = [
     "DEMO_CHECKPOINT",
     "AnyCheckpoint",
     "Checkpoint",
-    "SingleFileCheckpoint",
+    "convert",
     "demo_tokenizer_dir",
     "load_checkpoint",
     "save_checkpoint",

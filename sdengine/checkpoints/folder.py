@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sdengine.errors import CheckpointError, ConfigError
+from sdengine.errors import CheckpointError
 
 DEMO_CHECKPOINT = Path(__file__).parent / "demo"
 MAX_JSON_BYTES = 16 << 20
+_MAX_SHARDS = 1000
+_MAX_DEPTH = 20
 
 
 def demo_tokenizer_dir() -> Path:
@@ -18,38 +19,24 @@ def demo_tokenizer_dir() -> Path:
     return DEMO_CHECKPOINT / "tokenizer"
 
 
+def _is_shallow(content: Any) -> bool:
+    level = [content]
+    for _ in range(_MAX_DEPTH):
+        children = [v.values() if isinstance(v, dict) else v for v in level]
+        level = [item for child in children for item in child if isinstance(item, (dict, list))]
+    return not level
+
+
 class CheckpointFolder:
     """Look up files by names that may come from the checkpoint itself.
 
     Args:
-        path: the folder, or "demo" for the one in the package.
-
-    Raises:
-        CheckpointError: it does not exist or is not a folder.
+        root: an existing folder.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        if path == "demo":
-            self.root = DEMO_CHECKPOINT
-        else:
-            try:
-                self.root = Path(os.fsdecode(path))
-            except TypeError:
-                raise ConfigError.for_field(
-                    "checkpoint", path, "a folder's path or 'demo'"
-                ) from None
-        try:
-            what = "" if self.root.is_dir() else "is not a folder"
-            if not self.root.exists():
-                what = "does not exist"
-        except (OSError, ValueError) as error:
-            what = f"cannot be read: {error}"
-        if what:
-            raise CheckpointError(
-                f"checkpoint {str(self.root)!r} {what}. Give a folder as diffusers writes them, "
-                "with model_index.json, unet, vae, text_encoder, tokenizer and scheduler, or demo."
-            )
-        real = self.root.resolve()
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        real = root.resolve()
         self._allowed = [real]
         if real.parent.name == "snapshots":
             # The download cache of the Hugging Face hub: a snapshot is made of links to its blobs.
@@ -94,4 +81,50 @@ class CheckpointFolder:
             raise CheckpointError(f"{path} is not valid JSON: {str(error)[:120]}.") from None
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object.")
+        if not _is_shallow(content):
+            raise CheckpointError(f"{path} is nested more than {_MAX_DEPTH} deep.")
         return content
+
+    def weight_files(self, part: str, stems: tuple[str, ...], variant: str | None) -> list[Path]:
+        """Find the weights of one network: a single file, or the shards that an index names.
+
+        Args:
+            part: the network's subfolder, or "." for the folder itself.
+            stems: the file's names without variant and ending, by preference.
+            variant: such as "fp16", or None for the plain files, or else those of "fp16".
+
+        Raises:
+            CheckpointError: there are none, or an index names what is no file of the subfolder.
+        """
+        choices = (f".{variant}",) if variant else ("", ".fp16")
+        for ending in ("safetensors", "bin"):
+            for stem in stems:
+                for choice in choices:
+                    single = self.find(f"{part}/{stem}{choice}.{ending}")
+                    if single is not None:
+                        return [single]
+                    index = f"{part}/{stem}.{ending}.index{choice}.json"
+                    if self.find(index):
+                        return self._shards(part, index)
+        wanted = f"{stems[0]}{choices[0]}.safetensors"
+        raise CheckpointError(
+            f"{self.root / part}: there is no {wanted}, nor its shards. The checkpoint is "
+            f"incomplete{'' if variant is None else ' or has no such variant'}."
+        )
+
+    def _shards(self, part: str, index: str) -> list[Path]:
+        weight_map = self.json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(v, str) for v in weight_map.values()
+        ):
+            raise CheckpointError(
+                f"{self.root / index}: weight_map is not tensor name -> file name."
+            )
+        names = sorted(set(weight_map.values()))
+        if not 1 <= len(names) <= _MAX_SHARDS:
+            raise CheckpointError(f"{self.root / index}: names {len(names)} files.")
+        for name in names:
+            plain = PurePosixPath(name).name == name and name not in (".", "..")
+            if not plain or "\\" in name or "\0" in name:
+                raise CheckpointError(f"{self.root / index}: {name[:80]!r} is not a file name.")
+        return [self.file(f"{part}/{name}") for name in names]

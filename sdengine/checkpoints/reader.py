@@ -1,208 +1,104 @@
-"""Open a checkpoint in the layout that diffusers writes."""
+"""Open a checkpoint, whichever way it comes."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable
-from functools import cached_property
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from sdengine.checkpoints.folder import CheckpointFolder
-from sdengine.checkpoints.single_file import SUFFIXES, SingleFileCheckpoint
-from sdengine.checkpoints.tokenizer_files import read_tokenizer
-from sdengine.checkpoints.weights import Weights, open_weights
+from sdengine.checkpoints.checkpoint import FAMILIES, Checkpoint, family_of
+from sdengine.checkpoints.diffusers_folder import read_folder
+from sdengine.checkpoints.folder import DEMO_CHECKPOINT
+from sdengine.checkpoints.separate_vae import with_separate_vae
+from sdengine.checkpoints.single_file import read_single_file
+from sdengine.checkpoints.tensor_files import ENDINGS
 from sdengine.errors import CheckpointError, ConfigError
-from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
-from sdengine.models.unet import UNet2DConditionModel, UNetConfig
-from sdengine.models.vae import AutoencoderKL, VAEConfig
+from sdengine.models.configs import FAMILIES as ARCHITECTURES
+from sdengine.models.configs import ModelFamily
 
-EXTRAS_FILE = "sdengine.json"
-_DIFFUSERS_STEM = "diffusion_pytorch_model"
-_TRANSFORMERS_STEM = "model"
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+_VARIANT = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+PathLike = str | os.PathLike[str]
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str],
+    path: PathLike,
     *,
-    vae: str | os.PathLike[str] | None = None,
+    variant: str | None = None,
+    vae: PathLike | None = None,
     family: str | None = None,
     prediction_type: str | None = None,
-) -> Checkpoint | SingleFileCheckpoint:
+) -> Checkpoint:
     """Open a checkpoint; its weights are read when a network is asked for.
 
     Args:
-        path: a folder as diffusers writes them, "demo", or a single file with the original names.
-        vae, family, prediction_type: of a single file, as `SingleFileCheckpoint` takes them.
+        path: a folder as diffusers writes them, a single file with the names of the original
+            implementation (.safetensors, .ckpt, .pt, .pth, .bin), or "demo".
+        variant: which of a folder's sets of weights, such as "fp16".
+        vae: a file or folder whose autoencoder replaces the checkpoint's.
+        family: refuse a checkpoint that is not of this family: "sd1", "sd2", "sdxl" or
+            "sdxl-refiner". Or the name of a published architecture, such as "sd15", whose
+            configuration a single file then has to fit instead of what its tensors say.
+        prediction_type: what the U-Net predicts, where the checkpoint says it wrongly or not at
+            all: "epsilon", "v_prediction" or "sample".
 
     Raises:
         CheckpointError: it is missing, incomplete, damaged, or of another kind of model.
+        ConfigError: an argument is invalid.
     """
-    if path != "demo" and isinstance(path, (str, os.PathLike)):
-        place = Path(os.fsdecode(path))
-        if place.suffix.lower() in SUFFIXES and not place.is_dir():
-            return SingleFileCheckpoint(
-                place, vae=vae, family=family, prediction_type=prediction_type
-            )
-    given = {"vae": vae, "family": family, "prediction_type": prediction_type}
-    for name, value in given.items():
-        if value is not None:
-            raise ConfigError.for_field(name, value, "nothing, because the folder says it itself")
-    return Checkpoint(CheckpointFolder(path))
-
-
-class Checkpoint:
-    """The networks, tokenizer and noise schedule of one model.
-
-    Every configuration is checked when the checkpoint is opened, and every weight file when its
-    network is asked for.
-    """
-
-    def __init__(self, folder: CheckpointFolder) -> None:
-        self._folder = folder
-        self.root = folder.root
-        self.name = folder.root.resolve().name[:200] or "checkpoint"
-        index = folder.json("model_index.json")
-        self.parts = _parts(self.root, index)
-        self.requires_aesthetic_score = bool(index.get("requires_aesthetics_score", False))
-        self.zero_empty_negative = (
-            bool(index.get("force_zeros_for_empty_prompt", "text_encoder_2" in self.parts))
-            and "text_encoder_2" in self.parts
-        )
-        self.unet_config = _config(folder, "unet", UNetConfig.from_dict)
-        self.vae_config = _config(folder, "vae", VAEConfig.from_dict)
-        self.text_encoder_configs: dict[str, TextEncoderConfig] = {
-            part: _config(folder, part, TextEncoderConfig.from_dict)
-            for part in self.parts
-            if part.startswith("text_encoder")
-        }
-        self.scheduler_config: dict[str, Any] = folder.json("scheduler/scheduler_config.json")
-
-    @property
-    def family(self) -> str:
-        """ "sd1", "sd2", "sdxl" or "sdxl-refiner": which publication the architecture follows."""
-        if self.unet_config.addition_embed_type is not None:
-            return "sdxl-refiner" if self.requires_aesthetic_score else "sdxl"
-        return "sd2" if self.unet_config.use_linear_projection else "sd1"
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """Values that requests should take when they name none, such as the guidance scale.
-
-        They come from an optional `sdengine.json`, which diffusers does not read.
-        """
-        if self._folder.find(EXTRAS_FILE) is None:
-            return {}
-        defaults = self._folder.json(EXTRAS_FILE).get("defaults", {})
-        if not isinstance(defaults, dict):
-            raise CheckpointError(f"{self.root / EXTRAS_FILE}: defaults is not an object.")
-        return defaults
-
-    @property
-    def pad_tokens(self) -> dict[str, str]:
-        """What prompts are padded with, by text encoder."""
-        return {part: self._pad_token(part) for part in self.text_encoder_configs}
-
-    def _pad_token(self, part: str) -> str:
-        name = f"{part.replace('text_encoder', 'tokenizer')}/tokenizer_config.json"
-        token = self._folder.json(name).get("pad_token") if self._folder.find(name) else None
-        if isinstance(token, dict):
-            token = token.get("content")
-        if token is None:
-            return "<|endoftext|>"
-        if not isinstance(token, str) or not 0 < len(token) <= 200:
-            raise CheckpointError(f"{self.root / name}: pad_token is not a token.")
-        return token
-
-    def unet(self, dtype: torch.dtype | None = torch.float32) -> UNet2DConditionModel:
-        """Return the U-Net with its weights."""
-        module = self._weights("unet").load_into(
-            lambda: UNet2DConditionModel(self.unet_config), dtype
-        )
-        assert isinstance(module, UNet2DConditionModel)
-        return module
-
-    def vae(self, dtype: torch.dtype | None = torch.float32) -> AutoencoderKL:
-        """Return the autoencoder with its weights."""
-        module = self._weights("vae").load_into(lambda: AutoencoderKL(self.vae_config), dtype)
-        assert isinstance(module, AutoencoderKL)
-        return module
-
-    def text_encoder(
-        self, dtype: torch.dtype | None = torch.float32, part: str = "text_encoder"
-    ) -> CLIPTextEncoder:
-        """Return a text encoder with its weights."""
-        config = self.text_encoder_configs[part]
-        module = self._weights(part).load_into(lambda: CLIPTextEncoder(config), dtype)
-        assert isinstance(module, CLIPTextEncoder)
-        return module
-
-    def tokenizer_files(self) -> dict[str, bytes]:
-        """Return the contents of vocab.json and merges.txt."""
-        part = next(iter(self.text_encoder_configs)).replace("text_encoder", "tokenizer")
-        return read_tokenizer(self._folder, part)
-
-    @cached_property
-    def sha256(self) -> str:
-        """Identify the content: one hash over configurations, weights and tokenizer."""
-        files = [self._folder.file("scheduler/scheduler_config.json")]
-        for part in self.parts:
-            files.append(self._folder.file(f"{part}/config.json"))
-            files += self._weights(part).files
-        digest = hashlib.sha256()
-        for path in sorted(files):
-            digest.update(path.relative_to(self.root).as_posix().encode() + b"\0")
-            with path.open("rb") as file:
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
-        for name, content in self.tokenizer_files().items():
-            digest.update(name.encode() + b"\0" + content)
-        return digest.hexdigest()
-
-    def _weights(self, part: str) -> Weights:
-        is_text = part.startswith("text_encoder")
-        stem = _TRANSFORMERS_STEM if is_text else _DIFFUSERS_STEM
-        return open_weights(self._folder, part, stem)
-
-
-_CLASSES = {
-    "text_encoder": "CLIPText",
-    "text_encoder_2": "CLIPText",
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-}
-
-
-def _parts(root: Path, index: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names of the networks that the index lists, and refuse other models."""
-    kind = index.get("_class_name")
-    parts = []
-    for part, wanted in _CLASSES.items():
-        entry = index.get(part)
-        class_name = entry[-1] if isinstance(entry, list) and entry else None
-        if part.startswith("text_encoder") and class_name is None:
-            continue
-        if not isinstance(class_name, str) or not class_name.startswith(wanted):
-            raise CheckpointError(
-                f"{root / 'model_index.json'}: {part} is {class_name!r} of a {kind!r}; expected "
-                f"{wanted}*. This is not a Stable Diffusion checkpoint."
-            )
-        parts.append(part)
-    if len(parts) == 2:
+    if family is not None and family not in (*FAMILIES, *ARCHITECTURES):
+        raise ConfigError.for_field("family", family, ", ".join((*FAMILIES, *ARCHITECTURES)))
+    if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
+        raise ConfigError.for_field("prediction_type", prediction_type, ", ".join(PREDICTION_TYPES))
+    architecture = ARCHITECTURES.get(family or "")
+    checkpoint = _open(path, variant, architecture)
+    wanted = family if architecture is None else family_of(architecture)
+    if wanted is not None and checkpoint.family != wanted:
         raise CheckpointError(
-            f"{root / 'model_index.json'}: a {kind!r} without a text encoder. This is not a Stable "
-            "Diffusion checkpoint."
+            f"{checkpoint.root}: family {family!r} was asked for; its networks are those of "
+            f"{checkpoint.family!r}."
         )
-    return tuple(parts)
+    if prediction_type is not None:
+        schedule = {**checkpoint.scheduler_config, "prediction_type": prediction_type}
+        checkpoint = replace(checkpoint, scheduler_config=schedule)
+    if vae is not None:
+        checkpoint = with_separate_vae(checkpoint, _existing("vae", vae))
+    return checkpoint
 
 
-def _config(folder: CheckpointFolder, part: str, read: Callable[[dict[str, Any]], Any]) -> Any:
-    name = f"{part}/config.json"
-    content = folder.json(name)
+def _open(path: PathLike, variant: str | None, architecture: ModelFamily | None) -> Checkpoint:
+    if variant is not None and not (isinstance(variant, str) and _VARIANT.fullmatch(variant)):
+        raise ConfigError.for_field("variant", variant, "a word such as 'fp16'")
+    place = DEMO_CHECKPOINT if path == "demo" else _existing("checkpoint", path)
+    if place.is_dir():
+        return read_folder(place, variant=variant)
+    if place.suffix.lower() not in ENDINGS:
+        raise CheckpointError(
+            f"checkpoint {str(place)!r} is not a folder, nor a file that ends in "
+            f"{', '.join(ENDINGS)}."
+        )
+    if variant is not None:
+        raise ConfigError.for_field("variant", variant, "nothing: a single file has no variants")
+    return read_single_file(place, architecture)
+
+
+def _existing(argument: str, path: PathLike) -> Path:
     try:
-        return read(content)
-    except ConfigError as error:
-        raise CheckpointError(f"{folder.root / name}: {error}") from None
+        place = Path(os.fsdecode(path))
+    except TypeError:
+        raise ConfigError.for_field(
+            argument, path, "the path of a folder or file" + ", or 'demo'" * (argument != "vae")
+        ) from None
+    try:
+        what = "" if place.is_dir() or place.is_file() else "does not exist"
+    except (OSError, ValueError) as error:
+        what = f"cannot be read: {error}"
+    if what or not os.fsdecode(path):
+        raise CheckpointError(
+            f"{argument} {str(path)[:200]!r} {what or 'is empty'}. Give a folder as diffusers "
+            "writes them, with model_index.json, unet, vae, text_encoder, tokenizer and scheduler, "
+            "or a single file."
+        )
+    return place

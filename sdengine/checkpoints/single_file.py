@@ -1,299 +1,235 @@
-"""Open a checkpoint that is one file with the original names, as if it were a folder."""
+"""Single files with the names of the original implementations, of every family.
+
+Which family it is follows from where the text encoders lie. What the U-Net predicts is not in any
+shape; it is taken, in this order, from the keys ``v_pred`` and ``ztsnr`` that trainers add, from
+the ``modelspec`` metadata, and from the family: Stable Diffusion 2 at 768 pixels predicts v, all
+others predict noise. A file of SD2 that says nothing counts as one for 768 pixels if it has 4
+input channels and is not the published 512-pixel file, which its step number of 875000 tells.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable
-from functools import cached_property
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import nn
-
+from sdengine.checkpoints.checkpoint import Checkpoint, family_of
+from sdengine.checkpoints.diffusers_folder import END_OF_TEXT, distilled_defaults
 from sdengine.checkpoints.folder import CheckpointFolder, demo_tokenizer_dir
-from sdengine.checkpoints.original_names import (
-    UNET,
-    VAE,
-    Place,
-    text_place,
-    unet_place,
-    vae_place,
+from sdengine.checkpoints.ldm_configs import (
+    Shapes,
+    absent_vae_config,
+    clip_config,
+    openclip_config,
+    unet_config,
+    vae_config,
 )
-from sdengine.checkpoints.pickled import read_pickled
+from sdengine.checkpoints.ldm_names import clip_names, openclip_names, unet_names, vae_names
+from sdengine.checkpoints.schedules import noise_schedule_config
+from sdengine.checkpoints.tensor_files import TensorFile, open_tensor_file
 from sdengine.checkpoints.tokenizer_files import read_tokenizer
+from sdengine.checkpoints.weights import Renamer, Weights
 from sdengine.errors import CheckpointError, ConfigError
-from sdengine.models.configs import FAMILIES, ModelFamily
-from sdengine.models.text_encoder import CLIPTextEncoder
-from sdengine.models.unet import UNet2DConditionModel
-from sdengine.models.vae import AutoencoderKL
+from sdengine.models.configs import ModelFamily
+from sdengine.models.text_encoder import TextEncoderConfig
 
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-_FIRST = f"{UNET}input_blocks.0.0.weight"
-_FAMILY_NAMES = {"sd15": "sd1", "sd21": "sd2", "lcm": "sd1"}
-_SIGNS = {
-    "conditioner.embedders.1.model.ln_final.weight": "sdxl",
-    "conditioner.embedders.0.model.ln_final.weight": "sdxl-refiner",
-    "cond_stage_model.model.ln_final.weight": "sd21",
-    "cond_stage_model.transformer.text_model.final_layer_norm.weight": "sd15",
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "first_stage_model."
+_SD2_512_STEP = "875000"
+_SD2_SMALL = 512
+# Keys of models that are trained for another noise process than the schedules here describe.
+_FOREIGN_KEYS = ("edm_mean", "edm_vpred.sigma_max")
+_PAD = "!"
+
+
+@dataclass(frozen=True)
+class _TextEncoder:
+    """Where a family's files hold a text encoder, and by whose names."""
+
+    part: str
+    prefix: str
+    kind: str
+    pad_token: str
+
+
+_CLIP = _TextEncoder("text_encoder", "cond_stage_model.transformer.", "clip", END_OF_TEXT)
+_OPENCLIP = _TextEncoder("text_encoder", "cond_stage_model.model.", "openclip", _PAD)
+_FIRST = _TextEncoder("text_encoder", "conditioner.embedders.0.transformer.", "clip", END_OF_TEXT)
+_SECOND = _TextEncoder("text_encoder_2", "conditioner.embedders.1.model.", "projected", _PAD)
+_ONLY = _TextEncoder("text_encoder_2", "conditioner.embedders.0.model.", "projected", _PAD)
+# In this order, because SDXL's keys would also match what its refiner has.
+_LAYOUTS = {
+    "sdxl": (_FIRST, _SECOND),
+    "sdxl-refiner": (_ONLY,),
+    "sd2": (_OPENCLIP,),
+    "sd1": (_CLIP,),
 }
-_TEXT_PREFIXES = {
-    "sd15": ("cond_stage_model.transformer.",),
-    "sd21": ("cond_stage_model.model.",),
-    "sdxl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
-    "sdxl-refiner": ("conditioner.embedders.0.model.",),
+_PIXELS = {"sd1": 512, "sd2": 768, "sdxl": 1024, "sdxl-refiner": 1024}
+_TEXT_NAMES: Mapping[str, Callable[[TextEncoderConfig], Renamer]] = {
+    "clip": clip_names,
+    "openclip": openclip_names,
+    "projected": openclip_names,
 }
 
 
-class TensorFile(Protocol):
-    """Tensors by name, read when asked for."""
-
-    def names(self) -> set[str]:
-        """Return the names."""
-        ...
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape without reading it."""
-        ...
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """Return a tensor, mapped from the file."""
-        ...
-
-
-class _Safetensors:
-    def __init__(self, path: Path) -> None:
-        try:
-            handle: Any = safe_open(path, framework="pt")
-            self._handle = handle
-            self._names: set[str] = set(handle.keys())
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: not a complete safetensors file: {error}. Get the file again."
-            ) from None
-
-    def names(self) -> set[str]:
-        return self._names
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._handle.get_slice(name).get_shape())
-
-    def tensor(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._handle.get_tensor(name)
-        return tensor
-
-
-class _Pickled:
-    def __init__(self, path: Path) -> None:
-        self._tensors = read_pickled(path)
-
-    def names(self) -> set[str]:
-        return set(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
-
-    def tensor(self, name: str) -> torch.Tensor:
-        return self._tensors[name]
-
-
-def open_tensors(path: Path) -> TensorFile:
-    """Open a safetensors file or a torch archive; no code of it runs.
-
-    Raises:
-        CheckpointError: it is damaged or something else.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise CheckpointError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}.")
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {str(path)!r} does not exist or is not a file.")
-    return _Safetensors(path) if path.suffix.lower() == ".safetensors" else _Pickled(path)
-
-
-class SingleFileCheckpoint:
-    """The networks of one file; the same attributes as those of a `Checkpoint`.
+def read_single_file(path: Path, architecture: ModelFamily | None = None) -> Checkpoint:
+    """Open a single file; its tokenizer is CLIP's own, its noise schedule the family's.
 
     Args:
-        path: the file.
-        vae: another file whose autoencoder is taken instead, with or without the prefix.
-        family: a key of FAMILIES; None tells it from the names.
-        prediction_type: "epsilon" or "v_prediction"; None is the family's own: v for SD 2, unless
-            the file says otherwise, epsilon for the others.
+        path: an existing file.
+        architecture: what the tensors have to fit, or None to read it off them.
 
     Raises:
-        CheckpointError: the file is damaged or of another kind of model.
+        CheckpointError: it is damaged, incomplete, or of another kind of model.
     """
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        vae: str | os.PathLike[str] | None = None,
-        family: str | None = None,
-        prediction_type: str | None = None,
-    ) -> None:
-        self.root = path
-        self.name = path.stem[:200] or "checkpoint"
-        self._file = open_tensors(path)
-        self._vae_file = self._file if vae is None else open_tensors(Path(vae))
-        self._model = _choose_family(path, self._file.names(), family)
-        self._layout = self._model.name.removeprefix("tiny-")
-        if prediction_type not in (None, *PREDICTION_TYPES):
-            accepted = ", ".join(PREDICTION_TYPES)
-            raise ConfigError.for_field("prediction_type", prediction_type, accepted)
-        self._prediction_type = prediction_type or _prediction_type(self._file, self._model)
-        self.family = _FAMILY_NAMES.get(self._layout, self._layout)
-        self._check_channels()
-        self.unet_config = self._model.unet
-        self.vae_config = self._model.vae
-        self.text_encoder_configs = dict(
-            zip(self._model.text_parts, self._model.text_encoders, strict=True)
-        )
-        self.parts = (*self.text_encoder_configs, "unet", "vae")
-        self.pad_tokens = dict(zip(self._model.text_parts, self._model.pad_tokens, strict=True))
-        self.requires_aesthetic_score = self._model.requires_aesthetic_score
-        self.zero_empty_negative = self.family == "sdxl"
-        self.defaults: dict[str, Any] = {}
-
-    @property
-    def scheduler_config(self) -> dict[str, Any]:
-        """The noise schedule that the family was trained with, in diffusers' form."""
-        from sdengine.checkpoints.synthetic import scheduler_config
-
-        return {**scheduler_config(self._model), "prediction_type": self._prediction_type}
-
-    def unet(self, dtype: torch.dtype | None = torch.float32) -> UNet2DConditionModel:
-        """Return the U-Net with its weights."""
-        config = self.unet_config
-        module = self._load(
-            self._file,
-            lambda: UNet2DConditionModel(config),
-            lambda name: unet_place(name, config),
-            dtype,
-        )
-        assert isinstance(module, UNet2DConditionModel)
-        return module
-
-    def vae(self, dtype: torch.dtype | None = torch.float32) -> AutoencoderKL:
-        """Return the autoencoder with its weights."""
-        config = self.vae_config
-        prefix = VAE if any(n.startswith(VAE) for n in self._vae_file.names()) else ""
-        module = self._load(
-            self._vae_file,
-            lambda: AutoencoderKL(config),
-            lambda name: vae_place(name, config, prefix),
-            dtype,
-        )
-        assert isinstance(module, AutoencoderKL)
-        return module
-
-    def text_encoder(
-        self, dtype: torch.dtype | None = torch.float32, part: str = "text_encoder"
-    ) -> CLIPTextEncoder:
-        """Return a text encoder with its weights."""
-        config = self.text_encoder_configs[part]
-        layout = "sd15" if self._layout == "lcm" else self._layout
-        prefix = _TEXT_PREFIXES[layout][list(self.text_encoder_configs).index(part)]
-        module = self._load(
-            self._file,
-            lambda: CLIPTextEncoder(config),
-            lambda name: text_place(name, config, prefix),
-            dtype,
-        )
-        assert isinstance(module, CLIPTextEncoder)
-        return module
-
-    def tokenizer_files(self) -> dict[str, bytes]:
-        """Return CLIP's vocabulary, which the file leaves out and every family shares."""
-        return read_tokenizer(CheckpointFolder(demo_tokenizer_dir().parent))
-
-    @cached_property
-    def sha256(self) -> str:
-        """Identify the content: the file's hash."""
-        digest = hashlib.sha256()
-        with self.root.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-        return digest.hexdigest()
-
-    def _check_channels(self) -> None:
-        shape = self._file.shape(_FIRST)
-        expected = (self._model.unet.block_out_channels[0], self._model.unet.in_channels, 3, 3)
-        if shape != expected:
-            raise CheckpointError(
-                f"{self.root}: {_FIRST} is {list(shape)}; {self._model.name} has "
-                f"{list(expected)}. A U-Net of 9 channels is for inpainting, one of 5 for depth; "
-                "neither makes pictures from text alone."
-            )
-
-    def _load(
-        self,
-        source: TensorFile,
-        make: Callable[[], nn.Module],
-        place: Callable[[str], Place],
-        dtype: torch.dtype | None,
-    ) -> nn.Module:
-        with torch.device("meta"):
-            module = make()
-        shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
-        places = {name: place(name) for name in shapes}
-        missing = [p.name for p in places.values() if p.name not in source.names()]
-        if missing:
-            raise CheckpointError(
-                f"{self.root}: {len(missing)} of {len(places)} weights of {self._model.name} are "
-                f"missing, first {missing[0]!r}. Is it of another family?"
-            )
-        state = {name: self._tensor(source, places[name], shapes[name], dtype) for name in shapes}
-        module.load_state_dict(state, assign=True)
-        return module.requires_grad_(False).eval()
-
-    def _tensor(
-        self, source: TensorFile, place: Place, shape: tuple[int, ...], dtype: torch.dtype | None
-    ) -> torch.Tensor:
-        tensor = source.tensor(place.name)
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{self.root}: {place.name!r} is {tensor.dtype}, not a float.")
-        if place.third is not None and tensor.shape[0] % 3 == 0:
-            tensor = tensor.chunk(3)[place.third]
-        if place.transposed:
-            tensor = tensor.T
-        # A product over channels is a convolution of one pixel in some files and not in others.
-        squeezed = tuple(tensor.shape) == (*shape, 1, 1)
-        unsqueezed = shape[2:] == (1, 1) and tuple(tensor.shape) == shape[:2]
-        if squeezed or unsqueezed:
-            tensor = tensor.reshape(shape)
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(
-                f"{self.root}: {place.name!r} is {list(tensor.shape)}; {self._model.name} has "
-                f"{list(shape)}."
-            )
-        return tensor.to(dtype=dtype or tensor.dtype).contiguous()
+    file = open_tensor_file(path)
+    try:
+        return _read(path, file, architecture)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its tensors are of no known shape: {error}") from None
 
 
-def _choose_family(path: Path, names: set[str], family: str | None) -> ModelFamily:
-    if _FIRST not in names:
-        raise CheckpointError(
-            f"{path}: there is no {_FIRST!r}, so it is no Stable Diffusion checkpoint in one file. "
-            "A LoRA, an embedding or a part alone cannot be built."
-        )
-    if family is not None:
-        if family not in FAMILIES:
-            raise ConfigError.for_field("family", family, f"one of {', '.join(FAMILIES)}")
-        return FAMILIES[family]
-    for sign, name in _SIGNS.items():
-        if sign in names:
-            if name == "sd15" and f"{UNET}time_embed.cond_proj.weight" in names:
-                return FAMILIES["lcm"]
-            return FAMILIES[name]
-    raise CheckpointError(
-        f"{path}: no text encoder is in it that tells the family. Give it with family=, one of "
-        f"{', '.join(FAMILIES)}."
+def _read(path: Path, file: TensorFile, architecture: ModelFamily | None) -> Checkpoint:
+    family = _family(path, file.names())
+    layout = _LAYOUTS[family]
+    pixels = _pixels(family, file)
+    if architecture is None:
+        try:
+            configs = _configs_of_shapes(file, family, pixels)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}. The file is incomplete.") from None
+        usual = "v_prediction" if family == "sd2" and pixels > _SD2_SMALL else "epsilon"
+    else:
+        configs = _configs_of_architecture(path, architecture, family)
+        usual = architecture.prediction_type
+    scheduler = noise_schedule_config(
+        _prediction_type(file, usual), zero_snr="ztsnr" in file.names()
+    )
+    return Checkpoint(
+        root=path,
+        name=path.stem[:200] or "checkpoint",
+        unet_config=configs["unet"],
+        vae_config=configs["vae"],
+        text_encoder_configs={encoder.part: configs[encoder.part] for encoder in layout},
+        pad_tokens={encoder.part: encoder.pad_token for encoder in layout},
+        scheduler_config=scheduler,
+        defaults=distilled_defaults(configs["unet"], scheduler),
+        zero_empty_negative=family == "sdxl",
+        requires_aesthetic_score=family == "sdxl-refiner",
+        open_weights=lambda part: _open_weights(path, family, configs, part),
+        read_tokenizer=lambda: read_tokenizer(CheckpointFolder(demo_tokenizer_dir()), "."),
     )
 
 
-def _prediction_type(file: TensorFile, model: ModelFamily) -> str:
-    # Merging tools mark v-prediction with an empty tensor of this name.
-    return "v_prediction" if "v_pred" in file.names() else model.prediction_type
+def _family(path: Path, names: list[str]) -> str:
+    def has(prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in names)
+
+    if not has(UNET_PREFIX):
+        first = ", ".join(repr(name[:80]) for name in sorted(names)[:3]) or "nothing"
+        raise CheckpointError(
+            f"{path}: not a whole Stable Diffusion checkpoint: there is no {UNET_PREFIX}*; it "
+            f"holds {first}... A LoRA, an embedding or a single network is not a checkpoint."
+        )
+    foreign = [name for name in _FOREIGN_KEYS if name in names]
+    if foreign:
+        raise CheckpointError(
+            f"{path}: {foreign[0]!r} marks a model of another noise process (EDM), which is not "
+            "supported."
+        )
+    for family, layout in _LAYOUTS.items():
+        if all(has(encoder.prefix) for encoder in layout):
+            return family
+    expected = ", ".join(f"{encoder.prefix}*" for layout in _LAYOUTS.values() for encoder in layout)
+    raise CheckpointError(
+        f"{path}: there is a U-Net, but no text encoder; expected {expected}. The file is of "
+        "another kind of model, or was saved without its text encoder."
+    )
+
+
+def _shapes(file: TensorFile, prefix: str) -> dict[str, tuple[int, ...]]:
+    return {
+        name.removeprefix(prefix): file.shape(name)
+        for name in file.names()
+        if name.startswith(prefix)
+    }
+
+
+def _configs_of_shapes(file: TensorFile, family: str, pixels: int) -> dict[str, Any]:
+    configs: dict[str, Any] = {}
+    pooled_dim = 0
+    for encoder in _LAYOUTS[family]:
+        shapes = _shapes(file, encoder.prefix)
+        if encoder.kind == "clip":
+            configs[encoder.part] = clip_config(shapes)
+        else:
+            projects = encoder.kind == "projected"
+            configs[encoder.part] = openclip_config(shapes, projects=projects)
+            pooled_dim = configs[encoder.part].projection_dim if projects else 0
+    latents = pixels // 8
+    configs["unet"] = unet_config(_shapes(file, UNET_PREFIX), family, pooled_dim, latents)
+    vae_shapes: Shapes = _shapes(file, VAE_PREFIX)
+    # A file may leave the autoencoder to a separate one; asking for its weights then fails.
+    make = functools.partial(vae_config, vae_shapes) if vae_shapes else absent_vae_config
+    configs["vae"] = make(family, pixels)
+    return configs
+
+
+def _configs_of_architecture(path: Path, architecture: ModelFamily, family: str) -> dict[str, Any]:
+    if family_of(architecture) != family:
+        raise CheckpointError(
+            f"{path}: {architecture.name!r} was asked for; the text encoders are those of "
+            f"{family!r}."
+        )
+    texts = zip(architecture.text_parts, architecture.text_encoders, strict=True)
+    return {**dict(texts), "unet": architecture.unet, "vae": architecture.vae}
+
+
+def _open_weights(path: Path, family: str, configs: dict[str, Any], part: str) -> Weights:
+    if part == "unet":
+        return _prefixed(path, UNET_PREFIX, unet_names(configs["unet"]))
+    if part == "vae":
+        return _prefixed(path, VAE_PREFIX, vae_names(configs["vae"]))
+    encoder = next(encoder for encoder in _LAYOUTS[family] if encoder.part == part)
+    return _prefixed(path, encoder.prefix, _TEXT_NAMES[encoder.kind](configs[part]))
+
+
+def _prefixed(path: Path, prefix: str, rename: Renamer) -> Weights:
+    weights = Weights(
+        [path],
+        lambda name: rename(name.removeprefix(prefix)) if name.startswith(prefix) else None,
+    )
+    if not weights.names():
+        hint = " Name a separate autoencoder (vae)." if prefix == VAE_PREFIX else ""
+        raise CheckpointError(f"{path}: there is no {prefix}*; the file lacks this network.{hint}")
+    return weights
+
+
+def _prediction_type(file: TensorFile, usual: str) -> str:
+    """See the module's docstring for the rule."""
+    names = file.names()
+    if "v_pred" in names or "ztsnr" in names:
+        return "v_prediction"
+    said = file.metadata.get("modelspec.prediction_type", "").lower()
+    if said.startswith("v"):
+        return "v_prediction"
+    if said.startswith("eps"):
+        return "epsilon"
+    return usual
+
+
+def _pixels(family: str, file: TensorFile) -> int:
+    if family != "sd2":
+        return _PIXELS[family]
+    first = f"{UNET_PREFIX}input_blocks.0.0.weight"
+    inputs = file.shape(first)[1:2] if first in file.names() else ()
+    architecture = file.metadata.get("modelspec.architecture", "").lower()
+    is_small = (
+        architecture.endswith("v2-512")
+        or file.metadata.get("global_step") == _SD2_512_STEP
+        or file.metadata.get("modelspec.prediction_type", "").lower().startswith("eps")
+        or inputs != (4,)
+    )
+    return _SD2_SMALL if is_small else _PIXELS[family]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sdengine.checkpoints.folder import demo_tokenizer_dir
-from sdengine.checkpoints.writer import save_checkpoint
+from sdengine.checkpoints.diffusers_folder import distilled_defaults
+from sdengine.checkpoints.folder import CheckpointFolder, demo_tokenizer_dir
+from sdengine.checkpoints.schedules import noise_schedule_config
+from sdengine.checkpoints.tokenizer_files import read_tokenizer
+from sdengine.checkpoints.weights import shapes_of
+from sdengine.checkpoints.writer import Description, Part, write_checkpoint
 from sdengine.errors import ConfigError
 from sdengine.models.configs import FAMILIES, ModelFamily
 from sdengine.models.text_encoder import CLIPTextEncoder
@@ -23,6 +28,7 @@ ARCHITECTURES: dict[str, ModelFamily] = {
     ("tiny" if name == "tiny-sd15" else name): family for name, family in FAMILIES.items()
 }
 _BIAS_STD = 0.05
+_SEEDED_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
 def make_synthetic(
@@ -33,6 +39,8 @@ def make_synthetic(
     dtype: torch.dtype = torch.float16,
 ) -> Path:
     """Write a checkpoint of full size with seeded weights; its images are noise, but finite.
+
+    One tensor at a time is made and written, so that the largest is all the memory it takes.
 
     Args:
         arch: a key of ARCHITECTURES.
@@ -47,57 +55,58 @@ def make_synthetic(
     if arch not in ARCHITECTURES:
         raise ConfigError.for_field("arch", arch, ", ".join(ARCHITECTURES))
     family = ARCHITECTURES[arch]
-    kinds: dict[str, tuple[Any, Any]] = {
-        "unet": (UNet2DConditionModel, family.unet),
-        "vae": (AutoencoderKL, family.vae),
-        **{
-            part: (CLIPTextEncoder, config)
+    with torch.device("meta"):
+        modules: dict[str, Any] = {
+            part: CLIPTextEncoder(config)
             for part, config in zip(family.text_parts, family.text_encoders, strict=True)
-        },
-    }
-    modules: dict[str, Any] = {"text_encoder": None}
-    for index, (part, (module_class, config)) in enumerate(kinds.items()):
-        # Made on the meta device: the default initialisation would cost seconds and be thrown away.
-        with torch.device("meta"):
-            module: nn.Module = module_class(config)
-        modules[part] = module.to(dtype).to_empty(device="cpu")
-        seed_weights(modules[part], 3 * seed + index)
-    return save_checkpoint(
-        folder,
-        **modules,
-        tokenizer_dir=demo_tokenizer_dir(),
-        scheduler_config=scheduler_config(family),
-        dtype=dtype,
+        }
+        modules |= {"unet": UNet2DConditionModel(family.unet), "vae": AutoencoderKL(family.vae)}
+    scheduler = scheduler_config(family)
+    description = Description(
+        scheduler_config=scheduler,
+        tokenizer_files=read_tokenizer(CheckpointFolder(demo_tokenizer_dir()), "."),
         pad_tokens=dict(zip(family.text_parts, family.pad_tokens, strict=True)),
+        defaults=distilled_defaults(family.unet, scheduler),
+        zero_empty_negative=len(family.text_parts) > 1,
         requires_aesthetic_score=family.requires_aesthetic_score,
     )
+    parts = {
+        name: Part(
+            module.config.to_dict(),
+            shapes_of(module),
+            _tensors_of(module, len(_SEEDED_PARTS) * seed + _SEEDED_PARTS.index(name)),
+        )
+        for name, module in modules.items()
+    }
+    return write_checkpoint(folder, parts, description, dtype)
 
 
 def scheduler_config(family: ModelFamily) -> dict[str, Any]:
     """Return the noise schedule that the family's published checkpoints carry."""
-    return {
-        "_class_name": "DDIMScheduler",
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "prediction_type": family.prediction_type,
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-        "timestep_spacing": "leading",
-    }
+    return noise_schedule_config(family.prediction_type)
 
 
 @torch.no_grad()
 def seed_weights(module: nn.Module, seed: int) -> None:
-    """Fill a module with seeded weights that keep activations finite and near unit scale.
+    """Fill a module with the seeded weights of `seeded_tensors`.
+
+    Args:
+        module: on the CPU, in any float dtype.
+        seed: the same seed gives the same weights.
+    """
+    parameters = dict(module.named_parameters())
+    for name, values in seeded_tensors(module, seed):
+        parameters[name].copy_(values)
+
+
+def seeded_tensors(module: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield fp32 weights that keep activations finite and near unit scale, one at a time.
 
     Products get normal weights of variance 1/fan_in, norms are near the identity, and biases are
     small but nonzero, so that a test against another implementation notices a forgotten one.
 
     Args:
-        module: on the CPU, in any float dtype.
+        module: says names and shapes; may be on the meta device.
         seed: the same seed gives the same weights.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -108,4 +117,8 @@ def seed_weights(module: nn.Module, seed: int) -> None:
             values = values * _BIAS_STD + (1.0 if is_norm_weight else 0.0)
         elif "embedding.weight" not in name:  # embedding tables are looked up, not multiplied
             values /= math.sqrt(parameter[0].numel())
-        parameter.copy_(values)
+        yield name, values
+
+
+def _tensors_of(module: nn.Module, seed: int) -> Callable[[], Iterator[tuple[str, Tensor]]]:
+    return lambda: seeded_tensors(module, seed)

@@ -38,6 +38,18 @@ def read_tokenizer(folder: CheckpointFolder, part: str = "tokenizer") -> dict[st
     }
 
 
+def read_vocabulary(files: dict[str, bytes]) -> tuple[object, list[bytes]]:
+    """Return a tokenizer's content in a form that compares equal however it was written.
+
+    Raises:
+        CheckpointError: vocab.json is not JSON.
+    """
+    try:
+        return json.loads(files[VOCAB]), files[MERGES].split()
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{VOCAB} is not valid JSON: {str(error)[:120]}.") from None
+
+
 def _read(folder: CheckpointFolder, name: str) -> bytes:
     path = folder.file(name)
     try:

@@ -6,25 +6,88 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
 
-from sdengine.checkpoints.weights import save_tensors
-from sdengine.errors import CheckpointError, OutputError
+from sdengine.checkpoints.diffusers_folder import (
+    DIFFUSERS_STEMS,
+    END_OF_TEXT,
+    EXTRAS_FILE,
+    TOKENIZERS,
+    TRANSFORMERS_STEMS,
+)
+from sdengine.checkpoints.folder import CheckpointFolder
+from sdengine.checkpoints.safetensors_writer import DTYPES, write_tensors
+from sdengine.checkpoints.tokenizer_files import read_tokenizer
+from sdengine.checkpoints.weights import Shapes, shapes_of
+from sdengine.errors import ConfigError, OutputError
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
 
-_TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
+# Called with the part's name, the tensors written and how many there are.
+Progress = Callable[[str, int, int], None]
+
+PAD_TOKENS = MappingProxyType({"text_encoder": END_OF_TEXT, "text_encoder_2": "!"})
+START_OF_TEXT = "<|startoftext|>"
+# What diffusers runs a checkpoint with, by family and by the U-Net's input channels.
+_PIPELINES = {
+    "sd": {4: "", 9: "Inpaint", 5: "Depth2Img", 8: "InstructPix2Pix"},
+    "sdxl": {4: "", 9: "Inpaint"},
+}
+
+
+def _special(token: str) -> dict[str, Any]:
+    flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    return {"__type": "AddedToken", "content": token, **flags}
+
+
+_SPECIAL_TOKENS = {
+    "bos_token": _special(START_OF_TEXT),
+    "eos_token": _special(END_OF_TEXT),
+    "unk_token": _special(END_OF_TEXT),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network to write: its configuration, and its tensors one at a time.
+
+    Args:
+        config: content of config.json.
+        shapes: of all tensors, in the order in which they come.
+        tensors: starts over at every call.
+    """
+
+    config: dict[str, Any]
+    shapes: Shapes
+    tensors: Callable[[], Iterator[tuple[str, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says besides its networks.
+
+    Args:
+        scheduler_config: content of scheduler_config.json, with the scheduler's `_class_name`.
+        tokenizer_files: contents of vocab.json and merges.txt.
+        pad_tokens: what prompts are padded with, by text encoder.
+        defaults: values for requests that name none: steps, guidance_scale, sampler, schedule.
+        zero_empty_negative: an empty negative prompt is conditioned by zeros.
+        requires_aesthetic_score: the U-Net's time ids hold a score.
+    """
+
+    scheduler_config: Mapping[str, Any]
+    tokenizer_files: Mapping[str, bytes]
+    pad_tokens: Mapping[str, str]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    zero_empty_negative: bool = False
+    requires_aesthetic_score: bool = False
 
 
 def save_checkpoint(
@@ -33,39 +96,82 @@ def save_checkpoint(
     unet: UNet2DConditionModel,
     vae: AutoencoderKL,
     text_encoder: CLIPTextEncoder | None,
+    text_encoder_2: CLIPTextEncoder | None = None,
     tokenizer_dir: str | os.PathLike[str],
     scheduler_config: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
-    text_encoder_2: CLIPTextEncoder | None = None,
     pad_tokens: Mapping[str, str] | None = None,
     requires_aesthetic_score: bool = False,
     defaults: Mapping[str, Any] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
-    """Write a model's parts as a folder that diffusers' pipelines load.
+    """Write networks that are in memory as a folder that diffusers' pipelines load.
 
     Args:
         folder: the new folder; its parent must exist.
         unet, vae, text_encoder, text_encoder_2: networks whose configuration is written beside the
-            weights; SDXL has both text encoders, its refiner the second one.
+            weights; SDXL has both text encoders, its refiner the second.
         tokenizer_dir: folder with vocab.json and merges.txt.
         scheduler_config: content of scheduler_config.json, with the scheduler's `_class_name`.
-        dtype: what the weights are converted to.
-        pad_tokens: what prompts are padded with, by text encoder; what tokenizer_dir says for those
-            not named.
+        dtype: what the weights are converted to: float16, bfloat16 or float32.
+        pad_tokens: what prompts are padded with, by text encoder, where not as in PAD_TOKENS.
         requires_aesthetic_score: the U-Net reads a score in place of the target size.
         defaults: values for requests that name none: steps, guidance_scale, sampler, schedule.
-        progress: called before each network with its name, how many are written, and all.
+        progress: called with a network's name, the tensors written and how many there are.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: a weight is not finite in this dtype, or a tokenizer's file is missing.
+        OutputError: the folder exists already or cannot be written.
+    """
+    encoders = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+    modules: dict[str, Any] = {n: module for n, module in encoders.items() if module is not None}
+    description = Description(
+        scheduler_config=scheduler_config,
+        tokenizer_files=read_tokenizer(CheckpointFolder(Path(tokenizer_dir)), "."),
+        pad_tokens={part: {**PAD_TOKENS, **(pad_tokens or {})}[part] for part in modules},
+        defaults=defaults or {},
+        zero_empty_negative=len(modules) > 1,
+        requires_aesthetic_score=requires_aesthetic_score,
+    )
+    modules |= {"unet": unet, "vae": vae}
+    parts = {
+        name: Part(module.config.to_dict(), shapes_of(module), _tensors_of(module))
+        for name, module in modules.items()
+    }
+    return write_checkpoint(folder, parts, description, dtype, progress)
+
+
+def write_checkpoint(
+    folder: str | os.PathLike[str],
+    parts: Mapping[str, Part],
+    description: Description,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a checkpoint one tensor at a time; memory is taken by the largest of them.
+
+    Args:
+        folder: the new folder; its parent must exist.
+        parts: by "text_encoder", "text_encoder_2", "unet" and "vae".
+        description: everything else.
+        dtype: what the weights are converted to: float16, bfloat16 or float32.
+        progress: called before every tensor, and behind a part's last.
 
     Returns:
         The folder.
 
     Raises:
         CheckpointError: a weight is not finite in this dtype.
-        OutputError: the folder exists already or cannot be written.
+        ConfigError: dtype is another.
+        OutputError: the folder exists already or cannot be written; nothing is left behind.
     """
+    if dtype not in DTYPES:
+        raise ConfigError.for_field("dtype", dtype, ", ".join(str(known) for known in DTYPES))
     target = Path(folder)
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise OutputError(f"{str(target)!r} exists; choose another place for the checkpoint.")
     if not target.parent.is_dir():
         raise OutputError(f"folder {str(target.parent)!r} does not exist; make it first.")
@@ -74,26 +180,9 @@ def save_checkpoint(
     except OSError as error:
         raise OutputError(f"{target.parent} cannot be written: {error.strerror}.") from None
     try:
-        encoders = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
-        modules: dict[str, Any] = {"unet": unet, "vae": vae}
-        modules |= {part: encoder for part, encoder in encoders.items() if encoder is not None}
-        for done, (part, module) in enumerate(modules.items()):
-            if progress is not None:
-                progress(f"writing {part}", done, len(modules))
-            stem = "model" if part in encoders else "diffusion_pytorch_model"
-            (temporary / part).mkdir()
-            _write_json(temporary / part / "config.json", module.config.to_dict())
-            state = _converted(part, module, dtype)
-            save_tensors(state, temporary / part / f"{stem}.safetensors")
-            if part in encoders:
-                tokenizer = temporary / part.replace("text_encoder", "tokenizer")
-                _copy_tokenizer(Path(tokenizer_dir), tokenizer, (pad_tokens or {}).get(part))
-        (temporary / "scheduler").mkdir()
-        _write_json(temporary / "scheduler" / "scheduler_config.json", dict(scheduler_config))
-        index = _model_index(modules, scheduler_config, requires_aesthetic_score)
-        _write_json(temporary / "model_index.json", index)
-        if defaults:
-            _write_json(temporary / "sdengine.json", {"defaults": dict(defaults)})
+        for name, part in parts.items():
+            _write_part(temporary / name, part, dtype, progress)
+        _write_description(temporary, parts, description)
         temporary.chmod(0o755)  # mkdtemp makes it private
         temporary.rename(target)
     except OSError as error:
@@ -103,62 +192,85 @@ def save_checkpoint(
     return target
 
 
-def _converted(part: str, module: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    state = {}
-    for name, tensor in module.state_dict().items():
-        converted = tensor.detach().to(device="cpu", dtype=dtype).contiguous()
-        if not torch.isfinite(converted).all():
-            raise CheckpointError(
-                f"{part}: tensor {name!r} is not finite in {dtype}; its largest absolute value is "
-                f"{tensor.abs().max().item():.3g}. Save in torch.bfloat16 or torch.float32."
-            )
-        state[name] = converted
-    return state
+def _tensors_of(module: torch.nn.Module) -> Callable[[], Iterator[tuple[str, torch.Tensor]]]:
+    return lambda: iter(module.state_dict().items())
 
 
-def _copy_tokenizer(source: Path, target: Path, pad_token: str | None) -> None:
-    target.mkdir()
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-        elif name in _TOKENIZER_FILES[:2]:
-            raise CheckpointError(f"{source / name} is missing; a checkpoint needs it.")
-    if pad_token is not None:
-        for name in _TOKENIZER_FILES[2:]:
-            path = target / name
-            content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            _write_json(path, {**content, "pad_token": pad_token})
+def _write_part(folder: Path, part: Part, dtype: torch.dtype, progress: Progress | None) -> None:
+    folder.mkdir()
+    _write_json(folder / "config.json", part.config)
+    stem = TRANSFORMERS_STEMS[0] if folder.name.startswith("text_encoder") else DIFFUSERS_STEMS[0]
+    total = len(part.shapes)
+
+    def counted() -> Iterator[tuple[str, torch.Tensor]]:
+        for done, item in enumerate(part.tensors()):
+            if progress is not None:
+                progress(folder.name, done, total)
+            yield item
+        if progress is not None:
+            progress(folder.name, total, total)
+
+    write_tensors(folder / f"{stem}.safetensors", part.shapes, counted(), dtype)
 
 
-def _model_index(
-    modules: Mapping[str, nn.Module], scheduler: Mapping[str, Any], requires_aesthetic_score: bool
-) -> dict[str, Any]:
+def _write_description(folder: Path, parts: Mapping[str, Part], description: Description) -> None:
+    for part, pad_token in description.pad_tokens.items():
+        place = folder / TOKENIZERS[part]
+        place.mkdir()
+        for name, content in description.tokenizer_files.items():
+            (place / name).write_bytes(content)
+        tokens = {**_SPECIAL_TOKENS, "pad_token": pad_token}
+        _write_json(place / "special_tokens_map.json", tokens)
+        settings = {
+            "add_prefix_space": False,
+            "do_lower_case": True,
+            "model_max_length": parts[part].config["max_position_embeddings"],
+            "tokenizer_class": "CLIPTokenizer",
+        }
+        _write_json(place / "tokenizer_config.json", {**settings, **tokens})
+    (folder / "scheduler").mkdir()
+    _write_json(folder / "scheduler" / "scheduler_config.json", description.scheduler_config)
+    _write_json(folder / "model_index.json", _model_index(parts, description))
+    if description.defaults:
+        _write_json(folder / EXTRAS_FILE, {"defaults": dict(description.defaults)})
+
+
+def _model_index(parts: Mapping[str, Part], description: Description) -> dict[str, Any]:
+    unet = parts["unet"].config
     index: dict[str, Any] = {
+        "_class_name": _pipeline(unet, description),
         "_diffusers_version": "0.30.0",
         "feature_extractor": [None, None],
-        "scheduler": ["diffusers", scheduler.get("_class_name", "DDIMScheduler")],
+        "scheduler": ["diffusers", description.scheduler_config.get("_class_name")],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    for part in ("text_encoder", "text_encoder_2"):
-        module = modules.get(part)
-        if isinstance(module, CLIPTextEncoder):
-            kind = module.config.to_dict()["architectures"][0]
-            index[part] = ["transformers", kind]
-            index[part.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
-        elif "text_encoder_2" in modules:
-            index[part] = index[part.replace("text_encoder", "tokenizer")] = [None, None]
-    if "text_encoder_2" not in modules:
-        index["safety_checker"] = [None, None]
-        return {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **index}
-    # diffusers has no text-to-image pipeline for a refiner.
-    kind = "Img2ImgPipeline" if requires_aesthetic_score else "Pipeline"
-    index |= {"_class_name": f"StableDiffusionXL{kind}", "image_encoder": [None, None]}
-    index["force_zeros_for_empty_prompt"] = not requires_aesthetic_score
-    if requires_aesthetic_score:
-        index["requires_aesthetics_score"] = True
-    return index
+    if unet.get("addition_embed_type") is None:
+        index |= {"requires_safety_checker": False, "safety_checker": [None, None]}
+        encoders: tuple[str, ...] = ("text_encoder",)
+    else:
+        index["force_zeros_for_empty_prompt"] = description.zero_empty_negative
+        if description.requires_aesthetic_score:
+            index["requires_aesthetics_score"] = True
+        encoders = tuple(TOKENIZERS)
+    for part in encoders:
+        here = part in parts
+        kind = parts[part].config["architectures"][0] if here else None
+        index[part] = ["transformers" if here else None, kind]
+        index[TOKENIZERS[part]] = [
+            "transformers" if here else None,
+            "CLIPTokenizer" if here else None,
+        ]
+    return dict(sorted(index.items()))
+
+
+def _pipeline(unet: Mapping[str, Any], description: Description) -> str:
+    if unet.get("addition_embed_type") is None:
+        return f"StableDiffusion{_PIPELINES['sd'].get(unet['in_channels'], '')}Pipeline"
+    if description.requires_aesthetic_score:
+        return "StableDiffusionXLImg2ImgPipeline"
+    return f"StableDiffusionXL{_PIPELINES['sdxl'].get(unet['in_channels'], '')}Pipeline"
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(dict(content), indent=2) + "\n", encoding="utf-8")

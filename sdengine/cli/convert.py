@@ -8,21 +8,31 @@ import typer
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A .safetensors, .ckpt, .pt, .pth or .bin file.")],
+    source: Annotated[
+        str, typer.Argument(help="A .safetensors, .ckpt, .pt, .pth or .bin file, or a folder.")
+    ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="New folder.")],
     dtype: Annotated[str, typer.Option(help="Of the weights written: fp16, bf16, fp32.")] = "fp16",
+    variant: Annotated[
+        str | None, typer.Option(help="Which of a folder's weights, such as fp16.")
+    ] = None,
     vae: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Take the autoencoder of this file.")
+        str | None,
+        typer.Option(metavar="PATH", help="Take the autoencoder of this file or folder."),
     ] = None,
     family: Annotated[
-        str | None, typer.Option(help="sd15, sd21, sdxl, sdxl-refiner or lcm; told from the names.")
+        str | None,
+        typer.Option(help="Refuse other families: sd1, sd2, sdxl, sdxl-refiner; or sd15, lcm..."),
     ] = None,
     prediction_type: Annotated[
-        str | None, typer.Option(help="epsilon or v_prediction; the family's own if not given.")
+        str | None,
+        typer.Option(
+            help="epsilon, v_prediction or sample; what the checkpoint says if not given."
+        ),
     ] = None,
 ) -> None:
-    """Write a single file's networks as a folder that diffusers and `sdengine build` read."""
-    from sdengine.checkpoints.convert import convert as run_convert
+    """Write a checkpoint's networks as a folder that diffusers and `sdengine build` read."""
+    from sdengine.checkpoints import convert as run_convert
     from sdengine.cli.build import progress_bar
 
     with progress_bar() as progress:
@@ -30,6 +40,7 @@ def convert(
             source,
             output,
             dtype=dtype,
+            variant=variant,
             vae=vae,
             family=family,
             prediction_type=prediction_type,

@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoint_folders import TEXT, UNET, VAE, edit_json, edit_weights
 from safetensors.torch import load_file, save_file
 
 from sdengine.checkpoints import load_checkpoint, save_checkpoint
 from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.errors import CheckpointError, ConfigError, OutputError
-
-UNET = "unet/diffusion_pytorch_model.safetensors"
-VAE = "vae/diffusion_pytorch_model.safetensors"
-TEXT = "text_encoder/model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +26,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(checkpoint: Path, tmp_path: Path) -> Path:
     return shutil.copytree(checkpoint, tmp_path / "copy")
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def edit_weights(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    state = load_file(path)
-    edit(state)
-    path.unlink()  # the tensors are mapped from the old file
-    save_file(state, path)
 
 
 def load_all(folder: Path) -> None:
@@ -197,7 +182,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(copy: Path) -> None:
 
 def test_a_config_of_absurd_size_is_refused_before_memory_is_taken(copy: Path) -> None:
     edit_json(copy / "unet/config.json", block_out_channels=[1 << 16] * 4)
-    with pytest.raises(CheckpointError, match=r"config\.json describes"):
+    with pytest.raises(CheckpointError, match=r"configuration describes|configuration asks"):
         load_all(copy)
     edit_json(copy / "unet/config.json", layers_per_block=200, transformer_layers_per_block=200)
     with pytest.raises(CheckpointError, match="transformer_layers_per_block"):
@@ -213,6 +198,7 @@ def test_a_config_of_absurd_size_is_refused_before_memory_is_taken(copy: Path) -
         ("model_index.json", '{"_class_name": "FluxPipeline", "transformer": ["a", "b"]}'),
         ("unet/config.json", '{"block_out_channels": "x"}'),
         ("scheduler/scheduler_config.json", "\xff\xfe"),
+        ("scheduler/scheduler_config.json", '{"a": ' * 500 + "1" + "}" * 500),
         ("tokenizer/tokenizer_config.json", '{"pad_token": 3}'),
     ],
 )
@@ -249,12 +235,6 @@ def test_a_second_text_encoder_that_is_none_is_refused(copy: Path) -> None:
     edit_json(copy / "model_index.json", text_encoder_2=["transformers", "T5EncoderModel"])
     with pytest.raises(CheckpointError, match="text_encoder_2 is 'T5EncoderModel'"):
         load_checkpoint(copy)
-
-
-def test_pickled_weights_are_not_read(copy: Path) -> None:
-    (copy / UNET).rename((copy / UNET).with_suffix(".bin"))
-    with pytest.raises(CheckpointError, match="can run code"):
-        load_all(copy)
 
 
 def test_links_may_not_leave_the_folder(copy: Path, tmp_path: Path) -> None:

@@ -1,0 +1,211 @@
+"""The parts of one model, whichever way they came in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdengine.checkpoints.weights import Weights, shapes_of
+from sdengine.errors import CheckpointError, ConfigError
+from sdengine.models.configs import ModelFamily
+from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
+from sdengine.models.unet import UNet2DConditionModel, UNetConfig
+from sdengine.models.vae import AutoencoderKL, VAEConfig
+
+FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+# What time_ids holds: original size, crop and target size; or an aesthetic score for the last.
+_TIME_IDS, _TIME_IDS_WITH_SCORE = 6, 5
+
+PartConfig = UNetConfig | VAEConfig | TextEncoderConfig
+_MODULES: Mapping[type[Any], Callable[[Any], nn.Module]] = {
+    UNetConfig: UNet2DConditionModel,
+    VAEConfig: AutoencoderKL,
+    TextEncoderConfig: CLIPTextEncoder,
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Hold one model: configurations that were checked, weights that are read when asked for.
+
+    Args:
+        root: the folder or file that it came from.
+        name: for people.
+        unet_config, vae_config: of these networks.
+        text_encoder_configs: by "text_encoder" or "text_encoder_2", in the order in which the
+            outputs are joined; SDXL's refiner has the second only.
+        pad_tokens: what prompts are padded with, with the same keys.
+        scheduler_config: content of diffusers' scheduler_config.json.
+        defaults: values that requests should take when they name none, such as guidance_scale.
+        zero_empty_negative: an empty negative prompt is conditioned by zeros (SDXL).
+        requires_aesthetic_score: the U-Net's time ids hold a score in place of the target size.
+        open_weights: opens the files of a part.
+        read_tokenizer: returns the contents of vocab.json and merges.txt, which serve every
+            encoder.
+    """
+
+    root: Path
+    name: str
+    unet_config: UNetConfig
+    vae_config: VAEConfig
+    text_encoder_configs: dict[str, TextEncoderConfig]
+    pad_tokens: dict[str, str]
+    scheduler_config: dict[str, Any]
+    defaults: dict[str, Any]
+    zero_empty_negative: bool
+    requires_aesthetic_score: bool
+    open_weights: Callable[[str], Weights] = field(repr=False)
+    read_tokenizer: Callable[[], dict[str, bytes]] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit each other.
+
+        Raises:
+            CheckpointError: the U-Net's added conditioning is not what the encoders give.
+        """
+        unet = self.unet_config
+        if unet.addition_embed_type is None:
+            return
+        pooling = [c for c in self.text_encoder_configs.values() if c.with_projection]
+        count = _TIME_IDS_WITH_SCORE if self.requires_aesthetic_score else _TIME_IDS
+        found = unet.projection_class_embeddings_input_dim
+        pooled = pooling[-1].projection_dim if pooling else 0
+        if found != pooled + count * (unet.addition_time_embed_dim or 0):
+            raise CheckpointError(
+                f"{self.root}: the U-Net's added conditioning has {found} numbers; a pooled "
+                f"embedding of {pooled} and {count} time ids of {unet.addition_time_embed_dim} do "
+                "not make it. requires_aesthetics_score or an encoder's projection is wrong."
+            )
+
+    @property
+    def family(self) -> str:
+        """Which publication the architecture follows, one of FAMILIES."""
+        return _family(self.unet_config, len(self.text_encoder_configs))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The networks that the checkpoint has, as its folder calls them."""
+        return (*self.text_encoder_configs, "unet", "vae")
+
+    def config(self, part: str) -> PartConfig:
+        """Return a part's configuration.
+
+        Raises:
+            ConfigError: the checkpoint has no such part.
+        """
+        configs: dict[str, PartConfig] = {
+            **self.text_encoder_configs,
+            "unet": self.unet_config,
+            "vae": self.vae_config,
+        }
+        if part not in configs:
+            raise ConfigError.for_field("part", part, ", ".join(self.parts))
+        return configs[part]
+
+    def load(self, part: str, dtype: torch.dtype | None = torch.float32) -> nn.Module:
+        """Return one network with its weights, in evaluation mode and without gradients.
+
+        Args:
+            part: one of `parts`.
+            dtype: of the weights; None is what the file holds. Where nothing is converted they
+                stay mapped from the file, so that memory is taken only while they are read.
+
+        Raises:
+            CheckpointError: the file is damaged, or does not fit the configuration.
+        """
+        config = self.config(part)
+        make = _MODULES[type(config)]
+        return self.open_weights(part).load_into(lambda: make(config), dtype)
+
+    def unet(self, dtype: torch.dtype | None = torch.float32) -> UNet2DConditionModel:
+        """Return the U-Net; see `load`."""
+        module = self.load("unet", dtype)
+        assert isinstance(module, UNet2DConditionModel)
+        return module
+
+    def vae(self, dtype: torch.dtype | None = torch.float32) -> AutoencoderKL:
+        """Return the autoencoder; see `load`."""
+        module = self.load("vae", dtype)
+        assert isinstance(module, AutoencoderKL)
+        return module
+
+    def text_encoder(
+        self, dtype: torch.dtype | None = torch.float32, part: str = "text_encoder"
+    ) -> CLIPTextEncoder:
+        """Return one of the text encoders; see `load`."""
+        module = self.load(part, dtype)
+        assert isinstance(module, CLIPTextEncoder)
+        return module
+
+    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a part's tensors by their names, in the network's order."""
+        config = self.config(part)
+        with torch.device("meta"):
+            return shapes_of(_MODULES[type(config)](config))
+
+    def tensors(self, part: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield a part's tensors one at a time, in the type that they are stored in.
+
+        Raises:
+            CheckpointError: the file is damaged, or does not fit the configuration.
+        """
+        return self.open_weights(part).tensors(self.shapes(part))
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Return the contents of vocab.json and merges.txt.
+
+        Raises:
+            CheckpointError: they are missing or damaged.
+        """
+        return self.read_tokenizer()
+
+    def part_sha256(self, part: str) -> str:
+        """Identify a part's content: its configuration, and its tensors by name, type and value.
+
+        The same for the same tensors, in whichever file format and layout they come.
+        """
+        known = self._part_sha256
+        if part not in known:
+            config = json.dumps(self.config(part).to_dict(), sort_keys=True)
+            known[part] = self.open_weights(part).sha256(self.shapes(part), config)
+        return known[part]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identify the content: one hash over networks, noise schedule and tokenizer."""
+        content = {
+            "parts": {part: self.part_sha256(part) for part in self.parts},
+            "scheduler": self.scheduler_config,
+            "pad_tokens": self.pad_tokens,
+            "zero_empty_negative": self.zero_empty_negative,
+            "requires_aesthetic_score": self.requires_aesthetic_score,
+            "tokenizer": {
+                name: hashlib.sha256(data).hexdigest()
+                for name, data in self.tokenizer_files().items()
+            },
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _part_sha256(self) -> dict[str, str]:
+        return {}
+
+
+def family_of(architecture: ModelFamily) -> str:
+    """Return the family that a published architecture belongs to, one of FAMILIES."""
+    return _family(architecture.unet, len(architecture.text_parts))
+
+
+def _family(unet: UNetConfig, num_text_encoders: int) -> str:
+    if unet.addition_embed_type is not None:
+        return "sdxl" if num_text_encoders > 1 else "sdxl-refiner"
+    return "sd2" if unet.use_linear_projection else "sd1"

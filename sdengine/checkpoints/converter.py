@@ -1,0 +1,75 @@
+"""Any checkpoint into a diffusers folder, tensor by tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sdengine.checkpoints.checkpoint import Checkpoint
+from sdengine.checkpoints.reader import PathLike, load_checkpoint
+from sdengine.checkpoints.writer import Description, Part, Progress, write_checkpoint
+from sdengine.errors import ConfigError
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def convert(
+    source: PathLike,
+    folder: PathLike,
+    *,
+    dtype: str = "fp16",
+    variant: str | None = None,
+    vae: PathLike | None = None,
+    family: str | None = None,
+    prediction_type: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a checkpoint, usually a single file, as a folder that diffusers' pipelines load.
+
+    Tensors are read and written one at a time, so that a file of any size takes little memory
+    besides the system's cache.
+
+    Args:
+        source: what `load_checkpoint` opens.
+        folder: the new folder; its parent must exist.
+        dtype: of the weights: "fp16", "bf16" or "fp32".
+        variant, vae, family, prediction_type: see `load_checkpoint`.
+        progress: called with a network's name, the tensors done and how many there are.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or of another kind, or a weight is not finite in
+            this data type.
+        ConfigError: an argument is invalid.
+        OutputError: the folder exists already or cannot be written; nothing is left behind.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError.for_field("dtype", dtype, ", ".join(DTYPES))
+    checkpoint = load_checkpoint(
+        source,
+        variant=variant,
+        vae=vae,
+        family=family,
+        prediction_type=prediction_type,
+    )
+    parts = {name: _part(checkpoint, name) for name in checkpoint.parts}
+    description = Description(
+        scheduler_config=checkpoint.scheduler_config,
+        tokenizer_files=checkpoint.tokenizer_files(),
+        pad_tokens=checkpoint.pad_tokens,
+        defaults=checkpoint.defaults,
+        zero_empty_negative=checkpoint.zero_empty_negative,
+        requires_aesthetic_score=checkpoint.requires_aesthetic_score,
+    )
+    return write_checkpoint(folder, parts, description, DTYPES[dtype], progress)
+
+
+def _part(checkpoint: Checkpoint, name: str) -> Part:
+    return Part(
+        config=checkpoint.config(name).to_dict(),
+        shapes=checkpoint.shapes(name),
+        tensors=lambda: checkpoint.tensors(name),
+    )

@@ -1,0 +1,200 @@
+"""Checkpoints in the layout that diffusers writes: a folder a network, with its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sdengine.checkpoints.checkpoint import TEXT_ENCODERS, Checkpoint
+from sdengine.checkpoints.folder import CheckpointFolder
+from sdengine.checkpoints.tokenizer_files import read_tokenizer, read_vocabulary
+from sdengine.checkpoints.weights import Weights
+from sdengine.errors import CheckpointError, ConfigError
+from sdengine.models.text_encoder import TextEncoderConfig
+from sdengine.models.unet import UNetConfig
+from sdengine.models.vae import VAEConfig
+
+EXTRAS_FILE = "sdengine.json"
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
+DIFFUSERS_STEMS = ("diffusion_pytorch_model",)
+TRANSFORMERS_STEMS = ("model", "pytorch_model")  # the second is what its pickled files are called
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+END_OF_TEXT = "<|endoftext|>"
+
+# Names that old files use for the same parameters, or that are no parameters.
+_RENAMED_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_NO_PARAMETERS = ("position_ids",)
+_CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
+}
+
+
+def read_folder(root: Path, *, variant: str | None = None) -> Checkpoint:
+    """Open a folder as diffusers' save_pretrained writes it.
+
+    Args:
+        root: an existing folder.
+        variant: which of several sets of weights, such as "fp16"; None for the plain one.
+
+    Raises:
+        CheckpointError: it is incomplete, damaged, or of another kind of model.
+    """
+    folder = CheckpointFolder(root)
+    index = folder.json("model_index.json")
+    parts = _parts(root, index)
+    texts = [part for part in TEXT_ENCODERS if part in parts]
+    unet = part_config(folder, "unet", UNetConfig.from_dict)
+    is_xl = unet.addition_embed_type is not None
+    scheduler = folder.json(SCHEDULER_FILE)
+    return Checkpoint(
+        root=root,
+        name=root.resolve().name[:200] or "checkpoint",
+        unet_config=unet,
+        vae_config=part_config(folder, "vae", VAEConfig.from_dict),
+        text_encoder_configs={
+            part: part_config(folder, part, TextEncoderConfig.from_dict) for part in texts
+        },
+        pad_tokens={part: _pad_token(folder, TOKENIZERS[part]) for part in texts},
+        scheduler_config=scheduler,
+        defaults=_defaults(folder, unet, scheduler),
+        # What diffusers assumes of SDXL folders that do not say it.
+        zero_empty_negative=is_xl and _flag(root, index, "force_zeros_for_empty_prompt", True),
+        requires_aesthetic_score=_flag(root, index, "requires_aesthetics_score", False),
+        open_weights=lambda part: open_folder_weights(folder, part, part, variant),
+        read_tokenizer=lambda: _tokenizer_files(folder, [TOKENIZERS[part] for part in texts]),
+    )
+
+
+def open_folder_weights(
+    folder: CheckpointFolder, part: str, subfolder: str, variant: str | None
+) -> Weights:
+    """Find and open the weights of one network.
+
+    Args:
+        folder: where to look.
+        part: which network, for its parameters' names.
+        subfolder: its place in the folder, or "." for the folder itself.
+        variant: such as "fp16", or None.
+
+    Raises:
+        CheckpointError: there are none, or they are damaged.
+    """
+    stems = TRANSFORMERS_STEMS if part in TEXT_ENCODERS else DIFFUSERS_STEMS
+    return Weights(
+        folder.weight_files(subfolder, stems, variant), lambda name: current_name(part, name)
+    )
+
+
+def current_name(part: str, name: str) -> str | None:
+    """Return what a tensor of a diffusers file is called today, or None for no parameter."""
+    if name.endswith(_NO_PARAMETERS):
+        return None
+    if part in TEXT_ENCODERS and not name.startswith("text_"):
+        return f"text_model.{name}"  # some versions of transformers leave the prefix out
+    if part == "vae" and ".attentions." in name:
+        head, _, kind = name.rpartition(".")
+        stem, _, last = head.rpartition(".")
+        return f"{stem}.{_RENAMED_VAE_ATTENTION.get(last, last)}.{kind}"
+    return name
+
+
+def part_config(folder: CheckpointFolder, part: str, read: Callable[[dict[str, Any]], Any]) -> Any:
+    """Read a network's config.json.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or describes what is not implemented.
+    """
+    name = f"{part}/config.json"
+    try:
+        return read(folder.json(name))
+    except ConfigError as error:
+        raise CheckpointError(f"{folder.root / name}: {error}") from None
+
+
+def _parts(root: Path, index: dict[str, Any]) -> set[str]:
+    """Return which networks there are; refuse models of other kinds."""
+    kind = str(index.get("_class_name"))[:80]
+    found = set()
+    for part, accepted in _CLASSES.items():
+        entry = index.get(part)
+        class_name = entry[-1] if isinstance(entry, list) and entry else None
+        if class_name is None and part in TEXT_ENCODERS:
+            continue
+        if class_name not in accepted:
+            raise CheckpointError(
+                f"{root / 'model_index.json'}: {part} is {str(class_name)[:80]!r} of a {kind!r}; "
+                f"expected {' or '.join(accepted)}. This is not a Stable Diffusion 1, 2 or XL "
+                "checkpoint."
+            )
+        found.add(part)
+    if not found & set(TEXT_ENCODERS):
+        raise CheckpointError(
+            f"{root / 'model_index.json'}: a {kind!r} without a text encoder. This is not a Stable "
+            "Diffusion checkpoint."
+        )
+    return found
+
+
+def _flag(root: Path, index: dict[str, Any], key: str, default: bool) -> bool:
+    value = index.get(key, default)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{root / 'model_index.json'}: {key} is {str(value)[:40]!r}.")
+    return value
+
+
+def _defaults(
+    folder: CheckpointFolder, unet: UNetConfig, scheduler: dict[str, Any]
+) -> dict[str, Any]:
+    """Read the optional `sdengine.json`, which diffusers does not know; else see how it works."""
+    if folder.find(EXTRAS_FILE) is None:
+        return distilled_defaults(unet, scheduler)
+    defaults = folder.json(EXTRAS_FILE).get("defaults", {})
+    if not isinstance(defaults, dict):
+        raise CheckpointError(f"{folder.root / EXTRAS_FILE}: defaults is not an object.")
+    return defaults
+
+
+def distilled_defaults(unet: UNetConfig, scheduler: dict[str, Any]) -> dict[str, Any]:
+    """Return what models want that were distilled to a few steps; nothing for others.
+
+    Source: "Latent Consistency Models" (Luo et al. 2023), section 4.1, where guidance is an input
+    of the network; "Adversarial Diffusion Distillation" (Sauer et al. 2023), section 4, one to
+    four steps without guidance, published with ancestral sampling at trailing timesteps.
+    """
+    kind = scheduler.get("_class_name")
+    if unet.time_cond_proj_dim is not None:
+        return {"sampler": "lcm", "schedule": "normal", "steps": 4, "guidance_scale": 8.0}
+    if kind == "LCMScheduler":
+        return {"sampler": "lcm", "schedule": "normal", "steps": 4, "guidance_scale": 1.0}
+    if (
+        kind == "EulerAncestralDiscreteScheduler"
+        and scheduler.get("timestep_spacing") == "trailing"
+    ):
+        return {"sampler": "euler_a", "schedule": "normal", "steps": 1, "guidance_scale": 1.0}
+    return {}
+
+
+def _pad_token(folder: CheckpointFolder, tokenizer: str) -> str:
+    name = f"{tokenizer}/tokenizer_config.json"
+    token = folder.json(name).get("pad_token") if folder.find(name) else None
+    if isinstance(token, dict):
+        token = token.get("content")
+    if token is None:
+        return END_OF_TEXT
+    if not isinstance(token, str) or not 0 < len(token) <= 200:
+        raise CheckpointError(f"{folder.root / name}: pad_token is not a token.")
+    return token
+
+
+def _tokenizer_files(folder: CheckpointFolder, tokenizers: list[str]) -> dict[str, bytes]:
+    files = [read_tokenizer(folder, tokenizer) for tokenizer in tokenizers]
+    if any(read_vocabulary(other) != read_vocabulary(files[0]) for other in files[1:]):
+        raise CheckpointError(
+            f"{folder.root}: {' and '.join(tokenizers)} differ; the text encoders of Stable "
+            "Diffusion share one vocabulary."
+        )
+    return files[0]

@@ -1,0 +1,180 @@
+"""What the original implementations call a tensor, as the networks here call it.
+
+Everything follows from the configuration: where the original counts blocks through, diffusers
+counts levels and blocks of a level, so that a block's number is taken apart by the blocks a level
+has. An unknown name is passed on and refused as a tensor that the network does not know.
+
+Source: the state dicts of the published checkpoints of Stable Diffusion 1, 2, XL and of OpenCLIP,
+and those of diffusers and transformers; a name on the left and a name on the right are each what
+their implementation's modules are called.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sdengine.checkpoints.weights import Piece, Renamer
+from sdengine.models.text_encoder import TextEncoderConfig
+from sdengine.models.unet import UNetConfig
+from sdengine.models.vae import VAEConfig
+
+_RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+_UNET_OUTSIDE_BLOCKS = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "time_embed.cond_proj": "time_embedding.cond_proj",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+_UNET_MIDDLE = {
+    "0": "mid_block.resnets.0",
+    "1": "mid_block.attentions.0",
+    "2": "mid_block.resnets.1",
+}
+_UNET_BLOCK = re.compile(r"(input_blocks|output_blocks)\.(\d{1,4})\.([012])\.(.+)")
+_UNET_MIDDLE_BLOCK = re.compile(r"middle_block\.([012])\.(.+)")
+
+_VAE_LEVEL = re.compile(r"(encoder|decoder)\.(down|up)\.(\d{1,3})\.(.+)")
+_VAE_MIDDLE = re.compile(r"(encoder|decoder)\.mid\.(block|attn)_([12])\.(.+)")
+_VAE_ATTENTION = {
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+}
+_VAE_LOSS = "loss."  # the discriminator that the autoencoder was trained against
+
+_OPENCLIP_OUTSIDE_BLOCKS = {
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+}
+_OPENCLIP_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+}
+_OPENCLIP_BLOCK = re.compile(r"transformer\.resblocks\.(\d{1,4})\.(.+)")
+_TEXT_UNUSED = ("logit_scale", "attn_mask", "position_ids")
+
+
+def unet_names(config: UNetConfig) -> Renamer:
+    """Return the renamer of what follows ``model.diffusion_model.``."""
+    per_level = config.layers_per_block + 1
+
+    def rename(name: str) -> str:
+        stem, _, kind = name.rpartition(".")
+        if stem in _UNET_OUTSIDE_BLOCKS:
+            return f"{_UNET_OUTSIDE_BLOCKS[stem]}.{kind}"
+        if middle := _UNET_MIDDLE_BLOCK.fullmatch(name):
+            return f"{_UNET_MIDDLE[middle[1]]}.{_replaced(middle[2], _RESNET)}"
+        block = _UNET_BLOCK.fullmatch(name)
+        if block is None:
+            return name
+        down = block[1] == "input_blocks"
+        # Input block 0 is the first convolution, which belongs to no level.
+        level, index = divmod(int(block[2]) - down, per_level)
+        place, rest = f"{'down' if down else 'up'}_blocks.{level}", block[4]
+        if down and rest.startswith("op."):
+            return f"{place}.downsamplers.0.conv.{rest.removeprefix('op.')}"
+        if not down and rest.startswith("conv."):
+            return f"{place}.upsamplers.0.{rest}"
+        if block[3] == "0":
+            return f"{place}.resnets.{index}.{_replaced(rest, _RESNET)}"
+        return f"{place}.attentions.{index}.{rest}"
+
+    return rename
+
+
+def vae_names(config: VAEConfig) -> Renamer:
+    """Return the renamer of what follows ``first_stage_model.``."""
+    last = len(config.block_out_channels) - 1
+
+    def rename(name: str) -> str | None:
+        if name.startswith(_VAE_LOSS):
+            return None
+        if middle := _VAE_MIDDLE.fullmatch(name):
+            half, kind, number, rest = middle.groups()
+            if kind == "attn":
+                return f"{half}.mid_block.attentions.0.{_replaced(rest, _VAE_ATTENTION)}"
+            return f"{half}.mid_block.resnets.{int(number) - 1}.{_vae_resnet(rest)}"
+        if level := _VAE_LEVEL.fullmatch(name):
+            half, way, number, rest = level.groups()
+            # The decoder's levels are counted by resolution there, and by their order here.
+            index = int(number) if way == "down" else last - int(number)
+            rest = rest.replace("block.", "resnets.", 1) if rest.startswith("block.") else rest
+            rest = rest.replace("downsample.", "downsamplers.0.", 1)
+            rest = rest.replace("upsample.", "upsamplers.0.", 1)
+            return f"{half}.{way}_blocks.{index}.{_vae_resnet(rest)}"
+        return name.replace(".norm_out.", ".conv_norm_out.")
+
+    return rename
+
+
+def clip_names(config: TextEncoderConfig) -> Renamer:
+    """Return the renamer of CLIP's encoder, whose names are those of transformers."""
+
+    def rename(name: str) -> str | None:
+        if name.endswith(_TEXT_UNUSED):
+            return None
+        if name == "text_projection.weight":
+            return name if config.with_projection else None
+        return name if name.startswith("text_model.") else f"text_model.{name}"
+
+    return rename
+
+
+def openclip_names(config: TextEncoderConfig) -> Renamer:
+    """Return the renamer of OpenCLIP's encoder.
+
+    Its query, key and value matrices lie on one another in one tensor, and its projection is
+    multiplied from the other side. Layers after those that the configuration has are left out:
+    Stable Diffusion 2 is conditioned by the last but one.
+    """
+
+    def rename(name: str) -> str | tuple[Piece, ...] | None:
+        if name in _TEXT_UNUSED:
+            return None
+        if name in _OPENCLIP_OUTSIDE_BLOCKS:
+            return _OPENCLIP_OUTSIDE_BLOCKS[name]
+        if name == "text_projection":
+            piece = Piece("text_projection.weight", transposed=True)
+            return (piece,) if config.with_projection else None
+        block = _OPENCLIP_BLOCK.fullmatch(name)
+        if block is None:
+            return name
+        if int(block[1]) >= config.num_hidden_layers and not config.with_projection:
+            return None
+        place = f"text_model.encoder.layers.{int(block[1])}"
+        if block[2].startswith("attn.in_proj_"):
+            kind = block[2].removeprefix("attn.in_proj_")
+            return tuple(
+                Piece(f"{place}.self_attn.{matrix}_proj.{kind}", part, 3)
+                for part, matrix in enumerate("qkv")
+            )
+        return f"{place}.{_replaced(block[2], _OPENCLIP_LAYER)}"
+
+    return rename
+
+
+def _replaced(name: str, table: dict[str, str]) -> str:
+    stem, _, kind = name.rpartition(".")
+    return f"{table.get(stem, stem)}.{kind}"
+
+
+def _vae_resnet(name: str) -> str:
+    return name.replace("nin_shortcut.", "conv_shortcut.")

@@ -1,0 +1,280 @@
+"""Read the pickles of torch.save without a way to run anything.
+
+Python's own unpickler builds whatever a pickle names by calling it, so that even a restricted one
+is only as safe as its list; and a few bytes make its memo take gigabytes. This reader goes through
+the opcodes that `pickletools` decodes and keeps a stack of its own. It has no instruction that
+calls, imports or sets an attribute: a tensor becomes a `TensorRecord`, a mapping a dict of its
+string keys, and the objects that training frameworks leave in checkpoints become `Inert`. Any
+other global is refused by its name, because a checkpoint has no use for it and an attack has.
+
+Source: the documentation of `pickletools`, and the layout of torch.save's pickles as
+`torch.serialization` documents it.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any
+
+from sdengine.errors import CheckpointError
+
+# Global name -> data type in the words of the safetensors format.
+_STORAGES = {
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
+    "ByteStorage": "U8", "BoolStorage": "BOOL",
+}  # fmt: skip
+# Packages whose objects training leaves in checkpoints: callbacks, settings, counters.
+_INERT_PACKAGES = frozenset(
+    {"argparse", "lightning", "lightning_fabric", "numpy", "omegaconf", "pytorch_lightning"}
+)
+_INERT_NAMES = frozenset(
+    {
+        "_codecs.encode", "builtins.complex", "builtins.dict",
+        "builtins.float", "builtins.frozenset", "builtins.int", "builtins.list", "builtins.set",
+        "builtins.slice", "builtins.str", "builtins.tuple", "collections.Counter",
+        "collections.defaultdict", "pathlib.PosixPath", "torch.device", "torch.float16",
+        "torch.float32", "typing.Any",
+    }
+)  # fmt: skip
+_MARK = object()
+_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_LITERALS = frozenset(
+    {
+        "BINBYTES", "BINBYTES8", "BINFLOAT", "BININT", "BININT1", "BININT2", "BINSTRING",
+        "BINUNICODE", "BINUNICODE8", "FLOAT", "INT", "LONG", "LONG1", "LONG4", "SHORT_BINBYTES",
+        "SHORT_BINSTRING", "SHORT_BINUNICODE", "STRING", "UNICODE",
+    }
+)  # fmt: skip
+_IGNORED = frozenset(("PROTO", "FRAME"))
+
+
+@dataclass(frozen=True)
+class Global:
+    """The name of something that may be named; never looked up."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Inert:
+    """Stand for an object that is of no use here and was never built."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class StorageRecord:
+    """Say which of the archive's storages a tensor lies in, and how many numbers it claims."""
+
+    key: str
+    dtype: str
+    numel: int
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """Describe a tensor: a view of a storage, in elements. Nothing of it is checked yet."""
+
+    storage: StorageRecord
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def read_pickle(file: IO[bytes], storages: dict[str, StorageRecord] | None = None) -> Any:
+    """Return what a pickle describes: dicts, lists, tuples, literals and the records above.
+
+    Args:
+        file: in memory, at the pickle's first byte; left behind its last.
+        storages: receives every storage that the pickle refers to, by its key.
+
+    Raises:
+        CheckpointError: the pickle is damaged, uses what checkpoints have no use for, or names
+            something that is not on the list.
+    """
+    try:
+        return _Machine({} if storages is None else storages).run(file)
+    except CheckpointError:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"not a valid pickle: {str(error)[:120]}") from None
+
+
+class _Machine:
+    """The pickle machine: a stack, a memo, and no instruction that runs anything."""
+
+    def __init__(self, storages: dict[str, StorageRecord]) -> None:
+        self.storages = storages
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, file: IO[bytes]) -> Any:
+        for opcode, argument, _ in pickletools.genops(file):
+            name = opcode.name
+            if name == "STOP":
+                return self.stack.pop()
+            if name in _LITERALS:
+                self.stack.append(argument)
+            elif name in _CONSTANTS:
+                self.stack.append(_CONSTANTS[name])
+            elif name in _INSTRUCTIONS:
+                _INSTRUCTIONS[name](self, argument)
+            elif name not in _IGNORED:
+                raise CheckpointError(f"its pickle uses {name}, which weights have no use for")
+        raise CheckpointError("its pickle has no end")
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop_to_mark(self) -> list[Any]:
+        items = []
+        while (item := self.stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
+
+    def pop_tuple(self, count: int) -> None:
+        items = [self.stack.pop() for _ in range(count)][::-1]
+        self.push(tuple(items))
+
+    def memoize(self, index: int | None) -> None:
+        self.memo[len(self.memo) if index is None else index] = self.stack[-1]
+
+    def store(self, pairs: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, dict):
+            for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+                if type(key) is str:  # nothing else names a tensor, and hashing may recurse
+                    target[key] = value
+
+    def append(self, items: list[Any]) -> None:
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+
+    def name_global(self, name: str) -> None:
+        _check_global(name)
+        self.push(Global(name))
+
+    def stack_global(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        if type(name) is not str or type(module) is not str:
+            raise CheckpointError("its pickle names what is not a name")
+        self.name_global(f"{module} {name}")
+
+    def reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.push(_build(function, arguments))
+
+    def discard_state(self) -> None:
+        self.stack.pop()
+
+    def persistent(self) -> None:
+        record = _storage(self.stack.pop())
+        self.storages[record.key] = record
+        self.push(record)
+
+
+_INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    "MARK": lambda m, _: m.push(_MARK),
+    "POP": lambda m, _: m.discard_state(),
+    "POP_MARK": lambda m, _: m.pop_to_mark().clear(),
+    "DUP": lambda m, _: m.push(m.stack[-1]),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "EMPTY_LIST": lambda m, _: m.push([]),
+    "EMPTY_SET": lambda m, _: m.push([]),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "DICT": lambda m, _: _replace_mark(m, {}, _Machine.store),
+    "LIST": lambda m, _: _replace_mark(m, [], _Machine.append),
+    "TUPLE": lambda m, _: m.push(tuple(m.pop_to_mark())),
+    "TUPLE1": lambda m, _: m.pop_tuple(1),
+    "TUPLE2": lambda m, _: m.pop_tuple(2),
+    "TUPLE3": lambda m, _: m.pop_tuple(3),
+    "SETITEM": lambda m, _: m.store([m.stack.pop(), m.stack.pop()][::-1]),
+    "SETITEMS": lambda m, _: m.store(m.pop_to_mark()),
+    "APPEND": lambda m, _: m.append([m.stack.pop()]),
+    "APPENDS": lambda m, _: m.append(m.pop_to_mark()),
+    "ADDITEMS": lambda m, _: m.append(m.pop_to_mark()),
+    "BINPUT": _Machine.memoize,
+    "LONG_BINPUT": _Machine.memoize,
+    "PUT": _Machine.memoize,
+    "MEMOIZE": _Machine.memoize,
+    "BINGET": lambda m, index: m.push(m.memo[index]),
+    "LONG_BINGET": lambda m, index: m.push(m.memo[index]),
+    "GET": lambda m, index: m.push(m.memo[index]),
+    "GLOBAL": _Machine.name_global,
+    "STACK_GLOBAL": lambda m, _: m.stack_global(),
+    "REDUCE": lambda m, _: m.reduce(),
+    "NEWOBJ": lambda m, _: m.reduce(),
+    "BUILD": lambda m, _: m.discard_state(),
+    "BINPERSID": lambda m, _: m.persistent(),
+}
+
+
+def _replace_mark(
+    machine: _Machine, empty: Any, fill: Callable[[_Machine, list[Any]], None]
+) -> None:
+    items = machine.pop_to_mark()
+    machine.push(empty)
+    fill(machine, items)
+
+
+def _check_global(name: str) -> None:
+    module, _, attribute = name.partition(" ")
+    # What the module is called in Python 2, whose names protocol 2 keeps.
+    module = "builtins" if module == "__builtin__" else module
+    plain = f"{module}.{attribute}"
+    if (
+        plain in _BUILDERS
+        or plain in _INERT_NAMES
+        or module.partition(".")[0] in _INERT_PACKAGES
+        or (module in ("torch", "torch.storage") and attribute in _STORAGES)
+    ):
+        return
+    raise CheckpointError(
+        f"its pickle names {plain[:80]!r}, which weights have no use for and an attack could use; "
+        "nothing of it was run. Get the model as .safetensors from a source that you trust"
+    )
+
+
+def _build(function: Any, arguments: Any) -> Any:
+    if not isinstance(function, Global | Inert) or not isinstance(arguments, tuple):
+        raise CheckpointError("its pickle calls what is not a function")
+    plain = function.name.replace(" ", ".", 1)
+    if isinstance(function, Global) and plain in _BUILDERS:
+        return _BUILDERS[plain](*arguments)
+    return Inert(plain)
+
+
+def _storage(identity: Any) -> StorageRecord:
+    if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
+        raise CheckpointError("its pickle refers to what is not a storage")
+    _, kind, key, _, numel = identity[:5]
+    attribute = kind.name.rpartition(" ")[2] if isinstance(kind, Global) else ""
+    if attribute not in _STORAGES or type(key) is not str or type(numel) is not int or numel < 0:
+        raise CheckpointError(f"its pickle refers to a storage {str(key)[:40]!r} of no known type")
+    if len(identity) > 5 and identity[5] is not None:
+        raise CheckpointError("its pickle uses views of storages, which were given up in 2017")
+    return StorageRecord(key, _STORAGES[attribute], numel)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorRecord:
+    sizes = (offset, *shape, *stride)
+    if not isinstance(storage, StorageRecord) or not all(type(s) is int for s in sizes):
+        raise CheckpointError("its pickle describes a tensor by what are not numbers")
+    return TensorRecord(storage, offset, tuple(shape), tuple(stride))
+
+
+def _ordered(pairs: Any = ()) -> dict[str, Any]:
+    return {pair[0]: pair[1] for pair in pairs if type(pair[0]) is str}  # Python 2 passes pairs
+
+
+_BUILDERS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _ordered,
+    "torch.Size": lambda size: tuple(size),
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+}
