@@ -110,9 +110,9 @@ class Result:
 
     def parameters(self, index: int = 0) -> str:
         """Describe image `index` in the text form that image tools read from PNG files."""
-        from sdengine.metadata import parameters_text
+        from sdengine.parameters import parameters_text
 
-        return parameters_text(self, index)
+        return parameters_text(self.request.only(index), self.model, self.model_hash)
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
         """Write the images as PNG files; either all of them appear or none.
@@ -137,16 +137,14 @@ class Result:
     def _png(self, index: int) -> bytes:
         from PIL.PngImagePlugin import PngInfo
 
-        from sdengine.metadata import CHUNK, describe_image
+        from sdengine.metadata import CHUNK, PARAMETERS, describe_image
 
         info = PngInfo()
         for key, text in (
-            ("parameters", self.parameters(index)),
+            (PARAMETERS, self.parameters(index)),
             (CHUNK, describe_image(self, index)),
         ):
-            # iTXt where Latin-1 does not reach; `parameters` as plain text where it does, because
-            # some readers know nothing else.
-            if text.isascii():
+            if text.isascii():  # as plain text, because some readers know nothing else
                 info.add_text(key, text)
             else:
                 info.add_itxt(key, text)

@@ -13,8 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sdengine.errors import SdengineError
-
-CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+from sdengine.processor import FEATURES
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def _python() -> Check:
 
 def _cpu() -> Check:
     model, flags = _cpu_info()
-    features = [feature for feature in CPU_FEATURES if feature in flags]
+    features = [feature for feature in FEATURES if feature in flags]
     has_bf16 = "avx512_bf16" in flags or "amx_bf16" in flags
     return Check(
         "cpu",

@@ -78,25 +78,74 @@ def test_variation_goes_from_one_noise_to_the_other() -> None:
     assert distances == sorted(distances)
 
 
-def test_slerp_keeps_the_length() -> None:
-    low, high = np.array([3.0, 0.0], np.float32), np.array([0.0, 3.0], np.float32)
-    angles = [np.arctan2(*slerp(low, high, share)[::-1]) for share in (0.0, 0.25, 0.5, 1.0)]
-    np.testing.assert_allclose(angles, np.array([0, 0.25, 0.5, 1]) * np.pi / 2, atol=1e-6)
-    assert np.linalg.norm(slerp(low, high, 0.3)) == pytest.approx(3.0)
-    np.testing.assert_allclose(slerp(low, low, 0.3), low)
+def test_variation_turns_every_column_evenly() -> None:
+    low, high = (CpuGenerator(seed).randn(SHAPE) for seed in (1, 2))
+
+    def angles(a: Any, b: Any) -> Any:
+        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        return np.arccos((a * b).sum(axis=1) / lengths)
+
+    # Unit columns stay unit columns, and their angle grows in proportion.
+    low, high = (noise / np.linalg.norm(noise, axis=1, keepdims=True) for noise in (low, high))
+    whole = angles(low, high)
+    for share in (0.25, 0.5, 0.75):
+        found = slerp(low, high, share)
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+        np.testing.assert_allclose(angles(low, found), share * whole, atol=2e-3)
+        np.testing.assert_allclose(angles(found, high), (1 - share) * whole, atol=2e-3)
 
 
-@pytest.mark.parametrize("size", [(4, 3), (10, 9), (4, 9), (6, 5)])
-def test_seed_resize_keeps_the_middle(size: tuple[int, int]) -> None:
-    height, width = size
-    small = CpuGenerator(3).randn((1, 4, height, width))[0]
+def test_variation_of_columns_without_an_angle() -> None:
+    low, high = (CpuGenerator(seed).randn((4, 1, 5)) for seed in (1, 2))  # of one value each
+    np.testing.assert_allclose(slerp(low, high, 0.25), 0.75 * low + 0.25 * high, rtol=1e-6)
+    tall = CpuGenerator(3).randn(SHAPE)
+    np.testing.assert_allclose(slerp(tall, tall, 0.3), tall, rtol=1e-6)
+    np.testing.assert_allclose(slerp(tall, -tall, 0.25), 0.5 * tall, rtol=1e-6)
+    assert np.all(slerp(np.zeros_like(tall), tall, 0.0) == 0)
+
+
+# (h, w) of the noise taken, and which rows and columns of SHAPE's 6 x 5 it covers from where: the
+# web UI halves margins and excesses towards minus infinity.
+PLACES = {
+    (4, 3): ((1, 5, 0), (1, 4, 0)),
+    (3, 2): ((1, 4, 0), (1, 3, 0)),
+    (10, 9): ((0, 6, 2), (0, 5, 2)),
+    (9, 8): ((0, 5, 2), (0, 4, 2)),
+    (4, 9): ((1, 5, 0), (0, 5, 2)),
+    (6, 5): ((0, 6, 0), (0, 5, 0)),
+}
+
+
+@pytest.mark.parametrize(("size", "place"), PLACES.items())
+def test_seed_resize_keeps_the_middle(
+    size: tuple[int, int], place: tuple[tuple[int, int, int], tuple[int, int, int]]
+) -> None:
+    (top, bottom, down), (left, right, along) = place
+    expected = CpuGenerator(3).randn(SHAPE)
+    other = CpuGenerator(3).randn((4, *size))
+    rows, columns = bottom - top, right - left
+    part = other[:, down : down + rows, along : along + columns]
+    expected[:, top:bottom, left:right] = part
     found = NoiseSource([3], SHAPE, resize_from=size).initial()[0]
-    rows, columns = min(height, 6), min(width, 5)
-    top, left = (6 - rows) // 2, (5 - columns) // 2
-    inner = found[:, top : top + rows, left : left + columns]
-    top, left = (height - rows) // 2, (width - columns) // 2
-    np.testing.assert_array_equal(inner, small[:, top : top + rows, left : left + columns])
-    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "options",
+    [{"resize_from": (8, 3)}, {"variation_seeds": [7], "variation_strength": 0.3}],
+)
+def test_steps_go_on_from_the_noise_of_the_own_size(kind: str, options: dict[str, Any]) -> None:
+    plain, changed = (
+        NoiseSource([9], SHAPE, kind=kind),
+        NoiseSource([9], SHAPE, kind=kind, **options),
+    )
+    assert not np.array_equal(plain.initial(), changed.initial())
+    expected, found = np.empty((2, 1, *SHAPE), np.float32)
+    for _ in range(2):
+        plain.step(expected)
+        changed.step(found)
+        np.testing.assert_array_equal(found, expected)
 
 
 # Printed by a public notebook for torch.randn on a CUDA device under seed 0.
