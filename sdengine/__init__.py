@@ -17,6 +17,8 @@ _HOMES = {
     "Step": "sdengine.result",
     "Timings": "sdengine.result",
     "build": "sdengine.export.build",
+    "export_onnx": "sdengine.export.onnx_files",
+    "load_checkpoint": "sdengine.checkpoints",
     "SdengineError": "sdengine.errors",
     "ConfigError": "sdengine.errors",
     "UnsupportedShapeError": "sdengine.errors",
@@ -35,6 +37,7 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from sdengine.checkpoints import load_checkpoint as load_checkpoint
     from sdengine.errors import BackendUnavailableError as BackendUnavailableError
     from sdengine.errors import BundleError as BundleError
     from sdengine.errors import Cancelled as Cancelled
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from sdengine.errors import SdengineError as SdengineError
     from sdengine.errors import UnsupportedShapeError as UnsupportedShapeError
     from sdengine.export.build import build as build
+    from sdengine.export.onnx_files import export_onnx as export_onnx
     from sdengine.pipeline import Engine as Engine
     from sdengine.pipeline import load as load
     from sdengine.request import Request as Request

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 
 # Before any import of what reads them: nothing is downloaded, and small networks are faster alone.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +13,10 @@ from hypothesis import settings
 
 settings.register_profile("tests", deadline=None, print_blob=True)
 settings.load_profile("tests")
+
+# What tests build is kept for the other tests, and not for the user.
+_CACHE = tempfile.TemporaryDirectory(prefix="sdengine-tests-")
+os.environ["SDENGINE_CACHE"] = _CACHE.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -130,6 +130,7 @@ class TorchBackend:
         if precision not in _STORED:
             raise ConfigError.for_field("precision", precision, ", ".join(_STORED))
         left_out = tuple(f"{part}." for part in _LEFT_OUT[network.name])
+        assert network.module is not None  # builds for this target do not export
         state = {}
         for name, tensor in network.module.state_dict().items():
             if name.startswith(left_out):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from sdengine.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
 from sdengine.bundle.reader import open_bundle, sha256_of
-from sdengine.errors import OutputError
+from sdengine.output_folder import check_place, write_folder
+
+_WHAT = "bundle"
 
 
 def write_bundle(
@@ -30,42 +30,25 @@ def write_bundle(
     Raises:
         OutputError: the place is taken or cannot be written.
     """
-    target = Path(target_dir)
-    check_target(target, force=force)
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"{target.parent} cannot be written: {error.strerror}.") from None
-    try:
+
+    def fill_with_manifest(folder: Path) -> None:
         manifest = fill(folder)
-        manifest = manifest.model_copy(update={"files": _list_files(folder)})
+        manifest = manifest.model_copy(update={"files": list_files(folder)})
         text = manifest.model_dump_json(indent=2)
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
         open_bundle(folder, verify="size")  # what is written must be readable
-        folder.chmod(0o755)  # mkdtemp makes it private
-        _replace(folder, target)
-    except OSError as error:
-        raise OutputError(f"bundle {str(target)!r} cannot be written: {error}.") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return target
+
+    target = Path(target_dir)
+    return write_folder(target, fill_with_manifest, what=_WHAT, marker=MANIFEST_NAME, force=force)
 
 
 def check_target(target: Path, *, force: bool) -> None:
     """Refuse a place where a bundle cannot be written, before the work of building it."""
-    if not target.parent.is_dir():
-        raise OutputError(f"folder {str(target.parent)!r} does not exist; make it first.")
-    if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"folder {str(target.parent)!r} is not writable.")
-    if not target.exists() and not target.is_symlink():
-        return
-    if not force:
-        raise OutputError(f"{str(target)!r} exists; choose another place or use --force.")
-    if not (target.is_dir() and (target / MANIFEST_NAME).is_file()):
-        raise OutputError(f"{str(target)!r} exists and is not a bundle; it is left alone.")
+    check_place(target, what=_WHAT, marker=MANIFEST_NAME, force=force)
 
 
-def _list_files(folder: Path) -> list[FileEntry]:
+def list_files(folder: Path) -> list[FileEntry]:
+    """Return every file in a folder with its size and hash."""
     entries = []
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -74,18 +57,3 @@ def _list_files(folder: Path) -> list[FileEntry]:
                 FileEntry(path=relative, size_bytes=path.stat().st_size, sha256=sha256_of(path))
             )
     return entries
-
-
-def _replace(folder: Path, target: Path) -> None:
-    if not target.exists():
-        folder.rename(target)
-        return
-    # A folder cannot be replaced in one step: the old one steps aside and comes back on failure.
-    aside = folder.with_name(folder.name + ".old")
-    target.rename(aside)
-    try:
-        folder.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

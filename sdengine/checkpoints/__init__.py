@@ -6,11 +6,8 @@ from sdengine.checkpoints.folder import DEMO_CHECKPOINT, demo_tokenizer_dir
 from sdengine.checkpoints.reader import load_checkpoint
 from sdengine.checkpoints.writer import save_checkpoint
 
-AnyCheckpoint = Checkpoint
-
 __all__ = [
     "DEMO_CHECKPOINT",
-    "AnyCheckpoint",
     "Checkpoint",
     "convert",
     "demo_tokenizer_dir",

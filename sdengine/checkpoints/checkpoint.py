@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from sdengine.checkpoints.weights import Weights, shapes_of
-from sdengine.errors import CheckpointError, ConfigError
+from sdengine.checkpoints.part_source import PartConfig, PartSource
+from sdengine.checkpoints.weights import Weights
+from sdengine.errors import CheckpointError
 from sdengine.models.configs import ModelFamily
 from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
@@ -25,16 +25,9 @@ TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 # What time_ids holds: original size, crop and target size; or an aesthetic score for the last.
 _TIME_IDS, _TIME_IDS_WITH_SCORE = 6, 5
 
-PartConfig = UNetConfig | VAEConfig | TextEncoderConfig
-_MODULES: Mapping[type[Any], Callable[[Any], nn.Module]] = {
-    UNetConfig: UNet2DConditionModel,
-    VAEConfig: AutoencoderKL,
-    TextEncoderConfig: CLIPTextEncoder,
-}
-
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(PartSource):
     """Hold one model: configurations that were checked, weights that are read when asked for.
 
     Args:
@@ -76,7 +69,7 @@ class Checkpoint:
         if unet.addition_embed_type is None:
             return
         pooling = [c for c in self.text_encoder_configs.values() if c.with_projection]
-        count = _TIME_IDS_WITH_SCORE if self.requires_aesthetic_score else _TIME_IDS
+        count = self.num_time_ids
         found = unet.projection_class_embeddings_input_dim
         pooled = pooling[-1].projection_dim if pooling else 0
         if found != pooled + count * (unet.addition_time_embed_dim or 0):
@@ -92,39 +85,14 @@ class Checkpoint:
         return _family(self.unet_config, len(self.text_encoder_configs))
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """The networks that the checkpoint has, as its folder calls them."""
-        return (*self.text_encoder_configs, "unet", "vae")
+    def num_time_ids(self) -> int:
+        """How many sizes and scores a U-Net with size conditioning reads."""
+        return _TIME_IDS_WITH_SCORE if self.requires_aesthetic_score else _TIME_IDS
 
-    def config(self, part: str) -> PartConfig:
-        """Return a part's configuration.
-
-        Raises:
-            ConfigError: the checkpoint has no such part.
-        """
-        configs: dict[str, PartConfig] = {
-            **self.text_encoder_configs,
-            "unet": self.unet_config,
-            "vae": self.vae_config,
-        }
-        if part not in configs:
-            raise ConfigError.for_field("part", part, ", ".join(self.parts))
-        return configs[part]
-
-    def load(self, part: str, dtype: torch.dtype | None = torch.float32) -> nn.Module:
-        """Return one network with its weights, in evaluation mode and without gradients.
-
-        Args:
-            part: one of `parts`.
-            dtype: of the weights; None is what the file holds. Where nothing is converted they
-                stay mapped from the file, so that memory is taken only while they are read.
-
-        Raises:
-            CheckpointError: the file is damaged, or does not fit the configuration.
-        """
-        config = self.config(part)
-        make = _MODULES[type(config)]
-        return self.open_weights(part).load_into(lambda: make(config), dtype)
+    @property
+    def configs(self) -> dict[str, PartConfig]:
+        """The networks' configurations, by what a folder calls them."""
+        return {**self.text_encoder_configs, "unet": self.unet_config, "vae": self.vae_config}
 
     def unet(self, dtype: torch.dtype | None = torch.float32) -> UNet2DConditionModel:
         """Return the U-Net; see `load`."""
@@ -146,20 +114,6 @@ class Checkpoint:
         assert isinstance(module, CLIPTextEncoder)
         return module
 
-    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of a part's tensors by their names, in the network's order."""
-        config = self.config(part)
-        with torch.device("meta"):
-            return shapes_of(_MODULES[type(config)](config))
-
-    def tensors(self, part: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield a part's tensors one at a time, in the type that they are stored in.
-
-        Raises:
-            CheckpointError: the file is damaged, or does not fit the configuration.
-        """
-        return self.open_weights(part).tensors(self.shapes(part))
-
     def tokenizer_files(self) -> dict[str, bytes]:
         """Return the contents of vocab.json and merges.txt.
 
@@ -167,17 +121,6 @@ class Checkpoint:
             CheckpointError: they are missing or damaged.
         """
         return self.read_tokenizer()
-
-    def part_sha256(self, part: str) -> str:
-        """Identify a part's content: its configuration, and its tensors by name, type and value.
-
-        The same for the same tensors, in whichever file format and layout they come.
-        """
-        known = self._part_sha256
-        if part not in known:
-            config = json.dumps(self.config(part).to_dict(), sort_keys=True)
-            known[part] = self.open_weights(part).sha256(self.shapes(part), config)
-        return known[part]
 
     @cached_property
     def sha256(self) -> str:
@@ -194,10 +137,6 @@ class Checkpoint:
             },
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    @cached_property
-    def _part_sha256(self) -> dict[str, str]:
-        return {}
 
 
 def family_of(architecture: ModelFamily) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +23,11 @@ from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.checkpoints.safetensors_writer import DTYPES, write_tensors
 from sdengine.checkpoints.tokenizer_files import read_tokenizer
 from sdengine.checkpoints.weights import Shapes, shapes_of
-from sdengine.errors import ConfigError, OutputError
+from sdengine.errors import ConfigError
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
+from sdengine.output_folder import write_folder
 
 # Called with the part's name, the tensors written and how many there are.
 Progress = Callable[[str, int, int], None]
@@ -170,26 +169,13 @@ def write_checkpoint(
     """
     if dtype not in DTYPES:
         raise ConfigError.for_field("dtype", dtype, ", ".join(str(known) for known in DTYPES))
-    target = Path(folder)
-    if target.exists() or target.is_symlink():
-        raise OutputError(f"{str(target)!r} exists; choose another place for the checkpoint.")
-    if not target.parent.is_dir():
-        raise OutputError(f"folder {str(target.parent)!r} does not exist; make it first.")
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"{target.parent} cannot be written: {error.strerror}.") from None
-    try:
+
+    def fill(new: Path) -> None:
         for name, part in parts.items():
-            _write_part(temporary / name, part, dtype, progress)
-        _write_description(temporary, parts, description)
-        temporary.chmod(0o755)  # mkdtemp makes it private
-        temporary.rename(target)
-    except OSError as error:
-        raise OutputError(f"checkpoint {str(target)!r} cannot be written: {error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+            _write_part(new / name, part, dtype, progress)
+        _write_description(new, parts, description)
+
+    return write_folder(Path(folder), fill, what="checkpoint")
 
 
 def _tensors_of(module: torch.nn.Module) -> Callable[[], Iterator[tuple[str, torch.Tensor]]]:

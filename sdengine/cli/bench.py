@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from sdengine.cache_dir import cache_dir
 
 BUSY_PERCENT = 5.0
 
@@ -59,7 +60,7 @@ def bench(
     if json_file is not None:
         check_writable(json_file)
     with _progress() as progress:
-        figures = run(case, cache or _default_cache(), progress, rebuild=rebuild)
+        figures = run(case, cache or cache_dir("bench"), progress, rebuild=rebuild)
     record = make_record(case, figures)
     if json_file is not None:
         append_record(record, json_file)
@@ -89,8 +90,3 @@ def _progress() -> Iterator[Callable[[str], None]]:
             bar.reset(task, description=message)
 
         yield show
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sdengine" / "bench"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdengine.cli import checkpoint_options as options
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +27,12 @@ def build(
     batch: Annotated[int, typer.Option(help="Images that one run makes.")] = 1,
     precision: Annotated[str, typer.Option(help="Of stored weights: fp32, bf16 or fp16.")] = "fp16",
     controlnet: Annotated[bool, typer.Option(help="Let the U-Net read ControlNets.")] = True,
+    variant: options.Variant = None,
+    vae: options.Vae = None,
+    family: options.Family = None,
+    prediction_type: options.PredictionType = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an older bundle.")] = False,
+    cache: Annotated[bool, typer.Option(help="Keep exports for later, and use kept ones.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compile a checkpoint into a bundle that runs without torch."""
@@ -35,7 +41,7 @@ def build(
 
     with progress_bar() as progress:
         report = run_build(
-            checkpoint,
+            options.open_if_changed(checkpoint, variant, vae, family, prediction_type),
             output,
             target=target,
             resolutions=sizes,
@@ -43,6 +49,7 @@ def build(
             precision=precision,
             controlnet=controlnet,
             force=force,
+            cache=cache,
             progress=progress,
         )
     if as_json:

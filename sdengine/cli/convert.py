@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from sdengine.cli import checkpoint_options as options
+
 
 def convert(
     source: Annotated[
@@ -13,23 +15,10 @@ def convert(
     ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="New folder.")],
     dtype: Annotated[str, typer.Option(help="Of the weights written: fp16, bf16, fp32.")] = "fp16",
-    variant: Annotated[
-        str | None, typer.Option(help="Which of a folder's weights, such as fp16.")
-    ] = None,
-    vae: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Take the autoencoder of this file or folder."),
-    ] = None,
-    family: Annotated[
-        str | None,
-        typer.Option(help="Refuse other families: sd1, sd2, sdxl, sdxl-refiner; or sd15, lcm..."),
-    ] = None,
-    prediction_type: Annotated[
-        str | None,
-        typer.Option(
-            help="epsilon, v_prediction or sample; what the checkpoint says if not given."
-        ),
-    ] = None,
+    variant: options.Variant = None,
+    vae: options.Vae = None,
+    family: options.Family = None,
+    prediction_type: options.PredictionType = None,
 ) -> None:
     """Write a checkpoint's networks as a folder that diffusers and `sdengine build` read."""
     from sdengine.checkpoints import convert as run_convert

@@ -38,6 +38,10 @@ SUBCOMMANDS = (
         "build", "sdengine.cli.build:build", "Compile a checkpoint into a bundle.", extra="build"
     ),
     Subcommand(
+        "export", "sdengine.cli.export:export", "Write networks as ONNX files.", extra="build"
+    ),
+    Subcommand("cache", "sdengine.cli.cache:cache", "List or remove kept exports."),
+    Subcommand(
         "convert", "sdengine.cli.convert:convert", "Make a single file a folder.", extra="build"
     ),
     Subcommand("inspect", "sdengine.cli.inspect:inspect", "Show what a bundle holds."),

@@ -9,14 +9,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from sdengine.bundle.manifest import Architecture, Defaults
-from sdengine.checkpoints import AnyCheckpoint
+from sdengine.checkpoints import Checkpoint
 from sdengine.errors import BundleError, CheckpointError, ConfigError
-from sdengine.export.networks import size_multiple
 from sdengine.prompt.tokenizer import ClipTokenizer
 from sdengine.samplers import NoiseSchedule, build_program
 
 
-def describe(checkpoint: AnyCheckpoint) -> Architecture:
+def describe(checkpoint: Checkpoint) -> Architecture:
     """Return what the run time must know about the networks.
 
     Raises:
@@ -64,7 +63,7 @@ def token_table_file(part: str) -> str:
     return f"token_table{part.removeprefix('text_encoder')}.safetensors"
 
 
-def _text_encoder(checkpoint: AnyCheckpoint, part: str) -> dict[str, Any]:
+def _text_encoder(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
     config = checkpoint.text_encoder_configs[part]
     tokenizer = _tokenizer(checkpoint, part)
     # SDXL was trained on the last layer but one, as it is; the others on the normed last one.
@@ -84,7 +83,7 @@ def _text_encoder(checkpoint: AnyCheckpoint, part: str) -> dict[str, Any]:
     }
 
 
-def choose_defaults(checkpoint: AnyCheckpoint, sizes: list[tuple[int, int]]) -> Defaults:
+def choose_defaults(checkpoint: Checkpoint, sizes: list[tuple[int, int]]) -> Defaults:
     """Return the values of a request that names none.
 
     The size is the checkpoint's own if it is among those built, else the first of them.
@@ -106,28 +105,7 @@ def choose_defaults(checkpoint: AnyCheckpoint, sizes: list[tuple[int, int]]) -> 
     return defaults
 
 
-def check_sizes(checkpoint: AnyCheckpoint, sizes: list[tuple[int, int]]) -> None:
-    """Refuse sizes in pixels that the U-Net's levels do not fit into.
-
-    Raises:
-        ConfigError: a side is not a multiple of what the U-Net needs.
-    """
-    multiple = size_multiple(checkpoint.unet_config, checkpoint.vae_config.downscale)
-    for width, height in sizes:
-        if width % multiple or height % multiple:
-            raise ConfigError.for_field(
-                "resolutions",
-                f"{width}x{height}",
-                f"multiples of {multiple} pixels for this checkpoint",
-                f"The nearest is {_nearest(width, multiple)}x{_nearest(height, multiple)}.",
-            )
-
-
-def _nearest(side: int, multiple: int) -> int:
-    return max(1, round(side / multiple)) * multiple
-
-
-def _check_parts_fit(checkpoint: AnyCheckpoint) -> None:
+def _check_parts_fit(checkpoint: Checkpoint) -> None:
     unet, vae = checkpoint.unet_config, checkpoint.vae_config
     encoders = checkpoint.text_encoder_configs
     width = sum(config.hidden_size for config in encoders.values())
@@ -156,7 +134,7 @@ def _check_parts_fit(checkpoint: AnyCheckpoint) -> None:
         )
 
 
-def _tokenizer(checkpoint: AnyCheckpoint, part: str) -> ClipTokenizer:
+def _tokenizer(checkpoint: Checkpoint, part: str) -> ClipTokenizer:
     with tempfile.TemporaryDirectory() as folder:
         paths = {}
         for name, content in checkpoint.tokenizer_files().items():

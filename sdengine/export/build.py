@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import importlib.metadata
 import os
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
 
 import torch
-from torch import nn
 
 from sdengine import __version__
 from sdengine.backends import get_backend
@@ -30,20 +26,21 @@ from sdengine.bundle.manifest import (
     TensorEntry,
 )
 from sdengine.bundle.writer import check_target, write_bundle
-from sdengine.checkpoints import AnyCheckpoint, load_checkpoint
+from sdengine.checkpoints import Checkpoint, load_checkpoint
 from sdengine.checkpoints.weights import save_tensors
-from sdengine.errors import ConfigError, EngineBuildError, OutputError
-from sdengine.export.architecture import check_sizes, choose_defaults, describe, token_table_file
-from sdengine.export.export import ExportedNetwork, export_network, make_contract
-from sdengine.models.text_encoder import CLIPTextEncoder
+from sdengine.errors import ConfigError, EngineBuildError
+from sdengine.export.architecture import choose_defaults, describe, token_table_file
+from sdengine.export.export import ExportedNetwork
+from sdengine.export.exporter import Exporter
+from sdengine.export.networks import PRECISIONS, size_multiple
+from sdengine.export.onnx_cache import open_cache
+from sdengine.export.sizes import check_batch, check_multiples, parse_sizes
 
 # Targets whose backend compiles ONNX; the others run the module itself.
 TARGETS = {"openvino": True, "torch": False}
-PRECISIONS = ("fp32", "bf16", "fp16")
-MAX_SIDE = 4096
-MAX_BATCH = 64
 _DISTRIBUTIONS = ("torch", "onnx", "onnxruntime", "openvino", "safetensors")
 
+_TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
 _SAMPLE_SECONDS = 0.05
 
 Progress = Callable[[str, int, int], None]
@@ -71,7 +68,7 @@ class BuildReport:
 
 
 def build(
-    checkpoint: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | Checkpoint,
     output: str | os.PathLike[str],
     *,
     target: str = "openvino",
@@ -80,13 +77,14 @@ def build(
     precision: str = "fp16",
     controlnet: bool = True,
     force: bool = False,
+    cache: bool = True,
     progress: Progress | None = None,
 ) -> BuildReport:
     """Compile a checkpoint into a bundle.
 
     Args:
-        checkpoint: a folder as diffusers writes them, a single file with the original names, or
-            "demo".
+        checkpoint: a folder as diffusers writes them, a single file with the original names,
+            "demo", or what `load_checkpoint` opened.
         output: the bundle's folder; its parent must exist.
         target: "openvino" or "torch".
         resolutions: sizes in pixels that requests may ask for: sides of squares, or pairs of width
@@ -95,6 +93,7 @@ def build(
         precision: what weights are stored in: "fp32", "bf16" or "fp16".
         controlnet: let the U-Net read ControlNet residuals.
         force: replace a bundle that is there already.
+        cache: keep exported networks, and take those that were exported before; see `cache_dir`.
         progress: called before each stage with its name, the stages done, and all stages.
 
     Returns:
@@ -111,14 +110,12 @@ def build(
         raise ConfigError.for_field("target", target, ", ".join(TARGETS))
     if precision not in PRECISIONS:
         raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
-    if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
-        raise ConfigError.for_field("batch", batch, f"a whole number from 1 to {MAX_BATCH}")
-    sizes = _sizes(resolutions)
+    check_batch(batch)
+    sizes = parse_sizes(resolutions)
     place = Path(output)
     check_target(place, force=force)
-    source = load_checkpoint(checkpoint)
-    check_sizes(source, sizes)
-    run = _Build(source, target, precision, controlnet, progress)
+    source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+    check_multiples(sizes, size_multiple(source.unet_config, source.vae_config.downscale))
 
     def fill(folder: Path) -> Manifest:
         with run.stage("read"):
@@ -146,7 +143,10 @@ def build(
 
     memory = _PeakMemory()
     try:
-        path = write_bundle(place, fill, force=force)
+        with open_cache(cache, beside=place) as exports:
+            exporter = Exporter(source, exports, controlnet=controlnet)
+            run = _Build(source, exporter, target, precision, progress)
+            path = write_bundle(place, fill, force=force)
     finally:
         peak_bytes = memory.end()
     run.end()
@@ -159,20 +159,14 @@ def build(
     )
 
 
-class _ContractOptions(TypedDict):
-    downscale: int
-    controlnet: bool
-    num_time_ids: int
-
-
 @dataclass
 class _Build:
     """The stages of one build, one after the other, and what they found out."""
 
-    checkpoint: AnyCheckpoint
+    checkpoint: Checkpoint
+    exporter: Exporter
     target: str
     precision: str
-    controlnet: bool
     progress: Progress | None
     seconds: dict[str, float] = field(default_factory=dict)
     max_error: dict[str, float] = field(default_factory=dict)
@@ -180,9 +174,8 @@ class _Build:
 
     @property
     def total_stages(self) -> int:
-        """Read, load each part, export and compile each network, tokenizer, hash."""
-        parts = len(self.checkpoint.parts)  # the VAE's are two networks
-        return 3 + parts + (parts + 1) * (2 if TARGETS[self.target] else 1)
+        """Read, export and compile each network, tokenizer, hash."""
+        return 3 + 2 * len(self.exporter.networks)
 
     def begin(self, name: str) -> None:
         """Start a stage that `end` ends."""
@@ -205,91 +198,46 @@ class _Build:
         self.end()
 
     def compile_networks(self, folder: Path) -> dict[str, NetworkEntry]:
-        """Load one module at a time and write its networks' files."""
-        source = self.checkpoint
+        """Write the files of one network after the other."""
         entries = {}
-        loaders: tuple[tuple[str, Callable[[], nn.Module], tuple[str, ...]], ...] = (
-            *(
-                (part, functools.partial(source.text_encoder, None, part), (part,))
-                for part in source.text_encoder_configs
-            ),
-            ("vae", functools.partial(source.vae, None), ("vae_decoder", "vae_encoder")),
-            ("unet", functools.partial(source.unet, None), ("unet",)),
-        )
-        for part, load, networks in loaders:
-            with self.stage(f"load {part}"):
-                module = load()
-            for network in networks:
-                entries[network] = self._compile(network, module, folder)
-            if isinstance(module, CLIPTextEncoder):
-                _write_token_table(module, folder / token_table_file(part), self.precision)
-            del module
+        for network in self.exporter.networks:
+            entries[network] = self._compile(network, folder)
+            if network in self.checkpoint.text_encoder_configs:
+                path = folder / token_table_file(network)
+                _write_token_table(self.checkpoint, network, path, self.precision)
             gc.collect()
         return entries
 
-    def _compile(self, name: str, module: nn.Module, folder: Path) -> NetworkEntry:
-        # Beside the bundle, because the temporary folder of the system may be in memory.
-        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as scratch:
-            if TARGETS[self.target]:
-                with self.stage(f"export {name}"):
-                    exported = self._export(name, module, Path(scratch))
-            else:
-                contract = make_contract(name, module, **self._options())
+    def _compile(self, name: str, folder: Path) -> NetworkEntry:
+        if TARGETS[self.target]:
+            with self.stage(f"export {name}"):
+                exported = self.exporter.export(name)
+        else:
+            with self.stage(f"load {name}"):
+                module, contract = self.exporter.module(name), self.exporter.contract(name)
                 exported = ExportedNetwork(
                     name, None, contract.inputs, contract.outputs, module, None
                 )
-            if exported.max_error is not None:
-                self.max_error[name] = exported.max_error
-            with self.stage(f"compile {name}"):
-                files = get_backend(self.target).compile(exported, folder, self.precision)
+        if exported.max_error is not None:
+            self.max_error[name] = exported.max_error
+        with self.stage(f"compile {name}"):
+            files = get_backend(self.target).compile(exported, folder, self.precision)
         return NetworkEntry(
             files=files,
             inputs=_entries(exported.inputs),
             outputs=_entries(exported.outputs),
-            options={"controlnet": self.controlnet} if name == "unet" else {},
+            options={"controlnet": self.exporter.options["controlnet"]} if name == "unet" else {},
         )
 
-    def _export(self, name: str, module: nn.Module, scratch: Path) -> ExportedNetwork:
-        try:
-            return export_network(name, module, scratch, **self._options())
-        except OSError as error:
-            raise OutputError(f"{scratch} cannot be written: {error}.") from error
 
-    def _options(self) -> _ContractOptions:
-        downscale = self.checkpoint.vae_config.downscale
-        num_time_ids = 5 if self.checkpoint.requires_aesthetic_score else 6
-        return {
-            "downscale": downscale,
-            "controlnet": self.controlnet,
-            "num_time_ids": num_time_ids,
-        }
-
-
-def _sizes(resolutions: Sequence[int | tuple[int, int]]) -> list[tuple[int, int]]:
-    accepted = f"sides, or pairs of width and height, from 8 to {MAX_SIDE} pixels"
-    try:
-        pairs = [(size, size) if isinstance(size, int) else tuple(size) for size in resolutions]
-    except TypeError:
-        raise ConfigError.for_field("resolutions", resolutions, accepted) from None
-    sizes: list[tuple[int, int]] = []
-    for pair in pairs:
-        valid = len(pair) == 2 and all(type(s) is int and 8 <= s <= MAX_SIDE for s in pair)
-        if not valid:
-            raise ConfigError.for_field("resolutions", resolutions, accepted)
-        if pair not in sizes:
-            sizes.append((pair[0], pair[1]))
-    if not sizes:
-        raise ConfigError.for_field("resolutions", resolutions, accepted)
-    return sizes
-
-
-def _write_token_table(module: CLIPTextEncoder, path: Path, precision: str) -> None:
+def _write_token_table(checkpoint: Checkpoint, part: str, path: Path, precision: str) -> None:
     """Write the table that the host looks tokens up in; NumPy, which does it, knows no bf16."""
     dtype = torch.float32 if precision == "fp32" else torch.float16
-    table = module.text_model.embeddings.token_embedding.weight.to(dtype).contiguous()
+    stored = next(t for name, t in checkpoint.tensors(part) if name == _TOKEN_TABLE)
+    table = stored.to(dtype).contiguous()
     if not torch.isfinite(table).all():
         raise EngineBuildError(
-            "text_encoder: the token table is not finite in fp16. Build with --precision fp32."
+            f"{part}: the token table is not finite in {precision}. Build with --precision fp32."
         )
     save_tensors({TOKEN_TABLE_TENSOR: table}, path)
 

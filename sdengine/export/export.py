@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
-import numpy as np
 import onnx
-import torch
 from torch import nn
 
 from sdengine.backends.base import TensorSpec
-from sdengine.errors import ConfigError, ExportError
+from sdengine.checkpoints.controlnet import CONTROLNET
+from sdengine.errors import ConfigError
+from sdengine.export.comparison import compare_with_module
 from sdengine.export.networks import (
     NETWORKS,
+    PRECISIONS,
     NetworkContract,
+    controlnet_contract,
     text_encoder_contract,
     unet_contract,
     vae_decoder_contract,
     vae_encoder_contract,
 )
-from sdengine.export.onnx_graph import attach_weights, placeholders, trace, written_weights
+from sdengine.export.onnx_graph import placeholders, trace
+from sdengine.export.onnx_weights import attach_weights, written_weights
+from sdengine.models.controlnet import ControlNetModel
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
-
-# Relative to the largest output: rounding of fp32 in another order gives about 1e-6.
-MAX_ERROR = 2e-4
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,28 @@ class ExportedNetwork:
         name: the network's name in a bundle.
         onnx_path: the graph, its weights beside it in `<name>.onnx.data`; None for a target that
             runs the module itself.
-        inputs, outputs: with symbolic dimensions.
-        module: what it was exported from.
+        inputs, outputs: their dimensions are those of the graph.
+        module: what it was exported from; None where it came out of the cache.
         max_error: largest difference between the two, relative to the largest output, over
             several batches and sizes; None when not compared.
+        reused: it was exported earlier.
     """
 
     name: str
     onnx_path: Path | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    module: nn.Module
+    module: nn.Module | None
     max_error: float | None
+    reused: bool = False
+
+
+class ContractOptions(TypedDict):
+    """What a contract depends on besides its network; see `make_contract`."""
+
+    downscale: int
+    controlnet: bool
+    num_time_ids: int
 
 
 def make_contract(
@@ -58,29 +70,44 @@ def make_contract(
     downscale: int = 8,
     controlnet: bool = True,
     num_time_ids: int = 6,
+    precision: str = "fp32",
 ) -> NetworkContract:
     """Return what a network reads and writes.
 
     Args:
-        name: one of NETWORKS.
-        module: the CLIPTextEncoder, UNet2DConditionModel or AutoencoderKL.
-        downscale: pixels along one side of a latent cell (U-Net).
+        name: one of NETWORKS, or "controlnet".
+        module: the CLIPTextEncoder, UNet2DConditionModel, AutoencoderKL or ControlNetModel.
+        downscale: pixels along one side of a latent cell (U-Net, ControlNet).
         controlnet: let the U-Net read ControlNet residuals.
         num_time_ids: sizes and scores that a U-Net with size conditioning reads.
+        precision: "fp32", "bf16" or "fp16": of weights, inputs and outputs, except timesteps and
+            sizes.
+
+    Raises:
+        ConfigError: the precision or the network is unknown, or the module is of another kind.
     """
+    if precision not in PRECISIONS:
+        raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
+    contract = None
     if name.startswith("text_encoder") and isinstance(module, CLIPTextEncoder):
-        return text_encoder_contract(module, name)
-    if name == "unet" and isinstance(module, UNet2DConditionModel):
-        return unet_contract(
+        contract = text_encoder_contract(module, name)
+    elif name == "unet" and isinstance(module, UNet2DConditionModel):
+        contract = unet_contract(
             module, downscale=downscale, controlnet=controlnet, num_time_ids=num_time_ids
         )
-    if name == "vae_decoder" and isinstance(module, AutoencoderKL):
-        return vae_decoder_contract(module)
-    if name == "vae_encoder" and isinstance(module, AutoencoderKL):
-        return vae_encoder_contract(module)
-    raise ConfigError.for_field(
-        "network", f"{name} of {type(module).__name__}", f"{', '.join(NETWORKS)} of its own module"
-    )
+    elif name == CONTROLNET and isinstance(module, ControlNetModel):
+        contract = controlnet_contract(module, downscale=downscale, num_time_ids=num_time_ids)
+    elif name == "vae_decoder" and isinstance(module, AutoencoderKL):
+        contract = vae_decoder_contract(module)
+    elif name == "vae_encoder" and isinstance(module, AutoencoderKL):
+        contract = vae_encoder_contract(module)
+    if contract is None:
+        raise ConfigError.for_field(
+            "network",
+            f"{name} of {type(module).__name__}",
+            f"{', '.join((*NETWORKS, CONTROLNET))} of its own module",
+        )
+    return contract.in_precision(precision)
 
 
 def export_network(
@@ -91,87 +118,52 @@ def export_network(
     downscale: int = 8,
     controlnet: bool = True,
     num_time_ids: int = 6,
+    precision: str = "fp32",
     check: bool = True,
 ) -> ExportedNetwork:
     """Write `<name>.onnx` and `<name>.onnx.data` and compare them with the module.
 
     Args:
-        name, module, downscale, controlnet, num_time_ids: as for `make_contract`; in any float
-            dtype on the CPU. The graph's weights are fp32.
+        name, module, downscale, controlnet, num_time_ids, precision: as for `make_contract`; the
+            module in any float dtype on the CPU.
         out_dir: an existing folder.
         check: run both in onnxruntime and torch and compare.
 
     Raises:
+        ConfigError: an argument is invalid.
         ExportError: the module cannot be exported, or the file computes something else.
     """
     contract = make_contract(
-        name, module, downscale=downscale, controlnet=controlnet, num_time_ids=num_time_ids
+        name,
+        module,
+        downscale=downscale,
+        controlnet=controlnet,
+        num_time_ids=num_time_ids,
+        precision=precision,
     )
-    path = out_dir / f"{name}.onnx"
-    data_path = out_dir / f"{name}.onnx.data"
-    with placeholders(contract.module) as state:
+    return export_contract(contract, module, out_dir, check=check)
+
+
+def export_contract(
+    contract: NetworkContract, module: nn.Module, out_dir: Path, *, check: bool = True
+) -> ExportedNetwork:
+    """Do what `export_network` does, for a contract that was made already."""
+    path = out_dir / f"{contract.name}.onnx"
+    data_path = data_file(path)
+    with placeholders(contract.module, contract.dtype) as state:
         model = trace(contract, path)
         attach_weights(model, state, contract, data_path)
     onnx.save(model, path)
     error = None
     if check:
-        with written_weights(model, contract.module, data_path):
-            error = compare_with_module(path, contract)
-    return ExportedNetwork(name, path, contract.inputs, contract.outputs, module, error)
+        unit = contract.multiple
+        # Neither of them the size that was traced.
+        sizes = ((1, unit, unit), (3, 2 * unit, unit))
+        with written_weights(model, contract, data_path):
+            error = compare_with_module(path, model, contract, sizes)
+    return ExportedNetwork(contract.name, path, contract.inputs, contract.outputs, module, error)
 
 
-def compare_with_module(path: Path, contract: NetworkContract) -> float:
-    """Return the largest relative difference between an ONNX file and its module.
-
-    Two batches and sizes are compared, neither of them the one that was traced.
-
-    Raises:
-        ExportError: an output differs by more than MAX_ERROR or is not finite.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    # The graph as it is written is what must be right, and folding would copy the weights.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Prepacking would copy weights that are mapped from the file.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime has no public base class of its errors
-        raise ExportError(f"{contract.name}: onnxruntime refuses {path}: {error}") from error
-    unit = contract.multiple
-    worst = 0.0
-    for seed, (batch, height, width) in enumerate(((1, unit, unit), (3, 2 * unit, unit)), 1):
-        inputs = contract.example(batch, height, width, seed=seed)
-        with torch.no_grad():
-            expected = contract.module(*inputs)
-        named = {s.name: x.numpy() for s, x in zip(contract.inputs, inputs, strict=True)}
-        found = session.run([spec.name for spec in contract.outputs], named)
-        wanted = (expected,) if isinstance(expected, torch.Tensor) else expected
-        for spec, ours, theirs in zip(contract.outputs, found, wanted, strict=True):
-            worst = max(worst, _relative_error(contract.name, spec.name, ours, theirs.numpy()))
-    return worst
-
-
-def _relative_error(network: str, output: str, found: np.ndarray, expected: np.ndarray) -> float:
-    if found.shape != expected.shape:
-        raise ExportError(
-            f"{network}: exported {output} is {list(found.shape)}, the module's "
-            f"{list(expected.shape)}."
-        )
-    if not np.isfinite(expected).all():
-        raise ExportError(
-            f"{network}: {output} holds NaN or infinity before export already. The checkpoint's "
-            "weights are damaged."
-        )
-    error = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-6))
-    if not error <= MAX_ERROR:
-        raise ExportError(
-            f"{network}: exported {output} differs from the module by {error:.2e} of the largest "
-            f"value; accepted is {MAX_ERROR:.0e}."
-        )
-    return error
+def data_file(path: Path) -> Path:
+    """Return where the weights of a network's graph lie."""
+    return path.with_name(f"{path.name}.data")

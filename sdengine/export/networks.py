@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from sdengine.backends.base import TensorSpec, resolve_shapes
+from sdengine.checkpoints.controlnet import CONTROLNET
+from sdengine.models.controlnet import ControlNetModel
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL
 
 NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
-_SEQUENCE = 77  # of example prompts; the U-Net takes any
+PRECISIONS: Mapping[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+SEQUENCE = 77  # of one prompt; the U-Net takes several joined
 _FLOAT, _INT = "float32", "int64"
+# Timesteps up to 999 and sizes up to 4096 have more digits than a shorter type keeps.
+_ALWAYS_FP32 = ("timestep", "time_ids")
 
 
 @dataclass(frozen=True)
@@ -38,8 +47,7 @@ class NetworkContract:
     def example(self, batch: int, height: int, width: int, *, seed: int) -> tuple[Tensor, ...]:
         """Make seeded inputs for an image size in pixels, multiples of `multiple`."""
         generator = torch.Generator().manual_seed(seed)
-        sizes = {"batch": batch, "height": height, "width": width, "sequence": _SEQUENCE}
-        shapes = resolve_shapes(self.name, self.inputs, sizes)
+        shapes = resolve_shapes(self.name, self.inputs, symbol_sizes(batch, height, width))
         made = []
         for spec in self.inputs:
             shape = shapes[spec.name]
@@ -49,8 +57,44 @@ class NetworkContract:
             elif spec.name == "timestep":
                 made.append(torch.rand(shape, generator=generator) * 999)
             else:
-                made.append(torch.randn(shape, generator=generator))
+                values = torch.randn(shape, generator=generator)
+                made.append(values.to(getattr(torch, spec.dtype)))
         return tuple(made)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What weights are stored and outputs computed in."""
+        dtype: torch.dtype = getattr(torch, self.outputs[0].dtype)
+        return dtype
+
+    def in_precision(self, precision: str) -> NetworkContract:
+        """Return the same network with other floats: "fp32", "bf16" or "fp16"."""
+        dtype = str(PRECISIONS[precision]).removeprefix("torch.")
+
+        def changed(spec: TensorSpec) -> TensorSpec:
+            kept = spec.dtype == _INT or spec.name in _ALWAYS_FP32
+            return spec if kept else replace(spec, dtype=dtype)
+
+        return replace(
+            self,
+            inputs=tuple(changed(spec) for spec in self.inputs),
+            outputs=tuple(changed(spec) for spec in self.outputs),
+        )
+
+    def at_size(self, batch: int, height: int, width: int) -> NetworkContract:
+        """Return the same network with numbers in the place of symbols; sides in pixels."""
+        sizes = symbol_sizes(batch, height, width)
+
+        def fixed(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            shapes = resolve_shapes(self.name, specs, sizes)
+            return tuple(replace(spec, shape=shapes[spec.name]) for spec in specs)
+
+        return replace(self, inputs=fixed(self.inputs), outputs=fixed(self.outputs))
+
+
+def symbol_sizes(batch: int, height: int, width: int) -> dict[str, int]:
+    """Return the value of every symbol that a contract's shapes hold."""
+    return {"batch": batch, "height": height, "width": width, "sequence": SEQUENCE}
 
 
 def text_encoder_contract(module: CLIPTextEncoder, name: str = "text_encoder") -> NetworkContract:
@@ -101,18 +145,40 @@ def unet_contract(
     added = _added_inputs(config, num_time_ids)
     inputs += added
     if controlnet:
-        levels = zip(config.residual_channels, _residual_levels(config), strict=True)
-        for index, (channels, level) in enumerate(levels):
-            shape = _map(channels, downscale << level)
-            inputs.append(TensorSpec(f"down_residual_{index}", shape, _FLOAT))
-        last = len(config.block_out_channels) - 1
-        mid = _map(config.block_out_channels[-1], downscale << last)
-        inputs.append(TensorSpec("mid_residual", mid, _FLOAT))
+        inputs += _residuals(config, downscale)
     return NetworkContract(
         name="unet",
         module=_PositionalUNet(module, [spec.name for spec in added], controlnet),
         inputs=tuple(inputs),
         outputs=(TensorSpec("noise_pred", _map(config.out_channels, downscale), _FLOAT),),
+        multiple=size_multiple(config, downscale),
+    )
+
+
+def controlnet_contract(
+    module: ControlNetModel, *, downscale: int = 8, num_time_ids: int = 6
+) -> NetworkContract:
+    """sample, timestep, encoder_hidden_states, [added], controlnet_cond -> residuals at scale 1.
+
+    Args:
+        module: the ControlNet.
+        downscale, num_time_ids: of the U-Net that it steers; see `unet_contract`.
+    """
+    config = module.config
+    added = _added_inputs(config, num_time_ids)
+    text = ("batch", "sequence", config.cross_attention_dim)
+    control = _map(module.controlnet_config.conditioning_channels, 1)
+    return NetworkContract(
+        name=CONTROLNET,
+        module=_PositionalControlNet(module, [spec.name for spec in added]),
+        inputs=(
+            TensorSpec("sample", _map(config.in_channels, downscale), _FLOAT),
+            TensorSpec("timestep", ("batch",), _FLOAT),
+            TensorSpec("encoder_hidden_states", text, _FLOAT),
+            *added,
+            TensorSpec("controlnet_cond", control, _FLOAT),
+        ),
+        outputs=tuple(_residuals(config, downscale)),
         multiple=size_multiple(config, downscale),
     )
 
@@ -169,6 +235,22 @@ class _PositionalUNet(nn.Module):
         return out
 
 
+class _PositionalControlNet(nn.Module):
+    """Sort the inputs of a contract into the ControlNet's arguments, and join its results."""
+
+    def __init__(self, module: ControlNetModel, added: list[str]) -> None:
+        super().__init__()
+        self.module = module
+        self.added = added
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, ...]:
+        added = dict(zip(self.added, rest, strict=False))
+        down, mid = self.module(sample, timestep, encoder_hidden_states, rest[-1], **added)
+        return (*down, mid)
+
+
 class _Method(nn.Module):
     """Make a method of a module a module."""
 
@@ -184,6 +266,17 @@ class _Method(nn.Module):
 def _map(channels: int, divisor: int) -> tuple[int | str, ...]:
     suffix = f"/{divisor}" if divisor > 1 else ""
     return ("batch", channels, f"height{suffix}", f"width{suffix}")
+
+
+def _residuals(config: UNetConfig, downscale: int) -> list[TensorSpec]:
+    levels = zip(config.residual_channels, _residual_levels(config), strict=True)
+    specs = [
+        TensorSpec(f"down_residual_{index}", _map(channels, downscale << level), _FLOAT)
+        for index, (channels, level) in enumerate(levels)
+    ]
+    last = len(config.block_out_channels) - 1
+    mid = _map(config.block_out_channels[-1], downscale << last)
+    return [*specs, TensorSpec("mid_residual", mid, _FLOAT)]
 
 
 def _residual_levels(config: UNetConfig) -> list[int]:

@@ -44,8 +44,7 @@ def compile_ir(network: ExportedNetwork, out_dir: Path, precision: str) -> list[
         apply_moc_transformations(model, cf=False, smart_reshape=False)
         _name_ports(network, model)
         if precision != "fp32":
-            weights = {name for name, _ in network.module.named_parameters()}
-            _store_weights(model, network.name, weights, _DTYPES[precision])
+            _store_weights(model, network.name, _weights_of(network), _DTYPES[precision])
         # Its own compression would round the timestep frequencies as well.
         openvino.save_model(model, str(xml), compress_to_fp16=False)
     except RuntimeError as error:
@@ -68,6 +67,13 @@ def _name_ports(network: ExportedNetwork, model: Any) -> None:
                     f"{sorted(port.get_names())} in the place of one of {sorted(wanted)}."
                 )
             port.get_tensor().set_names(names)
+
+
+def _weights_of(network: ExportedNetwork) -> set[str]:
+    import onnx
+
+    graph = onnx.load(str(network.onnx_path), load_external_data=False).graph
+    return {tensor.name for tensor in graph.initializer}
 
 
 def _store_weights(model: Any, network: str, names: set[str], dtype: torch.dtype) -> None:

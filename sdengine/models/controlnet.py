@@ -7,7 +7,7 @@ section 3. Parameter names of diffusers' ControlNetModel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -90,7 +90,8 @@ class ControlNetModel(ConditionedEncoder):
     """Predict what to add to the U-Net's kept results; zero before training."""
 
     def __init__(self, config: ControlNetConfig) -> None:
-        super().__init__(config.unet)
+        # The guidance embedding of a distilled U-Net is none of its ControlNet's inputs.
+        super().__init__(replace(config.unet, time_cond_proj_dim=None))
         self.controlnet_config = config
         widths = config.unet.block_out_channels
         self.controlnet_cond_embedding = ControlNetConditioningEmbedding(

@@ -96,12 +96,12 @@ class _Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = (
             f(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B,heads,S,head_dim]
             for f in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         result: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return result
 
@@ -127,8 +127,8 @@ class _EncoderLayer(nn.Module):
         self.mlp = _MLP(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), mask)
         out: Tensor = x + self.mlp(self.layer_norm2(x))
         return out
 
@@ -175,15 +175,18 @@ class CLIPTextEncoder(nn.Module):
             pooled [B,P]: the normed last state at eos_index, projected where the model projects.
         """
         positions = self.text_model.embeddings.position_embedding.weight
-        x = inputs_embeds + positions[: inputs_embeds.shape[1]]
+        length = inputs_embeds.shape[1]
+        x = inputs_embeds + positions[:length]
+        # Written out, because exporters make the mask of `is_causal` fp32 in any precision.
+        mask = torch.full((length, length), -torch.inf, dtype=x.dtype, device=x.device).triu(1)
         states = [x]
         for layer in self.text_model.encoder.layers:
-            x = layer(x)
+            x = layer(x, mask)
             states.append(x)
         hidden_states = torch.stack(states)
         normed = self.text_model.final_layer_norm(hidden_states)
         # A one-hot product instead of indexing: every exporter and runtime has it.
-        at_eos = F.one_hot(eos_index, inputs_embeds.shape[1]).to(normed.dtype)  # [B,S]
+        at_eos = F.one_hot(eos_index, length).to(normed.dtype)  # [B,S]
         pooled = (normed[-1] * at_eos[:, :, None]).sum(dim=1)
         if self.config.with_projection:
             pooled = self.text_projection(pooled)

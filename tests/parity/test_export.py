@@ -19,7 +19,7 @@ from sdengine.checkpoints.synthetic import seed_weights
 from sdengine.errors import ConfigError, EngineBuildError, ExportError
 from sdengine.export.export import ExportedNetwork, export_network, make_contract
 from sdengine.export.networks import NETWORKS, NetworkContract
-from sdengine.export.onnx_graph import attach_weights
+from sdengine.export.onnx_weights import attach_weights
 from sdengine.export.openvino_ir import compile_ir
 from sdengine.models.configs import TINY_SD15, TINY_SD21, TINY_SDXL, ModelFamily
 from sdengine.models.text_encoder import CLIPTextEncoder
@@ -53,6 +53,11 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], E
     return made
 
 
+def module_of(exported: ExportedNetwork) -> nn.Module:
+    assert exported.module is not None
+    return exported.module
+
+
 def run_module(contract: NetworkContract, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
     with torch.no_grad():
         outputs = contract.module(*inputs)
@@ -74,7 +79,7 @@ def test_onnxruntime_computes_the_same(
     width: int,
 ) -> None:
     exported = exports[network, name]
-    contract = make_contract(network, exported.module)
+    contract = make_contract(network, module_of(exported))
     inputs = contract.example(batch, height, width, seed=12)
     session = onnxruntime.InferenceSession(
         str(exported.onnx_path), providers=["CPUExecutionProvider"]
@@ -95,7 +100,7 @@ def test_residuals_of_controlnets_are_read(
     exports: dict[tuple[str, str], ExportedNetwork], tmp_path: Path
 ) -> None:
     exported = exports["unet", "tiny-sd15"]
-    contract = make_contract("unet", exported.module)
+    contract = make_contract("unet", module_of(exported))
     names = [spec.name for spec in contract.inputs]
     assert names[3:] == [*(f"down_residual_{i}" for i in range(12)), "mid_residual"]
     inputs = named(contract, contract.example(1, 64, 64, seed=13))
@@ -105,7 +110,7 @@ def test_residuals_of_controlnets_are_read(
     (with_residuals,) = session.run(None, inputs)
     zeros = {k: np.zeros_like(v) if "_residual" in k else v for k, v in inputs.items()}
     (without,) = session.run(None, zeros)
-    alone = export_network("unet", exported.module, tmp_path, controlnet=False)
+    alone = export_network("unet", module_of(exported), tmp_path, controlnet=False)
     few = onnxruntime.InferenceSession(str(alone.onnx_path), providers=["CPUExecutionProvider"])
     (expected,) = few.run(None, {k: v for k, v in inputs.items() if "_residual" not in k})
     assert_close("exported network", "float32", without, expected)
@@ -119,7 +124,7 @@ def test_weights_keep_their_names_and_lie_outside_the_graph(
     assert exported.onnx_path is not None
     model = onnx.load(exported.onnx_path, load_external_data=False)
     stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    assert stored == {n: tuple(p.shape) for n, p in exported.module.named_parameters()}
+    assert stored == {n: tuple(p.shape) for n, p in module_of(exported).named_parameters()}
     assert all(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
     onnx.checker.check_model(str(exported.onnx_path))
     assert [opset.version for opset in model.opset_import if not opset.domain] == [20]
@@ -132,7 +137,7 @@ def test_openvino_ir_computes_the_same(
 ) -> None:
     exported = next(e for (n, _), e in exports.items() if n == network)
     xml, weights = compile_ir(exported, tmp_path, precision)
-    contract = make_contract(network, exported.module)
+    contract = make_contract(network, module_of(exported))
     inputs = contract.example(2, 64, 128, seed=14)
     compiled = compile_for(tmp_path / xml, contract, inputs, "f32")
     assert {port.get_any_name() for port in compiled.inputs} == {s.name for s in contract.inputs}
@@ -156,7 +161,7 @@ def test_late_timesteps_lose_nothing_in_bf16(
         pytest.skip("this processor does not compute in bf16")
     exported = exports["unet", "tiny-sd15"]
     xml, _ = compile_ir(exported, tmp_path, "fp16")
-    contract = make_contract("unet", exported.module)
+    contract = make_contract("unet", module_of(exported))
     inputs = list(contract.example(2, 64, 128, seed=15))
     inputs[1] = torch.full((2,), timestep)
     expected = run_module(contract, tuple(inputs))[0]

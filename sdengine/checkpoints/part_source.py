@@ -1,0 +1,109 @@
+"""Networks with their configurations and weights, whichever file they lie in."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdengine.checkpoints.weights import Weights, shapes_of
+from sdengine.errors import ConfigError
+from sdengine.models.controlnet import ControlNetConfig, ControlNetModel
+from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
+from sdengine.models.unet import UNet2DConditionModel, UNetConfig
+from sdengine.models.vae import AutoencoderKL, VAEConfig
+
+PartConfig = UNetConfig | VAEConfig | TextEncoderConfig | ControlNetConfig
+_MODULES: Mapping[type[Any], Callable[[Any], nn.Module]] = {
+    UNetConfig: UNet2DConditionModel,
+    VAEConfig: AutoencoderKL,
+    TextEncoderConfig: CLIPTextEncoder,
+    ControlNetConfig: ControlNetModel,
+}
+
+
+class PartSource(ABC):
+    """Some networks by name; weights are read when asked for.
+
+    Subclasses hold `root`, the folder or file; `name`, for people; and `open_weights`, which opens
+    the files of a part.
+    """
+
+    root: Path
+    name: str
+    open_weights: Callable[[str], Weights]
+
+    @property
+    @abstractmethod
+    def configs(self) -> dict[str, PartConfig]:
+        """The networks' configurations, by what a folder calls them."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The networks that there are, as a folder calls them."""
+        return tuple(self.configs)
+
+    def config(self, part: str) -> PartConfig:
+        """Return a part's configuration.
+
+        Raises:
+            ConfigError: there is no such part.
+        """
+        configs = self.configs
+        if part not in configs:
+            raise ConfigError.for_field("part", part, ", ".join(configs))
+        return configs[part]
+
+    def load(self, part: str, dtype: torch.dtype | None = torch.float32) -> nn.Module:
+        """Return one network with its weights, in evaluation mode and without gradients.
+
+        Args:
+            part: one of `parts`.
+            dtype: of the weights; None is what the file holds. Where nothing is converted they
+                stay mapped from the file, so that memory is taken only while they are read.
+
+        Raises:
+            CheckpointError: the file is damaged, or does not fit the configuration.
+        """
+        config = self.config(part)
+        make = _MODULES[type(config)]
+        return self.open_weights(part).load_into(lambda: make(config), dtype)
+
+    def skeleton(self, part: str) -> nn.Module:
+        """Return one network without weights: its tensors have shapes and no memory."""
+        config = self.config(part)
+        with torch.device("meta"):
+            return _MODULES[type(config)](config)
+
+    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a part's tensors by their names, in the network's order."""
+        return shapes_of(self.skeleton(part))
+
+    def tensors(self, part: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield a part's tensors one at a time, in the type that they are stored in.
+
+        Raises:
+            CheckpointError: the file is damaged, or does not fit the configuration.
+        """
+        return self.open_weights(part).tensors(self.shapes(part))
+
+    def part_sha256(self, part: str) -> str:
+        """Identify a part's content: its configuration, and its tensors by name, type and value.
+
+        The same for the same tensors, in whichever file format and layout they come.
+        """
+        known = self._part_sha256
+        if part not in known:
+            config = json.dumps(self.config(part).to_dict(), sort_keys=True)
+            known[part] = self.open_weights(part).sha256(self.shapes(part), config)
+        return known[part]
+
+    @cached_property
+    def _part_sha256(self) -> dict[str, str]:
+        return {}

@@ -1,0 +1,102 @@
+"""`sdengine export`: a checkpoint's networks as ONNX files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdengine.cli import checkpoint_options as options
+from sdengine.cli.build import parse_resolutions, progress_bar
+
+if TYPE_CHECKING:
+    from sdengine.export.onnx_files import ExportReport, Graph
+
+
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Folder or single file, a ControlNet's folder, or demo.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="New folder.")],
+    networks: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Such as unet,vae_decoder; all if not given."),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of weights, inputs, outputs: fp32, bf16 or fp16.")
+    ] = "fp32",
+    resolutions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Pixels of files with fixed shapes; symbolic if not given."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images that one run of fixed shapes makes.")] = 1,
+    guidance: Annotated[
+        bool, typer.Option(help="Two rows an image in fixed shapes, for guidance.")
+    ] = True,
+    controlnet: Annotated[bool, typer.Option(help="Let the U-Net read ControlNets.")] = True,
+    check: Annotated[
+        bool, typer.Option(help="Compare files of fixed shapes too; slow at large sizes.")
+    ] = True,
+    variant: options.Variant = None,
+    vae: options.Vae = None,
+    family: options.Family = None,
+    prediction_type: options.PredictionType = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    cache: Annotated[bool, typer.Option(help="Keep exports for later, and use kept ones.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write networks as ONNX, weights beside the graphs, each compared with the torch module."""
+    sizes = None if resolutions is None else parse_resolutions(resolutions)
+    from sdengine.export.onnx_files import export_onnx
+
+    with progress_bar() as progress:
+        report = export_onnx(
+            options.open_if_changed(checkpoint, variant, vae, family, prediction_type),
+            output,
+            networks=None if networks is None else [name.strip() for name in networks.split(",")],
+            precision=precision,
+            resolutions=sizes,
+            batch=batch,
+            guidance=guidance,
+            controlnet=controlnet,
+            check=check,
+            force=force,
+            cache=cache,
+            progress=progress,
+        )
+    if as_json:
+        print(json.dumps({**asdict(report), "path": str(report.path)}))
+        return
+    _print_table(report, check)
+
+
+def _print_table(report: ExportReport, check: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("file", "inputs", "largest error", "seconds", box=None, pad_edge=False)
+    for graph in report.graphs:
+        error = "not compared" if graph.max_error is None else f"{graph.max_error:.1e}"
+        seconds = "kept" if graph.reused else f"{graph.seconds:.1f}"
+        table.add_row(graph.file, _inputs(graph), error, seconds)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
+    print(f"{report.path} ({report.total_bytes / 1e6:.1f} MB)")
+    if check and any(graph.max_error is None for graph in report.graphs):
+        print(
+            "note: comparing some files at their sizes takes more memory than is free here; the "
+            "graphs with symbolic shapes, from which they follow, were compared.",
+            file=sys.stderr,
+        )
+
+
+def _inputs(graph: Graph) -> str:
+    """Describe the first input and say how many others there are."""
+    first = graph.inputs[0]
+    shape = ",".join(str(size) for size in first["shape"])
+    more = len(graph.inputs) - 1
+    return f"{first['name']} {first['dtype']} [{shape}]" + (f" and {more} more" if more else "")
