@@ -1,5 +1,6 @@
 """Types of the native extension; the code is in csrc."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -83,3 +84,51 @@ def cuda_images_to_uint8(
     not_finite: int,
     stream: int = 0,
 ) -> None: ...
+
+class MemoryPool:
+    def __init__(
+        self,
+        sets: Mapping[str, Sequence[tuple[str, int, int, int]]],
+        cap_bytes: int = 0,
+        limit_bytes: int = 0,
+    ) -> None: ...
+    def address(self, set: str, region: str) -> int: ...
+    def report(self) -> dict[str, int]: ...
+
+class GraphCache:
+    def __init__(self, pool: MemoryPool, max_graphs: int) -> None: ...
+    def clear(self) -> None: ...
+    def report(self) -> dict[str, int]: ...
+
+class Trajectory:
+    def __init__(
+        self,
+        pool: MemoryPool,
+        set: str,
+        graphs: GraphCache,
+        key: tuple[str, int, int, int, str],
+        shape: Sequence[int],
+        copies: int,
+        max_steps: int,
+        max_registers: int,
+        network: Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]], object],
+    ) -> None: ...
+    def warm_up(self) -> None: ...
+    def run(
+        self,
+        t: NDArray[np.float64],
+        c_in: NDArray[np.float64],
+        A: NDArray[np.float64],
+        b: NDArray[np.float64],
+        d: NDArray[np.float64],
+        guidance_scale: float,
+        initial: NDArray[np.float32],
+        noise: Callable[[NDArray[np.float32]], object] | None = None,
+    ) -> NDArray[np.float32]: ...
+    def cancel(self) -> None: ...
+    @property
+    def steps_done(self) -> int: ...
+
+def trajectory_regions(
+    shape: Sequence[int], copies: int, max_steps: int, max_registers: int
+) -> list[tuple[str, int, int, int]]: ...

@@ -4,7 +4,7 @@
 
 namespace sdengine {
 
-// Samplers use 1 or 2 registers today; the bound keeps the kernels' scratch on the stack.
+// Samplers use up to 5 registers; the bound keeps the kernels' scratch on the stack.
 constexpr std::size_t kMaxRegisters = 8;
 
 // One row of a sampler program, in host memory.

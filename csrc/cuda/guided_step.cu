@@ -5,8 +5,10 @@
 
 #include <cuda_runtime.h>
 
+#include <iterator>
 #include <stdexcept>
 
+#include "common/step.h"
 #include "cuda/check.h"
 
 namespace sdengine::cuda {
@@ -66,27 +68,16 @@ void guided_step(float* registers, const float* noise_pred, const float* noise,
                  std::size_t num_elements, bool has_guidance, double guidance_scale,
                  const StepTable& table, std::int32_t* not_finite, Stream stream) {
   if (num_elements == 0) return;
-  const auto run = [&](auto launch_for_count) {
-    launch_for_count(registers, noise_pred, noise, num_elements, has_guidance, guidance_scale,
-                     table, not_finite, stream);
-  };
-  switch (table.num_registers) {
-    case 1:
-      run(launch<1>);
-      break;
-    case 2:
-      run(launch<2>);
-      break;
-    case 3:
-      run(launch<3>);
-      break;
-    case 4:
-      run(launch<4>);
-      break;
-    default:
-      throw std::invalid_argument("num_registers: " + std::to_string(table.num_registers) +
-                                  " is not accepted; expected 1 to 4");
+  using Launch = decltype(&launch<1>);
+  constexpr Launch kLaunches[] = {launch<1>, launch<2>, launch<3>, launch<4>,
+                                  launch<5>, launch<6>, launch<7>, launch<8>};
+  static_assert(std::size(kLaunches) == kMaxRegisters);
+  if (table.num_registers < 1 || table.num_registers > kMaxRegisters) {
+    throw std::invalid_argument("num_registers: " + std::to_string(table.num_registers) +
+                                " is not accepted; expected 1 to " + std::to_string(kMaxRegisters));
   }
+  kLaunches[table.num_registers - 1](registers, noise_pred, noise, num_elements, has_guidance,
+                                     guidance_scale, table, not_finite, stream);
   check(cudaGetLastError(), "starting guided_step");
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "common/errors.h"
+#include "runtime/step_buffers.h"
 
 // The GPU counterparts of cpu/kernels.h. csrc/cuda implements them; csrc/no_cuda throws
 // DeviceError instead, so that the module has the same functions in every build.
@@ -79,5 +80,10 @@ void scale_duplicate(const float* latents, std::size_t num_elements, const doubl
 
 void images_to_uint8(const float* images, std::size_t batch, std::size_t num_pixels,
                      std::uint8_t* out, std::int32_t* not_finite, Stream stream);
+
+// The same from images of another number type.
+void images_to_uint8(const void* images, runtime::DataType type, std::size_t batch,
+                     std::size_t num_pixels, std::uint8_t* out, std::int32_t* not_finite,
+                     Stream stream);
 
 }  // namespace sdengine::cuda

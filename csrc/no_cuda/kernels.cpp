@@ -37,4 +37,9 @@ void images_to_uint8(const float*, std::size_t, std::size_t, std::uint8_t*, std:
   refuse();
 }
 
+void images_to_uint8(const void*, runtime::DataType, std::size_t, std::size_t, std::uint8_t*,
+                     std::int32_t*, Stream) {
+  refuse();
+}
+
 }  // namespace sdengine::cuda

@@ -1,6 +1,7 @@
 #include "common/errors.h"
 #include "cuda/kernels.h"
 #include "python/bindings.h"
+#include "runtime/errors.h"
 
 namespace py = pybind11;
 
@@ -51,6 +52,8 @@ void translate(std::exception_ptr error) {
     raise("OutOfMemoryError", found.what());
   } catch (const sdengine::DeviceError& found) {
     raise("DeviceError", found.what());
+  } catch (const sdengine::runtime::Cancelled& found) {
+    raise("Cancelled", found.what());
   }
 }
 
@@ -62,4 +65,5 @@ PYBIND11_MODULE(_native, module) {
   module.def("build_info", &build_info, "Tell what the extension was built with.");
   sdengine::python::bind_cpu(module);
   sdengine::python::bind_cuda(module);
+  sdengine::python::bind_runtime(module);
 }

@@ -1,0 +1,9 @@
+#include "cuda/cuda_device.h"
+
+#include "cuda/kernels.h"
+
+namespace sdengine::cuda {
+
+std::shared_ptr<runtime::Device> make_device(int) { throw DeviceError(available().reason); }
+
+}  // namespace sdengine::cuda

@@ -1,0 +1,172 @@
+#include "runtime/cpu_device.h"
+
+#include <unistd.h>
+
+#include <cstring>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "runtime/errors.h"
+
+namespace sdengine::runtime {
+namespace {
+
+using Work = std::vector<std::function<void()>>;
+
+struct CpuStream {
+  bool is_capturing = false;
+  Work captured;
+};
+
+CpuStream& stream_at(RawHandle stream) { return *reinterpret_cast<CpuStream*>(stream); }
+
+std::size_t physical_bytes(int pages_name) {
+  const long pages = sysconf(pages_name), page_bytes = sysconf(_SC_PAGESIZE);
+  if (pages < 0 || page_bytes < 0) return 0;
+  return static_cast<std::size_t>(pages) * static_cast<std::size_t>(page_bytes);
+}
+
+const double* current_row(const StepBuffers& buffers) {
+  return buffers.rows + static_cast<std::size_t>(buffers.state->row) * kRowDoubles;
+}
+
+void prepare(const StepBuffers& buffers) {
+  const double* const row = current_row(buffers);
+  cpu::scale_duplicate(buffers.registers, buffers.num_elements, static_cast<float>(row[0]),
+                       buffers.copies, static_cast<float*>(buffers.sample));
+  for (std::size_t i = 0; i < buffers.num_timesteps; ++i) {
+    buffers.timestep[i] = static_cast<float>(row[1]);
+  }
+}
+
+void finish(const StepBuffers& buffers) {
+  StepState& state = *buffers.state;
+  const auto R = static_cast<std::size_t>(state.num_registers);
+  const double* const A = current_row(buffers) + 2;
+  const StepCoefficients coefficients{A, A + R * R, A + R * R + R, R};
+  const bool finite = cpu::guided_step(
+      buffers.registers, static_cast<const float*>(buffers.noise_pred), buffers.noise,
+      buffers.num_elements, buffers.copies == 2, state.guidance_scale, coefficients);
+  ++state.row;
+  if (!finite && state.not_finite_step == 0) state.not_finite_step = state.row;
+}
+
+void check_type(const StepBuffers& buffers) {
+  if (buffers.type != DataType::kFloat32) {
+    throw std::invalid_argument("type: the CPU device computes steps in float32 only");
+  }
+}
+
+}  // namespace
+
+void CpuDevice::enqueue(std::function<void()> work, RawHandle stream) {
+  CpuStream& target = stream_at(stream);
+  if (target.is_capturing) {
+    target.captured.push_back(std::move(work));
+  } else {
+    work();
+  }
+}
+
+MemoryInfo CpuDevice::memory_info() const {
+  if (limit_bytes_ == 0) {
+    return {physical_bytes(_SC_AVPHYS_PAGES), physical_bytes(_SC_PHYS_PAGES)};
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return {limit_bytes_ - live_bytes_, limit_bytes_};
+}
+
+void* CpuDevice::do_allocate(std::size_t size_bytes) {
+  if (num_captures_ > 0) throw DeviceError("allocating memory while a graph is captured");
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (limit_bytes_ != 0 && size_bytes > limit_bytes_ - live_bytes_) {
+    throw MemoryBudgetError("an allocation", size_bytes, limit_bytes_ - live_bytes_, limit_bytes_);
+  }
+  void* const block = ::operator new(size_bytes, std::align_val_t{kAlignment}, std::nothrow);
+  if (block == nullptr) {
+    throw MemoryBudgetError("an allocation", size_bytes, physical_bytes(_SC_AVPHYS_PAGES), 0);
+  }
+  sizes_[block] = size_bytes;
+  live_bytes_ += size_bytes;
+  return block;
+}
+
+void CpuDevice::do_release(void* block) noexcept {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = sizes_.find(block);
+  live_bytes_ -= found->second;
+  sizes_.erase(found);
+  ::operator delete(block, std::align_val_t{kAlignment});
+}
+
+RawHandle CpuDevice::create_stream() { return reinterpret_cast<RawHandle>(new CpuStream); }
+
+void CpuDevice::destroy_stream(RawHandle stream) noexcept {
+  abort_capture(stream);
+  delete &stream_at(stream);
+}
+
+void CpuDevice::synchronize(RawHandle stream) {
+  if (stream_at(stream).is_capturing) throw DeviceError("waiting for a stream that captures");
+}
+
+void CpuDevice::upload(void* target, const void* host, std::size_t size_bytes, RawHandle stream) {
+  if (size_bytes > 0) enqueue([=] { std::memcpy(target, host, size_bytes); }, stream);
+}
+
+void CpuDevice::download(void* host, const void* source, std::size_t size_bytes, RawHandle stream) {
+  if (size_bytes > 0) enqueue([=] { std::memcpy(host, source, size_bytes); }, stream);
+}
+
+void CpuDevice::fill(void* target, std::uint8_t byte, std::size_t size_bytes, RawHandle stream) {
+  if (size_bytes > 0) enqueue([=] { std::memset(target, byte, size_bytes); }, stream);
+}
+
+void CpuDevice::begin_capture(RawHandle stream) {
+  CpuStream& target = stream_at(stream);
+  if (target.is_capturing) throw DeviceError("beginning a capture on a stream that captures");
+  target.is_capturing = true;
+  ++num_captures_;
+}
+
+RawHandle CpuDevice::end_capture(RawHandle stream) {
+  CpuStream& target = stream_at(stream);
+  if (!target.is_capturing) throw DeviceError("ending a capture that was not begun");
+  auto graph = std::make_unique<Work>(std::exchange(target.captured, {}));
+  target.is_capturing = false;
+  --num_captures_;
+  return reinterpret_cast<RawHandle>(graph.release());
+}
+
+void CpuDevice::abort_capture(RawHandle stream) noexcept {
+  CpuStream& target = stream_at(stream);
+  if (!target.is_capturing) return;
+  target.captured.clear();
+  target.is_capturing = false;
+  --num_captures_;
+}
+
+void CpuDevice::launch(RawHandle graph, RawHandle stream) {
+  if (stream_at(stream).is_capturing) {
+    throw DeviceError("launching a graph on a stream that captures");
+  }
+  for (const auto& work : *reinterpret_cast<const Work*>(graph)) work();
+}
+
+void CpuDevice::destroy_graph(RawHandle graph) noexcept { delete reinterpret_cast<Work*>(graph); }
+
+void CpuDevice::prepare_step(const StepBuffers& buffers, RawHandle stream) {
+  check_type(buffers);
+  enqueue([buffers] { prepare(buffers); }, stream);
+}
+
+void CpuDevice::finish_step(const StepBuffers& buffers, RawHandle stream) {
+  check_type(buffers);
+  enqueue([buffers] { finish(buffers); }, stream);
+}
+
+}  // namespace sdengine::runtime

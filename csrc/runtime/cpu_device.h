@@ -1,0 +1,60 @@
+#pragma once
+
+#include <functional>
+#include <mutex>
+#include <unordered_map>
+
+#include "runtime/device.h"
+
+namespace sdengine::runtime {
+
+// The processor as a device: work runs when it is queued, a captured graph is a list of functions.
+// It refuses what a GPU refuses during capture, so that code which works here works there.
+class CpuDevice final : public Device {
+ public:
+  // limit_bytes: what may be allocated at once; 0 for what the machine has.
+  explicit CpuDevice(std::size_t limit_bytes = 0) : limit_bytes_(limit_bytes) {}
+
+  // Queues any function: the way a network comes into a stream or a graph here.
+  void enqueue(std::function<void()> work, RawHandle stream);
+
+  std::string name() const override { return "CPU"; }
+  MemoryInfo memory_info() const override;
+
+  RawHandle create_stream() override;
+  void destroy_stream(RawHandle stream) noexcept override;
+  void synchronize(RawHandle stream) override;
+
+  // All work is done once it is queued, so an event has nothing to remember.
+  RawHandle create_event() override { return 1; }
+  void destroy_event(RawHandle) noexcept override {}
+  void record(RawHandle, RawHandle) override {}
+  bool is_done(RawHandle) override { return true; }
+  void wait_for(RawHandle) override {}
+
+  void upload(void* target, const void* host, std::size_t size_bytes, RawHandle stream) override;
+  void download(void* host, const void* source, std::size_t size_bytes, RawHandle stream) override;
+  void fill(void* target, std::uint8_t byte, std::size_t size_bytes, RawHandle stream) override;
+
+  void begin_capture(RawHandle stream) override;
+  RawHandle end_capture(RawHandle stream) override;
+  void abort_capture(RawHandle stream) noexcept override;
+  void launch(RawHandle graph, RawHandle stream) override;
+  void destroy_graph(RawHandle graph) noexcept override;
+
+  void prepare_step(const StepBuffers& buffers, RawHandle stream) override;
+  void finish_step(const StepBuffers& buffers, RawHandle stream) override;
+
+ protected:
+  void* do_allocate(std::size_t size_bytes) override;
+  void do_release(void* block) noexcept override;
+
+ private:
+  const std::size_t limit_bytes_;
+  std::atomic<int> num_captures_{0};
+  mutable std::mutex mutex_;  // guards the two below
+  std::unordered_map<void*, std::size_t> sizes_;
+  std::size_t live_bytes_ = 0;
+};
+
+}  // namespace sdengine::runtime

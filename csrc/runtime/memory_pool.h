@@ -1,0 +1,69 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "runtime/handles.h"
+#include "runtime/memory_plan.h"
+
+namespace sdengine::runtime {
+
+struct MemoryReport {
+  std::size_t reserved_bytes;  // the arena
+  std::size_t in_use_bytes;    // of the set that is leased now, or 0
+  std::size_t peak_bytes;      // the most that was in use
+  std::size_t cap_bytes;       // 0 where none was set
+  std::size_t sum_bytes;       // what the largest set would take if no regions shared bytes
+};
+
+// One arena for all that a bundle can be asked for. Each set of regions (one image size and batch)
+// has its own plan in the same memory, since one set runs at a time; addresses never change, so
+// captured graphs stay valid.
+class MemoryPool {
+ public:
+  using Sets = std::map<std::string, std::vector<Region>>;
+
+  // Plans everything, then allocates once.
+  // Throws MemoryBudgetError, with nothing allocated, when the largest set is over the cap (0: no
+  // cap) or over what the device has free; std::invalid_argument without sets or for a bad region.
+  MemoryPool(std::shared_ptr<Device> device, const Sets& sets, std::size_t cap_bytes);
+
+  // Marks a set as in use until it goes out of scope.
+  // Throws DeviceError while another lease lives, std::invalid_argument for an unknown set.
+  class Lease {
+   public:
+    Lease(MemoryPool& pool, const std::string& set);
+    ~Lease();
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+
+   private:
+    MemoryPool& pool_;
+  };
+
+  // Where a region of a set lies, leased or not.
+  // Throws std::invalid_argument for a set or region that was not planned.
+  void* address(const std::string& set, const std::string& region) const;
+
+  // Throws std::invalid_argument for a set that was not planned.
+  const MemoryPlan& plan(const std::string& set) const;
+
+  MemoryReport report() const;
+  const std::shared_ptr<Device>& device() const { return device_; }
+
+ private:
+  std::shared_ptr<Device> device_;
+  const std::size_t cap_bytes_;
+  std::map<std::string, MemoryPlan> plans_;
+  std::size_t sum_bytes_ = 0;
+  std::unique_ptr<Block> arena_;
+  mutable std::mutex mutex_;  // guards the three below
+  bool is_leased_ = false;
+  std::size_t in_use_bytes_ = 0;
+  std::size_t peak_bytes_ = 0;
+};
+
+}  // namespace sdengine::runtime

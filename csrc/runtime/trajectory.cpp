@@ -1,0 +1,175 @@
+#include "runtime/trajectory.h"
+
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "runtime/errors.h"
+
+namespace sdengine::runtime {
+namespace {
+
+void refuse(const std::string& name, std::size_t value, const std::string& expected) {
+  throw std::invalid_argument(name + ": " + std::to_string(value) + " is not accepted; expected " +
+                              expected);
+}
+
+void check_range(const char* name, std::size_t value, std::size_t least, std::size_t most) {
+  if (value < least || value > most) {
+    refuse(name, value, std::to_string(least) + " to " + std::to_string(most));
+  }
+}
+
+void check_shape(const TrajectoryShape& shape) {
+  // So that no product of sizes below can wrap.
+  constexpr std::size_t kMaxElements = std::numeric_limits<std::size_t>::max() / 1024;
+  constexpr std::size_t kMaxSteps = 100000;
+  check_range("num_elements", shape.num_elements, 1, kMaxElements);
+  check_range("copies", shape.copies, 1, 2);
+  check_range("num_timesteps", shape.num_timesteps, 1, kMaxElements);
+  check_range("max_steps", shape.max_steps, 1, kMaxSteps);
+  check_range("max_registers", shape.max_registers, 1, kMaxRegisters);
+}
+
+void check_plan(const MemoryPlan& plan, const TrajectoryShape& shape) {
+  for (const Region& needed : trajectory_regions(shape)) {
+    for (const Region& planned : plan.regions) {
+      if (planned.name == needed.name && planned.size_bytes < needed.size_bytes) {
+        refuse("region " + needed.name, planned.size_bytes,
+               std::to_string(needed.size_bytes) + " bytes or more");
+      }
+    }
+  }
+}
+
+StepBuffers buffers_in(const MemoryPool& pool, const std::string& set,
+                       const TrajectoryShape& shape) {
+  check_plan(pool.plan(set), shape);
+  auto* const table = static_cast<unsigned char*>(pool.address(set, "table"));
+  StepBuffers buffers{};
+  buffers.registers = static_cast<float*>(pool.address(set, "registers"));
+  buffers.sample = pool.address(set, "sample");
+  buffers.noise_pred = pool.address(set, "noise_pred");
+  buffers.noise = static_cast<float*>(pool.address(set, "noise"));
+  buffers.timestep = static_cast<float*>(pool.address(set, "timestep"));
+  buffers.state = reinterpret_cast<StepState*>(table);
+  buffers.rows = reinterpret_cast<const double*>(table + sizeof(StepState));
+  buffers.num_elements = shape.num_elements;
+  buffers.copies = shape.copies;
+  buffers.num_timesteps = shape.num_timesteps;
+  buffers.type = shape.type;
+  return buffers;
+}
+
+}  // namespace
+
+std::vector<Region> trajectory_regions(const TrajectoryShape& shape) {
+  check_shape(shape);
+  const std::size_t latents_bytes = shape.num_elements * sizeof(float);
+  const std::size_t network_bytes = shape.num_elements * shape.copies * size_of(shape.type);
+  return {
+      {"registers", latents_bytes * shape.max_registers, kDenoiseStage, kDecodeStage},
+      {"sample", network_bytes, kDenoiseStage, kDenoiseStage},
+      {"noise_pred", network_bytes, kDenoiseStage, kDenoiseStage},
+      {"noise", latents_bytes, kDenoiseStage, kDenoiseStage},
+      {"timestep", shape.num_timesteps * sizeof(float), kDenoiseStage, kDenoiseStage},
+      {"table", StepTable::size_bytes_for(shape.max_steps), kDenoiseStage, kDenoiseStage},
+  };
+}
+
+Trajectory::Trajectory(const MemoryPool& pool, const std::string& set, const TrajectoryShape& shape,
+                       GraphCache& graphs, GraphKey key)
+    : device_(pool.device()),
+      shape_(shape),
+      graphs_(graphs),
+      key_(std::move(key)),
+      buffers_(buffers_in(pool, set, shape)),
+      stream_(make_stream(device_)),
+      step_events_{make_event(device_), make_event(device_)},
+      noise_(shape.num_elements) {}
+
+Trajectory::~Trajectory() { come_to_rest(); }
+
+void Trajectory::warm_up(const Network& network) { graphs_.warm_up(key_, record_step(network)); }
+
+void Trajectory::run(const Program& program, double guidance_scale, const Network& network,
+                     const float* initial, const NoiseSource& noise, Progress& progress,
+                     float* latents) {
+  progress.steps_done = 0;
+  try {
+    start(program, guidance_scale, initial);
+    run_steps(program, network, noise, progress);
+    finish(program.num_steps, latents);
+  } catch (...) {
+    // What is queued still uses the buffers; the next run must find them at rest.
+    come_to_rest();
+    throw;
+  }
+  progress.steps_done = program.num_steps;
+}
+
+GraphCache::Record Trajectory::record_step(const Network& network) const {
+  return [this, &network](RawHandle stream) {
+    device_->prepare_step(buffers_, stream);
+    network(stream);
+    device_->finish_step(buffers_, stream);
+  };
+}
+
+void Trajectory::start(const Program& program, double guidance_scale, const float* initial) {
+  const StepTable table(program, guidance_scale, shape_.max_steps, shape_.max_registers);
+  const RawHandle stream = stream_.raw();
+  device_->upload(buffers_.state, table.data(), table.size_bytes(), stream);
+  const std::size_t size_bytes = shape_.num_elements * sizeof(float);
+  device_->upload(buffers_.registers, initial, size_bytes, stream);
+  device_->fill(buffers_.registers + shape_.num_elements, 0,
+                size_bytes * (program.num_registers - 1), stream);
+}
+
+void Trajectory::run_steps(const Program& program, const Network& network, const NoiseSource& noise,
+                           Progress& progress) {
+  const GraphCache::Record record = record_step(network);
+  const RawHandle stream = stream_.raw();
+  for (std::size_t k = 0; k < program.num_steps; ++k) {
+    if (k >= kQueueDepth) {
+      device_->wait_for(step_events_[k % kQueueDepth].raw());
+      progress.steps_done = k - kQueueDepth + 1;
+    }
+    if (k > 0 && device_->is_done(step_events_[(k - 1) % kQueueDepth].raw())) {
+      progress.steps_done = k;
+    }
+    if (progress.cancel) {
+      throw Cancelled("cancelled before evaluation " + std::to_string(k + 1) + " of " +
+                      std::to_string(program.num_steps));
+    }
+    if (program.needs_noise(k)) {
+      noise(noise_.data());
+      device_->upload(buffers_.noise, noise_.data(), shape_.num_elements * sizeof(float), stream);
+    }
+    graphs_.launch(key_, stream, record);
+    device_->record(step_events_[k % kQueueDepth].raw(), stream);
+  }
+}
+
+void Trajectory::finish(std::size_t num_steps, float* latents) {
+  const RawHandle stream = stream_.raw();
+  StepState state{};
+  device_->download(&state, buffers_.state, sizeof state, stream);
+  device_->download(latents, buffers_.registers, shape_.num_elements * sizeof(float), stream);
+  device_->synchronize(stream);
+  if (state.not_finite_step != 0) {
+    throw NonFiniteError("unet: evaluation " + std::to_string(state.not_finite_step) + " of " +
+                         std::to_string(num_steps) + " gave NaN or infinity");
+  }
+}
+
+void Trajectory::come_to_rest() noexcept {
+  try {
+    device_->synchronize(stream_.raw());
+  } catch (const DeviceError&) {
+    // A device that failed runs nothing any more; the error that led here says more.
+  }
+}
+
+}  // namespace sdengine::runtime

@@ -1,0 +1,94 @@
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "runtime/graph_cache.h"
+#include "runtime/memory_pool.h"
+#include "runtime/step_table.h"
+
+namespace sdengine::runtime {
+
+// What a trajectory's memory depends on.
+struct TrajectoryShape {
+  std::size_t num_elements;   // of one latents batch
+  std::size_t copies;         // 2 with guidance, else 1
+  std::size_t num_timesteps;  // values in the network's timestep input
+  std::size_t max_steps;
+  std::size_t max_registers;
+  DataType type;  // of the network's sample and noise_pred
+};
+
+// The stages of an image; memory of stages that never meet is shared.
+enum Stage : int { kTextStage = 0, kDenoiseStage = 1, kDecodeStage = 2 };
+
+// The regions that a trajectory finds in its pool: "registers", "sample", "noise_pred", "noise",
+// "timestep" and "table". The registers last until the decoder has read them.
+// Throws std::invalid_argument for a shape that no step kernel runs.
+std::vector<Region> trajectory_regions(const TrajectoryShape& shape);
+
+// Watched and set by other threads while a trajectory runs.
+struct Progress {
+  std::atomic<bool> cancel{false};
+  std::atomic<std::size_t> steps_done{0};
+};
+
+// Queues one evaluation of the network: reads sample and timestep, writes noise_pred. It is
+// recorded into a graph once and not called again for that graph's key.
+using Network = std::function<void(RawHandle stream)>;
+
+// Writes [num_elements] unit noise for the next evaluation that needs some.
+using NoiseSource = std::function<void(float* noise)>;
+
+// Runs sampler programs on a device without leaving this code between the steps. The hot loop
+// allocates nothing on the device: a step is one graph launch, plus one upload where fresh noise
+// enters. One image at a time; the pool's lease is the caller's.
+class Trajectory {
+ public:
+  // pool: holds trajectory_regions(shape) in the set named `set`. Pool and graphs must outlive this
+  // object. Throws std::invalid_argument for a region that is missing or too small.
+  Trajectory(const MemoryPool& pool, const std::string& set, const TrajectoryShape& shape,
+             GraphCache& graphs, GraphKey key);
+  // Waits for what is queued.
+  ~Trajectory();
+  Trajectory(const Trajectory&) = delete;
+  Trajectory& operator=(const Trajectory&) = delete;
+
+  // Captures the step's graph ahead of the first image.
+  void warm_up(const Network& network);
+
+  // Runs a program and writes the last r[0] to latents [num_elements].
+  //
+  // initial: [num_elements] of r[0] before the first step; the other registers start as zero.
+  // Throws Cancelled between two steps, NonFiniteError naming the evaluation, DeviceError,
+  // std::invalid_argument for a program that is too long or has too many registers, and whatever
+  // the network or the noise source throws. The object can run again after each of them.
+  void run(const Program& program, double guidance_scale, const Network& network,
+           const float* initial, const NoiseSource& noise, Progress& progress, float* latents);
+
+  const StepBuffers& buffers() const { return buffers_; }
+
+ private:
+  // Steps that may be queued ahead: enough to keep a GPU busy, few enough to cancel at once.
+  static constexpr std::size_t kQueueDepth = 2;
+
+  GraphCache::Record record_step(const Network& network) const;
+  void start(const Program& program, double guidance_scale, const float* initial);
+  void run_steps(const Program& program, const Network& network, const NoiseSource& noise,
+                 Progress& progress);
+  void finish(std::size_t num_steps, float* latents);
+  void come_to_rest() noexcept;
+
+  std::shared_ptr<Device> device_;
+  TrajectoryShape shape_;
+  GraphCache& graphs_;
+  GraphKey key_;
+  StepBuffers buffers_;
+  Stream stream_;
+  Event step_events_[kQueueDepth];
+  std::vector<float> noise_;  // on its way to the device
+};
+
+}  // namespace sdengine::runtime
