@@ -1,11 +1,7 @@
 """Kernels of the networks' expensive operations, installed as ``sdengine.kernels``.
 
-`reference` says in plain torch what each computes. Importing this package needs neither torch nor
-triton; calling a kernel does.
+One module an operation: whether a shape is supported, its variants, what to compile, a launcher.
+`reference` says in plain torch and fp32 what each computes, `registry` finds them by name,
+`compiling` makes machine code ahead of time. Importing them needs neither torch nor triton; running
+or compiling a kernel does.
 """
-
-from __future__ import annotations
-
-from sdengine.kernels.reference import attention, group_norm_silu
-
-__all__ = ["attention", "group_norm_silu"]

@@ -53,9 +53,16 @@ def attention(
 
 
 def group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool = True
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool = True,
+    residual: Tensor | None = None,
+    time_embedding: Tensor | None = None,
 ) -> Tensor:
-    """Normalise groups of channels, scale and shift each channel, and apply SiLU.
+    """Add, normalise groups of channels, scale and shift each channel, and apply SiLU.
 
     Args:
         x: [B,C,...], any floating type; C is a multiple of num_groups.
@@ -63,6 +70,8 @@ def group_norm_silu(
         num_groups: each spans C / num_groups neighbouring channels and every position.
         eps: added to the variance.
         silu: whether y * sigmoid(y) follows.
+        residual: [B,C,...] added to x before, or None.
+        time_embedding: [B,C] added to every position before, or None.
 
     Returns:
         [B,C,...] fp32, whatever the arguments' type.
@@ -84,10 +93,55 @@ def group_norm_silu(
             f"weight, bias: have shapes {list(weight.shape)}, {list(bias.shape)}; expected "
             f"[{channels}]"
         )
-    groups = x.float().reshape(x.shape[0], num_groups, -1)
+    ones = [1] * (x.ndim - 2)
+    total = x.float()
+    if residual is not None:
+        total = total + residual.float()
+    if time_embedding is not None:
+        total = total + time_embedding.float().reshape(*x.shape[:2], *ones)
+    groups = total.reshape(x.shape[0], num_groups, -1)
     centred = groups - groups.mean(dim=2, keepdim=True)
     variance = centred.square().mean(dim=2, keepdim=True)
     normed = (centred / (variance + eps).sqrt()).reshape(x.shape)
-    per_channel = (1, channels, *[1] * (x.ndim - 2))
-    y = normed * weight.float().reshape(per_channel) + bias.float().reshape(per_channel)
+    y = normed * weight.float().reshape(1, channels, *ones)
+    y = y + bias.float().reshape(1, channels, *ones)
     return y / (1 + (-y).exp()) if silu else y
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None
+) -> Tensor:
+    """Normalise rows, after adding the residual where there is one.
+
+    Args:
+        x: [...,N], any floating type.
+        weight, bias: [N].
+        eps: added to the variance.
+        residual: as x, or None.
+
+    Returns:
+        [...,N] fp32.
+
+    Source: "Layer Normalization" (Ba, Kiros and Hinton 2016), equations 3 and 4.
+    """
+    total = x.float() if residual is None else x.float() + residual.float()
+    centred = total - total.mean(dim=-1, keepdim=True)
+    variance = centred.square().mean(dim=-1, keepdim=True)
+    return centred / (variance + eps).sqrt() * weight.float() + bias.float()
+
+
+def geglu(x: Tensor) -> Tensor:
+    """Multiply the first half of each row by GELU of the second half.
+
+    Args:
+        x: [...,2N], any floating type.
+
+    Returns:
+        [...,N] fp32.
+
+    Source: "GLU Variants Improve Transformer" (Shazeer 2020), equation 5, with the exact GELU.
+    """
+    import torch
+
+    value, gate = x.float().chunk(2, dim=-1)
+    return value * gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2)))

@@ -7,6 +7,8 @@ import tempfile
 # Before any import of what reads them: nothing is downloaded, and small networks are faster alone.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Triton decides at its import, which others may do, whether it compiles for a GPU or interprets.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 from hypothesis import settings

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from tolerances import assert_close
 
-from sdengine.kernels import attention, group_norm_silu
+from sdengine.kernels.reference import attention, geglu, group_norm_silu, layer_norm
 
 
 def made(*shapes: tuple[int, ...], seed: int = 0) -> list[torch.Tensor]:
@@ -46,6 +46,29 @@ def test_group_norm_silu(shape: tuple[int, ...], num_groups: int, silu: bool) ->
         expected = F.silu(expected)
     actual = group_norm_silu(x, weight, bias, num_groups, 1e-5, silu)
     assert_close("group_norm_silu", "float32", actual, expected)
+
+
+def test_group_norm_silu_adds_before() -> None:
+    x, residual, embedding, weight, bias = made((2, 8, 5, 3), (2, 8, 5, 3), (2, 8), (8,), (8,))
+    total = x.double() + residual.double() + embedding.double()[:, :, None, None]
+    expected = F.silu(F.group_norm(total, 2, weight.double(), bias.double(), 1e-5))
+    actual = group_norm_silu(x, weight, bias, 2, 1e-5, residual=residual, time_embedding=embedding)
+    assert_close("group_norm_silu", "float32", actual, expected)
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_layer_norm(adds: bool) -> None:
+    x, residual, weight, bias = made((2, 5, 320), (2, 5, 320), (320,), (320,))
+    total = x.double() + residual.double() if adds else x.double()
+    expected = F.layer_norm(total, (320,), weight.double(), bias.double(), 1e-5)
+    actual = layer_norm(x, weight, bias, 1e-5, residual if adds else None)
+    assert_close("layer_norm", "float32", actual, expected)
+
+
+def test_geglu() -> None:
+    (x,) = made((3, 7, 48))
+    value, gate = x.double().chunk(2, dim=-1)
+    assert_close("geglu", "float32", geglu(x), value * F.gelu(gate))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

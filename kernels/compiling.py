@@ -1,0 +1,91 @@
+"""Compile kernels ahead of time, for any target, on a machine without a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdengine.errors import ConfigError, EngineBuildError
+from sdengine.kernels.launching import interprets
+from sdengine.kernels.ptx import assemble, parse_entry, without_scratch
+from sdengine.kernels.targets import WARP_SIZE, target_of
+from sdengine.kernels.variants import Specialisation
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """Hold a kernel as a plugin passes it on.
+
+    Args:
+        name: of the entry.
+        ptx: with the specialisation's arguments as the entry's only parameters, in their order.
+        cubin: the same, assembled.
+        threads: of a block.
+        shared_bytes: dynamic shared memory of a block.
+        registers: of a thread.
+        spill_bytes: stored to and loaded from memory because the registers did not suffice.
+    """
+
+    name: str
+    ptx: str
+    cubin: bytes
+    threads: int
+    shared_bytes: int
+    registers: int
+    spill_bytes: int
+
+
+def compile_kernel(
+    specialisation: Specialisation, cc: int, ptx_version: int | None = None
+) -> CompiledKernel:
+    """Compile a kernel for GPUs of one compute capability.
+
+    Args:
+        specialisation: what to compile.
+        cc: compute capability times ten.
+        ptx_version: of the PTX, times ten; None for the newest that triton writes. Drivers refuse
+            PTX newer than themselves.
+
+    Raises:
+        ConfigError: the target is too old, or Triton was imported to interpret.
+        EngineBuildError: it does not compile, or cannot be launched by others than Triton.
+        BackendUnavailableError: triton is not installed.
+    """
+    if interprets():
+        raise ConfigError(
+            "TRITON_INTERPRET: is set, so kernels are interpreted; unset it to compile them."
+        )
+    kernel = specialisation.kernel()
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    target = target_of(cc)
+    types = dict(specialisation.arguments)
+    order = {name: position for position, name in enumerate(kernel.arg_names)}
+    signature = {name: types.get(name, "constexpr") for name in order}
+    aligned = {(order[name],): [["tt.divisibility", 16]] for name in specialisation.aligned}
+    options = {
+        "num_warps": specialisation.variant.num_warps,
+        "num_stages": specialisation.variant.num_stages,
+        "enable_fp_fusion": True,
+    }
+    if ptx_version is not None:
+        options["ptx_version"] = ptx_version
+    source = ASTSource(kernel, signature, dict(specialisation.constants), aligned)
+    try:
+        compiled = compile(source, GPUTarget("cuda", target.cc, WARP_SIZE), options)
+    except Exception as error:  # Triton's errors share no base class
+        reason = str(error)[-300:].strip()
+        raise EngineBuildError(
+            f"{specialisation.function} does not compile for {target.name}: ... {reason}"
+        ) from error
+    ptx = without_scratch(compiled.asm["ptx"], specialisation.arguments)
+    entry, assembly = parse_entry(ptx), assemble(ptx)
+    return CompiledKernel(
+        entry.name,
+        ptx,
+        assembly.cubin,
+        entry.threads,
+        compiled.metadata.shared,
+        assembly.registers,
+        assembly.spill_bytes,
+    )
