@@ -17,9 +17,16 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
     {
         "openvino": "sdengine.backends.openvino:OpenVinoBackend",
         "torch": "sdengine.backends.torch_eager:TorchBackend",
+        "tensorrt-rtx": "sdengine.backends.tensorrt:TensorRtRtxBackend",
+        "tensorrt": "sdengine.backends.tensorrt:TensorRtBackend",
     }
 )
-_EXTRAS = {"openvino": "sdengine", "torch": "sdengine[build]"}
+_EXTRAS = {
+    "openvino": "sdengine",
+    "torch": "sdengine[build]",
+    "tensorrt-rtx": "sdengine[tensorrt-rtx]",
+    "tensorrt": "sdengine[tensorrt]",
+}
 
 
 def get_backend(name: str) -> Backend:

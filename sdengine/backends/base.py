@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +29,42 @@ class TensorSpec:
     name: str
     shape: tuple[int | str, ...]
     dtype: str
+
+
+@dataclass(frozen=True)
+class CompileSpec:
+    """Say what a network is compiled for.
+
+    Args:
+        precision: "fp32", "bf16" or "fp16": what weights are stored in.
+        sizes: width and height in pixels of each image size that requests may ask for.
+        batch: images that one run makes.
+        gpus: names of the GPUs that it shall run on, where the target wants them.
+        workspace_bytes: the most that a run may take for scratch; None is the compiler's choice.
+        optimization_level: how long the compiler searches, 0 to 5; None is its own default.
+        progress: told what is going on, the steps done and all steps.
+    """
+
+    precision: str
+    sizes: tuple[tuple[int, int], ...]
+    batch: int = 1
+    gpus: tuple[str, ...] = ()
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    progress: Callable[[str, int, int], None] | None = None
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What compiling a network made.
+
+    Args:
+        files: their names.
+        peak_bytes: the most memory that processes beside this one held meanwhile.
+    """
+
+    files: list[str]
+    peak_bytes: int = 0
 
 
 class Module(Protocol):
@@ -64,8 +100,8 @@ class Backend(Protocol):
         """Return "fp32" or "bf16": what a request for "auto" means on this machine."""
         ...
 
-    def compile(self, network: Any, out_dir: Path, precision: str) -> list[str]:
-        """Write the network's files for this target below out_dir and return their names."""
+    def compile(self, network: Any, out_dir: Path, spec: CompileSpec) -> Compiled:
+        """Write the network's files for this target below out_dir."""
         ...
 
     def load(
@@ -120,6 +156,19 @@ def resolve_shapes(
         if math.prod(shape) > MAX_ELEMENTS:
             raise BundleError(f"{network}: input {name!r} would be {list(shape)}; too large.")
     return shapes
+
+
+def symbol_sizes(
+    tensors: Sequence[TensorEntry], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, int]:
+    """Read the value of each symbol off the shapes of a network's inputs."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        for dimension, size in zip(tensor.shape, shapes[tensor.name], strict=True):
+            if isinstance(dimension, str):
+                symbol, _, divisor = dimension.partition("/")
+                sizes.setdefault(symbol, size * int(divisor or 1))
+    return sizes
 
 
 def require_tensors(

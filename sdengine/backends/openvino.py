@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdengine.backends.base import Array, Module, TensorSpec, numpy_dtype
+from sdengine.backends.base import Array, Compiled, CompileSpec, Module, TensorSpec, numpy_dtype
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import (
     BackendUnavailableError,
@@ -151,11 +151,11 @@ class OpenVinoBackend:
             )
         return "bf16" if has_bf16 else "fp32"
 
-    def compile(self, network: ExportedNetwork, out_dir: Path, precision: str) -> list[str]:
+    def compile(self, network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
         """Write the network's IR; see `sdengine.export.openvino_ir.compile_ir`."""
         from sdengine.export.openvino_ir import compile_ir
 
-        return compile_ir(network, out_dir, precision)
+        return Compiled(compile_ir(network, out_dir, spec.precision))
 
 
 @functools.cache

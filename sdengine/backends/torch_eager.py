@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from sdengine.backends.base import Array, Module, TensorSpec, resolve_shapes
-from sdengine.bundle.manifest import TensorEntry
+from sdengine.backends.base import (
+    Array,
+    Compiled,
+    CompileSpec,
+    Module,
+    TensorSpec,
+    resolve_shapes,
+    symbol_sizes,
+)
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import (
     BundleError,
@@ -114,19 +121,20 @@ class TorchBackend:
             return precision
         return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
-    def compile(self, network: ExportedNetwork, out_dir: Path, precision: str) -> list[str]:
+    def compile(self, network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
         """Write the network's weights as safetensors, named as in the checkpoint.
 
         Args:
             network: only its module is used.
             out_dir: an existing folder.
-            precision: what weights are stored in: "fp32", "bf16" or "fp16".
+            spec: only its precision is used.
 
         Raises:
             EngineBuildError: a weight is not finite in this precision.
         """
         from sdengine.checkpoints.weights import save_tensors
 
+        precision = spec.precision
         if precision not in _STORED:
             raise ConfigError.for_field("precision", precision, ", ".join(_STORED))
         left_out = tuple(f"{part}." for part in _LEFT_OUT[network.name])
@@ -143,7 +151,7 @@ class TorchBackend:
                 )
         path = out_dir / f"{network.name}.safetensors"
         save_tensors(state, path)
-        return [path.name]
+        return Compiled([path.name])
 
     def load(
         self,
@@ -178,7 +186,7 @@ class TorchBackend:
             raise OutOfMemoryError(f"{network}: memory ran out while loading.") from None
         if [spec.name for spec in contract.inputs] != [tensor.name for tensor in entry.inputs]:
             raise BundleError(f"{network}: the manifest's inputs are not those of the network.")
-        output_shapes = resolve_shapes(network, entry.outputs, _sizes(entry.inputs, shapes))
+        output_shapes = resolve_shapes(network, entry.outputs, symbol_sizes(entry.inputs, shapes))
         return TorchModule(
             network,
             contract.module,
@@ -214,14 +222,3 @@ def _build(bundle: Bundle, network: str) -> nn.Module:
         parent, _, name = part.rpartition(".")
         delattr(module.get_submodule(parent), name)
     return module
-
-
-def _sizes(tensors: Sequence[TensorEntry], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Read the value of each symbol off the inputs' shapes."""
-    sizes: dict[str, int] = {}
-    for tensor in tensors:
-        for dimension, size in zip(tensor.shape, shapes[tensor.name], strict=True):
-            if isinstance(dimension, str):
-                symbol, _, divisor = dimension.partition("/")
-                sizes.setdefault(symbol, size * int(divisor or 1))
-    return sizes

@@ -201,6 +201,10 @@ class Manifest(_Strict):
     files: list[FileEntry] = Field(default_factory=list, max_length=10000)
     source: Source
     versions: dict[_ShortText, _ShortText] = Field(default_factory=dict, max_length=100)
+    # Of the GPUs that the engines run on, times ten; none for other targets, or for one GPU.
+    compute_capabilities: list[Annotated[int, Field(ge=10, le=999)]] = Field(
+        default_factory=list, max_length=16
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:

@@ -20,13 +20,25 @@ if TYPE_CHECKING:
 def build(
     checkpoint: Annotated[str, typer.Argument(help="Folder or single file, or demo.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="BUNDLE", help="New folder.")],
-    target: Annotated[str, typer.Option(help="openvino or torch.")] = "openvino",
+    target: Annotated[
+        str, typer.Option(help="openvino, torch, tensorrt-rtx or tensorrt.")
+    ] = "openvino",
     resolutions: Annotated[
         str, typer.Option(metavar="LIST", help="Pixels, such as 512,768 or 512x768.")
     ] = "512",
     batch: Annotated[int, typer.Option(help="Images that one run makes.")] = 1,
     precision: Annotated[str, typer.Option(help="Of stored weights: fp32, bf16 or fp16.")] = "fp16",
     controlnet: Annotated[bool, typer.Option(help="Let the U-Net read ControlNets.")] = True,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="TensorRT-RTX builds for these, such as rtx4090,sm86."),
+    ] = None,
+    workspace: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Most scratch memory of TensorRT's engines.")
+    ] = None,
+    optimization_level: Annotated[
+        int | None, typer.Option(help="How long TensorRT searches, 0 to 5.")
+    ] = None,
     variant: options.Variant = None,
     vae: options.Vae = None,
     family: options.Family = None,
@@ -48,6 +60,9 @@ def build(
             batch=batch,
             precision=precision,
             controlnet=controlnet,
+            gpus=() if gpu is None else tuple(name for name in gpu.split(",") if name.strip()),
+            workspace_bytes=None if workspace is None else _bytes_of(workspace),
+            optimization_level=optimization_level,
             force=force,
             cache=cache,
             progress=progress,
@@ -72,6 +87,12 @@ def describe(report: BuildReport) -> dict[str, object]:
         "seconds": report.seconds,
         "max_error": report.max_error,
     }
+
+
+def _bytes_of(gib: float) -> int:
+    if not 0 < gib <= 1 << 20:
+        raise ConfigError.for_field("--workspace", gib, "GiB, such as 4 or 0.5")
+    return int(gib * (1 << 30))
 
 
 def parse_resolutions(text: str) -> list[int | tuple[int, int]]:

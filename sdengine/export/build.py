@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import os
-import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ import torch
 
 from sdengine import __version__
 from sdengine.backends import get_backend
-from sdengine.backends.base import TensorSpec
+from sdengine.backends.base import CompileSpec, TensorSpec
 from sdengine.bundle.manifest import (
     TOKEN_TABLE_TENSOR,
     Manifest,
@@ -28,20 +26,26 @@ from sdengine.bundle.manifest import (
 from sdengine.bundle.writer import check_target, write_bundle
 from sdengine.checkpoints import Checkpoint, load_checkpoint
 from sdengine.checkpoints.weights import save_tensors
-from sdengine.errors import ConfigError, EngineBuildError
+from sdengine.errors import ConfigError, EngineBuildError, ExportError
 from sdengine.export.architecture import choose_defaults, describe, token_table_file
 from sdengine.export.export import ExportedNetwork
 from sdengine.export.exporter import Exporter
+from sdengine.export.memory import PeakMemory
 from sdengine.export.networks import PRECISIONS, size_multiple
 from sdengine.export.onnx_cache import open_cache
 from sdengine.export.sizes import check_batch, check_multiples, parse_sizes
+from sdengine.export.tensorrt_engine import FLAVOURS, target_capabilities
 
 # Targets whose backend compiles ONNX; the others run the module itself.
-TARGETS = {"openvino": True, "torch": False}
-_DISTRIBUTIONS = ("torch", "onnx", "onnxruntime", "openvino", "safetensors")
+TARGETS = {"openvino": True, "torch": False, **dict.fromkeys(FLAVOURS, True)}
+_DISTRIBUTIONS = ("torch", "onnx", "onnxruntime", "safetensors")
+_TARGET_DISTRIBUTIONS = {
+    "openvino": "openvino",
+    "tensorrt-rtx": "tensorrt-rtx-cu13",
+    "tensorrt": "tensorrt",
+}
 
 _TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
-_SAMPLE_SECONDS = 0.05
 
 Progress = Callable[[str, int, int], None]
 
@@ -76,6 +80,9 @@ def build(
     batch: int = 1,
     precision: str = "fp16",
     controlnet: bool = True,
+    gpus: Sequence[str] = (),
+    workspace_bytes: int | None = None,
+    optimization_level: int | None = None,
     force: bool = False,
     cache: bool = True,
     progress: Progress | None = None,
@@ -86,12 +93,17 @@ def build(
         checkpoint: a folder as diffusers writes them, a single file with the original names,
             "demo", or what `load_checkpoint` opened.
         output: the bundle's folder; its parent must exist.
-        target: "openvino" or "torch".
+        target: "openvino", "torch", "tensorrt-rtx" or "tensorrt".
         resolutions: sizes in pixels that requests may ask for: sides of squares, or pairs of width
             and height. Requests that name no size take the checkpoint's own, or the first.
         batch: images that one run makes; larger requests take several runs.
-        precision: what weights are stored in: "fp32", "bf16" or "fp16".
+        precision: what weights are stored in: "fp32", "bf16" or "fp16". TensorRT's engines compute
+            in it too, but for an autoencoder whose values leave the range of fp16.
         controlnet: let the U-Net read ControlNet residuals.
+        gpus: names such as "rtx4090" or "sm89" that TensorRT-RTX builds for; none is the GPU that
+            is present.
+        workspace_bytes: the most that a TensorRT engine may take for scratch.
+        optimization_level: how long TensorRT searches, 0 to 5.
         force: replace a bundle that is there already.
         cache: keep exported networks, and take those that were exported before; see `cache_dir`.
         progress: called before each stage with its name, the stages done, and all stages.
@@ -112,6 +124,9 @@ def build(
         raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
     check_batch(batch)
     sizes = parse_sizes(resolutions)
+    limits = _checked_limits(workspace_bytes, optimization_level)
+    capabilities = _capabilities(target, tuple(gpus))
+    spec = CompileSpec(precision, tuple(sizes), batch, tuple(gpus), *limits)
     place = Path(output)
     check_target(place, force=force)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
@@ -138,14 +153,15 @@ def build(
             defaults=defaults,
             networks=entries,
             source=origin,
-            versions={name: importlib.metadata.version(name) for name in _DISTRIBUTIONS},
+            versions=_versions(target),
+            compute_capabilities=capabilities,
         )
 
-    memory = _PeakMemory()
+    memory = PeakMemory()
     try:
         with open_cache(cache, beside=place) as exports:
             exporter = Exporter(source, exports, controlnet=controlnet)
-            run = _Build(source, exporter, target, precision, progress)
+            run = _Build(source, exporter, target, spec, memory, progress)
             path = write_bundle(place, fill, force=force)
     finally:
         peak_bytes = memory.end()
@@ -166,7 +182,8 @@ class _Build:
     checkpoint: Checkpoint
     exporter: Exporter
     target: str
-    precision: str
+    spec: CompileSpec
+    memory: PeakMemory
     progress: Progress | None
     seconds: dict[str, float] = field(default_factory=dict)
     max_error: dict[str, float] = field(default_factory=dict)
@@ -204,14 +221,17 @@ class _Build:
             entries[network] = self._compile(network, folder)
             if network in self.checkpoint.text_encoder_configs:
                 path = folder / token_table_file(network)
-                _write_token_table(self.checkpoint, network, path, self.precision)
+                _write_token_table(self.checkpoint, network, path, self.spec.precision)
             gc.collect()
         return entries
 
     def _compile(self, name: str, folder: Path) -> NetworkEntry:
+        options: dict[str, object] = {}
         if TARGETS[self.target]:
             with self.stage(f"export {name}"):
-                exported = self.exporter.export(name)
+                exported, precision = self._export(name)
+                if self.target in FLAVOURS:
+                    options["precision"] = precision
         else:
             with self.stage(f"load {name}"):
                 module, contract = self.exporter.module(name), self.exporter.contract(name)
@@ -220,14 +240,66 @@ class _Build:
                 )
         if exported.max_error is not None:
             self.max_error[name] = exported.max_error
+        if name == "unet":
+            options["controlnet"] = self.exporter.options["controlnet"]
         with self.stage(f"compile {name}"):
-            files = get_backend(self.target).compile(exported, folder, self.precision)
+            compiled = get_backend(self.target).compile(exported, folder, self.spec)
+            self.memory.add_process(compiled.peak_bytes)
         return NetworkEntry(
-            files=files,
+            files=compiled.files,
             inputs=_entries(exported.inputs),
             outputs=_entries(exported.outputs),
-            options={"controlnet": self.exporter.options["controlnet"]} if name == "unet" else {},
+            options=options,
         )
+
+    def _export(self, name: str) -> tuple[ExportedNetwork, str]:
+        """Export in the precision that the target compiles from, and say which."""
+        if self.target not in FLAVOURS:
+            return self.exporter.export(name), "fp32"  # its compiler rounds the weights
+        precision = self.spec.precision
+        is_vae = name.startswith("vae")
+        if precision == "fp16" and is_vae and self.checkpoint.unet_config.addition_embed_type:
+            return self._export_wider(name)  # SDXL's published autoencoder leaves fp16's range
+        try:
+            return self.exporter.export(name, precision), precision
+        except ExportError:
+            if precision != "fp16" or not is_vae:
+                raise
+            return self._export_wider(name)
+
+    def _export_wider(self, name: str) -> tuple[ExportedNetwork, str]:
+        capabilities = _capabilities(self.target, self.spec.gpus)
+        precision = "bf16" if all(cc >= 80 for cc in capabilities) else "fp32"
+        return self.exporter.export(name, precision), precision
+
+
+def _capabilities(target: str, gpus: tuple[str, ...]) -> list[int]:
+    if target in FLAVOURS:
+        return target_capabilities(FLAVOURS[target], gpus)
+    if gpus:
+        raise ConfigError.for_field("gpu", ", ".join(gpus), f"nothing for target {target}")
+    return []
+
+
+def _checked_limits(
+    workspace_bytes: int | None, optimization_level: int | None
+) -> tuple[int | None, int | None]:
+    if workspace_bytes is not None and not (type(workspace_bytes) is int and workspace_bytes > 0):
+        raise ConfigError.for_field("workspace_bytes", workspace_bytes, "a positive whole number")
+    if optimization_level is not None and not (
+        type(optimization_level) is int and 0 <= optimization_level <= 5
+    ):
+        raise ConfigError.for_field(
+            "optimization_level", optimization_level, "a whole number from 0 to 5"
+        )
+    return workspace_bytes, optimization_level
+
+
+def _versions(target: str) -> dict[str, str]:
+    names = [*_DISTRIBUTIONS]
+    if target in _TARGET_DISTRIBUTIONS:
+        names.append(_TARGET_DISTRIBUTIONS[target])
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _write_token_table(checkpoint: Checkpoint, part: str, path: Path, precision: str) -> None:
@@ -249,33 +321,3 @@ def _entries(specs: tuple[TensorSpec, ...]) -> list[TensorEntry]:
         )
         for spec in specs
     ]
-
-
-class _PeakMemory:
-    """Watch how much memory of its own the process holds; pages of mapped files do not count."""
-
-    def __init__(self) -> None:
-        self.peak_bytes = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        while True:
-            self.peak_bytes = max(self.peak_bytes, _own_bytes())
-            if self._stop.wait(_SAMPLE_SECONDS):
-                return
-
-    def end(self) -> int:
-        """Stop watching and return the largest value seen."""
-        self._stop.set()
-        self._thread.join()
-        return self.peak_bytes
-
-
-def _own_bytes() -> int:
-    status = Path("/proc/self/status")
-    if not status.exists():  # only Linux has it
-        return 0
-    found = re.search(r"^RssAnon:\s*(\d+) kB", status.read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0

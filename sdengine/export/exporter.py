@@ -22,6 +22,7 @@ from sdengine.export.export import (
     export_contract,
     make_contract,
 )
+from sdengine.export.memory import free_bytes
 from sdengine.export.networks import NETWORKS, NetworkContract
 from sdengine.export.onnx_cache import Entry, OnnxCache, Record, make_key
 from sdengine.export.onnx_weights import written_weights
@@ -188,7 +189,7 @@ class Exporter:
         fixed = fix_shapes(onnx.load(symbolic, load_external_data=False), contract)
         onnx.save(fixed, path)
         needed_bytes = _LARGEST_TENSORS * largest_tensor_bytes(fixed)
-        if not check or needed_bytes > _MEMORY_SHARE * _free_bytes():
+        if not check or needed_bytes > _MEMORY_SHARE * free_bytes():
             return None
         whole = self._contract(contract.name, self.module(contract.name), "fp32")
         checked = replace(contract, module=whole.module)
@@ -216,15 +217,3 @@ class Exporter:
 
 def _is_sizeless(contract: NetworkContract) -> bool:
     return contract.multiple == 1  # a text encoder
-
-
-def _free_bytes() -> int:
-    """Return how much memory can be had without swapping; a guess of 8 GB where unknown."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return 8_000_000_000

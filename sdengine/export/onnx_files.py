@@ -135,7 +135,7 @@ def export_onnx(
                     exported = exporter.export(name, precision)
                 else:
                     exported = exporter.export_static(name, precision, *shape, check=check)
-                _copy(exported, folder)
+                _place(exported, folder)
                 graphs.append(_describe(exported, precision, time.perf_counter() - started))
             _write_description(source, graphs, folder)
 
@@ -180,12 +180,22 @@ def _title(network: str, shape: tuple[int, int, int] | None) -> str:
     return f"export {network} {shape[2]}x{shape[1]}"
 
 
-def _copy(exported: ExportedNetwork, folder: Path) -> None:
+def _place(exported: ExportedNetwork, folder: Path) -> None:
+    """Put a graph and its weights into a folder, as links where that is possible.
+
+    Gigabytes need not be there twice; what is changed under its second name later no longer has
+    its hash, so the cache does not take it.
+    """
     assert exported.onnx_path is not None
     weights = data_file(exported.onnx_path.with_name(f"{exported.name}.onnx"))
     for path in (exported.onnx_path, weights):
-        if not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)
+        place = folder / path.name
+        if place.exists():
+            continue
+        try:
+            place.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, place)
 
 
 def _describe(exported: ExportedNetwork, precision: str, seconds: float) -> Graph:

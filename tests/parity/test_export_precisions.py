@@ -209,7 +209,7 @@ def test_where_memory_lacks_the_graph_is_not_compared(
     sources: dict[str, PartSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exporter = Exporter(sources["tiny"], OnnxCache(tmp_path))
-    monkeypatch.setattr("sdengine.export.exporter._free_bytes", lambda: 1000)
+    monkeypatch.setattr("sdengine.export.exporter.free_bytes", lambda: 1000)
     fixed = exporter.export_static("vae_decoder", "fp32", 1, 64, 64)
     assert fixed.max_error is None
     monkeypatch.undo()

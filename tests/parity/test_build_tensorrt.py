@@ -1,0 +1,99 @@
+"""Engines of TensorRT-RTX, built for GPUs that need not be there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+import sdengine
+from sdengine.backends.base import CompileSpec, TensorSpec
+from sdengine.bundle.reader import open_bundle
+from sdengine.checkpoints.synthetic import make_synthetic
+from sdengine.errors import BackendUnavailableError, EngineBuildError
+from sdengine.export.export import ExportedNetwork
+from sdengine.export.tensorrt_engine import RTX, compile_engine
+
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_synthetic("tiny-sdxl", tmp_path_factory.mktemp("checkpoints") / "tiny-sdxl")
+
+
+def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
+    report = sdengine.build(
+        checkpoint,
+        tmp_path / "bundle",
+        target="tensorrt-rtx",
+        gpus=["rtx4090", "sm86"],
+        resolutions=(64, (128, 64)),
+        workspace_bytes=1 << 30,
+        progress=lambda stage, done, total: stages.append(stage),
+    )
+    bundle = open_bundle(report.path, verify="hash")
+    manifest = bundle.manifest
+    assert (manifest.target, manifest.precision) == ("tensorrt-rtx", "fp16")
+    assert manifest.compute_capabilities == [86, 89]
+    assert manifest.versions["tensorrt-rtx-cu13"] == tensorrt_rtx.__version__
+    precisions = {name: entry.options["precision"] for name, entry in manifest.networks.items()}
+    # SDXL's published autoencoder leaves the range of fp16.
+    assert precisions == {
+        "text_encoder": "fp16",
+        "text_encoder_2": "fp16",
+        "unet": "fp16",
+        "vae_decoder": "bf16",
+        "vae_encoder": "bf16",
+    }
+    assert {tensor.dtype for tensor in manifest.networks["vae_decoder"].inputs} == {"bfloat16"}
+    for name, entry in manifest.networks.items():
+        assert entry.files == [f"{name}.engine"]
+        engine = bundle.path(entry.files[0]).read_bytes()
+        runtime = tensorrt_rtx.Runtime(tensorrt_rtx.Logger(tensorrt_rtx.Logger.ERROR))
+        assert len(engine) > runtime.engine_header_size
+    assert 0 < report.peak_bytes < 8e9
+    assert all(0 < error < 5e-3 for error in report.max_error.values())
+    assert "compile unet" in stages
+    with pytest.raises(BackendUnavailableError, match="tensorrt-rtx is not available"):
+        sdengine.load(report.path)
+
+
+def network_of(tmp_path: Path, op_type: str) -> ExportedNetwork:
+    """Write a graph of one node."""
+    shape: list[str | int | None] = ["batch", 4]
+    ports = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, shape)
+        for name in ("x", "y")
+    ]
+    node = onnx.helper.make_node(op_type, ["x"], ["y"], name="the_node")
+    graph = onnx.helper.make_graph([node], "graph", ports[:1], ports[1:])
+    path = tmp_path / "vae_decoder.onnx"
+    opset = onnx.helper.make_opsetid("", 20)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset]), path)
+    spec = TensorSpec("x", ("batch", 4), "float16")
+    return ExportedNetwork("vae_decoder", path, (spec,), (), None, None)
+
+
+def test_phases_are_told(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    spec = CompileSpec(
+        "fp16", ((64, 64),), gpus=("sm89",), progress=lambda *what: told.append(what)
+    )
+    compiled = compile_engine(network_of(tmp_path, "Sigmoid"), tmp_path, spec, RTX)
+    assert compiled.files == ["vae_decoder.engine"]
+    assert compiled.peak_bytes > 0
+    assert told and all(name.startswith("vae_decoder: ") for name, _, _ in told)
+    assert all(0 < step <= steps for _, step, steps in told)
+
+
+def test_what_the_parser_refuses_is_named(tmp_path: Path) -> None:
+    spec = CompileSpec("fp16", ((64, 64),), gpus=("sm89",))
+    with pytest.raises(EngineBuildError, match=r"vae_decoder: .*parser refuses.*the_node"):
+        compile_engine(network_of(tmp_path, "NoSuchOperator"), tmp_path, spec, RTX)
+    assert json.dumps([path.name for path in tmp_path.iterdir()]) == '["vae_decoder.onnx"]'
