@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,6 +42,7 @@ class CompileSpec:
         gpus: names of the GPUs that it shall run on, where the target wants them.
         workspace_bytes: the most that a run may take for scratch; None is the compiler's choice.
         optimization_level: how long the compiler searches, 0 to 5; None is its own default.
+        kernels: "native" for the compiler's own, or "triton" for ours where one computes the node.
         progress: told what is going on, the steps done and all steps.
     """
 
@@ -51,6 +52,7 @@ class CompileSpec:
     gpus: tuple[str, ...] = ()
     workspace_bytes: int | None = None
     optimization_level: int | None = None
+    kernels: str = "native"
     progress: Callable[[str, int, int], None] | None = None
 
 
@@ -61,10 +63,12 @@ class Compiled:
     Args:
         files: their names.
         peak_bytes: the most memory that processes beside this one held meanwhile.
+        replaced: by operator, how many patterns of the graph became one node.
     """
 
     files: list[str]
     peak_bytes: int = 0
+    replaced: Mapping[str, int] = field(default_factory=dict)
 
 
 class Module(Protocol):

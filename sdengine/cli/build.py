@@ -39,6 +39,9 @@ def build(
     optimization_level: Annotated[
         int | None, typer.Option(help="How long TensorRT searches, 0 to 5.")
     ] = None,
+    kernels: Annotated[
+        str, typer.Option(help="Of TensorRT: native, or triton for ours as plugins.")
+    ] = "native",
     variant: options.Variant = None,
     vae: options.Vae = None,
     family: options.Family = None,
@@ -63,6 +66,7 @@ def build(
             gpus=() if gpu is None else tuple(name for name in gpu.split(",") if name.strip()),
             workspace_bytes=None if workspace is None else _bytes_of(workspace),
             optimization_level=optimization_level,
+            kernels=kernels,
             force=force,
             cache=cache,
             progress=progress,
@@ -76,6 +80,9 @@ def build(
     if report.max_error:
         errors = ", ".join(f"{name} {error:.1e}" for name, error in report.max_error.items())
         print(f"largest relative error of the export: {errors}", file=sys.stderr)
+    for network, counts in report.replaced.items():
+        shown = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        print(f"one node each in {network}: {shown}", file=sys.stderr)
 
 
 def describe(report: BuildReport) -> dict[str, object]:
@@ -86,6 +93,7 @@ def describe(report: BuildReport) -> dict[str, object]:
         "peak_bytes": report.peak_bytes,
         "seconds": report.seconds,
         "max_error": report.max_error,
+        "replaced": report.replaced,
     }
 
 

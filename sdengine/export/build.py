@@ -45,6 +45,7 @@ _TARGET_DISTRIBUTIONS = {
     "tensorrt": "tensorrt",
 }
 
+KERNELS = ("native", "triton")
 _TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
 
 Progress = Callable[[str, int, int], None]
@@ -62,6 +63,8 @@ class BuildReport:
         max_error: by network, the ONNX file's largest error relative to the largest output;
             empty for targets that need no ONNX.
         bundle_bytes: size of all files.
+        replaced: by network and operator, how many patterns of the graph became one node; empty
+            for targets whose own compiler fuses.
     """
 
     path: Path
@@ -69,6 +72,7 @@ class BuildReport:
     peak_bytes: int
     max_error: dict[str, float]
     bundle_bytes: int
+    replaced: dict[str, dict[str, int]]
 
 
 def build(
@@ -83,6 +87,7 @@ def build(
     gpus: Sequence[str] = (),
     workspace_bytes: int | None = None,
     optimization_level: int | None = None,
+    kernels: str = "native",
     force: bool = False,
     cache: bool = True,
     progress: Progress | None = None,
@@ -104,6 +109,7 @@ def build(
             is present.
         workspace_bytes: the most that a TensorRT engine may take for scratch.
         optimization_level: how long TensorRT searches, 0 to 5.
+        kernels: "native" for TensorRT's own, or "triton" for ours as plugins of full TensorRT.
         force: replace a bundle that is there already.
         cache: keep exported networks, and take those that were exported before; see `cache_dir`.
         progress: called before each stage with its name, the stages done, and all stages.
@@ -126,7 +132,11 @@ def build(
     sizes = parse_sizes(resolutions)
     limits = _checked_limits(workspace_bytes, optimization_level)
     capabilities = _capabilities(target, tuple(gpus))
-    spec = CompileSpec(precision, tuple(sizes), batch, tuple(gpus), *limits)
+    if kernels not in KERNELS or (kernels == "triton" and target != "tensorrt"):
+        raise ConfigError.for_field(
+            "kernels", kernels, "native, or triton for target tensorrt, which alone has plugins"
+        )
+    spec = CompileSpec(precision, tuple(sizes), batch, tuple(gpus), *limits, kernels)
     place = Path(output)
     check_target(place, force=force)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
@@ -172,6 +182,7 @@ def build(
         peak_bytes=peak_bytes,
         max_error=run.max_error,
         bundle_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        replaced=run.replaced,
     )
 
 
@@ -187,6 +198,7 @@ class _Build:
     progress: Progress | None
     seconds: dict[str, float] = field(default_factory=dict)
     max_error: dict[str, float] = field(default_factory=dict)
+    replaced: dict[str, dict[str, int]] = field(default_factory=dict)
     _open: tuple[str, float] | None = None
 
     @property
@@ -231,7 +243,7 @@ class _Build:
             with self.stage(f"export {name}"):
                 exported, precision = self._export(name)
                 if self.target in FLAVOURS:
-                    options["precision"] = precision
+                    options |= {"precision": precision, "kernels": self.spec.kernels}
         else:
             with self.stage(f"load {name}"):
                 module, contract = self.exporter.module(name), self.exporter.contract(name)
@@ -245,6 +257,8 @@ class _Build:
         with self.stage(f"compile {name}"):
             compiled = get_backend(self.target).compile(exported, folder, self.spec)
             self.memory.add_process(compiled.peak_bytes)
+        if compiled.replaced:
+            self.replaced[name] = dict(compiled.replaced)
         return NetworkEntry(
             files=compiled.files,
             inputs=_entries(exported.inputs),

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import onnx
 
 from sdengine import _native
 from sdengine.backends.base import Compiled, CompileSpec, resolve_shapes
 from sdengine.cache_dir import cache_dir
 from sdengine.errors import ConfigError, EngineBuildError, OutOfMemoryError
+from sdengine.export.fusion import FusionReport, fuse
 from sdengine.export.gpus import compute_capabilities, known_gpus
+from sdengine.export.lowering import to_plugins, to_standard
 from sdengine.export.memory import free_bytes
 
 if TYPE_CHECKING:
@@ -28,6 +34,11 @@ MAX_CHUNKS = 4
 # Peak of the builder's process by size of the graph's weights: what was seen, rounded up.
 _MEMORY_PER_WEIGHT_BYTE = 3.7
 _MEMORY_BASE_BYTES = 1_000_000_000
+
+_PLUGIN_DTYPES = {
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+}
 
 Shapes = dict[str, tuple[list[int], list[int], list[int]]]
 
@@ -128,7 +139,6 @@ def compile_engine(
     output = out_dir / f"{network.name}.engine"
     job = {
         "module": flavour.module,
-        "onnx": str(network.onnx_path),
         "output": str(output),
         "profiles": make_profiles(network, spec),
         "capabilities": target_capabilities(flavour, spec.gpus),
@@ -138,12 +148,63 @@ def compile_engine(
         "timing_cache": None if flavour is RTX else str(_timing_cache()),
     }
     _check_memory(network.name, network.onnx_path)
+    plugins_for = _plugin_target(flavour, spec)
+    with _fused(network.onnx_path, plugins_for) as (graph, replaced):
+        try:
+            job = {**job, "onnx": str(graph), "plugins_for": plugins_for}
+            result = _run(job, network.name, spec.progress)
+        except BaseException:
+            output.unlink(missing_ok=True)
+            raise
+    return Compiled([output.name], result["peak_bytes"], replaced)
+
+
+@contextmanager
+def _fused(path: Path, plugins_for: int | None) -> Iterator[tuple[Path, dict[str, int]]]:
+    """Give a graph with each attention and GroupNorm as one operator, and how many there are.
+
+    It lies beside the other for as long as the block lasts, because they share their weights.
+
+    Args:
+        path: of the other.
+        plugins_for: compute capability that plugins are compiled for, where there shall be some.
+    """
+    model = onnx.load(path, load_external_data=False)
+    fused, report = fuse(model)
+    place = path.with_name(f".{os.getpid()}.fused.{path.name}")
+    if plugins_for is None:
+        lowered = to_standard(fused)
+    else:
+        lowered = to_plugins(fused, lambda node: _has_plugin(node, model, report, plugins_for))
     try:
-        result = _run(job, network.name, spec.progress)
-    except BaseException:
-        output.unlink(missing_ok=True)
-        raise
-    return Compiled([output.name], result["peak_bytes"])
+        onnx.save(lowered, place)
+        yield place, dict(report.replaced)
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def _has_plugin(
+    node: onnx.NodeProto, model: onnx.ModelProto, report: FusionReport, cc: int
+) -> bool:
+    from sdengine.export.tensorrt_plugins import attention_variants, group_norm_variants
+
+    kind = model.graph.output[0].type.tensor_type.elem_type
+    dtype = _PLUGIN_DTYPES.get(kind)
+    if dtype is None:
+        return False
+    if node.name in report.head_dims:
+        causal = node.op_type == "causal_attention"
+        return bool(attention_variants(report.head_dims[node.name], causal, dtype, cc))
+    channels = next(t.dims[0] for t in model.graph.initializer if t.name == node.input[1])
+    groups = next(a.i for a in node.attribute if a.name == "num_groups")
+    return bool(group_norm_variants(channels, groups, dtype, cc))
+
+
+def _plugin_target(flavour: Flavour, spec: CompileSpec) -> int | None:
+    if spec.kernels == "native" or flavour is RTX:  # which has no plugins
+        return None
+    major, _, minor = str(_native.cuda_device_info()["compute_capability"]).partition(".")
+    return 10 * int(major) + int(minor)
 
 
 def estimate_bytes(onnx_path: Path) -> int:

@@ -49,6 +49,10 @@ def _build(job: dict[str, Any], log: deque[str], channel: TextIO) -> dict[str, A
     started = time.perf_counter()
     memory = PeakMemory()
     logger = _make_logger(trt, log)
+    if job["plugins_for"] is not None:
+        from sdengine.export.tensorrt_plugins import register_plugins
+
+        register_plugins(importlib.import_module(f"{job['module']}.plugin"), job["plugins_for"])
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)

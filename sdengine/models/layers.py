@@ -87,6 +87,8 @@ class SpatialSelfAttention(nn.Module):
 
     def __init__(self, channels: int, *, groups: int, eps: float) -> None:
         super().__init__()
+        # A number, because taken from a traced tensor's shape it would become graph nodes.
+        self.channels = channels
         self.group_norm = nn.GroupNorm(groups, channels, eps=eps)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
@@ -98,7 +100,11 @@ class SpatialSelfAttention(nn.Module):
         """Return [B,C,h,w]."""
         b, c, h, w = x.shape
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # [B, h*w, C]
-        q, k, v = (f(tokens)[:, None] for f in (self.to_q, self.to_k, self.to_v))
-        out = F.scaled_dot_product_attention(q, k, v)[:, 0]  # [B, h*w, C]
-        result: Tensor = x + self.to_out[0](out).transpose(1, 2).reshape(b, c, h, w)
+        q, k, v = (
+            f(tokens).unflatten(2, (1, self.channels)).transpose(1, 2)  # [B,1,h*w,C]
+            for f in (self.to_q, self.to_k, self.to_v)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, scale=self.channels**-0.5)
+        out = self.to_out[0](out.transpose(1, 2).flatten(2))
+        result: Tensor = x + out.transpose(1, 2).reshape(b, c, h, w)
         return result

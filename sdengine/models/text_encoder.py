@@ -91,6 +91,8 @@ class _Attention(nn.Module):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
+        # A number, because taken from a traced tensor's shape it would become graph nodes.
+        self.head_dim = config.hidden_size // config.num_attention_heads
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -98,10 +100,11 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = (
-            f(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # [B,heads,S,head_dim]
+            f(x).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)  # [B,heads,S,d]
             for f in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        scale = self.head_dim**-0.5
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         result: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return result
 

@@ -60,6 +60,9 @@ def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
     assert 0 < report.peak_bytes < 8e9
     assert all(0 < error < 5e-3 for error in report.max_error.values())
     assert "compile unet" in stages
+    assert report.replaced["text_encoder"] == {"causal_attention": 3}
+    assert report.replaced["unet"]["attention"] > 0
+    assert report.replaced["unet"].keys() == {"attention", "group_norm", "group_norm_silu"}
     with pytest.raises(BackendUnavailableError, match="tensorrt-rtx is not available"):
         sdengine.load(report.path)
 

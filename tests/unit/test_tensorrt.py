@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -87,7 +88,9 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> Export
     path.write_text(f"#!/bin/sh\n{code}\n")
     path.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(path))
-    return ExportedNetwork("unet", tmp_path / "unet.onnx", UNET.inputs, (), None, None)
+    graph = tmp_path / "unet.onnx"
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), graph)
+    return ExportedNetwork("unet", graph, UNET.inputs, (), None, None)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_what_a_worker_may_do(
     with pytest.raises(error) as caught:
         compile_engine(network, tmp_path, SPEC, RTX)
     assert str(caught.value).startswith("unet: ") and message in str(caught.value)
-    assert os.listdir(tmp_path) == ["python"]
+    assert sorted(os.listdir(tmp_path)) == ["python", "unet.onnx"]
 
 
 def test_an_interruption_ends_the_worker_and_leaves_nothing(
@@ -129,7 +132,7 @@ def test_an_interruption_ends_the_worker_and_leaves_nothing(
         compile_engine(network, tmp_path, spec, RTX)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGCONT)
-    assert not (tmp_path / "unet.engine").exists()
+    assert sorted(os.listdir(tmp_path)) == ["pid", "python", "unet.onnx"]
 
 
 def test_too_little_memory_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
