@@ -137,6 +137,12 @@ class Networks:
                 shapes_loaded.popitem(last=False)
             return module
 
+    def release(self, *networks: str) -> None:
+        """Forget some networks, so that their memory is free once nobody is using them."""
+        with self._loading:
+            for network in networks:
+                self._loaded.pop(network, None)
+
     def _load(self, network: str, batch: int, height: int, width: int, sequence: int) -> Module:
         sizes = {"batch": batch, "height": height, "width": width, "sequence": sequence}
         entry = self.bundle.network(network)

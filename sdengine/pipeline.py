@@ -19,12 +19,13 @@ from sdengine.backends import select_backend
 from sdengine.backends.base import PRECISIONS, Backend, Module
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.decoding import decode, preview
-from sdengine.errors import ConfigError, UnsupportedShapeError
+from sdengine.errors import ConfigError
 from sdengine.networks import Networks, StageClock
 from sdengine.noise import NoiseSource
 from sdengine.prompt.conditioning import Conditioning, TextConditioner
 from sdengine.prompt.plan import PromptOptions, PromptPlan
 from sdengine.request import Request, random_seed
+from sdengine.request_fields import check_size
 from sdengine.result import Result, Step
 from sdengine.samplers import (
     NoiseSchedule,
@@ -47,14 +48,18 @@ def load(
     backend: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    low_memory: bool = False,
 ) -> Engine:
     """Open a bundle and make an engine that runs it.
 
     Args:
         bundle: the folder that `sdengine.build` wrote, or "demo" for the one in the package.
         backend: "auto" for what the bundle was built for, or a backend's name.
-        precision: what the networks compute in: "fp32", "bf16", or "auto" for the backend's choice.
+        precision: what the networks compute in: "fp32", "bf16", or "auto" for the backend's choice;
+            of engines for a GPU what they were built in, also "fp16".
         threads: CPU threads, or None for the runtime's choice.
+        low_memory: free each network's memory once a request no longer needs it, and load it again
+            for the next request.
 
     Returns:
         An engine; use it as a context manager or call its `close`.
@@ -70,7 +75,10 @@ def load(
     if threads is not None and not (valid_count and threads <= 4096):
         raise ConfigError.for_field("threads", threads, "a whole number from 1 to 4096, or None")
     opened = open_bundle(bundle)
-    return Engine(opened, select_backend(backend, opened.manifest.target), precision, threads)
+    if not isinstance(low_memory, bool):
+        raise ConfigError.for_field("low_memory", low_memory, "True or False")
+    chosen = select_backend(backend, opened.manifest.target)
+    return Engine(opened, chosen, precision, threads, low_memory)
 
 
 @dataclass(frozen=True)
@@ -98,11 +106,13 @@ class Engine:
         backend: Backend,
         precision: str = "auto",
         threads: int | None = None,
+        low_memory: bool = False,
     ) -> None:
         self.bundle = bundle
         self.backend = backend
-        self.precision = backend.resolve(precision)
+        self.precision = backend.resolve(precision, bundle.manifest.precision)
         self.threads = threads
+        self.low_memory = low_memory
         self._networks = Networks(bundle, backend, self.precision, threads)
         self._conditioner = TextConditioner(bundle)
         self._noise_schedule = NoiseSchedule.from_config(bundle.manifest.architecture.scheduler)
@@ -238,7 +248,7 @@ class Engine:
         if type(preview_every) is not int or preview_every < 0:
             raise ConfigError.for_field("preview_every", preview_every, "a whole number from 0")
         request = self._request(prompt, negative_prompt, options)
-        _check_size(request, self.bundle.manifest.resolutions)
+        check_size(request.width, request.height, self.bundle.manifest.resolutions)
         program = build_program(
             request.sampler,
             request.schedule,
@@ -322,7 +332,10 @@ class Engine:
                     clock.pause()
                     yield step
                     clock.resume()
+            if chunk is chunks[-1]:
+                self._done_with("unet")
             images += decode(evaluation.latents, self._networks, clock)
+        self._done_with("vae_decoder")
         yield replace(step, result=self._result(request, images, clock))
 
     def _condition(self, plan: _Plan, clock: StageClock) -> Conditioning:
@@ -332,7 +345,14 @@ class Engine:
             module = self._networks.get(network, rows, *size, clock=clock)
             return clock.timed("text_encoder", module)
 
-        return self._conditioner.encode(plan.prompts, get_encoder)
+        conditioning = self._conditioner.encode(plan.prompts, get_encoder)
+        encoders = self.bundle.manifest.architecture.text_encoders
+        self._done_with(*(encoder.network for encoder in encoders))
+        return conditioning
+
+    def _done_with(self, *networks: str) -> None:
+        if self.low_memory:
+            self._networks.release(*networks)
 
     def _noise(self, request: Request, images: range) -> NoiseSource:
         architecture = self.bundle.manifest.architecture
@@ -377,16 +397,3 @@ def _sampler_options(request: Request) -> SamplerOptions:
 
 def _chunks(count: int, size: int) -> list[range]:
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
-
-
-def _check_size(request: Request, resolutions: list[tuple[int, int]]) -> None:
-    width, height = request.width, request.height
-    if (width, height) in resolutions:
-        return
-    nearest = min(resolutions, key=lambda size: abs(size[0] - width) + abs(size[1] - height))
-    built = ", ".join(f"{w}x{h}" for w, h in resolutions[:20])
-    raise UnsupportedShapeError(
-        f"width, height: the bundle was not built for {width}x{height}; the nearest that it was "
-        f"built for is {nearest[0]}x{nearest[1]} (all: {built}). Other sizes need "
-        "`sdengine build --resolutions`."
-    )

@@ -7,7 +7,7 @@ import numbers
 import operator
 from typing import Any
 
-from sdengine.errors import ConfigError
+from sdengine.errors import ConfigError, UnsupportedShapeError
 
 
 def text(field: str, value: Any, max_characters: int) -> str:
@@ -76,3 +76,20 @@ class _Shown:
     def __repr__(self) -> str:
         digits = self._value.bit_length() * 0.30103
         return repr(self._value) if digits < 100 else f"a number of about {digits:.0f} digits"
+
+
+def check_size(width: int, height: int, resolutions: list[tuple[int, int]]) -> None:
+    """Refuse an image size that is not among those that a bundle was built for.
+
+    Raises:
+        UnsupportedShapeError: it is not; the message names the nearest.
+    """
+    if (width, height) in resolutions:
+        return
+    nearest = min(resolutions, key=lambda size: abs(size[0] - width) + abs(size[1] - height))
+    built = ", ".join(f"{w}x{h}" for w, h in resolutions[:20])
+    raise UnsupportedShapeError(
+        f"width, height: the bundle was not built for {width}x{height}; the nearest that it was "
+        f"built for is {nearest[0]}x{nearest[1]} (all: {built}). Other sizes need "
+        "`sdengine build --resolutions`."
+    )

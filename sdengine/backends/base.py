@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sdengine.errors import BundleError
+from sdengine.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     from sdengine.bundle.manifest import TensorEntry
     from sdengine.bundle.reader import Bundle
 
 Array = NDArray[Any]
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+CPU_PRECISIONS = ("auto", "fp32", "bf16")
 MAX_ELEMENTS = 1 << 31
 
 
@@ -100,8 +101,17 @@ class Backend(Protocol):
         """Say whether this machine can run the backend, and its version or what is lacking."""
         ...
 
-    def resolve(self, precision: str) -> str:
-        """Return "fp32" or "bf16": what a request for "auto" means on this machine."""
+    def resolve(self, precision: str, stored: str = "fp16") -> str:
+        """Return what the networks compute in: what "auto" means here, or what was asked for.
+
+        Args:
+            precision: one of PRECISIONS.
+            stored: what the bundle's weights are stored in.
+
+        Raises:
+            ConfigError: the backend never computes in it.
+            BackendUnavailableError: this machine does not compute in it.
+        """
         ...
 
     def compile(self, network: Any, out_dir: Path, spec: CompileSpec) -> Compiled:
@@ -123,7 +133,7 @@ class Backend(Protocol):
             bundle: an opened bundle of this backend's target.
             network: the network's name in the manifest.
             shapes: shape of every input, by name.
-            precision: "auto", "fp32" or "bf16": what the network computes in.
+            precision: "auto", or what `resolve` returns.
             threads: CPU threads, or None for the runtime's own choice.
         """
         ...
@@ -199,6 +209,16 @@ def require_tensors(
                 f"{network}: {name!r} is {spec.dtype} {list(spec.shape)}; expected "
                 f"{dtype or spec.dtype} {list(shape)}."
             )
+
+
+def require_cpu_precision(precision: str) -> None:
+    """Refuse what no backend computes in on a CPU.
+
+    Raises:
+        ConfigError: it is fp16.
+    """
+    if precision not in CPU_PRECISIONS:
+        raise ConfigError.for_field("precision", precision, f"{', '.join(CPU_PRECISIONS)} on a CPU")
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdengine.backends.base import Array, Compiled, CompileSpec, Module, TensorSpec, numpy_dtype
+from sdengine.backends.base import (
+    Array,
+    Compiled,
+    CompileSpec,
+    Module,
+    TensorSpec,
+    numpy_dtype,
+    require_cpu_precision,
+)
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import (
     BackendUnavailableError,
@@ -140,8 +148,9 @@ class OpenVinoBackend:
                 f"{network}: OpenVINO cannot load {xml} for {_shown(shapes)}: {_first_line(error)}"
             ) from error
 
-    def resolve(self, precision: str) -> str:
+    def resolve(self, precision: str, stored: str = "fp16") -> str:
         """Return what `auto` means here: bf16 where the processor computes in it, else fp32."""
+        require_cpu_precision(precision)
         if precision == "fp32":
             return precision
         has_bf16 = "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

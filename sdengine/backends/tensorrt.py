@@ -119,9 +119,13 @@ class TensorRtRtxBackend:
             return False, f"{reason}."
         return True, f"{self.module} {importlib.import_module(self.module).__version__}, {reason}"
 
-    def resolve(self, precision: str) -> str:
-        """Return what is asked for: engines compute in what they were built in."""
-        return "fp32" if precision == "auto" else precision
+    def resolve(self, precision: str, stored: str = "fp16") -> str:
+        """Return what the engines compute in, which was decided when they were built."""
+        if precision not in ("auto", stored):
+            raise ConfigError.for_field(
+                "precision", precision, f"auto or {stored}, which the engines were built in"
+            )
+        return stored
 
     def compile(self, network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
         """Write the network's engine; see `sdengine.export.tensorrt_engine.compile_engine`."""
@@ -144,10 +148,7 @@ class TensorRtRtxBackend:
         threads: int | None = None,
     ) -> Module:
         """Open one network's engine at the profile of an image size; see `Backend.load`."""
-        if precision != "auto":
-            raise ConfigError.for_field(
-                "precision", precision, "auto: an engine computes in what it was built in"
-            )
+        self.resolve(precision, bundle.manifest.precision)
         trt = importlib.import_module(self.module)
         entry = bundle.network(network)
         engine = self._engine(trt, bundle.path(entry.files[0]))

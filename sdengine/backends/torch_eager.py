@@ -16,6 +16,7 @@ from sdengine.backends.base import (
     CompileSpec,
     Module,
     TensorSpec,
+    require_cpu_precision,
     resolve_shapes,
     symbol_sizes,
 )
@@ -115,8 +116,9 @@ class TorchBackend:
         """Say which torch runs the networks."""
         return True, f"torch {torch.__version__}"
 
-    def resolve(self, precision: str) -> str:
+    def resolve(self, precision: str, stored: str = "fp16") -> str:
         """Return what `auto` means here: bf16 where the processor computes in it, else fp32."""
+        require_cpu_precision(precision)
         if precision != "auto":
             return precision
         return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"

@@ -80,6 +80,9 @@ def generate(
         str | None, typer.Option(help="auto, fp32 or bf16; with --from the image's own.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Free each network once it is done.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make images from a prompt. Values not given are the bundle's defaults."""
@@ -129,7 +132,7 @@ def generate(
             "`sdengine generate --help`."
         )
     with (
-        load(bundle, backend, precision or "auto", threads) as engine,
+        load(bundle, backend, precision or "auto", threads, low_memory) as engine,
         progress_bar() as progress,
     ):
         if recorded is not None:

@@ -27,6 +27,7 @@ from sdengine.export.networks import NETWORKS, NetworkContract
 from sdengine.export.onnx_cache import Entry, OnnxCache, Record, make_key
 from sdengine.export.onnx_weights import written_weights
 from sdengine.export.static_shapes import fix_shapes, largest_tensor_bytes
+from sdengine.models.vae import VAEConfig
 
 _PARTS = {"vae_decoder": "vae", "vae_encoder": "vae"}
 # Of the memory that is free; onnxruntime keeps the scores of attention and their softmax at a time,
@@ -53,7 +54,7 @@ class Exporter:
         self.source = source
         self.cache = cache
         self.options: ContractOptions = {
-            "downscale": source.vae_config.downscale if isinstance(source, Checkpoint) else 8,
+            "downscale": _downscale(source),
             "controlnet": controlnet,
             "num_time_ids": source.num_time_ids if isinstance(source, Checkpoint) else 6,
         }
@@ -213,6 +214,11 @@ class Exporter:
                 "torch": torch.__version__,
             }
         )
+
+
+def _downscale(source: PartSource) -> int:
+    vae = source.configs.get("vae")
+    return vae.downscale if isinstance(vae, VAEConfig) else 8
 
 
 def _is_sizeless(contract: NetworkContract) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,8 @@ def attach_weights(
     state: Mapping[str, torch.Tensor],
     contract: NetworkContract,
     data_path: Path,
+    *,
+    write: bool = True,
 ) -> None:
     """Turn parameter inputs into initializers whose data lie in one file beside the model.
 
@@ -37,6 +39,8 @@ def attach_weights(
         state: the weights by name, in any float dtype.
         contract: what it was traced from; says what the weights are stored in.
         data_path: the file to write, little-endian.
+        write: write it; else the graph only says where the weights would lie, and they may be on
+            the meta device.
 
     Raises:
         ExportError: the graph reads what the module does not have, or a weight overflows.
@@ -49,14 +53,18 @@ def attach_weights(
         raise ExportError(f"{contract.name}: the graph has inputs of no origin: {unknown[:3]}.")
     offset = 0
     names = {}
-    with data_path.open("wb") as file:
+    with data_path.open("wb") if write else nullcontext() as file:
         for name in parameters:
             if name not in used:
                 continue
             names[name] = name.removeprefix(_WRAPPER_PREFIX)
-            tensor = _rounded(contract, names[name], state[name])
-            file.write(b"\0" * (offset - file.tell()))
-            bits(tensor).numpy().tofile(file)
+            tensor = state[name]
+            if file is None:
+                tensor = torch.empty_like(tensor, dtype=contract.dtype, device="meta")
+            else:
+                tensor = _rounded(contract, names[name], tensor)
+                file.write(b"\0" * (offset - file.tell()))
+                bits(tensor).numpy().tofile(file)
             initializer = _external(names[name], tensor, data_path.name, offset)
             model.graph.initializer.append(initializer)
             offset = -(-(offset + tensor.nbytes) // _ALIGNMENT) * _ALIGNMENT

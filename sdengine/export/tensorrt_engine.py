@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 CHUNK_TOKENS = 77
 MAX_CHUNKS = 4
 # Peak of the builder's process by size of the graph's weights: what was seen, rounded up.
-_MEMORY_PER_WEIGHT_BYTE = 3.7
-_MEMORY_BASE_BYTES = 1_000_000_000
+_MEMORY_PER_WEIGHT_BYTE = 3.0
+_MEMORY_BASE_BYTES = 500_000_000
 
 _PLUGIN_DTYPES = {
     onnx.TensorProto.FLOAT16: "float16",

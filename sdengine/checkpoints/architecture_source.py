@@ -1,0 +1,67 @@
+"""Networks of an architecture without weights: for planning and for tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdengine.bundle.manifest import Architecture
+from sdengine.checkpoints.part_source import PartConfig, PartSource
+from sdengine.checkpoints.weights import Weights
+from sdengine.errors import CheckpointError, ConfigError
+from sdengine.models.configs import FAMILIES
+from sdengine.models.text_encoder import TextEncoderConfig
+from sdengine.models.unet import UNetConfig
+from sdengine.models.vae import VAEConfig
+
+
+@dataclass(frozen=True)
+class ArchitectureSource(PartSource):
+    """Hold configurations only; asking for weights is an error.
+
+    Args:
+        name: for people.
+        part_configs: by what a folder calls the networks.
+    """
+
+    name: str
+    part_configs: dict[str, PartConfig]
+    root: Path = Path()
+
+    @property
+    def configs(self) -> dict[str, PartConfig]:
+        """The networks' configurations."""
+        return self.part_configs
+
+    def open_weights(self, part: str) -> Weights:
+        """Refuse; there are none."""
+        raise CheckpointError(f"{self.name}: an architecture has no weights of {part}.")
+
+
+def published_architecture(name: str) -> ArchitectureSource:
+    """Return the networks of a published architecture, such as "sd15".
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in FAMILIES:
+        raise ConfigError.for_field("arch", name, ", ".join(FAMILIES))
+    family = FAMILIES[name]
+    encoders = dict(zip(family.text_parts, family.text_encoders, strict=True))
+    return ArchitectureSource(name, {**encoders, "unet": family.unet, "vae": family.vae})
+
+
+def architecture_of_bundle(name: str, architecture: Architecture) -> ArchitectureSource:
+    """Return the networks that a bundle's manifest describes.
+
+    Raises:
+        ConfigError: a configuration is invalid.
+    """
+    encoders: dict[str, PartConfig] = {
+        encoder.network: TextEncoderConfig.from_dict(encoder.config)
+        for encoder in architecture.text_encoders
+    }
+    unet, vae = architecture.unet.config, architecture.vae.config
+    return ArchitectureSource(
+        name, {**encoders, "unet": UNetConfig.from_dict(unet), "vae": VAEConfig.from_dict(vae)}
+    )

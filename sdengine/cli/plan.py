@@ -1,0 +1,128 @@
+"""`sdengine plan`: what fits into a GPU's memory."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdengine.cli.build import parse_resolutions, progress_bar
+from sdengine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdengine.checkpoints.part_source import PartSource
+    from sdengine.export.memory_plan import MemoryPlan
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+          "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}  # fmt: skip
+
+
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="A bundle, a checkpoint, or an architecture such as sd15.")
+    ] = "sd15",
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="To fit into, such as 8GiB.")
+    ] = None,
+    resolutions: Annotated[
+        str, typer.Option(metavar="LIST", help="Pixels, such as 512,768 or 512x768.")
+    ] = "512,768,1024",
+    batch: Annotated[int, typer.Option(help="Images that one run makes.")] = 1,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp16",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Foretell the memory that engines of a model take on a GPU: weights, scratch, latents."""
+    limit = None if memory is None else parse_bytes(memory)
+    sizes = parse_resolutions(resolutions)
+    from sdengine.export.memory_plan import plan_memory
+
+    source = _open(model)
+    with progress_bar() as progress:
+        found = plan_memory(
+            source, precision=precision, resolutions=sizes, batch=batch, progress=progress
+        )
+    if as_json:
+        print(json.dumps({**asdict(found), "memory_bytes": limit}))
+    else:
+        _print(found, limit)
+
+
+def parse_bytes(text: str) -> int:
+    """Read "8GiB", "8 GB", "500MB" or a number of bytes.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]i?)?b?\s*", text.lower())
+    number = 0 if match is None else int(float(match[1]) * _UNITS[match[2] or ""])
+    if not 0 < number < 1 << 50:
+        raise ConfigError.for_field("--memory", text, "a size such as 8GiB, 24 GB or 500MB")
+    return number
+
+
+def _open(model: str) -> PartSource:
+    from sdengine.bundle.manifest import MANIFEST_NAME
+    from sdengine.bundle.reader import open_bundle
+    from sdengine.checkpoints import load_checkpoint
+    from sdengine.checkpoints.architecture_source import (
+        architecture_of_bundle,
+        published_architecture,
+    )
+    from sdengine.models.configs import FAMILIES
+
+    if model in FAMILIES:
+        return published_architecture(model)
+    if model == "demo" or (Path(model) / MANIFEST_NAME).is_file():
+        manifest = open_bundle(model, verify="size").manifest
+        return architecture_of_bundle(manifest.name, manifest.architecture)
+    if not Path(model).exists():
+        raise ConfigError.for_field(
+            "model", model, f"a bundle, a checkpoint, or one of {', '.join(FAMILIES)}"
+        )
+    return load_checkpoint(model)
+
+
+def _print(found: MemoryPlan, limit: int | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    weights = ", ".join(f"{name} {_gb(size)}" for name, size in found.weight_bytes.items())
+    print(f"{found.name}, {found.precision}; weights in GB: {weights}")
+    columns = ["size", "batch", "weights", "scratch", "latents, images", "total, GB", "low memory"]
+    if limit is not None:
+        columns.append(f"fits {limit / (1 << 30):.1f} GiB")
+    table = Table(*columns, box=None, pad_edge=False)
+    resident = sum(found.weight_bytes.values())
+    for size in found.sizes:
+        largest = max(size.scratch_bytes, key=lambda name: size.scratch_bytes[name])
+        row = [
+            f"{size.width}x{size.height}",
+            str(size.batch),
+            _gb(resident),
+            f"{_gb(size.scratch_bytes[largest])} ({largest})",
+            _gb(size.pool_bytes),
+            _gb(size.total_bytes),
+            _gb(size.low_total_bytes),
+        ]
+        if limit is not None:
+            row.append(_verdict(size.total_bytes, size.low_total_bytes, limit))
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
+    print(
+        "Low memory: each network freed once it is done (--low-memory). Scratch follows from the "
+        "graphs; the CUDA context and captured graphs come on top. Not measured on a GPU.",
+        file=sys.stderr,
+    )
+
+
+def _verdict(total: int, low: int, limit: int) -> str:
+    return "yes" if total <= limit else "low memory" if low <= limit else "no"
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.2f}"

@@ -1,0 +1,107 @@
+"""Whole requests through the TensorRT backend, on a stand-in for its run time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fake_tensorrt
+import numpy as np
+import pytest
+
+import sdengine
+from sdengine.checkpoints.synthetic import make_synthetic
+from sdengine.errors import BundleError, ConfigError, DeviceError, UnsupportedShapeError
+
+PROMPT = "a large red circle on a blue background"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fake_tensorrt.install(monkeypatch)
+        place = tmp_path_factory.mktemp("bundles") / "demo"
+        options: dict[str, Any] = {"target": "tensorrt-rtx", "gpus": ["rtx4090"], "batch": 2}
+        sdengine.build("demo", place, resolutions=(128, (192, 128)), **options)
+        return place
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tensorrt.install(monkeypatch)
+
+
+def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
+    difference = ours.astype(np.float64) - theirs.astype(np.float64)
+    return float(10 * np.log10(255**2 / (np.mean(difference**2) + 1e-12)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt": PROMPT, "seed": 7},
+        {"prompt": PROMPT, "seed": 7, "batch_size": 3},  # runs of two images and of one
+        {"prompt": f"{PROMPT} AND a green star:0.5", "seed": 1},  # three rows in runs of four
+        {"prompt": PROMPT, "guidance_scale": 1.0},  # one row
+        {"prompt": ", ".join([PROMPT] * 12), "seed": 2},  # chunks
+        {"prompt": PROMPT, "width": 192, "height": 128},
+    ],
+    ids=["plain", "batch", "and", "unguided", "long", "wide"],
+)
+def test_pictures_are_those_of_the_cpu(bundle: Path, options: dict[str, Any]) -> None:
+    given = {"steps": 6, "seed": 7, "sampler": "euler", **options}
+    with sdengine.load(bundle) as engine:
+        assert (engine.backend.name, engine.precision) == ("tensorrt-rtx", "fp16")
+        ours = engine.generate(**given)
+    if options.get("width") == 192:
+        assert ours.arrays[0].shape == (128, 192, 3)
+        return  # which the bundle in the package was not built for
+    with sdengine.load("demo", precision="fp32") as engine:
+        theirs = engine.generate(**given)
+    for one, other in zip(ours.arrays, theirs.arrays, strict=True):
+        assert psnr(one, other) >= 40
+
+
+def test_an_engine_is_opened_once_for_all_sizes(bundle: Path) -> None:
+    with sdengine.load(bundle) as engine:
+        engine.generate(PROMPT, steps=2, seed=1)
+        engine.generate(PROMPT, steps=2, seed=1, width=192, height=128)
+    assert len(fake_tensorrt.Engine.made) == 3  # text encoder, U-Net, VAE decoder
+
+
+def test_metadata_says_what_ran(bundle: Path, tmp_path: Path) -> None:
+    with sdengine.load(bundle, precision="fp16") as engine:
+        (path,) = engine.generate(PROMPT, steps=2, seed=1).save(tmp_path / "a.png")
+    from sdengine.metadata import read_metadata
+
+    found = read_metadata(path)
+    assert (found.backend, found.precision) == ("tensorrt-rtx", "fp16")
+
+
+def test_what_was_not_built_is_refused_before_anything_runs(bundle: Path) -> None:
+    with sdengine.load(bundle) as engine, pytest.raises(UnsupportedShapeError, match="192x128"):
+        engine.generate(PROMPT, width=256, height=128)
+    with pytest.raises(ConfigError, match="auto or fp16"):
+        sdengine.load(bundle, precision="bf16")
+    with sdengine.load(bundle) as engine, pytest.raises(BundleError, match="has no profile"):
+        engine.generate(", ".join([PROMPT] * 60), steps=1)  # more chunks than a profile takes
+
+
+def test_an_engine_of_another_gpu_says_how_to_build_one(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_tensorrt.Runtime, "deserialize_cuda_engine", lambda *_: None)
+    with sdengine.load(bundle) as engine, pytest.raises(DeviceError, match="--gpu NAME"):
+        engine.generate(PROMPT, steps=1)
+
+
+def test_sdxl_runs_with_its_two_encoders(tmp_path: Path) -> None:
+    checkpoint = make_synthetic("tiny-sdxl", tmp_path / "checkpoint")
+    options: dict[str, Any] = {"resolutions": (64,), "precision": "fp32"}
+    for target, gpus in (("tensorrt-rtx", ["sm89"]), ("openvino", [])):
+        sdengine.build(checkpoint, tmp_path / target, target=target, gpus=gpus, **options)
+    pictures = []
+    for target in ("tensorrt-rtx", "openvino"):
+        with sdengine.load(tmp_path / target, precision="fp32") as engine:
+            pictures.append(engine.generate("a house", steps=4, seed=3, width=64, height=64))
+    assert psnr(pictures[0].arrays[0], pictures[1].arrays[0]) >= 60
