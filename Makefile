@@ -3,6 +3,8 @@
 # make lint     only ruff, clang-format and mypy
 # make format   rewrites the sources as lint wants them
 # make sanitize runs the C++ tests under the address and undefined behaviour sanitizers
+# make gpu-check on a machine with an NVIDIA GPU and nvcc: installs into .venv-gpu, runs every test
+#               that needs a GPU, builds engines for it and measures the demo model's pictures
 # make clean    removes what the others made
 #
 # Needed: Python 3.10-3.13 with venv, a C++17 compiler, a package index. CMake and Ninja come from
@@ -12,8 +14,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_FLAGS ?=
 
+GPU_TORCH ?= torch
+GPU_TARGET ?= tensorrt-rtx
+
 DEMO := .venv-demo
 TEST := .venv-test
+GPU := .venv-gpu
 PIP_FLAGS := --quiet --disable-pip-version-check
 
 SOURCES := $(shell find sdengine kernels benchmarks csrc -type f \
@@ -23,7 +29,7 @@ CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cpp' -o -n
 
 PROMPT := a large red circle on a blue background
 
-.PHONY: demo test lint format cpp sanitize pytest clean
+.PHONY: demo test lint format cpp sanitize pytest gpu-check clean
 
 demo: $(DEMO)/installed
 	@echo "Prompt: $(PROMPT)"
@@ -52,6 +58,18 @@ cpp: $(TEST)/tools
 sanitize: $(TEST)/tools
 	PATH="$(CURDIR)/$(TEST)/bin:$$PATH" tests/cpp/run.sh build/sanitize -DSDENGINE_SANITIZE=ON
 
+# What was found on the GPU lies in build/gpu-check afterwards.
+gpu-check: $(GPU)/installed
+	mkdir -p build/gpu-check
+	$(GPU)/bin/sdengine doctor > build/gpu-check/doctor.txt && cat build/gpu-check/doctor.txt
+	TRITON_INTERPRET=0 $(GPU)/bin/pytest -m gpu $(PYTEST_FLAGS)
+	$(GPU)/bin/sdengine build demo -o build/gpu-check/demo --target $(GPU_TARGET) --force \
+	    --resolutions 128,192,256 --batch 4
+	$(GPU)/bin/sdengine generate "$(PROMPT)" --seed 7 --bundle build/gpu-check/demo --json \
+	    -o build/gpu-check/demo.png > build/gpu-check/demo.json && cat build/gpu-check/demo.json
+	$(GPU)/bin/python benchmarks/prompt_following.py --bundle build/gpu-check/demo \
+	    --precision auto --output build/gpu-check
+
 # The demo runs on the CPU; without CUDA the extension builds in seconds.
 $(DEMO)/installed: $(SOURCES) | $(DEMO)/bin/pip
 	@echo "Installing sdengine into $(DEMO)"
@@ -70,11 +88,17 @@ $(TEST)/installed: $(SOURCES) $(TEST)/tools
 	@$(TEST)/bin/pip install $(PIP_FLAGS) --no-deps --force-reinstall .
 	@touch $@
 
-$(DEMO)/bin/pip $(TEST)/bin/pip:
+$(GPU)/installed: $(SOURCES) | $(GPU)/bin/pip
+	@echo "Installing torch, TensorRT and the test tools into $(GPU)"
+	@$(GPU)/bin/pip install $(PIP_FLAGS) "$(GPU_TORCH)"
+	@$(GPU)/bin/pip install $(PIP_FLAGS) -C cmake.define.SDENGINE_CUDA=ON ".[dev,$(GPU_TARGET)]"
+	@touch $@
+
+$(DEMO)/bin/pip $(TEST)/bin/pip $(GPU)/bin/pip:
 	@$(PYTHON) -m venv $(patsubst %/bin/pip,%,$@) || { \
 	    echo "Could not make a virtual environment with $(PYTHON); Debian and Ubuntu need the" \
 	         "package python3-venv."; rm -rf $(patsubst %/bin/pip,%,$@); exit 1; }
 
 clean:
-	rm -rf build dist $(DEMO) $(TEST) demo.png .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist $(DEMO) $(TEST) $(GPU) demo.png .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find sdengine kernels benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

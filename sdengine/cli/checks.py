@@ -39,6 +39,7 @@ class _Package:
     cost: str
     remedy: str
     required: bool = False
+    distribution: str = ""  # its name on the index, where that is another
 
 
 _PACKAGES = (
@@ -67,6 +68,7 @@ _PACKAGES = (
         "tensorrt_rtx",
         "no engines for GeForce RTX GPUs",
         "pip install 'sdengine[tensorrt-rtx]'",
+        distribution="tensorrt-rtx-cu13",
     ),
     _Package(
         "tensorrt",
@@ -75,7 +77,10 @@ _PACKAGES = (
         "pip install 'sdengine[tensorrt]'",
     ),
     _Package(
-        "triton", "triton", "no Triton kernels compiled for a GPU", "pip install triton (Linux)"
+        "triton",
+        "triton",
+        "no Triton kernels, which are plugins of full TensorRT",
+        "pip install 'sdengine[kernels]' (Linux)",
     ),
 )
 
@@ -185,7 +190,7 @@ def _package(package: _Package) -> Check:
     found = "not installed"
     if spec is not None:
         try:
-            found = metadata.version(package.name)
+            found = metadata.version(package.distribution or package.name)
         except metadata.PackageNotFoundError:
             found = "installed, version not known"
     return Check(
