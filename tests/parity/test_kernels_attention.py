@@ -133,13 +133,13 @@ def test_reads_a_fused_projection_in_place(D: int) -> None:
 
 
 def test_reads_any_strides() -> None:
-    odd = [torch.randn(1, 2, 33, 43).half()[..., 3:] for _ in range(3)]  # rows on odd addresses
-    torchs, truth = expected(*odd)
-    assert_close_as_torch("attention", attention(*odd), torchs, truth)
+    q, k, v = (torch.randn(1, 2, 33, 43).half()[..., 3:] for _ in range(3))  # on odd addresses
+    torchs, truth = expected(q, k, v)
+    assert_close_as_torch("attention", attention(q, k, v), torchs, truth)
     q, k, v = made(torch.float16, 2, 2, 5, 6, 40)
-    shared = [tensor[:1].expand(2, -1, -1, -1) for tensor in (k, v)]  # a stride of zero
-    torchs, truth = expected(q, *shared)
-    assert_close_as_torch("attention", attention(q, *shared), torchs, truth)
+    k, v = (tensor[:1].expand(2, -1, -1, -1) for tensor in (k, v))  # a stride of zero
+    torchs, truth = expected(q, k, v)
+    assert_close_as_torch("attention", attention(q, k, v), torchs, truth)
 
 
 @pytest.mark.parametrize("D", [40, 80, 160])
@@ -149,8 +149,9 @@ def test_reads_nothing_beside_the_tensors(D: int) -> None:
         room = torch.full((1, 1, rows + 70, D + 24), float("nan"), dtype=torch.float16)
         room[:, :, :rows, :D] = torch.randn(1, 1, rows, D)
         inner.append(room[:, :, :rows, :D])
-    torchs, truth = expected(*inner)
-    assert_close_as_torch("attention", attention(*inner), torchs, truth)
+    q, k, v = inner
+    torchs, truth = expected(q, k, v)
+    assert_close_as_torch("attention", attention(q, k, v), torchs, truth)
 
 
 def test_no_queries_and_no_images() -> None:

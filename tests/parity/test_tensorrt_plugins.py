@@ -119,8 +119,9 @@ def test_attention(
     )
     name = "causal_attention" if causal else "attention"
     descs = [vendor.desc(tuple(tensor.shape), (1,)) for tensor in (q, k, v)]
+    heads_first = [tensor.transpose(1, 2) for tensor in (q, k, v)]
     expected = reference.attention(
-        *(tensor.transpose(1, 2) for tensor in (q, k, v)), 0.2, causal
+        heads_first[0], heads_first[1], heads_first[2], 0.2, causal
     ).transpose(1, 2)
     (offered,) = vendor.registry[f"sdengine::{name}"].autotune_func(*descs, 0.2, [descs[0]])
     variants = attention_variants(head_dim, causal, "float16", CC)
