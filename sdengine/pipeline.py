@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -115,7 +116,10 @@ class Engine:
         self.low_memory = low_memory
         self._networks = Networks(bundle, backend, self.precision, threads)
         self._conditioner = TextConditioner(bundle)
-        self._noise_schedule = NoiseSchedule.from_config(bundle.manifest.architecture.scheduler)
+        noise_schedule = NoiseSchedule.from_config(bundle.manifest.architecture.scheduler)
+        # A program is the same for every request of its sampler; nobody writes to one.
+        make = functools.partial(build_program, noise_schedule=noise_schedule)
+        self._program = functools.lru_cache(maxsize=32)(make)
         self._turns = Turns()
         self._executor: ThreadPoolExecutor | None = None
         self._starting = threading.Lock()
@@ -249,12 +253,8 @@ class Engine:
             raise ConfigError.for_field("preview_every", preview_every, "a whole number from 0")
         request = self._request(prompt, negative_prompt, options)
         check_size(request.width, request.height, self.bundle.manifest.resolutions)
-        program = build_program(
-            request.sampler,
-            request.schedule,
-            request.steps,
-            self._noise_schedule,
-            _sampler_options(request),
+        program = self._program(
+            request.sampler, request.schedule, request.steps, options=_sampler_options(request)
         )
         request = replace(request, sampler=program.sampler, schedule=program.schedule)
         return _Plan(request, program, self._prompt_plan(request), cancel, preview_every)

@@ -91,11 +91,11 @@ def resolve_names(sampler: str, schedule: str | None) -> tuple[str, str]:
 
 
 def _split_schedule(sampler: str) -> tuple[str, str] | None:
-    samplers = _spellings(SAMPLERS)
+    samplers = _SAMPLER_SPELLINGS
     plain = sampler.strip().lower()
     if plain in samplers:
         return None
-    for spelling, name in _spellings(SCHEDULES).items():
+    for spelling, name in _SCHEDULE_SPELLINGS.items():
         head = plain.removesuffix(spelling).rstrip(" _")
         if head != plain and head in samplers:
             return samplers[head], name
@@ -115,7 +115,7 @@ def _spellings(
 def _resolve(
     field: str, name: str, known: Mapping[str, SamplerInfo] | Mapping[str, ScheduleInfo]
 ) -> str:
-    names = _spellings(known)
+    names = _SAMPLER_SPELLINGS if known is SAMPLERS else _SCHEDULE_SPELLINGS
     plain = name.strip().lower() if isinstance(name, str) else ""
     if plain in names:
         return names[plain]
@@ -125,3 +125,7 @@ def _resolve(
     near = difflib.get_close_matches(str(name).lower(), names, n=1)
     hint = f"Did you mean {names[near[0]]!r}?" if near else ""
     raise ConfigError.for_field(field, name, f"one of {', '.join(known)}", hint)
+
+
+_SAMPLER_SPELLINGS = _spellings(SAMPLERS)
+_SCHEDULE_SPELLINGS = _spellings(SCHEDULES)
