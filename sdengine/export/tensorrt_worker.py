@@ -59,6 +59,7 @@ def _build(job: dict[str, Any], log: deque[str], channel: TextIO) -> dict[str, A
     if not parser.parse_from_file(job["onnx"]):
         problems = [str(parser.get_error(i)) for i in range(min(parser.num_errors, 3))]
         raise _Failure(f"the parser refuses the graph: {'; '.join(problems)}")
+    _let_attention_decompose(trt, network)
     config = _make_config(trt, builder, job)
     for shapes in job["profiles"]:
         profile = builder.create_optimization_profile()
@@ -82,6 +83,16 @@ def _build(job: dict[str, Any], log: deque[str], channel: TextIO) -> dict[str, A
         "peak_bytes": memory.end(),
         "engine_bytes": output.stat().st_size,
     }
+
+
+def _let_attention_decompose(trt: Any, network: Any) -> None:
+    """Allow other operations where no fused kernel takes the size of a head."""
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type.name == "ATTENTION_INPUT":
+            # Layers come as their base class; the real one is the caller's to name.
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
 
 
 def _make_config(trt: Any, builder: Any, job: dict[str, Any]) -> Any:
