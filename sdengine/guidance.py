@@ -7,6 +7,7 @@ that prompts are joined of, every block with one row an image.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ class RowPlan:
         """Number of images B."""
         return int(self.weights.shape[1])
 
-    @property
+    @cached_property
     def is_plain(self) -> bool:
         """Whether one part of weight 1 is all there is, as the native step expects."""
         return self.weights.shape[0] == 1 and bool((self.weights == 1).all())

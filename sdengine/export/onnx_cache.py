@@ -94,14 +94,21 @@ class OnnxCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = cache_dir("onnx") if folder is None else folder
+        self._checked: set[str] = set()  # in this process, whose weights may have gigabytes
 
     def find(self, key: str) -> Entry | None:
-        """Return an entry whose every file is as it was written; remove a damaged one."""
+        """Return an entry whose every file is as it was written; remove a damaged one.
+
+        Files are hashed the first time that this object is asked for the entry.
+        """
         folder = self.folder / key
         if not folder.is_dir():
             return None
         record = _read(folder)
-        if record is not None and all(_is_intact(folder, file) for file in record.files):
+        if record is not None and (
+            key in self._checked or all(_is_intact(folder, file) for file in record.files)
+        ):
+            self._checked.add(key)
             with contextlib.suppress(OSError):
                 os.utime(folder)  # the time of the last use
             return Entry(folder, record)
@@ -140,6 +147,7 @@ class OnnxCache:
                     folder.rename(place)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+        self._checked.add(key)
         return Entry(place, record)
 
     def extend(self, entry: Entry, graph: str, add: Callable[[Path], float | None]) -> Entry:

@@ -35,6 +35,11 @@ MAX_CHUNKS = 4
 _MEMORY_PER_WEIGHT_BYTE = 3.0
 _MEMORY_BASE_BYTES = 500_000_000
 
+# Without the current folder, which may be anybody's, among the places of modules.
+_WORKER = (
+    "import sys; sys.path[:] = [place for place in sys.path if place]; "
+    "from sdengine.export.tensorrt_worker import main; sys.exit(main())"
+)
 _PLUGIN_DTYPES = {
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.BFLOAT16: "bfloat16",
@@ -231,7 +236,7 @@ def _run(
     with (
         tempfile.TemporaryFile() as complaints,
         subprocess.Popen(
-            [sys.executable, "-m", "sdengine.export.tensorrt_worker"],
+            [sys.executable, "-c", _WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,

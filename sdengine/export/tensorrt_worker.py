@@ -1,4 +1,4 @@
-"""Build one engine in a process of its own: ``python -m sdengine.export.tensorrt_worker``.
+"""Build one engine in a process of its own, which `tensorrt_engine` starts.
 
 The builder takes several times the network's weights, and what else lies in a process adds to it;
 so this one holds nothing but the builder. It reads a job as JSON from standard input and writes
@@ -162,7 +162,3 @@ def _send(channel: TextIO, content: dict[str, Any]) -> bool:
     except OSError:
         return False
     return True
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sdengine.bundle.reader import sha256_of
 from sdengine.cache_dir import CACHE_VARIABLE, cache_dir
 from sdengine.errors import ExportError, OutputError
 from sdengine.export.onnx_cache import RECORD_FILE, OnnxCache, Record, make_key, open_cache
@@ -47,8 +48,8 @@ def test_an_entry_is_found_again_as_it_was_written(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_entry_is_not_used(tmp_path: Path, name: str, content: bytes | None) -> None:
+    path = OnnxCache(tmp_path).add(KEY, fill, 12).folder / name
     cache = OnnxCache(tmp_path)
-    path = cache.add(KEY, fill, 12).folder / name
     if content is None:
         path.unlink()
     else:
@@ -59,13 +60,26 @@ def test_a_damaged_entry_is_not_used(tmp_path: Path, name: str, content: bytes |
     assert cache.add(KEY, fill, 12) == cache.find(KEY)
 
 
-def test_a_record_names_no_file_outside_its_entry(tmp_path: Path) -> None:
+def test_weights_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    OnnxCache(tmp_path).add(KEY, fill, 12)
+    hashed: list[str] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("sdengine.export.onnx_cache.sha256_of", count)
     cache = OnnxCache(tmp_path)
-    path = cache.add(KEY, fill, 12).folder / RECORD_FILE
+    assert cache.find(KEY) == cache.find(KEY)
+    assert sorted(hashed) == ["unet.onnx", "unet.onnx.data"]
+
+
+def test_a_record_names_no_file_outside_its_entry(tmp_path: Path) -> None:
+    path = OnnxCache(tmp_path).add(KEY, fill, 12).folder / RECORD_FILE
     record = json.loads(path.read_text())
     record["files"][0]["path"] = "../outside"
     path.write_text(json.dumps(record))
-    assert cache.find(KEY) is None
+    assert OnnxCache(tmp_path).find(KEY) is None
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:

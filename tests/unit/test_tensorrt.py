@@ -7,12 +7,12 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from fake_tensorrt import HostBuffer
 
 from sdengine import _native
 from sdengine.backends import get_backend
@@ -135,6 +135,21 @@ def test_an_interruption_ends_the_worker_and_leaves_nothing(
     assert sorted(os.listdir(tmp_path)) == ["pid", "python", "unet.onnx"]
 
 
+def test_modules_of_the_current_folder_are_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sdengine").mkdir()
+    (tmp_path / "sdengine/__init__.py").write_text("open('was-run', 'w')\n")
+    (tmp_path / "json.py").write_text("open('was-run', 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    graph = tmp_path / "unet.onnx"
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], [])), graph)
+    network = ExportedNetwork("unet", graph, UNET.inputs, (), None, None)
+    with pytest.raises(EngineBuildError):
+        compile_engine(network, tmp_path, SPEC, RTX)
+    assert not (tmp_path / "was-run").exists()
+
+
 def test_too_little_memory_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_engine, "free_bytes", lambda: 5 * 10**8 - 1)
     network = script(tmp_path, monkeypatch, "exit 1")
@@ -166,23 +181,6 @@ def test_conversions_are_those_of_torch() -> None:
     assert half.dtype == np.float16 and from_engine(half).dtype == np.float32
     tokens = np.array([5], np.int64)
     assert to_engine(tokens, tokens.dtype) is tokens
-
-
-class HostBuffer:
-    """Stands for memory of a GPU."""
-
-    live: ClassVar[dict[int, HostBuffer]] = {}
-
-    def __init__(self, size_bytes: int) -> None:
-        self.address = len(self.live) + 1
-        self.content = b"\0" * size_bytes
-        self.live[self.address] = self
-
-    def upload(self, array: np.ndarray[Any, Any]) -> None:
-        self.content = array.tobytes()
-
-    def download(self, array: np.ndarray[Any, Any]) -> None:
-        array[...] = np.frombuffer(self.content, array.dtype).reshape(array.shape)
 
 
 class Context:
