@@ -1,5 +1,6 @@
 #include "common/errors.h"
 #include "cuda/kernels.h"
+#include "nn/network.h"
 #include "python/bindings.h"
 #include "runtime/errors.h"
 
@@ -52,6 +53,8 @@ void translate(std::exception_ptr error) {
     raise("OutOfMemoryError", found.what());
   } catch (const sdengine::DeviceError& found) {
     raise("DeviceError", found.what());
+  } catch (const sdengine::nn::PlanError& found) {
+    raise("BundleError", found.what());
   } catch (const sdengine::runtime::Cancelled& found) {
     raise("Cancelled", found.what());
   }
@@ -65,5 +68,6 @@ PYBIND11_MODULE(_native, module) {
   module.def("build_info", &build_info, "Tell what the extension was built with.");
   sdengine::python::bind_cpu(module);
   sdengine::python::bind_cuda(module);
+  sdengine::python::bind_network(module);
   sdengine::python::bind_runtime(module);
 }

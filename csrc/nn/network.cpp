@@ -1,0 +1,207 @@
+#include "nn/network.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <mutex>
+
+#include "common/errors.h"
+#include "nn/plain.h"
+#include "nn/plan_reader.h"
+#include "nn/scratch.h"
+
+namespace sdengine::nn {
+namespace {
+
+// Steps take their maps' addresses from the arena once it exists.
+using Step = std::function<void(ThreadPool&, const Scratch&)>;
+using Binder = std::function<Step(char* arena)>;
+
+struct Planned {
+  Binder bind;
+  ScratchNeed need;
+};
+
+void move(Map& map, char* arena) {
+  map.data = arena + reinterpret_cast<std::uintptr_t>(map.data);
+}
+
+// Epilogues point at maps, which are copied along with them.
+struct EpilogueMaps {
+  Map per_image, residual;
+  bool has_per_image = false, has_residual = false;
+
+  void attach(Epilogue& epilogue, char* arena) {
+    move(epilogue.out, arena);
+    if (has_per_image) {
+      move(per_image, arena);
+      epilogue.per_image = &per_image;
+    }
+    if (has_residual) {
+      move(residual, arena);
+      epilogue.residual = &residual;
+    }
+  }
+};
+
+template <typename Arguments>
+struct WithEpilogue {
+  Arguments arguments;
+  EpilogueMaps maps;
+};
+
+template <typename Arguments, typename Function>
+Planned plan_products(const OperationReader& reader, Arguments arguments, Function function) {
+  WithEpilogue<Arguments> both{arguments, {}};
+  both.maps.has_per_image = reader.has("per_image");
+  both.maps.has_residual = reader.has("residual");
+  if (both.maps.has_per_image) both.maps.per_image = reader.per_image(arguments.epilogue.out);
+  if (both.maps.has_residual) both.maps.residual = reader.like("residual", arguments.epilogue.out);
+  return {[both, function](char* arena) -> Step {
+            auto bound = std::make_shared<WithEpilogue<Arguments>>(both);
+            move(bound->arguments.x, arena);
+            bound->maps.attach(bound->arguments.epilogue, arena);
+            return [bound, function](ThreadPool& pool, const Scratch& scratch) {
+              function(bound->arguments, pool, scratch);
+            };
+          },
+          scratch_for(arguments)};
+}
+
+template <typename Arguments, typename Function>
+Planned plan_maps(Arguments arguments, std::vector<Map Arguments::*> maps, ScratchNeed need,
+                  Function function) {
+  return {[=](char* arena) -> Step {
+            Arguments bound = arguments;
+            for (Map Arguments::*map : maps) move(bound.*map, arena);
+            return [bound, function](ThreadPool& pool, const Scratch& scratch) {
+              function(bound, pool, scratch);
+            };
+          },
+          need};
+}
+
+Planned plan_copy(CopyArguments arguments) {
+  return {[arguments](char* arena) -> Step {
+            CopyArguments bound = arguments;
+            bound.from = arena + reinterpret_cast<std::uintptr_t>(arguments.from);
+            bound.to = arena + reinterpret_cast<std::uintptr_t>(arguments.to);
+            return [bound](ThreadPool& pool, const Scratch&) { copy(bound, pool); };
+          },
+          {}};
+}
+
+Planned plan_one(const OperationReader& reader, const Operations& operations) {
+  const std::string& kind = reader.kind();
+  if (kind == "linear") return plan_products(reader, reader.linear(), operations.linear);
+  if (kind == "conv") return plan_products(reader, reader.conv(), operations.conv);
+  if (kind == "winograd") return plan_products(reader, reader.winograd(), operations.winograd);
+  if (kind == "group_norm") {
+    const auto arguments = reader.group_norm();
+    return plan_maps<GroupNormArguments>(
+        arguments, {&GroupNormArguments::x, &GroupNormArguments::out}, scratch_for(arguments),
+        operations.group_norm);
+  }
+  if (kind == "layer_norm") {
+    return plan_maps<LayerNormArguments>(reader.layer_norm(),
+                                         {&LayerNormArguments::x, &LayerNormArguments::out}, {},
+                                         operations.layer_norm);
+  }
+  if (kind == "attention") {
+    const auto arguments = reader.attention();
+    return plan_maps<AttentionArguments>(arguments,
+                                         {&AttentionArguments::q, &AttentionArguments::k,
+                                          &AttentionArguments::v, &AttentionArguments::out},
+                                         scratch_for(arguments), operations.attention);
+  }
+  if (kind == "add") {
+    return plan_maps<AddArguments>(reader.add(),
+                                   {&AddArguments::a, &AddArguments::b, &AddArguments::out}, {},
+                                   operations.add);
+  }
+  if (kind == "activation") {
+    return plan_maps<ActivationArguments>(reader.activation(),
+                                          {&ActivationArguments::x, &ActivationArguments::out}, {},
+                                          operations.activation);
+  }
+  if (kind == "sinusoid") {
+    return plan_maps<SinusoidArguments>(
+        reader.sinusoid(), {&SinusoidArguments::x, &SinusoidArguments::out}, {},
+        [](const SinusoidArguments& a, ThreadPool&, const Scratch&) { sinusoid(a); });
+  }
+  if (kind == "select") {
+    return plan_maps<SelectArguments>(
+        reader.select(), {&SelectArguments::x, &SelectArguments::index, &SelectArguments::out}, {},
+        [](const SelectArguments& a, ThreadPool&, const Scratch&) { select(a); });
+  }
+  if (kind == "copy") return plan_copy(reader.copy());
+  reader.refuse("is of kind '" + kind + "', which is unknown");
+}
+
+}  // namespace
+
+Network::Network(const std::vector<OperationRecord>& records,
+                 const std::map<std::string, WeightBytes>& weights, const Operations& operations,
+                 std::shared_ptr<ThreadPool> pool)
+    : pool_(std::move(pool)) {
+  Extent extent;
+  std::vector<Planned> planned;
+  std::size_t shared = 0, own = 0;
+  for (const OperationRecord& record : records) {
+    const OperationReader reader(record, weights, extent);
+    planned.push_back(plan_one(reader, operations));
+    shared = std::max(shared, planned.back().need.shared);
+    own = std::max(own, planned.back().need.own);
+  }
+  arena_bytes_ = round_up(extent.bytes);
+  scratch_.own_bytes = round_up(own);
+  shared = round_up(shared);
+  scratch_bytes_ = shared + scratch_.own_bytes * pool_->threads();
+  // Vectors at the end of a map may read a little beyond it.
+  memory_bytes_ = arena_bytes_ + scratch_bytes_ + 4096;
+  const std::size_t physical = std::size_t(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  if (memory_bytes_ > physical) {
+    throw OutOfMemoryError("a network needs " + std::to_string(memory_bytes_) +
+                           " bytes for what its operations pass on; this machine has " +
+                           std::to_string(physical));
+  }
+  void* memory = mmap(nullptr, memory_bytes_, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    throw OutOfMemoryError("a network needs " + std::to_string(memory_bytes_) +
+                           " bytes for what its operations pass on");
+  }
+  memory_ = static_cast<char*>(memory);
+  madvise(memory_, memory_bytes_, MADV_HUGEPAGE);
+  scratch_.shared = memory_ + arena_bytes_;
+  scratch_.own = scratch_.shared + shared;
+  for (const Planned& one : planned) steps_.push_back(one.bind(memory_));
+}
+
+Network::~Network() {
+  if (memory_ != nullptr) munmap(memory_, memory_bytes_);
+}
+
+char* Network::address(const MapRecord& map) const {
+  Extent extent;
+  const Map found = read_map(map, "a network's own map", extent);
+  if (extent.bytes > arena_bytes_) throw PlanError("a map lies outside the arena");
+  return memory_ + reinterpret_cast<std::uintptr_t>(found.data);
+}
+
+void Network::run(double* seconds) {
+  using Clock = std::chrono::steady_clock;
+  const std::lock_guard<std::mutex> lock(pool_->exclusive());
+  for (std::size_t i = 0; i < steps_.size(); ++i) {
+    const Clock::time_point started = seconds != nullptr ? Clock::now() : Clock::time_point{};
+    steps_[i](*pool_, scratch_);
+    if (seconds != nullptr) {
+      seconds[i] = std::chrono::duration<double>(Clock::now() - started).count();
+    }
+  }
+}
+
+}  // namespace sdengine::nn

@@ -1,0 +1,298 @@
+// Attention without keeping the scores: keys pass in blocks, and what was summed up so far is scaled
+// whenever a larger score appears. Both products are computed transposed, with 32 queries in the
+// lanes of vectors: no sum ever runs across lanes, and a head needs no padding.
+// Source: "FlashAttention" (Dao et al. 2022), algorithm 1.
+
+#include <cstring>
+
+#include "nn/ops/epilogue.h"
+#include "nn/ops/operations.h"
+#include "nn/ops/tile.h"
+#include "nn/parallel.h"
+#include "nn/scratch.h"
+
+namespace sdengine::nn::SDENGINE_ISA {
+namespace {
+
+constexpr int kVectors = kQueries / kLanes;
+constexpr float kMasked = -1e30f;
+alignas(64) constexpr char kZeros[64] = {};
+
+const char* head_row(const Map& map, int image, int row, int head, int head_dim) {
+  return map.row(std::ptrdiff_t{image} * map.width + row) +
+         std::ptrdiff_t{head} * head_dim * size_of(map.type);
+}
+
+// Writes the values of a block of keys as [channel][key], zero beyond the last key.
+template <typename T>
+void transpose_values(const Map& v, int image, int head, int first, int count,
+                      const AttentionSizes& sizes, char* to) {
+  const T* from = reinterpret_cast<const T*>(head_row(v, image, first, head, sizes.head_dim));
+  for (int channel = 0; channel < sizes.head_dim; ++channel) {
+    T* row = reinterpret_cast<T*>(to + channel * sizes.value_row_bytes);
+    for (int key = 0; key < count; ++key) row[key] = from[key * v.stride + channel];
+    row[count] = 0;  // there is room for one more, and pairs of keys are multiplied
+  }
+}
+
+// Writes queries as [lane of channels][query], zero beyond the last query. Reads up to a vector
+// beyond a head's channels, which are the next head's or lie in the arena's margin.
+void transpose_queries(const char* from, std::ptrdiff_t row_bytes, int count, int lanes, char* to) {
+  for (int query = 0; query < kQueries; query += kLanes) {
+    for (int lane = 0; lane < lanes; lane += kLanes) {
+      Lanes square[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        square[i] = query + i < count ? load_lanes(from + (query + i) * row_bytes + lane * 4)
+                                      : load_lanes(kZeros);
+      }
+      transpose(square);
+      const int stored = least(kLanes, lanes - lane);
+      for (int i = 0; i < stored; ++i) {
+        store_lanes(to + ((lane + i) * kQueries + query) * 4, square[i]);
+      }
+    }
+  }
+}
+
+struct Block {
+  char* queries;
+  char* weights;
+  float* scores;
+  float* sums;  // [channels][queries]
+};
+
+struct Running {
+  Floats highest[kVectors], total[kVectors];
+};
+
+void mask_later_keys(float* scores, int first_key, int keys, int first_query) {
+  for (int key = 0; key < keys; ++key) {
+    for (int v = 0; v < kVectors; ++v) {
+      float* at = scores + key * kQueries + v * kLanes;
+      const int first_seeing = first_key + key - first_query - v * kLanes;
+      store(at, from_lane(first_seeing, load(at), set(kMasked)));
+    }
+  }
+}
+
+// Raises the running maxima to the block's and says whether one rose.
+bool raise(const float* scores, int keys, Floats* highest) {
+  Floats raised[kVectors];
+  SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) raised[v] = highest[v];
+  for (int key = 0; key < keys; ++key) {
+    SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) {
+      raised[v] = larger(raised[v], load(scores + key * kQueries + v * kLanes));
+    }
+  }
+  bool rose = false;
+  SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) {
+    rose |= any_larger(raised[v], highest[v]);
+    highest[v] = raised[v];
+  }
+  return rose;
+}
+
+#ifdef __AVX512BF16__
+// The same for bf16 in 16-bit arithmetic. The exponent of a power of two is kept with 8 bits behind
+// the point, which added to the bits of 1.0 is a bf16 of linear mantissa; a table of 64 entries says
+// what 2^f is above that line. RMS error 2.5e-3, where rounding the exact value gives 2.3e-3.
+struct PowerTable {
+  alignas(64) std::int16_t above[64];
+  PowerTable() {
+    for (int i = 0; i < 64; ++i) {
+      const double f = (4 * i + 1.5) / 256.0;  // the middle of the four values that share an entry
+      above[i] = static_cast<std::int16_t>(
+          256.0 * (__builtin_exp2(f) - 1.0 - f) + 127.0 * 256.0 + 1.0);
+    }
+  }
+};
+
+void exponentiate_halves(const float* scores, int keys, float factor, Running& running,
+                         char* weights) {
+  static const PowerTable table;
+  const __m512i above_low = _mm512_load_si512(table.above);
+  const __m512i above_high = _mm512_load_si512(table.above + 32);
+  const __m512i lowest = _mm512_set1_epi16(-126 * 256);
+  const __m512i ones = _mm512_set1_epi32(0x3f803f80);
+  // Of each 128 bits: four of the first key and four of the second become pairs.
+  const __m512i pairs = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+  const Floats factors = set(factor * 256.0f);
+  Floats total[kVectors], shift[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    total[v] = running.total[v];
+    shift[v] = mul(running.highest[v], factors);
+  }
+  for (int key = 0; key < keys; key += 2) {
+    SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) {
+      const float* from = scores + key * kQueries + v * kLanes;
+      const __m512i first =
+          _mm512_cvtps_epi32(_mm512_fmsub_ps(load(from), factors, shift[v]));
+      const __m512i second =
+          _mm512_cvtps_epi32(_mm512_fmsub_ps(load(from + kQueries), factors, shift[v]));
+      __m512i power = _mm512_shuffle_epi8(_mm512_packs_epi32(first, second), pairs);
+      power = _mm512_max_epi16(power, lowest);
+      const __m512i above =
+          _mm512_permutex2var_epi16(above_low, _mm512_srli_epi16(power, 2), above_high);
+      const __m512i halves = _mm512_srai_epi16(_mm512_add_epi16(power, above), 1);
+      _mm512_storeu_si512(weights + (key / 2 * kQueries + v * kLanes) * 4, halves);
+      total[v] = _mm512_dpbf16_ps(total[v], reinterpret_cast<__m512bh>(halves),
+                                  reinterpret_cast<__m512bh>(ones));
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) running.total[v] = total[v];
+}
+#endif
+
+inline Floats weight_of(Floats score, Floats factor, Floats shift) {
+  return exp2(larger(sub(mul(score, factor), shift), set(-126.0f)));
+}
+
+// Turns scores into exponentials, two keys at a time, as the second product wants them.
+// An odd last key has a masked one after it.
+void exponentiate(float* scores, int keys, float factor, Type type, Running& running,
+                  char* weights) {
+  for (int v = 0; v < kVectors && keys % 2 == 1; ++v) {
+    store(scores + keys * kQueries + v * kLanes, set(kMasked));
+  }
+#ifdef __AVX512BF16__
+  if (type == Type::BFloat16) return exponentiate_halves(scores, keys, factor, running, weights);
+#endif
+  const Floats factors = set(factor);
+  SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) {
+    const Floats shift = mul(running.highest[v], factors);
+    Floats even = zeros(), odd = zeros();
+    const float* from = scores + v * kLanes;
+    for (int key = 0; key < keys; key += 2, from += 2 * kQueries) {
+      const Floats first = weight_of(load(from), factors, shift);
+      const Floats second = weight_of(load(from + kQueries), factors, shift);
+      even = add(even, first);
+      odd = add(odd, second);
+      if (type == Type::BFloat16) {
+        store_pairs(reinterpret_cast<std::uint32_t*>(weights) + key / 2 * kQueries + v * kLanes,
+                    first, second);
+      } else {
+        float* to = reinterpret_cast<float*>(weights) + key * kQueries + v * kLanes;
+        store(to, first);
+        store(to + kQueries, second);
+      }
+    }
+    running.total[v] = add(running.total[v], add(even, odd));
+  }
+}
+
+void scale_sums(float* sums, int channels, const Floats* factors) {
+  for (int channel = 0; channel < channels; ++channel) {
+    SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) {
+      float* at = sums + channel * kQueries + v * kLanes;
+      store(at, mul(load(at), factors[v]));
+    }
+  }
+}
+
+// Writes sums [channel][query] as rows of channels.
+void store_rows(const float* sums, const Map& out, int image, int first, int count, int head,
+                int head_dim) {
+  for (int query = 0; query < count; query += kLanes) {
+    const int queries = least(kLanes, count - query);
+    for (int channel = 0; channel < head_dim; channel += kLanes) {
+      const int channels = least(kLanes, head_dim - channel);
+      Lanes square[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        const float* from = sums + (channel + i) * kQueries + query;
+        square[i] = i < channels ? load_lanes(from) : load_lanes(kZeros);
+      }
+      transpose(square);
+      for (int i = 0; i < queries; ++i) {
+        char* row = const_cast<char*>(head_row(out, image, first + query + i, head, head_dim));
+        store_as(out.type, row, channel, as_floats(square[i]), channels);
+      }
+    }
+  }
+}
+
+void attend(const AttentionArguments& arguments, const AttentionSizes& sizes, int image, int head,
+            int query, const char* values, const Block& block) {
+  const Map &q = arguments.q, &k = arguments.k;
+  const Kind kind = q.type == Type::BFloat16 ? Kind::BFloat16 : Kind::Float32;
+  const int head_dim = sizes.head_dim, keys = k.width;
+  const int head_lanes = head_dim * sizes.item_bytes / 4;
+  const int count = least(kQueries, q.width - query);
+  const float factor = arguments.scale * 1.44269504f;
+  transpose_queries(head_row(q, image, query, head, head_dim),
+                    q.stride * static_cast<std::ptrdiff_t>(size_of(q.type)), count, head_lanes,
+                    block.queries);
+  Running running;
+  for (int v = 0; v < kVectors; ++v) {
+    running.highest[v] = set(kMasked);
+    running.total[v] = zeros();
+  }
+  for (int first = 0; first < keys; first += kKeys, values += sizes.value_block_bytes) {
+    if (arguments.causal && first >= query + kQueries) break;
+    const int seen = least(kKeys, keys - first);
+    multiply(kind, seen, head_row(k, image, first, head, head_dim),
+             k.stride * static_cast<std::ptrdiff_t>(size_of(k.type)), block.queries, head_lanes,
+             block.scores, false, nullptr);
+    if (arguments.causal && first + seen > query) {
+      mask_later_keys(block.scores, first, seen, query);
+    }
+    Floats before[kVectors];
+    for (int v = 0; v < kVectors; ++v) before[v] = running.highest[v];
+    if (raise(block.scores, seen, running.highest) && first > 0) {
+      Floats factors[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        factors[v] = weight_of(before[v], set(factor), mul(running.highest[v], set(factor)));
+        running.total[v] = mul(running.total[v], factors[v]);
+      }
+      scale_sums(block.sums, head_dim, factors);
+    }
+    exponentiate(block.scores, seen, factor, q.type, running, block.weights);
+    multiply(kind, head_dim, values, sizes.value_row_bytes, block.weights, lanes_for(kind, seen),
+             block.sums, first > 0, nullptr);
+  }
+  Floats inverse[kVectors];
+  for (int v = 0; v < kVectors; ++v) inverse[v] = div(set(1.0f), running.total[v]);
+  scale_sums(block.sums, head_dim, inverse);
+  store_rows(block.sums, arguments.out, image, query, count, head, head_dim);
+}
+
+}  // namespace
+
+void attention(const AttentionArguments& arguments, ThreadPool& pool, const Scratch& scratch) {
+  const AttentionSizes sizes(arguments);
+  const Map &q = arguments.q, &v = arguments.v;
+  const std::ptrdiff_t heads = std::ptrdiff_t{q.images} * arguments.heads;
+  const auto block_of = [&](std::ptrdiff_t index) {
+    return scratch.shared + index * sizes.value_block_bytes;
+  };
+  in_parallel(pool, heads * sizes.key_blocks, [&](std::ptrdiff_t first, std::ptrdiff_t last, int) {
+    for (std::ptrdiff_t at = first; at < last; ++at) {
+      const int head = static_cast<int>(at / sizes.key_blocks);
+      const int key = static_cast<int>(at % sizes.key_blocks) * kKeys;
+      const int count = least(kKeys, v.width - key);
+      const int image = head / arguments.heads, in_image = head % arguments.heads;
+      if (v.type == Type::BFloat16) {
+        transpose_values<std::uint16_t>(v, image, in_image, key, count, sizes, block_of(at));
+      } else {
+        transpose_values<float>(v, image, in_image, key, count, sizes, block_of(at));
+      }
+    }
+  });
+  const std::ptrdiff_t query_blocks = (q.width + kQueries - 1) / kQueries;
+  in_parallel(pool, heads * query_blocks, [&](std::ptrdiff_t first, std::ptrdiff_t last, int part) {
+    char* own = scratch.of(part);
+    Block block;
+    block.queries = own;
+    block.weights = block.queries + sizes.query_bytes;
+    block.scores = reinterpret_cast<float*>(block.weights + sizes.weight_bytes);
+    block.sums = block.scores + sizes.score_bytes / 4;
+    for (std::ptrdiff_t at = first; at < last; ++at) {
+      const int head = static_cast<int>(at / query_blocks);
+      const int query = static_cast<int>(at % query_blocks) * kQueries;
+      attend(arguments, sizes, head / arguments.heads, head % arguments.heads, query,
+             block_of(std::ptrdiff_t{head} * sizes.key_blocks), block);
+    }
+  });
+}
+
+}  // namespace sdengine::nn::SDENGINE_ISA

@@ -1,0 +1,110 @@
+// Matrix products with an epilogue. Blocks of panels that fit the second-level cache are passed over
+// by strips of rows, whose sums stay in the first-level cache until the epilogue has stored them.
+
+#include "nn/ops/gemm.h"
+
+#include "nn/ops/tile.h"
+
+namespace sdengine::nn::SDENGINE_ISA {
+namespace {
+
+constexpr int kStrip = 12;
+constexpr std::size_t kBlockBytes = 512 * 1024;
+// Zero of unsigned activations; see quantize in linear.cpp.
+constexpr int kZeroPoint = 128;
+
+struct Strip {
+  float sums[kStrip * kPanel];
+};
+
+// Turns integer sums into floats in place.
+void dequantize(float* sums, int rows, const float* row_scales, const Panels& weight, int column) {
+  for (int r = 0; r < rows; ++r) {
+    for (int at = 0; at < kPanel; at += kLanes) {
+      float* values = sums + r * kPanel + at;
+      const Floats whole = load_int32(reinterpret_cast<const std::int32_t*>(values));
+      const Floats shift = mul(load_int32(weight.column_sums + column + at), set(kZeroPoint));
+      const Floats scale = mul(load(weight.column_scales + column + at), set(row_scales[r]));
+      store(values, mul(sub(whole, shift), scale));
+    }
+  }
+}
+
+template <Activation A>
+void finish(const Finish& finish, std::ptrdiff_t first, int rows, int column, int columns,
+            const float* sums) {
+  for (int r = 0; r < rows; ++r) {
+    const Finish::Row row = finish.row(first + r);
+    for (int at = 0; at < columns; at += kLanes) {
+      finish.put<A>(row, column + at, load(sums + r * kPanel + at), least(kLanes, columns - at));
+    }
+  }
+}
+
+void finish_gated(const Finish& finish, std::ptrdiff_t first, int rows, int column, int columns,
+                  const float* sums) {
+  for (int r = 0; r < rows; ++r) {
+    const Finish::Row row = finish.row(first + r);
+    for (int at = 0; at < columns / 2; at += kLanes) {
+      const float* values = sums + r * kPanel + at;
+      finish.put_gated(row, column / 2 + at, load(values), load(values + kPanel / 2),
+                       least(kLanes, columns / 2 - at));
+    }
+  }
+}
+
+}  // namespace
+
+void multiply_block(const Rows& rows, std::ptrdiff_t first, int count, const Panels& weight,
+                    int panel, int last_panel, const Epilogue& epilogue) {
+  const Finish finisher(epilogue);
+  const int lanes = weight.lanes();
+  const std::size_t panel_bytes = weight.panel_bytes();
+  const int per_block = kBlockBytes > panel_bytes ? static_cast<int>(kBlockBytes / panel_bytes) : 1;
+  const int blocks = (last_panel - panel + per_block - 1) / per_block;
+  const int strips = (count + kStrip - 1) / kStrip;
+  alignas(64) Strip strip_sums;
+  float* sums = strip_sums.sums;
+  for (int block = 0; block < blocks; ++block) {
+    const int begin = panel + (last_panel - panel) * block / blocks;
+    const int end = panel + (last_panel - panel) * (block + 1) / blocks;
+    for (int strip = 0; strip < strips; ++strip) {
+      const int row = static_cast<int>(std::ptrdiff_t{count} * strip / strips);
+      const int last = static_cast<int>(std::ptrdiff_t{count} * (strip + 1) / strips);
+      const int height = last - row;
+      const char* a = rows.data + row * rows.bytes;
+      for (int p = begin; p < end; ++p) {
+        const char* here = weight.data + p * panel_bytes;
+        // The first strip fetches the next panel from memory, the others the rows of the next.
+        const char* next = strip == 0 ? here + panel_bytes : rows.data + last * rows.bytes;
+        if (strip == 0 ? p + 1 == weight.panels() : strip + 1 == strips) next = nullptr;
+        multiply(weight.kind, height, a, rows.bytes, here, lanes, sums, false, next);
+        const int column = p * kPanel;
+        if (weight.kind == Kind::Int8) {
+          dequantize(sums, height, rows.scales + row, weight, column);
+        }
+        const int columns = least(kPanel, weight.columns - column);
+        const std::ptrdiff_t at = first + row;
+        switch (epilogue.activation) {
+          case Activation::None:
+            finish<Activation::None>(finisher, at, height, column, columns, sums);
+            break;
+          case Activation::Silu:
+            finish<Activation::Silu>(finisher, at, height, column, columns, sums);
+            break;
+          case Activation::Gelu:
+            finish<Activation::Gelu>(finisher, at, height, column, columns, sums);
+            break;
+          case Activation::QuickGelu:
+            finish<Activation::QuickGelu>(finisher, at, height, column, columns, sums);
+            break;
+          case Activation::Geglu:
+            finish_gated(finisher, at, height, column, columns, sums);
+            break;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace sdengine::nn::SDENGINE_ISA

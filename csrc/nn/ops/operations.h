@@ -1,0 +1,16 @@
+#pragma once
+
+#include "nn/arguments.h"
+
+namespace sdengine::nn::SDENGINE_ISA {
+
+void linear(const LinearArguments& arguments, ThreadPool& pool, const Scratch& scratch);
+void conv(const ConvArguments& arguments, ThreadPool& pool, const Scratch& scratch);
+void winograd(const WinogradArguments& arguments, ThreadPool& pool, const Scratch& scratch);
+void group_norm(const GroupNormArguments& arguments, ThreadPool& pool, const Scratch& scratch);
+void layer_norm(const LayerNormArguments& arguments, ThreadPool& pool, const Scratch& scratch);
+void attention(const AttentionArguments& arguments, ThreadPool& pool, const Scratch& scratch);
+void add(const AddArguments& arguments, ThreadPool& pool, const Scratch& scratch);
+void activation(const ActivationArguments& arguments, ThreadPool& pool, const Scratch& scratch);
+
+}  // namespace sdengine::nn::SDENGINE_ISA

@@ -1,0 +1,142 @@
+#include "nn/packing.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+namespace sdengine::nn {
+namespace {
+
+constexpr double kLength = 65000.0;  // below 2^16 by more than rounding adds
+
+std::uint16_t to_bf16(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (std::isnan(value)) return 0x7fc0;
+  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// Where value `k` of a column lies in its panel, in bytes.
+std::size_t place(Kind kind, int k, int column) {
+  const int values = values_per_lane(kind);
+  return (std::size_t(k / values) * kPanel + column % kPanel) * 4 +
+         std::size_t(k % values) * (4 / values);
+}
+
+// Rows of G, by which the weights are transformed: 1, x, x^2 at each point, divided by the product
+// of its distances to the others.
+std::vector<double> transform_rows(int tile) {
+  if (tile == 2) return {1, 0, 0, 0.5, 0.5, 0.5, 0.5, -0.5, 0.5, 0, 0, 1};
+  const double a = 2.0 / 3.0, b = 4.0 / 3.0;
+  const double of_zero = 1 / (a * a * b * b);
+  const double of_a = 1 / (2 * a * a * (a * a - b * b)), of_b = 1 / (2 * b * b * (b * b - a * a));
+  return {of_zero,  0,         0,
+          of_a,     of_a * a,  of_a * a * a,
+          of_a,     -of_a * a, of_a * a * a,
+          of_b,     of_b * b,  of_b * b * b,
+          of_b,     -of_b * b, of_b * b * b,
+          0,        0,         1};
+}
+
+}  // namespace
+
+std::size_t panels_bytes(Kind kind, int columns, int inner) {
+  return std::size_t((columns + kPanel - 1) / kPanel) * lanes_for(kind, inner) * kPanel * 4;
+}
+
+void pack_panels(Kind kind, const float* matrix, int columns, int inner, char* to, float* scales,
+                 std::int32_t* sums) {
+  std::memset(to, 0, panels_bytes(kind, columns, inner));
+  const std::size_t panel_bytes = std::size_t(lanes_for(kind, inner)) * kPanel * 4;
+  if (kind == Kind::Int8) {
+    const int padded = (columns + kPanel - 1) / kPanel * kPanel;
+    std::fill_n(scales, padded, 0.0f);
+    std::fill_n(sums, padded, 0);
+  }
+  for (int column = 0; column < columns; ++column) {
+    const float* row = matrix + std::size_t(column) * inner;
+    char* panel = to + column / kPanel * panel_bytes;
+    if (kind == Kind::Int8) {
+      float peak = 0.0f;
+      for (int k = 0; k < inner; ++k) peak = std::max(peak, std::fabs(row[k]));
+      const float scale = peak > 0.0f ? peak / 127.0f : 1.0f;
+      std::int32_t sum = 0;
+      for (int k = 0; k < inner; ++k) {
+        const auto value = static_cast<std::int8_t>(std::lrintf(row[k] / scale));
+        panel[place(kind, k, column)] = static_cast<char>(value);
+        sum += value;
+      }
+      scales[column] = scale;
+      sums[column] = sum;
+      continue;
+    }
+    for (int k = 0; k < inner; ++k) {
+      char* at = panel + place(kind, k, column);
+      if (kind == Kind::BFloat16) {
+        const std::uint16_t half = to_bf16(row[k]);
+        std::memcpy(at, &half, sizeof half);
+      } else {
+        std::memcpy(at, &row[k], sizeof row[k]);
+      }
+    }
+  }
+}
+
+std::size_t winograd_bytes(Kind kind, int tile, int columns, int channels) {
+  return panels_bytes(kind, columns, channels) * (tile + 2) * (tile + 2);
+}
+
+void pack_winograd(Kind kind, int tile, const float* kernels, int columns, int channels, char* to,
+                   float* scales) {
+  const int side = tile + 2, points = side * side;
+  const std::vector<double> g = transform_rows(tile);
+  const std::size_t panel_bytes = std::size_t(lanes_for(kind, channels)) * kPanel * 4;
+  std::memset(to, 0, winograd_bytes(kind, tile, columns, channels));
+  if (kind == Kind::Int16) {
+    std::fill_n(scales, std::size_t((columns + kPanel - 1) / kPanel) * points * kPanel, 0.0f);
+  }
+  std::vector<float> transformed(std::size_t(points) * channels);
+  for (int column = 0; column < columns; ++column) {
+    for (int c = 0; c < channels; ++c) {
+      const float* w = kernels + (std::size_t(column) * channels + c) * 9;
+      double half[6][3];
+      for (int i = 0; i < side; ++i) {
+        for (int j = 0; j < 3; ++j) {
+          half[i][j] = g[i * 3] * w[j] + g[i * 3 + 1] * w[3 + j] + g[i * 3 + 2] * w[6 + j];
+        }
+      }
+      for (int i = 0; i < side; ++i) {
+        for (int j = 0; j < side; ++j) {
+          const double value =
+              g[j * 3] * half[i][0] + g[j * 3 + 1] * half[i][1] + g[j * 3 + 2] * half[i][2];
+          transformed[std::size_t(i * side + j) * channels + c] = static_cast<float>(value);
+        }
+      }
+    }
+    for (int point = 0; point < points; ++point) {
+      const float* row = transformed.data() + std::size_t(point) * channels;
+      const std::size_t panel = std::size_t(column / kPanel) * points + point;
+      char* at = to + panel * panel_bytes;
+      if (kind == Kind::Float32) {
+        for (int c = 0; c < channels; ++c) std::memcpy(at + place(kind, c, column), row + c, 4);
+        continue;
+      }
+      double squares = 0.0, peak = 0.0;
+      for (int c = 0; c < channels; ++c) {
+        squares += double(row[c]) * row[c];
+        peak = std::max(peak, std::fabs(double(row[c])));
+      }
+      double factor = 0.0;
+      if (peak > 0.0) factor = std::min(kLength / std::sqrt(squares), 32767.0 / peak);
+      for (int c = 0; c < channels; ++c) {
+        const auto value = static_cast<std::int16_t>(std::lrint(row[c] * factor));
+        std::memcpy(at + place(kind, c, column), &value, sizeof value);
+      }
+      scales[panel * kPanel + column % kPanel] =
+          factor > 0.0 ? static_cast<float>(1.0 / factor) : 0.0f;
+    }
+  }
+}
+
+}  // namespace sdengine::nn

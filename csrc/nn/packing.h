@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "nn/arguments.h"
+
+namespace sdengine::nn {
+
+// Weights laid out as Panels and WinogradArguments describe them, the same for every instruction
+// set. Sources are fp32.
+
+std::size_t panels_bytes(Kind kind, int columns, int inner);
+
+// matrix: [columns, inner]. to: panels_bytes. Int8 also writes scales and sums, [panels * 32] each.
+void pack_panels(Kind kind, const float* matrix, int columns, int inner, char* to, float* scales,
+                 std::int32_t* sums);
+
+std::size_t winograd_bytes(Kind kind, int tile, int columns, int channels);
+
+// kernels: [columns, channels, 3, 3]. Int16 also writes scales, [panels, (tile+2)^2, 32].
+void pack_winograd(Kind kind, int tile, const float* kernels, int columns, int channels, char* to,
+                   float* scales);
+
+}  // namespace sdengine::nn

@@ -1,0 +1,113 @@
+#include "nn/plain.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "nn/thread_pool.h"
+
+namespace sdengine::nn {
+namespace {
+
+float read(Type type, const char* from) {
+  if (type == Type::BFloat16) {
+    std::uint16_t half;
+    std::memcpy(&half, from, sizeof half);
+    const std::uint32_t bits = std::uint32_t{half} << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+  if (type == Type::Int64) {
+    std::int64_t whole;
+    std::memcpy(&whole, from, sizeof whole);
+    return static_cast<float>(whole);
+  }
+  float value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+void write(Type type, char* to, float value) {
+  if (type == Type::BFloat16) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    bits = std::isnan(value) ? 0x7fc00000u : bits + 0x7fffu + ((bits >> 16) & 1u);
+    const auto half = static_cast<std::uint16_t>(bits >> 16);
+    std::memcpy(to, &half, sizeof half);
+  } else {
+    std::memcpy(to, &value, sizeof value);
+  }
+}
+
+void copy_images(const CopyArguments& c, std::ptrdiff_t first, std::ptrdiff_t last) {
+  const std::ptrdiff_t from_size = size_of(c.from_type), to_size = size_of(c.to_type);
+  const bool whole_rows =
+      c.from_type == c.to_type && c.from_strides[3] == 1 && c.to_strides[3] == 1;
+  for (std::ptrdiff_t row = first; row < last; ++row) {
+    const std::ptrdiff_t n = row / c.sizes[1], h = row % c.sizes[1];
+    for (int w = 0; w < c.sizes[2]; ++w) {
+      const char* from =
+          c.from +
+          (n * c.from_strides[0] + h * c.from_strides[1] + w * c.from_strides[2]) * from_size;
+      char* to =
+          c.to + (n * c.to_strides[0] + h * c.to_strides[1] + w * c.to_strides[2]) * to_size;
+      if (whole_rows) {
+        std::memcpy(to, from, c.sizes[3] * from_size);
+        continue;
+      }
+      for (int i = 0; i < c.sizes[3]; ++i) {
+        write(c.to_type, to + i * c.to_strides[3] * to_size,
+              read(c.from_type, from + i * c.from_strides[3] * from_size));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void sinusoid(const SinusoidArguments& arguments) {
+  const Map &x = arguments.x, &out = arguments.out;
+  for (std::ptrdiff_t row = 0; row < x.rows(); ++row) {
+    for (int column = 0; column < x.channels; ++column) {
+      const float t = read(x.type, x.row(row) + column * size_of(x.type));
+      char* to = out.row(row) + std::ptrdiff_t{2} * arguments.count * column * size_of(out.type);
+      for (int i = 0; i < arguments.count; ++i) {
+        const double angle = t * arguments.frequencies[i];  // rounded to a float, as in training
+        write(out.type, to + i * size_of(out.type), static_cast<float>(std::cos(angle)));
+        write(out.type, to + (arguments.count + i) * size_of(out.type),
+              static_cast<float>(std::sin(angle)));
+      }
+    }
+  }
+}
+
+void select(const SelectArguments& arguments) {
+  const Map &x = arguments.x, &out = arguments.out;
+  for (int image = 0; image < x.images; ++image) {
+    std::int64_t index;
+    std::memcpy(&index, arguments.index.row(image), sizeof index);
+    index = std::clamp<std::int64_t>(index, 0, x.pixels() - 1);
+    const char* from = x.row(image * x.pixels() + index);
+    for (int c = 0; c < x.channels; ++c) {
+      write(out.type, out.row(image) + c * size_of(out.type),
+            read(x.type, from + c * size_of(x.type)));
+    }
+  }
+}
+
+void copy(const CopyArguments& arguments, ThreadPool& pool) {
+  struct Context {
+    const CopyArguments& arguments;
+    int parts;
+  } context{arguments, pool.threads()};
+  pool.run(
+      [](void* opaque, int part) {
+        const auto& [copied, parts] = *static_cast<Context*>(opaque);
+        const std::ptrdiff_t rows = std::ptrdiff_t{copied.sizes[0]} * copied.sizes[1];
+        copy_images(copied, rows * part / parts, rows * (part + 1) / parts);
+      },
+      &context);
+}
+
+}  // namespace sdengine::nn

@@ -1,0 +1,51 @@
+#pragma once
+
+// Sizes of blocks that operations and the memory planned for them agree on.
+
+#include <cstddef>
+
+#include "nn/arguments.h"
+
+namespace sdengine::nn {
+
+constexpr std::size_t kCacheLine = 64;
+constexpr std::size_t round_up(std::size_t bytes) {
+  return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
+}
+
+constexpr int kGatheredRows = 48;
+
+// Winograd: tiles that are transformed and multiplied together. Their sums, for one panel, stay in
+// the second-level cache.
+constexpr int kTileBlock = 96;
+// Up to so many tiles are transformed once for all threads, which then share the panels: there the
+// weights are larger than the map.
+constexpr int kSharedTiles = 160;
+
+struct WinogradSizes {
+  int tiles_x, tiles_y, tiles, points, lanes;
+  std::size_t row_bytes;    // of one transformed tile at one point
+  std::size_t plane_bytes;  // of all tiles of a block at one point
+  int block;
+  bool shares_tiles;
+
+  explicit WinogradSizes(const WinogradArguments& arguments);
+};
+
+// Attention: queries that a thread works on at a time, and keys in a block of weights.
+constexpr int kQueries = kPanel;
+constexpr int kKeys = 128;
+
+struct AttentionSizes {
+  int head_dim, key_blocks, item_bytes;
+  std::size_t value_row_bytes;    // of one channel's values over a block of keys
+  std::size_t value_block_bytes;  // of all channels
+  std::size_t query_bytes, weight_bytes, score_bytes, sum_bytes;
+
+  explicit AttentionSizes(const AttentionArguments& arguments);
+};
+
+// GroupNorm: rows whose sums are taken together, whatever the number of threads.
+constexpr int kNormRows = 128;
+
+}  // namespace sdengine::nn

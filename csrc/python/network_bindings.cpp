@@ -1,0 +1,181 @@
+// Networks of the native CPU runtime. A plan comes in as dictionaries and is checked by the network.
+
+#include <pybind11/stl.h>
+
+#include "nn/isa.h"
+#include "nn/network.h"
+#include "nn/packing.h"
+#include "python/arrays.h"
+#include "python/bindings.h"
+
+namespace py = pybind11;
+
+namespace sdengine::python {
+namespace {
+
+using nn::MapRecord;
+using nn::OperationRecord;
+
+MapRecord to_map(const py::dict& map) {
+  MapRecord record;
+  record.offset = map["offset"].cast<std::int64_t>();
+  record.type = map["type"].cast<std::string>();
+  record.images = map["images"].cast<std::int64_t>();
+  record.height = map["height"].cast<std::int64_t>();
+  record.width = map["width"].cast<std::int64_t>();
+  record.channels = map["channels"].cast<std::int64_t>();
+  record.stride = map["stride"].cast<std::int64_t>();
+  return record;
+}
+
+OperationRecord to_record(const py::dict& operation) {
+  OperationRecord record;
+  record.kind = operation["kind"].cast<std::string>();
+  record.name = operation["name"].cast<std::string>();
+  for (const auto& [role, map] : operation["maps"].cast<py::dict>()) {
+    record.maps[role.cast<std::string>()] = to_map(map.cast<py::dict>());
+  }
+  record.weights = operation["weights"].cast<std::map<std::string, std::string>>();
+  record.numbers = operation["numbers"].cast<std::map<std::string, double>>();
+  record.words = operation["words"].cast<std::map<std::string, std::string>>();
+  record.lists = operation["lists"].cast<std::map<std::string, std::vector<std::int64_t>>>();
+  return record;
+}
+
+// Holds the weights that the network reads.
+class PyNetwork {
+ public:
+  PyNetwork(const py::list& operations, const py::dict& weights, int threads,
+            const std::string& isa) {
+    std::vector<OperationRecord> records;
+    for (const py::handle& operation : operations) {
+      records.push_back(to_record(operation.cast<py::dict>()));
+    }
+    std::map<std::string, nn::WeightBytes> bytes;
+    for (const auto& [name, array] : weights) {
+      const auto weight = array.cast<py::array>();
+      if ((weight.flags() & py::array::c_style) == 0) {
+        throw py::value_error(name.cast<std::string>() + ": is not C-contiguous");
+      }
+      bytes[name.cast<std::string>()] = {static_cast<const char*>(weight.data()),
+                                         static_cast<std::size_t>(weight.nbytes())};
+    }
+    weights_ = weights;
+    network_ = std::make_unique<nn::Network>(records, bytes, nn::operations_for(isa),
+                                             nn::ThreadPool::shared(threads));
+  }
+
+  // [images,height,width,channels] on the network's own memory; bf16 as its bits.
+  static py::array view(const py::object& self, const py::dict& map) {
+    const MapRecord record = to_map(map);
+    char* data = self.cast<PyNetwork&>().network_->address(record);
+    const auto dtype = record.type == "float32"    ? py::dtype::of<float>()
+                       : record.type == "bfloat16" ? py::dtype::of<std::uint16_t>()
+                                                   : py::dtype::of<std::int64_t>();
+    const py::ssize_t item = dtype.itemsize(), pixel = record.stride * item;
+    const std::vector<py::ssize_t> shape = {record.images, record.height, record.width,
+                                            record.channels};
+    const std::vector<py::ssize_t> strides = {record.height * record.width * pixel,
+                                              record.width * pixel, pixel, item};
+    return py::array(dtype, shape, strides, data, self);
+  }
+
+  void run() {
+    const py::gil_scoped_release release;
+    network_->run();
+  }
+
+  std::vector<double> run_timed() {
+    std::vector<double> seconds(network_->size());
+    const py::gil_scoped_release release;
+    network_->run(seconds.data());
+    return seconds;
+  }
+
+  std::size_t arena_bytes() const { return network_->arena_bytes(); }
+  std::size_t scratch_bytes() const { return network_->scratch_bytes(); }
+
+ private:
+  py::dict weights_;
+  std::unique_ptr<nn::Network> network_;
+};
+
+nn::Kind to_kind(const std::string& name) {
+  if (name == "float32") return nn::Kind::Float32;
+  if (name == "bfloat16") return nn::Kind::BFloat16;
+  if (name == "int16") return nn::Kind::Int16;
+  if (name == "int8") return nn::Kind::Int8;
+  throw py::value_error("kind: '" + name + "' is not one of float32, bfloat16, int16, int8");
+}
+
+py::tuple pack_panels(const std::string& kind_name, const py::array& matrix) {
+  const nn::Kind kind = to_kind(kind_name);
+  const float* values = input<float>("matrix", matrix);
+  if (matrix.ndim() != 2) wrong_shape("matrix", matrix, "[columns, inner]");
+  const int columns = static_cast<int>(matrix.shape(0)), inner = static_cast<int>(matrix.shape(1));
+  py::array_t<std::uint8_t> packed(
+      static_cast<py::ssize_t>(nn::panels_bytes(kind, columns, inner)));
+  const py::ssize_t padded =
+      kind == nn::Kind::Int8 ? (columns + nn::kPanel - 1) / nn::kPanel * nn::kPanel : 0;
+  py::array_t<float> scales(padded);
+  py::array_t<std::int32_t> sums(padded);
+  {
+    auto* to = reinterpret_cast<char*>(packed.mutable_data());
+    float* to_scales = scales.mutable_data();
+    std::int32_t* to_sums = sums.mutable_data();
+    const py::gil_scoped_release release;
+    nn::pack_panels(kind, values, columns, inner, to, to_scales, to_sums);
+  }
+  return py::make_tuple(packed, scales, sums);
+}
+
+py::tuple pack_winograd(const std::string& kind_name, int tile, const py::array& kernels) {
+  const nn::Kind kind = to_kind(kind_name);
+  if (kind != nn::Kind::Float32 && kind != nn::Kind::Int16) {
+    throw py::value_error("kind: '" + kind_name + "' is not one of float32, int16");
+  }
+  if (tile != 2 && tile != 4) throw py::value_error("tile: expected 2 or 4");
+  const float* values = input<float>("kernels", kernels);
+  if (kernels.ndim() != 4 || kernels.shape(2) != 3 || kernels.shape(3) != 3) {
+    wrong_shape("kernels", kernels, "[columns, channels, 3, 3]");
+  }
+  const int columns = static_cast<int>(kernels.shape(0));
+  const int channels = static_cast<int>(kernels.shape(1));
+  py::array_t<std::uint8_t> packed(
+      static_cast<py::ssize_t>(nn::winograd_bytes(kind, tile, columns, channels)));
+  const py::ssize_t panels = (columns + nn::kPanel - 1) / nn::kPanel;
+  py::array_t<float> scales(
+      kind == nn::Kind::Int16 ? panels * (tile + 2) * (tile + 2) * nn::kPanel : py::ssize_t{0});
+  {
+    auto* to = reinterpret_cast<char*>(packed.mutable_data());
+    float* to_scales = scales.mutable_data();
+    const py::gil_scoped_release release;
+    nn::pack_winograd(kind, tile, values, columns, channels, to, to_scales);
+  }
+  return py::make_tuple(packed, scales);
+}
+
+}  // namespace
+
+void bind_network(py::module_& module) {
+  module.def("instruction_sets", &nn::instruction_sets,
+             "Name the instruction sets that this processor runs, the fastest first.");
+  module.def("pack_panels", &pack_panels, py::arg("kind"), py::arg("matrix"),
+             "Lay out a matrix [columns, inner] fp32 for products; returns the bytes, and for int8 "
+             "the scale and the sum of each column.");
+  module.def("pack_winograd", &pack_winograd, py::arg("kind"), py::arg("tile"), py::arg("kernels"),
+             "Transform and lay out kernels [columns, channels, 3, 3] fp32; returns the bytes, and "
+             "for int16 the scales.");
+  py::class_<PyNetwork>(module, "Network", "A network of the native CPU runtime.")
+      .def(py::init<const py::list&, const py::dict&, int, const std::string&>(),
+           py::arg("operations"), py::arg("weights"), py::arg("threads"), py::arg("isa") = "")
+      .def("view", &PyNetwork::view, py::arg("map"),
+           "Return a map as an array on the network's memory.")
+      .def("run", &PyNetwork::run, "Run all operations.")
+      .def("run_timed", &PyNetwork::run_timed,
+           "Run all operations and return the seconds that each took.")
+      .def_property_readonly("arena_bytes", &PyNetwork::arena_bytes)
+      .def_property_readonly("scratch_bytes", &PyNetwork::scratch_bytes);
+}
+
+}  // namespace sdengine::python
