@@ -123,7 +123,7 @@ struct AttentionArguments {
 };
 
 struct AddArguments {
-  Map a, b, out;  // b may be one image for all
+  Map a, b, out;  // b may be one image for all, or one row for each image
 };
 
 struct ActivationArguments {

@@ -290,8 +290,9 @@ AddArguments OperationReader::add() const {
   arguments.b = floats("b");
   arguments.out = like("out", arguments.a);
   const Map &a = arguments.a, &b = arguments.b;
-  require(b.images == a.images || b.images == 1, "has maps of different shapes: a and b");
-  require(a.height == b.height && a.width == b.width && a.channels == b.channels,
+  const bool same = a.height == b.height && a.width == b.width;
+  require(a.channels == b.channels && ((same && (b.images == a.images || b.images == 1)) ||
+                                       (b.pixels() == 1 && b.images == a.images)),
           "has maps of different shapes: a and b");
   return arguments;
 }

@@ -25,10 +25,11 @@ void activate_rows(const ActivationArguments& arguments, ThreadPool& pool) {
 
 void add(const AddArguments& arguments, ThreadPool& pool, const Scratch&) {
   const Map &a = arguments.a, &b = arguments.b, &out = arguments.out;
-  const bool one_for_all = b.images == 1 && a.images > 1;
+  const bool one_image = b.images == 1 && a.images > 1;
+  const bool one_row = b.pixels() == 1 && a.pixels() > 1;
   in_parallel(pool, a.rows(), [&](std::ptrdiff_t first, std::ptrdiff_t last, int) {
     for (std::ptrdiff_t row = first; row < last; ++row) {
-      const std::ptrdiff_t other = one_for_all ? row % b.rows() : row;
+      const std::ptrdiff_t other = one_row ? row / a.pixels() : one_image ? row % b.rows() : row;
       for (int c = 0; c < a.channels; c += kLanes) {
         const int count = least(kLanes, a.channels - c);
         const Floats sum =
