@@ -41,6 +41,56 @@ void finish(const Finish& finish, std::ptrdiff_t first, int rows, int column, in
   }
 }
 
+// The common case without questions in the loop: a whole panel, maps of one type, no row for each
+// image.
+template <typename T, bool Residual>
+void finish_panel(const Epilogue& epilogue, std::ptrdiff_t first, int rows, int column,
+                  const float* sums) {
+  constexpr int kVectors = kPanel / kLanes;
+  Floats bias[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    bias[v] = epilogue.bias != nullptr ? load(epilogue.bias + column + v * kLanes) : zeros();
+  }
+  const std::ptrdiff_t out_stride = epilogue.out.stride;
+  T* out = reinterpret_cast<T*>(epilogue.out.row(first)) + column;
+  const T* residual = nullptr;
+  std::ptrdiff_t residual_stride = 0;
+  if (Residual) {
+    residual = reinterpret_cast<const T*>(epilogue.residual->row(first)) + column;
+    residual_stride = epilogue.residual->stride;
+  }
+  for (int r = 0; r < rows; ++r) {
+    SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) {
+      Floats sum = add(load(sums + r * kPanel + v * kLanes), bias[v]);
+      if (Residual) sum = add(sum, load(residual + v * kLanes));
+      store(out + v * kLanes, sum);
+    }
+    out += out_stride;
+    residual += residual_stride;
+  }
+}
+
+bool finish_quickly(const Epilogue& epilogue, std::ptrdiff_t first, int rows, int column,
+                    int columns, const float* sums) {
+  const Map* residual = epilogue.residual;
+  if (columns != kPanel || epilogue.per_image != nullptr ||
+      (residual != nullptr && residual->type != epilogue.out.type)) {
+    return false;
+  }
+  if (epilogue.out.type == Type::BFloat16) {
+    if (residual != nullptr) {
+      finish_panel<std::uint16_t, true>(epilogue, first, rows, column, sums);
+    } else {
+      finish_panel<std::uint16_t, false>(epilogue, first, rows, column, sums);
+    }
+  } else if (residual != nullptr) {
+    finish_panel<float, true>(epilogue, first, rows, column, sums);
+  } else {
+    finish_panel<float, false>(epilogue, first, rows, column, sums);
+  }
+  return true;
+}
+
 void finish_gated(const Finish& finish, std::ptrdiff_t first, int rows, int column, int columns,
                   const float* sums) {
   for (int r = 0; r < rows; ++r) {
@@ -78,6 +128,12 @@ void multiply_block(const Rows& rows, std::ptrdiff_t first, int count, const Pan
         // The first strip fetches the next panel from memory, the others the rows of the next.
         const char* next = strip == 0 ? here + panel_bytes : rows.data + last * rows.bytes;
         if (strip == 0 ? p + 1 == weight.panels() : strip + 1 == strips) next = nullptr;
+        // The lines that will be written are fetched while the sums are computed.
+        const int out_column = p * kPanel / (epilogue.activation == Activation::Geglu ? 2 : 1);
+        for (int r = 0; r < height; ++r) {
+          const char* out = epilogue.out.row(first + row + r);
+          __builtin_prefetch(out + out_column * size_of(epilogue.out.type), 1, 3);
+        }
         multiply(weight.kind, height, a, rows.bytes, here, lanes, sums, false, next);
         const int column = p * kPanel;
         if (weight.kind == Kind::Int8) {
@@ -87,7 +143,9 @@ void multiply_block(const Rows& rows, std::ptrdiff_t first, int count, const Pan
         const std::ptrdiff_t at = first + row;
         switch (epilogue.activation) {
           case Activation::None:
-            finish<Activation::None>(finisher, at, height, column, columns, sums);
+            if (!finish_quickly(epilogue, at, height, column, columns, sums)) {
+              finish<Activation::None>(finisher, at, height, column, columns, sums);
+            }
             break;
           case Activation::Silu:
             finish<Activation::Silu>(finisher, at, height, column, columns, sums);
