@@ -15,6 +15,7 @@ _log = logging.getLogger(__name__)
 # In the order in which `auto` tries them.
 BACKENDS: Mapping[str, str] = MappingProxyType(
     {
+        "native": "sdengine.backends.native.backend:NativeBackend",
         "openvino": "sdengine.backends.openvino:OpenVinoBackend",
         "torch": "sdengine.backends.torch_eager:TorchBackend",
         "tensorrt-rtx": "sdengine.backends.tensorrt:TensorRtRtxBackend",
@@ -22,6 +23,7 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
     }
 )
 _EXTRAS = {
+    "native": "sdengine",
     "openvino": "sdengine",
     "torch": "sdengine[build]",
     "tensorrt-rtx": "sdengine[tensorrt-rtx]",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sdengine.bundle.reader import Bundle
 
 Array = NDArray[Any]
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 CPU_PRECISIONS = ("auto", "fp32", "bf16")
 MAX_ELEMENTS = 1 << 31
 

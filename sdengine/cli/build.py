@@ -21,7 +21,7 @@ def build(
     checkpoint: Annotated[str, typer.Argument(help="Folder or single file, or demo.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="BUNDLE", help="New folder.")],
     target: Annotated[
-        str, typer.Option(help="openvino, torch, tensorrt-rtx or tensorrt.")
+        str, typer.Option(help="native, openvino, torch, tensorrt-rtx or tensorrt.")
     ] = "openvino",
     resolutions: Annotated[
         str, typer.Option(metavar="LIST", help="Pixels, such as 512,768 or 512x768.")

@@ -37,7 +37,7 @@ from sdengine.export.sizes import check_batch, check_multiples, parse_sizes
 from sdengine.export.tensorrt_engine import FLAVOURS, target_capabilities
 
 # Targets whose backend compiles ONNX; the others run the module itself.
-TARGETS = {"openvino": True, "torch": False, **dict.fromkeys(FLAVOURS, True)}
+TARGETS = {"native": True, "openvino": True, "torch": False, **dict.fromkeys(FLAVOURS, True)}
 _DISTRIBUTIONS = ("torch", "onnx", "onnxruntime", "safetensors")
 _TARGET_DISTRIBUTIONS = {
     "openvino": "openvino",
@@ -98,7 +98,7 @@ def build(
         checkpoint: a folder as diffusers writes them, a single file with the original names,
             "demo", or what `load_checkpoint` opened.
         output: the bundle's folder; its parent must exist.
-        target: "openvino", "torch", "tensorrt-rtx" or "tensorrt".
+        target: "native", "openvino", "torch", "tensorrt-rtx" or "tensorrt".
         resolutions: sizes in pixels that requests may ask for: sides of squares, or pairs of width
             and height. Requests that name no size take the checkpoint's own, or the first.
         batch: images that one run makes; larger requests take several runs.
