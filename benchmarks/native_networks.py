@@ -1,0 +1,203 @@
+"""Time networks on the native target against OpenVINO and eager torch, in one process, interleaved.
+
+    sdengine build CHECKPOINT -o native --target native --resolutions 512,768,1024
+    sdengine build CHECKPOINT -o openvino --target openvino --resolutions 512,768,1024
+    sdengine build CHECKPOINT -o torch --target torch --resolutions 512,768,1024
+    python benchmarks/native_networks.py --native native --openvino openvino --torch torch \\
+        --network unet --sizes 512,768 --record benchmarks/results/native-networks.jsonl
+
+Every side reads the same inputs. Outputs are compared with torch in fp32 before anything is timed;
+where no torch bundle is given, the sides are compared with the first one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdengine.backends import get_backend
+from sdengine.backends.base import Module, numpy_dtype, resolve_shapes
+from sdengine.benchmarks.measures import OtherLoad, Spread
+from sdengine.benchmarks.records import append_record, machine, software
+from sdengine.bundle.reader import open_bundle
+
+SCHEMA = 1
+# As many as guidance needs for one picture; the other networks have one row.
+_ROWS = {"unet": 2, "text_encoder": 2, "text_encoder_2": 2}
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A way to compute a network."""
+
+    backend: str
+    bundle: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        return f"{self.backend} {self.precision}"
+
+    def load(self, network: str, size: int, threads: int) -> Module:
+        """Load the network for square pictures."""
+        bundle = open_bundle(self.bundle, verify="size")
+        entry = bundle.network(network)
+        sizes = {"batch": _ROWS.get(network, 1), "height": size, "width": size, "sequence": 77}
+        shapes = resolve_shapes(network, entry.inputs, sizes)
+        return get_backend(self.backend).load(
+            bundle, network, shapes, precision=self.precision, threads=threads
+        )
+
+
+def make_inputs(module: Module) -> dict[str, Array]:
+    """Return seeded inputs; ControlNet residuals are zero, as they are without a ControlNet."""
+    rng = np.random.default_rng(0)
+    inputs: dict[str, Array] = {}
+    for spec in module.inputs:
+        shape = [int(side) for side in spec.shape]
+        if "_residual" in spec.name:
+            inputs[spec.name] = np.zeros(shape, numpy_dtype(spec.dtype))
+        elif spec.name == "timestep":
+            inputs[spec.name] = np.full(shape, 481.0, numpy_dtype(spec.dtype))
+        elif spec.name == "time_ids":
+            inputs[spec.name] = np.tile(np.float32([1024, 1024, 0, 0, 1024, 1024]), (shape[0], 1))
+        elif spec.dtype == "int64":
+            inputs[spec.name] = rng.integers(1, 76, shape)
+        else:
+            values = rng.standard_normal(shape, dtype=np.float32)
+            inputs[spec.name] = values.astype(numpy_dtype(spec.dtype))
+    return inputs
+
+
+def first_output(module: Module, inputs: Mapping[str, Array]) -> Array:
+    """Run and return a copy of the first output."""
+    outputs = module.run(inputs)
+    return np.array(outputs[module.outputs[0].name], np.float32)
+
+
+def relative_rms(found: Array, truth: Array) -> float:
+    """Return the root mean square error relative to that of the truth."""
+    error = found.astype(np.float64) - truth
+    return float(np.sqrt(np.mean(error**2) / np.mean(truth.astype(np.float64) ** 2)))
+
+
+def measure(
+    sides: list[Side], truth: Side | None, network: str, size: int, threads: int, rounds: int
+) -> dict[str, Any]:
+    """Return errors and times of every side."""
+    loaded = sides[0].load(network, size, threads)
+    inputs = make_inputs(loaded)
+    if truth is None:
+        expected = first_output(loaded, inputs)
+    else:
+        module = truth.load(network, size, threads)
+        expected = first_output(module, inputs)
+        module.close()
+        del module
+        gc.collect()
+    modules, loading = {}, {}
+    loaded.close()
+    for side in sides:
+        started = time.perf_counter()
+        modules[side.name] = side.load(network, size, threads)
+        loading[side.name] = time.perf_counter() - started
+    errors = {
+        name: relative_rms(first_output(module, inputs), expected)
+        for name, module in modules.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in modules}
+    load = OtherLoad()
+    for _ in range(rounds):
+        for name, module in modules.items():
+            started = time.perf_counter()
+            module.run(inputs)
+            seconds[name].append(time.perf_counter() - started)
+    other = load.percent()
+    for module in modules.values():
+        module.close()
+    return {
+        "network": network,
+        "size": size,
+        "threads": threads,
+        "error_against": "torch fp32" if truth is not None else sides[0].name,
+        "other_load_percent": other,
+        "sides": {
+            name: {
+                "seconds": asdict(Spread.of(times)),
+                "load_seconds": loading[name],
+                "relative_rms": errors[name],
+            }
+            for name, times in seconds.items()
+        },
+    }
+
+
+def table(figures: dict[str, Any], baseline: str) -> str:
+    """Return a Markdown table of one measurement, speeds relative to one side."""
+    sides = figures["sides"]
+    reference = sides[baseline]["seconds"]["median"] if baseline in sides else None
+    lines = [
+        f"{figures['network']} at {figures['size']}, {figures['threads']} threads; other programs "
+        f"took {figures['other_load_percent']:.0f} % of the machine",
+        "",
+        f"| | median s | p10-p90 | speed over {baseline} | relative RMS error | load s |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, side in sides.items():
+        spread = side["seconds"]
+        ratio = "" if reference is None else f"{reference / spread['median']:.2f}"
+        lines.append(
+            f"| {name} | {spread['median']:.3f} | {spread['p10']:.3f}-{spread['p90']:.3f} | {ratio} "
+            f"| {side['relative_rms']:.2e} | {side['load_seconds']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure and print; a record is written where asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--native", required=True, help="bundle of target native")
+    parser.add_argument("--openvino", help="bundle of target openvino")
+    parser.add_argument("--torch", help="bundle of target torch: the truth in fp32")
+    parser.add_argument("--network", default="unet")
+    parser.add_argument("--sizes", default="512")
+    parser.add_argument("--precisions", default="bf16,int8", help="of the native side")
+    parser.add_argument("--eager", default="", help="precisions in which torch is timed, too")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--record", type=Path, help="file of JSON lines")
+    options = parser.parse_args()
+    sides = [Side("native", options.native, p) for p in options.precisions.split(",")]
+    if options.openvino:
+        sides.append(Side("openvino", options.openvino, "bf16"))
+    truth = Side("torch", options.torch, "fp32") if options.torch else None
+    sides += [Side("torch", options.torch, p) for p in options.eager.split(",") if p]
+    for size in (int(text) for text in options.sizes.split(",")):
+        figures = measure(
+            sides, truth, options.network, size, options.threads, options.rounds
+        )
+        print(table(figures, "openvino bf16"), flush=True)
+        if options.record:
+            now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            record = {"schema": SCHEMA, "time": now, "bundle": Path(options.native).name, **figures}
+            record |= {"versions": software("openvino"), "machine": machine()}
+            json.dumps(record)
+            append_record(record, options.record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

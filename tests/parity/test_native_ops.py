@@ -1,0 +1,331 @@
+"""Every operation of the native CPU runtime against torch in fp64, on every instruction set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sdengine import _native
+import native_ops as ops
+from native_ops import from_bf16_bits, to_bf16_bits
+from tolerances import assert_close
+
+ISAS = _native.instruction_sets()
+DTYPES = ("float32", "bfloat16")
+# Of torch's own error at the same precision, at most so much.
+RULE = 2.0
+
+pytestmark = [pytest.mark.parametrize("isa", ISAS), pytest.mark.parametrize("dtype", DTYPES)]
+
+
+def draw(seed: int, *shape: int, dtype: str = "float32", scale: float = 1.0) -> Any:
+    """Return normal numbers that the data type holds exactly."""
+    values = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) * scale
+    return from_bf16_bits(to_bf16_bits(values)) if dtype == "bfloat16" else values
+
+
+def wide(values: Any) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(values, np.float64))
+
+
+def image(values: Any) -> torch.Tensor:
+    """[n,h,w,c] as torch's [n,c,h,w]."""
+    return wide(values).permute(0, 3, 1, 2)
+
+
+def rows(values: torch.Tensor) -> torch.Tensor:
+    return values.permute(0, 2, 3, 1)
+
+
+def rms(found: Any, truth: torch.Tensor) -> float:
+    error = wide(found) - truth
+    return float((error.square().mean() / truth.square().mean()).sqrt())
+
+
+def check(op: str, dtype: str, found: Any, truth: torch.Tensor, torchs: torch.Tensor) -> None:
+    """Compare with the truth, and with torch's own result in bf16."""
+    assert_close(op, dtype, found, truth)
+    if dtype == "bfloat16":
+        assert torchs.dtype == torch.bfloat16
+        assert rms(found, truth) <= RULE * rms(torchs.double().numpy(), truth)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "inner", "columns"),
+    [(1, 8, 8), (13, 64, 33), (35, 40, 70), (130, 320, 96), (7, 3, 5)],
+)
+def test_linear(isa: str, dtype: str, pixels: int, inner: int, columns: int) -> None:
+    x = draw(0, 2, 1, pixels, inner, dtype=dtype)
+    weight, bias = draw(1, columns, inner, dtype=dtype), draw(2, columns)
+    found = ops.linear(x, weight, bias, dtype=dtype).run(isa=isa)
+    truth = F.linear(wide(x), wide(weight), wide(bias))
+    low = [wide(v).bfloat16() for v in (x, weight, bias)]
+    check("native linear", dtype, found, truth, F.linear(*low))
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "quick_gelu", "geglu"])
+def test_linear_with_what_follows(isa: str, dtype: str, activation: str) -> None:
+    x, weight = draw(0, 2, 3, 5, 40, dtype=dtype), draw(1, 96, 40, dtype=dtype, scale=0.2)
+    bias = draw(2, 96)
+    columns = 48 if activation == "geglu" else 96
+    residual = draw(3, 2, 3, 5, columns, dtype=dtype)
+    row = None if activation == "geglu" else draw(4, 2, 1, 1, 96, dtype=dtype)
+    packed = [weight, bias]
+    if activation == "geglu":
+        packed = [ops.interleave_gated(weight), ops.interleave_gated(bias)]
+    found = ops.linear(
+        x, *packed, dtype=dtype, activation=activation, residual=residual, per_image=row
+    ).run(isa=isa)
+
+    def compute(kind: torch.dtype) -> torch.Tensor:
+        sums = F.linear(*(wide(v).to(kind) for v in (x, weight, bias)))
+        if row is not None:
+            sums = sums + wide(row).to(kind)
+        if activation == "geglu":
+            value, gate = sums.chunk(2, dim=-1)
+            return value * F.gelu(gate) + wide(residual).to(kind)
+        if activation == "quick_gelu":
+            return sums * torch.sigmoid(1.702 * sums) + wide(residual).to(kind)
+        return getattr(F, activation)(sums) + wide(residual).to(kind)
+
+    check("native linear", dtype, found, compute(torch.float64), compute(torch.bfloat16))
+
+
+def test_linear_writes_and_reads_slices(isa: str, dtype: str) -> None:
+    x, weight = draw(0, 1, 1, 9, 32, dtype=dtype), draw(1, 40, 32, dtype=dtype)
+    found = ops.linear(x, weight, dtype=dtype, stride=48).run(isa=isa)
+    truth = F.linear(wide(x), wide(weight))
+    check("native linear", dtype, found, truth, truth.bfloat16())
+
+
+def test_linear_in_eight_bits(isa: str, dtype: str) -> None:
+    x, weight = draw(0, 2, 1, 50, 100, dtype=dtype), draw(1, 70, 100)
+    x[0, 0, 3] *= 1000.0  # every row has its own scale
+    bias = draw(2, 70)
+    found = ops.linear(x, weight, bias, dtype=dtype, kind="int8").run(isa=isa)
+    truth = F.linear(wide(x), wide(weight), wide(bias))
+    quiet = np.delete(np.arange(100), 3)
+    assert_close(
+        "native linear", "int8", found.reshape(100, 70)[quiet], truth.reshape(100, 70)[quiet]
+    )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "step", "pad", "doubled", "channels", "columns"),
+    [
+        (3, 1, 1, False, 4, 320),
+        (3, 1, 1, False, 64, 4),
+        (3, 2, 1, False, 40, 70),
+        (3, 1, 1, True, 40, 33),
+        (1, 1, 0, False, 9, 16),
+        (1, 2, 0, False, 8, 8),
+        (5, 1, 2, False, 3, 8),
+    ],
+)
+def test_conv(
+    isa: str,
+    dtype: str,
+    kernel: int,
+    step: int,
+    pad: int,
+    doubled: bool,
+    channels: int,
+    columns: int,
+) -> None:
+    x = draw(0, 2, 6, 9, channels, dtype=dtype)
+    weight, bias = draw(1, columns, channels, kernel, kernel, dtype=dtype), draw(2, columns)
+    found = ops.conv(
+        x, weight, bias, dtype=dtype, step=step, pad=pad, upsample=doubled
+    ).run(isa=isa)
+
+    def compute(kind: torch.dtype) -> torch.Tensor:
+        source = image(x).to(kind)
+        if doubled:
+            source = F.interpolate(source, scale_factor=2.0)
+        return rows(F.conv2d(source, wide(weight).to(kind), wide(bias).to(kind), step, pad))
+
+    check("native conv", dtype, found, compute(torch.float64), compute(torch.bfloat16))
+
+
+def test_conv_with_zeros_behind_only(isa: str, dtype: str) -> None:
+    x, weight = draw(0, 2, 6, 8, 16, dtype=dtype), draw(1, 16, 16, 3, 3, dtype=dtype)
+    found = ops.conv(x, weight, dtype=dtype, step=2, pad=0, out_size=(3, 4)).run(isa=isa)
+    truth = rows(F.conv2d(F.pad(image(x), (0, 1, 0, 1)), wide(weight), stride=2))
+    check("native conv", dtype, found, truth, truth.bfloat16())
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "columns", "doubled"),
+    [(8, 8, 32, 32, False), (5, 7, 40, 70, False), (6, 3, 33, 32, True), (40, 36, 64, 64, False)],
+)
+def test_winograd(
+    isa: str,
+    dtype: str,
+    tile: int,
+    height: int,
+    width: int,
+    channels: int,
+    columns: int,
+    doubled: bool,
+) -> None:
+    x = draw(0, 2, height, width, channels, dtype=dtype)
+    weight = draw(1, columns, channels, 3, 3, dtype=dtype, scale=(9 * channels) ** -0.5)
+    bias, row = draw(2, columns), draw(3, 2, 1, 1, columns, dtype=dtype)
+    factor = 2 if doubled else 1
+    residual = draw(4, 2, height * factor, width * factor, columns, dtype=dtype)
+    kind = "int16" if dtype == "bfloat16" else "float32"
+    found = ops.winograd(
+        x, weight, bias, dtype=dtype, kind=kind, tile=tile, upsample=doubled,
+        residual=residual, per_image=row,
+    ).run(isa=isa)  # fmt: skip
+
+    def compute(to: torch.dtype) -> torch.Tensor:
+        source = image(x).to(to)
+        if doubled:
+            source = F.interpolate(source, scale_factor=2.0)
+        sums = rows(F.conv2d(source, wide(weight).to(to), wide(bias).to(to), padding=1))
+        return sums + wide(row).to(to) + wide(residual).to(to)
+
+    check("native conv", dtype, found, compute(torch.float64), compute(torch.bfloat16))
+
+
+@pytest.mark.parametrize("loud", ["channel", "pixel", "everything"])
+def test_winograd_in_16_bits_bears_outliers(isa: str, dtype: str, loud: str) -> None:
+    # Against what the same arithmetic would be without rounding the result to the map's type.
+    x = draw(0, 1, 16, 16, 64, dtype=dtype)
+    weight = draw(1, 64, 64, 3, 3, scale=1 / 24)
+    if loud == "channel":
+        x[..., 5] *= 100.0
+    elif loud == "pixel":
+        x[:, 3, 4] *= 1000.0
+    else:
+        x *= 1e6
+    if dtype == "bfloat16":
+        x = from_bf16_bits(to_bf16_bits(x))
+    found = ops.winograd(x, weight, dtype=dtype, kind="int16").run(isa=isa)
+    truth = rows(F.conv2d(image(x), wide(weight), padding=1))
+    plain = rows(F.conv2d(image(x).bfloat16(), wide(weight).bfloat16(), padding=1))
+    assert rms(found, truth) <= RULE * rms(plain.double().numpy(), truth)
+
+
+def test_winograd_passes_on_what_is_not_finite(isa: str, dtype: str) -> None:
+    x, weight = draw(0, 1, 8, 8, 32, dtype=dtype), draw(1, 32, 32, 3, 3)
+    x[0, 1, 1, 0] = np.nan
+    found = ops.winograd(x, weight, dtype=dtype, kind="int16").run(isa=isa)
+    assert np.isnan(found[0, 0:3, 0:3]).all()
+    assert np.isfinite(found[0, 5:, 5:]).all()
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "groups"),
+    [(1, 1, 8, 2), (5, 7, 40, 8), (30, 20, 96, 32), (3, 3, 70, 1)],
+)
+def test_group_norm(
+    isa: str, dtype: str, silu: bool, height: int, width: int, channels: int, groups: int
+) -> None:
+    x = draw(0, 2, height, width, channels, dtype=dtype)
+    weight, bias = draw(1, channels), draw(2, channels)
+    found = ops.group_norm(x, weight, bias, groups, dtype=dtype, silu=silu).run(isa=isa)
+
+    def compute(kind: torch.dtype) -> torch.Tensor:
+        normed = F.group_norm(image(x).to(kind), groups, wide(weight).to(kind), wide(bias).to(kind))
+        return rows(F.silu(normed) if silu else normed)
+
+    check("native norm", dtype, found, compute(torch.float64), compute(torch.bfloat16))
+
+
+def test_group_norm_far_from_zero(isa: str, dtype: str) -> None:
+    far = 100.0 if dtype == "bfloat16" else 1e4
+    x = draw(0, 1, 20, 20, 32, dtype="float32") + far
+    if dtype == "bfloat16":
+        x = from_bf16_bits(to_bf16_bits(x))
+    ones, none = np.ones(32, np.float32), np.zeros(32, np.float32)
+    found = ops.group_norm(x, ones, none, 4, dtype=dtype).run(isa=isa)
+    truth = rows(F.group_norm(image(x), 4))
+    limit = 4e-3 if dtype == "bfloat16" else 2e-3  # 1e4 has 1e-3 behind it in fp32
+    assert rms(found, truth) <= limit
+
+
+@pytest.mark.parametrize("channels", [8, 40, 128, 333])
+def test_layer_norm(isa: str, dtype: str, channels: int) -> None:
+    x = draw(0, 2, 1, 13, channels, dtype=dtype) + np.float32(3)
+    if dtype == "bfloat16":
+        x = from_bf16_bits(to_bf16_bits(x))
+    weight, bias = draw(1, channels), draw(2, channels)
+    found = ops.layer_norm(x, weight, bias, dtype=dtype).run(isa=isa)
+
+    def compute(kind: torch.dtype) -> torch.Tensor:
+        return F.layer_norm(
+            wide(x).to(kind), (channels,), wide(weight).to(kind), wide(bias).to(kind)
+        )
+
+    check("native norm", dtype, found, compute(torch.float64), compute(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("heads", "dim", "queries", "keys", "causal"),
+    [
+        (1, 2, 1, 1, False),
+        (3, 40, 77, 77, True),
+        (2, 40, 70, 301, False),
+        (2, 64, 33, 5, False),
+        (1, 160, 32, 128, False),
+        (1, 512, 40, 129, False),
+        (2, 80, 130, 130, True),
+    ],
+)
+def test_attention(
+    isa: str, dtype: str, heads: int, dim: int, queries: int, keys: int, causal: bool
+) -> None:
+    shapes = (queries, keys, keys)
+    q, k, v = (draw(i, 2, 1, n, heads * dim, dtype=dtype) for i, n in enumerate(shapes))
+    found = ops.attention(q, k, v, heads, dtype=dtype, causal=causal).run(isa=isa)
+
+    def compute(kind: torch.dtype) -> torch.Tensor:
+        split = [
+            wide(values).to(kind).reshape(2, -1, heads, dim).transpose(1, 2)
+            for values in (q, k, v)
+        ]
+        mixed = F.scaled_dot_product_attention(*split, is_causal=causal)
+        return mixed.transpose(1, 2).reshape(2, 1, queries, heads * dim)
+
+    check("native attention", dtype, found, compute(torch.float64), compute(torch.bfloat16))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0])
+def test_attention_of_flat_and_of_sharp_scores(isa: str, dtype: str, scale: float) -> None:
+    q, k, v = (draw(i, 1, 1, 96, 64, dtype=dtype) for i in range(3))
+    found = ops.attention(q, k, v, 1, dtype=dtype, scale=scale).run(isa=isa)
+
+    def compute(kind: torch.dtype) -> torch.Tensor:
+        split = [wide(values).to(kind).reshape(1, 1, 96, 64) for values in (q, k, v)]
+        return F.scaled_dot_product_attention(*split, scale=scale)
+
+    truth = compute(torch.float64)
+    limit = 2e-5 if dtype == "float32" else RULE * rms(compute(torch.bfloat16).double(), truth)
+    assert rms(found, truth) <= limit
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_results_do_not_depend_on_the_threads(isa: str, dtype: str, threads: int) -> None:
+    x = draw(0, 2, 20, 20, 64, dtype=dtype)
+    kind = "int16" if dtype == "bfloat16" else "float32"
+    weight, vector = draw(1, 96, 64, 3, 3), draw(2, 64)
+    tokens = x.reshape(2, 1, 400, 64)
+    for operation in (
+        ops.linear(tokens, weight[:, :, 0, 0], dtype=dtype),
+        ops.linear(tokens, weight[:, :, 0, 0], dtype=dtype, kind="int8"),
+        ops.conv(x, weight, dtype=dtype, step=2),
+        ops.winograd(x, weight, dtype=dtype, kind=kind),
+        ops.group_norm(x, vector, vector, 8, dtype=dtype, silu=True),
+        ops.layer_norm(x, vector, vector, dtype=dtype),
+        ops.attention(tokens, tokens, tokens, 2, dtype=dtype),
+    ):
+        alone = operation.run(isa=isa, threads=1)
+        assert np.array_equal(alone, operation.run(isa=isa, threads=threads))
