@@ -69,7 +69,7 @@ ScratchNeed scratch_for(const GroupNormArguments& arguments) {
 ScratchNeed scratch_for(const AttentionArguments& arguments) {
   const AttentionSizes sizes(arguments);
   const std::size_t heads = std::size_t(arguments.q.images) * arguments.heads;
-  return {heads * sizes.key_blocks * sizes.value_block_bytes,
+  return {heads * sizes.key_blocks * (sizes.value_block_bytes + sizeof(float)),
           sizes.query_bytes + sizes.weight_bytes + sizes.score_bytes + sizes.sum_bytes};
 }
 

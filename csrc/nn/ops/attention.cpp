@@ -10,11 +10,16 @@
 #include "nn/ops/tile.h"
 #include "nn/parallel.h"
 #include "nn/scratch.h"
+#ifdef __AVX512BF16__
+#include "nn/ops/attention_bf16.h"
+#endif
 
 namespace sdengine::nn::SDENGINE_ISA {
 namespace {
 
+#ifndef __AVX512BF16__
 constexpr int kVectors = kQueries / kLanes;
+#endif
 constexpr float kMasked = -1e30f;
 alignas(64) constexpr char kZeros[64] = {};
 
@@ -92,58 +97,6 @@ bool raise(const float* scores, int keys, Floats* highest) {
   return rose;
 }
 
-#ifdef __AVX512BF16__
-// The same for bf16 in 16-bit arithmetic. The exponent of a power of two is kept with 8 bits behind
-// the point, which added to the bits of 1.0 is a bf16 of linear mantissa; a table of 64 entries says
-// what 2^f is above that line. RMS error 2.5e-3, where rounding the exact value gives 2.3e-3.
-struct PowerTable {
-  alignas(64) std::int16_t above[64];
-  PowerTable() {
-    for (int i = 0; i < 64; ++i) {
-      const double f = (4 * i + 1.5) / 256.0;  // the middle of the four values that share an entry
-      above[i] = static_cast<std::int16_t>(
-          256.0 * (__builtin_exp2(f) - 1.0 - f) + 127.0 * 256.0 + 1.0);
-    }
-  }
-};
-
-void exponentiate_halves(const float* scores, int keys, float factor, Running& running,
-                         char* weights) {
-  static const PowerTable table;
-  const __m512i above_low = _mm512_load_si512(table.above);
-  const __m512i above_high = _mm512_load_si512(table.above + 32);
-  const __m512i lowest = _mm512_set1_epi16(-126 * 256);
-  const __m512i ones = _mm512_set1_epi32(0x3f803f80);
-  // Of each 128 bits: four of the first key and four of the second become pairs.
-  const __m512i pairs = _mm512_broadcast_i32x4(
-      _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
-  const Floats factors = set(factor * 256.0f);
-  Floats total[kVectors], shift[kVectors];
-  for (int v = 0; v < kVectors; ++v) {
-    total[v] = running.total[v];
-    shift[v] = mul(running.highest[v], factors);
-  }
-  for (int key = 0; key < keys; key += 2) {
-    SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) {
-      const float* from = scores + key * kQueries + v * kLanes;
-      const __m512i first =
-          _mm512_cvtps_epi32(_mm512_fmsub_ps(load(from), factors, shift[v]));
-      const __m512i second =
-          _mm512_cvtps_epi32(_mm512_fmsub_ps(load(from + kQueries), factors, shift[v]));
-      __m512i power = _mm512_shuffle_epi8(_mm512_packs_epi32(first, second), pairs);
-      power = _mm512_max_epi16(power, lowest);
-      const __m512i above =
-          _mm512_permutex2var_epi16(above_low, _mm512_srli_epi16(power, 2), above_high);
-      const __m512i halves = _mm512_srai_epi16(_mm512_add_epi16(power, above), 1);
-      _mm512_storeu_si512(weights + (key / 2 * kQueries + v * kLanes) * 4, halves);
-      total[v] = _mm512_dpbf16_ps(total[v], reinterpret_cast<__m512bh>(halves),
-                                  reinterpret_cast<__m512bh>(ones));
-    }
-  }
-  for (int v = 0; v < kVectors; ++v) running.total[v] = total[v];
-}
-#endif
-
 inline Floats weight_of(Floats score, Floats factor, Floats shift) {
   return exp2(larger(sub(mul(score, factor), shift), set(-126.0f)));
 }
@@ -156,7 +109,10 @@ void exponentiate(float* scores, int keys, float factor, Type type, Running& run
     store(scores + keys * kQueries + v * kLanes, set(kMasked));
   }
 #ifdef __AVX512BF16__
-  if (type == Type::BFloat16) return exponentiate_halves(scores, keys, factor, running, weights);
+  if (type == Type::BFloat16) {
+    return exponentiate_halves(scores, keys + keys % 2, factor, running.highest, running.total,
+                               weights);
+  }
 #endif
   const Floats factors = set(factor);
   SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) {
@@ -212,7 +168,7 @@ void store_rows(const float* sums, const Map& out, int image, int first, int cou
 }
 
 void attend(const AttentionArguments& arguments, const AttentionSizes& sizes, int image, int head,
-            int query, const char* values, const Block& block) {
+            int query, const char* values, const Block& block, float key_length) {
   const Map &q = arguments.q, &k = arguments.k;
   const Kind kind = q.type == Type::BFloat16 ? Kind::BFloat16 : Kind::Float32;
   const int head_dim = sizes.head_dim, keys = k.width;
@@ -227,7 +183,26 @@ void attend(const AttentionArguments& arguments, const AttentionSizes& sizes, in
     running.highest[v] = set(kMasked);
     running.total[v] = zeros();
   }
+#ifdef __AVX512BF16__
+  const bool bounded =
+      kind == Kind::BFloat16 && !arguments.causal &&
+      largest_power(block.queries, head_lanes, factor, key_length) <= kBound;
+#else
+  constexpr bool bounded = false;
+  (void)key_length;
+#endif
   for (int first = 0; first < keys; first += kKeys, values += sizes.value_block_bytes) {
+    if (bounded) {
+#ifdef __AVX512BF16__
+      const int seen = least(kKeys, keys - first);
+      weigh_keys(head_row(k, image, first, head, head_dim),
+                 k.stride * static_cast<std::ptrdiff_t>(size_of(k.type)), seen, block.queries,
+                 head_lanes, factor, running.total, block.scores, block.weights);
+      multiply(kind, head_dim, values, sizes.value_row_bytes, block.weights, lanes_for(kind, seen),
+               block.sums, first > 0, nullptr);
+#endif
+      continue;
+    }
     if (arguments.causal && first >= query + kQueries) break;
     const int seen = least(kKeys, keys - first);
     multiply(kind, seen, head_row(k, image, first, head, head_dim),
@@ -265,6 +240,8 @@ void attention(const AttentionArguments& arguments, ThreadPool& pool, const Scra
   const auto block_of = [&](std::ptrdiff_t index) {
     return scratch.shared + index * sizes.value_block_bytes;
   };
+  // Of the longest key in each block.
+  auto* lengths = reinterpret_cast<float*>(block_of(heads * sizes.key_blocks));
   in_parallel(pool, heads * sizes.key_blocks, [&](std::ptrdiff_t first, std::ptrdiff_t last, int) {
     for (std::ptrdiff_t at = first; at < last; ++at) {
       const int head = static_cast<int>(at / sizes.key_blocks);
@@ -273,6 +250,12 @@ void attention(const AttentionArguments& arguments, ThreadPool& pool, const Scra
       const int image = head / arguments.heads, in_image = head % arguments.heads;
       if (v.type == Type::BFloat16) {
         transpose_values<std::uint16_t>(v, image, in_image, key, count, sizes, block_of(at));
+#ifdef __AVX512BF16__
+        const Map& k = arguments.k;
+        lengths[at] = longest_row(head_row(k, image, key, in_image, sizes.head_dim),
+                                  k.stride * static_cast<std::ptrdiff_t>(size_of(k.type)), count,
+                                  sizes.head_dim);
+#endif
       } else {
         transpose_values<float>(v, image, in_image, key, count, sizes, block_of(at));
       }
@@ -289,8 +272,13 @@ void attention(const AttentionArguments& arguments, ThreadPool& pool, const Scra
     for (std::ptrdiff_t at = first; at < last; ++at) {
       const int head = static_cast<int>(at / query_blocks);
       const int query = static_cast<int>(at % query_blocks) * kQueries;
+      float longest = 0.0f;
+      for (int key = 0; key < sizes.key_blocks; ++key) {
+        const float length = lengths[std::ptrdiff_t{head} * sizes.key_blocks + key];
+        longest = length <= longest ? longest : length;  // a NaN stays
+      }
       attend(arguments, sizes, head / arguments.heads, head % arguments.heads, query,
-             block_of(std::ptrdiff_t{head} * sizes.key_blocks), block);
+             block_of(std::ptrdiff_t{head} * sizes.key_blocks), block, longest);
     }
   });
 }
