@@ -59,7 +59,7 @@ def prepare(
     folder = cache / f"{case.arch}-{case.resolution}-batch{case.batch_size}"
     _make(folder)
     built = {}
-    for side, target in (("ours", "openvino"), ("baseline", "torch")):
+    for side, target in (("ours", "native"), ("baseline", "torch")):
         if side == "ours" and case.arch == "demo" and _package_has(case):
             built[side] = Built("demo", None)
             continue

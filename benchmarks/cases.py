@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdengine.backends.base import CPU_PRECISIONS
+from sdengine.backends.native.backend import PRECISIONS
 from sdengine.errors import ConfigError
 from sdengine.request import Request
 
@@ -40,8 +40,8 @@ class Case:
         native_side(self.arch)
         if not 1 <= self.runs <= 1000:
             raise ConfigError.for_field("runs", self.runs, "a whole number from 1 to 1000")
-        if self.precision not in CPU_PRECISIONS:
-            raise ConfigError.for_field("precision", self.precision, ", ".join(CPU_PRECISIONS))
+        if self.precision not in PRECISIONS:
+            raise ConfigError.for_field("precision", self.precision, ", ".join(PRECISIONS))
         if self.baseline_precision not in ("fp32", "bf16"):
             raise ConfigError.for_field("baseline_precision", self.baseline_precision, "fp32, bf16")
         if self.threads is not None and not 1 <= self.threads <= 4096:

@@ -56,7 +56,7 @@ def run(
     """
     built = prepare(case, cache, progress, rebuild=rebuild)
     sides = {
-        "ours": Side(built["ours"].path, "openvino", case.precision),
+        "ours": Side(built["ours"].path, "native", case.precision),
         "baseline": Side(built["baseline"].path, "torch", case.baseline_precision),
     }
     alone = {}

@@ -1,6 +1,6 @@
 """Measure one side alone in a fresh process: load time, first request, peak memory.
 
-    python -m sdengine.benchmarks.memory '{"bundle": "demo", "backend": "openvino", ...}'
+    python -m sdengine.benchmarks.memory '{"bundle": "demo", "backend": "native", ...}'
 
 Prints one JSON object. The harness starts it, so that neither side's memory holds the other's.
 """

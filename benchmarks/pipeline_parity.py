@@ -75,7 +75,7 @@ def theirs(checkpoint: Path, steps: int, side: int) -> Pictures:
 
 def ours(bundle: str, precision: str, steps: int, side: int) -> Pictures:
     """Return our pictures by sampler for the same prompts and seeds."""
-    with sdengine.load(bundle, "openvino", precision) as engine:
+    with sdengine.load(bundle, "auto", precision) as engine:
         return {
             sampler: [
                 engine.generate(
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; return 1 when a picture misses what is required."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, default=DEMO_CHECKPOINT)
-    parser.add_argument("--bundle", default="demo", help="built for openvino from the checkpoint")
+    parser.add_argument("--bundle", default="demo", help="built from the checkpoint")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -17,7 +17,7 @@ from sdengine.benchmarks.cases import Case
 from sdengine.errors import ConfigError, OutputError
 
 SCHEMA = 1
-_DISTRIBUTIONS = ("numpy", "openvino", "torch")
+_DISTRIBUTIONS = ("numpy", "torch")
 
 
 def make_record(case: Case, figures: dict[str, Any]) -> dict[str, Any]:

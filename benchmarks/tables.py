@@ -94,7 +94,7 @@ def as_markdown(record: dict[str, Any]) -> str:
         "",
         f"Median (10th to 90th percentile) of {spread['n']} interleaved runs; errors are relative "
         f"RMS against eager torch in fp32. Other programs took {record['others_percent']:.1f} % of "
-        f"the cores meanwhile. openvino {versions['openvino']}, torch "
+        f"the cores meanwhile. torch "
         f"{versions['torch']}, commit {versions['commit'] or 'unknown'}.",
     ]
     return "\n".join(lines)

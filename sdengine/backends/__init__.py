@@ -24,7 +24,7 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
 )
 _EXTRAS = {
     "native": "sdengine",
-    "openvino": "sdengine",
+    "openvino": "sdengine[openvino]",
     "torch": "sdengine[build]",
     "tensorrt-rtx": "sdengine[tensorrt-rtx]",
     "tensorrt": "sdengine[tensorrt]",

@@ -24,7 +24,7 @@ def bench(
     guidance: Annotated[float, typer.Option(help="Above 1, the U-Net runs in pairs.")] = 3.0,
     batch: Annotated[int, typer.Option(help="Images of each request.")] = 1,
     runs: Annotated[int, typer.Option(help="Counted requests of each side.")] = 5,
-    precision: Annotated[str, typer.Option(help="Ours: auto, fp32 or bf16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Ours: auto, fp32, bf16 or int8.")] = "auto",
     baseline_precision: Annotated[str, typer.Option(help="Eager torch's: fp32 or bf16.")] = "fp32",
     threads: Annotated[int | None, typer.Option(help="CPU threads of both sides.")] = None,
     json_file: Annotated[

@@ -22,7 +22,7 @@ def build(
     output: Annotated[str, typer.Option("--output", "-o", metavar="BUNDLE", help="New folder.")],
     target: Annotated[
         str, typer.Option(help="native, openvino, torch, tensorrt-rtx or tensorrt.")
-    ] = "openvino",
+    ] = "native",
     resolutions: Annotated[
         str, typer.Option(metavar="LIST", help="Pixels, such as 512,768 or 512x768.")
     ] = "512",

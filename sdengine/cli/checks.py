@@ -46,9 +46,8 @@ _PACKAGES = (
     _Package(
         "openvino",
         "openvino",
-        "no CPU engine: bundles of target openvino, the demo's too, do not run",
-        "pip install openvino",
-        required=True,
+        "bundles of target openvino do not run; those of target native need nothing more",
+        "pip install 'sdengine[openvino]'",
     ),
     _Package(
         "torch",

@@ -75,7 +75,7 @@ def generate(
         float | None, typer.Option(help="Refiner, 0 to 100.")
     ] = None,
     bundle: Annotated[str, typer.Option(metavar="PATH", help="Bundle, or demo.")] = "demo",
-    backend: Annotated[str, typer.Option(help="auto, openvino or torch.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, native, openvino or torch.")] = "auto",
     precision: Annotated[
         str | None, typer.Option(help="auto, fp32 or bf16; with --from the image's own.")
     ] = None,

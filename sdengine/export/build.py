@@ -79,7 +79,7 @@ def build(
     checkpoint: str | os.PathLike[str] | Checkpoint,
     output: str | os.PathLike[str],
     *,
-    target: str = "openvino",
+    target: str = "native",
     resolutions: Sequence[int | tuple[int, int]] = (512,),
     batch: int = 1,
     precision: str = "fp16",
