@@ -27,6 +27,7 @@ Arrays = dict[str, NDArray[Any]]
 MAX_ERROR = {
     "fp32": {"text_encoder": 1e-3, "unet": 1e-3, "vae_decoder": 1e-3, "latents": 1e-2},
     "bf16": {"text_encoder": 0.1, "unet": 0.1, "vae_decoder": 0.1, "latents": 0.5},
+    "int8": {"text_encoder": 0.1, "unet": 0.1, "vae_decoder": 0.1, "latents": 0.5},
 }
 _TIMESTEP = 500.0
 
@@ -123,7 +124,7 @@ def require_equal(label: str, precision: str, errors: Mapping[str, float]) -> No
 
     Args:
         label: what the message calls the side.
-        precision: "fp32" or "bf16", which sets what is tolerated.
+        precision: "fp32", "bf16" or "int8", which sets what is tolerated.
         errors: from `errors_of`.
 
     Raises:

@@ -77,7 +77,7 @@ def generate(
     bundle: Annotated[str, typer.Option(metavar="PATH", help="Bundle, or demo.")] = "demo",
     backend: Annotated[str, typer.Option(help="auto, native, openvino or torch.")] = "auto",
     precision: Annotated[
-        str | None, typer.Option(help="auto, fp32 or bf16; with --from the image's own.")
+        str | None, typer.Option(help="auto, fp32, bf16 or int8; with --from the image's own.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     low_memory: Annotated[

@@ -22,7 +22,7 @@ def test_measures_the_tiny_architecture_and_keeps_its_bundles(run: Run, tmp_path
     assert done.stderr == "" or "measure again on an idle machine" in done.stderr
     assert "U-Net step, ms" in done.stdout
     record = json.loads((tmp_path / "results.jsonl").read_text())
-    assert record["backends"] == {"ours": "openvino fp32", "baseline": "torch eager fp32"}
+    assert record["backends"] == {"ours": "native fp32", "baseline": "torch eager fp32"}
     assert max(v for k, v in record["errors"]["ours"].items() if k != "image_psnr_db") < 1e-3
     assert record["errors"]["ours"]["image_psnr_db"] > 40
     assert set(record["errors"]["baseline"].values()) == {0.0, 100.0}
@@ -36,11 +36,11 @@ def test_measures_the_tiny_architecture_and_keeps_its_bundles(run: Run, tmp_path
         assert record["alone"][side]["first_seconds"] >= record["alone"][side]["load_seconds"] > 0
         assert sum(record["build"][side]["seconds"].values()) > 0
     bundles = tmp_path / "cache" / "tiny-64-batch1"
-    kept = (bundles / "openvino" / "manifest.json").stat().st_mtime_ns
+    kept = (bundles / "native" / "manifest.json").stat().st_mtime_ns
 
     again = run("bench", *options, "--baseline-precision", "bf16", "--guidance", 1, timeout=500)
     assert again.returncode == 0, again.stderr
-    assert (bundles / "openvino" / "manifest.json").stat().st_mtime_ns == kept
+    assert (bundles / "native" / "manifest.json").stat().st_mtime_ns == kept
     second = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[1])
     assert second["backends"]["baseline"] == "torch eager bf16"
     assert 0 < second["errors"]["baseline"]["unet"] < 0.1  # bf16 is judged against fp32 too
@@ -53,7 +53,7 @@ def test_measures_the_tiny_architecture_and_keeps_its_bundles(run: Run, tmp_path
         (("--arch", "sd9"), "arch"),
         (("--steps", "0"), "steps"),
         (("--runs", "0"), "runs"),
-        (("--precision", "int8"), "precision"),
+        (("--precision", "fp16"), "precision"),
         (("--resolution", "100"), "multiple of 8"),
     ],
 )

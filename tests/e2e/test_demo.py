@@ -85,7 +85,7 @@ def test_time_outside_the_networks_is_small(demo: Engine) -> None:
 
 
 def test_inspect_verify_doctor(run: Run) -> None:
-    assert json.loads(run("inspect", "demo", "--json").stdout)["target"] == "openvino"
+    assert json.loads(run("inspect", "demo", "--json").stdout)["target"] == "native"
     assert "all as built" in run("verify", "demo").stdout
     found = json.loads(run("doctor", "--json").stdout)
     assert found["ready"]

@@ -18,7 +18,7 @@ def test_auto_takes_the_bundles_target_and_says_so(caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("name", ["cuda", "", "OpenVINO", None, 3])
 def test_unknown_backend(name: str) -> None:
-    with pytest.raises(ConfigError, match="auto, openvino, torch"):
+    with pytest.raises(ConfigError, match="auto, native, openvino, torch"):
         select_backend(name, "openvino")
 
 

@@ -141,7 +141,7 @@ def test_records_survive_the_file(record: dict[str, Any], tmp_path: Path) -> Non
     append_record(record, path)
     assert read_records(path) == [json.loads(json.dumps(record))] * 2
     assert record["schema"] == SCHEMA
-    assert {"commit", "openvino", "torch", "python"} <= set(record["versions"])
+    assert {"commit", "numpy", "torch", "python"} <= set(record["versions"])
     assert record["machine"]["processor"]
 
 
@@ -204,7 +204,7 @@ def test_a_readme_without_marks_is_refused(text: str) -> None:
     [
         {"arch": "sd9"},
         {"runs": 0},
-        {"precision": "int8"},
+        {"precision": "fp16"},
         {"baseline_precision": "auto"},
         {"threads": 0},
         {"steps": 0},
