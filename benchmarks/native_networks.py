@@ -160,7 +160,8 @@ def table(figures: dict[str, Any], baseline: str) -> str:
         spread = side["seconds"]
         ratio = "" if reference is None else f"{reference / spread['median']:.2f}"
         lines.append(
-            f"| {name} | {spread['median']:.3f} | {spread['p10']:.3f}-{spread['p90']:.3f} | {ratio} "
+            f"| {name} | {spread['median']:.3f} "
+            f"| {spread['p10']:.3f}-{spread['p90']:.3f} | {ratio} "
             f"| {side['relative_rms']:.2e} | {side['load_seconds']:.2f} |"
         )
     return "\n".join(lines)
@@ -186,9 +187,7 @@ def main() -> int:
     truth = Side("torch", options.torch, "fp32") if options.torch else None
     sides += [Side("torch", options.torch, p) for p in options.eager.split(",") if p]
     for size in (int(text) for text in options.sizes.split(",")):
-        figures = measure(
-            sides, truth, options.network, size, options.threads, options.rounds
-        )
+        figures = measure(sides, truth, options.network, size, options.threads, options.rounds)
         print(table(figures, "openvino bf16"), flush=True)
         if options.record:
             now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

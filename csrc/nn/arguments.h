@@ -57,9 +57,9 @@ struct Panels {
 
 // What happens to a sum before it is stored: + bias, + the image's row, activation, + residual.
 struct Epilogue {
-  const float* bias = nullptr;       // [columns]
-  const Map* per_image = nullptr;    // [images,1,1,columns]
-  const Map* residual = nullptr;     // shaped as out
+  const float* bias = nullptr;     // [columns]
+  const Map* per_image = nullptr;  // [images,1,1,columns]
+  const Map* residual = nullptr;   // shaped as out
   Activation activation = Activation::None;
   Map out;
 };

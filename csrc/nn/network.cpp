@@ -25,9 +25,7 @@ struct Planned {
   ScratchNeed need;
 };
 
-void move(Map& map, char* arena) {
-  map.data = arena + reinterpret_cast<std::uintptr_t>(map.data);
-}
+void move(Map& map, char* arena) { map.data = arena + reinterpret_cast<std::uintptr_t>(map.data); }
 
 // Epilogues point at maps, which are copied along with them.
 struct EpilogueMaps {
@@ -76,7 +74,7 @@ Planned plan_maps(Arguments arguments, std::vector<Map Arguments::*> maps, Scrat
                   Function function) {
   return {[=](char* arena) -> Step {
             Arguments bound = arguments;
-            for (Map Arguments::*map : maps) move(bound.*map, arena);
+            for (Map Arguments::* map : maps) move(bound.*map, arena);
             return [bound, function](ThreadPool& pool, const Scratch& scratch) {
               function(bound, pool, scratch);
             };
@@ -101,9 +99,9 @@ Planned plan_one(const OperationReader& reader, const Operations& operations) {
   if (kind == "winograd") return plan_products(reader, reader.winograd(), operations.winograd);
   if (kind == "group_norm") {
     const auto arguments = reader.group_norm();
-    return plan_maps<GroupNormArguments>(
-        arguments, {&GroupNormArguments::x, &GroupNormArguments::out}, scratch_for(arguments),
-        operations.group_norm);
+    return plan_maps<GroupNormArguments>(arguments,
+                                         {&GroupNormArguments::x, &GroupNormArguments::out},
+                                         scratch_for(arguments), operations.group_norm);
   }
   if (kind == "layer_norm") {
     return plan_maps<LayerNormArguments>(reader.layer_norm(),
@@ -118,9 +116,8 @@ Planned plan_one(const OperationReader& reader, const Operations& operations) {
                                          scratch_for(arguments), operations.attention);
   }
   if (kind == "add") {
-    return plan_maps<AddArguments>(reader.add(),
-                                   {&AddArguments::a, &AddArguments::b, &AddArguments::out}, {},
-                                   operations.add);
+    return plan_maps<AddArguments>(
+        reader.add(), {&AddArguments::a, &AddArguments::b, &AddArguments::out}, {}, operations.add);
   }
   if (kind == "activation") {
     return plan_maps<ActivationArguments>(reader.activation(),

@@ -31,12 +31,12 @@ std::vector<double> transform_rows(int tile) {
   const double a = 2.0 / 3.0, b = 4.0 / 3.0;
   const double of_zero = 1 / (a * a * b * b);
   const double of_a = 1 / (2 * a * a * (a * a - b * b)), of_b = 1 / (2 * b * b * (b * b - a * a));
-  return {of_zero,  0,         0,
-          of_a,     of_a * a,  of_a * a * a,
-          of_a,     -of_a * a, of_a * a * a,
-          of_b,     of_b * b,  of_b * b * b,
-          of_b,     -of_b * b, of_b * b * b,
-          0,        0,         1};
+  return {of_zero, 0,         0,
+          of_a,    of_a * a,  of_a * a * a,
+          of_a,    -of_a * a, of_a * a * a,
+          of_b,    of_b * b,  of_b * b * b,
+          of_b,    -of_b * b, of_b * b * b,
+          0,       0,         1};
 }
 
 }  // namespace

@@ -50,8 +50,7 @@ void copy_images(const CopyArguments& c, std::ptrdiff_t first, std::ptrdiff_t la
       const char* from =
           c.from +
           (n * c.from_strides[0] + h * c.from_strides[1] + w * c.from_strides[2]) * from_size;
-      char* to =
-          c.to + (n * c.to_strides[0] + h * c.to_strides[1] + w * c.to_strides[2]) * to_size;
+      char* to = c.to + (n * c.to_strides[0] + h * c.to_strides[1] + w * c.to_strides[2]) * to_size;
       if (whole_rows) {
         std::memcpy(to, from, c.sizes[3] * from_size);
         continue;

@@ -122,9 +122,9 @@ const WeightBytes& OperationReader::weight(const std::string& role, std::size_t 
   require(name != record_.weights.end(), "lacks the weight '" + role + "'");
   const auto found = weights_.find(name->second);
   require(found != weights_.end(), "wants the weight '" + name->second + "', which is not there");
-  require(found->second.bytes == bytes,
-          "wants " + std::to_string(bytes) + " bytes of '" + name->second + "', which has " +
-              std::to_string(found->second.bytes));
+  require(found->second.bytes == bytes, "wants " + std::to_string(bytes) + " bytes of '" +
+                                            name->second + "', which has " +
+                                            std::to_string(found->second.bytes));
   return found->second;
 }
 
@@ -230,10 +230,9 @@ WinogradArguments OperationReader::winograd() const {
   arguments.columns = out.channels;
   arguments.epilogue = epilogue(out.channels);
   const int points = (arguments.tile + 2) * (arguments.tile + 2);
-  arguments.weight =
-      weight("weight", winograd_bytes(arguments.kind, arguments.tile, out.channels,
-                                      arguments.x.channels))
-          .data;
+  arguments.weight = weight("weight", winograd_bytes(arguments.kind, arguments.tile, out.channels,
+                                                     arguments.x.channels))
+                         .data;
   const std::size_t panels = (std::size_t(out.channels) + kPanel - 1) / kPanel;
   if (whole_numbers) arguments.scales = vector("scales", panels * points * kPanel);
   return arguments;
@@ -245,7 +244,8 @@ GroupNormArguments OperationReader::group_norm() const {
   arguments.out = like("out", arguments.x);
   require(arguments.x.type == arguments.out.type, "has maps of different types");
   arguments.groups = whole("groups", 1, 1 << 20);
-  require(arguments.x.channels % arguments.groups == 0, "has groups that do not divide its channels");
+  require(arguments.x.channels % arguments.groups == 0,
+          "has groups that do not divide its channels");
   arguments.epsilon = static_cast<float>(number("epsilon"));
   arguments.silu = activation_word(false) == Activation::Silu;
   arguments.weight = vector("weight", arguments.x.channels);
@@ -338,8 +338,8 @@ void OperationReader::check_copy(const std::vector<std::int64_t>& strides, const
     reach += strides[axis] * (sizes[axis] - 1);
     require(reach <= kMostBytes / 8, "is too large");
   }
-  extent_.bytes = std::max(extent_.bytes, static_cast<std::size_t>(
-                                              offset + (reach + 1) * std::int64_t(size)));
+  extent_.bytes =
+      std::max(extent_.bytes, static_cast<std::size_t>(offset + (reach + 1) * std::int64_t(size)));
 }
 
 // The maps' own layout does not count here, only where they begin and their types.

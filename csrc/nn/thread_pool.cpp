@@ -50,7 +50,9 @@ void ThreadPool::run(void (*work)(void*, int), void* context) {
   // sleeps, or it is seen here to be about to.
   round_.fetch_add(1);
   if (asleep_.load() > 0) {
-    { const std::lock_guard<std::mutex> lock(sleeping_); }
+    {
+      const std::lock_guard<std::mutex> lock(sleeping_);
+    }
     wake_.notify_all();
   }
   work(context, 0);

@@ -1,4 +1,5 @@
-// Networks of the native CPU runtime. A plan comes in as dictionaries and is checked by the network.
+// Networks of the native CPU runtime. A plan comes in as dictionaries and is checked by the
+// network.
 
 #include <pybind11/stl.h>
 
@@ -144,8 +145,8 @@ py::tuple pack_winograd(const std::string& kind_name, int tile, const py::array&
   py::array_t<std::uint8_t> packed(
       static_cast<py::ssize_t>(nn::winograd_bytes(kind, tile, columns, channels)));
   const py::ssize_t panels = (columns + nn::kPanel - 1) / nn::kPanel;
-  py::array_t<float> scales(
-      kind == nn::Kind::Int16 ? panels * (tile + 2) * (tile + 2) * nn::kPanel : py::ssize_t{0});
+  py::array_t<float> scales(kind == nn::Kind::Int16 ? panels * (tile + 2) * (tile + 2) * nn::kPanel
+                                                    : py::ssize_t{0});
   {
     auto* to = reinterpret_cast<char*>(packed.mutable_data());
     float* to_scales = scales.mutable_data();

@@ -1,4 +1,4 @@
-"""`sdengine cache`: what is kept of earlier exports."""
+"""`sdengine cache`: what is kept of earlier exports and loads."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List exported networks that are kept for later builds, the ones used last first."""
+    """List exported networks and packed weights that are kept, the ones used last first."""
+    from sdengine.backends.native import packed_cache
     from sdengine.export.onnx_cache import OnnxCache
 
     kept = OnnxCache()
     if clear:
-        freed_bytes = kept.clear()
+        freed_bytes = kept.clear() + packed_cache.clear()
         if as_json:
             print(json.dumps({"path": str(kept.folder), "freed_bytes": freed_bytes}))
         else:
-            print(f"{kept.folder}: {freed_bytes / 1e6:.1f} MB removed")
+            print(f"{kept.folder.parent}: {freed_bytes / 1e6:.1f} MB removed")
         return
     entries = kept.entries()
+    packed = packed_cache.kept_files()
     if as_json:
         listed = [
             {
@@ -37,7 +39,8 @@ def cache(
             }
             for entry in entries
         ]
-        print(json.dumps({"path": str(kept.folder), "entries": listed}))
+        files = [{"path": str(path), "size_bytes": path.stat().st_size} for path in packed]
+        print(json.dumps({"path": str(kept.folder), "entries": listed, "packed": files}))
         return
     for entry in entries:
         record = entry.record
@@ -46,5 +49,11 @@ def cache(
             f"{used}  {entry.size_bytes / 1e6:8.1f} MB  {record.checkpoint}  {record.network}  "
             f"{record.precision}  {len(record.max_error)} graphs"
         )
+    for path in packed:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+        network = path.name.rpartition("-")[0]
+        print(f"{used}  {path.stat().st_size / 1e6:8.1f} MB  packed weights of {network}")
     total_bytes = sum(entry.size_bytes for entry in entries)
-    print(f"{kept.folder}: {total_bytes / 1e6:.1f} MB in {len(entries)} entries")
+    total_bytes += sum(path.stat().st_size for path in packed)
+    count = len(entries) + len(packed)
+    print(f"{kept.folder.parent}: {total_bytes / 1e6:.1f} MB in {count} entries")

@@ -3,26 +3,88 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdengine.errors import ConfigError
+
 if TYPE_CHECKING:
     from sdengine.bundle.manifest import Manifest, TensorEntry
+    from sdengine.bundle.reader import Bundle
 
 
 def inspect(
     bundle: Annotated[str, typer.Argument(help="Bundle, or demo.")] = "demo",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+    plan: Annotated[
+        str | None,
+        typer.Option(metavar="NETWORK", help="Show what this network does, of target native."),
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Of the plan, in pixels.")] = None,
+    precision: Annotated[str, typer.Option(help="Of the plan: fp32, bf16 or int8.")] = "bf16",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a bundle's model, target, sizes and networks; file sizes are checked, hashes not."""
     from sdengine.bundle.reader import open_bundle
 
-    manifest = open_bundle(bundle, verify="size").manifest
-    if as_json:
+    opened = open_bundle(bundle, verify="size")
+    manifest = opened.manifest
+    if plan is not None:
+        _show_plan(opened, plan, size, precision, as_json)
+    elif as_json:
         print(json.dumps(manifest.model_dump(mode="json")))
     else:
         print("\n".join(_lines(manifest)))
+
+
+def _show_plan(
+    bundle: Bundle, network: str, size: str | None, precision: str, as_json: bool
+) -> None:
+    """Print a network's operations, for the rows that guidance needs for one picture."""
+    from sdengine.backends.base import resolve_shapes
+    from sdengine.backends.native.backend import DTYPES
+    from sdengine.backends.native.plan import plan_network
+
+    manifest = bundle.manifest
+    if manifest.target != "native":
+        raise ConfigError.for_field("--plan", network, "a network of a bundle of target native")
+    if precision not in DTYPES:
+        raise ConfigError.for_field("--precision", precision, ", ".join(DTYPES))
+    width, height = _sides(size) if size else manifest.resolutions[0]
+    length = manifest.architecture.text_encoders[0].max_length
+    rows = 1 if network.startswith("vae") else 2
+    sizes = {"batch": rows, "height": height, "width": width, "sequence": length}
+    shapes = resolve_shapes(network, bundle.network(network).inputs, sizes)
+    operations, arena_bytes = plan_network(bundle, network, shapes, precision)
+    if as_json:
+        listed = [asdict(operation) for operation in operations]
+        print(json.dumps({"arena_bytes": arena_bytes, "operations": listed}))
+        return
+    for operation in operations:
+        shape = "x".join(map(str, operation.shape))
+        print(
+            f"{operation.kind:11} {shape:>20} {operation.flops / 1e9:9.3f} GFLOP "
+            f"{operation.map_bytes / 1e6:9.2f} MB maps {operation.weight_bytes / 1e6:8.2f} MB "
+            f"weights  {operation.name}"
+        )
+    flops = sum(operation.flops for operation in operations)
+    weight_bytes = sum(operation.weight_bytes for operation in operations)
+    print(
+        f"{network} at {width}x{height}, {rows} rows, {precision}: {len(operations)} operations, "
+        f"{flops / 1e9:.1f} GFLOP, {weight_bytes / 1e6:.1f} MB of packed weights, "
+        f"{arena_bytes / 1e6:.1f} MB for maps"
+    )
+
+
+def _sides(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(s.isascii() and s.isdigit() and len(s) < 6 for s in sides):
+        raise ConfigError.for_field("--size", text, "width and height, such as 512x768")
+    width, height = int(sides[0]), int(sides[1])
+    if min(width, height) < 8:
+        raise ConfigError.for_field("--size", text, "sides of at least 8 pixels")
+    return width, height
 
 
 def _lines(manifest: Manifest) -> list[str]:

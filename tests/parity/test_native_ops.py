@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import native_ops as ops
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
-from sdengine import _native
-import native_ops as ops
 from native_ops import from_bf16_bits, to_bf16_bits
 from tolerances import assert_close
+
+from sdengine import _native
 
 ISAS = _native.instruction_sets()
 DTYPES = ("float32", "bfloat16")
@@ -138,9 +138,9 @@ def test_conv(
 ) -> None:
     x = draw(0, 2, 6, 9, channels, dtype=dtype)
     weight, bias = draw(1, columns, channels, kernel, kernel, dtype=dtype), draw(2, columns)
-    found = ops.conv(
-        x, weight, bias, dtype=dtype, step=step, pad=pad, upsample=doubled
-    ).run(isa=isa)
+    found = ops.conv(x, weight, bias, dtype=dtype, step=step, pad=pad, upsample=doubled).run(
+        isa=isa
+    )
 
     def compute(kind: torch.dtype) -> torch.Tensor:
         source = image(x).to(kind)
@@ -289,8 +289,7 @@ def test_attention(
 
     def compute(kind: torch.dtype) -> torch.Tensor:
         split = [
-            wide(values).to(kind).reshape(2, -1, heads, dim).transpose(1, 2)
-            for values in (q, k, v)
+            wide(values).to(kind).reshape(2, -1, heads, dim).transpose(1, 2) for values in (q, k, v)
         ]
         mixed = F.scaled_dot_product_attention(*split, is_causal=causal)
         return mixed.transpose(1, 2).reshape(2, 1, queries, heads * dim)

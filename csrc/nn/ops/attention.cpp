@@ -1,7 +1,7 @@
-// Attention without keeping the scores: keys pass in blocks, and what was summed up so far is scaled
-// whenever a larger score appears. Both products are computed transposed, with 32 queries in the
-// lanes of vectors: no sum ever runs across lanes, and a head needs no padding.
-// Source: "FlashAttention" (Dao et al. 2022), algorithm 1.
+// Attention without keeping the scores: keys pass in blocks, and what was summed up so far is
+// scaled whenever a larger score appears. Both products are computed transposed, with 32 queries in
+// the lanes of vectors: no sum ever runs across lanes, and a head needs no padding. Source:
+// "FlashAttention" (Dao et al. 2022), algorithm 1.
 
 #include <cstring>
 
@@ -184,9 +184,8 @@ void attend(const AttentionArguments& arguments, const AttentionSizes& sizes, in
     running.total[v] = zeros();
   }
 #ifdef __AVX512BF16__
-  const bool bounded =
-      kind == Kind::BFloat16 && !arguments.causal &&
-      largest_power(block.queries, head_lanes, factor, key_length) <= kBound;
+  const bool bounded = kind == Kind::BFloat16 && !arguments.causal &&
+                       largest_power(block.queries, head_lanes, factor, key_length) <= kBound;
 #else
   constexpr bool bounded = false;
   (void)key_length;

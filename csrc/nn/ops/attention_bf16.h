@@ -1,7 +1,8 @@
 #pragma once
 
-// Attention's weights in bf16, where the processor multiplies bf16: exponentials in 16-bit arithmetic,
-// and a product of queries and keys that makes weights of its sums while they are in registers.
+// Attention's weights in bf16, where the processor multiplies bf16: exponentials in 16-bit
+// arithmetic, and a product of queries and keys that makes weights of its sums while they are in
+// registers.
 
 #include "nn/ops/tile.h"
 #include "nn/scratch.h"
@@ -11,15 +12,15 @@ namespace sdengine::nn::SDENGINE_ISA {
 constexpr int kVectors = kQueries / kLanes;
 
 // The same for bf16 in 16-bit arithmetic. The exponent of a power of two is kept with 8 bits behind
-// the point, which added to the bits of 1.0 is a bf16 of linear mantissa; a table of 64 entries says
-// what 2^f is above that line. RMS error 2.5e-3, where rounding the exact value gives 2.3e-3.
+// the point, which added to the bits of 1.0 is a bf16 of linear mantissa; a table of 64 entries
+// says what 2^f is above that line. RMS error 2.5e-3, where rounding the exact value gives 2.3e-3.
 struct PowerTable {
   alignas(64) std::int16_t above[64];
   PowerTable() {
     for (int i = 0; i < 64; ++i) {
       const double f = (4 * i + 1.5) / 256.0;  // the middle of the four values that share an entry
-      above[i] = static_cast<std::int16_t>(
-          256.0 * (__builtin_exp2(f) - 1.0 - f) + 127.0 * 256.0 + 1.0);
+      above[i] =
+          static_cast<std::int16_t>(256.0 * (__builtin_exp2(f) - 1.0 - f) + 127.0 * 256.0 + 1.0);
     }
   }
 };
@@ -35,8 +36,8 @@ struct Powers {
     lowest = _mm512_set1_epi16(-126 * 256);
     ones = _mm512_set1_epi32(0x3f803f80);
     // Of each 128 bits: four of the first key and four of the second become pairs.
-    pairs = _mm512_broadcast_i32x4(
-        _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+    pairs =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
   }
 
   // first, second: scores of two keys, times factor minus shift the power of two, times 256.
@@ -116,9 +117,8 @@ __attribute__((noinline)) void weigh_tile(const char* keys, std::ptrdiff_t key_b
 inline void weigh_keys(const char* keys, std::ptrdiff_t key_bytes, int count, const char* queries,
                        int lanes, float factor, Floats* total, float* scores, char* weights) {
   using Tile = void (*)(const char*, std::ptrdiff_t, const char*, int, Floats, Floats*, char*);
-  static constexpr Tile kTiles[] = {nullptr,         &weigh_tile<2>, &weigh_tile<4>,
-                                    &weigh_tile<6>,  &weigh_tile<8>, &weigh_tile<10>,
-                                    &weigh_tile<12>};
+  static constexpr Tile kTiles[] = {nullptr,        &weigh_tile<2>,  &weigh_tile<4>, &weigh_tile<6>,
+                                    &weigh_tile<8>, &weigh_tile<10>, &weigh_tile<12>};
   constexpr int kMost = 6;  // pairs
   const Floats factors = set(factor * 256.0f);
   const int pairs = count / 2, strips = (pairs + kMost - 1) / kMost;

@@ -1,5 +1,5 @@
-// Convolutions of any kernel and step: the pixels under the kernel are gathered into rows of a small
-// block, which is then multiplied like a linear layer's.
+// Convolutions of any kernel and step: the pixels under the kernel are gathered into rows of a
+// small block, which is then multiplied like a linear layer's.
 
 #include <cstring>
 

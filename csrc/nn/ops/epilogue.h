@@ -30,8 +30,7 @@ inline Floats activate(Floats x) {
 // Applies an epilogue to sums of one output row, from a column on, and stores the result.
 class Finish {
  public:
-  explicit Finish(const Epilogue& epilogue)
-      : epilogue_(epilogue), pixels_(epilogue.out.pixels()) {}
+  explicit Finish(const Epilogue& epilogue) : epilogue_(epilogue), pixels_(epilogue.out.pixels()) {}
 
   // Row pointers of one output row, looked up once for all its columns.
   struct Row {

@@ -1,5 +1,6 @@
-// Matrix products with an epilogue. Blocks of panels that fit the second-level cache are passed over
-// by strips of rows, whose sums stay in the first-level cache until the epilogue has stored them.
+// Matrix products with an epilogue. Blocks of panels that fit the second-level cache are passed
+// over by strips of rows, whose sums stay in the first-level cache until the epilogue has stored
+// them.
 
 #include "nn/ops/gemm.h"
 

@@ -1,6 +1,7 @@
 // GroupNorm, with or without SiLU, in two passes over the map. The first adds up each channel over
 // chunks of pixels whose borders do not depend on the number of threads, relative to the image's
-// first pixel: so the variance loses nothing where a mean is much larger than what varies around it.
+// first pixel: so the variance loses nothing where a mean is much larger than what varies around
+// it.
 
 #include "nn/ops/epilogue.h"
 #include "nn/ops/operations.h"
@@ -87,48 +88,48 @@ void normalize(const GroupNormArguments& arguments, ThreadPool& pool, const Scra
     }
   });
   const int per_group = x.channels / arguments.groups;
-  in_parallel(pool, std::ptrdiff_t{x.images} * arguments.groups,
-              [&](std::ptrdiff_t first, std::ptrdiff_t last, int) {
-                for (std::ptrdiff_t at = first; at < last; ++at) {
-                  const std::ptrdiff_t image = at / arguments.groups;
-                  const int begin = static_cast<int>(at % arguments.groups) * per_group;
-                  // Each channel's mean and deviations, then those of the group from them.
-                  double mean = 0.0, deviations = 0.0, squares = 0.0;
-                  for (int c = begin; c < begin + per_group; ++c) {
-                    double sum = 0.0, square = 0.0;
-                    for (std::ptrdiff_t chunk = 0; chunk < chunks; ++chunk) {
-                      const float* of = sums + (image * chunks + chunk) * 2 * pitch;
-                      sum += of[c];
-                      square += of[pitch + c];
-                    }
-                    const double offset = sum / pixels;
-                    deviations += square - sum * offset;
-                    const double own = offset + value_of<T>(x, image * pixels, c);
-                    mean += own;
-                    squares += own * own;
-                  }
-                  mean /= per_group;
-                  double between = 0.0;
-                  for (int c = begin; c < begin + per_group; ++c) {
-                    double sum = 0.0;
-                    for (std::ptrdiff_t chunk = 0; chunk < chunks; ++chunk) {
-                      sum += sums[(image * chunks + chunk) * 2 * pitch + c];
-                    }
-                    const double gap = sum / pixels + value_of<T>(x, image * pixels, c) - mean;
-                    between += gap * gap;
-                  }
-                  const double variance =
-                      (deviations + between * pixels) / (double(pixels) * per_group);
-                  const double inverse =
-                      1.0 / __builtin_sqrt(variance + static_cast<double>(arguments.epsilon));
-                  float* scale = factors + image * 2 * pitch;
-                  for (int c = begin; c < begin + per_group; ++c) {
-                    scale[c] = static_cast<float>(arguments.weight[c] * inverse);
-                    scale[pitch + c] = static_cast<float>(arguments.bias[c] -
-                                                          mean * inverse * arguments.weight[c]);
-                  }
-                }
-              });
+  in_parallel(
+      pool, std::ptrdiff_t{x.images} * arguments.groups,
+      [&](std::ptrdiff_t first, std::ptrdiff_t last, int) {
+        for (std::ptrdiff_t at = first; at < last; ++at) {
+          const std::ptrdiff_t image = at / arguments.groups;
+          const int begin = static_cast<int>(at % arguments.groups) * per_group;
+          // Each channel's mean and deviations, then those of the group from them.
+          double mean = 0.0, deviations = 0.0, squares = 0.0;
+          for (int c = begin; c < begin + per_group; ++c) {
+            double sum = 0.0, square = 0.0;
+            for (std::ptrdiff_t chunk = 0; chunk < chunks; ++chunk) {
+              const float* of = sums + (image * chunks + chunk) * 2 * pitch;
+              sum += of[c];
+              square += of[pitch + c];
+            }
+            const double offset = sum / pixels;
+            deviations += square - sum * offset;
+            const double own = offset + value_of<T>(x, image * pixels, c);
+            mean += own;
+            squares += own * own;
+          }
+          mean /= per_group;
+          double between = 0.0;
+          for (int c = begin; c < begin + per_group; ++c) {
+            double sum = 0.0;
+            for (std::ptrdiff_t chunk = 0; chunk < chunks; ++chunk) {
+              sum += sums[(image * chunks + chunk) * 2 * pitch + c];
+            }
+            const double gap = sum / pixels + value_of<T>(x, image * pixels, c) - mean;
+            between += gap * gap;
+          }
+          const double variance = (deviations + between * pixels) / (double(pixels) * per_group);
+          const double inverse =
+              1.0 / __builtin_sqrt(variance + static_cast<double>(arguments.epsilon));
+          float* scale = factors + image * 2 * pitch;
+          for (int c = begin; c < begin + per_group; ++c) {
+            scale[c] = static_cast<float>(arguments.weight[c] * inverse);
+            scale[pitch + c] =
+                static_cast<float>(arguments.bias[c] - mean * inverse * arguments.weight[c]);
+          }
+        }
+      });
   in_parallel(pool, x.rows(), [&](std::ptrdiff_t first, std::ptrdiff_t last, int) {
     for (std::ptrdiff_t row = first; row < last; ++row) {
       const float* scale = factors + row / pixels * 2 * pitch;

@@ -29,8 +29,8 @@ void normalize(const T* from, T* to, const LayerNormArguments& arguments) {
   for (int c = 0; c < channels; c += kLanes) {
     const int count = least(kLanes, channels - c);
     const Floats scaled = mul(sub(load_some(from + c, count), means), inverse);
-    const Floats result = fma(scaled, load_some(arguments.weight + c, count),
-                              load_some(arguments.bias + c, count));
+    const Floats result =
+        fma(scaled, load_some(arguments.weight + c, count), load_some(arguments.bias + c, count));
     store_some(to + c, result, count);
   }
 }

@@ -7,7 +7,14 @@ namespace sdengine::nn::SDENGINE_ISA {
 
 extern const Operations kOperations;
 const Operations kOperations = {
-    SDENGINE_TEXT(SDENGINE_ISA), linear, conv, winograd, group_norm, layer_norm, attention, add,
+    SDENGINE_TEXT(SDENGINE_ISA),
+    linear,
+    conv,
+    winograd,
+    group_norm,
+    layer_norm,
+    attention,
+    add,
     activation,
 };
 

@@ -1,6 +1,6 @@
-// The register tile that linear layers, convolutions and attention are made of: kTileRows rows times
-// kTileVectors vectors stay in registers while the inner dimension passes by. Each step reads one
-// vector row of the panel and broadcasts four bytes of every row, so that A needs no packing.
+// The register tile that linear layers, convolutions and attention are made of: kTileRows rows
+// times kTileVectors vectors stay in registers while the inner dimension passes by. Each step reads
+// one vector row of the panel and broadcasts four bytes of every row, so that A needs no packing.
 
 #include "nn/ops/tile.h"
 

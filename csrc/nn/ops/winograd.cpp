@@ -219,8 +219,8 @@ void transform_back(const WinogradArguments& conv, const Finish& finish, const P
         const int point = i * kSide + j;
         const float* from = sums + point * pitch + lane;
         if constexpr (Scaled) {
-          const Floats scale = mul(load(scales + point * kPanel + lane),
-                                   set(tile_scales[point * scale_pitch]));
+          const Floats scale =
+              mul(load(scales + point * kPanel + lane), set(tile_scales[point * scale_pitch]));
           m[i] = mul(load_int32(reinterpret_cast<const std::int32_t*>(from)), scale);
         } else {
           m[i] = load(from);

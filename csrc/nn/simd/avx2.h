@@ -118,9 +118,7 @@ inline void transpose(Lanes (&r)[kLanes]) {
   }
   for (int i = 0; i < 8; ++i) r[i] = t[i];
 }
-inline void store_lanes(void* to, Lanes a) {
-  _mm256_storeu_si256(static_cast<__m256i*>(to), a);
-}
+inline void store_lanes(void* to, Lanes a) { _mm256_storeu_si256(static_cast<__m256i*>(to), a); }
 inline Floats as_floats(Lanes a) { return _mm256_castsi256_ps(a); }
 
 struct DotFloat {
@@ -141,16 +139,14 @@ struct DotBf16 {
 };
 struct DotInt16 {
   using Sum = __m256i;
-  static Sum dot(Sum c, Lanes a, Lanes b) {
-    return _mm256_add_epi32(c, _mm256_madd_epi16(a, b));
-  }
+  static Sum dot(Sum c, Lanes a, Lanes b) { return _mm256_add_epi32(c, _mm256_madd_epi16(a, b)); }
 };
 struct DotInt8 {
   using Sum = __m256i;
   static Sum dot(Sum c, Lanes a, Lanes b) {
     const __m256i low = _mm256_set1_epi16(0xff);
-    const __m256i even = _mm256_madd_epi16(
-        _mm256_and_si256(a, low), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
+    const __m256i even =
+        _mm256_madd_epi16(_mm256_and_si256(a, low), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
     const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
     return _mm256_add_epi32(c, _mm256_add_epi32(even, odd));
   }

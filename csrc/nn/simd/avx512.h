@@ -45,9 +45,7 @@ inline Floats from_lane(int first, Floats a, Floats b) {
   const unsigned mask = first <= 0 ? 0xffffu : first >= 16 ? 0u : 0xffffu << first;
   return _mm512_mask_blend_ps(static_cast<__mmask16>(mask), b, a);
 }
-inline bool any_larger(Floats a, Floats b) {
-  return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
-}
+inline bool any_larger(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
 
 inline Floats load(const std::uint16_t* from) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -73,9 +71,9 @@ inline void store(std::uint16_t* to, Floats a) {
 // Writes kLanes pairs of bf16: first[i], second[i].
 inline void store_pairs(std::uint32_t* to, Floats first, Floats second) {
 #ifdef __AVX512BF16__
-  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9,
-                                              24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1,
-                                              16, 0);
+  const __m512i interleave =
+      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                       21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
   _mm512_storeu_si512(to, _mm512_permutexvar_epi16(interleave, both));
 #else
@@ -86,7 +84,8 @@ inline void store_pairs(std::uint32_t* to, Floats first, Floats second) {
 }
 
 inline void store_int16(std::int16_t* to, Floats a) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a)));
 }
 
 inline void store_uint8(std::uint8_t* to, Floats a) {
@@ -169,8 +168,8 @@ struct DotInt8 {
     return c;
 #else
     const __m512i low = _mm512_set1_epi16(0xff);
-    const __m512i even = _mm512_madd_epi16(
-        _mm512_and_si512(a, low), _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
+    const __m512i even =
+        _mm512_madd_epi16(_mm512_and_si512(a, low), _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
     const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(a, 8), _mm512_srai_epi16(b, 8));
     return _mm512_add_epi32(c, _mm512_add_epi32(even, odd));
 #endif

@@ -71,9 +71,8 @@ inline Floats magnitude(Floats a) {
   return each([&](int i) { return float_of(bits_of(a.lane[i]) & 0x7fffffffu); });
 }
 inline Floats with_sign(Floats a, Floats b) {
-  return each([&](int i) {
-    return float_of(bits_of(a.lane[i]) | (bits_of(b.lane[i]) & 0x80000000u));
-  });
+  return each(
+      [&](int i) { return float_of(bits_of(a.lane[i]) | (bits_of(b.lane[i]) & 0x80000000u)); });
 }
 // For values below 2^22: adding 1.5 * 2^23 leaves no bits behind the point.
 inline Floats nearest(Floats a) {
