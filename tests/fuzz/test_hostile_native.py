@@ -131,7 +131,7 @@ def test_mutated_graphs_are_laid_out_or_refused() -> None:
 def test_damaged_weight_files_are_refused(tmp_path: Path) -> None:
     rng = random.Random(2)
     path = tmp_path / "a.weights"
-    tensors = {"a": np.arange(64, dtype=np.uint8), "b": np.ones(7, np.float32)}
+    tensors: dict[str, Any] = {"a": np.arange(64, dtype=np.uint8), "b": np.ones(7, np.float32)}
     kinds = {"a": ("U8", (64,)), "b": ("F32", (7,))}
     write_tensors(path, kinds, iter(tensors.items()))
     found = map_tensors(path)

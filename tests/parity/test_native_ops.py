@@ -90,7 +90,8 @@ def test_linear_with_what_follows(isa: str, dtype: str, activation: str) -> None
             return value * F.gelu(gate) + wide(residual).to(kind)
         if activation == "quick_gelu":
             return sums * torch.sigmoid(1.702 * sums) + wide(residual).to(kind)
-        return getattr(F, activation)(sums) + wide(residual).to(kind)
+        activated: torch.Tensor = getattr(F, activation)(sums)
+        return activated + wide(residual).to(kind)
 
     check("native linear", dtype, found, compute(torch.float64), compute(torch.bfloat16))
 
@@ -288,10 +289,10 @@ def test_attention(
     found = ops.attention(q, k, v, heads, dtype=dtype, causal=causal).run(isa=isa)
 
     def compute(kind: torch.dtype) -> torch.Tensor:
-        split = [
+        query, key, value = (
             wide(values).to(kind).reshape(2, -1, heads, dim).transpose(1, 2) for values in (q, k, v)
-        ]
-        mixed = F.scaled_dot_product_attention(*split, is_causal=causal)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
         return mixed.transpose(1, 2).reshape(2, 1, queries, heads * dim)
 
     check("native attention", dtype, found, compute(torch.float64), compute(torch.bfloat16))
@@ -303,8 +304,8 @@ def test_attention_of_flat_and_of_sharp_scores(isa: str, dtype: str, scale: floa
     found = ops.attention(q, k, v, 1, dtype=dtype, scale=scale).run(isa=isa)
 
     def compute(kind: torch.dtype) -> torch.Tensor:
-        split = [wide(values).to(kind).reshape(1, 1, 96, 64) for values in (q, k, v)]
-        return F.scaled_dot_product_attention(*split, scale=scale)
+        query, key, value = (wide(x).to(kind).reshape(1, 1, 96, 64) for x in (q, k, v))
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
 
     truth = compute(torch.float64)
     limit = 2e-5 if dtype == "float32" else RULE * rms(compute(torch.bfloat16).double(), truth)

@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace sdengine::nn::SDENGINE_ISA {
 
@@ -157,7 +158,9 @@ inline Lanes load_lanes(const void* from) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }
 inline Lanes broadcast(const void* from) {
-  return _mm256_set1_epi32(*static_cast<const std::int32_t*>(from));
+  std::int32_t value;  // rows of bf16 may begin at any even address
+  std::memcpy(&value, from, sizeof value);
+  return _mm256_set1_epi32(value);
 }
 inline void load_sum(__m256& to, const void* from) {
   to = _mm256_loadu_ps(static_cast<const float*>(from));

@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace sdengine::nn::SDENGINE_ISA {
 
@@ -179,7 +180,9 @@ inline __m512 zero_sum(__m512) { return _mm512_setzero_ps(); }
 inline __m512i zero_sum(__m512i) { return _mm512_setzero_si512(); }
 inline Lanes load_lanes(const void* from) { return _mm512_loadu_si512(from); }
 inline Lanes broadcast(const void* from) {
-  return _mm512_set1_epi32(*static_cast<const std::int32_t*>(from));
+  std::int32_t value;  // rows of bf16 may begin at any even address
+  std::memcpy(&value, from, sizeof value);
+  return _mm512_set1_epi32(value);
 }
 inline void load_sum(__m512& to, const void* from) { to = _mm512_loadu_ps(from); }
 inline void load_sum(__m512i& to, const void* from) { to = _mm512_loadu_si512(from); }
