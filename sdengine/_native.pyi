@@ -132,7 +132,6 @@ class Trajectory:
 def trajectory_regions(
     shape: Sequence[int], copies: int, max_steps: int, max_registers: int
 ) -> list[tuple[str, int, int, int]]: ...
-
 def instruction_sets() -> list[str]: ...
 def pack_panels(
     kind: str, matrix: NDArray[np.float32]
