@@ -15,7 +15,8 @@ from native_ops import attention, conv, group_norm, linear, winograd
 from sdengine import _native
 from sdengine.backends.native.graph import parse_graph
 from sdengine.backends.native.packing import choose_methods, plan_packing
-from sdengine.backends.native.program import lay_out, map_sizes
+from sdengine.backends.native.program import lay_out
+from sdengine.backends.native.shapes import map_sizes
 from sdengine.backends.native.tensor_file import map_tensors, write_tensors
 from sdengine.bundle.reader import open_bundle
 from sdengine.errors import BundleError, OutOfMemoryError

@@ -13,8 +13,10 @@ from tolerances import assert_close
 import sdengine
 from sdengine.backends.base import TensorSpec, resolve_shapes
 from sdengine.backends.native.backend import NativeBackend
+from sdengine.backends.native.buffers import plan_buffers
 from sdengine.backends.native.graph import read_graph
-from sdengine.backends.native.program import lay_out, map_sizes, plan_buffers
+from sdengine.backends.native.program import lay_out
+from sdengine.backends.native.shapes import map_sizes
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.checkpoints import load_checkpoint
 from sdengine.errors import ConfigError, ExportError

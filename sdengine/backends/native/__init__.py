@@ -1,1 +1,1 @@
-"""The native backend: networks on sdengine's own CPU kernels, with nothing but NumPy beside them."""
+"""The native backend: networks on the CPU kernels of this project."""

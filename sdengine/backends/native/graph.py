@@ -54,7 +54,7 @@ class Step(_Model):
             along the images, in the order of their roles.
         output: the value that it makes.
         weights: tensor by role.
-        channels: of the output, where the input does not say.
+        channels: of the output, where the input does not say; of a `sinusoid`, its frequencies.
         activation: applied to the sums before the residual is added; "geglu" halves the channels.
         kernel, step, pad: of a convolution. after: zeros behind the last row and column only.
         upsample: every pixel of the input is read as a square of four.

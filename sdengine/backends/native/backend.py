@@ -1,0 +1,155 @@
+"""The native backend: bundles of target `native` on sdengine's own CPU kernels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sdengine import _native
+from sdengine.backends.base import Array, Compiled, CompileSpec, Module, TensorSpec, require_tensors
+from sdengine.backends.native.loading import DTYPES, prepare
+from sdengine.backends.native.packed_cache import PackedWeights, packed_weights
+from sdengine.backends.native.program import Program
+from sdengine.bundle.reader import Bundle
+from sdengine.errors import ConfigError, DeviceError
+
+if TYPE_CHECKING:
+    from sdengine.export.export import ExportedNetwork
+
+PRECISIONS = ("auto", *DTYPES)
+ISA_VARIABLE = "SDENGINE_ISA"
+
+
+class NativeModule:
+    """One network at fixed shapes, on memory of its own; see `sdengine.backends.base.Module`."""
+
+    def __init__(
+        self,
+        name: str,
+        program: Program,
+        packed: PackedWeights,
+        specs: Mapping[str, TensorSpec],
+        threads: int,
+    ) -> None:
+        self.name = name
+        self._packed = packed  # shared with the same network at other sizes
+        network = _native.Network(program.records, packed.tensors, threads, _named_isa())
+        for one, weight in program.constants:
+            _fill(network.view(one), packed.tensors[weight])
+        self._network: _native.Network | None = network
+        self._inputs = {key: network.view(one) for key, one in program.inputs.items()}
+        self._outputs = {
+            key: network.view(one).reshape(shape) for key, (one, shape) in program.outputs.items()
+        }
+        self.inputs = tuple(specs[key] for key in program.inputs)
+        self.outputs = tuple(
+            TensorSpec(key, shape, "float32") for key, (_, shape) in program.outputs.items()
+        )
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Compute the outputs by name; every input must be given at its shape."""
+        self._write(inputs)
+        self._running().run()
+        return self._outputs
+
+    def run_timed(self, inputs: Mapping[str, Array]) -> list[float]:
+        """Run, and return the seconds that each operation took, in the plan's order."""
+        self._write(inputs)
+        return self._running().run_timed()
+
+    def close(self) -> None:
+        """Free the network's memory; a second call does nothing."""
+        self._network = None
+        self._inputs, self._outputs = {}, {}
+
+    def _running(self) -> _native.Network:
+        if self._network is None:
+            raise DeviceError(f"{self.name}: the network was closed.")
+        return self._network
+
+    def _write(self, inputs: Mapping[str, Array]) -> None:
+        self._running()
+        for spec in self.inputs:
+            try:
+                array = inputs[spec.name]
+            except KeyError:
+                raise ConfigError(f"{self.name}: input {spec.name!r} is not given.") from None
+            if array.shape != spec.shape:
+                raise ConfigError(
+                    f"{self.name}: input {spec.name!r} is {list(array.shape)}; this network was "
+                    f"loaded for {list(spec.shape)}."
+                )
+            target = self._inputs[spec.name]
+            np.copyto(target, array.reshape(target.shape), casting="same_kind")
+
+
+class NativeBackend:
+    """Run bundles of target `native` on the CPU."""
+
+    name = "native"
+
+    def available(self) -> tuple[bool, str]:
+        """Say which instruction set's kernels run; there is always one."""
+        return True, f"kernels for {_isa()}"
+
+    def resolve(self, precision: str, stored: str = "fp16") -> str:
+        """Return what `auto` means: bf16 where the processor multiplies it, else fp32."""
+        if precision not in PRECISIONS:
+            raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
+        if precision != "auto":
+            return precision
+        return "bf16" if _isa() == "avx512_bf16" else "fp32"
+
+    def compile(self, network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
+        """Write the network's graph and weights; see `sdengine.export.native`."""
+        from sdengine.export.native.compile import compile_native
+
+        return Compiled(compile_native(network, out_dir, spec.precision))
+
+    def load(
+        self,
+        bundle: Bundle,
+        network: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        precision: str = "auto",
+        threads: int | None = None,
+    ) -> Module:
+        """Lay one network out for its shapes and map its packed weights; see `Backend.load`."""
+        prepared = prepare(bundle, network, shapes, self.resolve(precision))
+        entry = bundle.network(network)
+        specs = {t.name: TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs}
+        require_tensors(network, tuple(specs.values()), {n: shapes[n] for n in specs})
+        packed = packed_weights(network, prepared.origin, prepared.packing, prepared.weights)
+        return NativeModule(network, prepared.program, packed, specs, threads or _all_threads())
+
+
+def _named_isa() -> str:
+    """Return what SDENGINE_ISA names, or nothing."""
+    named = os.environ.get(ISA_VARIABLE, "")
+    known = _native.instruction_sets()
+    if named and named not in known:
+        raise ConfigError.for_field(ISA_VARIABLE, named, ", ".join(known), "Or unset it.")
+    return named
+
+
+def _isa() -> str:
+    return _named_isa() or _native.instruction_sets()[0]
+
+
+def _all_threads() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _fill(target: Array, values: Any) -> None:
+    """Write fp32 values into a map, rounded where it holds the bits of bf16."""
+    shaped = values.reshape(target.shape)
+    if target.dtype == np.uint16:
+        bits = shaped.astype(np.float32).view(np.uint32)
+        shaped = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    target[...] = shaped

@@ -1,0 +1,64 @@
+"""From a bundle's files to what the kernels run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from sdengine.backends.native.graph import read_graph
+from sdengine.backends.native.packing import Packing, choose_methods, plan_packing
+from sdengine.backends.native.program import Program, lay_out
+from sdengine.backends.native.shapes import map_sizes
+from sdengine.backends.native.tensor_file import map_tensors
+from sdengine.bundle.reader import Bundle
+from sdengine.errors import BundleError
+
+# What maps hold between steps, by precision.
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network laid out for a shape, and the weights that it wants.
+
+    Args:
+        program: what runs.
+        packing: what its weights become.
+        weights: the bundle's own tensors, mapped.
+        origin: the hash of their file.
+    """
+
+    program: Program
+    packing: Packing
+    weights: Mapping[str, NDArray[Any]]
+    origin: str
+
+
+def prepare(
+    bundle: Bundle, network: str, shapes: Mapping[str, tuple[int, ...]], precision: str
+) -> Prepared:
+    """Read a network's files and lay it out.
+
+    Args:
+        bundle: of target native.
+        network: its name.
+        shapes: shape of every input, by name.
+        precision: a key of DTYPES.
+
+    Raises:
+        BundleError: the files are damaged, or do not fit each other or the shapes.
+    """
+    files = bundle.network(network).files
+    graphs = [path for path in files if path.endswith(".graph.json")]
+    tensors = [path for path in files if path.endswith(".safetensors")]
+    if len(graphs) != 1 or len(tensors) != 1:
+        raise BundleError(f"{network}: expected a graph and a file of weights, found {files}.")
+    graph = read_graph(bundle.path(graphs[0]))
+    weights = map_tensors(bundle.path(tensors[0]))
+    sizes = map_sizes(graph, shapes)
+    graph, packing = plan_packing(choose_methods(graph, sizes, precision), sizes, weights)
+    origin = next(e.sha256 for e in bundle.manifest.files if e.path == tensors[0])
+    return Prepared(lay_out(graph, shapes, DTYPES[precision]), packing, weights, origin)

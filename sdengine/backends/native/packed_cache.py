@@ -1,0 +1,106 @@
+"""Packed weights, kept in the user's cache by what they were made from, and mapped from there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from numpy.typing import NDArray
+
+from sdengine.backends.native.packing import Packing, pack, packed_kinds
+from sdengine.backends.native.tensor_file import map_tensors, write_tensors
+from sdengine.cache_dir import cache_dir
+from sdengine.errors import BundleError
+
+_log = logging.getLogger(__name__)
+_LAYOUT = 1  # to be raised when the same packing would give other bytes
+_ENDING = ".weights"
+Array = NDArray[Any]
+
+
+class PackedWeights:
+    """Packed tensors by name; networks of all sizes that read the same ones share them."""
+
+    def __init__(self, tensors: dict[str, Array]) -> None:
+        self.tensors = tensors
+
+
+_open: WeakValueDictionary[str, PackedWeights] = WeakValueDictionary()
+_opening = threading.Lock()
+
+
+def packed_weights(
+    network: str, origin: str, packing: Packing, weights: Mapping[str, Array]
+) -> PackedWeights:
+    """Return the packed weights of a network: those in use, or the file's, or made now.
+
+    Where the cache cannot be written they are kept in memory.
+
+    Args:
+        network: its name.
+        origin: what the weights' content follows from, such as their file's hash.
+        packing: what they become.
+        weights: the bundle's tensors.
+    """
+    text = json.dumps([_LAYOUT, network, origin, [repr(packed) for packed in packing]])
+    key = hashlib.sha256(text.encode()).hexdigest()[:32]
+    with _opening:
+        found = _open.get(key)
+        if found is None:
+            found = PackedWeights(_from_file(_folder() / f"{network}-{key}{_ENDING}", packing,
+                                             weights))  # fmt: skip
+            _open[key] = found
+    return found
+
+
+def kept_files() -> list[Path]:
+    """Return the files of packed weights, the ones used last first."""
+    files = {}
+    for path in _folder().glob(f"*{_ENDING}"):
+        with contextlib.suppress(OSError):
+            files[path] = path.stat().st_mtime
+    return sorted(files, key=lambda path: -files[path])
+
+
+def clear() -> int:
+    """Remove them and return how many bytes that freed."""
+    freed = 0
+    for path in kept_files():
+        with contextlib.suppress(OSError):
+            size = path.stat().st_size
+            path.unlink()
+            freed += size
+    return freed
+
+
+def _folder() -> Path:
+    return cache_dir("packed")
+
+
+def _from_file(path: Path, packing: Packing, weights: Mapping[str, Array]) -> dict[str, Array]:
+    kinds = packed_kinds(packing)
+    with contextlib.suppress(BundleError, OSError):
+        found = map_tensors(path)
+        if {name: tensor.shape for name, tensor in found.items()} == {
+            name: shape for name, (_, shape) in kinds.items()
+        }:
+            os.utime(path)
+            return found
+    megabytes = sum(math.prod(shape) for _, shape in kinds.values()) / 1e6
+    _log.info("packing about %.0f MB of weights into %s", megabytes, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, kinds, pack(packing, weights))
+        return map_tensors(path)
+    except (OSError, BundleError) as error:
+        _log.info("%s cannot be kept: %s; its weights are packed at every load", path, error)
+        return dict(pack(packing, weights))
