@@ -203,6 +203,7 @@ ConvArguments OperationReader::conv() const {
           "is too large");
   require(arguments.x.channels <= kMostChannels, "is too wide");
   arguments.epilogue = epilogue(out.channels);
+  arguments.epilogue.activation = activation_word(false);
   const int inner = arguments.x.channels * arguments.kernel * arguments.kernel;
   arguments.weight = panels(out.channels, inner, arguments.x.type);
   return arguments;

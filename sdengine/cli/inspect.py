@@ -43,7 +43,7 @@ def _show_plan(
 ) -> None:
     """Print a network's operations, for the rows that guidance needs for one picture."""
     from sdengine.backends.base import resolve_shapes
-    from sdengine.backends.native.backend import DTYPES
+    from sdengine.backends.native.loading import DTYPES
     from sdengine.backends.native.plan import plan_network
 
     manifest = bundle.manifest

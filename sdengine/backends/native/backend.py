@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sdengine import _native
-from sdengine.backends.base import Array, Compiled, CompileSpec, Module, TensorSpec, require_tensors
-from sdengine.backends.native.loading import DTYPES, prepare
+from sdengine.backends.base import Array, Compiled, CompileSpec, Module, TensorSpec
+from sdengine.backends.native.loading import DTYPES, Prepared, prepare
 from sdengine.backends.native.packed_cache import PackedWeights, packed_weights
 from sdengine.backends.native.program import Program
 from sdengine.bundle.reader import Bundle
@@ -24,67 +24,82 @@ PRECISIONS = ("auto", *DTYPES)
 ISA_VARIABLE = "SDENGINE_ISA"
 
 
+class _Laid:
+    """A program on memory of its own."""
+
+    def __init__(self, program: Program, packed: PackedWeights, threads: int) -> None:
+        self.network = _native.Network(program.records, packed.tensors, threads, _named_isa())
+        for one, weight in program.constants:
+            _fill(self.network.view(one), packed.tensors[weight])
+        self.inputs = {key: self.network.view(one) for key, one in program.inputs.items()}
+        self.outputs = {
+            key: self.network.view(one).reshape(shape)
+            for key, (one, shape) in program.outputs.items()
+        }
+
+
 class NativeModule:
-    """One network at fixed shapes, on memory of its own; see `sdengine.backends.base.Module`."""
+    """One network at fixed shapes, on memory of its own; see `sdengine.backends.base.Module`.
+
+    What only adds inputs that are all zero is left out of a run; a second layout with it is made
+    at the first run where they are not.
+    """
 
     def __init__(
         self,
         name: str,
-        program: Program,
+        prepared: Prepared,
         packed: PackedWeights,
-        specs: Mapping[str, TensorSpec],
+        specs: Sequence[TensorSpec],
         threads: int,
     ) -> None:
         self.name = name
+        self.inputs = tuple(specs)
+        self._prepared = prepared
         self._packed = packed  # shared with the same network at other sizes
-        network = _native.Network(program.records, packed.tensors, threads, _named_isa())
-        for one, weight in program.constants:
-            _fill(network.view(one), packed.tensors[weight])
-        self._network: _native.Network | None = network
-        self._inputs = {key: network.view(one) for key, one in program.inputs.items()}
-        self._outputs = {
-            key: network.view(one).reshape(shape) for key, (one, shape) in program.outputs.items()
-        }
-        self.inputs = tuple(specs[key] for key in program.inputs)
+        self._threads = threads
+        self._additive = prepared.additive()
+        self._with_all: _Laid | None = None
+        program = prepared.program_without(self._additive)
+        self._without: _Laid | None = _Laid(program, packed, threads)
         self.outputs = tuple(
             TensorSpec(key, shape, "float32") for key, (_, shape) in program.outputs.items()
         )
 
     def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """Compute the outputs by name; every input must be given at its shape."""
-        self._write(inputs)
-        self._running().run()
-        return self._outputs
+        laid = self._write(inputs)
+        laid.network.run()
+        return laid.outputs
 
     def run_timed(self, inputs: Mapping[str, Array]) -> list[float]:
         """Run, and return the seconds that each operation took, in the plan's order."""
-        self._write(inputs)
-        return self._running().run_timed()
+        return self._write(inputs).network.run_timed()
 
     def close(self) -> None:
         """Free the network's memory; a second call does nothing."""
-        self._network = None
-        self._inputs, self._outputs = {}, {}
+        self._without = self._with_all = None
 
-    def _running(self) -> _native.Network:
-        if self._network is None:
+    def _write(self, inputs: Mapping[str, Array]) -> _Laid:
+        """Copy the inputs to where the network reads them."""
+        if self._without is None:
             raise DeviceError(f"{self.name}: the network was closed.")
-        return self._network
-
-    def _write(self, inputs: Mapping[str, Array]) -> None:
-        self._running()
         for spec in self.inputs:
-            try:
-                array = inputs[spec.name]
-            except KeyError:
-                raise ConfigError(f"{self.name}: input {spec.name!r} is not given.") from None
-            if array.shape != spec.shape:
+            if spec.name not in inputs:
+                raise ConfigError(f"{self.name}: input {spec.name!r} is not given.")
+            if inputs[spec.name].shape != spec.shape:
                 raise ConfigError(
-                    f"{self.name}: input {spec.name!r} is {list(array.shape)}; this network was "
-                    f"loaded for {list(spec.shape)}."
+                    f"{self.name}: input {spec.name!r} is {list(inputs[spec.name].shape)}; this "
+                    f"network was loaded for {list(spec.shape)}."
                 )
-            target = self._inputs[spec.name]
-            np.copyto(target, array.reshape(target.shape), casting="same_kind")
+        laid = self._without
+        if any(inputs[name].any() for name in self._additive):
+            if self._with_all is None:
+                self._with_all = _Laid(self._prepared.program(), self._packed, self._threads)
+            laid = self._with_all
+        for name, target in laid.inputs.items():
+            np.copyto(target, inputs[name].reshape(target.shape), casting="same_kind")
+        return laid
 
 
 class NativeBackend:
@@ -122,10 +137,9 @@ class NativeBackend:
         """Lay one network out for its shapes and map its packed weights; see `Backend.load`."""
         prepared = prepare(bundle, network, shapes, self.resolve(precision))
         entry = bundle.network(network)
-        specs = {t.name: TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs}
-        require_tensors(network, tuple(specs.values()), {n: shapes[n] for n in specs})
+        specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
         packed = packed_weights(network, prepared.origin, prepared.packing, prepared.weights)
-        return NativeModule(network, prepared.program, packed, specs, threads or _all_threads())
+        return NativeModule(network, prepared, packed, specs, threads or _all_threads())
 
 
 def _named_isa() -> str:

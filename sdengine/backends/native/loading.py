@@ -8,7 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sdengine.backends.native.graph import read_graph
+from sdengine.backends.native.additive import additive_inputs, without_inputs
+from sdengine.backends.native.graph import Graph, read_graph
 from sdengine.backends.native.packing import Packing, choose_methods, plan_packing
 from sdengine.backends.native.program import Program, lay_out
 from sdengine.backends.native.shapes import map_sizes
@@ -22,25 +23,41 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "bfloat16"}
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network laid out for a shape, and the weights that it wants.
+    """A network whose steps and weights are decided.
 
     Args:
-        program: what runs.
-        packing: what its weights become.
+        graph: what is computed, reading packed weights.
+        shapes: shape of every input, by name.
+        dtype: of the maps.
+        packing: what the weights become.
         weights: the bundle's own tensors, mapped.
         origin: the hash of their file.
     """
 
-    program: Program
+    graph: Graph
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: str
     packing: Packing
     weights: Mapping[str, NDArray[Any]]
     origin: str
+
+    def program(self) -> Program:
+        """Lay out all of it."""
+        return lay_out(self.graph, self.shapes, self.dtype)
+
+    def additive(self) -> frozenset[str]:
+        """Return the inputs that may be left out where they are zero."""
+        return additive_inputs(self.graph)
+
+    def program_without(self, names: frozenset[str]) -> Program:
+        """Lay out what is left without some additive inputs."""
+        return lay_out(without_inputs(self.graph, names), self.shapes, self.dtype)
 
 
 def prepare(
     bundle: Bundle, network: str, shapes: Mapping[str, tuple[int, ...]], precision: str
 ) -> Prepared:
-    """Read a network's files and lay it out.
+    """Read a network's files and decide how it is computed.
 
     Args:
         bundle: of target native.
@@ -61,4 +78,4 @@ def prepare(
     sizes = map_sizes(graph, shapes)
     graph, packing = plan_packing(choose_methods(graph, sizes, precision), sizes, weights)
     origin = next(e.sha256 for e in bundle.manifest.files if e.path == tensors[0])
-    return Prepared(lay_out(graph, shapes, DTYPES[precision]), packing, weights, origin)
+    return Prepared(graph, shapes, DTYPES[precision], packing, weights, origin)

@@ -236,6 +236,7 @@ def _pack_one(packed: Packed, weights: Mapping[str, Array]) -> list[tuple[str, A
         values = interleave_gated(values)
     if packed.layout == "vector":
         return [(packed.name, np.ascontiguousarray(values.reshape(-1)[: packed.columns]))]
+    made: dict[str, Array]
     if packed.layout == "winograd":
         kernels = np.ascontiguousarray(values)
         data, scales = _native.pack_winograd(packed.kind, packed.tile, kernels)

@@ -41,6 +41,8 @@ def plan_network(
 ) -> tuple[list[Operation], int]:
     """Return the operations in their order, and the bytes of the arena that their maps share.
 
+    Those are left out that zero inputs make needless: a U-Net's additions of residuals.
+
     Args:
         bundle: of target native.
         network: its name.
@@ -52,7 +54,7 @@ def plan_network(
         name: math.prod(shape) * _WEIGHT_ITEM_BYTES[kind]
         for name, (kind, shape) in packed_kinds(prepared.packing).items()
     }
-    program = prepared.program
+    program = prepared.program_without(prepared.additive())
     return [_operation(record, weight_bytes) for record in program.records], program.arena_bytes
 
 

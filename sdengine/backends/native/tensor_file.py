@@ -71,7 +71,11 @@ def map_tensors(path: Path) -> dict[str, Array]:
     return tensors
 
 
-def write_tensors(path: Path, kinds: Kinds, tensors: Iterable[tuple[str, Array]]) -> None:
+def write_tensors(
+    path: Path,
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]],
+    tensors: Iterable[tuple[str, Array]],
+) -> None:
     """Write a file, whole or not at all, from tensors that come in any order.
 
     Args:
@@ -102,7 +106,7 @@ def write_tensors(path: Path, kinds: Kinds, tensors: Iterable[tuple[str, Array]]
                 if tensor.nbytes != last - first:
                     raise ValueError(f"{name}: {tensor.nbytes} bytes for {last - first}")
                 file.seek(start + first)
-                file.write(memoryview(np.ascontiguousarray(tensor)).cast("B"))
+                np.ascontiguousarray(tensor).tofile(file)
             if missing:
                 raise ValueError(f"not given: {', '.join(sorted(missing)[:5])}")
             file.truncate(start + end)
