@@ -118,8 +118,9 @@ def linear(
     kind = kind or dtype
     packed, scales, sums = _native.pack_panels(kind, np.ascontiguousarray(weight, np.float32))
     op.weight("weight", packed)
-    if kind == "int8":
+    if kind in ("int8", "int16"):
         op.weight("scales", scales)
+    if kind == "int8":
         op.weight("sums", sums)
     if bias is not None:
         op.weight("bias", bias.astype(np.float32))
@@ -141,6 +142,7 @@ def conv(
     bias: Array | None = None,
     *,
     dtype: str = "float32",
+    kind: str | None = None,
     step: int = 1,
     pad: int = 1,
     upsample: bool = False,
@@ -155,11 +157,15 @@ def conv(
     size = out_size or tuple((side * factor + 2 * pad - kernel) // step + 1 for side in (h, w))
     op.map("out", (n, *size, weight.shape[0]), dtype=out_dtype)
     matrix = weight.transpose(0, 2, 3, 1).reshape(weight.shape[0], -1)
-    op.weight("weight", _native.pack_panels(dtype, np.ascontiguousarray(matrix, np.float32))[0])
+    kind = kind or dtype
+    packed, scales, _ = _native.pack_panels(kind, np.ascontiguousarray(matrix, np.float32))
+    op.weight("weight", packed)
+    if kind == "int16":
+        op.weight("scales", scales)
     if bias is not None:
         op.weight("bias", bias.astype(np.float32))
     op.record["numbers"] = {"kernel": kernel, "step": step, "pad": pad, "upsample": int(upsample)}
-    set_words(op, {"weight_kind": dtype, "activation": "none"})
+    set_words(op, {"weight_kind": kind, "activation": "none"})
     return op
 
 

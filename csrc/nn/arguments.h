@@ -46,7 +46,7 @@ struct Panels {
   const char* data = nullptr;
   Kind kind = Kind::Float32;
   int columns = 0, inner = 0;
-  // Int8 only: what a value of each column counts, and the sum of the column's values.
+  // Of whole numbers: what a value of each column counts. Int8 only: the sum of its values.
   const float* column_scales = nullptr;
   const std::int32_t* column_sums = nullptr;
 

@@ -14,6 +14,9 @@ extern const Operations kOperations;
 namespace avx512 {
 extern const Operations kOperations;
 }
+namespace avx512_vnni {
+extern const Operations kOperations;
+}
 namespace avx512_bf16 {
 extern const Operations kOperations;
 }
@@ -27,9 +30,13 @@ std::vector<const Operations*> runnable() {
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16")) {
-    found.push_back(&avx512_bf16::kOperations);
-  }
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+  // Intel's processors add up pairs of bf16 at half the speed of floats; whole numbers at twice.
+  const bool slow_bf16 = __builtin_cpu_is("intel");
+  if (bf16 && !slow_bf16) found.push_back(&avx512_bf16::kOperations);
+  if (vnni) found.push_back(&avx512_vnni::kOperations);
+  if (bf16 && slow_bf16) found.push_back(&avx512_bf16::kOperations);
   if (avx512) found.push_back(&avx512::kOperations);
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     found.push_back(&avx2::kOperations);

@@ -39,6 +39,16 @@ std::vector<double> transform_rows(int tile) {
           0,       0,         1};
 }
 
+// What turns a column into 16-bit numbers whose vector is no longer than kLength; 0 for zeros.
+double factor_for(const float* values, int count) {
+  double squares = 0.0, peak = 0.0;
+  for (int i = 0; i < count; ++i) {
+    squares += double(values[i]) * values[i];
+    peak = std::max(peak, std::fabs(double(values[i])));
+  }
+  return peak > 0.0 ? std::min(kLength / std::sqrt(squares), 32767.0 / peak) : 0.0;
+}
+
 }  // namespace
 
 std::size_t panels_bytes(Kind kind, int columns, int inner) {
@@ -49,11 +59,9 @@ void pack_panels(Kind kind, const float* matrix, int columns, int inner, char* t
                  std::int32_t* sums) {
   std::memset(to, 0, panels_bytes(kind, columns, inner));
   const std::size_t panel_bytes = std::size_t(lanes_for(kind, inner)) * kPanel * 4;
-  if (kind == Kind::Int8) {
-    const int padded = (columns + kPanel - 1) / kPanel * kPanel;
-    std::fill_n(scales, padded, 0.0f);
-    std::fill_n(sums, padded, 0);
-  }
+  const int padded = (columns + kPanel - 1) / kPanel * kPanel;
+  if (kind == Kind::Int8 || kind == Kind::Int16) std::fill_n(scales, padded, 0.0f);
+  if (kind == Kind::Int8) std::fill_n(sums, padded, 0);
   for (int column = 0; column < columns; ++column) {
     const float* row = matrix + std::size_t(column) * inner;
     char* panel = to + column / kPanel * panel_bytes;
@@ -69,6 +77,15 @@ void pack_panels(Kind kind, const float* matrix, int columns, int inner, char* t
       }
       scales[column] = scale;
       sums[column] = sum;
+      continue;
+    }
+    if (kind == Kind::Int16) {
+      const double factor = factor_for(row, inner);
+      for (int k = 0; k < inner; ++k) {
+        const auto value = static_cast<std::int16_t>(std::lrint(row[k] * factor));
+        std::memcpy(panel + place(kind, k, column), &value, sizeof value);
+      }
+      scales[column] = factor > 0.0 ? static_cast<float>(1.0 / factor) : 0.0f;
       continue;
     }
     for (int k = 0; k < inner; ++k) {
@@ -122,13 +139,7 @@ void pack_winograd(Kind kind, int tile, const float* kernels, int columns, int c
         for (int c = 0; c < channels; ++c) std::memcpy(at + place(kind, c, column), row + c, 4);
         continue;
       }
-      double squares = 0.0, peak = 0.0;
-      for (int c = 0; c < channels; ++c) {
-        squares += double(row[c]) * row[c];
-        peak = std::max(peak, std::fabs(double(row[c])));
-      }
-      double factor = 0.0;
-      if (peak > 0.0) factor = std::min(kLength / std::sqrt(squares), 32767.0 / peak);
+      const double factor = factor_for(row, channels);
       for (int c = 0; c < channels; ++c) {
         const auto value = static_cast<std::int16_t>(std::lrint(row[c] * factor));
         std::memcpy(at + place(kind, c, column), &value, sizeof value);

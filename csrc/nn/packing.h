@@ -12,7 +12,8 @@ namespace sdengine::nn {
 
 std::size_t panels_bytes(Kind kind, int columns, int inner);
 
-// matrix: [columns, inner]. to: panels_bytes. Int8 also writes scales and sums, [panels * 32] each.
+// matrix: [columns, inner]. to: panels_bytes. Whole numbers also write scales
+// and Int8 sums, [panels * 32] each.
 void pack_panels(Kind kind, const float* matrix, int columns, int inner, char* to, float* scales,
                  std::int32_t* sums);
 

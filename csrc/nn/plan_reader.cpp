@@ -145,12 +145,15 @@ Panels OperationReader::panels(int columns, int inner, Type type) const {
   panels.columns = columns;
   panels.inner = inner;
   const Kind wanted = type == Type::BFloat16 ? Kind::BFloat16 : Kind::Float32;
-  require(panels.kind == wanted || (panels.kind == Kind::Int8 && kind() == "linear"),
+  require(panels.kind == wanted || panels.kind == Kind::Int16 ||
+              (panels.kind == Kind::Int8 && kind() == "linear"),
           "has weights of another kind than its input");
   panels.data = weight("weight", panels_bytes(panels.kind, columns, inner)).data;
-  if (panels.kind == Kind::Int8) {
-    const std::size_t padded = std::size_t(panels.panels()) * kPanel;
+  const std::size_t padded = std::size_t(panels.panels()) * kPanel;
+  if (panels.kind == Kind::Int8 || panels.kind == Kind::Int16) {
     panels.column_scales = vector("scales", padded);
+  }
+  if (panels.kind == Kind::Int8) {
     panels.column_sums = reinterpret_cast<const std::int32_t*>(vector("sums", padded));
   }
   return panels;

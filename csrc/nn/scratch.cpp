@@ -31,18 +31,27 @@ AttentionSizes::AttentionSizes(const AttentionArguments& arguments) {
   weight_bytes = std::size_t(kKeys + 2) * item_bytes / 4 * kPanel * 4;
   score_bytes = std::size_t(kKeys + 2) * kPanel * 4;
   sum_bytes = std::size_t(head_dim) * kPanel * 4;
+  whole_row_bytes = round_up(std::size_t(head_dim) * 2);
+  whole_block_bytes =
+      round_up(kKeys * whole_row_bytes + (std::size_t(kKeys) + head_dim + kPanel) * 4);
+  whole_own_bytes = round_up(kQueries * whole_row_bytes + sum_bytes + kPanel * 4);
 }
 
 ScratchNeed scratch_for(const LinearArguments& arguments) {
   const std::size_t rows = arguments.x.rows();
-  const std::size_t row_bytes = std::size_t(arguments.weight.lanes()) * 4;
-  if (arguments.weight.kind == Kind::Int8) return {round_up(rows * 4) + rows * row_bytes, 0};
+  const std::size_t row_bytes = quantized_row_bytes(arguments.weight);
+  const Kind kind = arguments.weight.kind;
+  if (kind == Kind::Int8 || kind == Kind::Int16) return {round_up(rows * 4) + rows * row_bytes, 0};
   const bool padded = arguments.x.channels % values_per_lane(arguments.weight.kind) != 0;
   return {padded ? rows * row_bytes : 0, 0};
 }
 
 ScratchNeed scratch_for(const ConvArguments& arguments) {
-  return {0, std::size_t(kGatheredRows) * arguments.weight.lanes() * 4};
+  const Panels& weight = arguments.weight;
+  const std::size_t gathered = gathered_bytes(weight);
+  if (weight.kind != Kind::Int16) return {0, gathered};
+  // Rows as they are, then in 16 bits, then their scales.
+  return {0, gathered + kGatheredRows * (quantized_row_bytes(weight) + sizeof(float))};
 }
 
 ScratchNeed scratch_for(const WinogradArguments& arguments) {
@@ -69,8 +78,9 @@ ScratchNeed scratch_for(const GroupNormArguments& arguments) {
 ScratchNeed scratch_for(const AttentionArguments& arguments) {
   const AttentionSizes sizes(arguments);
   const std::size_t heads = std::size_t(arguments.q.images) * arguments.heads;
-  return {heads * sizes.key_blocks * (sizes.value_block_bytes + sizeof(float)),
-          sizes.query_bytes + sizes.weight_bytes + sizes.score_bytes + sizes.sum_bytes};
+  return {heads * sizes.key_blocks * sizes.block_bytes(), sizes.query_bytes + sizes.weight_bytes +
+                                                              sizes.score_bytes + sizes.sum_bytes +
+                                                              sizes.whole_own_bytes};
 }
 
 }  // namespace sdengine::nn

@@ -13,7 +13,16 @@ constexpr std::size_t round_up(std::size_t bytes) {
   return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
 }
 
+// Of a row of A that is copied first: whole vectors are written where it is rounded to 16 bits.
+inline std::size_t quantized_row_bytes(const Panels& weight) {
+  const std::size_t bytes = std::size_t(weight.lanes()) * 4;
+  return weight.kind == Kind::Int16 ? round_up(bytes) : bytes;
+}
+
 constexpr int kGatheredRows = 48;
+inline std::size_t gathered_bytes(const Panels& weight) {
+  return round_up(kGatheredRows * (std::size_t(weight.inner) * 4 + 4));
+}
 
 // Winograd: tiles that are transformed and multiplied together. Their sums, for one panel, stay in
 // the second-level cache.
@@ -41,6 +50,12 @@ struct AttentionSizes {
   std::size_t value_row_bytes;    // of one channel's values over a block of keys
   std::size_t value_block_bytes;  // of all channels
   std::size_t query_bytes, weight_bytes, score_bytes, sum_bytes;
+  // In 16-bit whole numbers: rows of keys or queries, a block of keys with the scales of its rows
+  // and of its values' channels, and what a thread needs beside the above.
+  std::size_t whole_row_bytes, whole_block_bytes, whole_own_bytes;
+
+  // Of a block of values, a block of keys and the length of its longest, for one head.
+  std::size_t block_bytes() const { return value_block_bytes + whole_block_bytes + kCacheLine; }
 
   explicit AttentionSizes(const AttentionArguments& arguments);
 };

@@ -116,8 +116,9 @@ py::tuple pack_panels(const std::string& kind_name, const py::array& matrix) {
   const int columns = static_cast<int>(matrix.shape(0)), inner = static_cast<int>(matrix.shape(1));
   py::array_t<std::uint8_t> packed(
       static_cast<py::ssize_t>(nn::panels_bytes(kind, columns, inner)));
-  const py::ssize_t padded =
-      kind == nn::Kind::Int8 ? (columns + nn::kPanel - 1) / nn::kPanel * nn::kPanel : 0;
+  const py::ssize_t padded = kind == nn::Kind::Int8 || kind == nn::Kind::Int16
+                                 ? (columns + nn::kPanel - 1) / nn::kPanel * nn::kPanel
+                                 : 0;
   py::array_t<float> scales(padded);
   py::array_t<std::int32_t> sums(padded);
   {
@@ -163,7 +164,7 @@ void bind_network(py::module_& module) {
              "Name the instruction sets that this processor runs, the fastest first.");
   module.def("pack_panels", &pack_panels, py::arg("kind"), py::arg("matrix"),
              "Lay out a matrix [columns, inner] fp32 for products; returns the bytes, and for int8 "
-             "the scale and the sum of each column.");
+             "and int16 the scale of each column, for int8 its sum, too.");
   module.def("pack_winograd", &pack_winograd, py::arg("kind"), py::arg("tile"), py::arg("kernels"),
              "Transform and lay out kernels [columns, channels, 3, 3] fp32; returns the bytes, and "
              "for int16 the scales.");

@@ -5,28 +5,15 @@
 
 #include <cstring>
 
-#include "nn/ops/epilogue.h"
+#include "nn/ops/attention_parts.h"
 #include "nn/ops/operations.h"
-#include "nn/ops/tile.h"
 #include "nn/parallel.h"
-#include "nn/scratch.h"
 #ifdef __AVX512BF16__
 #include "nn/ops/attention_bf16.h"
 #endif
 
 namespace sdengine::nn::SDENGINE_ISA {
 namespace {
-
-#ifndef __AVX512BF16__
-constexpr int kVectors = kQueries / kLanes;
-#endif
-constexpr float kMasked = -1e30f;
-alignas(64) constexpr char kZeros[64] = {};
-
-const char* head_row(const Map& map, int image, int row, int head, int head_dim) {
-  return map.row(std::ptrdiff_t{image} * map.width + row) +
-         std::ptrdiff_t{head} * head_dim * size_of(map.type);
-}
 
 // Writes the values of a block of keys as [channel][key], zero beyond the last key.
 template <typename T>
@@ -40,25 +27,6 @@ void transpose_values(const Map& v, int image, int head, int first, int count,
   }
 }
 
-// Writes queries as [lane of channels][query], zero beyond the last query. Reads up to a vector
-// beyond a head's channels, which are the next head's or lie in the arena's margin.
-void transpose_queries(const char* from, std::ptrdiff_t row_bytes, int count, int lanes, char* to) {
-  for (int query = 0; query < kQueries; query += kLanes) {
-    for (int lane = 0; lane < lanes; lane += kLanes) {
-      Lanes square[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        square[i] = query + i < count ? load_lanes(from + (query + i) * row_bytes + lane * 4)
-                                      : load_lanes(kZeros);
-      }
-      transpose(square);
-      const int stored = least(kLanes, lanes - lane);
-      for (int i = 0; i < stored; ++i) {
-        store_lanes(to + ((lane + i) * kQueries + query) * 4, square[i]);
-      }
-    }
-  }
-}
-
 struct Block {
   char* queries;
   char* weights;
@@ -69,16 +37,6 @@ struct Block {
 struct Running {
   Floats highest[kVectors], total[kVectors];
 };
-
-void mask_later_keys(float* scores, int first_key, int keys, int first_query) {
-  for (int key = 0; key < keys; ++key) {
-    for (int v = 0; v < kVectors; ++v) {
-      float* at = scores + key * kQueries + v * kLanes;
-      const int first_seeing = first_key + key - first_query - v * kLanes;
-      store(at, from_lane(first_seeing, load(at), set(kMasked)));
-    }
-  }
-}
 
 // Raises the running maxima to the block's and says whether one rose.
 bool raise(const float* scores, int keys, Floats* highest) {
@@ -113,6 +71,8 @@ void exponentiate(float* scores, int keys, float factor, Type type, Running& run
     return exponentiate_halves(scores, keys + keys % 2, factor, running.highest, running.total,
                                weights);
   }
+#else
+  (void)type;
 #endif
   const Floats factors = set(factor);
   SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) {
@@ -124,46 +84,11 @@ void exponentiate(float* scores, int keys, float factor, Type type, Running& run
       const Floats second = weight_of(load(from + kQueries), factors, shift);
       even = add(even, first);
       odd = add(odd, second);
-      if (type == Type::BFloat16) {
-        store_pairs(reinterpret_cast<std::uint32_t*>(weights) + key / 2 * kQueries + v * kLanes,
-                    first, second);
-      } else {
-        float* to = reinterpret_cast<float*>(weights) + key * kQueries + v * kLanes;
-        store(to, first);
-        store(to + kQueries, second);
-      }
+      float* to = reinterpret_cast<float*>(weights) + key * kQueries + v * kLanes;
+      store(to, first);
+      store(to + kQueries, second);
     }
     running.total[v] = add(running.total[v], add(even, odd));
-  }
-}
-
-void scale_sums(float* sums, int channels, const Floats* factors) {
-  for (int channel = 0; channel < channels; ++channel) {
-    SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) {
-      float* at = sums + channel * kQueries + v * kLanes;
-      store(at, mul(load(at), factors[v]));
-    }
-  }
-}
-
-// Writes sums [channel][query] as rows of channels.
-void store_rows(const float* sums, const Map& out, int image, int first, int count, int head,
-                int head_dim) {
-  for (int query = 0; query < count; query += kLanes) {
-    const int queries = least(kLanes, count - query);
-    for (int channel = 0; channel < head_dim; channel += kLanes) {
-      const int channels = least(kLanes, head_dim - channel);
-      Lanes square[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        const float* from = sums + (channel + i) * kQueries + query;
-        square[i] = i < channels ? load_lanes(from) : load_lanes(kZeros);
-      }
-      transpose(square);
-      for (int i = 0; i < queries; ++i) {
-        char* row = const_cast<char*>(head_row(out, image, first + query + i, head, head_dim));
-        store_as(out.type, row, channel, as_floats(square[i]), channels);
-      }
-    }
   }
 }
 
@@ -233,6 +158,11 @@ void attend(const AttentionArguments& arguments, const AttentionSizes& sizes, in
 }  // namespace
 
 void attention(const AttentionArguments& arguments, ThreadPool& pool, const Scratch& scratch) {
+#ifndef __AVX512BF16__
+  if (arguments.q.type == Type::BFloat16) {
+    return attention_in_whole_numbers(arguments, pool, scratch);
+  }
+#endif
   const AttentionSizes sizes(arguments);
   const Map &q = arguments.q, &v = arguments.v;
   const std::ptrdiff_t heads = std::ptrdiff_t{q.images} * arguments.heads;

@@ -4,12 +4,9 @@
 // arithmetic, and a product of queries and keys that makes weights of its sums while they are in
 // registers.
 
-#include "nn/ops/tile.h"
-#include "nn/scratch.h"
+#include "nn/ops/attention_parts.h"
 
 namespace sdengine::nn::SDENGINE_ISA {
-
-constexpr int kVectors = kQueries / kLanes;
 
 // The same for bf16 in 16-bit arithmetic. The exponent of a power of two is kept with 8 bits behind
 // the point, which added to the bits of 1.0 is a bf16 of linear mantissa; a table of 64 entries

@@ -5,6 +5,7 @@
 
 #include "nn/ops/gemm.h"
 #include "nn/ops/operations.h"
+#include "nn/ops/quantize.h"
 #include "nn/parallel.h"
 #include "nn/scratch.h"
 
@@ -42,14 +43,34 @@ void conv(const ConvArguments& arguments, ThreadPool& pool, const Scratch& scrat
   const Panels& weight = arguments.weight;
   const Epilogue& epilogue = arguments.epilogue;
   const std::ptrdiff_t row_count = epilogue.out.rows();
-  const int row_bytes = weight.lanes() * 4;
+  // A row of 16-bit weights is gathered as it is and rounded afterwards.
+  const int row_bytes =
+      weight.kind == Kind::Int16
+          ? static_cast<int>((weight.inner * size_of(arguments.x.type) + 3) / 4 * 4)
+          : weight.lanes() * 4;
+  const auto rounded_bytes = static_cast<std::ptrdiff_t>(quantized_row_bytes(weight));
   const auto compute = [&](std::ptrdiff_t first, std::ptrdiff_t last, int panel, int last_panel,
                            int thread) {
     char* block = scratch.of(thread);
+    char* rounded = block + gathered_bytes(weight);
+    auto* scales = reinterpret_cast<float*>(rounded + kGatheredRows * rounded_bytes);
     for (std::ptrdiff_t row = first; row < last; row += kGatheredRows) {
       const int count = static_cast<int>(last - row < kGatheredRows ? last - row : kGatheredRows);
-      for (int r = 0; r < count; ++r) gather(arguments, row + r, block + r * row_bytes, row_bytes);
-      multiply_block({block, row_bytes}, row, count, weight, panel, last_panel, epilogue);
+      for (int r = 0; r < count; ++r) {
+        char* gathered = block + r * row_bytes;
+        gather(arguments, row + r, gathered, row_bytes);
+        if (weight.kind != Kind::Int16) continue;
+        const Type type = arguments.x.type;
+        scales[r] = quantize_int16(
+            [&](int c, int some) { return load_as(type, gathered, c, some); }, weight.inner,
+            reinterpret_cast<std::int16_t*>(rounded + r * rounded_bytes));
+      }
+      if (weight.kind == Kind::Int16) {
+        multiply_block({rounded, rounded_bytes, scales}, row, count, weight, panel, last_panel,
+                       epilogue);
+      } else {
+        multiply_block({block, row_bytes}, row, count, weight, panel, last_panel, epilogue);
+      }
     }
   };
   const std::size_t weight_bytes = weight.panels() * weight.panel_bytes();

@@ -20,13 +20,15 @@ struct Strip {
 
 // Turns integer sums into floats in place.
 void dequantize(float* sums, int rows, const float* row_scales, const Panels& weight, int column) {
-  for (int r = 0; r < rows; ++r) {
-    for (int at = 0; at < kPanel; at += kLanes) {
+  for (int at = 0; at < kPanel; at += kLanes) {
+    const Floats column_scales = load(weight.column_scales + column + at);
+    const Floats shift = weight.kind == Kind::Int8
+                             ? mul(load_int32(weight.column_sums + column + at), set(kZeroPoint))
+                             : zeros();
+    for (int r = 0; r < rows; ++r) {
       float* values = sums + r * kPanel + at;
       const Floats whole = load_int32(reinterpret_cast<const std::int32_t*>(values));
-      const Floats shift = mul(load_int32(weight.column_sums + column + at), set(kZeroPoint));
-      const Floats scale = mul(load(weight.column_scales + column + at), set(row_scales[r]));
-      store(values, mul(sub(whole, shift), scale));
+      store(values, mul(sub(whole, shift), mul(column_scales, set(row_scales[r]))));
     }
   }
 }
@@ -137,7 +139,7 @@ void multiply_block(const Rows& rows, std::ptrdiff_t first, int count, const Pan
         }
         multiply(weight.kind, height, a, rows.bytes, here, lanes, sums, false, next);
         const int column = p * kPanel;
-        if (weight.kind == Kind::Int8) {
+        if (rows.scales != nullptr) {
           dequantize(sums, height, rows.scales + row, weight, column);
         }
         const int columns = least(kPanel, weight.columns - column);

@@ -4,7 +4,9 @@
 
 #include "nn/ops/gemm.h"
 #include "nn/ops/operations.h"
+#include "nn/ops/quantize.h"
 #include "nn/parallel.h"
+#include "nn/scratch.h"
 
 namespace sdengine::nn::SDENGINE_ISA {
 namespace {
@@ -38,14 +40,22 @@ void linear(const LinearArguments& arguments, ThreadPool& pool, const Scratch& s
   const Map& x = arguments.x;
   const Panels& weight = arguments.weight;
   const std::ptrdiff_t row_count = x.rows();
-  const int row_bytes = weight.lanes() * 4;
+  const int row_bytes = static_cast<int>(quantized_row_bytes(weight));
   Rows rows{x.data, static_cast<std::ptrdiff_t>(x.stride * size_of(x.type))};
-  if (weight.kind == Kind::Int8) {
+  if (weight.kind == Kind::Int8 || weight.kind == Kind::Int16) {
     auto* scales = reinterpret_cast<float*>(scratch.shared);
     auto* bytes = reinterpret_cast<std::uint8_t*>(scratch.shared + (row_count * 4 + 63) / 64 * 64);
     in_parallel(pool, row_count, [&](std::ptrdiff_t first, std::ptrdiff_t last, int) {
       for (std::ptrdiff_t row = first; row < last; ++row) {
-        quantize(x, row, bytes + row * row_bytes, scales + row, row_bytes);
+        std::uint8_t* to = bytes + row * row_bytes;
+        if (weight.kind == Kind::Int8) {
+          quantize(x, row, to, scales + row, weight.lanes() * 4);
+        } else {
+          const char* values = x.row(row);
+          scales[row] =
+              quantize_int16([&](int c, int count) { return load_as(x.type, values, c, count); },
+                             x.channels, reinterpret_cast<std::int16_t*>(to));
+        }
       }
     });
     rows = {reinterpret_cast<const char*>(bytes), row_bytes, scales};

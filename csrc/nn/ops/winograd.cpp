@@ -11,14 +11,13 @@
 
 #include "nn/ops/epilogue.h"
 #include "nn/ops/operations.h"
+#include "nn/ops/quantize.h"
 #include "nn/ops/tile.h"
 #include "nn/parallel.h"
 #include "nn/scratch.h"
 
 namespace sdengine::nn::SDENGINE_ISA {
 namespace {
-
-constexpr float kLength = 32700.0f;  // below 2^15 by more than rounding adds
 
 template <int Tile>
 struct Transform;
@@ -132,28 +131,6 @@ __attribute__((noinline)) void transform(const char* const* pixels, int channels
   }
 }
 
-// Rounds a row of floats to 16 bits and returns what one of them counts.
-float quantize(const float* from, int channels, std::int16_t* to) {
-  Floats squares[4] = {zeros(), zeros(), zeros(), zeros()};
-  int c = 0;
-  for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
-    SDENGINE_UNROLL for (int i = 0; i < 4; ++i) {
-      const Floats value = load(from + c + i * kLanes);
-      squares[i] = fma(value, value, squares[i]);
-    }
-  }
-  for (; c < channels; c += kLanes) {
-    const Floats value = load(from + c);  // zero beyond the channels
-    squares[0] = fma(value, value, squares[0]);
-  }
-  const float length =
-      __builtin_sqrtf(sum(add(add(squares[0], squares[1]), add(squares[2], squares[3]))));
-  // Not finite: the factor is zero, and the scale makes every result of the tile not a number.
-  const Floats factor = set(length > 0.0f ? kLength / length : 0.0f);
-  for (c = 0; c < channels; c += kLanes) store_int16(to + c, mul(load(from + c), factor));
-  return length / kLength;
-}
-
 struct Transformed {
   char* rows;     // [points][tiles of the block][row]
   float* scales;  // [points][tiles of the block]
@@ -184,8 +161,8 @@ void transform_tiles(const WinogradArguments& conv, const Tiles& tiles, int firs
     }
     for (int point = 0; point < kPoints; ++point) {
       to.scales[point * sizes.block + index] =
-          quantize(one_tile + point * pitch, channels,
-                   reinterpret_cast<std::int16_t*>(rows + point * sizes.plane_bytes));
+          quantize_int16([&](int c, int) { return load(one_tile + point * pitch + c); }, channels,
+                         reinterpret_cast<std::int16_t*>(rows + point * sizes.plane_bytes));
     }
   }
 }

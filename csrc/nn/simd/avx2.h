@@ -77,10 +77,10 @@ inline void store(std::uint16_t* to, Floats a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
 }
 
-inline void store_pairs(std::uint32_t* to, Floats first, Floats second) {
-  const __m256i low = _mm256_srli_epi32(rounded_bf16(first), 16);
-  const __m256i high = _mm256_and_si256(rounded_bf16(second), _mm256_set1_epi32(~0xffff));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_or_si256(low, high));
+inline void store_int16_pairs(std::uint32_t* to, Floats first, Floats second) {
+  const __m256i low = _mm256_cvtps_epi32(first);
+  const __m256i high = _mm256_slli_epi32(_mm256_cvtps_epi32(second), 16);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_blend_epi16(low, high, 0xaa));
 }
 
 inline void store_int16(std::int16_t* to, Floats a) {

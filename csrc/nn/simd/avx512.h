@@ -69,19 +69,11 @@ inline void store(std::uint16_t* to, Floats a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), halves);
 }
 
-// Writes kLanes pairs of bf16: first[i], second[i].
-inline void store_pairs(std::uint32_t* to, Floats first, Floats second) {
-#ifdef __AVX512BF16__
-  const __m512i interleave =
-      _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                       21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
-  _mm512_storeu_si512(to, _mm512_permutexvar_epi16(interleave, both));
-#else
-  const __m512i low = _mm512_srli_epi32(rounded_bf16(first), 16);
-  const __m512i high = _mm512_and_si512(rounded_bf16(second), _mm512_set1_epi32(~0xffff));
-  _mm512_storeu_si512(to, _mm512_or_si512(low, high));
-#endif
+// Writes kLanes pairs of whole numbers in 16 bits: first[i], second[i].
+inline void store_int16_pairs(std::uint32_t* to, Floats first, Floats second) {
+  const __m512i low = _mm512_cvtps_epi32(first);
+  const __m512i high = _mm512_slli_epi32(_mm512_cvtps_epi32(second), 16);
+  _mm512_storeu_si512(to, _mm512_mask_blend_epi16(0xaaaaaaaau, low, high));
 }
 
 inline void store_int16(std::int16_t* to, Floats a) {

