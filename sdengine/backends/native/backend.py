@@ -11,6 +11,7 @@ import numpy as np
 
 from sdengine import _native
 from sdengine.backends.base import Array, Compiled, CompileSpec, Module, TensorSpec
+from sdengine.backends.native.isa import chosen_isa
 from sdengine.backends.native.loading import DTYPES, Prepared, prepare
 from sdengine.backends.native.packed_cache import PackedWeights, packed_weights
 from sdengine.backends.native.program import Program
@@ -21,14 +22,13 @@ if TYPE_CHECKING:
     from sdengine.export.export import ExportedNetwork
 
 PRECISIONS = ("auto", *DTYPES)
-ISA_VARIABLE = "SDENGINE_ISA"
 
 
 class _Laid:
     """A program on memory of its own."""
 
     def __init__(self, program: Program, packed: PackedWeights, threads: int) -> None:
-        self.network = _native.Network(program.records, packed.tensors, threads, _named_isa())
+        self.network = _native.Network(program.records, packed.tensors, threads, chosen_isa())
         for one, weight in program.constants:
             _fill(self.network.view(one), packed.tensors[weight])
         self.inputs = {key: self.network.view(one) for key, one in program.inputs.items()}
@@ -109,15 +109,15 @@ class NativeBackend:
 
     def available(self) -> tuple[bool, str]:
         """Say which instruction set's kernels run; there is always one."""
-        return True, f"kernels for {_isa()}"
+        return True, f"kernels for {chosen_isa()}"
 
     def resolve(self, precision: str, stored: str = "fp16") -> str:
-        """Return what `auto` means: bf16 where the processor multiplies it, else fp32."""
+        """Return what `auto` means: bf16, but fp32 without vectors to round it fast."""
         if precision not in PRECISIONS:
             raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
         if precision != "auto":
             return precision
-        return "bf16" if _isa() == "avx512_bf16" else "fp32"
+        return "fp32" if chosen_isa() == "portable" else "bf16"
 
     def compile(self, network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
         """Write the network's graph and weights; see `sdengine.export.native`."""
@@ -135,24 +135,11 @@ class NativeBackend:
         threads: int | None = None,
     ) -> Module:
         """Lay one network out for its shapes and map its packed weights; see `Backend.load`."""
-        prepared = prepare(bundle, network, shapes, self.resolve(precision))
+        prepared = prepare(bundle, network, shapes, self.resolve(precision), chosen_isa())
         entry = bundle.network(network)
         specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
         packed = packed_weights(network, prepared.origin, prepared.packing, prepared.weights)
         return NativeModule(network, prepared, packed, specs, threads or _all_threads())
-
-
-def _named_isa() -> str:
-    """Return what SDENGINE_ISA names, or nothing."""
-    named = os.environ.get(ISA_VARIABLE, "")
-    known = _native.instruction_sets()
-    if named and named not in known:
-        raise ConfigError.for_field(ISA_VARIABLE, named, ", ".join(known), "Or unset it.")
-    return named
-
-
-def _isa() -> str:
-    return _named_isa() or _native.instruction_sets()[0]
 
 
 def _all_threads() -> int:

@@ -17,6 +17,7 @@ from sdengine.backends.native.tensor_file import map_tensors
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import BundleError
 
+BF16_ISA = "avx512_bf16"  # the only one with products of bf16
 # What maps hold between steps, by precision.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "bfloat16"}
 
@@ -55,7 +56,11 @@ class Prepared:
 
 
 def prepare(
-    bundle: Bundle, network: str, shapes: Mapping[str, tuple[int, ...]], precision: str
+    bundle: Bundle,
+    network: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    precision: str,
+    isa: str,
 ) -> Prepared:
     """Read a network's files and decide how it is computed.
 
@@ -64,6 +69,7 @@ def prepare(
         network: its name.
         shapes: shape of every input, by name.
         precision: a key of DTYPES.
+        isa: the instruction set whose kernels will run.
 
     Raises:
         BundleError: the files are damaged, or do not fit each other or the shapes.
@@ -76,6 +82,7 @@ def prepare(
     graph = read_graph(bundle.path(graphs[0]))
     weights = map_tensors(bundle.path(tensors[0]))
     sizes = map_sizes(graph, shapes)
-    graph, packing = plan_packing(choose_methods(graph, sizes, precision), sizes, weights)
+    chosen = choose_methods(graph, sizes, precision, whole_numbers=isa != BF16_ISA)
+    graph, packing = plan_packing(chosen, sizes, weights)
     origin = next(e.sha256 for e in bundle.manifest.files if e.path == tensors[0])
     return Prepared(graph, shapes, DTYPES[precision], packing, weights, origin)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sdengine.backends.native.isa import chosen_isa
 from sdengine.backends.native.loading import prepare
 from sdengine.backends.native.packing import packed_kinds
 from sdengine.backends.native.program import ITEM_BYTES
@@ -49,7 +50,7 @@ def plan_network(
         shapes: shape of every input, by name.
         precision: "fp32", "bf16" or "int8".
     """
-    prepared = prepare(bundle, network, shapes, precision)
+    prepared = prepare(bundle, network, shapes, precision, chosen_isa())
     weight_bytes = {
         name: math.prod(shape) * _WEIGHT_ITEM_BYTES[kind]
         for name, (kind, shape) in packed_kinds(prepared.packing).items()
