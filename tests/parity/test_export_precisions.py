@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from tiny_checkpoints import FAMILIES, save_controlnet
 from tolerances import assert_close
 
 from sdengine.checkpoints import load_checkpoint
@@ -23,11 +24,9 @@ from sdengine.export.exporter import Exporter
 from sdengine.export.fp32_rendition import render_in_fp32
 from sdengine.export.networks import PRECISIONS
 from sdengine.export.onnx_cache import OnnxCache
-from sdengine.models.configs import TINY_SD15, TINY_SDXL
-from sdengine.models.controlnet import ControlNetModel
+from sdengine.models.configs import TINY_SD15
 from sdengine.models.vae import AutoencoderKL
 
-FAMILIES = ("tiny", "tiny-sd21", "tiny-sdxl", "tiny-sdxl-refiner", "tiny-lcm", "controlnet")
 ONNX_TYPES = {
     "fp32": onnx.TensorProto.FLOAT,
     "bf16": onnx.TensorProto.BFLOAT16,
@@ -43,18 +42,6 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PartSource]:
     }
     made["controlnet"] = read_controlnet(save_controlnet(folder / "controlnet"))
     return made
-
-
-def save_controlnet(folder: Path) -> Path:
-    """Write a ControlNet with diffusers, seeded, as its users would have it."""
-    from diffusers import ControlNetModel as DiffusersControlNet
-
-    ours = ControlNetModel(TINY_SDXL.controlnet)
-    seed_weights(ours, seed=31)
-    theirs = DiffusersControlNet.from_config(TINY_SDXL.controlnet.to_dict())
-    theirs.load_state_dict(ours.state_dict())
-    theirs.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdengine.errors import BundleError
 
-VERSION = 1
 MAX_GRAPH_BYTES = 16 << 20
 MAX_STEPS = 20_000
 

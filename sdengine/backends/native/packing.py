@@ -23,6 +23,7 @@ PANEL = 32
 _PER_LANE = {"float32": 1, "bfloat16": 2, "int16": 2, "int8": 4}
 # Convolutions of fewer input channels are gathered: a transformed tile would be mostly padding.
 _LEAST_WINOGRAD_CHANNELS = 16
+_LEAST_INT8_CHANNELS = 64
 _GATES = 16  # columns of values, then so many of gates; see csrc/nn/ops/epilogue.h
 
 
@@ -105,9 +106,11 @@ def _with_method(step: Step, sizes: Mapping[str, Size], precision: str, floats: 
         return step
     x = sizes[step.inputs["x"]]
     if step.kind == "linear":
-        # A row for each image, such as the time embedding's, steers all pixels of it.
-        whole = precision == "int8" and x.height * x.width > 1
-        return step.model_copy(update={"weight_kind": "int8" if whole else floats})
+        # A row for each image, such as the time embedding's, steers all pixels of it; and what
+        # reads few channels, such as latents, has little to win.
+        eight_bits = x.height * x.width > 1 and x.channels >= _LEAST_INT8_CHANNELS
+        kind = "int8" if precision == "int8" and eight_bits else floats
+        return step.model_copy(update={"weight_kind": kind})
     plain = (step.kernel, step.step, step.pad, step.after) == (3, 1, 1, 0)
     if plain and x.channels >= _LEAST_WINOGRAD_CHANNELS and step.activation == "none":
         kind = "float32" if precision == "fp32" else "int16"

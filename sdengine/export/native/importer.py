@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from sdengine.backends.base import TensorSpec
-from sdengine.backends.native.graph import VERSION, Graph, Port, Step
+from sdengine.backends.native.graph import Graph, Port, Step
 from sdengine.errors import ExportError
 from sdengine.export.fusion import fuse
 from sdengine.export.native.constants import attributes, evaluate
@@ -64,7 +64,7 @@ def import_graph(
     drafts = walk.drafts
     fuse_drafts(drafts, walk.row_inputs)
     graph = Graph(
-        version=VERSION,
+        version=1,
         network=network,
         inputs=tuple(walk.port(spec, spec.name) for spec in inputs),
         outputs=tuple(walk.port(spec, walk.values[spec.name]) for spec in outputs),
@@ -108,6 +108,7 @@ class _Walk:
         self.row_inputs = {spec.name for spec in inputs if len(spec.shape) < 3}
         # An output that is another value seen otherwise is that value.
         self.drafts = Drafts(network, ())
+        self.pending: dict[str, Draft] = {}  # constants that nothing has read yet
         for node in model.graph.node:
             self._visit(node)
         missing = [name for name in outputs if name not in self.values]
@@ -163,7 +164,7 @@ class _Walk:
         self.known[node.output[0]] = _UNKNOWN
         self.values[node.output[0]] = draft.output
         self.channels[draft.output] = width
-        self.pending = draft
+        self.pending[draft.output] = draft
 
     def _make(
         self, kind: str, node: onnx.NodeProto, inputs: dict[str, str], width: int, **fields: Any
@@ -274,11 +275,10 @@ class _Walk:
 
     def _place_constant(self, value: str, node: onnx.NodeProto) -> None:
         """Draft a table of positions before what reads it first, under that one's name."""
-        pending = getattr(self, "pending", None)
-        if pending is not None and pending.output == value:
-            pending.name = node.name or node.output[0]
-            self.drafts.add(pending)
-            self.pending = None
+        if value in self.pending:
+            draft = self.pending.pop(value)
+            draft.name = node.name or node.output[0]
+            self.drafts.add(draft)
 
     def _mul(self, node: onnx.NodeProto, _: dict[str, Any]) -> None:
         numbers = [name for name in node.input if name in self.known]

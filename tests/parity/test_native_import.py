@@ -1,0 +1,114 @@
+"""Exported graphs of every family on the native target, and the demo bundle against its source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_checkpoints import FAMILIES, save_controlnet
+from tolerances import assert_close
+
+from sdengine.backends.native.backend import NativeBackend
+from sdengine.backends.native.graph import read_graph
+from sdengine.backends.native.tensor_file import map_tensors
+from sdengine.bundle.manifest import NetworkEntry, TensorEntry
+from sdengine.bundle.reader import DEMO_BUNDLE, sha256_of
+from sdengine.checkpoints import load_checkpoint
+from sdengine.checkpoints.controlnet import read_controlnet
+from sdengine.checkpoints.part_source import PartSource
+from sdengine.checkpoints.synthetic import make_synthetic
+from sdengine.errors import ConfigError, EngineBuildError
+from sdengine.export.exporter import Exporter
+from sdengine.export.native.compile import compile_native
+from sdengine.export.networks import NetworkContract
+from sdengine.export.onnx_cache import OnnxCache
+
+
+def files_as_bundle(folder: Path, contract: NetworkContract, files: list[str]) -> Any:
+    """Stand for a bundle with one network, which ControlNets have no other of."""
+    tensors = {
+        "inputs": [_entry(spec) for spec in contract.inputs],
+        "outputs": [_entry(spec) for spec in contract.outputs],
+    }
+    entry = NetworkEntry(files=files, options={}, **tensors)
+    listed = [SimpleNamespace(path=f, sha256=sha256_of(folder / f)) for f in files]
+    return SimpleNamespace(
+        network=lambda name: entry,
+        path=lambda name: folder / name,
+        manifest=SimpleNamespace(files=listed),
+    )
+
+
+def _entry(spec: Any) -> TensorEntry:
+    return TensorEntry(name=spec.name, shape=list(spec.shape), dtype=spec.dtype)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> OnnxCache:
+    return OnnxCache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.mark.parametrize("network", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])
+def test_the_demo_bundle_is_what_its_checkpoint_compiles_to(
+    cache: OnnxCache, tmp_path: Path, network: str
+) -> None:
+    exported = Exporter(load_checkpoint("demo"), cache).export(network)
+    graph, weights = compile_native(exported, tmp_path, "fp16")
+    assert read_graph(tmp_path / graph) == read_graph(DEMO_BUNDLE / graph)
+    found, packaged = map_tensors(tmp_path / weights), map_tensors(DEMO_BUNDLE / weights)
+    assert found.keys() == packaged.keys()
+    for name, tensor in packaged.items():
+        assert tensor.dtype == found[name].dtype
+        # Frequencies are computed, and exponentials differ by processor.
+        exact = not name.endswith(".frequencies")
+        np.testing.assert_allclose(found[name], tensor, rtol=0 if exact else 3e-7)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_network_of_every_family(
+    cache: OnnxCache, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path / "packed"))
+    source: PartSource
+    if family == "controlnet":
+        source = read_controlnet(save_controlnet(tmp_path / family))
+    else:
+        source = load_checkpoint(make_synthetic(family, tmp_path / family))
+    exporter = Exporter(source, cache)
+    for network in exporter.networks:
+        contract = exporter._contract(network, exporter.module(network).float(), "fp32")
+        example = contract.example(2, 2 * contract.multiple, 3 * contract.multiple, seed=5)
+        files = compile_native(exporter.export(network), tmp_path, "fp32")
+        inputs = {s.name: x.numpy() for s, x in zip(contract.inputs, example, strict=True)}
+        shapes = {name: array.shape for name, array in inputs.items()}
+        module = NativeBackend().load(
+            files_as_bundle(tmp_path, contract, files), network, shapes, precision="fp32"
+        )
+        found = module.run(inputs)
+        with torch.no_grad():
+            outputs = contract.module(*example)
+        expected = (outputs,) if torch.is_tensor(outputs) else outputs
+        assert len(found) == len(expected) == len(contract.outputs)
+        for spec, wanted in zip(contract.outputs, expected, strict=True):
+            assert_close("native network", "float32", found[spec.name], wanted)
+
+
+def test_a_weight_that_overflows_is_named(tmp_path: Path, cache: OnnxCache) -> None:
+    exported = Exporter(load_checkpoint("demo"), cache).export("vae_encoder")
+    with pytest.raises(ConfigError, match=r"precision.*int4"):
+        compile_native(exported, tmp_path, "int4")
+    assert exported.onnx_path is not None
+    data = exported.onnx_path.with_name(exported.onnx_path.name + ".data")
+    values = np.memmap(data, np.float32, "r+")
+    kept = values[:16].copy()
+    values[:16] = 1e6
+    try:
+        with pytest.raises(EngineBuildError, match=r"vae_encoder: weight '.*' is not finite"):
+            compile_native(exported, tmp_path, "fp16")
+        assert not list(tmp_path.glob("*.safetensors"))
+    finally:
+        values[:16] = kept
