@@ -95,20 +95,24 @@ def choose_methods(
             for no limit.
     """
     floats = "float32" if precision == "fp32" else "int16" if whole_numbers else "bfloat16"
-    steps = [_with_method(step, sizes, precision, floats) for step in graph.steps]
+    given = {port.value for port in graph.inputs}
+    steps = [_with_method(step, sizes, precision, floats, given) for step in graph.steps]
     if weight_bytes is not None:
         _shrink(steps, sizes, floats, weight_bytes)
     return graph.model_copy(update={"steps": tuple(steps)})
 
 
-def _with_method(step: Step, sizes: Mapping[str, Size], precision: str, floats: str) -> Step:
+def _with_method(
+    step: Step, sizes: Mapping[str, Size], precision: str, floats: str, given: set[str]
+) -> Step:
     if step.kind not in ("linear", "conv"):
         return step
     x = sizes[step.inputs["x"]]
     if step.kind == "linear":
-        # A row for each image, such as the time embedding's, steers all pixels of it; and what
-        # reads few channels, such as latents, has little to win.
-        eight_bits = x.height * x.width > 1 and x.channels >= _LEAST_INT8_CHANNELS
+        # What steers every pixel of an image stays exact: a row such as the time embedding's, and
+        # the prompt, which is short. What reads few channels, such as latents, has little to win.
+        steers = x.height * x.width == 1 or step.inputs["x"] in given
+        eight_bits = not steers and x.channels >= _LEAST_INT8_CHANNELS
         kind = "int8" if precision == "int8" and eight_bits else floats
         return step.model_copy(update={"weight_kind": kind})
     plain = (step.kernel, step.step, step.pad, step.after) == (3, 1, 1, 0)
