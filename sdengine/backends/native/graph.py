@@ -21,7 +21,7 @@ MAX_STEPS = 20_000
 
 Kind = Literal[
     "linear", "conv", "group_norm", "layer_norm", "attention", "add", "activation", "sinusoid",
-    "select", "concat", "stack", "slice", "constant",
+    "select", "concat", "stack", "slice", "cut", "constant",
 ]  # fmt: skip
 Activation = Literal["none", "silu", "gelu", "quick_gelu", "geglu"]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
@@ -57,8 +57,8 @@ class Step(_Model):
         activation: applied to the sums before the residual is added; "geglu" halves the channels.
         kernel, step, pad: of a convolution. after: zeros behind the last row and column only.
         upsample: every pixel of the input is read as a square of four.
-        first, parts: `slice` takes part `first` of so many along the images; `constant` has the
-            first so many rows of its tensor.
+        first, parts: `slice` takes part `first` of so many along the images, `cut` takes channels
+            from `first` on; `constant` has the first so many rows of its tensor.
         weight_kind, tile: how it is computed, decided when the network is loaded.
     """
 

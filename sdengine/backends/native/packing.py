@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sdengine import _native
 from sdengine.backends.native.graph import Graph, Step
+from sdengine.backends.native.projections import JOINT, join_projections
 from sdengine.backends.native.shapes import Size
 from sdengine.backends.native.tensor_file import Kinds, to_float32
 from sdengine.errors import BundleError
@@ -33,7 +34,7 @@ class Packed:
 
     Args:
         name: of the tensor that holds it; its scales and sums are called after it.
-        source: the tensor that it is made of.
+        source: the tensor that it is made of, or several whose rows follow each other.
         layout: "panels", "winograd", or "vector" for what stays as it is, in fp32.
         kind: what its values are stored in.
         columns, inner: of panels, the matrix; of Winograd, output and input channels; of a
@@ -99,7 +100,7 @@ def choose_methods(
     steps = [_with_method(step, sizes, precision, floats, given) for step in graph.steps]
     if weight_bytes is not None:
         _shrink(steps, sizes, floats, weight_bytes)
-    return graph.model_copy(update={"steps": tuple(steps)})
+    return join_projections(graph.model_copy(update={"steps": tuple(steps)}))
 
 
 def _with_method(
@@ -222,9 +223,14 @@ def _vector_length(step: Step, sizes: Mapping[str, Size]) -> int:
 
 
 def _check_source(step: Step, packed: Packed, weights: Mapping[str, Array]) -> None:
-    if packed.source not in weights:
-        raise BundleError(f"step {step.name!r} wants the tensor {packed.source!r}; there is none.")
-    found = weights[packed.source].shape
+    sources = packed.source.split(JOINT)
+    missing = [source for source in sources if source not in weights]
+    if missing:
+        raise BundleError(f"step {step.name!r} wants the tensor {missing[0]!r}; there is none.")
+    shapes = [weights[source].shape for source in sources]
+    found = shapes[0]
+    if len(shapes) > 1 and all(shape and shape[1:] == found[1:] for shape in shapes):
+        found = (sum(shape[0] for shape in shapes), *found[1:])
     if packed.layout == "vector":
         fits = found == (packed.columns,)
         if step.kind == "constant":
@@ -244,7 +250,8 @@ def _check_source(step: Step, packed: Packed, weights: Mapping[str, Array]) -> N
 
 
 def _pack_one(packed: Packed, weights: Mapping[str, Array]) -> list[tuple[str, Array]]:
-    values = to_float32(weights[packed.source])
+    sources = [to_float32(weights[source]) for source in packed.source.split(JOINT)]
+    values = sources[0] if len(sources) == 1 else np.concatenate(sources)
     if packed.gated:
         values = interleave_gated(values)
     if packed.layout == "vector":

@@ -1,7 +1,8 @@
 """A graph laid out for given shapes: where every map lies, and the records that the kernels run.
 
-What `concat` and `stack` join, and what `slice` takes, is written and read where it lies: only a
-value that is joined twice is copied. Everything lies in one arena, planned by what is alive when.
+What `concat` and `stack` join, and what `slice` and `cut` take, is written and read where it lies;
+only a value that is joined twice is copied. Everything lies in one arena, planned by what is alive
+when.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sdengine.backends.native.graph import Graph, Port, Step
 from sdengine.backends.native.shapes import Size, map_sizes, port_shape
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int64": 8}
-_VIEWS = ("concat", "stack", "slice", "constant")
+_VIEWS = ("concat", "stack", "slice", "cut", "constant")
 # What can write another type than it reads.
 _WIDENING = ("linear", "conv", "add", "activation", "select")
 _Map = dict[str, Any]
@@ -100,6 +101,8 @@ class _Layout:
             x = self.sizes[step.inputs["x"]]
             image = step.first * (x.images // step.parts)
             self.places[step.output] = _Place(step.inputs["x"], image, 0)
+        if step.kind == "cut":
+            self.places[step.output] = _Place(step.inputs["x"], 0, step.first)
         if step.kind not in ("concat", "stack"):
             return
         image = channel = 0

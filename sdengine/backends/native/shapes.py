@@ -135,6 +135,12 @@ def _own_size(step: Step, inputs: Mapping[str, Size]) -> Size:
         if inputs.get("index") != Size(x.images, 1, 1, 1):
             _refuse(step, "has no index for each image")
         return Size(x.images, 1, 1, x.channels)
+    if kind == "cut":
+        if step.first + step.channels > x.channels:
+            _refuse(
+                step, f"takes channels {step.first} to {step.first + step.channels} of {list(x)}"
+            )
+        return x._replace(channels=step.channels)
     if kind == "slice":
         if step.parts < 1 or x.images % step.parts or step.first >= step.parts:
             _refuse(step, f"takes part {step.first} of {step.parts} of {x.images} images")
