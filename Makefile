@@ -2,7 +2,7 @@
 # make test     installs into .venv-test, with torch, and runs every check and test
 # make lint     only ruff, clang-format and mypy
 # make format   rewrites the sources as lint wants them
-# make sanitize runs the C++ tests under the address and undefined behaviour sanitizers
+# make sanitize runs the C++ tests under the address, undefined behaviour and thread sanitizers
 # make gpu-check on a machine with an NVIDIA GPU and nvcc: installs into .venv-gpu, runs every test
 #               that needs a GPU, builds engines for it and measures the demo model's pictures
 # make clean    removes what the others made
@@ -57,6 +57,8 @@ cpp: $(TEST)/tools
 
 sanitize: $(TEST)/tools
 	PATH="$(CURDIR)/$(TEST)/bin:$$PATH" tests/cpp/run.sh build/sanitize -DSDENGINE_SANITIZE=ON
+	PATH="$(CURDIR)/$(TEST)/bin:$$PATH" tests/cpp/run.sh build/sanitize-threads \
+	    -DSDENGINE_SANITIZE=THREAD
 
 # What was found on the GPU lies in build/gpu-check afterwards.
 gpu-check: $(GPU)/installed

@@ -201,4 +201,9 @@ void Network::run(double* seconds) {
   }
 }
 
+void Network::run_one(std::size_t index) {
+  const std::lock_guard<std::mutex> lock(pool_->exclusive());
+  steps_.at(index)(*pool_, scratch_);
+}
+
 }  // namespace sdengine::nn

@@ -63,6 +63,9 @@ class Network {
   // Runs all operations; with `seconds` also writes how long each took.
   void run(double* seconds = nullptr);
 
+  // Runs one of them. Throws std::out_of_range.
+  void run_one(std::size_t index);
+
  private:
   std::shared_ptr<ThreadPool> pool_;
   std::vector<std::function<void(ThreadPool&, const Scratch&)>> steps_;

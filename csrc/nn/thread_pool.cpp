@@ -27,7 +27,7 @@ ThreadPool::ThreadPool(int threads) {
   }
   workers_.reserve(threads - 1);
   for (int part = 1; part < threads; ++part) {
-    workers_.emplace_back([this, part] { serve(part); });
+    workers_.emplace_back([this] { serve(); });
   }
 }
 
@@ -45,7 +45,8 @@ void ThreadPool::run(void (*work)(void*, int), void* context) {
   if (workers_.empty()) return work(context, 0);
   work_ = work;
   context_ = context;
-  unfinished_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  unfinished_.store(threads(), std::memory_order_relaxed);
+  next_.store(1, std::memory_order_release);
   // Sequentially consistent together with asleep_: either a worker sees the new round before it
   // sleeps, or it is seen here to be about to.
   round_.fetch_add(1);
@@ -56,6 +57,8 @@ void ThreadPool::run(void (*work)(void*, int), void* context) {
     wake_.notify_all();
   }
   work(context, 0);
+  unfinished_.fetch_sub(1, std::memory_order_release);
+  take_parts();
   for (int spins = 0; unfinished_.load(std::memory_order_acquire) > 0; ++spins) {
     if (spins < kSpins) {
       relax();
@@ -65,7 +68,7 @@ void ThreadPool::run(void (*work)(void*, int), void* context) {
   }
 }
 
-void ThreadPool::serve(int part) {
+void ThreadPool::serve() {
   std::uint32_t seen = 0;
   for (;;) {
     for (int spins = 0; spins < kSpins && round_.load(std::memory_order_acquire) == seen; ++spins) {
@@ -77,8 +80,18 @@ void ThreadPool::serve(int part) {
       wake_.wait(lock, [&] { return round_.load() != seen; });
       asleep_.fetch_sub(1);
     }
-    ++seen;
+    seen = round_.load(std::memory_order_acquire);
     if (ending_.load()) return;
+    take_parts();
+  }
+}
+
+// A worker that comes late, from an earlier round, finds no part left or takes one of the present
+// round: what it reads then was written before the parts were given out.
+void ThreadPool::take_parts() {
+  for (;;) {
+    const int part = next_.fetch_add(1, std::memory_order_acq_rel);
+    if (part >= threads()) return;
     work_(context_, part);
     unfinished_.fetch_sub(1, std::memory_order_release);
   }

@@ -10,7 +10,9 @@
 
 namespace sdengine::nn {
 
-// Threads that wait for work that is cut into as many parts. The caller is one of them.
+// Threads that wait for work that is cut into as many parts. The caller is one of them. A part that
+// nobody has begun is taken by whoever is done first: a thread that the system holds back, because
+// others use the processors too, holds up at most the part that it is at.
 class ThreadPool {
  public:
   // Throws std::invalid_argument for fewer than 1 thread or more than kMaxThreads.
@@ -23,8 +25,8 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls work(context, part) for parts 0 to threads() - 1, part 0 on the calling thread, and
-  // returns when all are done. One caller at a time; see `exclusive`.
+  // Calls work(context, part) once for each of the parts 0 to threads() - 1, part 0 on the calling
+  // thread, and returns when all are done. One caller at a time; see `exclusive`.
   void run(void (*work)(void* context, int part), void* context);
 
   // The pool of so many threads that the whole process shares, so that several networks do not
@@ -35,13 +37,15 @@ class ThreadPool {
   std::mutex& exclusive() { return exclusive_; }
 
  private:
-  void serve(int part);
+  void serve();
+  void take_parts();
 
   std::mutex exclusive_;
   std::vector<std::thread> workers_;
   void (*work_)(void*, int) = nullptr;
   void* context_ = nullptr;
   std::atomic<std::uint32_t> round_{0};
+  std::atomic<int> next_{0};  // part to be taken
   std::atomic<int> unfinished_{0};
   std::atomic<bool> ending_{false};
   std::atomic<int> asleep_{0};

@@ -86,6 +86,11 @@ class PyNetwork {
     network_->run();
   }
 
+  void run_one(std::size_t index) {
+    const py::gil_scoped_release release;
+    network_->run_one(index);
+  }
+
   std::vector<double> run_timed() {
     std::vector<double> seconds(network_->size());
     const py::gil_scoped_release release;
@@ -174,6 +179,8 @@ void bind_network(py::module_& module) {
       .def("view", &PyNetwork::view, py::arg("map"),
            "Return a map as an array on the network's memory.")
       .def("run", &PyNetwork::run, "Run all operations.")
+      .def("run_one", &PyNetwork::run_one, py::arg("index"),
+           "Run one operation, whose inputs must be there.")
       .def("run_timed", &PyNetwork::run_timed,
            "Run all operations and return the seconds that each took.")
       .def_property_readonly("arena_bytes", &PyNetwork::arena_bytes)

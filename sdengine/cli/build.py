@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,6 +43,10 @@ def build(
     kernels: Annotated[
         str, typer.Option(help="Of TensorRT: native, or triton for ours as plugins.")
     ] = "native",
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Of target native: measure layers, keep loud ones exact."),
+    ] = False,
     variant: options.Variant = None,
     vae: options.Vae = None,
     family: options.Family = None,
@@ -55,7 +60,7 @@ def build(
     from sdengine.export.build import build as run_build
 
     with progress_bar() as progress:
-        report = run_build(
+        built = run_build(
             options.open_if_changed(checkpoint, variant, vae, family, prediction_type),
             output,
             target=target,
@@ -67,22 +72,44 @@ def build(
             workspace_bytes=None if workspace is None else _bytes_of(workspace),
             optimization_level=optimization_level,
             kernels=kernels,
+            measure_layers=report,
             force=force,
             cache=cache,
             progress=progress,
         )
     if as_json:
-        print(json.dumps(describe(report)))
+        print(json.dumps(describe(built)))
         return
-    print(f"{report.path} ({report.bundle_bytes / 1e6:.1f} MB)")
-    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
-    print(f"{stages}; peak memory {report.peak_bytes / 1e9:.1f} GB", file=sys.stderr)
-    if report.max_error:
-        errors = ", ".join(f"{name} {error:.1e}" for name, error in report.max_error.items())
+    print(f"{built.path} ({built.bundle_bytes / 1e6:.1f} MB)")
+    for line in layer_lines(built):
+        print(line)
+    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in built.seconds.items())
+    print(f"{stages}; peak memory {built.peak_bytes / 1e9:.1f} GB", file=sys.stderr)
+    if built.max_error:
+        errors = ", ".join(f"{name} {error:.1e}" for name, error in built.max_error.items())
         print(f"largest relative error of the export: {errors}", file=sys.stderr)
-    for network, counts in report.replaced.items():
+    for network, counts in built.replaced.items():
         shown = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
         print(f"one node each in {network}: {shown}", file=sys.stderr)
+
+
+def layer_lines(built: BuildReport, most: int = 5) -> Iterator[str]:
+    """Say how each network's layers err, and which are the worst."""
+    for network, layers in built.layers.items():
+        for precision in sorted({layer.precision for layer in layers}):
+            errors = sorted(
+                (layer for layer in layers if layer.precision == precision),
+                key=lambda layer: -layer.error,
+            )
+            middle = errors[len(errors) // 2].error
+            exact = sum(layer.is_exact for layer in errors)
+            yield (
+                f"{network} in {precision}: {len(errors)} layers, relative RMS error {middle:.1e} "
+                f"in the middle, {exact} computed plainly"
+            )
+            for layer in errors[:most]:
+                mark = "plainly" if layer.is_exact else layer.method
+                yield f"    {layer.error:.1e}  {mark:14}  {layer.name}"
 
 
 def describe(report: BuildReport) -> dict[str, object]:
@@ -94,6 +121,7 @@ def describe(report: BuildReport) -> dict[str, object]:
         "seconds": report.seconds,
         "max_error": report.max_error,
         "replaced": report.replaced,
+        "layers": {name: [asdict(e) for e in errors] for name, errors in report.layers.items()},
     }
 
 

@@ -16,6 +16,9 @@ import torch
 from sdengine import __version__
 from sdengine.backends import get_backend
 from sdengine.backends.base import CompileSpec, TensorSpec
+from sdengine.backends.native.graph import read_graph
+from sdengine.backends.native.loading import EXACT_OPTION
+from sdengine.backends.native.tensor_file import map_tensors
 from sdengine.bundle.manifest import (
     TOKEN_TABLE_TENSOR,
     Manifest,
@@ -31,6 +34,7 @@ from sdengine.export.architecture import choose_defaults, describe, token_table_
 from sdengine.export.export import ExportedNetwork
 from sdengine.export.exporter import Exporter
 from sdengine.export.memory import PeakMemory
+from sdengine.export.native.sensitivity import LayerError, exact_steps, layer_errors
 from sdengine.export.networks import PRECISIONS, size_multiple
 from sdengine.export.onnx_cache import open_cache
 from sdengine.export.sizes import check_batch, check_multiples, parse_sizes
@@ -65,6 +69,7 @@ class BuildReport:
         bundle_bytes: size of all files.
         replaced: by network and operator, how many patterns of the graph became one node; empty
             for targets whose own compiler fuses.
+        layers: by network, the errors of its layers; empty unless they were measured.
     """
 
     path: Path
@@ -73,6 +78,7 @@ class BuildReport:
     max_error: dict[str, float]
     bundle_bytes: int
     replaced: dict[str, dict[str, int]]
+    layers: dict[str, list[LayerError]]
 
 
 def build(
@@ -88,6 +94,7 @@ def build(
     workspace_bytes: int | None = None,
     optimization_level: int | None = None,
     kernels: str = "native",
+    measure_layers: bool = False,
     force: bool = False,
     cache: bool = True,
     progress: Progress | None = None,
@@ -110,6 +117,8 @@ def build(
         workspace_bytes: the most that a TensorRT engine may take for scratch.
         optimization_level: how long TensorRT searches, 0 to 5.
         kernels: "native" for TensorRT's own, or "triton" for ours as plugins of full TensorRT.
+        measure_layers: for target native, compare each layer in bf16 and in 8 bits with itself in
+            fp32, and let the bundle name those that are computed plainly because they err too much.
         force: replace a bundle that is there already.
         cache: keep exported networks, and take those that were exported before; see `cache_dir`.
         progress: called before each stage with its name, the stages done, and all stages.
@@ -136,6 +145,8 @@ def build(
         raise ConfigError.for_field(
             "kernels", kernels, "native, or triton for target tensorrt, which alone has plugins"
         )
+    if measure_layers and target != "native":
+        raise ConfigError.for_field("measure_layers", True, "False for other targets than native")
     spec = CompileSpec(precision, tuple(sizes), batch, tuple(gpus), *limits, kernels)
     place = Path(output)
     check_target(place, force=force)
@@ -171,7 +182,7 @@ def build(
     try:
         with open_cache(cache, beside=place) as exports:
             exporter = Exporter(source, exports, controlnet=controlnet)
-            run = _Build(source, exporter, target, spec, memory, progress)
+            run = _Build(source, exporter, target, spec, memory, progress, measure_layers)
             path = write_bundle(place, fill, force=force)
     finally:
         peak_bytes = memory.end()
@@ -183,6 +194,7 @@ def build(
         max_error=run.max_error,
         bundle_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         replaced=run.replaced,
+        layers=run.layers,
     )
 
 
@@ -196,15 +208,17 @@ class _Build:
     spec: CompileSpec
     memory: PeakMemory
     progress: Progress | None
+    measure_layers: bool
     seconds: dict[str, float] = field(default_factory=dict)
     max_error: dict[str, float] = field(default_factory=dict)
     replaced: dict[str, dict[str, int]] = field(default_factory=dict)
+    layers: dict[str, list[LayerError]] = field(default_factory=dict)
     _open: tuple[str, float] | None = None
 
     @property
     def total_stages(self) -> int:
-        """Read, export and compile each network, tokenizer, hash."""
-        return 3 + 2 * len(self.exporter.networks)
+        """Read, export, compile and measure each network, tokenizer, hash."""
+        return 3 + (3 if self.measure_layers else 2) * len(self.exporter.networks)
 
     def begin(self, name: str) -> None:
         """Start a stage that `end` ends."""
@@ -257,6 +271,11 @@ class _Build:
         with self.stage(f"compile {name}"):
             compiled = get_backend(self.target).compile(exported, folder, self.spec)
             self.memory.add_process(compiled.peak_bytes)
+        if self.measure_layers:
+            with self.stage(f"measure {name}"):
+                self.layers[name] = self._measure(name, folder, compiled.files)
+                if exact := exact_steps(self.layers[name]):
+                    options[EXACT_OPTION] = exact
         if compiled.replaced:
             self.replaced[name] = dict(compiled.replaced)
         return NetworkEntry(
@@ -265,6 +284,16 @@ class _Build:
             outputs=_entries(exported.outputs),
             options=options,
         )
+
+    def _measure(self, name: str, folder: Path, files: list[str]) -> list[LayerError]:
+        """Compare the layers at the smallest size, or at a side of 256 pixels."""
+        contract = self.exporter.contract(name)
+        multiple = size_multiple(self.checkpoint.unet_config, self.checkpoint.vae_config.downscale)
+        side = min(min(min(size) for size in self.spec.sizes), 256) // multiple * multiple
+        example = contract.example(1, side, side, seed=0)
+        inputs = {s.name: x.numpy() for s, x in zip(contract.inputs, example, strict=True)}
+        graph, weights = (folder / file for file in files)
+        return layer_errors(read_graph(graph), map_tensors(weights), inputs)
 
     def _export(self, name: str) -> tuple[ExportedNetwork, str]:
         """Export in the precision that the target compiles from, and say which."""

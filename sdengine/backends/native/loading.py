@@ -22,6 +22,9 @@ BF16_ISA = "avx512_bf16"  # the only one with products of bf16
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "bfloat16"}
 
 
+EXACT_OPTION = "exact"  # of a network: by precision, outputs of the steps computed plainly
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A network whose steps and weights are decided.
@@ -74,7 +77,8 @@ def prepare(
     Raises:
         BundleError: the files are damaged, or do not fit each other or the shapes.
     """
-    files = bundle.network(network).files
+    entry = bundle.network(network)
+    files = entry.files
     graphs = [path for path in files if path.endswith(".graph.json")]
     tensors = [path for path in files if path.endswith(".safetensors")]
     if len(graphs) != 1 or len(tensors) != 1:
@@ -82,7 +86,21 @@ def prepare(
     graph = read_graph(bundle.path(graphs[0]))
     weights = map_tensors(bundle.path(tensors[0]))
     sizes = map_sizes(graph, shapes)
-    chosen = choose_methods(graph, sizes, precision, whole_numbers=isa != BF16_ISA)
+    chosen = choose_methods(
+        graph,
+        sizes,
+        precision,
+        whole_numbers=isa != BF16_ISA,
+        exact=_exact_steps(entry.options, precision),
+    )
     graph, packing = plan_packing(chosen, sizes, weights)
     origin = next(e.sha256 for e in bundle.manifest.files if e.path == tensors[0])
     return Prepared(graph, shapes, DTYPES[precision], packing, weights, origin)
+
+
+def _exact_steps(options: Mapping[str, object], precision: str) -> list[str]:
+    by_precision = options.get(EXACT_OPTION, {})
+    listed = by_precision.get(precision, []) if isinstance(by_precision, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise BundleError(f"option {EXACT_OPTION!r} of a network lists no steps by precision.")
+    return listed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +78,7 @@ def choose_methods(
     precision: str,
     *,
     whole_numbers: bool = False,
+    exact: Collection[str] = (),
     weight_bytes: int | None = None,
 ) -> Graph:
     """Decide for every linear layer and convolution how it is computed.
@@ -91,16 +92,28 @@ def choose_methods(
         precision: "fp32", "bf16" or "int8".
         whole_numbers: in the place of bf16, multiply 16-bit whole numbers with a scale for each
             row and column: more exact, and faster where bf16 has no products of its own.
+        exact: outputs of steps that are computed neither in 8 bits nor by transforms, because a
+            build found their error too large.
         weight_bytes: the most that packed weights may take; convolutions, the largest first, are
             computed with smaller tiles, then without transforms, until they take no more. None
             for no limit.
     """
     floats = "float32" if precision == "fp32" else "int16" if whole_numbers else "bfloat16"
     given = {port.value for port in graph.inputs}
-    steps = [_with_method(step, sizes, precision, floats, given) for step in graph.steps]
+    steps = [
+        _with_method(step, sizes, precision, floats, given)
+        if step.output not in exact
+        else _plainly(step, floats)
+        for step in graph.steps
+    ]
     if weight_bytes is not None:
         _shrink(steps, sizes, floats, weight_bytes)
     return join_projections(graph.model_copy(update={"steps": tuple(steps)}))
+
+
+def _plainly(step: Step, floats: str) -> Step:
+    is_product = step.kind in ("linear", "conv")
+    return step.model_copy(update={"weight_kind": floats}) if is_product else step
 
 
 def _with_method(
