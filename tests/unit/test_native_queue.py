@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from native_server import SHAPE, Array, Server, initial, predict, program_of, unit_noise
@@ -11,9 +9,10 @@ from native_server import SHAPE, Array, Server, initial, predict, program_of, un
 from sdengine import _native
 from sdengine.errors import Cancelled, DeviceError, NonFiniteError
 from sdengine.noise import NoiseSource
+from sdengine.samplers import SamplerProgram
 
 
-def tables(program: Any) -> tuple[Array, ...]:
+def tables(program: SamplerProgram) -> tuple[Array, Array, Array, Array, Array]:
     return program.t, program.c_in, program.A, program.b, program.d
 
 

@@ -230,5 +230,5 @@ def test_what_does_not_fit_is_refused() -> None:
         _native.GraphCache(server.pool, 0)
     with pytest.raises(ValueError, match="belongs to another memory pool"):
         _native.Trajectory(
-            Server().pool, "set", server.graphs, ("", 1, 1, 1, ""), SHAPE, 1, 1, 1, predict
+            Server().pool, "set", server.graphs, ("", 1, 1, 1, ""), SHAPE, 1, 1, 1, lambda stream: 0
         )
