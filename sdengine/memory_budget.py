@@ -52,11 +52,11 @@ class SizeNeeds:
         known = {name: size for name, size in self.scratch_bytes.items() if size is not None}
         largest = max(known, key=lambda name: known[name], default="")
         weights = self.total_bytes(low_memory) - self.arena_bytes - self.graph_bytes
-        scratch = f"{_gb(known[largest])} of scratch ({largest})" if known else "scratch"
+        scratch = f"{_size(known[largest])} of scratch ({largest})" if known else "scratch"
         return (
-            f"{self.name} takes {_gb(self.total_bytes(low_memory))}: {_gb(weights)} of weights, "
-            f"{scratch}, {_gb(self.tensor_bytes)} of latents, inputs and images, and "
-            f"{_gb(self.graph_bytes)} kept for captured graphs"
+            f"{self.name} takes {_size(self.total_bytes(low_memory))}: {_size(weights)} of weights, "
+            f"{scratch}, {_size(self.tensor_bytes)} of latents, inputs and images, and "
+            f"{_size(self.graph_bytes)} kept for captured graphs"
         )
 
 
@@ -110,13 +110,13 @@ class MemoryBudget:
     def _error(self, size: SizeNeeds) -> OutOfMemoryError:
         ways = []
         if not self.low_memory and size in self.fitting(low_memory=True):
-            ways.append(f"low_memory=True (--low-memory), {_gb(size.total_bytes(True))}")
+            ways.append(f"low_memory=True (--low-memory), {_size(size.total_bytes(True))}")
         others = [other.name for other in self.fitting()]
         if others:
             ways.append(f"a size of {', '.join(others)}")
         ways.append("a bundle built with smaller --resolutions, a smaller --batch or fp16")
         return OutOfMemoryError(
-            f"memory: {size.described(self.low_memory)}; {_gb(self.available_bytes)} may be used "
+            f"memory: {size.described(self.low_memory)}; {_size(self.available_bytes)} may be used "
             f"({self.source}). What fits or takes less: {'; '.join(ways)}."
         )
 
@@ -170,5 +170,7 @@ def plan_memory(
     return MemoryBudget()
 
 
-def _gb(size_bytes: int) -> str:
+def _size(size_bytes: int) -> str:
+    if size_bytes < 10**8:
+        return f"{size_bytes / 1e6:.3g} MB"
     return f"{size_bytes / 1e9:.3g} GB"
