@@ -71,10 +71,18 @@ class RunsTrajectories(Protocol):
         """Say why it cannot run a trajectory; nothing where it can."""
         ...
 
+    def is_ready(self, kind: TrajectoryKind) -> bool:
+        """Say whether it was prepared."""
+        ...
+
+    def prepare(self, kind: TrajectoryKind) -> None:
+        """Do what is done once for all trajectories of a kind."""
+        ...
+
     def begin(
         self, kind: TrajectoryKind, program: SamplerProgram, guidance_scale: float, initial: Array
     ) -> DeviceRun:
-        """Bring a program and r[0] to the device; `use` follows."""
+        """Bring a program and r[0] to the device, once it is ready; `use` follows."""
         ...
 
 

@@ -54,8 +54,8 @@ class SizeNeeds:
         weights = self.total_bytes(low_memory) - self.arena_bytes - self.graph_bytes
         scratch = f"{_size(known[largest])} of scratch ({largest})" if known else "scratch"
         return (
-            f"{self.name} takes {_size(self.total_bytes(low_memory))}: {_size(weights)} of weights, "
-            f"{scratch}, {_size(self.tensor_bytes)} of latents, inputs and images, and "
+            f"{self.name} takes {_size(self.total_bytes(low_memory))}: {_size(weights)} of "
+            f"weights, {scratch}, {_size(self.tensor_bytes)} of latents, inputs and images, and "
             f"{_size(self.graph_bytes)} kept for captured graphs"
         )
 

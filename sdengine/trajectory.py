@@ -133,6 +133,9 @@ class Trajectory:
     ) -> Iterator[Evaluation]:
         program = self.program
         registers, _ = self._start(noise, inputs.sample.shape)
+        if not device.is_ready(kind):
+            with clock.stage("load"):
+                device.prepare(kind)
         with clock.stage("unet", calls=0):
             run = device.begin(kind, program, self.request.guidance_scale, registers[0])
         found = run_on_device(

@@ -85,6 +85,20 @@ struct HeldProgram {
   }
 };
 
+// The collector may free memory of the device or drop graphs, which must not happen in a capture.
+class WithoutCollection {
+ public:
+  WithoutCollection() : was_enabled_(PyGC_Disable() != 0) {}
+  ~WithoutCollection() {
+    if (was_enabled_) PyGC_Enable();
+  }
+  WithoutCollection(const WithoutCollection&) = delete;
+  WithoutCollection& operator=(const WithoutCollection&) = delete;
+
+ private:
+  const bool was_enabled_;
+};
+
 class SharedTrajectory {
  public:
   SharedTrajectory(std::shared_ptr<MemoryPool> pool, std::string set,
@@ -208,6 +222,7 @@ class SharedTrajectory {
   static Network wrap(py::function network) {
     return [function = share(std::move(network))](RawHandle stream) {
       const py::gil_scoped_acquire locked;
+      const WithoutCollection uncollected;
       (*function)(stream);
     };
   }

@@ -11,6 +11,7 @@ import numpy as np
 from sdengine import _native
 from sdengine.backends.arena import MAX_EVALUATIONS, MAX_REGISTERS, STEP_TENSORS, region_of
 from sdengine.backends.base import Array
+from sdengine.backends.gpu_engine import GpuContext
 from sdengine.backends.gpu_module import GpuModule
 from sdengine.backends.gpu_session import GpuSession
 from sdengine.device_trajectory import TrajectoryKind
@@ -29,7 +30,7 @@ class GpuUNet(GpuModule):
         super().__init__(*arguments)
         self._image_size = image_size
         self._captured: dict[_Key, bool] = {}
-        self._graphs = _Graphs(self._session)
+        self._graphs = _Graphs(self._session, self._opened())
 
     def refuses(self, kind: TrajectoryKind) -> str:
         """Say why a trajectory cannot run beside the network; nothing where it can."""
@@ -50,6 +51,15 @@ class GpuUNet(GpuModule):
             return f"the engine reads {sample[1]} channels, {kind.channels} are latents"
         return ""
 
+    def is_ready(self, kind: TrajectoryKind) -> bool:
+        """Say whether `prepare` has nothing left to do."""
+        return self._key(kind) in self._captured
+
+    def prepare(self, kind: TrajectoryKind) -> None:
+        """Run the engine once and capture the step's graph, ahead of the first trajectory."""
+        self._session.take(self)
+        self._captured[self._key(kind)] = self._capture(kind)
+
     def begin(
         self, kind: TrajectoryKind, program: SamplerProgram, guidance_scale: float, initial: Array
     ) -> GpuRun:
@@ -60,13 +70,6 @@ class GpuUNet(GpuModule):
         """Free the context and its graphs; a second call does nothing."""
         self._graphs.drop()
         super().close()
-
-    def _trajectory(self, kind: TrajectoryKind) -> _native.Trajectory:
-        """Return what one run needs; runs of a kind share a graph, captured ahead of the first."""
-        key = self._key(kind)
-        if key not in self._captured:
-            self._captured[key] = self._capture(kind)
-        return self._make(kind, self._captured[key])
 
     def _capture(self, kind: TrajectoryKind) -> bool:
         context, queue = self._opened(), self._session.queue
@@ -112,16 +115,18 @@ class GpuUNet(GpuModule):
 
 
 class _Graphs:
-    """The graphs that hold a context's addresses; they go before it does."""
+    """The graphs that were captured from a context, which is there until they are gone."""
 
-    def __init__(self, session: GpuSession) -> None:
+    def __init__(self, session: GpuSession, context: GpuContext) -> None:
         self._session = session
+        self._context: GpuContext | None = context
         self.keys: list[_Key] = []
 
     def drop(self) -> None:
         for key in self.keys:
             self._session.graphs.drop(key)
         self.keys.clear()
+        self._context = None
 
     def __del__(self) -> None:
         self.drop()
@@ -147,7 +152,8 @@ class GpuRun:
         self._registers: Array | None = None
         self._left = len(program.t)
         self._session.take(self)
-        self._steps = unet._trajectory(kind)
+        # Runs of a kind share their graph, but not the program that they have brought.
+        self._steps = unet._make(kind, unet._captured[unet._key(kind)])
         tables = program.t, program.c_in, program.A, program.b, program.d
         self._steps.start(*tables, guidance_scale, initial)
 

@@ -41,6 +41,12 @@ class DeviceModule(HostModule):
     def refuses(self, kind: TrajectoryKind) -> str:
         return "it has 9 rows, the engine 4" if kind.batch == 9 else ""
 
+    def is_ready(self, kind: TrajectoryKind) -> bool:
+        return True
+
+    def prepare(self, kind: TrajectoryKind) -> None:
+        raise NotImplementedError
+
     def begin(
         self, kind: TrajectoryKind, program: SamplerProgram, guidance_scale: float, initial: Array
     ) -> DeviceRun:
