@@ -9,6 +9,7 @@ from sdengine import _native
 from sdengine.backends.base import resolve_shapes
 from sdengine.bundle.manifest import Manifest, NetworkEntry
 from sdengine.bundle.reader import Bundle
+from sdengine.errors import BundleError
 from sdengine.memory_budget import SizeNeeds
 
 # Of a sampler program; what is longer or wider takes the host's path.
@@ -22,6 +23,7 @@ _DENOISE, _DECODE = 1, 2
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 # Tensors of the U-Net that the native trajectory reads and writes, under its own names.
 STEP_TENSORS = ("sample", "timestep", "noise_pred")
+STEP_DTYPES = ("float32", "float16", "bfloat16")
 
 Region = tuple[str, int, int, int]
 Sizes = Mapping[str, int]
@@ -66,6 +68,9 @@ def plan_size(
         size: width and height in pixels.
         sizes: by network, the value of each symbol of its shapes; the largest that it runs.
         scratch_bytes: by network.
+
+    Raises:
+        BundleError: the manifest's U-Net is none.
     """
     encoders = text_encoders(manifest)
     stages = {name: 1 - len(encoders) + i for i, name in enumerate(encoders)}
@@ -89,6 +94,8 @@ def _step_regions(manifest: Manifest, sizes: Sizes) -> list[Region]:
     entry = manifest.networks["unet"]
     shapes = resolve_shapes("unet", entry.inputs, sizes)
     dtypes = {tensor.name: tensor.dtype for tensor in entry.inputs}
+    if len(shapes.get("sample", ())) != 4 or dtypes["sample"] not in STEP_DTYPES:
+        raise BundleError("unet: its input 'sample' is missing or not [rows,C,h,w] of floats.")
     rows, *rest = shapes["sample"]
     # Two rows an image, which is what engines are built for.
     shape = (-(-rows // 2), manifest.architecture.vae.latent_channels, *rest[1:])

@@ -16,6 +16,7 @@ from sdengine.backends.arena import (
     needs_of,
     plan_size,
     recorded_scratch,
+    text_encoders,
     usual_sizes,
 )
 from sdengine.backends.base import (
@@ -116,6 +117,8 @@ class TensorRtRtxBackend:
         available = min(free_bytes, memory_bytes or free_bytes)
         source = "memory_bytes" if available == memory_bytes else "free on the GPU"
         manifest = bundle.manifest
+        for name in (*text_encoders(manifest), "unet", "vae_decoder"):
+            bundle.network(name)  # or the bundle is no good
         needs = []
         for size in manifest.resolutions:
             scratch = recorded_scratch(manifest, size)
@@ -137,8 +140,12 @@ class TensorRtRtxBackend:
         """Return the arena and what belongs to it, planned once from what the engines say."""
         if self._session is None:
             budget = self._budget or self.plan_memory(bundle, None, False)
-            sets, needs = self._measured_sets(bundle, budget.low_memory)
-            budget.update(needs)
+            try:
+                sets, needs = self._measured_sets(bundle, budget.low_memory)
+                budget.update(needs)
+            except BaseException:
+                self._kept.clear()
+                raise
             fitting = budget.fitting()
             largest = max(fitting, key=lambda size: size.arena_bytes)
             others = largest.total_bytes(budget.low_memory) - largest.arena_bytes

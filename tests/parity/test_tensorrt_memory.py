@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import sdengine
 from sdengine.backends.tensorrt import TensorRtRtxBackend
 from sdengine.cli.main import main
-from sdengine.errors import OutOfMemoryError
+from sdengine.errors import BundleError, OutOfMemoryError
 from sdengine.memory_budget import MemoryBudget
 
 OPTIONS: dict[str, Any] = {"steps": 2, "seed": 7, "sampler": "euler"}
@@ -124,6 +126,28 @@ def test_engines_may_say_more_than_was_foretold(
     with sdengine.load(bundle, memory_bytes=5 * 10**8) as engine, refused:
         engine.generate(PROMPT, **OPTIONS)
     assert fake_tensorrt.Gpu.device.num_allocations == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda networks: networks.pop("unet"), "unet"),
+        (lambda networks: networks.pop("vae_decoder"), "vae_decoder"),
+        (lambda networks: networks["unet"]["inputs"].pop(0), "'sample' is missing or not"),
+        (lambda networks: networks["unet"]["inputs"][0]["shape"].pop(), "'sample' is missing"),
+        (lambda networks: networks["unet"]["inputs"][0].update(dtype="int64"), "of floats"),
+        (lambda networks: networks["unet"]["inputs"][1].update(shape=["depth"]), "'depth' is unkn"),
+    ],
+)
+def test_bundles_that_no_plan_can_be_made_of(
+    bundle: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    altered = shutil.copytree(bundle, tmp_path / "altered")
+    manifest = json.loads((altered / "manifest.json").read_text())
+    change(manifest["networks"])
+    (altered / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=message):
+        sdengine.load(altered)
 
 
 def test_the_command_takes_a_limit(
