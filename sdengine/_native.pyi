@@ -85,20 +85,74 @@ def cuda_images_to_uint8(
     stream: int = 0,
 ) -> None: ...
 
+class Device:
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_allocations(self) -> int: ...
+    def memory_info(self) -> tuple[int, int]: ...
+
+class CpuDevice(Device):
+    def __init__(self, limit_bytes: int = 0) -> None: ...
+    def enqueue(self, stream: int, function: Callable[[], object]) -> None: ...
+
+def cuda_device(index: int = 0) -> Device: ...
+
+_Region = tuple[str, int, int, int]
+_Key = tuple[str, int, int, int, str]
+
 class MemoryPool:
     def __init__(
         self,
-        sets: Mapping[str, Sequence[tuple[str, int, int, int]]],
+        sets: Mapping[str, Sequence[_Region]],
         cap_bytes: int = 0,
-        limit_bytes: int = 0,
+        device: Device | None = None,
     ) -> None: ...
+    @property
+    def device(self) -> Device: ...
     def address(self, set: str, region: str) -> int: ...
+    def view(
+        self, set: str, region: str, shape: Sequence[int], dtype: Any, writeable: bool = True
+    ) -> NDArray[Any]: ...
     def report(self) -> dict[str, int]: ...
+
+def plan_regions(regions: Sequence[_Region]) -> int: ...
 
 class GraphCache:
     def __init__(self, pool: MemoryPool, max_graphs: int) -> None: ...
+    def drop(self, key: _Key) -> None: ...
     def clear(self) -> None: ...
     def report(self) -> dict[str, int]: ...
+
+class Queue:
+    def __init__(self, pool: MemoryPool) -> None: ...
+    @property
+    def stream(self) -> int: ...
+    def synchronize(self) -> None: ...
+    def upload(self, set: str, region: str, array: NDArray[Any]) -> None: ...
+    def download(self, set: str, region: str, array: NDArray[Any]) -> None: ...
+    def scale(
+        self,
+        set: str,
+        source: str,
+        first: int,
+        count: int,
+        factor: float,
+        target: str,
+        dtype: str,
+    ) -> None: ...
+    def to_pixels(
+        self,
+        set: str,
+        images: str,
+        dtype: str,
+        height: int,
+        width: int,
+        pixels: str,
+        flag: str,
+    ) -> NDArray[np.uint8]: ...
+
+_Noise = Callable[[NDArray[np.float32]], object] | Sequence[MersenneNormal | PhiloxNormal]
 
 class Trajectory:
     def __init__(
@@ -106,14 +160,32 @@ class Trajectory:
         pool: MemoryPool,
         set: str,
         graphs: GraphCache,
-        key: tuple[str, int, int, int, str],
+        key: _Key,
         shape: Sequence[int],
         copies: int,
         max_steps: int,
         max_registers: int,
-        network: Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]], object],
+        network: Callable[[int], object],
+        dtype: str = "float32",
+        num_timesteps: int | None = None,
+        captured: bool = True,
+        queue: Queue | None = None,
     ) -> None: ...
     def warm_up(self) -> None: ...
+    def start(
+        self,
+        t: NDArray[np.float64],
+        c_in: NDArray[np.float64],
+        A: NDArray[np.float64],
+        b: NDArray[np.float64],
+        d: NDArray[np.float64],
+        guidance_scale: float,
+        initial: NDArray[np.float32],
+    ) -> None: ...
+    def advance(self, count: int, noise: _Noise | None = None) -> None: ...
+    def read(self) -> NDArray[np.float32]: ...
+    def save(self) -> NDArray[np.float32]: ...
+    def resume(self, registers: NDArray[np.float32]) -> None: ...
     def run(
         self,
         t: NDArray[np.float64],
@@ -123,15 +195,20 @@ class Trajectory:
         d: NDArray[np.float64],
         guidance_scale: float,
         initial: NDArray[np.float32],
-        noise: Callable[[NDArray[np.float32]], object] | None = None,
+        noise: _Noise | None = None,
     ) -> NDArray[np.float32]: ...
     def cancel(self) -> None: ...
     @property
     def steps_done(self) -> int: ...
 
 def trajectory_regions(
-    shape: Sequence[int], copies: int, max_steps: int, max_registers: int
-) -> list[tuple[str, int, int, int]]: ...
+    shape: Sequence[int],
+    copies: int,
+    max_steps: int,
+    max_registers: int,
+    dtype: str = "float32",
+    num_timesteps: int | None = None,
+) -> list[_Region]: ...
 def instruction_sets() -> list[str]: ...
 def pack_panels(
     kind: str, matrix: NDArray[np.float32]

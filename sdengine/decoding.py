@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +11,33 @@ from numpy.typing import NDArray
 from sdengine import _native
 from sdengine.backends.base import Module, require_tensors
 from sdengine.bundle.manifest import Architecture
+from sdengine.device_trajectory import FP32_HINT
 from sdengine.errors import NonFiniteError
 from sdengine.networks import Networks, StageClock
-from sdengine.trajectory import FP32_HINT, latents_shape
+from sdengine.trajectory import latents_shape
 
 _PREVIEW_CELLS = 16  # the longer side of a preview, in latent cells
+
+
+@runtime_checkable
+class DecodesPixels(Protocol):
+    """A decoder's module whose device scales latents and makes pixels itself."""
+
+    def decode(self, latents: NDArray[np.float32], index: int, scale: float) -> NDArray[np.uint8]:
+        """Decode one image.
+
+        Args:
+            latents: [B,C,h,w] fp32; those that a trajectory ended with may lie on the device.
+            index: of the image.
+            scale: what the latents are multiplied by.
+
+        Returns:
+            [H,W,3].
+
+        Raises:
+            NonFiniteError: the decoder gave NaN or infinity.
+        """
+        ...
 
 
 def decode(
@@ -42,10 +65,14 @@ def decode(
     one = np.empty((1, *latents.shape[1:]), dtype=np.float32)
     images = []
     for index in range(len(latents)):
-        _native.scale_duplicate(latents[index : index + 1], scale, one)
-        with clock.stage("vae_decoder"):
-            decoded = vae.run({"latents": one})["images"]
         try:
+            if isinstance(vae, DecodesPixels):
+                with clock.stage("vae_decoder"):
+                    images.append(vae.decode(latents, index, scale))
+                continue
+            _native.scale_duplicate(latents[index : index + 1], scale, one)
+            with clock.stage("vae_decoder"):
+                decoded = vae.run({"latents": one})["images"]
             images.append(_native.images_to_uint8(decoded)[0])
         except NonFiniteError:
             raise NonFiniteError(f"vae_decoder: gave NaN or infinity. {FP32_HINT}") from None

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from sdengine.backends.base import Array, Backend, Module, resolve_shapes
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import DeviceError
+from sdengine.memory_budget import PlansMemory
 from sdengine.result import Timings
 
 MAX_SHAPES_LOADED = 3
@@ -26,14 +27,14 @@ class StageClock:
         self._resumed_ns = time.perf_counter_ns()
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the time inside the block, and one call, for a stage."""
+    def stage(self, name: str, calls: int = 1) -> Iterator[None]:
+        """Count the time inside the block, and the calls that it makes, for a stage."""
         started_ns = time.perf_counter_ns()
         try:
             yield
         finally:
             self._stages[name] += time.perf_counter_ns() - started_ns
-            self._calls[name] += 1
+            self._calls[name] += calls
 
     def timed(self, stage: str, module: Module) -> Module:
         """Return the module with its runs counted for a stage."""
@@ -162,3 +163,5 @@ class Networks:
                 for module in shapes_loaded.values():
                     module.close()
             self._loaded.clear()
+        if isinstance(self.backend, PlansMemory):
+            self.backend.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +13,14 @@ from sdengine.errors import ConfigError
 
 _SEED_LIMIT = 2**64
 Array = NDArray[np.float32]
-
-
-class _Native(Protocol):
-    def fill(self, out: Array) -> None: ...
+_NativeGenerator: TypeAlias = "_native.MersenneNormal | _native.PhiloxNormal"
 
 
 class Generator:
     """Draw standard normal values; consecutive draws continue the stream."""
 
-    def __init__(self, native: _Native) -> None:
-        self._native = native
+    def __init__(self, native: _NativeGenerator) -> None:
+        self.native = native
 
     def randn(self, shape: Sequence[int]) -> Array:
         """Draw the next values of the stream.
@@ -35,7 +32,7 @@ class Generator:
             [*shape] float32 of mean 0 and variance 1.
         """
         values = np.empty(tuple(shape), dtype=np.float32)
-        self._native.fill(values)
+        self.native.fill(values)
         return values
 
 
@@ -129,6 +126,11 @@ class NoiseSource:
         self._variation_seeds = variation_seeds
         self._variation_strength = variation_strength
         self._resize_from = resize_from
+
+    @property
+    def generators(self) -> list[_NativeGenerator]:
+        """One native generator an image, for code that draws steps' noise without Python."""
+        return [generator.native for generator in self._generators]
 
     def initial(self) -> Array:
         """Draw the unit noise [B,C,h,w] that trajectories start from."""

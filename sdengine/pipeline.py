@@ -21,8 +21,8 @@ from sdengine.backends.base import PRECISIONS, Backend, Module
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.decoding import decode, preview
 from sdengine.errors import ConfigError
+from sdengine.memory_budget import plan_memory
 from sdengine.networks import Networks, StageClock
-from sdengine.noise import NoiseSource
 from sdengine.prompt.conditioning import Conditioning, TextConditioner
 from sdengine.prompt.plan import PromptOptions, PromptPlan
 from sdengine.request import Request, random_seed
@@ -35,7 +35,7 @@ from sdengine.samplers import (
     build_program,
     resolve_names,
 )
-from sdengine.trajectory import Trajectory, latents_shape
+from sdengine.trajectory import Trajectory, noise_of
 from sdengine.turns import Turns
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def load(
     precision: str = "auto",
     threads: int | None = None,
     low_memory: bool = False,
+    memory_bytes: int | None = None,
 ) -> Engine:
     """Open a bundle and make an engine that runs it.
 
@@ -61,6 +62,8 @@ def load(
         threads: CPU threads, or None for the runtime's choice.
         low_memory: free each network's memory once a request no longer needs it, and load it again
             for the next request.
+        memory_bytes: the most that a bundle for a GPU may take of its memory; None for what is
+            free. Image sizes that would take more are refused before anything runs.
 
     Returns:
         An engine; use it as a context manager or call its `close`.
@@ -69,6 +72,8 @@ def load(
         ConfigError: an argument is invalid.
         BundleError: the bundle is missing, foreign, incomplete or altered.
         BackendUnavailableError: the backend cannot run the bundle or not on this machine.
+        OutOfMemoryError: no image size of the bundle fits into the memory; the message has the
+            figures.
     """
     if precision not in PRECISIONS:
         raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
@@ -79,7 +84,7 @@ def load(
     if not isinstance(low_memory, bool):
         raise ConfigError.for_field("low_memory", low_memory, "True or False")
     chosen = select_backend(backend, opened.manifest.target)
-    return Engine(opened, chosen, precision, threads, low_memory)
+    return Engine(opened, chosen, precision, threads, low_memory, memory_bytes)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ class _Plan:
     prompts: PromptPlan
     cancel: threading.Event | None
     preview_every: int
+    is_watched: bool
 
 
 class Engine:
@@ -108,12 +114,14 @@ class Engine:
         precision: str = "auto",
         threads: int | None = None,
         low_memory: bool = False,
+        memory_bytes: int | None = None,
     ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.precision = backend.resolve(precision, bundle.manifest.precision)
         self.threads = threads
         self.low_memory = low_memory
+        self._budget = plan_memory(backend, bundle, memory_bytes, low_memory)
         self._networks = Networks(bundle, backend, self.precision, threads)
         self._conditioner = TextConditioner(bundle)
         noise_schedule = NoiseSchedule.from_config(bundle.manifest.architecture.scheduler)
@@ -169,10 +177,12 @@ class Engine:
         Raises:
             ConfigError: an argument is invalid.
             UnsupportedShapeError: the bundle was not built for the size.
+            OutOfMemoryError: the size takes more memory than may be had.
             NonFiniteError: a network gave NaN or infinity.
             Cancelled: `cancel` was set.
         """
-        plan = self._plan(prompt, negative_prompt, cancel, preview_every, options)
+        is_watched = progress is not None
+        plan = self._plan(prompt, negative_prompt, cancel, preview_every, is_watched, options)
         with self._turns.take(cancel):
             for step in self._run(plan):
                 if progress is not None:
@@ -197,7 +207,7 @@ class Engine:
         Returns:
             An iterator of steps; the last one's `result` holds the images.
         """
-        plan = self._plan(prompt, negative_prompt, cancel, preview_every, options)
+        plan = self._plan(prompt, negative_prompt, cancel, preview_every, True, options)
         return self._in_turns(plan)
 
     async def generate_async(
@@ -247,17 +257,20 @@ class Engine:
         negative_prompt: str | Sequence[str],
         cancel: threading.Event | None,
         preview_every: int,
+        is_watched: bool,
         options: RequestOptions,
     ) -> _Plan:
         if type(preview_every) is not int or preview_every < 0:
             raise ConfigError.for_field("preview_every", preview_every, "a whole number from 0")
         request = self._request(prompt, negative_prompt, options)
         check_size(request.width, request.height, self.bundle.manifest.resolutions)
+        self._budget.check(request.width, request.height)
         program = self._program(
             request.sampler, request.schedule, request.steps, options=_sampler_options(request)
         )
         request = replace(request, sampler=program.sampler, schedule=program.schedule)
-        return _Plan(request, program, self._prompt_plan(request), cancel, preview_every)
+        prompts = self._prompt_plan(request)
+        return _Plan(request, program, prompts, cancel, preview_every, is_watched)
 
     def _request(
         self,
@@ -309,16 +322,18 @@ class Engine:
         images: list[NDArray[np.uint8]] = []
         chunks = _chunks(request.batch_size, self.bundle.manifest.max_batch)
         total = len(chunks) * len(program.t)
-        done = 0
-        for chunk in chunks:
+        for number, chunk in enumerate(chunks):
             trajectory = Trajectory(
                 request, program, plan.prompts, conditioning, chunk, plan.cancel
             )
-            noise = self._noise(request, chunk)
-            for evaluation in trajectory.run(self._networks, noise, clock, plan.preview_every):
+            noise = noise_of(request, chunk, self.bundle.manifest.architecture)
+            for evaluation in trajectory.run(
+                self._networks, noise, clock, plan.preview_every, plan.is_watched
+            ):
                 k = evaluation.index
+                done = number * len(program.t) + k + 1
                 step = Step(
-                    index=done,
+                    index=done - 1,
                     total=total,
                     timestep=float(program.t[k]),
                     sigma=float(program.sigma[k]),
@@ -327,7 +342,6 @@ class Engine:
                     if evaluation.clean is None
                     else preview(evaluation.clean, self._networks, clock),
                 )
-                done += 1
                 if done < total:
                     clock.pause()
                     yield step
@@ -353,23 +367,6 @@ class Engine:
     def _done_with(self, *networks: str) -> None:
         if self.low_memory:
             self._networks.release(*networks)
-
-    def _noise(self, request: Request, images: range) -> NoiseSource:
-        architecture = self.bundle.manifest.architecture
-        size = latents_shape(architecture, len(images), request.height, request.width)
-        resize_from = None
-        if request.seed_width is not None and request.seed_height is not None:
-            shape = latents_shape(architecture, 1, request.seed_height, request.seed_width)
-            resize_from = shape[2:]
-        variation = request.variation_seed
-        return NoiseSource(
-            [request.seeds[i] for i in images],
-            size[1:],
-            kind=request.noise,
-            variation_seeds=None if variation is None else [variation + i for i in images],
-            variation_strength=request.variation_strength,
-            resize_from=resize_from,
-        )
 
     def _result(
         self, request: Request, images: list[NDArray[np.uint8]], clock: StageClock

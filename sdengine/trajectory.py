@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,13 @@ from numpy.typing import NDArray
 from sdengine import _native
 from sdengine.backends.base import Module
 from sdengine.bundle.manifest import Architecture
+from sdengine.device_trajectory import (
+    FP32_HINT,
+    RunsTrajectories,
+    TrajectoryKind,
+    choose_device,
+    run_on_device,
+)
 from sdengine.errors import NonFiniteError
 from sdengine.guidance import RowPlan, guide
 from sdengine.networks import Networks, StageClock
@@ -24,7 +32,7 @@ from sdengine.samplers.prediction import clean_from_scaled
 from sdengine.turns import check_cancelled
 from sdengine.unet_inputs import UNetInputs
 
-FP32_HINT = "Try precision fp32; if it stays, the checkpoint is damaged."
+_log = logging.getLogger(__name__)
 Array = NDArray[np.float32]
 
 
@@ -78,22 +86,73 @@ class Trajectory:
         noise: NoiseSource,
         clock: StageClock,
         clean_every: int = 0,
+        watched: bool = True,
     ) -> Iterator[Evaluation]:
-        """Evaluate the U-Net step by step.
+        """Evaluate the U-Net step by step, on its device where that runs the steps itself.
 
         Args:
             networks: of the open bundle.
             noise: draws for these images.
             clock: where time is counted.
             clean_every: estimate the clean latents at every n-th step; 0 for never.
+            watched: somebody looks at every evaluation; if not, the last one may be all there is.
 
         Raises:
             NonFiniteError: a step gave NaN or infinity.
             Cancelled: the caller cancelled.
         """
         architecture = networks.bundle.manifest.architecture
-        program, request = self.program, self.request
         unet, inputs = self._load(networks, architecture, clock)
+        kind = self._kind(architecture)
+        plans, request = self._row_plans, self.request
+        device, reason = choose_device(unet, kind, plans, request.guidance_rescale, clean_every)
+        if device is None:
+            _log.debug("the host runs the sampler's steps: %s", reason)
+            yield from self._run_on_host(unet, inputs, noise, clock, clean_every)
+        else:
+            yield from self._run_on_device(device, kind, inputs, noise, clock, watched)
+
+    def _kind(self, architecture: Architecture) -> TrajectoryKind:
+        program = self.program
+        return TrajectoryKind(
+            batch=len(self.images),
+            copies=2 if self._row_plans[0].has_negative else 1,
+            channels=architecture.vae.latent_channels,
+            evaluations=len(program.t),
+            registers=program.num_registers,
+        )
+
+    def _run_on_device(
+        self,
+        device: RunsTrajectories,
+        kind: TrajectoryKind,
+        inputs: UNetInputs,
+        noise: NoiseSource,
+        clock: StageClock,
+        watched: bool,
+    ) -> Iterator[Evaluation]:
+        program = self.program
+        registers, _ = self._start(noise, inputs.sample.shape)
+        if not device.is_ready(kind):
+            with clock.stage("load"):
+                device.prepare(kind)
+        with clock.stage("unet", calls=0):
+            run = device.begin(kind, program, self.request.guidance_scale, registers[0])
+        found = run_on_device(
+            run, program, self._row_plans, inputs, noise, clock, watched, self.cancel
+        )
+        for k, latents in found:
+            yield Evaluation(k, latents, None)
+
+    def _run_on_host(
+        self,
+        unet: Module,
+        inputs: UNetInputs,
+        noise: NoiseSource,
+        clock: StageClock,
+        clean_every: int,
+    ) -> Iterator[Evaluation]:
+        program, request = self.program, self.request
         registers, step_noise = self._start(noise, inputs.sample.shape)
         latents = registers[0].view()
         latents.flags.writeable = False
@@ -178,6 +237,24 @@ def latents_shape(
     """Return [rows,C,h,w] of the latents of an image size in pixels."""
     vae = architecture.vae
     return rows, vae.latent_channels, height // vae.downscale, width // vae.downscale
+
+
+def noise_of(request: Request, images: range, architecture: Architecture) -> NoiseSource:
+    """Return what draws the noise of some images of a request."""
+    size = latents_shape(architecture, len(images), request.height, request.width)
+    resize_from = None
+    if request.seed_width is not None and request.seed_height is not None:
+        shape = latents_shape(architecture, 1, request.seed_height, request.seed_width)
+        resize_from = shape[2:]
+    variation = request.variation_seed
+    return NoiseSource(
+        [request.seeds[i] for i in images],
+        size[1:],
+        kind=request.noise,
+        variation_seeds=None if variation is None else [variation + i for i in images],
+        variation_strength=request.variation_strength,
+        resize_from=resize_from,
+    )
 
 
 def _row_plans(

@@ -1,12 +1,17 @@
 """Stands for TensorRT's run time: engines are descriptions of ONNX files, computed by onnxruntime.
 
-It refuses what TensorRT refuses: shapes outside the chosen profile, tensors without an address,
-names that the engine does not have.
+Contexts queue on streams of the native runtime's CPU device, which captures and replays as a GPU
+does. It refuses what TensorRT refuses: shapes outside the chosen profile, tensors without an
+address, names that the engine does not have, a first run within a capture, too little scratch. And
+it writes all over its scratch, as engines do, so that whatever else lies there is lost.
 """
 
 from __future__ import annotations
 
+import ctypes
+import enum
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,83 +27,121 @@ from sdengine.backends.base import Compiled, CompileSpec
 from sdengine.export import tensorrt_engine
 from sdengine.export.export import ExportedNetwork
 
+DTYPES = {"tensor(float16)": "f2", "tensor(int64)": "i8", "tensor(float)": "f4"}
 
-class HostBuffer:
-    """Stands for memory of a GPU."""
 
-    live: ClassVar[dict[int, HostBuffer]] = {}
+class Gpu:
+    """The device that contexts compute on, and how much of it may be had."""
 
-    def __init__(self, size_bytes: int) -> None:
-        self.address = 4096 * (len(self.live) + 1)
-        self.content = bytearray(size_bytes)
-        self.live[self.address] = self
+    device: ClassVar[_native.CpuDevice] = _native.CpuDevice()
 
-    def upload(self, array: np.ndarray[Any, Any]) -> None:
-        assert array.nbytes <= len(self.content) and array.flags.c_contiguous
-        self.content[: array.nbytes] = array.tobytes()
 
-    def download(self, array: np.ndarray[Any, Any]) -> None:
-        assert array.nbytes <= len(self.content) and array.flags.c_contiguous
-        array[...] = np.frombuffer(self.content, array.dtype, array.size).reshape(array.shape)
+def memory_at(address: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Give an array over memory."""
+    size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    content: Any = (ctypes.c_ubyte * size_bytes).from_address(address)
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+class ExecutionContextAllocationStrategy(enum.Enum):
+    """Who gives a context its scratch."""
+
+    STATIC = 0
+    USER_MANAGED = 2
 
 
 class Context:
     """Runs an engine at one profile."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, strategy: ExecutionContextAllocationStrategy) -> None:
+        assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         self.engine = engine
-        self.profile: dict[str, list[list[int]]] = {}
+        self.profile = -1
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
+        self.scratch = (0, 0)
+        self.runs = 0
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        self.profile = self.engine.profiles[index]
-        return True
+        self.profile = index
+        return 0 <= index < self.engine.num_optimization_profiles
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        least, _, most = self.profile[name]
+        least, _, most = self.engine.profiles[self.profile][name]
         self.shapes[name] = tuple(shape)
         return all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
-        return name in self.engine.names and address in HostBuffer.live
+        return name in self.engine.names and address % 256 == 0
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        assert self.shapes.keys() == {port.name for port in self.engine.session.get_inputs()}
+        return self.engine.get_device_memory_size_for_profile_v2(self.profile)
+
+    def set_device_memory(self, address: int, size_bytes: int) -> None:
+        assert address % 256 == 0
+        assert size_bytes >= self.engine.get_device_memory_size_for_profile_v2(self.profile)
+        self.scratch = (address, size_bytes)
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self.engine.capturable
 
     def execute_async_v3(self, stream: int) -> bool:
+        assert self.addresses.keys() == self.engine.names and self.scratch[0]
+        self.engine.enqueued += 1
+        before = self.runs
+        Gpu.device.enqueue(stream, self._run)
+        # What is captured does not run yet: that must not be a context's first run.
+        return self.runs > before or (before > 0 and self.engine.capturable)
+
+    def _run(self) -> None:
+        self.runs += 1
+        self.engine.runs += 1
         session = self.engine.session
-        feeds = {}
-        for port in session.get_inputs():
-            dtype = np.dtype({"tensor(float16)": "f2", "tensor(int64)": "i8"}.get(port.type, "f4"))
-            shape = self.shapes[port.name]
-            content = HostBuffer.live[self.addresses[port.name]].content
-            feeds[port.name] = np.frombuffer(content, dtype, int(np.prod(shape))).reshape(shape)
+        feeds = {
+            port.name: memory_at(
+                self.addresses[port.name], DTYPES[port.type], self.shapes[port.name]
+            ).copy()
+            for port in session.get_inputs()
+        }
+        address, size_bytes = self.scratch
+        memory_at(address, "u1", (size_bytes,))[:] = 0xFF
         names = [port.name for port in session.get_outputs()]
         for name, value in zip(names, session.run(names, feeds), strict=True):
-            HostBuffer.live[self.addresses[name]].upload(np.ascontiguousarray(value))
-        self.engine.runs += 1
-        return True
+            if self.engine.gives_nan_in_run == self.engine.runs:
+                value = np.full_like(value, np.nan)
+            memory_at(self.addresses[name], value.dtype.str, value.shape)[...] = value
 
 
 class Engine:
     """Reads a description that `compile_fake` wrote."""
 
     made: ClassVar[list[Engine]] = []
+    capturable: ClassVar[bool] = True
 
     def __init__(self, content: bytes) -> None:
         described = json.loads(content)
-        self.profiles = described["profiles"]
+        self.network = Path(described["onnx"]).stem
+        self.profiles: list[dict[str, list[list[int]]]] = described["profiles"]
         self.num_optimization_profiles = len(self.profiles)
         self.session = onnxruntime.InferenceSession(described["onnx"])
         ports = (*self.session.get_inputs(), *self.session.get_outputs())
         self.names = {port.name for port in ports}
+        self.enqueued = 0  # calls from Python
         self.runs = 0
+        self.gives_nan_in_run = 0
         self.made.append(self)
 
     def get_tensor_profile_shape(self, name: str, index: int) -> list[list[int]]:
         return list(self.profiles[index][name])
 
-    def create_execution_context(self) -> Context:
-        return Context(self)
+    def get_device_memory_size_for_profile_v2(self, index: int) -> int:
+        inputs = sum(math.prod(shapes[2]) for shapes in self.profiles[index].values())
+        return 1000 + 100 * inputs
+
+    def create_execution_context(self, strategy: ExecutionContextAllocationStrategy) -> Context:
+        return Context(self, strategy)
 
 
 class Runtime:
@@ -130,15 +173,27 @@ def compile_fake(
     return Compiled([path.name])
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> None:
+def made(network: str) -> list[Engine]:
+    """Return the engines of a network, in the order in which they were opened."""
+    found = [engine for engine in Engine.made if network in engine.network]
+    return [engine for engine in found if network != "text_encoder" or "_2" not in engine.network]
+
+
+def install(monkeypatch: pytest.MonkeyPatch, limit_bytes: int = 0) -> None:
     """Put the stand-ins into the places of TensorRT-RTX and of the GPU."""
     module = ModuleType("tensorrt_rtx")
-    module.__dict__.update(__version__="0.0", Runtime=Runtime, Logger=Logger)
+    module.__dict__.update(
+        __version__="0.0",
+        Runtime=Runtime,
+        Logger=Logger,
+        ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
+    )
     module.__spec__ = sys.modules["json"].__spec__
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
     monkeypatch.setattr(tensorrt_engine, "compile_engine", compile_fake)
     monkeypatch.setattr(_native, "cuda_available", lambda: (True, "a GPU that is none"))
-    monkeypatch.setattr(_native, "CudaBuffer", HostBuffer)
-    monkeypatch.setattr(_native, "cuda_synchronize", lambda: None)
+    monkeypatch.setattr(Gpu, "device", _native.CpuDevice(limit_bytes))
+    monkeypatch.setattr(_native, "cuda_device", lambda index=0: Gpu.device)
     monkeypatch.setattr(Engine, "made", [])
+    monkeypatch.setattr(Engine, "capturable", True)
     assert tensorrt.TensorRtRtxBackend().available()[0]

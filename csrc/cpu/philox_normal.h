@@ -34,6 +34,13 @@ class PhiloxNormal {
   // Writes `count` values, the generator's next draw.
   void fill(float* out, std::size_t count);
 
+  // Writes `count` values of a seed's draw, counted from 0.
+  static void draw(std::uint64_t seed, std::uint32_t number, float* out, std::size_t count);
+
+  std::uint64_t seed() const { return seed_; }
+  // Returns the number of the next draw and counts it as taken.
+  std::uint32_t take() { return draws_++; }
+
  private:
   std::uint64_t seed_;
   std::uint32_t draws_ = 0;

@@ -147,6 +147,25 @@ class CudaDevice final : public runtime::Device {
     cuda::finish_step(buffers, as<cudaStream_t>(stream));
   }
 
+  void scale(const float* source, std::size_t num_elements, double factor, void* out,
+             runtime::DataType type, RawHandle stream) override {
+    use();
+    cuda::scale(source, num_elements, factor, out, type, as<cudaStream_t>(stream));
+  }
+
+  void to_pixels(const void* images, runtime::DataType type, std::size_t batch,
+                 std::size_t num_pixels, std::uint8_t* out, std::int32_t* not_finite,
+                 RawHandle stream) override {
+    use();
+    cuda::images_to_uint8(images, type, batch, num_pixels, out, not_finite, stream);
+  }
+
+  void draw_philox(std::uint64_t seed, std::uint32_t number, float* out, std::size_t count,
+                   RawHandle stream) override {
+    use();
+    cuda::draw_philox(seed, number, out, count, as<cudaStream_t>(stream));
+  }
+
  protected:
   void* do_allocate(std::size_t size_bytes) override {
     use();

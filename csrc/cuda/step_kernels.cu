@@ -103,7 +103,35 @@ void finish(const runtime::StepBuffers& buffers, cudaStream_t stream) {
   launch(AdvanceBody{buffers.state}, 1, stream, "moving to the next step");
 }
 
+template <typename T>
+struct ScaleBody {
+  const float* source;
+  float factor;
+  T* out;
+
+  SDENGINE_BODY void operator()(std::size_t e) const { out[e] = from_float<T>(factor * source[e]); }
+};
+
+template <typename T>
+void scale_as(const float* source, std::size_t num_elements, double factor, void* out,
+              cudaStream_t stream) {
+  launch(ScaleBody<T>{source, static_cast<float>(factor), static_cast<T*>(out)}, num_elements,
+         stream, "starting scale");
+}
+
 }  // namespace
+
+void scale(const float* source, std::size_t num_elements, double factor, void* out,
+           runtime::DataType type, cudaStream_t stream) {
+  switch (type) {
+    case runtime::DataType::kFloat32:
+      return scale_as<float>(source, num_elements, factor, out, stream);
+    case runtime::DataType::kFloat16:
+      return scale_as<__half>(source, num_elements, factor, out, stream);
+    case runtime::DataType::kBFloat16:
+      return scale_as<__nv_bfloat16>(source, num_elements, factor, out, stream);
+  }
+}
 
 void prepare_step(const runtime::StepBuffers& buffers, cudaStream_t stream) {
   switch (buffers.type) {

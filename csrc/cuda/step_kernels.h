@@ -10,4 +10,12 @@ namespace sdengine::cuda {
 void prepare_step(const runtime::StepBuffers& buffers, cudaStream_t stream);
 void finish_step(const runtime::StepBuffers& buffers, cudaStream_t stream);
 
+// Device::scale.
+void scale(const float* source, std::size_t num_elements, double factor, void* out,
+           runtime::DataType type, cudaStream_t stream);
+
+// Device::draw_philox.
+void draw_philox(std::uint64_t seed, std::uint32_t number, float* out, std::size_t count,
+                 cudaStream_t stream);
+
 }  // namespace sdengine::cuda

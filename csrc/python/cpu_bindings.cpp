@@ -1,14 +1,11 @@
 #include <pybind11/stl.h>
 
-#include <mutex>
 #include <optional>
 
 #include "common/errors.h"
 #include "cpu/kernels.h"
-#include "cpu/mersenne_normal.h"
-#include "cpu/philox_normal.h"
-#include "python/arrays.h"
 #include "python/bindings.h"
+#include "python/generators.h"
 
 namespace py = pybind11;
 
@@ -90,25 +87,6 @@ py::array_t<std::uint8_t> images_to_uint8(const py::array& images) {
   if (!finite) throw NonFiniteError("images: contain NaN or infinity; expected -1 to 1");
   return pixels;
 }
-
-// A generator that threads may share: a draw is never interleaved with another.
-template <typename Generator>
-class SharedNormal {
- public:
-  explicit SharedNormal(std::uint64_t seed) : generator_(seed) {}
-
-  void fill(py::array out) {
-    float* const values = output<float>("out", out);
-    const auto count = static_cast<std::size_t>(out.size());
-    const py::gil_scoped_release unlocked;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    generator_.fill(values, count);
-  }
-
- private:
-  Generator generator_;
-  std::mutex mutex_;
-};
 
 template <typename Generator>
 void bind_normal(py::module_& module, const char* name, const char* description) {

@@ -5,11 +5,11 @@
 #include <cstring>
 #include <memory>
 #include <new>
-#include <stdexcept>
 #include <utility>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "cpu/philox_normal.h"
+#include "runtime/cpu_kernels.h"
 #include "runtime/errors.h"
 
 namespace sdengine::runtime {
@@ -28,37 +28,6 @@ std::size_t physical_bytes(int pages_name) {
   const long pages = sysconf(pages_name), page_bytes = sysconf(_SC_PAGESIZE);
   if (pages < 0 || page_bytes < 0) return 0;
   return static_cast<std::size_t>(pages) * static_cast<std::size_t>(page_bytes);
-}
-
-const double* current_row(const StepBuffers& buffers) {
-  return buffers.rows + static_cast<std::size_t>(buffers.state->row) * kRowDoubles;
-}
-
-void prepare(const StepBuffers& buffers) {
-  const double* const row = current_row(buffers);
-  cpu::scale_duplicate(buffers.registers, buffers.num_elements, static_cast<float>(row[0]),
-                       buffers.copies, static_cast<float*>(buffers.sample));
-  for (std::size_t i = 0; i < buffers.num_timesteps; ++i) {
-    buffers.timestep[i] = static_cast<float>(row[1]);
-  }
-}
-
-void finish(const StepBuffers& buffers) {
-  StepState& state = *buffers.state;
-  const auto R = static_cast<std::size_t>(state.num_registers);
-  const double* const A = current_row(buffers) + 2;
-  const StepCoefficients coefficients{A, A + R * R, A + R * R + R, R};
-  const bool finite = cpu::guided_step(
-      buffers.registers, static_cast<const float*>(buffers.noise_pred), buffers.noise,
-      buffers.num_elements, buffers.copies == 2, state.guidance_scale, coefficients);
-  ++state.row;
-  if (!finite && state.not_finite_step == 0) state.not_finite_step = state.row;
-}
-
-void check_type(const StepBuffers& buffers) {
-  if (buffers.type != DataType::kFloat32) {
-    throw std::invalid_argument("type: the CPU device computes steps in float32 only");
-  }
 }
 
 }  // namespace
@@ -160,13 +129,27 @@ void CpuDevice::launch(RawHandle graph, RawHandle stream) {
 void CpuDevice::destroy_graph(RawHandle graph) noexcept { delete reinterpret_cast<Work*>(graph); }
 
 void CpuDevice::prepare_step(const StepBuffers& buffers, RawHandle stream) {
-  check_type(buffers);
-  enqueue([buffers] { prepare(buffers); }, stream);
+  enqueue([buffers] { cpu_prepare_step(buffers); }, stream);
 }
 
 void CpuDevice::finish_step(const StepBuffers& buffers, RawHandle stream) {
-  check_type(buffers);
-  enqueue([buffers] { finish(buffers); }, stream);
+  enqueue([buffers] { cpu_finish_step(buffers); }, stream);
+}
+
+void CpuDevice::scale(const float* source, std::size_t num_elements, double factor, void* out,
+                      DataType type, RawHandle stream) {
+  enqueue([=] { cpu_scale(source, num_elements, factor, out, type); }, stream);
+}
+
+void CpuDevice::to_pixels(const void* images, DataType type, std::size_t batch,
+                          std::size_t num_pixels, std::uint8_t* out, std::int32_t* not_finite,
+                          RawHandle stream) {
+  enqueue([=] { cpu_to_pixels(images, type, batch, num_pixels, out, not_finite); }, stream);
+}
+
+void CpuDevice::draw_philox(std::uint64_t seed, std::uint32_t number, float* out, std::size_t count,
+                            RawHandle stream) {
+  enqueue([=] { cpu::PhiloxNormal::draw(seed, number, out, count); }, stream);
 }
 
 }  // namespace sdengine::runtime

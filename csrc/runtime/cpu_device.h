@@ -44,6 +44,12 @@ class CpuDevice final : public Device {
 
   void prepare_step(const StepBuffers& buffers, RawHandle stream) override;
   void finish_step(const StepBuffers& buffers, RawHandle stream) override;
+  void scale(const float* source, std::size_t num_elements, double factor, void* out, DataType type,
+             RawHandle stream) override;
+  void to_pixels(const void* images, DataType type, std::size_t batch, std::size_t num_pixels,
+                 std::uint8_t* out, std::int32_t* not_finite, RawHandle stream) override;
+  void draw_philox(std::uint64_t seed, std::uint32_t number, float* out, std::size_t count,
+                   RawHandle stream) override;
 
  protected:
   void* do_allocate(std::size_t size_bytes) override;

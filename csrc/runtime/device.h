@@ -71,6 +71,18 @@ class Device {
   // Queues guidance and the step of the state's row in place, then moves the state to the next row.
   virtual void finish_step(const StepBuffers& buffers, RawHandle stream) = 0;
 
+  // Queues out = factor * source, [num_elements] of `type`.
+  virtual void scale(const float* source, std::size_t num_elements, double factor, void* out,
+                     DataType type, RawHandle stream) = 0;
+  // Queues images [batch,3,num_pixels] of -1 to 1 as pixels [batch,num_pixels,3]; not_finite, one
+  // integer of the device, becomes 1 where a value is NaN or infinite and else stays.
+  virtual void to_pixels(const void* images, DataType type, std::size_t batch,
+                         std::size_t num_pixels, std::uint8_t* out, std::int32_t* not_finite,
+                         RawHandle stream) = 0;
+  // Queues cpu::PhiloxNormal::draw of a seed's draw `number` into out [count].
+  virtual void draw_philox(std::uint64_t seed, std::uint32_t number, float* out, std::size_t count,
+                           RawHandle stream) = 0;
+
  protected:
   virtual void* do_allocate(std::size_t size_bytes) = 0;
   virtual void do_release(void* block) noexcept = 0;

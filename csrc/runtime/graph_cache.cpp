@@ -42,6 +42,13 @@ void GraphCache::launch(const GraphKey& key, RawHandle stream, const Record& rec
   device_->record(entry->last_launch.raw(), stream);
 }
 
+void GraphCache::drop(const GraphKey& key) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = positions_.find(key);
+  if (found != positions_.end()) retire(found->second);
+  destroy_ended();
+}
+
 void GraphCache::clear() {
   const std::lock_guard<std::mutex> lock(mutex_);
   while (!entries_.empty()) retire(entries_.begin());

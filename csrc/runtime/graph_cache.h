@@ -54,6 +54,9 @@ class GraphCache {
   // Queues the graph of `key` on the stream, capturing it first where it is missing.
   void launch(const GraphKey& key, RawHandle stream, const Record& record);
 
+  // Drops the graph of `key` if it is there, before what it was captured from goes.
+  void drop(const GraphKey& key);
+
   // Drops every graph; those that run are destroyed once they have ended.
   void clear();
 

@@ -26,13 +26,14 @@ bool Program::needs_noise(std::size_t step) const {
 }
 
 StepTable::StepTable(const Program& program, double guidance_scale, std::size_t max_steps,
-                     std::size_t max_registers) {
+                     std::size_t max_registers, std::size_t first_step) {
   check_count("steps", program.num_steps, max_steps);
   check_count("registers", program.num_registers, std::min(max_registers, kMaxRegisters));
   packed_.assign(kStateDoubles + program.num_steps * kRowDoubles, 0.0);
 
   StepState state{};
   state.guidance_scale = guidance_scale;
+  state.row = static_cast<std::int32_t>(first_step);
   state.num_registers = static_cast<std::int32_t>(program.num_registers);
   std::memcpy(packed_.data(), &state, sizeof state);
 

@@ -23,9 +23,10 @@ struct Program {
 // Packs state and rows as they lie in device memory; one copy brings a whole program there.
 class StepTable {
  public:
+  // first_step: the one to run next.
   // Throws std::invalid_argument for more than max_steps or max_registers, or for none.
   StepTable(const Program& program, double guidance_scale, std::size_t max_steps,
-            std::size_t max_registers);
+            std::size_t max_registers, std::size_t first_step = 0);
 
   static std::size_t size_bytes_for(std::size_t num_steps) {
     return sizeof(StepState) + num_steps * kRowDoubles * sizeof(double);

@@ -79,34 +79,92 @@ std::vector<Region> trajectory_regions(const TrajectoryShape& shape) {
 }
 
 Trajectory::Trajectory(const MemoryPool& pool, const std::string& set, const TrajectoryShape& shape,
-                       GraphCache& graphs, GraphKey key)
+                       GraphCache& graphs, GraphKey key, Launch launch,
+                       std::shared_ptr<const Stream> stream)
     : device_(pool.device()),
       shape_(shape),
       graphs_(graphs),
       key_(std::move(key)),
+      launch_(launch),
       buffers_(buffers_in(pool, set, shape)),
-      stream_(make_stream(device_)),
+      stream_(stream != nullptr ? std::move(stream)
+                                : std::make_shared<const Stream>(make_stream(device_))),
       step_events_{make_event(device_), make_event(device_)},
       noise_(shape.num_elements) {}
 
 Trajectory::~Trajectory() { come_to_rest(); }
 
-void Trajectory::warm_up(const Network& network) { graphs_.warm_up(key_, record_step(network)); }
+void Trajectory::warm_up(const Network& network) {
+  if (launch_ == Launch::kGraph) graphs_.warm_up(key_, record_step(network));
+}
 
 void Trajectory::run(const Program& program, double guidance_scale, const Network& network,
                      const float* initial, const NoiseSource& noise, Progress& progress,
                      float* latents) {
+  start(program, guidance_scale, initial);
   progress.steps_done = 0;
+  advance(program, 0, program.num_steps, network, uploaded(noise), progress);
+  read(program.num_steps, latents);
+  progress.steps_done = program.num_steps;
+}
+
+void Trajectory::start(const Program& program, double guidance_scale, const float* initial) {
+  or_rest([&] {
+    upload_table(program, guidance_scale, 0);
+    const std::size_t size_bytes = shape_.num_elements * sizeof(float);
+    device_->upload(buffers_.registers, initial, size_bytes, stream());
+    device_->fill(buffers_.registers + shape_.num_elements, 0,
+                  size_bytes * (program.num_registers - 1), stream());
+  });
+}
+
+void Trajectory::advance(const Program& program, std::size_t first, std::size_t end,
+                         const Network& network, const DeviceNoise& noise, Progress& progress) {
+  check_range("end", end, 0, program.num_steps);
+  or_rest([&] { queue_steps(program, first, end, network, noise, progress); });
+}
+
+void Trajectory::read(std::size_t num_steps, float* latents) {
+  or_rest([&] {
+    StepState state{};
+    device_->download(&state, buffers_.state, sizeof state, stream());
+    device_->download(latents, buffers_.registers, shape_.num_elements * sizeof(float), stream());
+    device_->synchronize(stream());
+    if (state.not_finite_step != 0) {
+      throw NonFiniteError("unet: evaluation " + std::to_string(state.not_finite_step) + " of " +
+                           std::to_string(num_steps) + " gave NaN or infinity");
+    }
+  });
+}
+
+void Trajectory::save(std::size_t num_registers, float* registers) {
+  check_range("registers", num_registers, 1, shape_.max_registers);
+  or_rest([&] {
+    device_->download(registers, buffers_.registers,
+                      num_registers * shape_.num_elements * sizeof(float), stream());
+    device_->synchronize(stream());
+  });
+}
+
+void Trajectory::resume(const Program& program, double guidance_scale, const float* registers,
+                        std::size_t next) {
+  check_range("next", next, 0, program.num_steps);
+  or_rest([&] {
+    upload_table(program, guidance_scale, next);
+    device_->upload(buffers_.registers, registers,
+                    program.num_registers * shape_.num_elements * sizeof(float), stream());
+  });
+}
+
+// What is queued still uses the buffers when something throws; the next run must find them at rest.
+template <typename Work>
+void Trajectory::or_rest(const Work& work) {
   try {
-    start(program, guidance_scale, initial);
-    run_steps(program, network, noise, progress);
-    finish(program.num_steps, latents);
+    work();
   } catch (...) {
-    // What is queued still uses the buffers; the next run must find them at rest.
     come_to_rest();
     throw;
   }
-  progress.steps_done = program.num_steps;
 }
 
 GraphCache::Record Trajectory::record_step(const Network& network) const {
@@ -117,56 +175,46 @@ GraphCache::Record Trajectory::record_step(const Network& network) const {
   };
 }
 
-void Trajectory::start(const Program& program, double guidance_scale, const float* initial) {
-  const StepTable table(program, guidance_scale, shape_.max_steps, shape_.max_registers);
-  const RawHandle stream = stream_.raw();
-  device_->upload(buffers_.state, table.data(), table.size_bytes(), stream);
-  const std::size_t size_bytes = shape_.num_elements * sizeof(float);
-  device_->upload(buffers_.registers, initial, size_bytes, stream);
-  device_->fill(buffers_.registers + shape_.num_elements, 0,
-                size_bytes * (program.num_registers - 1), stream);
+DeviceNoise Trajectory::uploaded(const NoiseSource& noise) {
+  return [this, &noise](float* target, RawHandle stream) {
+    noise(noise_.data());
+    device_->upload(target, noise_.data(), shape_.num_elements * sizeof(float), stream);
+  };
 }
 
-void Trajectory::run_steps(const Program& program, const Network& network, const NoiseSource& noise,
-                           Progress& progress) {
+void Trajectory::upload_table(const Program& program, double guidance_scale, std::size_t next) {
+  const StepTable table(program, guidance_scale, shape_.max_steps, shape_.max_registers, next);
+  device_->upload(buffers_.state, table.data(), table.size_bytes(), stream());
+}
+
+void Trajectory::queue_steps(const Program& program, std::size_t first, std::size_t end,
+                             const Network& network, const DeviceNoise& noise, Progress& progress) {
   const GraphCache::Record record = record_step(network);
-  const RawHandle stream = stream_.raw();
-  for (std::size_t k = 0; k < program.num_steps; ++k) {
-    if (k >= kQueueDepth) {
+  for (std::size_t k = first; k < end; ++k) {
+    if (k >= first + kQueueDepth) {
       device_->wait_for(step_events_[k % kQueueDepth].raw());
       progress.steps_done = k - kQueueDepth + 1;
     }
-    if (k > 0 && device_->is_done(step_events_[(k - 1) % kQueueDepth].raw())) {
+    if (k > first && device_->is_done(step_events_[(k - 1) % kQueueDepth].raw())) {
       progress.steps_done = k;
     }
     if (progress.cancel) {
       throw Cancelled("cancelled before evaluation " + std::to_string(k + 1) + " of " +
                       std::to_string(program.num_steps));
     }
-    if (program.needs_noise(k)) {
-      noise(noise_.data());
-      device_->upload(buffers_.noise, noise_.data(), shape_.num_elements * sizeof(float), stream);
+    if (program.needs_noise(k)) noise(buffers_.noise, stream());
+    if (launch_ == Launch::kGraph) {
+      graphs_.launch(key_, stream(), record);
+    } else {
+      record(stream());
     }
-    graphs_.launch(key_, stream, record);
-    device_->record(step_events_[k % kQueueDepth].raw(), stream);
-  }
-}
-
-void Trajectory::finish(std::size_t num_steps, float* latents) {
-  const RawHandle stream = stream_.raw();
-  StepState state{};
-  device_->download(&state, buffers_.state, sizeof state, stream);
-  device_->download(latents, buffers_.registers, shape_.num_elements * sizeof(float), stream);
-  device_->synchronize(stream);
-  if (state.not_finite_step != 0) {
-    throw NonFiniteError("unet: evaluation " + std::to_string(state.not_finite_step) + " of " +
-                         std::to_string(num_steps) + " gave NaN or infinity");
+    device_->record(step_events_[k % kQueueDepth].raw(), stream());
   }
 }
 
 void Trajectory::come_to_rest() noexcept {
   try {
-    device_->synchronize(stream_.raw());
+    device_->synchronize(stream());
   } catch (const DeviceError&) {
     // A device that failed runs nothing any more; the error that led here says more.
   }

@@ -42,15 +42,29 @@ using Network = std::function<void(RawHandle stream)>;
 // Writes [num_elements] unit noise for the next evaluation that needs some.
 using NoiseSource = std::function<void(float* noise)>;
 
+// The same, queued on the device: target is the region "noise".
+using DeviceNoise = std::function<void(float* target, RawHandle stream)>;
+
+// How a step reaches the device: as one captured graph, or piece by piece where a network cannot be
+// captured.
+enum class Launch { kGraph, kPlain };
+
 // Runs sampler programs on a device without leaving this code between the steps. The hot loop
 // allocates nothing on the device: a step is one graph launch, plus one upload where fresh noise
-// enters. One image at a time; the pool's lease is the caller's.
+// of the host enters. One image at a time; the pool's lease is the caller's.
+//
+// `run` is all of a program. start, advance and read are its parts, for a caller who changes the
+// network's other inputs or looks at the latents between two steps; what it queues on stream()
+// meanwhile is in order with the steps. save and resume give the memory to somebody else between.
+// Each throws DeviceError, and leaves nothing queued when it throws.
 class Trajectory {
  public:
   // pool: holds trajectory_regions(shape) in the set named `set`. Pool and graphs must outlive this
-  // object. Throws std::invalid_argument for a region that is missing or too small.
+  // object. stream: where to queue; null for one of its own.
+  // Throws std::invalid_argument for a region that is missing or too small.
   Trajectory(const MemoryPool& pool, const std::string& set, const TrajectoryShape& shape,
-             GraphCache& graphs, GraphKey key);
+             GraphCache& graphs, GraphKey key, Launch launch = Launch::kGraph,
+             std::shared_ptr<const Stream> stream = nullptr);
   // Waits for what is queued.
   ~Trajectory();
   Trajectory(const Trajectory&) = delete;
@@ -68,25 +82,47 @@ class Trajectory {
   void run(const Program& program, double guidance_scale, const Network& network,
            const float* initial, const NoiseSource& noise, Progress& progress, float* latents);
 
+  // Brings a program and r[0] to the device; the other registers start as zero.
+  void start(const Program& program, double guidance_scale, const float* initial);
+
+  // Queues the evaluations `first` to `end` - 1 of the program that was started. The work may still
+  // run when this returns.
+  void advance(const Program& program, std::size_t first, std::size_t end, const Network& network,
+               const DeviceNoise& noise, Progress& progress);
+
+  // Waits, and writes r[0]. Throws NonFiniteError naming the evaluation of `num_steps`.
+  void read(std::size_t num_steps, float* latents);
+
+  // Waits, and writes the registers [num_registers,num_elements].
+  void save(std::size_t num_registers, float* registers);
+
+  // Brings a program and what `save` wrote before evaluation `next` to the device.
+  void resume(const Program& program, double guidance_scale, const float* registers,
+              std::size_t next);
+
   const StepBuffers& buffers() const { return buffers_; }
+  RawHandle stream() const { return stream_->raw(); }
 
  private:
   // Steps that may be queued ahead: enough to keep a GPU busy, few enough to cancel at once.
   static constexpr std::size_t kQueueDepth = 2;
 
   GraphCache::Record record_step(const Network& network) const;
-  void start(const Program& program, double guidance_scale, const float* initial);
-  void run_steps(const Program& program, const Network& network, const NoiseSource& noise,
-                 Progress& progress);
-  void finish(std::size_t num_steps, float* latents);
+  DeviceNoise uploaded(const NoiseSource& noise);
+  void upload_table(const Program& program, double guidance_scale, std::size_t next);
+  void queue_steps(const Program& program, std::size_t first, std::size_t end,
+                   const Network& network, const DeviceNoise& noise, Progress& progress);
   void come_to_rest() noexcept;
+  template <typename Work>
+  void or_rest(const Work& work);
 
   std::shared_ptr<Device> device_;
   TrajectoryShape shape_;
   GraphCache& graphs_;
   GraphKey key_;
+  Launch launch_;
   StepBuffers buffers_;
-  Stream stream_;
+  std::shared_ptr<const Stream> stream_;
   Event step_events_[kQueueDepth];
   std::vector<float> noise_;  // on its way to the device
 };

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from sdengine import _native
+from sdengine.backends.arena import (
+    Region,
+    Sizes,
+    needs_of,
+    plan_size,
+    recorded_scratch,
+    text_encoders,
+    usual_sizes,
+)
 from sdengine.backends.base import (
-    Array,
     Compiled,
     CompileSpec,
     Module,
@@ -20,84 +27,16 @@ from sdengine.backends.base import (
     resolve_shapes,
     symbol_sizes,
 )
+from sdengine.backends.gpu_engine import GpuEngine, piece_shape
+from sdengine.backends.gpu_module import GpuDecoder, GpuModule
+from sdengine.backends.gpu_session import GpuSession
+from sdengine.backends.gpu_unet import GpuUNet
 from sdengine.bundle.reader import Bundle
-from sdengine.errors import BackendUnavailableError, BundleError, ConfigError, DeviceError
+from sdengine.errors import BackendUnavailableError, BundleError, ConfigError
+from sdengine.memory_budget import MemoryBudget, SizeNeeds
 
 if TYPE_CHECKING:
     from sdengine.export.export import ExportedNetwork
-
-_NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int64": np.int64}
-
-
-class TensorRtModule:
-    """One engine with a context at one image size.
-
-    The engine computes a fixed number of rows: fewer are filled up, more take several runs. Arrays
-    are fp32 on this side; engines of fp16 and bf16 get and give rounded values.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        context: Any,
-        rows: int,
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-        engine_dtypes: Mapping[str, str],
-    ) -> None:
-        self.name = name
-        self.inputs = inputs
-        self.outputs = outputs
-        self._context: Any = context
-        self._rows = rows
-        self._dtypes = dict(engine_dtypes)
-        self._buffers: dict[str, _native.CudaBuffer] = {}
-        self._host: dict[str, Array] = {}
-        self._results = {
-            spec.name: np.empty(tuple(map(int, spec.shape)), _NUMPY["float32"]) for spec in outputs
-        }
-        for spec in (*inputs, *outputs):
-            shape = self._piece_shape(spec)
-            host = np.zeros(shape, _NUMPY[self._dtypes[spec.name]])
-            self._host[spec.name] = host
-            self._buffers[spec.name] = _native.CudaBuffer(max(host.nbytes, 1))
-            if spec in inputs and not context.set_input_shape(spec.name, shape):
-                raise DeviceError(f"{name}: the engine refuses {spec.name} {list(shape)}.")
-            if not context.set_tensor_address(spec.name, self._buffers[spec.name].address):
-                raise DeviceError(f"{name}: the engine has no tensor {spec.name!r}.")
-
-    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Compute the outputs by name; every input must be given at its shape."""
-        if self._context is None:
-            raise DeviceError(f"{self.name}: the network was closed.")
-        total = int(self.inputs[0].shape[0])
-        for first in range(0, total, self._rows):
-            count = min(self._rows, total - first)
-            for spec in self.inputs:
-                host = self._host[spec.name]
-                host[:count] = to_engine(inputs[spec.name][first : first + count], host.dtype)
-                self._buffers[spec.name].upload(host)
-            if not self._context.execute_async_v3(0):
-                raise DeviceError(f"{self.name}: the engine did not run.")
-            _native.cuda_synchronize()
-            for spec in self.outputs:
-                host = self._host[spec.name]
-                self._buffers[spec.name].download(host)
-                axis = _row_axis(spec)
-                source = host[(slice(None),) * axis + (slice(count),)]
-                target = self._results[spec.name]
-                target[(slice(None),) * axis + (slice(first, first + count),)] = from_engine(source)
-        return self._results
-
-    def close(self) -> None:
-        """Free the context and its buffers; a second call does nothing."""
-        self._context = None
-        self._buffers.clear()
-
-    def _piece_shape(self, spec: TensorSpec) -> tuple[int, ...]:
-        shape = [int(size) for size in spec.shape]
-        shape[_row_axis(spec)] = self._rows
-        return tuple(shape)
 
 
 class TensorRtRtxBackend:
@@ -108,7 +47,10 @@ class TensorRtRtxBackend:
     extra = "sdengine[tensorrt-rtx]"
 
     def __init__(self) -> None:
-        self._engines: dict[Path, Any] = {}
+        self._engines: weakref.WeakValueDictionary[str, GpuEngine] = weakref.WeakValueDictionary()
+        self._kept: list[GpuEngine] = []  # unless memory is low, until the bundle is closed
+        self._budget: MemoryBudget | None = None
+        self._session: GpuSession | None = None
 
     def available(self) -> tuple[bool, str]:
         """Say whether the module and a GPU are there, and the version or what is lacking."""
@@ -149,32 +91,125 @@ class TensorRtRtxBackend:
     ) -> Module:
         """Open one network's engine at the profile of an image size; see `Backend.load`."""
         self.resolve(precision, bundle.manifest.precision)
-        trt = importlib.import_module(self.module)
         entry = bundle.network(network)
-        engine = self._engine(trt, bundle.path(entry.files[0]))
-        context = engine.create_execution_context()
-        rows, profile = _find_profile(engine, network, shapes)
-        context.set_optimization_profile_async(profile, 0)
+        session = self._opened_session(bundle)
+        engine = self._engine(bundle, network)
+        profile = engine.profile_of(shapes)
+        size = self._size_of(bundle, network, shapes)
+        set_name = self._set_for(size)
+        rows = engine.largest_sizes(profile)["batch"]
         inputs = tuple(TensorSpec(t.name, shapes[t.name], _seen(t.dtype)) for t in entry.inputs)
         found = resolve_shapes(network, entry.outputs, symbol_sizes(entry.inputs, shapes))
         outputs = tuple(TensorSpec(t.name, found[t.name], _seen(t.dtype)) for t in entry.outputs)
         dtypes = {t.name: t.dtype for t in (*entry.inputs, *entry.outputs)}
-        return TensorRtModule(network, context, rows, inputs, outputs, dtypes)
+        pieces = {spec.name: piece_shape(spec, rows) for spec in inputs}
+        context = engine.context(session, set_name, profile, pieces)
+        arguments = (context, session, set_name, rows, inputs, outputs, dtypes)
+        if network == "unet" and size is not None:
+            return GpuUNet(*arguments, image_size=size)
+        return (GpuDecoder if network == "vae_decoder" else GpuModule)(*arguments)
 
-    def _engine(self, trt: Any, path: Path) -> Any:
-        """Return the engine of a file; its weights are on the GPU once, whatever its sizes."""
-        if path not in self._engines:
-            engine = trt.Runtime(self._logger(trt)).deserialize_cuda_engine(path.read_bytes())
-            if engine is None:
-                raise DeviceError(
-                    f"{path}: {self.module} {trt.__version__} cannot load this engine on this "
-                    "GPU. Build the bundle again: sdengine build CHECKPOINT -o BUNDLE --gpu NAME."
-                )
-            self._engines[path] = engine
-        return self._engines[path]
+    def plan_memory(
+        self, bundle: Bundle, memory_bytes: int | None, low_memory: bool
+    ) -> MemoryBudget:
+        """Compare weights, scratch and tensors with the limit and with what the GPU has free."""
+        free_bytes, _ = self._device().memory_info()
+        available = min(free_bytes, memory_bytes or free_bytes)
+        source = "memory_bytes" if available == memory_bytes else "free on the GPU"
+        manifest = bundle.manifest
+        for name in (*text_encoders(manifest), "unet", "vae_decoder"):
+            bundle.network(name)  # or the bundle is no good
+        needs = []
+        for size in manifest.resolutions:
+            scratch = recorded_scratch(manifest, size)
+            sizes = {name: usual_sizes(manifest, name, *size) for name in scratch}
+            regions = plan_size(manifest, size, sizes, scratch)
+            needs.append(needs_of(bundle, size, regions, scratch))
+        self._budget = MemoryBudget(needs, available, source, low_memory)
+        return self._budget
 
-    def _logger(self, trt: Any) -> Any:
-        return trt.Logger(trt.Logger.ERROR)
+    def close(self) -> None:
+        """Free engines and arena; a second call does nothing."""
+        self._kept.clear()
+        self._session = None
+
+    def _device(self) -> _native.Device:
+        return _native.cuda_device()
+
+    def _opened_session(self, bundle: Bundle) -> GpuSession:
+        """Return the arena and what belongs to it, planned once from what the engines say."""
+        if self._session is None:
+            budget = self._budget or self.plan_memory(bundle, None, False)
+            try:
+                sets, needs = self._measured_sets(bundle, budget.low_memory)
+                budget.update(needs)
+            except BaseException:
+                self._kept.clear()
+                raise
+            fitting = budget.fitting()
+            largest = max(fitting, key=lambda size: size.arena_bytes)
+            others = largest.total_bytes(budget.low_memory) - largest.arena_bytes
+            self._session = GpuSession(
+                self._device(),
+                {size.name: sets[size.name] for size in fitting},
+                cap_bytes=budget.available_bytes - others,
+            )
+        return self._session
+
+    def _measured_sets(
+        self, bundle: Bundle, low_memory: bool
+    ) -> tuple[dict[str, list[Region]], list[SizeNeeds]]:
+        """Ask each engine what it computes in; keep all open, or one at a time."""
+        manifest = bundle.manifest
+        resolutions = [(width, height) for width, height in manifest.resolutions]
+        scratch: dict[tuple[int, int], dict[str, int | None]] = {s: {} for s in resolutions}
+        sizes: dict[tuple[int, int], dict[str, Sizes]] = {s: {} for s in resolutions}
+        for name in recorded_scratch(manifest, resolutions[0]):
+            engine = self._engine(bundle, name)
+            for width, height in resolutions:
+                usual = usual_sizes(manifest, name, width, height)
+                usual["sequence"] = manifest.architecture.text_encoders[0].max_length
+                profile = engine.profile_of(resolve_shapes(name, engine.entry.inputs, usual))
+                sizes[width, height][name] = engine.largest_sizes(profile)
+                scratch[width, height][name] = engine.scratch_bytes(profile)
+            if not low_memory:
+                self._kept.append(engine)
+            del engine  # or it would be there beside the next one
+        sets, needs = {}, []
+        for size in resolutions:
+            regions = plan_size(manifest, size, sizes[size], scratch[size])
+            needs.append(needs_of(bundle, size, regions, scratch[size]))
+            sets[needs[-1].name] = regions
+        return sets, needs
+
+    def _set_for(self, size: tuple[int, int] | None) -> str:
+        """Return the set of regions for height and width in pixels; any where there are none."""
+        assert self._session is not None and self._budget is not None
+        if size is None:
+            return next(iter(self._session.sets))
+        height, width = size
+        self._budget.check(width, height)
+        name = f"{width}x{height}"
+        if name not in self._session.sets:
+            raise BundleError(f"the bundle was not built for {name}.")
+        return name
+
+    def _size_of(
+        self, bundle: Bundle, network: str, shapes: Mapping[str, tuple[int, ...]]
+    ) -> tuple[int, int] | None:
+        """Return height and width in pixels of an image, where the network's inputs tell."""
+        found = symbol_sizes(bundle.network(network).inputs, shapes)
+        return (found["height"], found["width"]) if "height" in found else None
+
+    def _engine(self, bundle: Bundle, network: str) -> GpuEngine:
+        """Return a network's engine; its weights are on the GPU once, whatever its sizes."""
+        engine = self._engines.get(network)
+        if engine is None:
+            trt = importlib.import_module(self.module)
+            entry = bundle.network(network)
+            engine = GpuEngine(trt, network, bundle.path(entry.files[0]), entry)
+            self._engines[network] = engine
+        return engine
 
 
 class TensorRtBackend(TensorRtRtxBackend):
@@ -183,49 +218,6 @@ class TensorRtBackend(TensorRtRtxBackend):
     name = "tensorrt"
     module = "tensorrt"
     extra = "sdengine[tensorrt]"
-
-
-def to_engine(values: Array, dtype: np.dtype[Any]) -> Array:
-    """Round fp32 to fp16, or to bf16 as its upper 16 bits; other types stay as they are.
-
-    Ties go to the even number, as the hardware's conversions do.
-    """
-    if dtype != np.uint16:
-        with np.errstate(over="ignore"):  # the run time finds what is not finite
-            return values.astype(dtype, copy=False)
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    # NaN must stay one, whichever bits it has.
-    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
-
-
-def from_engine(values: Array) -> Array:
-    """Return fp32 from fp32, fp16 or the upper 16 bits of bf16."""
-    if values.dtype != np.uint16:
-        return values.astype(np.float32, copy=False)
-    return (values.astype(np.uint32) << 16).view(np.float32)
-
-
-def _find_profile(
-    engine: Any, network: str, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[int, int]:
-    """Return rows and number of the profile that shapes fit into, whatever their rows."""
-    for index in range(engine.num_optimization_profiles):
-        rows = 0
-        for name, shape in shapes.items():
-            least, _, most = engine.get_tensor_profile_shape(name, index)
-            pairs = zip(tuple(least)[1:], shape[1:], tuple(most)[1:], strict=True)
-            if not all(low <= size <= high for low, size, high in pairs):
-                break
-            rows = int(most[0])
-        else:
-            return rows, index
-    raise BundleError(f"{network}: the engine has no profile for {dict(shapes)}.")
-
-
-def _row_axis(spec: TensorSpec) -> int:
-    """Return which axis counts rows: hidden states have their layer before it."""
-    return 1 if spec.name in ("hidden_states", "normed_hidden_states") else 0
 
 
 def _seen(dtype: str) -> str:

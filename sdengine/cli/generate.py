@@ -83,11 +83,18 @@ def generate(
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Free each network once it is done.")
     ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The most that a GPU's bundle may take, such as 8GiB."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make images from a prompt. Values not given are the bundle's defaults."""
+    from sdengine.cli.plan import parse_bytes
     from sdengine.pipeline import load
     from sdengine.result import check_output
+
+    memory_bytes = None if memory is None else parse_bytes(memory)
 
     given = {
         "prompt": _one_or_many(prompt),
@@ -132,7 +139,7 @@ def generate(
             "`sdengine generate --help`."
         )
     with (
-        load(bundle, backend, precision or "auto", threads, low_memory) as engine,
+        load(bundle, backend, precision or "auto", threads, low_memory, memory_bytes) as engine,
         progress_bar() as progress,
     ):
         if recorded is not None:

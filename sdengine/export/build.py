@@ -37,6 +37,7 @@ from sdengine.export.memory import PeakMemory
 from sdengine.export.native.sensitivity import LayerError, exact_steps, layer_errors
 from sdengine.export.networks import PRECISIONS, size_multiple
 from sdengine.export.onnx_cache import open_cache
+from sdengine.export.scratch import scratch_by_size
 from sdengine.export.sizes import check_batch, check_multiples, parse_sizes
 from sdengine.export.tensorrt_engine import FLAVOURS, target_capabilities
 
@@ -271,6 +272,9 @@ class _Build:
         with self.stage(f"compile {name}"):
             compiled = get_backend(self.target).compile(exported, folder, self.spec)
             self.memory.add_process(compiled.peak_bytes)
+            if self.target in FLAVOURS and exported.onnx_path is not None:
+                contract = self.exporter.contract(name, precision)
+                options["scratch_bytes"] = scratch_by_size(exported.onnx_path, contract, self.spec)
         if self.measure_layers:
             with self.stage(f"measure {name}"):
                 self.layers[name] = self._measure(name, folder, compiled.files)

@@ -150,10 +150,6 @@ void refuses_what_does_not_fit() {
                                     TrajectoryShape{1, 1, 1, 1, 9, DataType::kFloat32}}) {
     CHECK_THROWS(std::invalid_argument, trajectory_regions(bad));
   }
-  TrajectoryShape half = f.shape;
-  half.type = DataType::kFloat16;
-  Trajectory halves(f.pool, "set", half, f.graphs, {"half", 1, 8, 8, ""});
-  CHECK_THROWS(std::invalid_argument, halves.warm_up(f.network));
 }
 
 }  // namespace

@@ -10,10 +10,31 @@ import numpy as np
 import pytest
 
 import sdengine
+from sdengine.backends import tensorrt
+from sdengine.backends.gpu_module import GpuModule
+from sdengine.backends.gpu_unet import GpuUNet
 from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.errors import BundleError, ConfigError, DeviceError, UnsupportedShapeError
 
 PROMPT = "a large red circle on a blue background"
+REQUESTS: dict[str, dict[str, Any]] = {
+    "plain": {"seed": 7},
+    "batch": {"seed": 7, "batch_size": 3},  # runs of two images and of one
+    "unguided": {"guidance_scale": 1.0},  # one row
+    "unguided batch": {"guidance_scale": 1.0, "batch_size": 2},
+    "long": {"prompt": ", ".join([PROMPT] * 12), "seed": 2},  # chunks
+    "wide": {"width": 192, "height": 128},
+    "ancestral": {"sampler": "euler_a", "seed": 3, "batch_size": 2},
+    "cuda noise": {"sampler": "euler_a", "seed": 3, "noise": "cuda"},
+    "registers": {"sampler": "dpmpp_2m", "seed": 4},
+    "edited": {"prompt": "a large [red:green:0.5] circle on a [blue|black] background"},
+    "variation": {"variation_seed": 5, "variation_strength": 0.3},
+    # Those that need each prediction on the host.
+    "and": {"prompt": f"{PROMPT} AND a green star:0.5", "seed": 1},  # three rows in runs of four
+    "rescaled": {"guidance_rescale": 0.7},
+    "previewed": {"preview_every": 2},
+}
+ON_HOST = {"and", "rescaled", "previewed"}
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +47,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return place
 
 
+@pytest.fixture(scope="module")
+def cpu_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("bundles") / "demo"
+    sdengine.build("demo", place, resolutions=(128, (192, 128)), target="openvino", batch=2)
+    return place
+
+
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_tensorrt.install(monkeypatch)
@@ -36,27 +64,36 @@ def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / (np.mean(difference**2) + 1e-12)))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"prompt": PROMPT, "seed": 7},
-        {"prompt": PROMPT, "seed": 7, "batch_size": 3},  # runs of two images and of one
-        {"prompt": f"{PROMPT} AND a green star:0.5", "seed": 1},  # three rows in runs of four
-        {"prompt": PROMPT, "guidance_scale": 1.0},  # one row
-        {"prompt": ", ".join([PROMPT] * 12), "seed": 2},  # chunks
-        {"prompt": PROMPT, "width": 192, "height": 128},
-    ],
-    ids=["plain", "batch", "and", "unguided", "long", "wide"],
-)
-def test_pictures_are_those_of_the_cpu(bundle: Path, options: dict[str, Any]) -> None:
-    given = {"steps": 6, "seed": 7, "sampler": "euler", **options}
+def request(name: str) -> dict[str, Any]:
+    return {"prompt": PROMPT, "steps": 6, "seed": 7, "sampler": "euler", **REQUESTS[name]}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_the_gpus_path_is_the_hosts(
+    bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = request(name)
     with sdengine.load(bundle) as engine:
         assert (engine.backend.name, engine.precision) == ("tensorrt-rtx", "fp16")
         ours = engine.generate(**given)
-    if options.get("width") == 192:
-        assert ours.arrays[0].shape == (128, 192, 3)
-        return  # which the bundle in the package was not built for
-    with sdengine.load("demo", precision="fp32") as engine:
+        (unet,) = fake_tensorrt.made("unet")
+        on_host = unet.enqueued >= ours.timings.unet_calls
+        assert on_host == (name in ON_HOST)
+    monkeypatch.setattr(GpuUNet, "refuses", lambda self, kind: "for the comparison")
+    monkeypatch.setattr(tensorrt, "GpuDecoder", GpuModule)
+    with sdengine.load(bundle) as engine:
+        theirs = engine.generate(**given)
+    assert ours.timings.unet_calls == theirs.timings.unet_calls
+    for one, other in zip(ours.arrays, theirs.arrays, strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["plain", "batch", "and", "unguided", "long", "wide", "edited"])
+def test_pictures_are_those_of_the_cpu(bundle: Path, cpu_bundle: Path, name: str) -> None:
+    given = request(name)
+    with sdengine.load(bundle) as engine:
+        ours = engine.generate(**given)
+    with sdengine.load(cpu_bundle, precision="fp32") as engine:
         theirs = engine.generate(**given)
     for one, other in zip(ours.arrays, theirs.arrays, strict=True):
         assert psnr(one, other) >= 40

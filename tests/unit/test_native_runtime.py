@@ -4,92 +4,25 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from native_server import (
+    SHAPE,
+    Array,
+    Server,
+    initial,
+    predict,
+    program_of,
+    run,
+    unit_noise,
+)
 from tolerances import assert_close
 
 from sdengine import _native
 from sdengine.errors import Cancelled, DeviceError, NonFiniteError, OutOfMemoryError
-from sdengine.samplers import (
-    SAMPLERS,
-    NoiseSchedule,
-    SamplerProgram,
-    build_program,
-    sample_reference,
-)
-
-Array = np.ndarray[Any, np.dtype[Any]]
-Network = Callable[[Array, Array, Array], object]
-
-SHAPE = (2, 4, 5, 6)
-MAX_STEPS, MAX_REGISTERS = 40, 8
-SCHEDULE = NoiseSchedule.from_config(
-    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-)
-
-
-def predict(sample: Array, timestep: Array, noise_pred: Array) -> None:
-    """Stand for a U-Net: the second half of a guided batch differs from the first."""
-    rows = np.arange(len(sample)).reshape(-1, 1, 1, 1) // SHAPE[0]
-    t = timestep.reshape(-1, 1, 1, 1)
-    noise_pred[:] = 0.2 * np.tanh(sample) * (1 + 0.5 * rows) + 1e-4 * t
-
-
-class Server:
-    """A pool, a cache and one trajectory."""
-
-    def __init__(self, network: Network = predict, copies: int = 1, max_graphs: int = 2) -> None:
-        regions = _native.trajectory_regions(SHAPE, copies, MAX_STEPS, MAX_REGISTERS)
-        self.pool = _native.MemoryPool({"set": regions})
-        self.graphs = _native.GraphCache(self.pool, max_graphs)
-        self.trajectory = self.desk(network, copies)
-
-    def desk(self, network: Network, copies: int = 1, name: str = "unet") -> _native.Trajectory:
-        return _native.Trajectory(
-            self.pool,
-            "set",
-            self.graphs,
-            (name, SHAPE[0], *SHAPE[2:], ""),
-            SHAPE,
-            copies,
-            MAX_STEPS,
-            MAX_REGISTERS,
-            network,
-        )
-
-    def run(self, program: SamplerProgram, guidance_scale: float = 1.0) -> Array:
-        draws = iter([k for k, needed in enumerate(program.needs_noise) if needed])
-
-        def draw(out: Array) -> None:
-            out[:] = unit_noise(next(draws))
-
-        return run(self.trajectory, program, guidance_scale, draw)
-
-
-def run(
-    trajectory: _native.Trajectory,
-    program: SamplerProgram,
-    guidance_scale: float = 1.0,
-    noise: Callable[[Array], object] | None = None,
-) -> Array:
-    tables = program.t, program.c_in, program.A, program.b, program.d
-    return trajectory.run(*tables, guidance_scale, initial(program), noise)
-
-
-def unit_noise(k: int) -> Array:
-    return np.random.default_rng(100 + k).standard_normal(SHAPE, dtype=np.float32)
-
-
-def initial(program: SamplerProgram) -> Array:
-    start: Array = unit_noise(-1) * np.float32(program.init_scale)
-    return start
-
-
-def program_of(sampler: str, steps: int = 8) -> SamplerProgram:
-    return build_program(sampler, SAMPLERS[sampler].default_schedule, steps, SCHEDULE)
+from sdengine.samplers import SAMPLERS, SamplerProgram, sample_reference
 
 
 def run_step_by_step(program: SamplerProgram, copies: int, guidance_scale: float) -> Array:
@@ -255,7 +188,7 @@ def test_memory_beyond_the_cap_is_refused_with_its_numbers() -> None:
     with pytest.raises(OutOfMemoryError, match=r"768 needs 5120 bytes; 4096 .* cap of 4096"):
         _native.MemoryPool(sets, cap_bytes=4096)
     with pytest.raises(OutOfMemoryError, match="5120 bytes; 3000 are available"):
-        _native.MemoryPool(sets, limit_bytes=3000)
+        _native.MemoryPool(sets, device=_native.CpuDevice(limit_bytes=3000))
     assert _native.MemoryPool(sets, cap_bytes=5120).report()["reserved_bytes"] == 5120
 
 
@@ -297,5 +230,5 @@ def test_what_does_not_fit_is_refused() -> None:
         _native.GraphCache(server.pool, 0)
     with pytest.raises(ValueError, match="belongs to another memory pool"):
         _native.Trajectory(
-            Server().pool, "set", server.graphs, ("", 1, 1, 1, ""), SHAPE, 1, 1, 1, predict
+            Server().pool, "set", server.graphs, ("", 1, 1, 1, ""), SHAPE, 1, 1, 1, lambda stream: 0
         )

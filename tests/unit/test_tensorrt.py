@@ -7,24 +7,21 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from fake_tensorrt import HostBuffer
 
 from sdengine import _native
 from sdengine.backends import get_backend
 from sdengine.backends.base import CompileSpec, TensorSpec
-from sdengine.backends.tensorrt import (
-    TensorRtBackend,
-    TensorRtModule,
-    TensorRtRtxBackend,
-    _find_profile,
-    from_engine,
-    to_engine,
-)
+from sdengine.backends.gpu_engine import GpuContext, GpuEngine
+from sdengine.backends.gpu_module import GpuModule, from_engine, to_engine
+from sdengine.backends.gpu_session import GpuSession
+from sdengine.backends.tensorrt import TensorRtBackend, TensorRtRtxBackend
+from sdengine.bundle.manifest import NetworkEntry, TensorEntry
 from sdengine.errors import (
     BackendUnavailableError,
     BundleError,
@@ -183,55 +180,40 @@ def test_conversions_are_those_of_torch() -> None:
     assert to_engine(tokens, tokens.dtype) is tokens
 
 
-class Context:
-    """Computes 2x + t on what the addresses hold, in fp16."""
+class Context(GpuContext):
+    """Computes 2x + t on the regions, in fp16."""
 
-    def __init__(self) -> None:
-        self.addresses: dict[str, int] = {}
+    def __init__(self, pool: _native.MemoryPool, device: _native.CpuDevice) -> None:
+        self.name = "net"
         self.runs = 0
-        self.refused = ""
+        self.device = device
+        self.x = pool.view("set", "net.x", (2, 3), "float16")
+        self.t = pool.view("set", "net.t", (2,), "float32")
+        self.y = pool.view("set", "net.y", (2, 3), "float16")
 
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        return name != self.refused
+    def enqueue(self, stream: int) -> None:
+        self.device.enqueue(stream, self.compute)
 
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
-        return True
-
-    def execute_async_v3(self, stream: int) -> bool:
+    def compute(self) -> None:
         self.runs += 1
-        x = np.frombuffer(HostBuffer.live[self.addresses["x"]].content, np.float16)
-        t = np.frombuffer(HostBuffer.live[self.addresses["t"]].content, np.float32)
-        y = 2 * x.reshape(len(t), -1) + t[:, None].astype(np.float16)
-        HostBuffer.live[self.addresses["y"]].upload(y.astype(np.float16))
-        return True
+        self.y[:] = 2 * self.x + self.t[:, None].astype(np.float16)
 
 
-@pytest.fixture
-def host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "CudaBuffer", HostBuffer)
-    monkeypatch.setattr(_native, "cuda_synchronize", lambda: None)
-
-
-Make = Callable[[int, Context], TensorRtModule]
-
-
-@pytest.fixture
-def make(host_memory: None) -> Make:
+def make(total: int) -> tuple[GpuModule, Context]:
+    """Make a module of any number of rows on an engine of two."""
+    device = _native.CpuDevice()
+    regions = [("net.x", 12, 0, 0), ("net.t", 8, 0, 0), ("net.y", 12, 0, 0)]
+    session = GpuSession(device, {"set": regions}, 0)
+    context = Context(session.pool, device)
     dtypes = {"x": "float16", "t": "float32", "y": "float16"}
-
-    def module(total: int, context: Context) -> TensorRtModule:
-        inputs = (TensorSpec("x", (total, 3), "float32"), TensorSpec("t", (total,), "float32"))
-        outputs = (TensorSpec("y", (total, 3), "float32"),)
-        return TensorRtModule("unet", context, 2, inputs, outputs, dtypes)
-
-    return module
+    inputs = (TensorSpec("x", (total, 3), "float32"), TensorSpec("t", (total,), "float32"))
+    outputs = (TensorSpec("y", (total, 3), "float32"),)
+    return GpuModule(context, session, "set", 2, inputs, outputs, dtypes), context
 
 
 @pytest.mark.parametrize(("total", "runs"), [(1, 1), (2, 1), (3, 2), (6, 3)])
-def test_any_number_of_rows_runs_in_pieces(make: Make, total: int, runs: int) -> None:
-    context = Context()
-    module = make(total, context)
+def test_any_number_of_rows_runs_in_pieces(total: int, runs: int) -> None:
+    module, context = make(total)
     x = np.arange(3 * total, dtype=np.float32).reshape(total, 3)
     t = np.arange(total, dtype=np.float32)
     found = module.run({"x": x, "t": t})["y"]
@@ -244,30 +226,107 @@ def test_any_number_of_rows_runs_in_pieces(make: Make, total: int, runs: int) ->
         module.run({"x": x, "t": t})
 
 
-def test_an_engine_that_refuses_a_shape(make: Make) -> None:
-    context = Context()
-    context.refused = "t"
-    with pytest.raises(DeviceError, match=r"refuses t \[2\]"):
-        make(2, context)
+def engine_of(tmp_path: Path, name: str, trt: SimpleNamespace, inputs: list[Any]) -> GpuEngine:
+    path = tmp_path / f"{name}.engine"
+    path.write_bytes(b"engine")
+    entry = NetworkEntry(files=[path.name], inputs=inputs, outputs=inputs[:1])
+    return GpuEngine(trt, name, path, entry)
 
 
-def test_profiles_are_found_by_size_whatever_the_rows() -> None:
+def test_profiles_are_found_by_size_whatever_the_rows(tmp_path: Path) -> None:
     def profile_shape(name: str, index: int) -> list[tuple[int, ...]]:
         side = (64, 96)[index]
         if name == "sample":
             return [(2, 4, side, side)] * 3
         return [(2, 77, 768), (2, 77, 768), (2, 308, 768)]
 
-    engine = SimpleNamespace(num_optimization_profiles=2, get_tensor_profile_shape=profile_shape)
+    found = SimpleNamespace(num_optimization_profiles=2, get_tensor_profile_shape=profile_shape)
+    engine = engine_of(
+        tmp_path,
+        "unet",
+        stand_in(found),
+        [
+            TensorEntry(name="sample", shape=["batch", 4, "height/8", "width/8"], dtype="float16"),
+            TensorEntry(name="states", shape=["batch", "sequence", 768], dtype="float16"),
+        ],
+    )
     for rows in (1, 5):
-        shapes = {"sample": (rows, 4, 96, 96), "encoder_hidden_states": (rows, 154, 768)}
-        assert _find_profile(engine, "unet", shapes) == (2, 1)
+        shapes = {"sample": (rows, 4, 96, 96), "states": (rows, 154, 768)}
+        assert engine.profile_of(shapes) == 1
+    assert engine.largest_sizes(1) == {"batch": 2, "height": 768, "width": 768, "sequence": 308}
     for shapes in (
-        {"sample": (2, 4, 64, 96), "encoder_hidden_states": (2, 77, 768)},
-        {"sample": (2, 4, 64, 64), "encoder_hidden_states": (2, 385, 768)},
+        {"sample": (2, 4, 64, 96), "states": (2, 77, 768)},
+        {"sample": (2, 4, 64, 64), "states": (2, 385, 768)},
     ):
         with pytest.raises(BundleError, match="has no profile"):
-            _find_profile(engine, "unet", shapes)
+            engine.profile_of(shapes)
+
+
+def stand_in(engine: object) -> SimpleNamespace:
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda content: engine)
+    return SimpleNamespace(
+        __name__="tensorrt",
+        __version__="0",
+        Logger=type("Logger", (), {"ERROR": 2, "__init__": lambda self, severity: None}),
+        Runtime=lambda logger: runtime,
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"set_optimization_profile_async": False}, "refuses its profile 0"),
+        ({"set_input_shape": False}, r"refuses x \[2, 3\]"),
+        ({"set_tensor_address": False}, "has no tensor 'x'"),
+        ({"update_device_memory_size_for_shapes": 257}, "computes in 257 bytes .* 256 were"),
+    ],
+)
+def test_what_a_context_may_refuse(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    values = {
+        "set_optimization_profile_async": True,
+        "set_input_shape": True,
+        "set_tensor_address": True,
+        "update_device_memory_size_for_shapes": 256,
+        "set_device_memory": None,
+        "execute_async_v3": False,
+    }
+    given: list[tuple[str, tuple[Any, ...]]] = []
+
+    def method(name: str, value: object) -> Callable[..., object]:
+        def call(*arguments: Any) -> object:
+            given.append((name, arguments))
+            return value
+
+        return call
+
+    def context(values: dict[str, Any]) -> SimpleNamespace:
+        return SimpleNamespace(**{name: method(name, value) for name, value in values.items()})
+
+    made: list[object] = []
+    engine = SimpleNamespace(create_execution_context=lambda strategy: made.append(strategy))
+    opened = engine_of(
+        tmp_path,
+        "net",
+        stand_in(engine),
+        [TensorEntry(name="x", shape=[2, 3], dtype="float32")],
+    )
+    regions = [("net.x", 24, 0, 0), ("net.scratch", 256, 0, 0)]
+    session = GpuSession(_native.CpuDevice(), {"set": regions}, 0)
+    with pytest.raises(OutOfMemoryError, match="no memory for an execution context"):
+        opened.context(session, "set", 0, {"x": (2, 3)})
+    assert made == ["user"]
+    engine.create_execution_context = lambda strategy: context(values)
+    found = opened.context(session, "set", 0, {"x": (2, 3)})
+    at = session.pool.address("set", "net.x"), session.pool.address("set", "net.scratch")
+    assert ("set_tensor_address", ("x", at[0])) in given
+    assert given[-1] == ("set_device_memory", (at[1], 256))
+    with pytest.raises(DeviceError, match="net: the engine did not run"):
+        found.enqueue(session.queue.stream)
+    assert found.why_not_capturable(0) == ""  # full TensorRT does not say
+    engine.create_execution_context = lambda strategy: context(values | change)
+    with pytest.raises(DeviceError, match=message):
+        opened.context(session, "set", 0, {"x": (2, 3)})
 
 
 def test_precision_is_that_of_the_engine() -> None:

@@ -1,0 +1,329 @@
+// Trajectories. Python runs when a step is recorded, where a network cannot be captured, and where
+// noise is a Python function; the interpreter's lock is free otherwise.
+
+#include <optional>
+#include <variant>
+
+#include "python/generators.h"
+#include "python/queue.h"
+#include "runtime/trajectory.h"
+
+namespace py = pybind11;
+
+namespace sdengine::python {
+namespace {
+
+using namespace runtime;
+using namespace py::literals;
+
+using RegionTuple = std::tuple<std::string, std::size_t, int, int>;
+// A generator an image, in the order of the batch.
+using Generators = std::vector<std::variant<SharedMersenne*, SharedPhilox*>>;
+
+TrajectoryShape shape_of(const Shape& latents, std::size_t copies, std::size_t max_steps,
+                         std::size_t max_registers, const std::string& dtype,
+                         std::optional<std::size_t> num_timesteps) {
+  std::size_t num_elements = latents.empty() ? 0 : 1;
+  for (const py::ssize_t size : latents) {
+    // The product is checked on the way, so that it cannot wrap around to something small.
+    if (size <= 0 || num_elements > (std::size_t{1} << 40) / static_cast<std::size_t>(size)) {
+      throw py::value_error("shape: is empty, negative or beyond what can be addressed");
+    }
+    num_elements *= static_cast<std::size_t>(size);
+  }
+  const auto batch = latents.empty() ? 0 : static_cast<std::size_t>(latents[0]);
+  return {num_elements, copies,        num_timesteps.value_or(copies * batch),
+          max_steps,    max_registers, type_of(dtype)};
+}
+
+std::vector<RegionTuple> regions(const Shape& latents, std::size_t copies, std::size_t max_steps,
+                                 std::size_t max_registers, const std::string& dtype,
+                                 std::optional<std::size_t> num_timesteps) {
+  std::vector<RegionTuple> tuples;
+  for (const Region& region : trajectory_regions(
+           shape_of(latents, copies, max_steps, max_registers, dtype, num_timesteps))) {
+    tuples.emplace_back(region.name, region.size_bytes, region.first_stage, region.last_stage);
+  }
+  return tuples;
+}
+
+const double* coefficients(const char* name, const py::array& array, const Shape& expected) {
+  const double* const values = input<double>(name, array);
+  if (Shape(array.shape(), array.shape() + array.ndim()) != expected) {
+    std::string text;
+    for (const py::ssize_t size : expected)
+      text += (text.empty() ? "[" : ",") + std::to_string(size);
+    wrong_shape(name, array, text + "]");
+  }
+  return values;
+}
+
+// A program's arrays, and what the runtime reads in them.
+struct HeldProgram {
+  py::array t, c_in, A, b, d;
+  double guidance_scale;
+  Program view;
+
+  HeldProgram(py::array its_t, py::array its_c_in, py::array its_A, py::array its_b,
+              py::array its_d, double scale)
+      : t(std::move(its_t)),
+        c_in(std::move(its_c_in)),
+        A(std::move(its_A)),
+        b(std::move(its_b)),
+        d(std::move(its_d)),
+        guidance_scale(scale),
+        view(checked()) {}
+
+ private:
+  Program checked() const {
+    if (b.ndim() != 2) wrong_shape("b", b, "[K,R]");
+    const py::ssize_t K = b.shape(0), R = b.shape(1);
+    return {coefficients("t", t, {K}),       coefficients("c_in", c_in, {K}),
+            coefficients("A", A, {K, R, R}), coefficients("b", b, {K, R}),
+            coefficients("d", d, {K, R}),    static_cast<std::size_t>(K),
+            static_cast<std::size_t>(R)};
+  }
+};
+
+// The collector may free memory of the device or drop graphs, which must not happen in a capture.
+class WithoutCollection {
+ public:
+  WithoutCollection() : was_enabled_(PyGC_Disable() != 0) {}
+  ~WithoutCollection() {
+    if (was_enabled_) PyGC_Enable();
+  }
+  WithoutCollection(const WithoutCollection&) = delete;
+  WithoutCollection& operator=(const WithoutCollection&) = delete;
+
+ private:
+  const bool was_enabled_;
+};
+
+class SharedTrajectory {
+ public:
+  SharedTrajectory(std::shared_ptr<MemoryPool> pool, std::string set,
+                   std::shared_ptr<SharedGraphs> graphs, const KeyTuple& key, const Shape& shape,
+                   std::size_t copies, std::size_t max_steps, std::size_t max_registers,
+                   py::function network, const std::string& dtype,
+                   std::optional<std::size_t> num_timesteps, bool captured,
+                   const std::shared_ptr<Queue>& queue)
+      : pool_(std::move(pool)),
+        graphs_(std::move(graphs)),
+        queue_(queue),
+        set_(std::move(set)),
+        latents_shape_(shape),
+        trajectory_(*pool_, set_,
+                    shape_of(shape, copies, max_steps, max_registers, dtype, num_timesteps),
+                    graphs_of(*graphs_), key_of(key), captured ? Launch::kGraph : Launch::kPlain,
+                    queue_ == nullptr ? nullptr : queue_->stream()),
+        network_(wrap(std::move(network))) {
+    num_elements_ = 1;
+    for (const py::ssize_t size : shape) num_elements_ *= static_cast<std::size_t>(size);
+    staged_.resize(num_elements_);
+  }
+
+  void warm_up() {
+    const py::gil_scoped_release unlocked;
+    trajectory_.warm_up(network_);
+  }
+
+  void start(const py::array& t, const py::array& c_in, const py::array& A, const py::array& b,
+             const py::array& d, double guidance_scale, const py::array& initial) {
+    HeldProgram program(t, c_in, A, b, d, guidance_scale);
+    const float* const first = input<float>("initial", initial);
+    if (Shape(initial.shape(), initial.shape() + initial.ndim()) != latents_shape_) {
+      wrong_shape("initial", initial, "the trajectory's own shape");
+    }
+    progress_.cancel = false;
+    progress_.steps_done = next_ = 0;
+    program_.emplace(std::move(program));
+    const py::gil_scoped_release unlocked;
+    const MemoryPool::Lease lease(*pool_, set_);
+    trajectory_.start(program_->view, guidance_scale, first);
+  }
+
+  void advance(std::size_t count, const py::object& noise) {
+    const HeldProgram& program = started();
+    const DeviceNoise draw = device_noise(noise);
+    const std::size_t end = next_ + count;
+    const py::gil_scoped_release unlocked;
+    const MemoryPool::Lease lease(*pool_, set_);
+    trajectory_.advance(program.view, next_, end, network_, draw, progress_);
+    next_ = end;
+  }
+
+  py::array_t<float> read() {
+    const HeldProgram& program = started();
+    py::array_t<float> latents(latents_shape_);
+    float* const target = latents.mutable_data();
+    {
+      const py::gil_scoped_release unlocked;
+      const MemoryPool::Lease lease(*pool_, set_);
+      trajectory_.read(program.view.num_steps, target);
+    }
+    progress_.steps_done = next_;
+    return latents;
+  }
+
+  py::array_t<float> save() {
+    const std::size_t R = started().view.num_registers;
+    Shape shape = latents_shape_;
+    shape.insert(shape.begin(), static_cast<py::ssize_t>(R));
+    py::array_t<float> registers(shape);
+    float* const target = registers.mutable_data();
+    const py::gil_scoped_release unlocked;
+    const MemoryPool::Lease lease(*pool_, set_);
+    trajectory_.save(R, target);
+    return registers;
+  }
+
+  void resume(const py::array& registers) {
+    const HeldProgram& program = started();
+    const float* const values = input<float>("registers", registers);
+    if (static_cast<std::size_t>(registers.size()) != program.view.num_registers * num_elements_) {
+      wrong_shape("registers", registers, "what save gave");
+    }
+    const py::gil_scoped_release unlocked;
+    const MemoryPool::Lease lease(*pool_, set_);
+    trajectory_.resume(program.view, program.guidance_scale, values, next_);
+  }
+
+  py::array_t<float> run(const py::array& t, const py::array& c_in, const py::array& A,
+                         const py::array& b, const py::array& d, double guidance_scale,
+                         const py::array& initial, const py::object& noise) {
+    const ClearAtEnd clear{progress_.cancel};
+    const bool is_cancelled = progress_.cancel;
+    start(t, c_in, A, b, d, guidance_scale, initial);
+    if (is_cancelled) progress_.cancel = true;
+    advance(program_->view.num_steps, noise);
+    return read();
+  }
+
+  void cancel() { progress_.cancel = true; }
+  std::size_t steps_done() const { return progress_.steps_done; }
+
+ private:
+  struct ClearAtEnd {
+    std::atomic<bool>& flag;
+    ~ClearAtEnd() { flag = false; }
+  };
+
+  const HeldProgram& started() const {
+    if (!program_) throw py::value_error("start: a program is started first");
+    return *program_;
+  }
+
+  GraphCache& graphs_of(SharedGraphs& graphs) const {
+    if (graphs.pool != pool_) throw py::value_error("graphs: belongs to another memory pool");
+    return graphs.cache;
+  }
+
+  // Graphs of the CPU device may outlive this object, so the network owns all that it touches.
+  static Network wrap(py::function network) {
+    return [function = share(std::move(network))](RawHandle stream) {
+      const py::gil_scoped_acquire locked;
+      const WithoutCollection uncollected;
+      (*function)(stream);
+    };
+  }
+
+  DeviceNoise device_noise(const py::object& noise) {
+    if (noise.is_none()) {
+      return [](float*, RawHandle) {
+        throw std::invalid_argument("noise: is None; the program needs noise");
+      };
+    }
+    if (PyCallable_Check(noise.ptr()) != 0) return called_noise(noise);
+    const auto generators = noise.cast<Generators>();
+    const auto batch = static_cast<std::size_t>(latents_shape_[0]);
+    if (generators.size() != batch) {
+      throw py::value_error("noise: has " + std::to_string(generators.size()) + " generators for " +
+                            std::to_string(batch) + " images");
+    }
+    return [this, generators, count = num_elements_ / batch](float* target, RawHandle stream) {
+      for (std::size_t i = 0; i < generators.size(); ++i) {
+        std::visit([&](auto* generator) { draw(*generator, i * count, count, target, stream); },
+                   generators[i]);
+      }
+    };
+  }
+
+  DeviceNoise called_noise(const py::object& noise) {
+    // The caller keeps it alive for as long as it is called.
+    return [this, function = noise.ptr()](float* target, RawHandle stream) {
+      {
+        const py::gil_scoped_acquire locked;
+        py::array_t<float> fresh(latents_shape_);
+        py::reinterpret_borrow<py::function>(function)(fresh);
+        std::copy_n(fresh.data(), fresh.size(), staged_.data());
+      }
+      upload_staged(0, num_elements_, target, stream);
+    };
+  }
+
+  // torch's CPU stream is one sequence, which the host draws; its CUDA stream is counted, and every
+  // value can be computed where it is needed.
+  void draw(SharedMersenne& generator, std::size_t first, std::size_t count, float* target,
+            RawHandle stream) {
+    generator.draw(staged_.data() + first, count);
+    upload_staged(first, count, target, stream);
+  }
+
+  void draw(SharedPhilox& generator, std::size_t first, std::size_t count, float* target,
+            RawHandle stream) {
+    generator.with([&](cpu::PhiloxNormal& normal) {
+      pool_->device()->draw_philox(normal.seed(), normal.take(), target + first, count, stream);
+    });
+  }
+
+  void upload_staged(std::size_t first, std::size_t count, float* target, RawHandle stream) {
+    pool_->device()->upload(target + first, staged_.data() + first, count * sizeof(float), stream);
+  }
+
+  std::shared_ptr<MemoryPool> pool_;
+  std::shared_ptr<SharedGraphs> graphs_;
+  std::shared_ptr<Queue> queue_;
+  const std::string set_;
+  const Shape latents_shape_;
+  std::size_t num_elements_ = 0;
+  std::vector<float> staged_;  // noise on its way to the device
+  Trajectory trajectory_;
+  Network network_;
+  Progress progress_;
+  std::optional<HeldProgram> program_;
+  std::size_t next_ = 0;
+};
+
+}  // namespace
+
+void bind_trajectory(py::module_& module) {
+  module.def("trajectory_regions", &regions, "shape"_a, "copies"_a, "max_steps"_a,
+             "max_registers"_a, "dtype"_a = "float32", "num_timesteps"_a = py::none(),
+             "Tell which regions a trajectory needs in its memory pool.");
+  py::class_<SharedTrajectory>(module, "Trajectory", "Sampler programs run without Python between.")
+      .def(py::init<std::shared_ptr<MemoryPool>, std::string, std::shared_ptr<SharedGraphs>,
+                    const KeyTuple&, const Shape&, std::size_t, std::size_t, std::size_t,
+                    py::function, const std::string&, std::optional<std::size_t>, bool,
+                    const std::shared_ptr<Queue>&>(),
+           "pool"_a, "set"_a, "graphs"_a, "key"_a, "shape"_a, "copies"_a, "max_steps"_a,
+           "max_registers"_a, "network"_a, "dtype"_a = "float32", "num_timesteps"_a = py::none(),
+           "captured"_a = true, "queue"_a = nullptr)
+      .def("warm_up", &SharedTrajectory::warm_up, "Capture the step ahead of the first image.")
+      .def("start", &SharedTrajectory::start, "t"_a.noconvert(), "c_in"_a.noconvert(),
+           "A"_a.noconvert(), "b"_a.noconvert(), "d"_a.noconvert(), "guidance_scale"_a,
+           "initial"_a.noconvert(), "Bring a program and r[0] to the device.")
+      .def("advance", &SharedTrajectory::advance, "count"_a, "noise"_a = py::none(),
+           "Queue the next evaluations. noise: a function that fills an array, or generators.")
+      .def("read", &SharedTrajectory::read, "Wait for what is queued; return r[0].")
+      .def("save", &SharedTrajectory::save, "Wait; return all registers, for `resume`.")
+      .def("resume", &SharedTrajectory::resume, "registers"_a.noconvert(),
+           "Bring the program and saved registers back to the device.")
+      .def("run", &SharedTrajectory::run, "t"_a.noconvert(), "c_in"_a.noconvert(),
+           "A"_a.noconvert(), "b"_a.noconvert(), "d"_a.noconvert(), "guidance_scale"_a,
+           "initial"_a.noconvert(), "noise"_a = py::none(), "Run a program; return the last r[0].")
+      .def("cancel", &SharedTrajectory::cancel,
+           "End the run before its next evaluation, or the next run if none is going on.")
+      .def_property_readonly("steps_done", &SharedTrajectory::steps_done);
+}
+
+}  // namespace sdengine::python

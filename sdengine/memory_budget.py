@@ -1,0 +1,176 @@
+"""What running a bundle takes of a device's memory, and whether that may be had."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from sdengine.backends.base import Backend
+from sdengine.bundle.reader import Bundle
+from sdengine.errors import ConfigError, OutOfMemoryError
+
+MAX_MEMORY_BYTES = 1 << 50
+
+
+@dataclass(frozen=True)
+class SizeNeeds:
+    """What one image size takes, in bytes.
+
+    Args:
+        width, height: of an image, in pixels.
+        weight_bytes: by network.
+        scratch_bytes: by network, the tensors between its nodes; networks run one after the other
+            and share one block. None where it is not known before the engine is open.
+        tensor_bytes: latents, inputs, outputs and pixels.
+        arena_bytes: scratch and tensors as they overlap in the arena.
+        graph_bytes: kept back for captured graphs.
+        stage_weight_bytes: the weights of the stage that has most; text encoders are one stage.
+    """
+
+    width: int
+    height: int
+    weight_bytes: Mapping[str, int]
+    scratch_bytes: Mapping[str, int | None]
+    tensor_bytes: int
+    arena_bytes: int
+    graph_bytes: int
+    stage_weight_bytes: int
+
+    def total_bytes(self, low_memory: bool) -> int:
+        """Return all of it, with every network's weights or, if freed after use, a stage's."""
+        weights = self.stage_weight_bytes if low_memory else sum(self.weight_bytes.values())
+        return weights + self.arena_bytes + self.graph_bytes
+
+    @property
+    def name(self) -> str:
+        """The size as people write it."""
+        return f"{self.width}x{self.height}"
+
+    def described(self, low_memory: bool) -> str:
+        """Say what it is made of."""
+        known = {name: size for name, size in self.scratch_bytes.items() if size is not None}
+        largest = max(known, key=lambda name: known[name], default="")
+        weights = self.total_bytes(low_memory) - self.arena_bytes - self.graph_bytes
+        scratch = f"{_size(known[largest])} of scratch ({largest})" if known else "scratch"
+        return (
+            f"{self.name} takes {_size(self.total_bytes(low_memory))}: {_size(weights)} of "
+            f"weights, {scratch}, {_size(self.tensor_bytes)} of latents, inputs and images, and "
+            f"{_size(self.graph_bytes)} kept for captured graphs"
+        )
+
+
+class MemoryBudget:
+    """The bytes that an engine may take, and which image sizes fit into them.
+
+    Args:
+        needs: of every size, or nothing where the memory is not the engine's to plan.
+        available_bytes: what may be taken.
+        source: where that number is from, for messages.
+        low_memory: each network's weights are freed once a request is done with them.
+    """
+
+    def __init__(
+        self,
+        needs: Sequence[SizeNeeds] = (),
+        available_bytes: int = 0,
+        source: str = "",
+        low_memory: bool = False,
+    ) -> None:
+        self.available_bytes = available_bytes
+        self.source = source
+        self.low_memory = low_memory
+        self.update(needs)
+
+    def update(self, needs: Sequence[SizeNeeds]) -> None:
+        """Take other figures, such as those of the engines once they are open.
+
+        Raises:
+            OutOfMemoryError: no size fits.
+        """
+        self.needs = tuple(needs)
+        if self.needs and not self.fitting():
+            raise self._error(min(self.needs, key=lambda size: size.total_bytes(self.low_memory)))
+
+    def fitting(self, low_memory: bool | None = None) -> list[SizeNeeds]:
+        """Return the sizes that fit, as things are or with another `low_memory`."""
+        low = self.low_memory if low_memory is None else low_memory
+        return [size for size in self.needs if size.total_bytes(low) <= self.available_bytes]
+
+    def check(self, width: int, height: int) -> None:
+        """Refuse an image size that does not fit.
+
+        Raises:
+            OutOfMemoryError: it does not; the message has the figures and what would help.
+        """
+        for size in self.needs:
+            if (size.width, size.height) == (width, height) and size not in self.fitting():
+                raise self._error(size)
+
+    def _error(self, size: SizeNeeds) -> OutOfMemoryError:
+        ways = []
+        if not self.low_memory and size in self.fitting(low_memory=True):
+            ways.append(f"low_memory=True (--low-memory), {_size(size.total_bytes(True))}")
+        others = [other.name for other in self.fitting()]
+        if others:
+            ways.append(f"a size of {', '.join(others)}")
+        ways.append("a bundle built with smaller --resolutions, a smaller --batch or fp16")
+        return OutOfMemoryError(
+            f"memory: {size.described(self.low_memory)}; {_size(self.available_bytes)} may be used "
+            f"({self.source}). What fits or takes less: {'; '.join(ways)}."
+        )
+
+
+@runtime_checkable
+class PlansMemory(Protocol):
+    """A backend that plans the device's memory ahead."""
+
+    def plan_memory(
+        self, bundle: Bundle, memory_bytes: int | None, low_memory: bool
+    ) -> MemoryBudget:
+        """Compare what the bundle takes with what may be had, before anything is allocated."""
+        ...
+
+    def close(self) -> None:
+        """Free what the networks shared; a second call does nothing."""
+        ...
+
+
+def plan_memory(
+    backend: Backend, bundle: Bundle, memory_bytes: int | None, low_memory: bool
+) -> MemoryBudget:
+    """Return the budget of a bundle on its backend.
+
+    Args:
+        backend: what runs the bundle.
+        bundle: an open bundle.
+        memory_bytes: the most that may be taken; None for what is free.
+        low_memory: networks are freed once a request is done with them.
+
+    Raises:
+        ConfigError: memory_bytes is invalid, or given for a backend that does not plan memory.
+        OutOfMemoryError: no size of the bundle fits.
+    """
+    if memory_bytes is not None and not (
+        type(memory_bytes) is int and 0 < memory_bytes < MAX_MEMORY_BYTES
+    ):
+        raise ConfigError.for_field(
+            "memory_bytes", memory_bytes, f"a number of bytes from 1 to {MAX_MEMORY_BYTES}, or None"
+        )
+    if isinstance(backend, PlansMemory):
+        return backend.plan_memory(bundle, memory_bytes, low_memory)
+    if memory_bytes is not None:
+        raise ConfigError.for_field(
+            "memory_bytes",
+            memory_bytes,
+            f"None with backend {backend.name}, whose networks take the machine's memory as they "
+            "need it",
+            "Bundles for a GPU keep to a limit; low_memory takes less here.",
+        )
+    return MemoryBudget()
+
+
+def _size(size_bytes: int) -> str:
+    if size_bytes < 10**8:
+        return f"{size_bytes / 1e6:.3g} MB"
+    return f"{size_bytes / 1e9:.3g} GB"

@@ -1,0 +1,252 @@
+"""What a request does on the GPU: graphs, memory, turns, cancelling; on stand-ins for both."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_tensorrt
+import numpy as np
+import pytest
+
+import sdengine
+from sdengine.backends.tensorrt import TensorRtRtxBackend
+from sdengine.errors import Cancelled, DeviceError, NonFiniteError
+
+OPTIONS: dict[str, Any] = {"steps": 6, "seed": 7, "sampler": "dpmpp_2m"}
+PROMPT = "a large red circle on a blue background"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fake_tensorrt.install(monkeypatch)
+        place = tmp_path_factory.mktemp("bundles") / "demo"
+        options: dict[str, Any] = {"target": "tensorrt-rtx", "gpus": ["rtx4090"], "batch": 2}
+        sdengine.build("demo", place, resolutions=(128, (192, 128)), **options)
+        return place
+
+
+@pytest.fixture
+def engine(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sdengine.Engine]:
+    fake_tensorrt.install(monkeypatch)
+    with sdengine.load(bundle) as opened:
+        yield opened
+
+
+def session_of(engine: sdengine.Engine) -> Any:
+    backend = engine.backend
+    assert isinstance(backend, TensorRtRtxBackend)
+    return backend._session
+
+
+def picture(engine: sdengine.Engine, **options: Any) -> np.ndarray[Any, Any]:
+    return engine.generate(PROMPT, **{**OPTIONS, **options}).arrays[0]
+
+
+def test_a_step_is_one_launch_and_python_stays_out_of_it(engine: sdengine.Engine) -> None:
+    first = engine.generate(PROMPT, **OPTIONS)
+    (unet,) = fake_tensorrt.made("unet")
+    # Once to let the engine settle, once to be captured.
+    assert unet.enqueued == 2
+    assert unet.runs == 1 + 6
+    launched = session_of(engine).graphs.report()
+    assert launched["misses"] == 1 and launched["hits"] == 6
+    again = engine.generate(PROMPT, **OPTIONS)
+    assert np.array_equal(again.arrays[0], first.arrays[0])
+    # Other prompts, seeds, samplers, steps and guidance scales are the same graph.
+    engine.generate("a star", seed=1, steps=9, sampler="euler_a", guidance_scale=2.0)
+    assert unet.enqueued == 2
+    assert unet.runs == 1 + 6 + 6 + 9
+    launched = session_of(engine).graphs.report()
+    assert (launched["misses"], launched["hits"], launched["num_graphs"]) == (1, 21, 1)
+    assert again.timings.unet_calls == 6 and again.timings.load_ms == 0 < first.timings.load_ms
+
+
+def test_a_graph_for_each_size_batch_and_length(engine: sdengine.Engine) -> None:
+    for options in ({}, {"width": 192, "height": 128}, {"batch_size": 2}, {"guidance_scale": 1.0}):
+        picture(engine, **options)
+        picture(engine, **options)
+    engine.generate(", ".join([PROMPT] * 12), **OPTIONS)
+    assert session_of(engine).graphs.report()["misses"] == 5
+    # Of shapes that were forgotten, the graphs are gone with their contexts.
+    assert session_of(engine).graphs.report()["num_graphs"] < 5
+
+
+def test_nothing_is_allocated_and_addresses_stay(engine: sdengine.Engine) -> None:
+    picture(engine)
+    session = session_of(engine)
+
+    def addresses() -> dict[str, int]:
+        return {
+            f"{name}/{region}": session.pool.address(name, region)
+            for name, regions in session.sets.items()
+            for region in regions
+        }
+
+    before, allocations = addresses(), fake_tensorrt.Gpu.device.num_allocations
+    assert allocations == 1
+    for options in ({}, {"sampler": "euler_a"}, {"width": 192, "height": 128}, {"batch_size": 3}):
+        picture(engine, **options)
+    assert addresses() == before
+    assert fake_tensorrt.Gpu.device.num_allocations == allocations
+    report = session.pool.report()
+    assert report["reserved_bytes"] < report["sum_bytes"]  # networks share
+
+
+def test_networks_share_their_scratch(engine: sdengine.Engine) -> None:
+    picture(engine)
+    session = session_of(engine)
+    for name, sizes in session.sets.items():
+        places = {
+            network: (session.pool.address(name, f"{network}.scratch"), sizes[f"{network}.scratch"])
+            for network in ("text_encoder", "unet", "vae_decoder")
+        }
+        ranges = sorted((first, first + size) for first, size in places.values())
+        assert all(left[1] > right[0] for left, right in itertools.pairwise(ranges))
+
+
+def test_requests_that_take_turns_do_not_disturb_each_other(engine: sdengine.Engine) -> None:
+    alone = [picture(engine), picture(engine, seed=8, sampler="euler_a")]
+    wide = picture(engine, width=192, height=128)
+    first = engine.steps(PROMPT, **OPTIONS)
+    second = engine.steps(PROMPT, **{**OPTIONS, "seed": 8, "sampler": "euler_a"})
+    for _ in range(3):
+        next(first)
+        next(second)
+    assert np.array_equal(picture(engine, width=192, height=128), wide)
+    pairs = list(zip(first, second, strict=True))
+    for step, expected in zip(pairs[-1], alone, strict=True):
+        assert step.result is not None and np.array_equal(step.result.arrays[0], expected)
+    dropped = engine.steps(PROMPT, **OPTIONS)
+    next(dropped)
+    del dropped
+    assert np.array_equal(picture(engine), alone[0])
+
+
+def test_a_run_that_was_interrupted_goes_on_with_its_own_noise(engine: sdengine.Engine) -> None:
+    options = {**OPTIONS, "sampler": "euler_a", "prompt": "a [red:green:0.5] circle"}
+    alone = engine.generate(**options).arrays[0]
+    steps = engine.steps(**options)
+    latents = []
+    for step in steps:
+        latents.append(step.latents.copy())
+        engine.generate("a star", steps=1, seed=1)
+        last = step
+    assert last.result is not None and np.array_equal(last.result.arrays[0], alone)
+    assert len(latents) == 6 and not np.array_equal(latents[0], latents[1])
+
+
+def test_cancelling_ends_native_code_within_a_step(
+    engine: sdengine.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = picture(engine)
+    (unet,) = fake_tensorrt.made("unet")
+    run = fake_tensorrt.Context._run
+    cancel = threading.Event()
+    started_with = unet.runs
+
+    def slow(context: fake_tensorrt.Context) -> None:
+        run(context)
+        if context.engine is unet and unet.runs == started_with + 3:
+            cancel.set()
+            time.sleep(0.1)  # for the thread that passes it on
+
+    monkeypatch.setattr(fake_tensorrt.Context, "_run", slow)
+    # Captured operations hold the method that they were captured with.
+    session_of(engine).graphs.clear()
+    with pytest.raises(Cancelled):
+        picture(engine, cancel=cancel, steps=20)
+    assert unet.runs - started_with <= 4
+    assert np.array_equal(picture(engine), expected)
+
+
+@pytest.mark.parametrize("network", ["unet", "vae_decoder"])
+def test_what_is_not_finite_is_named(engine: sdengine.Engine, network: str) -> None:
+    expected = picture(engine)
+    (made,) = fake_tensorrt.made(network)
+    made.gives_nan_in_run = made.runs + (3 if network == "unet" else 1)
+    named = {"unet": "unet: evaluation 3 of 6", "vae_decoder": "vae_decoder: gave"}[network]
+    with pytest.raises(NonFiniteError, match=rf"{named}.*NaN or infinity\. Try precision fp32"):
+        picture(engine)
+    assert np.array_equal(picture(engine), expected)
+
+
+def test_engines_that_cannot_be_captured_are_queued_step_by_step(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_tensorrt.install(monkeypatch)
+    with sdengine.load(bundle) as engine:
+        expected = picture(engine)
+    for says_so in (True, False):
+        fake_tensorrt.install(monkeypatch)
+        monkeypatch.setattr(fake_tensorrt.Engine, "capturable", False)
+        if not says_so:  # as full TensorRT, where the capture fails
+            monkeypatch.delattr(fake_tensorrt.Context, "is_stream_capturable")
+        caplog.clear()
+        with sdengine.load(bundle) as engine, caplog.at_level(logging.WARNING):
+            assert np.array_equal(picture(engine), expected)
+            assert np.array_equal(picture(engine), expected)
+            assert session_of(engine).graphs.report()["num_graphs"] == 0
+        (unet,) = fake_tensorrt.made("unet")
+        assert unet.enqueued == (1 if says_so else 2) + 12 and unet.runs == 13
+        (record,) = [r for r in caplog.records if "without a graph" in r.message]
+        assert ("not capturable" if says_so else "did not run") in record.message
+
+
+def test_low_memory_frees_what_a_request_is_done_with(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tensorrt.install(monkeypatch)
+    with sdengine.load(bundle) as engine:
+        expected = picture(engine)
+        assert [len(fake_tensorrt.made(n)) for n in ("text_encoder", "unet")] == [1, 1]
+    fake_tensorrt.install(monkeypatch)
+    most = 0
+
+    def living() -> list[str]:
+        gc.collect()
+        found = [reference() for reference in opened]
+        return [made.network for made in found if made is not None]
+
+    opened: list[weakref.ref[fake_tensorrt.Engine]] = []
+    make = fake_tensorrt.Engine.__init__
+
+    def watched(made: fake_tensorrt.Engine, content: bytes) -> None:
+        nonlocal most
+        make(made, content)
+        fake_tensorrt.Engine.made.clear()
+        opened.append(weakref.ref(made))
+        most = max(most, len(living()))
+
+    monkeypatch.setattr(fake_tensorrt.Engine, "__init__", watched)
+    with sdengine.load(bundle, low_memory=True) as engine:
+        for _ in range(2):
+            assert np.array_equal(picture(engine), expected)
+            assert living() == []
+        assert most == 1
+        assert session_of(engine).graphs.report()["num_graphs"] == 0
+        assert fake_tensorrt.Gpu.device.num_allocations == 1
+    assert len(opened) == 3 + 6  # each once to be asked, then once a request
+
+
+def test_closing_frees_everything(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tensorrt.install(monkeypatch)
+    engine = sdengine.load(bundle)
+    picture(engine)
+    session = weakref.ref(session_of(engine))
+    engines = [weakref.ref(made) for made in fake_tensorrt.Engine.made]
+    fake_tensorrt.Engine.made.clear()
+    engine.close()
+    engine.close()
+    gc.collect()
+    assert session() is None and [reference() for reference in engines] == [None] * 3
+    with pytest.raises(DeviceError, match="was closed"):
+        picture(engine)
