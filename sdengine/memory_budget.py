@@ -52,11 +52,11 @@ class SizeNeeds:
         known = {name: size for name, size in self.scratch_bytes.items() if size is not None}
         largest = max(known, key=lambda name: known[name], default="")
         weights = self.total_bytes(low_memory) - self.arena_bytes - self.graph_bytes
-        scratch = f"{_size(known[largest])} of scratch ({largest})" if known else "scratch"
+        scratch = f"{_size(known[largest])} of scratch ({largest})" if known else "scratch beside"
+        graphs = f", {_size(self.graph_bytes)} kept for captured graphs" if self.graph_bytes else ""
         return (
             f"{self.name} takes {_size(self.total_bytes(low_memory))}: {_size(weights)} of "
-            f"weights, {scratch}, {_size(self.tensor_bytes)} of latents, inputs and images, and "
-            f"{_size(self.graph_bytes)} kept for captured graphs"
+            f"weights, {scratch}, {_size(self.tensor_bytes)} of latents, inputs and images{graphs}"
         )
 
 
@@ -126,7 +126,7 @@ class PlansMemory(Protocol):
     """A backend that plans the device's memory ahead."""
 
     def plan_memory(
-        self, bundle: Bundle, memory_bytes: int | None, low_memory: bool
+        self, bundle: Bundle, memory_bytes: int | None, low_memory: bool, precision: str
     ) -> MemoryBudget:
         """Compare what the bundle takes with what may be had, before anything is allocated."""
         ...
@@ -137,7 +137,11 @@ class PlansMemory(Protocol):
 
 
 def plan_memory(
-    backend: Backend, bundle: Bundle, memory_bytes: int | None, low_memory: bool
+    backend: Backend,
+    bundle: Bundle,
+    memory_bytes: int | None,
+    low_memory: bool,
+    precision: str = "auto",
 ) -> MemoryBudget:
     """Return the budget of a bundle on its backend.
 
@@ -146,6 +150,7 @@ def plan_memory(
         bundle: an open bundle.
         memory_bytes: the most that may be taken; None for what is free.
         low_memory: networks are freed once a request is done with them.
+        precision: what the networks compute in.
 
     Raises:
         ConfigError: memory_bytes is invalid, or given for a backend that does not plan memory.
@@ -158,14 +163,14 @@ def plan_memory(
             "memory_bytes", memory_bytes, f"a number of bytes from 1 to {MAX_MEMORY_BYTES}, or None"
         )
     if isinstance(backend, PlansMemory):
-        return backend.plan_memory(bundle, memory_bytes, low_memory)
+        return backend.plan_memory(bundle, memory_bytes, low_memory, precision)
     if memory_bytes is not None:
         raise ConfigError.for_field(
             "memory_bytes",
             memory_bytes,
             f"None with backend {backend.name}, whose networks take the machine's memory as they "
             "need it",
-            "Bundles for a GPU keep to a limit; low_memory takes less here.",
+            "Bundles for a GPU and those of target native keep to a limit.",
         )
     return MemoryBudget()
 

@@ -62,8 +62,10 @@ def load(
         threads: CPU threads, or None for the runtime's choice.
         low_memory: free each network's memory once a request no longer needs it, and load it again
             for the next request.
-        memory_bytes: the most that a bundle for a GPU may take of its memory; None for what is
-            free. Image sizes that would take more are refused before anything runs.
+        memory_bytes: the most that a bundle for a GPU may take of its memory, or one of target
+            native of the machine's, whose convolutions then use smaller weights where they must;
+            None for what is free. Image sizes that would take more are refused before anything
+            runs.
 
     Returns:
         An engine; use it as a context manager or call its `close`.
@@ -121,7 +123,7 @@ class Engine:
         self.precision = backend.resolve(precision, bundle.manifest.precision)
         self.threads = threads
         self.low_memory = low_memory
-        self._budget = plan_memory(backend, bundle, memory_bytes, low_memory)
+        self._budget = plan_memory(backend, bundle, memory_bytes, low_memory, precision)
         self._networks = Networks(bundle, backend, self.precision, threads)
         self._conditioner = TextConditioner(bundle)
         noise_schedule = NoiseSchedule.from_config(bundle.manifest.architecture.scheduler)

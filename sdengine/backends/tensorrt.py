@@ -110,7 +110,7 @@ class TensorRtRtxBackend:
         return (GpuDecoder if network == "vae_decoder" else GpuModule)(*arguments)
 
     def plan_memory(
-        self, bundle: Bundle, memory_bytes: int | None, low_memory: bool
+        self, bundle: Bundle, memory_bytes: int | None, low_memory: bool, precision: str = "auto"
     ) -> MemoryBudget:
         """Compare weights, scratch and tensors with the limit and with what the GPU has free."""
         free_bytes, _ = self._device().memory_info()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sdengine
 from sdengine.backends.base import resolve_shapes
 from sdengine.backends.native import packed_cache
 from sdengine.backends.native.additive import additive_inputs, without_inputs
@@ -25,7 +26,7 @@ from sdengine.backends.native.packing import (
 from sdengine.backends.native.shapes import map_sizes
 from sdengine.backends.native.tensor_file import map_tensors, to_float32, write_tensors
 from sdengine.bundle.reader import Bundle, open_bundle
-from sdengine.errors import BundleError, ConfigError, DeviceError
+from sdengine.errors import BundleError, ConfigError, DeviceError, OutOfMemoryError
 
 SIZES = {"batch": 2, "sequence": 77, "height": 64, "width": 64}
 
@@ -244,3 +245,23 @@ def test_wrong_inputs_and_closed_networks_are_refused(bundle: Bundle) -> None:
     module.close()
     with pytest.raises(DeviceError, match="closed"):
         module.run({"latents": np.zeros(shapes["latents"], np.float32)})
+
+
+def test_weights_give_way_to_a_memory_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path))
+
+    def kept_bytes_and_image(limit: int | None) -> tuple[int, Any]:
+        packed_cache.clear()
+        with sdengine.load("demo", precision="bf16", memory_bytes=limit) as engine:
+            image = engine.generate("a large red circle on a blue background", steps=4, seed=7)
+            kept = sum(path.stat().st_size for path in packed_cache.kept_files())
+        return kept, np.asarray(image.arrays[0], np.float64)
+
+    free, expected = kept_bytes_and_image(None)
+    tight, found = kept_bytes_and_image(50_000_000)
+    assert tight < 50_000_000 < free
+    assert 10 * np.log10(255**2 / np.mean((found - expected) ** 2)) > 40
+    with pytest.raises(OutOfMemoryError, match=r"128x128 takes .*20 MB may be used"):
+        sdengine.load("demo", precision="bf16", memory_bytes=20_000_000)

@@ -13,10 +13,12 @@ from sdengine import _native
 from sdengine.backends.base import Array, Compiled, CompileSpec, Module, TensorSpec
 from sdengine.backends.native.isa import chosen_isa
 from sdengine.backends.native.loading import DTYPES, Prepared, prepare
+from sdengine.backends.native.memory import plan_native_memory
 from sdengine.backends.native.packed_cache import PackedWeights, packed_weights
 from sdengine.backends.native.program import Program
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import ConfigError, DeviceError
+from sdengine.memory_budget import MemoryBudget
 
 if TYPE_CHECKING:
     from sdengine.export.export import ExportedNetwork
@@ -107,6 +109,9 @@ class NativeBackend:
 
     name = "native"
 
+    def __init__(self) -> None:
+        self._limits: dict[str, int] = {}  # bytes of packed weights, by network
+
     def available(self) -> tuple[bool, str]:
         """Say which instruction set's kernels run; there is always one."""
         return True, f"kernels for {chosen_isa()}"
@@ -125,6 +130,20 @@ class NativeBackend:
 
         return Compiled(compile_native(network, out_dir, spec.precision))
 
+    def plan_memory(
+        self, bundle: Bundle, memory_bytes: int | None, low_memory: bool, precision: str
+    ) -> MemoryBudget:
+        """Let weights shrink to a limit; see `sdengine.backends.native.memory`."""
+        if memory_bytes is None:
+            return MemoryBudget()
+        budget, self._limits = plan_native_memory(
+            bundle, memory_bytes, low_memory, self.resolve(precision), chosen_isa()
+        )
+        return budget
+
+    def close(self) -> None:
+        """Do nothing: networks share only what is freed with the last of them."""
+
     def load(
         self,
         bundle: Bundle,
@@ -135,7 +154,8 @@ class NativeBackend:
         threads: int | None = None,
     ) -> Module:
         """Lay one network out for its shapes and map its packed weights; see `Backend.load`."""
-        prepared = prepare(bundle, network, shapes, self.resolve(precision), chosen_isa())
+        limit = self._limits.get(network)
+        prepared = prepare(bundle, network, shapes, self.resolve(precision), chosen_isa(), limit)
         entry = bundle.network(network)
         specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
         packed = packed_weights(network, prepared.origin, prepared.packing, prepared.weights)

@@ -64,6 +64,7 @@ def prepare(
     shapes: Mapping[str, tuple[int, ...]],
     precision: str,
     isa: str,
+    weight_bytes: int | None = None,
 ) -> Prepared:
     """Read a network's files and decide how it is computed.
 
@@ -73,6 +74,7 @@ def prepare(
         shapes: shape of every input, by name.
         precision: a key of DTYPES.
         isa: the instruction set whose kernels will run.
+        weight_bytes: the most that packed weights may take, as far as they can shrink.
 
     Raises:
         BundleError: the files are damaged, or do not fit each other or the shapes.
@@ -92,6 +94,7 @@ def prepare(
         precision,
         whole_numbers=isa != BF16_ISA,
         exact=_exact_steps(entry.options, precision),
+        weight_bytes=weight_bytes,
     )
     graph, packing = plan_packing(chosen, sizes, weights)
     origin = next(e.sha256 for e in bundle.manifest.files if e.path == tensors[0])
