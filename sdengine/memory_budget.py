@@ -53,11 +53,14 @@ class SizeNeeds:
         largest = max(known, key=lambda name: known[name], default="")
         weights = self.total_bytes(low_memory) - self.arena_bytes - self.graph_bytes
         scratch = f"{_size(known[largest])} of scratch ({largest})" if known else "scratch beside"
-        graphs = f", {_size(self.graph_bytes)} kept for captured graphs" if self.graph_bytes else ""
-        return (
-            f"{self.name} takes {_size(self.total_bytes(low_memory))}: {_size(weights)} of "
-            f"weights, {scratch}, {_size(self.tensor_bytes)} of latents, inputs and images{graphs}"
-        )
+        parts = [
+            f"{_size(weights)} of weights",
+            scratch,
+            f"{_size(self.tensor_bytes)} of latents, inputs and images",
+        ]
+        if self.graph_bytes:
+            parts.append(f"and {_size(self.graph_bytes)} kept for captured graphs")
+        return f"{self.name} takes {_size(self.total_bytes(low_memory))}: {', '.join(parts)}"
 
 
 class MemoryBudget:
