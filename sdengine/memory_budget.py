@@ -52,7 +52,7 @@ class SizeNeeds:
         known = {name: size for name, size in self.scratch_bytes.items() if size is not None}
         largest = max(known, key=lambda name: known[name], default="")
         weights = self.total_bytes(low_memory) - self.arena_bytes - self.graph_bytes
-        scratch = f"{_size(known[largest])} of scratch ({largest})" if known else "scratch beside"
+        scratch = f"{_size(known[largest])} of scratch ({largest})" if known else "scratch"
         parts = [
             f"{_size(weights)} of weights",
             scratch,
