@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from sdengine import __version__
-from sdengine.benchmarks.cases import Case
+from sdengine.benchmarks.cases import ENGINE_TARGETS, Case
 from sdengine.bundle.reader import open_bundle
 from sdengine.errors import BundleError, EngineBuildError, OutOfMemoryError, OutputError
 
 Progress = Callable[[str], None]
 
 # Largest resident memory while building and running, and disk for checkpoint and both bundles.
-_MEMORY_GB = {"sd15": 12, "sd21": 14}
-_DISK_GB = {"sd15": 11, "sd21": 11}
+_MEMORY_GB = {"sd15": 12, "sd21": 14, "sdxl": 40}
+_DISK_GB = {"sd15": 11, "sd21": 11, "sdxl": 28}
+# Where a GPU computes, building is what takes the host's memory.
+_GPU_HOST_MEMORY_GB = {"sd15": 8, "sd21": 8, "sdxl": 17}
 
 
 @dataclass(frozen=True)
@@ -50,32 +52,37 @@ def prepare(
     from sdengine.checkpoints import load_checkpoint
 
     _make(cache)
-    check_memory(case.arch)
+    check_memory(case.arch, case.device)
     checkpoint = "demo"
     if case.arch != "demo":
         checkpoint = str(_synthetic(case.arch, cache, progress))
     progress("reading the checkpoint")
     sha256 = load_checkpoint(checkpoint).sha256
-    folder = cache / f"{case.arch}-{case.resolution}-batch{case.batch_size}"
+    sides = "-".join(map(str, case.built_sides))
+    folder = cache / f"{case.arch}-{sides}-batch{case.batch_size}"
     _make(folder)
-    built = {}
-    for side, target in (("ours", "native"), ("baseline", "torch")):
-        if side == "ours" and case.arch == "demo" and _package_has(case):
+    built: dict[str, Built] = {}
+    for side, target in (("ours", case.bundle_target), ("baseline", "torch")):
+        if target == "native" and case.arch == "demo" and _package_has(case):
             built[side] = Built("demo", None)
             continue
-        path, report = folder / target, folder / f"{target}.json"
-        if rebuild or not (report.exists() and _is_current(path, sha256)):
+        name = f"{target}{_built_precision(case, target)}"
+        path, report = folder / name, folder / f"{name}.json"
+        is_made = any(other.path == str(path) for other in built.values())
+        is_kept = not rebuild and report.exists() and _is_current(path, sha256)
+        if not (is_made or is_kept):
             progress(f"building {case.arch} for {target}")
             report.write_text(_build(case, checkpoint, path, target))
         built[side] = Built(str(path), json.loads(report.read_text()))
     return built
 
 
-def check_memory(arch: str) -> None:
+def check_memory(arch: str, device: str = "cpu") -> None:
     """Refuse an architecture that the free memory cannot hold."""
     import psutil
 
-    needed, found = _MEMORY_GB.get(arch, 1), psutil.virtual_memory().available / 1e9
+    sizes = _GPU_HOST_MEMORY_GB if device == "cuda" else _MEMORY_GB
+    needed, found = sizes.get(arch, 1), psutil.virtual_memory().available / 1e9
     if found < needed:
         raise OutOfMemoryError(
             f"arch {arch} needs about {needed} GB of free memory, found {found:.1f} GB. Close "
@@ -105,6 +112,12 @@ def _package_has(case: Case) -> bool:
     return size in manifest.resolutions and case.batch_size <= manifest.max_batch
 
 
+def _built_precision(case: Case, target: str) -> str:
+    """Return what a bundle's name says of its precision: nothing where loading decides it."""
+    decides = target in ENGINE_TARGETS and case.precision != "auto"
+    return f"-{case.precision}" if decides else ""
+
+
 def _is_current(path: Path, sha256: str) -> bool:
     """Say whether a kept bundle was built from this checkpoint by this release."""
     try:
@@ -116,8 +129,10 @@ def _is_current(path: Path, sha256: str) -> bool:
 
 def _build(case: Case, checkpoint: str, path: Path, target: str) -> str:
     command = [sys.executable, "-m", "sdengine", "build", checkpoint, "--output", str(path)]
-    command += ["--target", target, "--resolutions", str(case.resolution)]
+    command += ["--target", target, "--resolutions", ",".join(map(str, case.built_sides))]
     command += ["--batch", str(case.batch_size), "--force", "--json"]
+    if _built_precision(case, target):
+        command += ["--precision", case.precision]
     if target == "torch":
         command.append("--no-controlnet")  # eager torch needs no inputs for what is not there
     done = subprocess.run(command, capture_output=True, text=True, check=False)

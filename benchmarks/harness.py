@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import sdengine
+from sdengine.benchmarks import gpu
 from sdengine.benchmarks.bundles import Progress, prepare
-from sdengine.benchmarks.cases import Case
+from sdengine.benchmarks.cases import BASELINES, Case
 from sdengine.benchmarks.measures import OtherLoad, Spread, median_ratio
 from sdengine.benchmarks.verification import (
     Arrays,
@@ -49,15 +52,19 @@ def run(
         By side where two are compared: `backends` (name and precision), `build`, `alone` (fresh
         process: load, first request, peak memory), `errors` (against eager torch in fp32),
         `stages_ms` (spreads and the ratio baseline/ours), `outside_percent`. `others_percent` is
-        the share of the machine that other programs took while timing.
+        the share of the machine that other programs took while timing. On a GPU also `gpu`, what
+        it is, and `kernels`, which operations our kernels computed, where the backend reports it.
 
     Raises:
+        BackendUnavailableError: the case is a GPU's, and a side cannot run here.
         DeviceError: a side's error is so large that timing it would mean nothing.
     """
+    if case.device == "cuda":
+        gpu.require_backends(case.target, case.baseline)
     built = prepare(case, cache, progress, rebuild=rebuild)
     sides = {
-        "ours": Side(built["ours"].path, "native", case.precision),
-        "baseline": Side(built["baseline"].path, "torch", case.baseline_precision),
+        "ours": Side(built["ours"].path, case.target, case.precision),
+        "baseline": Side(built["baseline"].path, case.baseline, case.baseline_precision),
     }
     alone = {}
     for name, side in sides.items():
@@ -71,11 +78,14 @@ def run(
         for name, engine in engines.items():
             progress(f"verifying the images of {name}")
             errors[name] |= errors_of(request_outputs(engine, case), expected)
-            require_equal(name, engine.precision, errors[name])
+            require_equal(name, _limits(case, engine.precision), errors[name])
         load = OtherLoad()
         timings = _interleave(case, engines, progress)
         others_percent = round(load.percent(), 1)
         backends = {name: _label(engine) for name, engine in engines.items()}
+        on_gpu = {}
+        if case.device == "cuda":
+            on_gpu = {"gpu": gpu.describe(), "kernels": gpu.kernels_of(ours.backend)}
     return {
         "backends": backends,
         "build": {name: built[name].report for name in SIDES},
@@ -83,6 +93,7 @@ def run(
         "errors": errors,
         **summarise(timings, case.batch_size),
         "others_percent": others_percent,
+        **on_gpu,
     }
 
 
@@ -125,7 +136,8 @@ def _verify_networks(
     case: Case, sides: Mapping[str, Side], progress: Progress
 ) -> dict[str, dict[str, float]]:
     progress("running the networks in eager fp32")
-    expected = network_outputs(replace(sides["baseline"], precision="fp32"), case)
+    with _exactly(case):
+        expected = network_outputs(replace(sides["baseline"], precision="fp32"), case)
     text_states = expected["text_encoder"]
     errors = {}
     for name, side in sides.items():
@@ -136,10 +148,10 @@ def _verify_networks(
 
 def _reference_images(case: Case, baseline: Side, progress: Progress) -> Arrays | None:
     """Return the request's outputs in eager fp32, or None where that is the baseline itself."""
-    if baseline.precision == "fp32":
+    if baseline.precision == "fp32" and case.device == "cpu":
         return None
     progress("making the reference images in eager fp32")
-    with replace(baseline, precision="fp32").load(case) as engine:
+    with _exactly(case), replace(baseline, precision="fp32").load(case) as engine:
         return request_outputs(engine, case)
 
 
@@ -151,14 +163,27 @@ def _interleave(
     for index in range(case.runs):
         for name, engine in engines.items():
             progress(f"run {index + 1} of {case.runs}: {name}")
+            if case.device == "cuda":
+                timings[name].append(gpu.timed(engine, case))
+                continue
             time.sleep(_SETTLE_SECONDS)
             timings[name].append(engine.generate(**asdict(case.request())).timings)
     return timings
 
 
+def _exactly(case: Case) -> AbstractContextManager[None]:
+    """Let the reference multiply fp32 without rounding it first."""
+    return gpu.exact_products() if case.device == "cuda" else contextlib.nullcontext()
+
+
+def _limits(case: Case, precision: str) -> str:
+    return "tf32" if (case.device, precision) == ("cuda", "fp32") else precision
+
+
 def _label(engine: sdengine.Engine) -> str:
-    eager = " eager" if engine.backend.name == "torch" else ""
-    return f"{engine.backend.name}{eager} {engine.precision}"
+    name = engine.backend.name
+    shown = "torch eager" if name in BASELINES.values() else name
+    return f"{shown} {engine.precision}"
 
 
 def _alone(side: Side, case: Case) -> dict[str, float]:

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import sdengine
+from sdengine.benchmarks.gpu import DeviceMemory
 from sdengine.benchmarks.measures import peak_bytes
 
 
@@ -27,17 +28,21 @@ def measure(
 
     Returns:
         `load_seconds` (reading, compiling), `first_seconds` (load and first request together),
-        `peak_bytes` of the whole process.
+        `peak_bytes` of the whole process. Of backends on a GPU also `device_bytes`, and of torch's
+        `allocated_device_bytes`; see `DeviceMemory`.
     """
+    device = DeviceMemory.of(backend)
     started = time.perf_counter()
     with sdengine.load(bundle, backend, precision, threads) as engine:
         opened = time.perf_counter()
         result = engine.generate(**request)
         done = time.perf_counter()
+        on_device = device.figures() if device else {}
     return {
         "load_seconds": round(opened - started + result.timings.load_ms / 1e3, 3),
         "first_seconds": round(done - started, 3),
         "peak_bytes": peak_bytes(),
+        **on_device,
     }
 
 

@@ -18,17 +18,19 @@ from sdengine.errors import ConfigError, OutputError
 
 SCHEMA = 1
 _DISTRIBUTIONS = ("numpy", "torch")
+_GPU_DISTRIBUTIONS = ("triton", "tensorrt", "tensorrt-rtx-cu13")
 
 
 def make_record(case: Case, figures: dict[str, Any]) -> dict[str, Any]:
     """Return a case's figures with the software and the machine that gave them."""
     now = datetime.datetime.now(datetime.timezone.utc)
+    others = _GPU_DISTRIBUTIONS if case.device == "cuda" else ()
     return {
         "schema": SCHEMA,
         "time": now.isoformat(timespec="seconds"),
         "case": asdict(case),
         **figures,
-        "versions": software(),
+        "versions": software(*others),
         "machine": machine(),
     }
 

@@ -66,20 +66,41 @@ def rows(record: dict[str, Any]) -> list[Row]:
         ours_value, baseline_value = (record["alone"][name][key] / scale for name in SIDES)
         ratio = f"{baseline_value / max(ours_value, 1e-9):.2f}x"
         out.append((label, f"{ours_value:.2f}", f"{baseline_value:.2f}", ratio, "", ""))
+    out += _device_memory(record)
     if any(record["build"].values()):
         ours, baseline = (_build(record["build"][name]) for name in SIDES)
         out.append(("build, s", ours, baseline, "", "", ""))
     return out
 
 
+def _device_memory(record: dict[str, Any]) -> list[Row]:
+    """Return what each side took of a GPU's memory; that of torch's allocator where it has one."""
+    found: list[Row] = []
+    for key, label in (
+        ("device_bytes", "GPU memory taken, GB"),
+        ("allocated_device_bytes", "of it in use by torch at the peak, GB"),
+    ):
+        values = [record["alone"][name].get(key) for name in SIDES]
+        if any(value is not None for value in values):
+            ours, baseline = ("-" if v is None else f"{v / 1e9:.2f}" for v in values)
+            ratio = ""
+            if all(values):
+                ratio = f"{values[1] / values[0]:.2f}x"
+            found.append((label, ours, baseline, ratio, "", ""))
+    return found
+
+
 def title(record: dict[str, Any]) -> str:
     """Return one line that says what was compared where."""
     case, place = record["case"], record["machine"]
     threads = f"{case['threads']} threads" if case["threads"] else f"{place['cores']} cores"
+    where = f"{place['processor']}, {threads}"
+    if "gpu" in record:
+        where = f"{record['gpu']['name']}, compute capability {record['gpu']['compute_capability']}"
     images = f", batch {case['batch_size']}" if case["batch_size"] > 1 else ""
     return (
         f"{case['arch']} {case['resolution']}x{case['resolution']}{images}, {case['steps']} steps, "
-        f"guidance {case['guidance_scale']:g}; {place['processor']}, {threads}"
+        f"guidance {case['guidance_scale']:g}; {where}"
     )
 
 
@@ -95,9 +116,24 @@ def as_markdown(record: dict[str, Any]) -> str:
         f"Median (10th to 90th percentile) of {spread['n']} interleaved runs; errors are relative "
         f"RMS against eager torch in fp32. Other programs took {record['others_percent']:.1f} % of "
         f"the cores meanwhile. torch "
-        f"{versions['torch']}, commit {versions['commit'] or 'unknown'}.",
+        f"{versions['torch']}, commit {versions['commit'] or 'unknown'}.{_on_gpu(record)}",
     ]
     return "\n".join(lines)
+
+
+def _on_gpu(record: dict[str, Any]) -> str:
+    """Return the sentences that a GPU's table needs besides."""
+    if "gpu" not in record:
+        return ""
+    shown = [
+        " The reference multiplies fp32 unrounded; eager torch is timed as it is by default, with "
+        "TF32 in the convolutions of fp32."
+    ]
+    for network, found in record["kernels"].items():
+        ours = ", ".join(f"{count} {op}" for op, count in found["replaced"].items())
+        kept = "".join(f"; torch: {count} {why}" for why, count in found["kept"].items())
+        shown.append(f"Shapes of {network} in Triton: {ours or 'none'}{kept}.")
+    return " ".join(shown)
 
 
 def as_rich(record: dict[str, Any]) -> Table:

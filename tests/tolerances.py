@@ -64,6 +64,10 @@ TOLERANCES: dict[tuple[str, str], tuple[float, float]] = {
     ("network of fp16 weights", "float32"): (2e-2, 3e-3),
     ("network of bf16 weights", "float32"): (0.15, 2e-2),
     ("unet", "bfloat16"): (0.15, 3e-2),
+    # Whole networks with the Triton kernels, against torch in fp64.
+    ("triton network", "float32"): (1e-4, 5e-6),
+    ("triton network", "float16"): (2e-2, 3e-3),
+    ("triton network", "bfloat16"): (0.15, 3e-2),
 }
 
 

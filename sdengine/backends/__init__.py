@@ -18,14 +18,20 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
         "native": "sdengine.backends.native.backend:NativeBackend",
         "openvino": "sdengine.backends.openvino:OpenVinoBackend",
         "torch": "sdengine.backends.torch_eager:TorchBackend",
+        "torch-cuda": "sdengine.backends.torch_cuda:TorchCudaBackend",
+        "triton": "sdengine.backends.triton.backend:TritonBackend",
         "tensorrt-rtx": "sdengine.backends.tensorrt:TensorRtRtxBackend",
         "tensorrt": "sdengine.backends.tensorrt:TensorRtBackend",
     }
 )
+# Whose bundles a backend runs that has no target of its own.
+_TARGETS = {"torch-cuda": "torch", "triton": "torch"}
 _EXTRAS = {
     "native": "sdengine",
     "openvino": "sdengine[openvino]",
     "torch": "sdengine[build]",
+    "torch-cuda": "sdengine[build]",
+    "triton": "sdengine[build,kernels]",
     "tensorrt-rtx": "sdengine[tensorrt-rtx]",
     "tensorrt": "sdengine[tensorrt]",
 }
@@ -64,19 +70,21 @@ def select_backend(name: str, target: str) -> Backend:
             no other is tried in its place.
     """
     if name == "auto":
-        if target not in BACKENDS:
+        targets = [known for known in BACKENDS if known not in _TARGETS]
+        if target not in targets:
             raise BackendUnavailableError(
                 f"the bundle was built for {target!r}, which this release has no backend for; "
-                f"it has {', '.join(BACKENDS)}."
+                f"it has {', '.join(targets)}."
             )
         backend = _available(target)
         _log.info("backend auto: %s, because the bundle was built for it", target)
         return backend
     backend = get_backend(name)
-    if name != target:
+    wanted = _TARGETS.get(name, name)
+    if wanted != target:
         raise BackendUnavailableError(
             f"backend {name} cannot run this bundle, which was built for {target}. Build one for "
-            f"it: sdengine build CHECKPOINT -o BUNDLE --target {name}."
+            f"it: sdengine build CHECKPOINT -o BUNDLE --target {wanted}."
         )
     return _available(name)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,9 +32,13 @@ from sdengine.errors import (
 
 if TYPE_CHECKING:
     from sdengine.export.export import ExportedNetwork
+    from sdengine.export.networks import NetworkContract
 
-_STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Compute = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]
+STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _COMPUTED = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Numbers with more digits than a shorter type keeps: in bf16, 999 would become 1000.
+_KEPT_IN_FP32 = ("timestep", "time_ids")
 # What a network of a bundle leaves out of its module: the autoencoder is two networks, and the
 # token table is looked up on the host.
 _LEFT_OUT = {
@@ -47,41 +51,57 @@ _LEFT_OUT = {
 
 
 class TorchModule:
-    """One network at fixed shapes, computed by torch operation by operation."""
+    """One network at fixed shapes, computed by torch.
+
+    Args:
+        name: of the network, for messages.
+        compute: takes the inputs in order and returns the outputs in order, both on any device;
+            it is closed with this module if it has a `close`.
+        inputs, outputs: with numbers for shapes.
+        dtype: what it computes in.
+        threads: CPU threads, or None for torch's choice.
+        device: where it reads its inputs.
+    """
 
     def __init__(
         self,
         name: str,
-        module: nn.Module,
+        compute: Compute,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         dtype: torch.dtype,
         threads: int | None,
+        device: str = "cpu",
     ) -> None:
         self.name = name
         self.inputs = inputs
         self.outputs = outputs
-        self._module: nn.Module | None = module
+        self._compute: Compute | None = compute
         self._dtype = dtype
         self._threads = threads
+        self._device = device
 
     def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Compute the outputs by name; every input must be given at its static shape."""
-        if self._module is None:
+        """Compute the outputs by name; every input must be given at its static shape.
+
+        They are in the host's memory when this returns: nothing is left to wait for.
+        """
+        if self._compute is None:
             raise DeviceError(f"{self.name}: the network was closed.")
         tensors = [self._tensor(spec, inputs) for spec in self.inputs]
         if self._threads is not None and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         try:
             with torch.inference_mode():
-                computed = self._module(*tensors)
+                computed = self._compute(*(tensor.to(self._device) for tensor in tensors))
+                if isinstance(computed, torch.Tensor):
+                    computed = (computed,)
+                arrays = [tensor.float().contiguous().cpu().numpy() for tensor in computed]
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            if ran_out or "allocate memory" in str(error):
                 raise OutOfMemoryError(f"{self.name}: memory ran out while computing.") from None
             raise DeviceError(f"{self.name}: torch failed: {str(error)[:300]}") from error
-        if isinstance(computed, torch.Tensor):
-            computed = (computed,)
-        arrays = [tensor.float().contiguous().numpy() for tensor in computed]
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}
 
     def _tensor(self, spec: TensorSpec, inputs: Mapping[str, Array]) -> torch.Tensor:
@@ -97,20 +117,23 @@ class TorchModule:
         array = np.asarray(array, dtype=spec.dtype, order="C")
         # A read-only array, such as a view of the latents, is fine: nothing here writes to it.
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-        # Timesteps keep their digits: in bf16, 999 would become 1000.
-        if spec.name == "timestep" or not tensor.is_floating_point():
+        if spec.name in _KEPT_IN_FP32 or not tensor.is_floating_point():
             return tensor
         return tensor.to(self._dtype)
 
     def close(self) -> None:
         """Free the network's memory; a second call does nothing."""
-        self._module = None
+        close = getattr(self._compute, "close", None)
+        self._compute = None
+        if close is not None:
+            close()
 
 
 class TorchBackend:
     """Run bundles of target `torch` on the CPU."""
 
     name = "torch"
+    device = "cpu"
 
     def available(self) -> tuple[bool, str]:
         """Say which torch runs the networks."""
@@ -137,15 +160,15 @@ class TorchBackend:
         from sdengine.checkpoints.weights import save_tensors
 
         precision = spec.precision
-        if precision not in _STORED:
-            raise ConfigError.for_field("precision", precision, ", ".join(_STORED))
+        if precision not in STORED:
+            raise ConfigError.for_field("precision", precision, ", ".join(STORED))
         left_out = tuple(f"{part}." for part in _LEFT_OUT[network.name])
         assert network.module is not None  # builds for this target do not export
         state = {}
         for name, tensor in network.module.state_dict().items():
             if name.startswith(left_out):
                 continue
-            state[name] = tensor.to(_STORED[precision]).contiguous()
+            state[name] = tensor.to(STORED[precision]).contiguous()
             if not torch.isfinite(state[name]).all():
                 raise EngineBuildError(
                     f"{network.name}: weight {name!r} is not finite in {precision}. Build with "
@@ -165,37 +188,53 @@ class TorchBackend:
         threads: int | None = None,
     ) -> Module:
         """Build one network's module and give it its weights; see `Backend.load`."""
-        from sdengine.checkpoints.weights import Weights
-        from sdengine.export.export import make_contract
-
         entry = bundle.network(network)
-        dtype = _COMPUTED[self.resolve(precision)]
-        files = [bundle.path(name) for name in entry.files]
+        dtype = self._dtype(bundle, network, precision)
         try:
-            module = Weights(files, lambda name: name).load_into(
-                lambda: _build(bundle, network), dtype
-            )
-            contract = make_contract(
-                network,
-                module,
-                downscale=bundle.manifest.architecture.vae.downscale,
-                controlnet=any(tensor.name == "mid_residual" for tensor in entry.inputs),
-                num_time_ids=_num_time_ids(bundle),
-            )
+            contract = self._contract(bundle, network, dtype)
         except (CheckpointError, ConfigError) as error:
             raise BundleError(f"{network}: {error}") from None
-        except MemoryError:
+        except (MemoryError, torch.OutOfMemoryError):
             raise OutOfMemoryError(f"{network}: memory ran out while loading.") from None
         if [spec.name for spec in contract.inputs] != [tensor.name for tensor in entry.inputs]:
             raise BundleError(f"{network}: the manifest's inputs are not those of the network.")
         output_shapes = resolve_shapes(network, entry.outputs, symbol_sizes(entry.inputs, shapes))
         return TorchModule(
             network,
-            contract.module,
+            self._compute(contract.module),
             tuple(TensorSpec(s.name, shapes[s.name], s.dtype) for s in contract.inputs),
             tuple(TensorSpec(s.name, output_shapes[s.name], s.dtype) for s in contract.outputs),
             dtype,
             threads,
+            self.device,
+        )
+
+    def _dtype(self, bundle: Bundle, network: str, precision: str) -> torch.dtype:
+        return _COMPUTED[self.resolve(precision)]
+
+    def _contract(self, bundle: Bundle, network: str, dtype: torch.dtype) -> NetworkContract:
+        return self._describe(bundle, network, self._read(bundle, network, dtype))
+
+    def _compute(self, module: nn.Module) -> Compute:
+        return module
+
+    def _read(self, bundle: Bundle, network: str, dtype: torch.dtype) -> nn.Module:
+        from sdengine.checkpoints.weights import Weights
+
+        files = [bundle.path(name) for name in bundle.network(network).files]
+        weights = Weights(files, lambda name: name)
+        return weights.load_into(lambda: _build(bundle, network), dtype, self.device)
+
+    def _describe(self, bundle: Bundle, network: str, module: nn.Module) -> NetworkContract:
+        from sdengine.export.export import make_contract
+
+        inputs = bundle.network(network).inputs
+        return make_contract(
+            network,
+            module,
+            downscale=bundle.manifest.architecture.vae.downscale,
+            controlnet=any(tensor.name == "mid_residual" for tensor in inputs),
+            num_time_ids=_num_time_ids(bundle),
         )
 
 

@@ -16,7 +16,11 @@ BUSY_PERCENT = 5.0
 
 
 def bench(
-    arch: Annotated[str, typer.Option(help="demo, sd15, sd21 or tiny.")] = "demo",
+    arch: Annotated[str, typer.Option(help="demo, sd15, sd21, sdxl or tiny.")] = "demo",
+    device: Annotated[str, typer.Option(help="Of both sides: cpu or cuda.")] = "cpu",
+    target: Annotated[
+        str | None, typer.Option(help="On cuda: tensorrt-rtx, tensorrt or triton.")
+    ] = None,
     resolution: Annotated[
         int | None, typer.Option(help="Side in pixels; the architecture's own if not given.")
     ] = None,
@@ -24,8 +28,12 @@ def bench(
     guidance: Annotated[float, typer.Option(help="Above 1, the U-Net runs in pairs.")] = 3.0,
     batch: Annotated[int, typer.Option(help="Images of each request.")] = 1,
     runs: Annotated[int, typer.Option(help="Counted requests of each side.")] = 5,
-    precision: Annotated[str, typer.Option(help="Ours: auto, fp32, bf16 or int8.")] = "auto",
-    baseline_precision: Annotated[str, typer.Option(help="Eager torch's: fp32 or bf16.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="Ours: auto, fp32, bf16 or int8; on cuda fp16, not int8.")
+    ] = "auto",
+    baseline_precision: Annotated[
+        str | None, typer.Option(help="Eager torch's: fp32 or bf16; on cuda also fp16.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of both sides.")] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Add the record to this file.")
@@ -41,7 +49,7 @@ def bench(
     """
     from rich.console import Console
 
-    from sdengine.benchmarks.cases import Case, native_side
+    from sdengine.benchmarks.cases import TARGETS, Case, native_side
     from sdengine.benchmarks.harness import run
     from sdengine.benchmarks.records import append_record, check_writable, make_record
     from sdengine.benchmarks.tables import as_rich
@@ -54,8 +62,10 @@ def bench(
         batch_size=batch,
         runs=runs,
         precision=precision,
-        baseline_precision=baseline_precision,
+        baseline_precision=baseline_precision or ("fp16" if device == "cuda" else "fp32"),
         threads=threads,
+        device=device,
+        target=target or TARGETS.get(device, ("",))[0],
     )
     if json_file is not None:
         check_writable(json_file)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdengine.models.ops import OpsModule
 
-class ResnetBlock2D(nn.Module):
+
+class ResnetBlock2D(OpsModule):
     """Add a normalised, twice convolved copy of the input to the input.
 
     Args:
@@ -41,10 +43,9 @@ class ResnetBlock2D(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """Return [B,out_channels,h,w] for x [B,in_channels,h,w] and temb [B,temb_channels]."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        if temb is not None:
-            h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.ops.group_norm(self.norm1, x, silu=True))
+        added = None if temb is None else self.time_emb_proj(F.silu(temb))
+        h = self.conv2(self.ops.group_norm(self.norm2, h, silu=True, time_embedding=added))
         out: Tensor = (self.conv_shortcut(x) if self.has_shortcut else x) + h
         return out
 
@@ -82,7 +83,7 @@ class Upsample2D(nn.Module):
         return out
 
 
-class SpatialSelfAttention(nn.Module):
+class SpatialSelfAttention(OpsModule):
     """Attend over all positions of a feature map with a single head (the VAE's middle block)."""
 
     def __init__(self, channels: int, *, groups: int, eps: float) -> None:
@@ -99,12 +100,13 @@ class SpatialSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [B,C,h,w]."""
         b, c, h, w = x.shape
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # [B, h*w, C]
+        normed = self.ops.group_norm(self.group_norm, x)
+        tokens = normed.flatten(2).transpose(1, 2)  # [B, h*w, C]
         q, k, v = (
             f(tokens).unflatten(2, (1, self.channels)).transpose(1, 2)  # [B,1,h*w,C]
             for f in (self.to_q, self.to_k, self.to_v)
         )
-        out = F.scaled_dot_product_attention(q, k, v, scale=self.channels**-0.5)
+        out = self.ops.attention(q, k, v, self.channels**-0.5)
         out = self.to_out[0](out.transpose(1, 2).flatten(2))
         result: Tensor = x + out.transpose(1, 2).reshape(b, c, h, w)
         return result

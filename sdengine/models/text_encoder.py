@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sdengine.errors import ConfigError
 from sdengine.models.config_fields import read_fields
+from sdengine.models.ops import OpsModule
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ class _Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
 
-class _Attention(nn.Module):
+class _Attention(OpsModule):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
@@ -103,8 +104,7 @@ class _Attention(nn.Module):
             f(x).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)  # [B,heads,S,d]
             for f in (self.q_proj, self.k_proj, self.v_proj)
         )
-        scale = self.head_dim**-0.5
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        out = self.ops.attention(q, k, v, self.head_dim**-0.5, causal_mask=mask)
         result: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return result
 
@@ -121,7 +121,7 @@ class _MLP(nn.Module):
         return out
 
 
-class _EncoderLayer(nn.Module):
+class _EncoderLayer(OpsModule):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         eps = config.layer_norm_eps
@@ -131,8 +131,9 @@ class _EncoderLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=eps)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x), mask)
-        out: Tensor = x + self.mlp(self.layer_norm2(x))
+        attended = self.self_attn(self.ops.layer_norm(self.layer_norm1, x), mask)
+        normed, x = self.ops.add_layer_norm(self.layer_norm2, attended, x)
+        out: Tensor = x + self.mlp(normed)
         return out
 
 
@@ -150,7 +151,7 @@ class _TextModel(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
-class CLIPTextEncoder(nn.Module):
+class CLIPTextEncoder(OpsModule):
     """Encode token embeddings; the token table is looked up outside, by `embed` or on the host."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
@@ -187,7 +188,7 @@ class CLIPTextEncoder(nn.Module):
             x = layer(x, mask)
             states.append(x)
         hidden_states = torch.stack(states)
-        normed = self.text_model.final_layer_norm(hidden_states)
+        normed = self.ops.layer_norm(self.text_model.final_layer_norm, hidden_states)
         # A one-hot product instead of indexing: every exporter and runtime has it.
         at_eos = F.one_hot(eos_index, length).to(normed.dtype)  # [B,S]
         pooled = (normed[-1] * at_eos[:, :, None]).sum(dim=1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sdengine.errors import ConfigError
 from sdengine.models.attention import timestep_embedding
 from sdengine.models.config_fields import read_fields
+from sdengine.models.ops import OpsModule
 from sdengine.models.unet_blocks import DownBlock, LevelSpec, MidBlock, UpBlock
 
 _WITH_ATTENTION = {
@@ -190,7 +191,7 @@ class TimestepEmbedding(nn.Module):
         return out
 
 
-class ConditionedEncoder(nn.Module):
+class ConditionedEncoder(OpsModule):
     """The half that U-Net and ControlNet share: embeddings, the way down, the middle."""
 
     def __init__(self, config: UNetConfig) -> None:
@@ -300,5 +301,6 @@ class UNet2DConditionModel(ConditionedEncoder):
             x = x + mid_residual
         for block in self.up_blocks:
             x = block(x, skips, temb, encoder_hidden_states)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        x = self.ops.group_norm(self.conv_norm_out, x, silu=True)
+        out: Tensor = self.conv_out(x)
         return out

@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdengine.errors import ConfigError
@@ -23,6 +22,7 @@ from sdengine.models.layers import (
     SpatialSelfAttention,
     Upsample2D,
 )
+from sdengine.models.ops import OpsModule
 
 _EPS = 1e-6
 # What diffusers can vary and the published Stable Diffusion autoencoders do not.
@@ -122,7 +122,7 @@ class _MidBlock(nn.Module):
         return out
 
 
-class Encoder(nn.Module):
+class Encoder(OpsModule):
     """Map images [B,3,H,W] to moments [B,2*latent_channels,H/8,W/8]."""
 
     def __init__(self, config: VAEConfig) -> None:
@@ -144,11 +144,12 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x)
         x = self.mid_block(x)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        x = self.ops.group_norm(self.conv_norm_out, x, silu=True)
+        out: Tensor = self.conv_out(x)
         return out
 
 
-class Decoder(nn.Module):
+class Decoder(OpsModule):
     """Map latents [B,latent_channels,h,w] to images [B,3,8h,8w]."""
 
     def __init__(self, config: VAEConfig) -> None:
@@ -168,7 +169,8 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
-        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        x = self.ops.group_norm(self.conv_norm_out, x, silu=True)
+        out: Tensor = self.conv_out(x)
         return out
 
 

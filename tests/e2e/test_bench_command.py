@@ -73,3 +73,16 @@ def test_an_unwritable_record_is_refused_before_the_work(run: Run, tmp_path: Pat
     assert done.returncode == 1
     assert "cannot be written" in done.stderr
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("target", ["triton", "tensorrt-rtx"])
+def test_a_gpu_that_is_not_there_is_said_before_the_work(
+    run: Run, tmp_path: Path, target: str
+) -> None:
+    done = run("bench", "--device", "cuda", "--target", target, "--cache", "cache")
+    if done.returncode == 0:
+        pytest.skip("there is a GPU")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: backend {target} is not available: ")
+    assert done.stderr.rstrip().endswith("Nothing was built or measured.")
+    assert os.listdir(tmp_path) == []

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+import torch
 
 from sdengine.backends import BACKENDS, get_backend, select_backend
 from sdengine.backends.base import resolve_shapes
@@ -55,3 +56,37 @@ def test_symbolic_shapes_are_rounded_up() -> None:
     assert resolve_shapes("unet", [entry], sizes) == {"x": (2, 4, 8, 5)}
     with pytest.raises(BundleError, match="'batch' is unknown"):
         resolve_shapes("unet", [entry], {"height": 1})
+
+
+@pytest.mark.parametrize("name", ["torch-cuda", "triton"])
+def test_a_gpus_torch_backends_say_what_is_lacking(name: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    reason = "built without CUDA" if torch.version.cuda is None else "finds no NVIDIA GPU"
+    with pytest.raises(BackendUnavailableError, match=f"backend {name} is not available.*{reason}"):
+        select_backend(name, "torch")
+
+
+@pytest.mark.parametrize("name", ["torch-cuda", "triton"])
+def test_a_gpus_torch_backends_run_bundles_of_target_torch(name: str) -> None:
+    with pytest.raises(BackendUnavailableError, match=r"built for native\..*--target torch\b"):
+        select_backend(name, "native")
+    assert get_backend(name).name == name
+    with pytest.raises(BackendUnavailableError, match=f"'{name}', which this release has no"):
+        select_backend("auto", name)
+
+
+def test_an_interpreting_triton_is_no_gpu_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton (Linux)")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr("sdengine.kernels.launching.interprets", lambda: True)
+    assert get_backend("torch-cuda").available() == (True, f"torch {torch.__version__}, a GPU")
+    usable, reason = get_backend("triton").available()
+    assert not usable
+    assert "TRITON_INTERPRET" in reason
+    monkeypatch.setattr("sdengine.kernels.launching.interprets", lambda: False)
+    usable, found = get_backend("triton").available()
+    assert usable
+    assert found.startswith("triton ")

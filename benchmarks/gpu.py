@@ -1,0 +1,168 @@
+"""What measuring on a GPU needs besides: waiting for it, its memory, exact products, its name."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sdengine.backends import get_backend
+from sdengine.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    import sdengine
+    from sdengine.benchmarks.cases import Case
+    from sdengine.result import Timings
+
+TORCH_BACKENDS = ("torch-cuda", "triton")
+GPU_BACKENDS = (*TORCH_BACKENDS, "tensorrt-rtx", "tensorrt")
+
+
+def require_backends(*names: str) -> None:
+    """Refuse to go on where one of a GPU's backends cannot run here.
+
+    Raises:
+        BackendUnavailableError: which and why.
+    """
+    for name in names:
+        usable, reason = get_backend(name).available()
+        if not usable:
+            raise BackendUnavailableError(
+                f"backend {name} is not available: {reason} Nothing was built or measured."
+            )
+
+
+def timed(
+    engine: sdengine.Engine, case: Case, synchronize: Callable[[], None] | None = None
+) -> Timings:
+    """Serve the case's request on an idle GPU and return where the time went.
+
+    What a request left running when it returned counts as its time, outside the networks.
+
+    Args:
+        engine: of either side.
+        case: what to ask for.
+        synchronize: waits until the GPU is idle, whoever gave it work; None is torch's.
+    """
+    wait = synchronize or _synchronize
+    wait()
+    timings = engine.generate(**asdict(case.request())).timings
+    returned = time.perf_counter()
+    wait()
+    late_ms = (time.perf_counter() - returned) * 1e3
+    return replace(
+        timings, other_ms=timings.other_ms + late_ms, total_ms=timings.total_ms + late_ms
+    )
+
+
+def _synchronize() -> None:
+    import torch
+
+    torch.cuda.synchronize()
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Let torch multiply fp32 numbers as they are, without TF32, inside the block."""
+    import torch
+
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
+
+
+def describe() -> dict[str, Any]:
+    """Return what the GPU is, and its driver where `nvidia-smi` says it."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str | None:
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stdout.split() or [None])[0]
+
+
+def kernels_of(backend: Any) -> dict[str, Any]:
+    """Return by network how many shapes our kernels computed, and why torch did the others."""
+    report = getattr(backend, "report", None)
+    if report is None:
+        return {}
+    found = {}
+    for network, choices in report().items():
+        kept = Counter(f"{c.op}, because {c.reason}" for c in choices if not c.replaced)
+        replaced = Counter(choice.op for choice in choices if choice.replaced)
+        found[network] = {"replaced": dict(replaced), "kept": dict(kept)}
+    return found
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Watch how much of a GPU's memory this process takes from now on.
+
+    No backend gives memory back between requests, so what is gone after one is its peak; that the
+    driver took for the process itself, before, does not count.
+
+    Args:
+        free: returns the bytes that are free.
+        free_before: what it returned at the start.
+        allocated: returns the most bytes that torch had in use at once; None without torch.
+    """
+
+    free: Callable[[], int]
+    free_before: int
+    allocated: Callable[[], int] | None
+
+    @classmethod
+    def of(cls, backend: str) -> DeviceMemory | None:
+        """Start watching for a backend; None where it uses no GPU."""
+        if backend not in GPU_BACKENDS:
+            return None
+        if backend not in TORCH_BACKENDS:
+            return cls(_native_free, _native_free(), None)
+        import torch
+
+        if not torch.cuda.is_available():
+            return None  # loading says what is lacking
+        return cls(_torch_free, _torch_free(), torch.cuda.max_memory_allocated)
+
+    def figures(self) -> dict[str, int]:
+        """Return `device_bytes`, by cudaMemGetInfo, and torch's `allocated_device_bytes`."""
+        found = {"device_bytes": self.free_before - self.free()}
+        if self.allocated is not None:
+            found["allocated_device_bytes"] = self.allocated()
+        return found
+
+
+def _native_free() -> int:
+    from sdengine import _native
+
+    return _native.cuda_device_info()["free_bytes"]
+
+
+def _torch_free() -> int:
+    import torch
+
+    return torch.cuda.mem_get_info()[0]

@@ -1,0 +1,145 @@
+"""The torch backends for a GPU, on the CPU: kernels interpreted, graphs on a stand-in."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_cuda_graphs import FakeCuda
+from interpreted import DTYPES
+from tolerances import assert_close
+
+from sdengine.backends.base import Array, Module, resolve_shapes
+from sdengine.backends.torch_cuda import TorchCudaBackend
+from sdengine.backends.torch_eager import TorchBackend
+from sdengine.backends.triton.backend import TritonBackend
+from sdengine.bundle.reader import Bundle, open_bundle
+from sdengine.checkpoints.synthetic import make_synthetic
+from sdengine.errors import ConfigError, DeviceError, OutOfMemoryError
+from sdengine.export.build import build
+from sdengine.pipeline import Engine
+
+assert DTYPES  # importing `interpreted` skips this module where triton cannot interpret
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("triton")
+    checkpoint = make_synthetic("tiny", folder / "checkpoint")
+    report = build(checkpoint, folder / "bundle", target="torch", resolutions=(SIZE, 2 * SIZE))
+    return open_bundle(report.path)
+
+
+def load(backend: TorchBackend, bundle: Bundle, network: str, size: int = SIZE) -> Module:
+    sizes = {"batch": 2, "height": size, "width": size, "sequence": 77}
+    shapes = resolve_shapes(network, bundle.network(network).inputs, sizes)
+    return backend.load(bundle, network, shapes, precision="fp32")
+
+
+def inputs_of(module: Module, seed: int) -> dict[str, Array]:
+    rng = np.random.default_rng(seed)
+    inputs: dict[str, Array] = {}
+    for spec in module.inputs:
+        shape = [int(side) for side in spec.shape]
+        if spec.dtype == "int64":
+            inputs[spec.name] = rng.integers(1, 76, shape)
+        else:
+            scale = 500 if spec.name == "timestep" else 1
+            inputs[spec.name] = np.abs(scale * rng.standard_normal(shape)).astype(np.float32)
+    return inputs
+
+
+def copied(outputs: Any) -> dict[str, Array]:
+    return {name: array.copy() for name, array in outputs.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])
+def test_networks_replay_what_torch_computes(bundle: Bundle, network: str) -> None:
+    cuda = FakeCuda()
+    expected, ours = (
+        load(backend, bundle, network) for backend in (TorchBackend(), TritonBackend("cpu", cuda))
+    )
+    assert (ours.inputs, ours.outputs) == (expected.inputs, expected.outputs)
+    for seed in range(2):
+        inputs = inputs_of(expected, seed)
+        wanted = copied(expected.run(inputs))
+        for name, array in ours.run(inputs).items():
+            assert_close("triton network", "float32", array, wanted[name])
+    assert cuda.log.count("capture thread_local") == 1
+    assert cuda.log.count("replay") == 2
+    ours.close()
+    ours.close()
+    assert cuda.log[-2:] == ["reset", "empty_cache"]
+    with pytest.raises(DeviceError, match="was closed"):
+        ours.run(inputs)
+
+
+@pytest.mark.slow
+def test_a_whole_request_makes_the_same_picture(bundle: Bundle) -> None:
+    request: dict[str, Any] = {"steps": 2, "seed": 5, "guidance_scale": 4.0}
+    request |= {"width": SIZE, "height": SIZE}
+    cuda = FakeCuda()
+    with Engine(bundle, TorchBackend(), "fp32") as engine:
+        (expected,) = engine.generate("a red circle", **request).arrays
+    backend = TritonBackend("cpu", cuda)
+    with Engine(bundle, backend, "fp32") as engine:
+        (found,) = engine.generate("a red circle", **request).arrays
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    # Text encoder, U-Net and decoder; the U-Net runs at each step.
+    assert cuda.log.count("capture thread_local") == cuda.log.count("reset") == 3
+    assert cuda.log.count("replay") == 1 + 2 + 1
+    report = backend.report()
+    assert set(report) == {"text_encoder", "unet", "vae_decoder"}
+    assert any(choice.replaced for choice in report["unet"])
+    assert any("head dimension" in choice.reason for choice in report["unet"])
+
+
+def test_weights_are_held_once_for_all_sizes_and_freed_with_the_last(bundle: Bundle) -> None:
+    backend = TorchCudaBackend("cpu")
+    small, large = (load(backend, bundle, "unet", size) for size in (SIZE, 2 * SIZE))
+    assert len(backend._weights) == 1
+    assert small.outputs[0].shape != large.outputs[0].shape
+    small.close()
+    large.close()
+    gc.collect()
+    assert len(backend._weights) == 0
+
+
+def test_precisions() -> None:
+    backend = TorchCudaBackend("cpu")
+    assert [backend.resolve("auto", stored) for stored in ("fp16", "bf16", "fp32")] == [
+        "fp16",
+        "bf16",
+        "fp32",
+    ]
+    assert backend.resolve("fp32", "fp16") == "fp32"
+    with pytest.raises(ConfigError, match="precision: 'int8'"):
+        backend.resolve("int8")
+
+
+def test_an_autoencoder_that_overflows_fp16_is_computed_in_bf16(tmp_path: Path) -> None:
+    checkpoint = make_synthetic("tiny-sdxl", tmp_path / "checkpoint")
+    bundle = open_bundle(build(checkpoint, tmp_path / "b", target="torch", resolutions=(64,)).path)
+    backend = TorchCudaBackend("cpu")
+    assert backend._dtype(bundle, "vae_decoder", "auto") is torch.bfloat16
+    assert backend._dtype(bundle, "unet", "auto") is torch.float16
+    assert backend._dtype(bundle, "vae_decoder", "fp32") is torch.float32
+
+
+def test_memory_that_runs_out_on_the_device_is_named(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load(TorchCudaBackend("cpu"), bundle, "vae_decoder")
+
+    def exhausted(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(module, "_compute", exhausted)
+    with pytest.raises(OutOfMemoryError, match="vae_decoder: memory ran out"):
+        module.run(inputs_of(module, 0))
