@@ -4,7 +4,8 @@
 # make format   rewrites the sources as lint wants them
 # make sanitize runs the C++ tests under the address, undefined behaviour and thread sanitizers
 # make gpu-check on a machine with an NVIDIA GPU and nvcc: installs into .venv-gpu, runs every test
-#               that needs a GPU, builds engines for it and measures the demo model's pictures
+#               that needs a GPU, builds engines for it, compares and measures; the steps, and flags
+#               for GPU_FLAGS, are those of benchmarks/gpu_check.py
 # make clean    removes what the others made
 #
 # Needed: Python 3.10-3.13 with venv, a C++17 compiler, a package index. CMake and Ninja come from
@@ -16,6 +17,7 @@ PYTEST_FLAGS ?=
 
 GPU_TORCH ?= torch
 GPU_TARGET ?= tensorrt-rtx
+GPU_FLAGS ?=
 
 DEMO := .venv-demo
 TEST := .venv-test
@@ -60,17 +62,10 @@ sanitize: $(TEST)/tools
 	PATH="$(CURDIR)/$(TEST)/bin:$$PATH" tests/cpp/run.sh build/sanitize-threads \
 	    -DSDENGINE_SANITIZE=THREAD
 
-# What was found on the GPU lies in build/gpu-check afterwards.
+# What was found on the GPU lies in build/gpu-check afterwards; gpu-check.md has the tables.
 gpu-check: $(GPU)/installed
-	mkdir -p build/gpu-check
-	$(GPU)/bin/sdengine doctor > build/gpu-check/doctor.txt && cat build/gpu-check/doctor.txt
-	TRITON_INTERPRET=0 $(GPU)/bin/pytest -m gpu $(PYTEST_FLAGS)
-	$(GPU)/bin/sdengine build demo -o build/gpu-check/demo --target $(GPU_TARGET) --force \
-	    --resolutions 128,192,256 --batch 4
-	$(GPU)/bin/sdengine generate "$(PROMPT)" --seed 7 --bundle build/gpu-check/demo --json \
-	    -o build/gpu-check/demo.png > build/gpu-check/demo.json && cat build/gpu-check/demo.json
-	$(GPU)/bin/python benchmarks/prompt_following.py --bundle build/gpu-check/demo \
-	    --precision auto --output build/gpu-check
+	$(GPU)/bin/python benchmarks/gpu_check.py --output build/gpu-check \
+	    --targets $(GPU_TARGET),triton $(GPU_FLAGS)
 
 # The demo runs on the CPU; without CUDA the extension builds in seconds.
 $(DEMO)/installed: $(SOURCES) | $(DEMO)/bin/pip

@@ -1,20 +1,30 @@
-"""The two bundles of a case, built by the command in processes of their own and kept."""
+"""The two bundles of a case, built by the command in processes of their own and kept.
+
+python -m sdengine.benchmarks.bundles sd15 tensorrt-rtx DIR   # those of a GPU's comparisons
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdengine import __version__
-from sdengine.benchmarks.cases import ENGINE_TARGETS, Case
+from sdengine.benchmarks.cases import ENGINE_TARGETS, GPU_SIDES, TARGETS, Case, native_side
 from sdengine.bundle.reader import open_bundle
-from sdengine.errors import BundleError, EngineBuildError, OutOfMemoryError, OutputError
+from sdengine.errors import (
+    BundleError,
+    EngineBuildError,
+    OutOfMemoryError,
+    OutputError,
+    SdengineError,
+)
 
 Progress = Callable[[str], None]
 
@@ -58,16 +68,14 @@ def prepare(
         checkpoint = str(_synthetic(case.arch, cache, progress))
     progress("reading the checkpoint")
     sha256 = load_checkpoint(checkpoint).sha256
-    sides = "-".join(map(str, case.built_sides))
-    folder = cache / f"{case.arch}-{sides}-batch{case.batch_size}"
-    _make(folder)
     built: dict[str, Built] = {}
     for side, target in (("ours", case.bundle_target), ("baseline", "torch")):
         if target == "native" and case.arch == "demo" and _package_has(case):
             built[side] = Built("demo", None)
             continue
-        name = f"{target}{_built_precision(case, target)}"
-        path, report = folder / name, folder / f"{name}.json"
+        path = bundle_path(case, cache, target)
+        report = path.with_name(f"{path.name}.json")
+        _make(path.parent)
         is_made = any(other.path == str(path) for other in built.values())
         is_kept = not rebuild and report.exists() and _is_current(path, sha256)
         if not (is_made or is_kept):
@@ -75,6 +83,13 @@ def prepare(
             report.write_text(_build(case, checkpoint, path, target))
         built[side] = Built(str(path), json.loads(report.read_text()))
     return built
+
+
+def bundle_path(case: Case, cache: Path, target: str) -> Path:
+    """Return where `prepare` puts the bundle of one of a case's targets."""
+    sides = "-".join(map(str, case.built_sides))
+    folder = cache / f"{case.arch}-{sides}-batch{case.batch_size}"
+    return folder / f"{target}{_built_precision(case, target)}"
 
 
 def check_memory(arch: str, device: str = "cpu") -> None:
@@ -149,3 +164,25 @@ def _make(folder: Path) -> None:
         raise OutputError(
             f"{folder} cannot be made: {error.strerror}. Name another folder with --cache."
         ) from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build the bundles of an architecture that a target's comparison on a GPU needs."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("arch", choices=tuple(GPU_SIDES))
+    parser.add_argument("target", choices=TARGETS["cuda"])
+    parser.add_argument("cache", type=Path)
+    options = parser.parse_args(arguments)
+    side = native_side(options.arch)
+    case = Case(options.arch, side, device="cuda", target=options.target, baseline_precision="fp16")
+    try:
+        for name, built in prepare(case, options.cache, print).items():
+            print(f"{name}: {built.path}")
+    except SdengineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

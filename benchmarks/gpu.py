@@ -102,7 +102,8 @@ def _driver() -> str | None:
         return None
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (done.stdout.split() or [None])[0]
+    versions = done.stdout.split()
+    return versions[0] if versions else None
 
 
 def kernels_of(backend: Any) -> dict[str, Any]:

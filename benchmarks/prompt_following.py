@@ -109,6 +109,7 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bundle", default="demo")
+    parser.add_argument("--backend", default="auto")
     parser.add_argument("--count", type=int, default=100, help="prompts for each set")
     parser.add_argument("--guidance", type=float, help="default: the bundle's own")
     parser.add_argument("--size", type=int, default=128)
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--choose-guidance", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    with sdengine.load(options.bundle, precision=options.precision) as engine:
+    with sdengine.load(options.bundle, options.backend, options.precision) as engine:
         if options.choose_guidance:
             for scale in (1.5, 2.0, 3.0, 4.0, 5.0, 7.0):
                 table, _ = evaluate(engine, options.count, _CHOICE_SEED, scale, options.size)
@@ -126,7 +127,7 @@ def main() -> None:
         started = time.perf_counter()
         table, shown = evaluate(engine, options.count, _TEST_SEED, guidance, options.size)
         seconds = time.perf_counter() - started
-        precision = engine.precision
+        backend, precision = engine.backend.name, engine.precision
     if options.size == 128:
         table["VAE, real scenes"] = reconstruction(2 * options.count)
     record: dict[str, Any] = {
@@ -142,6 +143,8 @@ def main() -> None:
     name = f"prompt-following-{options.size}-{precision}"
     (options.output / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     draw_sheet(shown).save(options.output / f"{name}.png", optimize=True)
+    label = f"**{backend} {precision}, {options.size} pixels**"
+    (options.output / f"{name}.md").write_text(f"{label}\n\n{as_markdown(table)}\n")
     print(as_markdown(table))
 
 

@@ -77,13 +77,41 @@ class FakeGraph:
         self.work = None
 
 
+class FakeEvent:
+    """An event at the time that its clock shows: one millisecond later than the last."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+        self.ms: float | None = None
+
+    def record(self) -> None:
+        self.cuda.ms += 1.0
+        self.ms = self.cuda.ms
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        assert self.cuda.is_idle, "an event is read that may not have happened"
+        assert self.ms is not None
+        assert end.ms is not None
+        return end.ms - self.ms
+
+
 class FakeCuda:
-    """Give what `GraphedFunction` asks of torch.cuda; `log` holds what it was asked for."""
+    """Give what is asked of torch.cuda; `log` holds what it was asked for."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
         self._current = FakeStream(self.log, "main")
         self._capturing = False
+        self.ms = 0.0
+        self.is_idle = False
+
+    def Event(self, enable_timing: bool = False) -> FakeEvent:
+        assert enable_timing
+        self.is_idle = False
+        return FakeEvent(self)
+
+    def synchronize(self) -> None:
+        self.is_idle = True
 
     def Stream(self) -> FakeStream:
         return FakeStream(self.log, "side")

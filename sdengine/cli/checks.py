@@ -78,7 +78,7 @@ _PACKAGES = (
     _Package(
         "triton",
         "triton",
-        "no Triton kernels, which are plugins of full TensorRT",
+        "no Triton kernels: neither the triton backend nor plugins of full TensorRT",
         "pip install 'sdengine[kernels]' (Linux)",
     ),
 )

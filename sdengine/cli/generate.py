@@ -75,7 +75,9 @@ def generate(
         float | None, typer.Option(help="Refiner, 0 to 100.")
     ] = None,
     bundle: Annotated[str, typer.Option(metavar="PATH", help="Bundle, or demo.")] = "demo",
-    backend: Annotated[str, typer.Option(help="auto, native, openvino or torch.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="auto, or a name such as native or triton.")
+    ] = "auto",
     precision: Annotated[
         str | None, typer.Option(help="auto, fp32, bf16 or int8; with --from the image's own.")
     ] = None,
