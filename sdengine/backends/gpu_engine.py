@@ -25,10 +25,15 @@ class GpuEngine:
         entry: what the manifest says about the network.
 
     Raises:
+        BundleError: the engine was built without its weights.
         DeviceError: this GPU or this TensorRT cannot run the engine.
     """
 
     def __init__(self, trt: Any, name: str, path: Path, entry: NetworkEntry) -> None:
+        if entry.options.get("stripped"):  # it would compute with whatever lies in their place
+            raise BundleError(
+                f"{name}: the engine was built without its weights (--strip), so it does not run."
+            )
         self.name = name
         self.entry = entry
         self._trt: Any = trt

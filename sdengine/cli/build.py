@@ -41,8 +41,19 @@ def build(
         int | None, typer.Option(help="How long TensorRT searches, 0 to 5.")
     ] = None,
     kernels: Annotated[
-        str, typer.Option(help="Of TensorRT: native, or triton for ours as plugins.")
-    ] = "native",
+        str,
+        typer.Option(help="Of TensorRT: native, triton for ours as plugins, auto for the faster."),
+    ] = "auto",
+    timing_cache: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Where full TensorRT keeps what it measured."),
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="TensorRT engines whose weights can be exchanged.")
+    ] = False,
+    strip: Annotated[
+        bool, typer.Option("--strip", help="TensorRT engines without weights, put back later.")
+    ] = False,
     report: Annotated[
         bool,
         typer.Option("--report", help="Of target native: measure layers, keep loud ones exact."),
@@ -72,6 +83,9 @@ def build(
             workspace_bytes=None if workspace is None else _bytes_of(workspace),
             optimization_level=optimization_level,
             kernels=kernels,
+            timing_cache=timing_cache,
+            refit=refit,
+            strip=strip,
             measure_layers=report,
             force=force,
             cache=cache,

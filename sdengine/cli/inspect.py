@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
 import typer
 
@@ -116,7 +117,58 @@ def _lines(manifest: Manifest) -> list[str]:
         lines.append(f"network     {name}: {total_bytes / 1e6:.1f} MB")
         lines += [f"              in  {_tensor(tensor)}" for tensor in network.inputs]
         lines += [f"              out {_tensor(tensor)}" for tensor in network.outputs]
+        lines += [f"              {line}" for line in _engine_lines(network.options)]
     return lines
+
+
+def _engine_lines(options: dict[str, Any]) -> Iterator[str]:
+    """Say what an engine was built with; options are what a bundle claims, of any type."""
+    if "kernels" in options:
+        reason = options.get("kernels_reason")
+        yield f"kernels {options['kernels']}" + (f": {reason}" if reason else "")
+    choices = options.get("kernel_choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict):
+            yield from _choice_lines(choice)
+    scratch = options.get("scratch_bytes")
+    if isinstance(scratch, dict):
+        sizes = ", ".join(f"{size} {_megabytes(value)}" for size, value in scratch.items())
+        told = "the builder" if options.get("scratch_from") == "builder" else "the graph"
+        yield f"scratch {sizes} by {told}"
+    for name in ("refittable", "stripped"):
+        if options.get(name) is True:
+            yield name
+
+
+def _choice_lines(choice: dict[str, Any]) -> Iterator[str]:
+    """Say which kernel was faster for some nodes, and by how much at each size."""
+    nodes = choice.get("nodes")
+    count = len(nodes) if isinstance(nodes, list) else 0
+    yield f"  {choice.get('chosen')}: {count} {choice.get('op')} {choice.get('dtype')}"
+    shapes, times = choice.get("shapes"), choice.get("ms")
+    if isinstance(shapes, dict) and isinstance(times, dict):
+        for size, shape in shapes.items():
+            timed = ", ".join(
+                f"{kernels} {_milliseconds(by_size.get(size))}"
+                for kernels, by_size in times.items()
+                if isinstance(by_size, dict)
+            )
+            yield f"    {size}: {shape} {timed}"
+    problems = choice.get("problems")
+    for kernels, problem in problems.items() if isinstance(problems, dict) else ():
+        yield f"    {kernels} was not measured: {problem}"
+
+
+def _milliseconds(value: object) -> str:
+    return f"{value:.4f} ms" if _is_plain(value) else "-"
+
+
+def _megabytes(value: object) -> str:
+    return f"{value / 1e6:.1f} MB" if _is_plain(value) else "-"
+
+
+def _is_plain(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and 0 <= value < 1 << 50
 
 
 def _tensor(tensor: TensorEntry) -> str:

@@ -15,6 +15,7 @@ from sdengine.cli.build import parse_resolutions, progress_bar
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sdengine.bundle.manifest import Manifest
     from sdengine.checkpoints.part_source import PartSource
     from sdengine.export.memory_plan import MemoryPlan
 
@@ -30,21 +31,37 @@ def plan(
         str | None, typer.Option(metavar="SIZE", help="To fit into, such as 8GiB.")
     ] = None,
     resolutions: Annotated[
-        str, typer.Option(metavar="LIST", help="Pixels, such as 512,768 or 512x768.")
-    ] = "512,768,1024",
-    batch: Annotated[int, typer.Option(help="Images that one run makes.")] = 1,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp16",
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Pixels, such as 512,768 or 512x768; a bundle's own, or 512,768,1024.",
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images that one run makes; a bundle's own, or 1.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16; a bundle's own, or fp16.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Foretell the memory that engines of a model take on a GPU: weights, scratch, latents."""
     limit = None if memory is None else parse_bytes(memory)
-    sizes = parse_resolutions(resolutions)
-    from sdengine.export.memory_plan import plan_memory
+    sizes = None if resolutions is None else parse_resolutions(resolutions)
+    from sdengine.export.memory_plan import built_memory, plan_memory
 
-    source = _open(model)
+    source, bundle = _open(model)
+    if sizes is None:
+        own = [512, 768, 1024] if bundle is None else bundle.resolutions
+        sizes = [*own]
     with progress_bar() as progress:
         found = plan_memory(
-            source, precision=precision, resolutions=sizes, batch=batch, progress=progress
+            source,
+            precision=precision or (bundle.precision if bundle else "fp16"),
+            resolutions=sizes,
+            batch=batch if batch is not None else bundle.max_batch if bundle else 1,
+            built=built_memory(bundle) if bundle else None,
+            progress=progress,
         )
     if as_json:
         print(json.dumps({**asdict(found), "memory_bytes": limit}))
@@ -65,7 +82,8 @@ def parse_bytes(text: str) -> int:
     return number
 
 
-def _open(model: str) -> PartSource:
+def _open(model: str) -> tuple[PartSource, Manifest | None]:
+    """Return the networks, and the manifest where the model is a bundle."""
     from sdengine.bundle.manifest import MANIFEST_NAME
     from sdengine.bundle.reader import open_bundle
     from sdengine.checkpoints import load_checkpoint
@@ -76,15 +94,15 @@ def _open(model: str) -> PartSource:
     from sdengine.models.configs import FAMILIES
 
     if model in FAMILIES:
-        return published_architecture(model)
+        return published_architecture(model), None
     if model == "demo" or (Path(model) / MANIFEST_NAME).is_file():
         manifest = open_bundle(model, verify="size").manifest
-        return architecture_of_bundle(manifest.name, manifest.architecture)
+        return architecture_of_bundle(manifest.name, manifest.architecture), manifest
     if not Path(model).exists():
         raise ConfigError.for_field(
             "model", model, f"a bundle, a checkpoint, or one of {', '.join(FAMILIES)}"
         )
-    return load_checkpoint(model)
+    return load_checkpoint(model), None
 
 
 def _print(found: MemoryPlan, limit: int | None) -> None:
@@ -100,11 +118,12 @@ def _print(found: MemoryPlan, limit: int | None) -> None:
     resident = sum(found.weight_bytes.values())
     for size in found.sizes:
         largest = max(size.scratch_bytes, key=lambda name: size.scratch_bytes[name])
+        told = ", told" if largest in size.told else ""
         row = [
             f"{size.width}x{size.height}",
             str(size.batch),
             _gb(resident),
-            f"{_gb(size.scratch_bytes[largest])} ({largest})",
+            f"{_gb(size.scratch_bytes[largest])} ({largest}{told})",
             _gb(size.pool_bytes),
             _gb(size.total_bytes),
             _gb(size.low_total_bytes),
@@ -115,7 +134,8 @@ def _print(found: MemoryPlan, limit: int | None) -> None:
     Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
     print(
         "Low memory: each network freed once it is done (--low-memory). Scratch follows from the "
-        "graphs; the CUDA context and captured graphs come on top. Not measured on a GPU.",
+        "graphs, or was told by the engines' builder; the CUDA context and captured graphs come on "
+        "top. Not measured on a GPU.",
         file=sys.stderr,
     )
 

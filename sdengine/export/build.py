@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -29,28 +29,19 @@ from sdengine.bundle.manifest import (
 from sdengine.bundle.writer import check_target, write_bundle
 from sdengine.checkpoints import Checkpoint, load_checkpoint
 from sdengine.checkpoints.weights import save_tensors
-from sdengine.errors import ConfigError, EngineBuildError, ExportError
+from sdengine.errors import Cancelled, EngineBuildError, ExportError
 from sdengine.export.architecture import choose_defaults, describe, token_table_file
+from sdengine.export.build_options import TARGETS, BuildOptions, gpu_capabilities, versions
 from sdengine.export.export import ExportedNetwork
 from sdengine.export.exporter import Exporter
 from sdengine.export.memory import PeakMemory
 from sdengine.export.native.sensitivity import LayerError, exact_steps, layer_errors
-from sdengine.export.networks import PRECISIONS, size_multiple
+from sdengine.export.networks import size_multiple
 from sdengine.export.onnx_cache import open_cache
 from sdengine.export.scratch import scratch_by_size
-from sdengine.export.sizes import check_batch, check_multiples, parse_sizes
-from sdengine.export.tensorrt_engine import FLAVOURS, target_capabilities
+from sdengine.export.sizes import check_multiples
+from sdengine.export.tensorrt_engine import FLAVOURS
 
-# Targets whose backend compiles ONNX; the others run the module itself.
-TARGETS = {"native": True, "openvino": True, "torch": False, **dict.fromkeys(FLAVOURS, True)}
-_DISTRIBUTIONS = ("torch", "onnx", "onnxruntime", "safetensors")
-_TARGET_DISTRIBUTIONS = {
-    "openvino": "openvino",
-    "tensorrt-rtx": "tensorrt-rtx-cu13",
-    "tensorrt": "tensorrt",
-}
-
-KERNELS = ("native", "triton")
 _TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
 
 Progress = Callable[[str, int, int], None]
@@ -94,11 +85,15 @@ def build(
     gpus: Sequence[str] = (),
     workspace_bytes: int | None = None,
     optimization_level: int | None = None,
-    kernels: str = "native",
+    kernels: str = "auto",
+    timing_cache: str | os.PathLike[str] | None = None,
+    refit: bool = False,
+    strip: bool = False,
     measure_layers: bool = False,
     force: bool = False,
     cache: bool = True,
     progress: Progress | None = None,
+    cancel: threading.Event | None = None,
 ) -> BuildReport:
     """Compile a checkpoint into a bundle.
 
@@ -117,12 +112,22 @@ def build(
             is present.
         workspace_bytes: the most that a TensorRT engine may take for scratch.
         optimization_level: how long TensorRT searches, 0 to 5.
-        kernels: "native" for TensorRT's own, or "triton" for ours as plugins of full TensorRT.
+        kernels: "native" for TensorRT's own, "triton" for ours as plugins of full TensorRT, or
+            "auto", which times both for each node on the GPU and keeps the faster; it means
+            "native" for other targets.
+        timing_cache: file that full TensorRT keeps its measurements in; None is one for the GPU in
+            the user's cache.
+        refit: make engines whose weights can be exchanged.
+        strip: leave weights out of the engines. Such a bundle does not run before TensorRT's
+            refitter has put them back. Both are tried on a small engine first.
         measure_layers: for target native, compare each layer in bf16 and in 8 bits with itself in
             fp32, and let the bundle name those that are computed plainly because they err too much.
         force: replace a bundle that is there already.
         cache: keep exported networks, and take those that were exported before; see `cache_dir`.
-        progress: called before each stage with its name, the stages done, and all stages.
+        progress: called before each stage, and for each step of TensorRT's builder, with the
+            stage's name, the stages done, and all stages.
+        cancel: once set, the build ends within a stage, or at once where TensorRT builds, and
+            leaves nothing behind.
 
     Returns:
         Where the time and memory went, and the error of each network.
@@ -132,23 +137,29 @@ def build(
         CheckpointError: the checkpoint is missing, incomplete, damaged or of another kind.
         ExportError: a network cannot be exported, or its export computes something else.
         EngineBuildError: the target's compiler failed.
+        BackendUnavailableError: the target's compiler is not installed, or cannot do what `refit`
+            or `strip` ask for.
+        OutOfMemoryError: building an engine takes more memory than is free.
         OutputError: the place is taken or cannot be written.
+        Cancelled: `cancel` was set.
     """
-    if target not in TARGETS:
-        raise ConfigError.for_field("target", target, ", ".join(TARGETS))
-    if precision not in PRECISIONS:
-        raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
-    check_batch(batch)
-    sizes = parse_sizes(resolutions)
-    limits = _checked_limits(workspace_bytes, optimization_level)
-    capabilities = _capabilities(target, tuple(gpus))
-    if kernels not in KERNELS or (kernels == "triton" and target != "tensorrt"):
-        raise ConfigError.for_field(
-            "kernels", kernels, "native, or triton for target tensorrt, which alone has plugins"
-        )
-    if measure_layers and target != "native":
-        raise ConfigError.for_field("measure_layers", True, "False for other targets than native")
-    spec = CompileSpec(precision, tuple(sizes), batch, tuple(gpus), *limits, kernels)
+    options = BuildOptions(
+        target=target,
+        resolutions=resolutions,
+        batch=batch,
+        precision=precision,
+        gpus=gpus,
+        workspace_bytes=workspace_bytes,
+        optimization_level=optimization_level,
+        kernels=kernels,
+        timing_cache=timing_cache,
+        refit=refit,
+        strip=strip,
+        measure_layers=measure_layers,
+        cancel=cancel,
+    )
+    spec, capabilities = options.checked()
+    sizes = list(spec.sizes)
     place = Path(output)
     check_target(place, force=force)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
@@ -175,7 +186,7 @@ def build(
             defaults=defaults,
             networks=entries,
             source=origin,
-            versions=_versions(target),
+            versions=versions(target),
             compute_capabilities=capabilities,
         )
 
@@ -184,6 +195,7 @@ def build(
         with open_cache(cache, beside=place) as exports:
             exporter = Exporter(source, exports, controlnet=controlnet)
             run = _Build(source, exporter, target, spec, memory, progress, measure_layers)
+            run.spec = replace(spec, progress=run.tell_step)
             path = write_bundle(place, fill, force=force)
     finally:
         peak_bytes = memory.end()
@@ -221,8 +233,15 @@ class _Build:
         """Read, export, compile and measure each network, tokenizer, hash."""
         return 3 + (3 if self.measure_layers else 2) * len(self.exporter.networks)
 
+    def tell_step(self, phase: str, step: int, steps: int) -> None:
+        """Report how far the compiler is within a stage."""
+        if self.progress is not None:
+            self.progress(f"compile {phase} {step}/{steps}", len(self.seconds), self.total_stages)
+
     def begin(self, name: str) -> None:
         """Start a stage that `end` ends."""
+        if self.spec.cancel is not None and self.spec.cancel.is_set():
+            raise Cancelled("the build was cancelled.")
         if self.progress is not None:
             self.progress(name, len(self.seconds), self.total_stages)
         self._open = (name, time.perf_counter())
@@ -258,7 +277,7 @@ class _Build:
             with self.stage(f"export {name}"):
                 exported, precision = self._export(name)
                 if self.target in FLAVOURS:
-                    options |= {"precision": precision, "kernels": self.spec.kernels}
+                    options["precision"] = precision
         else:
             with self.stage(f"load {name}"):
                 module, contract = self.exporter.module(name), self.exporter.contract(name)
@@ -272,9 +291,12 @@ class _Build:
         with self.stage(f"compile {name}"):
             compiled = get_backend(self.target).compile(exported, folder, self.spec)
             self.memory.add_process(compiled.peak_bytes)
-            if self.target in FLAVOURS and exported.onnx_path is not None:
+            options |= compiled.options
+            told = "scratch_bytes" in options
+            if self.target in FLAVOURS and exported.onnx_path is not None and not told:
                 contract = self.exporter.contract(name, precision)
                 options["scratch_bytes"] = scratch_by_size(exported.onnx_path, contract, self.spec)
+                options["scratch_from"] = "graph"
         if self.measure_layers:
             with self.stage(f"measure {name}"):
                 self.layers[name] = self._measure(name, folder, compiled.files)
@@ -315,38 +337,9 @@ class _Build:
             return self._export_wider(name)
 
     def _export_wider(self, name: str) -> tuple[ExportedNetwork, str]:
-        capabilities = _capabilities(self.target, self.spec.gpus)
+        capabilities = gpu_capabilities(self.target, self.spec.gpus)
         precision = "bf16" if all(cc >= 80 for cc in capabilities) else "fp32"
         return self.exporter.export(name, precision), precision
-
-
-def _capabilities(target: str, gpus: tuple[str, ...]) -> list[int]:
-    if target in FLAVOURS:
-        return target_capabilities(FLAVOURS[target], gpus)
-    if gpus:
-        raise ConfigError.for_field("gpu", ", ".join(gpus), f"nothing for target {target}")
-    return []
-
-
-def _checked_limits(
-    workspace_bytes: int | None, optimization_level: int | None
-) -> tuple[int | None, int | None]:
-    if workspace_bytes is not None and not (type(workspace_bytes) is int and workspace_bytes > 0):
-        raise ConfigError.for_field("workspace_bytes", workspace_bytes, "a positive whole number")
-    if optimization_level is not None and not (
-        type(optimization_level) is int and 0 <= optimization_level <= 5
-    ):
-        raise ConfigError.for_field(
-            "optimization_level", optimization_level, "a whole number from 0 to 5"
-        )
-    return workspace_bytes, optimization_level
-
-
-def _versions(target: str) -> dict[str, str]:
-    names = [*_DISTRIBUTIONS]
-    if target in _TARGET_DISTRIBUTIONS:
-        names.append(_TARGET_DISTRIBUTIONS[target])
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _write_token_table(checkpoint: Checkpoint, part: str, path: Path, precision: str) -> None:

@@ -1,17 +1,22 @@
-"""Foretell what running a model's networks on a GPU takes: weights, scratch, latents and images."""
+"""Foretell what running a model's networks on a GPU takes: weights, scratch, latents and images.
+
+Engines that were built say what they take; for others it follows from the graphs.
+"""
 
 from __future__ import annotations
 
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import onnx
 
 from sdengine import _native
+from sdengine.bundle.manifest import Manifest
 from sdengine.checkpoints.checkpoint import TEXT_ENCODERS
 from sdengine.checkpoints.part_source import PartSource
 from sdengine.errors import ConfigError
@@ -43,6 +48,8 @@ class SizePlan:
         batch: images that one run makes.
         scratch_bytes: by network, the tensors between its nodes; networks run one after the other
             and share one block, so the largest counts.
+        told: networks whose scratch the engine's builder told; that of the others follows from
+            their graphs.
         pool_bytes: latents, noise, the sampler's table, and the images.
         total_bytes: with all weights resident.
         low_total_bytes: with `low_memory`, where each network is freed once it is done.
@@ -52,9 +59,27 @@ class SizePlan:
     height: int
     batch: int
     scratch_bytes: dict[str, int]
+    told: list[str]
     pool_bytes: int
     total_bytes: int
     low_total_bytes: int
+
+
+@dataclass(frozen=True)
+class BuiltMemory:
+    """What the builder of a bundle's engines told.
+
+    Args:
+        precision: of the bundle.
+        batch: images that one run of its engines makes.
+        weight_bytes: by network, what the engine keeps on the GPU.
+        scratch_bytes: by network and image size, what a context computes in.
+    """
+
+    precision: str
+    batch: int
+    weight_bytes: Mapping[str, int]
+    scratch_bytes: Mapping[str, Mapping[tuple[int, int], int]]
 
 
 @dataclass(frozen=True)
@@ -80,19 +105,23 @@ def plan_memory(
     precision: str = "fp16",
     resolutions: tuple[int | tuple[int, int], ...] | list[int | tuple[int, int]] = (512,),
     batch: int = 1,
+    built: BuiltMemory | None = None,
     progress: Progress | None = None,
 ) -> MemoryPlan:
     """Trace the networks, without their weights, and add up what running them takes.
 
-    The scratch is that of the fused graph, each tensor freed once nobody reads it; a compiler fuses
-    more and may take workspace for its kernels. The CUDA context and what the driver keeps for
-    captured graphs are not in it.
+    Where the builder did not tell, the scratch is that of the fused graph, each tensor freed once
+    nobody reads it; a compiler fuses more, joins the rows of prompts of up to four chunks and takes
+    workspace for its kernels. The CUDA context and what the driver keeps for captured graphs are
+    not in it.
 
     Args:
         source: a checkpoint, or an architecture.
         precision: "fp32", "bf16" or "fp16".
         resolutions: as for `build`.
         batch: images that one run makes.
+        built: what the builder of the model's engines told, which counts where precision and batch
+            are those.
         progress: called before each network with its name, the networks done, and all.
 
     Raises:
@@ -108,20 +137,50 @@ def plan_memory(
     item_bytes = PRECISIONS[precision].itemsize
     networks = [name for name in exporter.networks if name not in _LEFT_OUT]
     weight_bytes = {name: _weight_bytes(source, name, item_bytes) for name in networks}
-    scratch: dict[str, dict[tuple[int, int], int]] = {}
+    scratch: dict[str, dict[tuple[int, int], int]] = {name: {} for name in networks}
+    told: dict[str, Mapping[tuple[int, int], int]] = {}
+    if built is not None and (built.precision, built.batch) == (precision, batch):
+        weight_bytes |= {n: size for n, size in built.weight_bytes.items() if n in weight_bytes}
+        told = {n: by_size for n, by_size in built.scratch_bytes.items() if n in scratch}
     for done, name in enumerate(networks):
-        if progress is not None:
+        scratch[name] |= {size: n for size, n in told.get(name, {}).items() if size in sizes}
+        left = [size for size in sizes if size not in scratch[name]]
+        if progress is not None and left:
             progress(f"trace {name}", done, len(networks))
-        scratch[name] = _scratch_bytes(exporter, name, precision, sizes, batch)
+        if left:
+            scratch[name] |= _scratch_bytes(exporter, name, precision, left, batch)
     plans = []
     resident = sum(weight_bytes.values())
     for size in sizes:
         needed = {name: by_size[size] for name, by_size in scratch.items()}
+        told_here = [name for name in networks if size in told.get(name, {})]
         pool = _pool_bytes(exporter, size, batch, item_bytes)
         total = resident + max(needed.values()) + pool
         low = _largest_stage(weight_bytes, needed) + pool
-        plans.append(SizePlan(*size, batch, needed, pool, total, low))
+        plans.append(SizePlan(*size, batch, needed, told_here, pool, total, low))
     return MemoryPlan(source.name, precision, weight_bytes, plans)
+
+
+def built_memory(manifest: Manifest) -> BuiltMemory | None:
+    """Return what the builder told when a bundle was built; None where it told nothing."""
+    weight_bytes: dict[str, int] = {}
+    scratch: dict[str, dict[tuple[int, int], int]] = {}
+    for name, network in manifest.networks.items():
+        options = network.options
+        if _is_size(options.get("weight_bytes")):
+            weight_bytes[name] = options["weight_bytes"]
+        told = options.get("scratch_bytes")
+        if options.get("scratch_from") != "builder" or not isinstance(told, dict):
+            continue
+        named = {size: told.get("x".join(map(str, size))) for size in manifest.resolutions}
+        scratch[name] = {size: value for size, value in named.items() if _is_size(value)}
+    if not weight_bytes and not scratch:
+        return None
+    return BuiltMemory(manifest.precision, manifest.max_batch, weight_bytes, scratch)
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < 1 << 50
 
 
 def _largest_stage(weight_bytes: dict[str, int], scratch_bytes: dict[str, int]) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from sdengine.backends.base import TensorSpec
 from sdengine.errors import ExportError
-from sdengine.export.networks import NetworkContract
 
 # Shape arithmetic works on a few numbers, and the mask of a text encoder has 77x77.
 _MAX_ELEMENTS = 1 << 14
@@ -24,7 +25,23 @@ _FOLDED_TYPES = (
 )
 
 
-def fix_shapes(model: onnx.ModelProto, contract: NetworkContract) -> onnx.ModelProto:
+class Ports(Protocol):
+    """A network's name, and what it reads and writes, in the graph's order."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """With numbers for shapes."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """With numbers for shapes."""
+
+
+def fix_shapes(model: onnx.ModelProto, contract: Ports) -> onnx.ModelProto:
     """Return a graph whose every shape is a list of numbers; it reads the same weight file.
 
     Args:

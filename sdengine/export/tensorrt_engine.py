@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
+import logging
 import os
-import signal
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,31 +14,33 @@ import onnx
 
 from sdengine import _native
 from sdengine.backends.base import Compiled, CompileSpec, resolve_shapes
-from sdengine.cache_dir import cache_dir
-from sdengine.errors import ConfigError, EngineBuildError, OutOfMemoryError
+from sdengine.errors import ConfigError, OutOfMemoryError
+from sdengine.export.builder_process import run_job
 from sdengine.export.fusion import FusionReport, fuse
 from sdengine.export.gpus import compute_capabilities, known_gpus
+from sdengine.export.kernel_choice import NATIVE, TRITON, node_name
 from sdengine.export.lowering import to_plugins, to_standard
 from sdengine.export.memory import free_bytes
+from sdengine.export.plugin_nodes import (
+    KernelPlan,
+    Run,
+    measured_plan,
+    native_plan,
+    supported_nodes,
+)
 
 if TYPE_CHECKING:
     from sdengine.export.export import ExportedNetwork
 
 CHUNK_TOKENS = 77
+# Names of builder flags, and what the manifest says where they were set.
+REFIT_FLAG, STRIP_FLAG = "REFIT", "STRIP_PLAN"
+FLAG_OPTIONS = {REFIT_FLAG: "refittable", STRIP_FLAG: "stripped"}
 MAX_CHUNKS = 4
+_log = logging.getLogger(__name__)
 # Peak of the builder's process by size of the graph's weights: what was seen, rounded up.
 _MEMORY_PER_WEIGHT_BYTE = 3.0
 _MEMORY_BASE_BYTES = 500_000_000
-
-# Without the current folder, which may be anybody's, among the places of modules.
-_WORKER = (
-    "import sys; sys.path[:] = [place for place in sys.path if place]; "
-    "from sdengine.export.tensorrt_worker import main; sys.exit(main())"
-)
-_PLUGIN_DTYPES = {
-    onnx.TensorProto.FLOAT16: "float16",
-    onnx.TensorProto.BFLOAT16: "bfloat16",
-}
 
 Shapes = dict[str, tuple[list[int], list[int], list[int]]]
 
@@ -104,23 +101,42 @@ def rows_of(network: str, batch: int) -> int:
     return 2 * batch if network == "unet" else 2 if network.startswith("text_encoder") else 1
 
 
-def make_profiles(network: ExportedNetwork, spec: CompileSpec) -> list[Shapes]:
-    """Return the least, usual and largest shape of each input, for each image size.
+def usual_sizes(network: str, size: tuple[int, int], batch: int) -> dict[str, int]:
+    """Return the value of each symbol in an engine's shapes, for width and height in pixels."""
+    width, height = size
+    rows = rows_of(network, batch)
+    return {"batch": rows, "height": height, "width": width, "sequence": CHUNK_TOKENS}
+
+
+def profiles_by_size(network: ExportedNetwork, spec: CompileSpec) -> dict[str, Shapes]:
+    """Return the least, usual and largest shape of each input, by image size: "512x768".
 
     All are fixed but the length of the prompt, in chunks of CHUNK_TOKENS.
     """
-    profiles: list[Shapes] = []
-    for width, height in spec.sizes:
-        sizes = {"batch": rows_of(network.name, spec.batch), "height": height, "width": width}
+    found: dict[str, Shapes] = {}
+    for size in spec.sizes:
+        sizes = usual_sizes(network.name, size, spec.batch)
         least, most = (
             resolve_shapes(network.name, network.inputs, {**sizes, "sequence": CHUNK_TOKENS * n})
             for n in (1, MAX_CHUNKS)
         )
-        profile: Shapes = {
+        found[size_name(size)] = {
             name: (list(least[name]), list(least[name]), list(most[name])) for name in least
         }
-        if profile not in profiles:  # a text encoder's is the same for every size
-            profiles.append(profile)
+    return found
+
+
+def size_name(size: tuple[int, int]) -> str:
+    """Write width and height as people do."""
+    return "x".join(map(str, size))
+
+
+def make_profiles(network: ExportedNetwork, spec: CompileSpec) -> list[Shapes]:
+    """Return the engine's profiles; a text encoder has one for all image sizes."""
+    profiles: list[Shapes] = []
+    for shapes in profiles_by_size(network, spec).values():
+        if shapes not in profiles:
+            profiles.append(shapes)
     return profiles
 
 
@@ -142,74 +158,124 @@ def compile_engine(
     """
     assert network.onnx_path is not None
     output = out_dir / f"{network.name}.engine"
-    job = {
+    shared = {
         "module": flavour.module,
-        "output": str(output),
-        "profiles": make_profiles(network, spec),
         "capabilities": target_capabilities(flavour, spec.gpus),
+        "flags": list(spec.builder_flags),
         "workspace_bytes": spec.workspace_bytes,
         "optimization_level": spec.optimization_level,
-        # TensorRT-RTX has none, and would ask the GPU for it.
-        "timing_cache": None if flavour is RTX else str(_timing_cache()),
+        "timing_cache": _timing_cache(flavour, spec),
     }
     _check_memory(network.name, network.onnx_path)
+    model = onnx.load(network.onnx_path, load_external_data=False)
+    fused, report = fuse(model)
+
+    def run(job: dict[str, Any]) -> dict[str, Any]:
+        result = run_job({**shared, **job}, network.name, spec.progress, spec.cancel)
+        for note in result["notes"]:
+            _log.warning("%s", note)
+        return result
+
     plugins_for = _plugin_target(flavour, spec)
-    with _fused(network.onnx_path, plugins_for) as (graph, replaced):
+    plan = _plan_kernels(network, spec, model, (fused, report), plugins_for, run)
+    if plan.summary:
+        _log.info("%s", plan.summary)
+    job = {
+        "task": "build",
+        "output": str(output),
+        "profiles": make_profiles(network, spec),
+        "plugins_for": plugins_for if plan.plugins else None,
+        "user_allocation": True,
+    }
+    with _beside(network.onnx_path, _lowered(fused, plan)) as graph:
         try:
-            job = {**job, "onnx": str(graph), "plugins_for": plugins_for}
-            result = _run(job, network.name, spec.progress)
+            result = run({**job, "onnx": str(graph)})
         except BaseException:
             output.unlink(missing_ok=True)
             raise
-    return Compiled([output.name], result["peak_bytes"], replaced)
+    options = {**plan.options, **_memory_options(result, network, spec)}
+    if spec.builder_flags:
+        options |= {name: True for f, name in FLAG_OPTIONS.items() if f in spec.builder_flags}
+    return Compiled([output.name], result["peak_bytes"], dict(report.replaced), options)
+
+
+def _plan_kernels(
+    network: ExportedNetwork,
+    spec: CompileSpec,
+    model: onnx.ModelProto,
+    fused: tuple[onnx.ModelProto, FusionReport],
+    plugins_for: int | None,
+    run: Run,
+) -> KernelPlan:
+    if plugins_for is None:
+        no_choice = spec.kernels == NATIVE
+        return native_plan("" if no_choice else "TensorRT-RTX has no plugins")
+    supported = supported_nodes(*fused, plugins_for)
+    if spec.kernels == TRITON:
+        return KernelPlan(supported, {"kernels": TRITON})
+    profiles = make_profiles(network, spec)
+    usual: dict[str, dict[str, int]] = {}
+    for size, shapes in zip(spec.sizes, profiles_by_size(network, spec).values(), strict=True):
+        if len(usual) < len(profiles) and shapes == profiles[len(usual)]:
+            usual[size_name(size)] = usual_sizes(network.name, size, spec.batch)
+    return measured_plan(
+        network, model, supported, usual, lambda job: run({**job, "plugins_for": plugins_for})
+    )
+
+
+def _lowered(fused: onnx.ModelProto, plan: KernelPlan) -> onnx.ModelProto:
+    if not plan.plugins:
+        return to_standard(fused)
+    return to_plugins(fused, lambda node: node_name(node) in plan.plugins)
 
 
 @contextmanager
-def _fused(path: Path, plugins_for: int | None) -> Iterator[tuple[Path, dict[str, int]]]:
-    """Give a graph with each attention and GroupNorm as one operator, and how many there are.
-
-    It lies beside the other for as long as the block lasts, because they share their weights.
-
-    Args:
-        path: of the other.
-        plugins_for: compute capability that plugins are compiled for, where there shall be some.
-    """
-    model = onnx.load(path, load_external_data=False)
-    fused, report = fuse(model)
+def _beside(path: Path, model: onnx.ModelProto) -> Iterator[Path]:
+    """Give a graph as a file for as long as the block lasts, beside the weights that it reads."""
     place = path.with_name(f".{os.getpid()}.fused.{path.name}")
-    if plugins_for is None:
-        lowered = to_standard(fused)
-    else:
-        lowered = to_plugins(fused, lambda node: _has_plugin(node, model, report, plugins_for))
     try:
-        onnx.save(lowered, place)
-        yield place, dict(report.replaced)
+        onnx.save(model, place)
+        yield place
     finally:
         place.unlink(missing_ok=True)
 
 
-def _has_plugin(
-    node: onnx.NodeProto, model: onnx.ModelProto, report: FusionReport, cc: int
-) -> bool:
-    from sdengine.export.tensorrt_plugins import attention_variants, group_norm_variants
-
-    kind = model.graph.output[0].type.tensor_type.elem_type
-    dtype = _PLUGIN_DTYPES.get(kind)
-    if dtype is None:
-        return False
-    if node.name in report.head_dims:
-        causal = node.op_type == "causal_attention"
-        return bool(attention_variants(report.head_dims[node.name], causal, dtype, cc))
-    channels = next(t.dims[0] for t in model.graph.initializer if t.name == node.input[1])
-    groups = next(a.i for a in node.attribute if a.name == "num_groups")
-    return bool(group_norm_variants(channels, groups, dtype, cc))
-
-
 def _plugin_target(flavour: Flavour, spec: CompileSpec) -> int | None:
-    if spec.kernels == "native" or flavour is RTX:  # which has no plugins
+    if spec.kernels == NATIVE or flavour is RTX:  # which has no plugins
         return None
+    return _present_capability()
+
+
+def _present_capability() -> int:
     major, _, minor = str(_native.cuda_device_info()["compute_capability"]).partition(".")
     return 10 * int(major) + int(minor)
+
+
+def _timing_cache(flavour: Flavour, spec: CompileSpec) -> dict[str, Any] | None:
+    if flavour is RTX:  # where it has no effect, and would ask the GPU for it
+        return None
+    return {
+        "path": None if spec.timing_cache is None else str(spec.timing_cache),
+        "gpu": _native.cuda_device_info()["name"],
+        "compute_capability": _present_capability(),
+    }
+
+
+def _memory_options(
+    result: dict[str, Any], network: ExportedNetwork, spec: CompileSpec
+) -> dict[str, Any]:
+    """Return what the builder told of memory: scratch by image size, weights on the GPU."""
+    options: dict[str, Any] = {}
+    if (told := result["activation_bytes"]) is not None:
+        profiles = make_profiles(network, spec)
+        options["scratch_bytes"] = {
+            name: told[profiles.index(shapes)]
+            for name, shapes in profiles_by_size(network, spec).items()
+        }
+        options["scratch_from"] = "builder"
+    if result["weights_bytes"] is not None:
+        options["weight_bytes"] = result["weights_bytes"]
+    return options
 
 
 def estimate_bytes(onnx_path: Path) -> int:
@@ -226,61 +292,3 @@ def _check_memory(name: str, onnx_path: Path) -> None:
             f"{name}: building its engine takes about {needed / 1e9:.1f} GB of memory, and "
             f"{found / 1e9:.1f} GB are free. Close other programs, or build on a larger machine."
         )
-
-
-def _run(
-    job: dict[str, Any], name: str, progress: Callable[[str, int, int], None] | None
-) -> dict[str, Any]:
-    """Let a worker do the job and pass on how far it is."""
-    last: dict[str, Any] = {}
-    with (
-        tempfile.TemporaryFile() as complaints,
-        subprocess.Popen(
-            [sys.executable, "-c", _WORKER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-        ) as worker,
-    ):
-        try:
-            assert worker.stdin is not None and worker.stdout is not None
-            with contextlib.suppress(BrokenPipeError), worker.stdin as jobs:
-                jobs.write(json.dumps(job))
-            for line in worker.stdout:
-                with contextlib.suppress(ValueError):
-                    last = json.loads(line)
-                if "phase" in last and progress is not None:
-                    progress(f"{name}: {last['phase']}", last["step"] + 1, last["steps"])
-            worker.wait()
-        finally:
-            worker.kill()
-        complaints.seek(0)
-        said = complaints.read().decode(errors="replace")
-    if "result" in last:
-        result: dict[str, Any] = last["result"]
-        return result
-    raise _failure(name, job["module"], last, worker.returncode, said)
-
-
-def _failure(
-    name: str, module: str, last: dict[str, Any], status: int, complaints: str
-) -> EngineBuildError | OutOfMemoryError:
-    if status == -signal.SIGKILL:
-        return OutOfMemoryError(
-            f"{name}: the builder was killed, which the system does when memory runs out."
-        )
-    log = [str(line) for line in last.get("log", [])] or complaints.strip().splitlines()
-    told = last.get("error", f"the builder ended with status {status}")
-    return EngineBuildError(
-        f"{name}: {module} cannot build the engine: {told}."
-        + "".join(f"\n    {line[:400]}" for line in log[-12:])
-    )
-
-
-def _timing_cache() -> Path:
-    folder = cache_dir("tensorrt")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / "timing.cache"

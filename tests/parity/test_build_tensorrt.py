@@ -14,6 +14,8 @@ from sdengine.bundle.reader import open_bundle
 from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.errors import BackendUnavailableError, EngineBuildError
 from sdengine.export.export import ExportedNetwork
+from sdengine.export.memory_plan import built_memory, plan_memory
+from sdengine.export.refit_probe import COMBINATIONS, probe_flags, require_flags
 from sdengine.export.tensorrt_engine import RTX, compile_engine
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
@@ -60,6 +62,27 @@ def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
     assert 0 < report.peak_bytes < 8e9
     assert all(0 < error < 5e-3 for error in report.max_error.values())
     assert "compile unet" in stages
+    assert any(stage.startswith("compile unet: ") for stage in stages)
+    planned = plan_memory(
+        sdengine.load_checkpoint(checkpoint),
+        precision="fp16",
+        resolutions=[*manifest.resolutions],
+        built=built_memory(manifest),
+    )
+    for name, entry in manifest.networks.items():
+        assert entry.options["kernels"] == "native"
+        assert entry.options["kernels_reason"] == "TensorRT-RTX has no plugins"
+        # One figure a profile, as the builder's log has them.
+        scratch = entry.options["scratch_bytes"]
+        assert scratch.keys() == {"64x64", "128x64"}
+        assert entry.options["scratch_from"] == "builder" and min(scratch.values()) > 0
+        if name in planned.weight_bytes:
+            assert planned.weight_bytes[name] == entry.options["weight_bytes"]
+            assert [size.scratch_bytes[name] for size in planned.sizes] == [*scratch.values()]
+    assert manifest.networks["unet"].options["weight_bytes"] == pytest.approx(
+        plan_memory(sdengine.load_checkpoint(checkpoint), resolutions=[64]).weight_bytes["unet"],
+        rel=0.05,
+    )
     assert report.replaced["text_encoder"] == {"causal_attention": 3}
     assert report.replaced["unet"]["attention"] > 0
     assert report.replaced["unet"].keys() == {"attention", "group_norm", "group_norm_silu"}
@@ -100,3 +123,15 @@ def test_what_the_parser_refuses_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineBuildError, match=r"vae_decoder: .*parser refuses.*the_node"):
         compile_engine(network_of(tmp_path, "NoSuchOperator"), tmp_path, spec, RTX)
     assert json.dumps([path.name for path in tmp_path.iterdir()]) == '["vae_decoder.onnx"]'
+
+
+def test_a_probe_says_what_this_builder_does() -> None:
+    assert probe_flags(RTX, ()).works
+    for flags in COMBINATIONS:
+        probe = probe_flags(RTX, flags)
+        assert probe.works == (probe.message == "")
+        assert probe.flags == flags and probe.seconds > 0
+        if not probe.works:  # it works on some machines
+            with pytest.raises(BackendUnavailableError, match="could not be built") as caught:
+                require_flags(RTX, flags, [89])
+            assert probe.message[:40] in str(caught.value)

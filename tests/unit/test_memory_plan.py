@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -12,6 +13,7 @@ import torch
 from onnx import TensorProto, helper
 
 from sdengine import _native
+from sdengine.bundle.reader import open_bundle
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.architecture_source import published_architecture
 from sdengine.checkpoints.synthetic import make_synthetic
@@ -19,7 +21,7 @@ from sdengine.cli.main import main
 from sdengine.cli.plan import parse_bytes
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.export.liveness import peak_activation_bytes
-from sdengine.export.memory_plan import plan_memory
+from sdengine.export.memory_plan import BuiltMemory, built_memory, plan_memory
 from sdengine.models.configs import TINY_SD15
 from sdengine.models.unet import UNet2DConditionModel
 
@@ -103,6 +105,56 @@ def test_scratch_is_at_least_what_must_live_together() -> None:
     for channels, level in zip(config.residual_channels, levels, strict=True):
         kept += 2 * 2 * channels * (side >> level) ** 2
     assert kept < plan.sizes[0].scratch_bytes["unet"] < 8 * kept
+
+
+def test_what_a_builder_told_counts_where_it_holds() -> None:
+    source = published_architecture("tiny-sd15")
+    built = BuiltMemory("fp16", 1, {"unet": 10**6}, {"unet": {(64, 64): 5 * 10**6}})
+    estimated = plan_memory(source, resolutions=[64, 128])
+    told = plan_memory(source, resolutions=[64, 128], built=built)
+    assert [size.told for size in estimated.sizes] == [[], []]
+    assert [size.told for size in told.sizes] == [["unet"], []]
+    assert told.weight_bytes == {**estimated.weight_bytes, "unet": 10**6}
+    small, large = told.sizes
+    assert small.scratch_bytes == {**estimated.sizes[0].scratch_bytes, "unet": 5 * 10**6}
+    assert large.scratch_bytes == estimated.sizes[1].scratch_bytes
+    resident = sum(told.weight_bytes.values())
+    assert small.total_bytes == resident + 5 * 10**6 + small.pool_bytes
+    for options in ({"precision": "bf16"}, {"batch": 2}):
+        given: dict[str, Any] = {"resolutions": [64], **options}
+        assert plan_memory(source, built=built, **given) == plan_memory(source, **given)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scratch_bytes": {"128x128": 5}},  # which follows from the graph
+        {"scratch_bytes": {"128x128": 5}, "scratch_from": "graph"},
+        {"scratch_bytes": [5], "scratch_from": "builder"},
+        {"scratch_bytes": {"128x128": "5"}, "scratch_from": "builder"},
+        {"scratch_bytes": {"128x128": True}, "scratch_from": "builder", "weight_bytes": -1},
+        {"scratch_bytes": {"128x128": 1 << 60}, "weight_bytes": 1 << 60},
+        {"scratch_bytes": {"64x64": 5}, "scratch_from": "builder"},  # not a size of the bundle
+    ],
+)
+def test_a_manifest_may_claim_anything(options: dict[str, Any]) -> None:
+    manifest = open_bundle("demo", verify="size").manifest
+    unet = manifest.networks["unet"].model_copy(update={"options": options})
+    claimed = manifest.model_copy(update={"networks": {**manifest.networks, "unet": unet}})
+    found = built_memory(claimed)
+    assert found is None or (found.scratch_bytes == {"unet": {}} and not found.weight_bytes)
+
+
+def test_a_manifest_says_what_the_builder_told() -> None:
+    manifest = open_bundle("demo", verify="size").manifest
+    told = {"scratch_bytes": {"128x128": 5}, "scratch_from": "builder", "weight_bytes": 7}
+    unet = manifest.networks["unet"].model_copy(update={"options": told})
+    claimed = manifest.model_copy(update={"networks": {**manifest.networks, "unet": unet}})
+    expected = BuiltMemory(
+        manifest.precision, manifest.max_batch, {"unet": 7}, {"unet": {(128, 128): 5}}
+    )
+    assert built_memory(claimed) == expected
 
 
 def test_checkpoints_and_architectures_plan_alike(tmp_path: Path) -> None:

@@ -334,3 +334,14 @@ def test_precision_is_that_of_the_engine() -> None:
         assert [backend.resolve(p, "fp16") for p in ("auto", "fp16")] == ["fp16", "fp16"]
         with pytest.raises(ConfigError, match="auto or fp16, which the engines were built in"):
             backend.resolve("bf16", "fp16")
+
+
+def test_an_engine_without_weights_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "unet.engine"
+    path.touch()
+    port = {"name": "x", "shape": [1], "dtype": "float16"}
+    entry = NetworkEntry.model_validate(
+        {"files": [path.name], "inputs": [port], "outputs": [port], "options": {"stripped": True}}
+    )
+    with pytest.raises(BundleError, match=r"unet: .* without its weights \(--strip\)"):
+        GpuEngine(None, "unet", path, entry)

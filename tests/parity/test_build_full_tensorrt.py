@@ -1,0 +1,343 @@
+"""Builds for full TensorRT on a stand-in for its builder: kernels chosen, timings kept, flags."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import full_tensorrt
+import onnx
+import pytest
+
+import sdengine
+from sdengine.backends.base import CompileSpec
+from sdengine.bundle.reader import open_bundle
+from sdengine.cli.main import main
+from sdengine.errors import BackendUnavailableError, ConfigError, EngineBuildError
+from sdengine.export import plugin_nodes, tensorrt_builder
+from sdengine.export.export import ExportedNetwork
+from sdengine.export.exporter import Exporter
+from sdengine.export.fusion import fuse
+from sdengine.export.onnx_cache import OnnxCache
+from sdengine.export.tensorrt_engine import FULL, RTX, compile_engine
+
+# Our attention is faster, our normalisation is not.
+TIMES = {
+    "native": {"attention": 2.0, "group_norm": 1.0},
+    "triton": {"attention": 1.0, "group_norm": 0.99},
+}
+SIZES = ((64, 64), (128, 64))
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory: pytest.TempPathFactory) -> ExportedNetwork:
+    folder = tmp_path_factory.mktemp("exports")
+    source = sdengine.load_checkpoint("demo")
+    return Exporter(source, OnnxCache(folder / "onnx"), controlnet=False).export("unet", "fp16")
+
+
+def spec_of(**options: Any) -> CompileSpec:
+    return CompileSpec("fp16", SIZES, **options)
+
+
+def supported_in(network: ExportedNetwork) -> list[str]:
+    """Return the operators of the nodes that there are plugins for; heads of 32 have none."""
+    assert network.onnx_path is not None
+    fused, report = fuse(onnx.load(network.onnx_path, load_external_data=False))
+    names = plugin_nodes.supported_nodes(fused, report, 89)
+    found = [node.op_type for node in fused.graph.node if node.name in names]
+    assert 0 < found.count("attention") < report.replaced["attention"]
+    return found
+
+
+def operators(path: Path) -> list[tuple[str, bool]]:
+    """Return each operator of an engine, and whether it is a plugin."""
+    return [(name, plugin) for name, plugin in json.loads(path.read_bytes())["operators"]]
+
+
+def test_auto_keeps_the_faster_kernel_of_each_node(
+    unet: ExportedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_tensorrt.install(monkeypatch, tmp_path / "cache", ms=TIMES)
+    told: list[tuple[str, int, int]] = []
+    spec = spec_of(progress=lambda *what: told.append(what))
+    compiled = compile_engine(unet, tmp_path, spec, FULL)
+    found = operators(tmp_path / "unet.engine")
+    plugins = {name for name, plugin in found if plugin}
+    assert plugins == {"attention"}
+    supported = supported_in(unet)
+    assert sum(plugin for _, plugin in found) == supported.count("attention")
+    assert any(name == "GroupNormalization" for name, _ in found)
+    assert compiled.options["kernels"] == "auto"
+    choices = compiled.options["kernel_choices"]
+    counted = sum(len(choice["nodes"]) for choice in choices)
+    assert counted == len(supported)
+    for choice in choices:
+        kind = "attention" if choice["op"] == "attention" else "group_norm"
+        assert choice["chosen"] == ("triton" if kind == "attention" else "native")
+        assert choice["ms"] == {
+            kernels: dict.fromkeys(("64x64", "128x64"), times[kind])
+            for kernels, times in TIMES.items()
+        }
+        assert choice["shapes"].keys() == {"64x64", "128x64"}
+    attentions = [choice for choice in choices if choice["op"] == "attention"]
+    rows, tokens, heads, head_dim = attentions[0]["shapes"]["64x64"][0]
+    assert rows == 2 and heads > 0 and head_dim > 0
+    assert attentions[0]["shapes"]["128x64"][0] == [rows, 2 * tokens, heads, head_dim]
+    # Fewer decisions than nodes: equal ones are measured once.
+    assert len(choices) < counted
+    assert {phase for phase, _, _ in told} == {"unet: timing kernels", "unet: Building"}
+
+
+def test_kernels_by_name_measure_nothing(
+    unet: ExportedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_tensorrt.install(monkeypatch, tmp_path / "cache")
+    for kernels, share in (("native", 0), ("triton", 1)):
+        compiled = compile_engine(unet, tmp_path, spec_of(kernels=kernels), FULL)
+        assert compiled.options["kernels"] == kernels
+        assert "kernel_choices" not in compiled.options
+        plugins = sum(plugin for _, plugin in operators(tmp_path / "unet.engine"))
+        assert plugins == share * len(supported_in(unet))
+
+
+def test_plugins_that_do_not_build_leave_native_kernels(
+    unet: ExportedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_tensorrt.install(monkeypatch, tmp_path / "cache", ms=TIMES, fails=["triton"])
+    options = compile_engine(unet, tmp_path, spec_of(), FULL).options
+    for choice in options["kernel_choices"]:
+        assert choice["chosen"] == "native"
+        assert "triton is what this one cannot do" in choice["problems"]["triton"]
+        assert set(choice["ms"]["triton"].values()) == {None}
+
+
+def test_timing_that_fails_as_a_whole_leaves_native_kernels(
+    unet: ExportedNetwork,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    full_tensorrt.install(monkeypatch, tmp_path / "cache")
+
+    def crash(*_: object) -> dict[Any, Any]:
+        raise EngineBuildError("unet: tensorrt cannot build the engine: it ended.\n    log")
+
+    monkeypatch.setattr(plugin_nodes, "_measure", crash)
+    with caplog.at_level(logging.WARNING):
+        options = compile_engine(unet, tmp_path, spec_of(), FULL).options
+    assert options["kernels"] == "native"
+    assert options["kernels_reason"].endswith("it ended.")
+    assert "kernels were not timed" in caplog.text
+
+
+@pytest.mark.parametrize(("lacking", "told"), [("triton", "triton"), ("fp16", "precision")])
+def test_auto_says_why_it_means_native(
+    unet: ExportedNetwork,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lacking: str,
+    told: str,
+) -> None:
+    full_tensorrt.install(monkeypatch, tmp_path / "cache")
+    if lacking == "triton":
+        monkeypatch.setattr(plugin_nodes, "find_spec", lambda name: None)
+    else:
+        monkeypatch.setattr(plugin_nodes, "dtype_of", lambda model: None)
+    options = compile_engine(unet, tmp_path, spec_of(), FULL).options
+    assert options["kernels"] == "native" and told in options["kernels_reason"]
+    assert not any(plugin for _, plugin in operators(tmp_path / "unet.engine"))
+
+
+def cache_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "tensorrt").glob("*"))
+
+
+def test_timings_are_kept_for_later_builds(
+    unet: ExportedNetwork,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    full_tensorrt.install(monkeypatch, tmp_path / "cache")
+    kept = "timing-11.4.0-nvidia-geforce-rtx-4090-sm89.cache"
+    spec = spec_of(kernels="native")
+    for builds in (1, 2):
+        compile_engine(unet, tmp_path, spec, FULL)
+        assert cache_files(tmp_path / "cache") == [kept]
+        content = (tmp_path / "cache/tensorrt" / kept).read_bytes()
+        assert content.endswith(b"\n" + b"+" * builds)
+    assert not caplog.records
+    # A given file is another one.
+    mine = tmp_path / "mine.cache"
+    compile_engine(unet, tmp_path, spec_of(kernels="native", timing_cache=mine), FULL)
+    assert mine.read_bytes().endswith(b"\n+")
+
+
+@pytest.mark.parametrize(
+    ("damage", "told", "after"),
+    [
+        (lambda data: data[:-1], "it is damaged", b"\n+"),
+        (lambda data: data.replace(b"RTX 4090", b"RTX 4080"), "it holds for", b"\n+"),
+        (lambda data: b"a picture", "left alone", b"a picture"),
+    ],
+)
+def test_timings_that_do_not_fit_are_not_used_and_the_log_says_why(
+    unet: ExportedNetwork,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damage: Any,
+    told: str,
+    after: bytes,
+) -> None:
+    full_tensorrt.install(monkeypatch, tmp_path / "cache")
+    mine = tmp_path / "mine.cache"
+    spec = spec_of(kernels="native", timing_cache=mine)
+    for _ in range(2):
+        compile_engine(unet, tmp_path, spec, FULL)
+    mine.write_bytes(damage(mine.read_bytes()))
+    compile_engine(unet, tmp_path, spec, FULL)
+    assert told in caplog.text and str(mine) in caplog.text
+    assert mine.read_bytes().endswith(after)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".mine")]
+
+
+def test_timings_that_tensorrt_refuses_are_replaced(
+    unet: ExportedNetwork,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mine = tmp_path / "mine.cache"
+    spec = spec_of(kernels="native", timing_cache=mine)
+    full_tensorrt.install(monkeypatch, tmp_path / "cache", refuses_cache=True)
+    for _ in range(2):
+        compile_engine(unet, tmp_path, spec, FULL)
+    assert "TensorRT refuses what it holds" in caplog.text
+    assert mine.read_bytes().endswith(b"\n+")
+
+
+def test_a_place_that_cannot_be_written_ends_no_build(
+    unet: ExportedNetwork,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    full_tensorrt.install(monkeypatch, tmp_path / "cache")
+    (tmp_path / "file").touch()
+    spec = spec_of(kernels="native", timing_cache=tmp_path / "file/mine.cache")
+    compile_engine(unet, tmp_path, spec, FULL)
+    assert "mine.cache" in caplog.text
+
+
+def test_rtx_has_no_timing_cache(
+    unet: ExportedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[dict[str, Any]] = []
+
+    def remember(job: dict[str, Any], *_: object) -> dict[str, Any]:
+        jobs.append(job)
+        raise EngineBuildError("enough")
+
+    monkeypatch.setattr("sdengine.export.tensorrt_engine.run_job", remember)
+    with pytest.raises(EngineBuildError, match="enough"):
+        compile_engine(unet, tmp_path, spec_of(gpus=("sm89",)), RTX)
+    assert [job["timing_cache"] for job in jobs] == [None]
+    with pytest.raises(ConfigError, match=r"timing_cache: .* for target tensorrt, which alone"):
+        sdengine.build(
+            "demo", tmp_path / "b", target="tensorrt-rtx", gpus=["sm89"], timing_cache="mine"
+        )
+
+
+def test_a_whole_bundle_says_what_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full_tensorrt.install(monkeypatch, tmp_path / "cache", ms=TIMES)
+    place = tmp_path / "bundle"
+    arguments = ["build", "demo", "-o", str(place), "--target", "tensorrt"]
+    assert main([*arguments, "--resolutions", "64,128", "--refit", "--strip"]) == 0
+    manifest = open_bundle(place, verify="hash").manifest
+    assert manifest.versions["tensorrt"] == "11.4.0"
+    options = manifest.networks["unet"].options
+    assert options["kernels"] == "auto" and options["kernel_choices"]
+    assert options["scratch_bytes"] == {"64x64": 1000, "128x128": 2000}
+    assert (options["scratch_from"], options["weight_bytes"]) == ("builder", 77)
+    assert options["refittable"] is options["stripped"] is True
+    encoder = manifest.networks["text_encoder"].options
+    assert encoder["scratch_bytes"] == {"64x64": 1000, "128x128": 1000}
+    capsys.readouterr()
+    assert main(["inspect", str(place)]) == 0
+    shown = capsys.readouterr().out
+    assert "kernels auto" in shown and "native 2.0000 ms, triton 1.0000 ms" in shown
+    assert "triton: " in shown and "scratch 64x64 0.0 MB, 128x128 0.0 MB by the builder" in shown
+    assert "refittable" in shown and "stripped" in shown
+    assert main(["plan", str(place), "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["weight_bytes"] == dict.fromkeys(("text_encoder", "unet", "vae_decoder"), 77)
+    small, large = planned["sizes"]
+    assert small["scratch_bytes"] == dict.fromkeys(planned["weight_bytes"], 1000)
+    assert large["scratch_bytes"]["unet"] == 2000 and small["told"] == [*planned["weight_bytes"]]
+    assert main(["plan", str(place), "--json", "--batch", "2"]) == 0
+    other = json.loads(capsys.readouterr().out)["sizes"][0]
+    assert other["told"] == [] and other["scratch_bytes"]["unet"] > 1000
+    assert main(["cache", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["timings"]) == 1
+
+
+@pytest.mark.parametrize("option", ["--refit", "--strip"])
+def test_flags_that_do_not_work_are_refused_before_anything_is_built(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+) -> None:
+    flag = {"--refit": "REFIT", "--strip": "STRIP_PLAN"}[option]
+    full_tensorrt.install(monkeypatch, tmp_path / "cache", fails=[flag])
+    arguments = ["build", "demo", "-o", str(tmp_path / "bundle"), "--target", "tensorrt", option]
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert f"{option}: a small engine for target tensorrt with {flag} could not be built" in told
+    assert f"{flag} is what this one cannot do" in told
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_flags_are_of_tensorrt_only(tmp_path: Path) -> None:
+    for refit in (True, False):
+        with pytest.raises(ConfigError, match="False but for tensorrt-rtx, tensorrt"):
+            sdengine.build("demo", tmp_path / "b", target="torch", refit=refit, strip=not refit)
+
+
+def test_kernels_of_other_targets(tmp_path: Path) -> None:
+    for target, kernels in (("openvino", "triton"), ("tensorrt-rtx", "triton"), ("native", "x")):
+        gpus = ["sm89"] if target == "tensorrt-rtx" else []
+        with pytest.raises(ConfigError, match="auto or native, or triton for target tensorrt"):
+            sdengine.build("demo", tmp_path / "b", target=target, kernels=kernels, gpus=gpus)
+
+
+def test_without_the_package_flags_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdengine.export.refit_probe.find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailableError, match="tensorrt_rtx is not installed"):
+        sdengine.build("demo", tmp_path / "b", target="tensorrt-rtx", gpus=["sm89"], refit=True)
+
+
+def test_the_log_tells_memory_by_profile() -> None:
+    log = tensorrt_builder.BuilderLog()
+    for message in (
+        "Constructing optimization profile number 0 [1/2].",
+        "Total Activation Memory: 100 bytes",
+        "Total Activation Memory: 300 bytes",
+        "Constructing optimization profile number 1 [2/2].",
+        "Total Activation Memory: 200 bytes",
+        "Total Weights Memory: 7 bytes",
+    ):
+        log.add("verbose", message, False)
+    log.add("warning", "Total Activation Memory: 999 bytes", True)
+    assert log.activation_bytes(2) == [300, 200]
+    assert log.activation_bytes(3) is None
+    assert log.weights_bytes == 7
+    assert list(log.problems) == ["warning: Total Activation Memory: 999 bytes"]
