@@ -77,11 +77,10 @@ Case product(const char* kind, Kind weights, const char* type) {
   pack_panels(weights, matrix.data(), kChannels, inner, packed.data(), scales.data(), sums.data());
   keep(made, "weight", packed);
   keep(made, "bias", ramp(kChannels));
-  if (weights == Kind::Int8) {
-    keep(made, "scales", scales);
-    keep(made, "sums", sums);
-  }
+  if (weights == Kind::Int8 || weights == Kind::Int16) keep(made, "scales", scales);
+  if (weights == Kind::Int8) keep(made, "sums", sums);
   made.record.words["weight_kind"] = weights == Kind::Int8       ? "int8"
+                                     : weights == Kind::Int16    ? "int16"
                                      : weights == Kind::BFloat16 ? "bfloat16"
                                                                  : "float32";
   made.record.words["activation"] = "none";
@@ -149,7 +148,9 @@ std::vector<Case> cases() {
   return {product("linear", Kind::Float32, "float32"),
           product("linear", Kind::BFloat16, "bfloat16"),
           product("linear", Kind::Int8, "bfloat16"),
+          product("linear", Kind::Int16, "bfloat16"),
           product("conv", Kind::Float32, "float32"),
+          product("conv", Kind::Int16, "bfloat16"),
           winograd(Kind::Float32, 4, "float32"),
           winograd(Kind::Int16, 4, "bfloat16"),
           winograd(Kind::Int16, 2, "float32"),
