@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from sdengine.backends import get_backend
 from sdengine.backends.base import Module, numpy_dtype, resolve_shapes
-from sdengine.benchmarks.measures import OtherLoad, Spread
+from sdengine.benchmarks.measures import OtherLoad, Spread, relative_rms
 from sdengine.benchmarks.records import append_record, machine, software
 from sdengine.bundle.reader import open_bundle
 
@@ -88,12 +88,6 @@ def first_output(module: Module, inputs: Mapping[str, Array]) -> Array:
     """Run and return a copy of the first output."""
     outputs = module.run(inputs)
     return np.array(outputs[module.outputs[0].name], np.float32)
-
-
-def relative_rms(found: Array, truth: Array) -> float:
-    """Return the root mean square error relative to that of the truth."""
-    error = found.astype(np.float64) - truth
-    return float(np.sqrt(np.mean(error**2) / np.mean(truth.astype(np.float64) ** 2)))
 
 
 def measure(

@@ -174,6 +174,8 @@ struct Operations {
   void (*attention)(const AttentionArguments&, ThreadPool&, const Scratch&);
   void (*add)(const AddArguments&, ThreadPool&, const Scratch&);
   void (*activation)(const ActivationArguments&, ThreadPool&, const Scratch&);
+  // Adds up products at full speed; returns the multiplications and additions done.
+  std::int64_t (*peak)(Kind, std::int64_t rounds);
 };
 
 }  // namespace sdengine::nn

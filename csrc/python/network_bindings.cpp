@@ -3,6 +3,11 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <mutex>
+
 #include "nn/isa.h"
 #include "nn/network.h"
 #include "nn/packing.h"
@@ -114,6 +119,28 @@ nn::Kind to_kind(const std::string& name) {
   throw py::value_error("kind: '" + name + "' is not one of float32, bfloat16, int16, int8");
 }
 
+// Multiplications and additions a second of all threads: the best of a few short spans.
+double peak_rate(const std::string& kind_name, int threads, const std::string& isa) {
+  const nn::Kind kind = to_kind(kind_name);
+  const nn::Operations& operations = nn::operations_for(isa);
+  const auto pool = nn::ThreadPool::shared(threads);
+  const py::gil_scoped_release release;
+  const std::lock_guard<std::mutex> held(pool->exclusive());
+  constexpr std::int64_t kRounds = 500'000;
+  std::atomic<std::int64_t> done{0};
+  auto work = [&](int) { done += operations.peak(kind, kRounds); };
+  double best = 0;
+  for (int span = 0; span < 7; ++span) {
+    done = 0;
+    const auto started = std::chrono::steady_clock::now();
+    pool->run([](void* context, int part) { (*static_cast<decltype(work)*>(context))(part); },
+              &work);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
+    best = std::max(best, static_cast<double>(done) / seconds.count());
+  }
+  return best;
+}
+
 py::tuple pack_panels(const std::string& kind_name, const py::array& matrix) {
   const nn::Kind kind = to_kind(kind_name);
   const float* values = input<float>("matrix", matrix);
@@ -167,6 +194,9 @@ py::tuple pack_winograd(const std::string& kind_name, int tile, const py::array&
 void bind_network(py::module_& module) {
   module.def("instruction_sets", &nn::instruction_sets,
              "Name the instruction sets that this processor runs, the fastest first.");
+  module.def("peak_rate", &peak_rate, py::arg("kind"), py::arg("threads"), py::arg("isa") = "",
+             "Measure the multiplications and additions a second that products of this kind of "
+             "value reach where nothing waits for memory.");
   module.def("pack_panels", &pack_panels, py::arg("kind"), py::arg("matrix"),
              "Lay out a matrix [columns, inner] fp32 for products; returns the bytes, and for int8 "
              "and int16 the scale of each column, for int8 its sum, too.");

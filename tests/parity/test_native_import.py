@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,12 +21,15 @@ from sdengine.bundle.reader import DEMO_BUNDLE, sha256_of
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.controlnet import read_controlnet
 from sdengine.checkpoints.part_source import PartSource
-from sdengine.checkpoints.synthetic import make_synthetic
+from sdengine.checkpoints.synthetic import make_synthetic, seed_weights
 from sdengine.errors import ConfigError, EngineBuildError
+from sdengine.export.export import export_contract
 from sdengine.export.exporter import Exporter
 from sdengine.export.native.compile import compile_native
-from sdengine.export.networks import NetworkContract
+from sdengine.export.networks import NetworkContract, unet_contract
 from sdengine.export.onnx_cache import OnnxCache
+from sdengine.models.configs import TINY_SD15, TINY_SDXL
+from sdengine.models.unet import UNet2DConditionModel
 
 
 def files_as_bundle(folder: Path, contract: NetworkContract, files: list[str]) -> Any:
@@ -81,20 +85,40 @@ def test_every_network_of_every_family(
     exporter = Exporter(source, cache)
     for network in exporter.networks:
         contract = exporter._contract(network, exporter.module(network).float(), "fp32")
-        example = contract.example(2, 2 * contract.multiple, 3 * contract.multiple, seed=5)
-        files = compile_native(exporter.export(network), tmp_path, "fp32")
-        inputs = {s.name: x.numpy() for s, x in zip(contract.inputs, example, strict=True)}
-        shapes = {name: array.shape for name, array in inputs.items()}
-        module = NativeBackend().load(
-            files_as_bundle(tmp_path, contract, files), network, shapes, precision="fp32"
-        )
-        found = module.run(inputs)
-        with torch.no_grad():
-            outputs = contract.module(*example)
-        expected = (outputs,) if torch.is_tensor(outputs) else outputs
-        assert len(found) == len(expected) == len(contract.outputs)
-        for spec, wanted in zip(contract.outputs, expected, strict=True):
-            assert_close("native network", "float32", found[spec.name], wanted)
+        assert_runs_as_torch(contract, exporter.export(network), tmp_path)
+
+
+@pytest.mark.parametrize("family", ["tiny", "tiny-sdxl"])
+def test_unets_of_inpainting_that_read_no_residuals(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path / "packed"))
+    config = {"tiny": TINY_SD15, "tiny-sdxl": TINY_SDXL}[family].unet
+    for channels in (5, 9):
+        module = UNet2DConditionModel(replace(config, in_channels=channels))
+        seed_weights(module, seed=channels)
+        contract = unet_contract(module, controlnet=False)
+        folder = tmp_path / f"{channels}"
+        folder.mkdir()
+        assert_runs_as_torch(contract, export_contract(contract, module, folder), folder)
+
+
+def assert_runs_as_torch(contract: NetworkContract, exported: Any, folder: Path) -> None:
+    """Compile the network and compare every output with the module's."""
+    example = contract.example(2, 2 * contract.multiple, 3 * contract.multiple, seed=5)
+    files = compile_native(exported, folder, "fp32")
+    inputs = {s.name: x.numpy() for s, x in zip(contract.inputs, example, strict=True)}
+    shapes = {name: array.shape for name, array in inputs.items()}
+    module = NativeBackend().load(
+        files_as_bundle(folder, contract, files), contract.name, shapes, precision="fp32"
+    )
+    found = module.run(inputs)
+    with torch.no_grad():
+        outputs = contract.module(*example)
+    expected = (outputs,) if torch.is_tensor(outputs) else outputs
+    assert len(found) == len(expected) == len(contract.outputs)
+    for spec, wanted in zip(contract.outputs, expected, strict=True):
+        assert_close("native network", "float32", found[spec.name], wanted)
 
 
 def test_a_weight_that_overflows_is_named(tmp_path: Path, cache: OnnxCache) -> None:

@@ -12,5 +12,6 @@ void layer_norm(const LayerNormArguments& arguments, ThreadPool& pool, const Scr
 void attention(const AttentionArguments& arguments, ThreadPool& pool, const Scratch& scratch);
 void add(const AddArguments& arguments, ThreadPool& pool, const Scratch& scratch);
 void activation(const ActivationArguments& arguments, ThreadPool& pool, const Scratch& scratch);
+std::int64_t peak(Kind kind, std::int64_t rounds);
 
 }  // namespace sdengine::nn::SDENGINE_ISA

@@ -16,6 +16,7 @@ const Operations kOperations = {
     attention,
     add,
     activation,
+    peak,
 };
 
 }  // namespace sdengine::nn::SDENGINE_ISA

@@ -1,0 +1,220 @@
+"""Time whole requests against diffusers and stable-diffusion.cpp.
+
+    sdengine build CHECKPOINT -o native --target native --resolutions 512
+    pip install stable-diffusion-cpp-python                # or leave its sides out
+    python benchmarks/pipelines.py --checkpoint CHECKPOINT --native native \\
+        --record benchmarks/results/pipelines.jsonl
+
+All sides start from the same noise and take the same noise levels. Each is loaded, asked once and
+dropped before the next is loaded, round after round, so that none is pressed for memory. Pictures
+are compared with diffusers' in fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import sdengine
+from sdengine.benchmarks.measures import OtherLoad, psnr
+from sdengine.benchmarks.records import append_record, machine, software
+from sdengine.noise import CudaGenerator
+
+SCHEMA = 1
+REFERENCE = "diffusers fp32"
+SIDES = (
+    REFERENCE, "diffusers bf16", "stable-diffusion.cpp f16", "stable-diffusion.cpp q8_0",
+    "native fp32", "native bf16", "native int8",
+)  # fmt: skip
+PROMPT = "a benchmark of a picture"
+SEED = 0
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every side is asked for."""
+
+    checkpoint: Path
+    native: str
+    side: int
+    steps: int
+    guidance_scale: float
+    threads: int
+
+
+def load(name: str, job: Job) -> tuple[Callable[[], Picture], Callable[[], None]]:
+    """Load a side; return what serves the request, and what frees the side."""
+    system, precision = name.rsplit(" ", 1)
+    if system == "native":
+        return _native(job, precision)
+    return _diffusers(job, precision) if system == "diffusers" else _ggml(job, precision)
+
+
+def _native(job: Job, precision: str) -> tuple[Callable[[], Picture], Callable[[], None]]:
+    engine = sdengine.load(job.native, "native", precision, threads=job.threads)
+
+    def serve() -> Picture:
+        return engine.generate(
+            PROMPT, steps=job.steps, guidance_scale=job.guidance_scale, sampler="euler",
+            schedule="normal", seed=SEED, noise="cuda", width=job.side, height=job.side,
+        ).arrays[0]  # fmt: skip
+
+    return serve, engine.close
+
+
+def _diffusers(job: Job, precision: str) -> tuple[Callable[[], Picture], Callable[[], None]]:
+    import diffusers
+    import torch
+
+    torch.set_num_threads(job.threads)
+    library: Any = diffusers  # its annotations are incomplete
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    pipeline = library.StableDiffusionPipeline.from_pretrained(
+        job.checkpoint, safety_checker=None, torch_dtype=dtype
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = library.EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    noise = CudaGenerator(SEED).randn((1, 4, job.side // 8, job.side // 8))
+    latents = torch.from_numpy(noise).to(dtype)
+
+    def serve() -> Picture:
+        return np.asarray(
+            pipeline(
+                PROMPT, num_inference_steps=job.steps, guidance_scale=job.guidance_scale,
+                height=job.side, width=job.side, latents=latents.clone(),
+            ).images[0]
+        )  # fmt: skip
+
+    return serve, lambda: None
+
+
+def _ggml(job: Job, precision: str) -> tuple[Callable[[], Picture], Callable[[], None]]:
+    import diffusers
+    import stable_diffusion_cpp
+
+    library: Any = diffusers
+    scheduler = library.EulerDiscreteScheduler.from_pretrained(job.checkpoint / "scheduler")
+    scheduler.set_timesteps(job.steps)
+    model = stable_diffusion_cpp.StableDiffusion(
+        diffusion_model_path=str(_weights(job.checkpoint / "unet")),
+        clip_l_path=str(_weights(job.checkpoint / "text_encoder")),
+        vae_path=str(_weights(job.checkpoint / "vae")),
+        wtype=precision,
+        n_threads=job.threads,
+        rng_type="cuda",
+        vae_decode_only=True,
+        flash_attn=True,
+        verbose=False,
+    )
+
+    def serve() -> Picture:
+        images = model.generate_image(
+            PROMPT, sample_method="euler", sample_steps=job.steps,
+            cfg_scale=job.guidance_scale, seed=SEED, width=job.side, height=job.side,
+            sigmas=",".join(f"{float(s):.7g}" for s in scheduler.sigmas),
+        )  # fmt: skip
+        return np.asarray(images[0].convert("RGB"))
+
+    return serve, lambda: None
+
+
+def _weights(folder: Path) -> Path:
+    (found,) = folder.glob("*.safetensors")
+    return found
+
+
+def measure(job: Job, names: list[str], rounds: int) -> dict[str, Any]:
+    """Return seconds of loading and of the request by side and round, and the pictures' PSNR."""
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    loading: dict[str, list[float]] = {name: [] for name in names}
+    others: dict[str, list[float]] = {name: [] for name in names}
+    pictures: dict[str, Picture] = {}
+    for round_index in range(rounds):
+        for name in names:
+            started = time.perf_counter()
+            serve, close = load(name, job)
+            loading[name].append(time.perf_counter() - started)
+            watched, started = OtherLoad(), time.perf_counter()
+            pictures[name] = serve()
+            seconds[name].append(time.perf_counter() - started)
+            others[name].append(round(watched.percent(), 1))
+            close()
+            del serve, close
+            gc.collect()
+            print(f"round {round_index + 1}, {name}: {seconds[name][-1]:.1f} s", flush=True)
+    return {
+        "side": job.side,
+        "steps": job.steps,
+        "guidance_scale": job.guidance_scale,
+        "threads": job.threads,
+        "seconds": seconds,
+        "load_seconds": loading,
+        "other_load_percent": others,
+        "psnr_db": {
+            name: round(psnr(picture, pictures[REFERENCE]), 1)
+            for name, picture in pictures.items()
+            if REFERENCE in pictures
+        },
+    }
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Return a Markdown table: medians, and how many times the request of each side takes ours."""
+    medians = {name: float(np.median(times)) for name, times in figures["seconds"].items()}
+    own = [name for name in ("native bf16", "native int8") if name in medians]
+    lines = [
+        f"| {figures['side']}x{figures['side']}, {figures['steps']} steps, {figures['threads']} "
+        "threads | load, s | request, s | "
+        + " | ".join(f"{name} is faster by" for name in own)
+        + f" | PSNR against {REFERENCE}, dB |",
+        "|---|---:|---:|" + "---:|" * len(own) + "---:|",
+    ]
+    for name, median in medians.items():
+        ratios = " | ".join(f"{median / medians[one]:.2f}x" for one in own)
+        lines.append(
+            f"| {name} | {np.median(figures['load_seconds'][name]):.1f} | {median:.1f} | {ratios} "
+            f"| {figures['psnr_db'].get(name, '')} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure and print; a record is written where asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a diffusers folder")
+    parser.add_argument("--native", required=True, help="bundle of target native")
+    parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--side", type=int, default=512, help="of the picture, in pixels")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance-scale", type=float, default=5.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--record", type=Path, help="file of JSON lines")
+    options = parser.parse_args()
+    job = Job(
+        options.checkpoint, options.native, options.side, options.steps, options.guidance_scale,
+        options.threads,
+    )  # fmt: skip
+    figures = measure(job, options.sides.split(","), options.rounds)
+    print(table(figures))
+    if options.record:
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        record = {"schema": SCHEMA, "time": now, "bundle": Path(options.native).name, **figures}
+        versions = software("diffusers", "stable-diffusion-cpp-python")
+        append_record(record | {"versions": versions, "machine": machine()}, options.record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
