@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sdengine.backends.tensorrt_files import MAX_BYTES, Key, Kind, kept_path, load, save
+from sdengine.kept_files import KeptFiles
 
 KIND = Kind("runtime cache", b"sdengine runtime cache 1\n", "runtime")
+KEPT = KeptFiles("tensorrt", f"{KIND.prefix}-*.cache")
 _DRIVER = Path("/sys/module/nvidia/version")
 _log = logging.getLogger(__name__)
 

@@ -5,14 +5,14 @@ The format is that of `sdengine.backends.tensorrt_files`.
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from sdengine.backends import tensorrt_files
 from sdengine.backends.tensorrt_files import Key, Kind, Loaded
-from sdengine.cache_dir import cache_dir
+from sdengine.kept_files import KeptFiles
 
 KIND = Kind("timing cache", b"sdengine timing cache 1\n", "timing")
+KEPT = KeptFiles("tensorrt", f"{KIND.prefix}-*.cache")
 
 
 def kept_path(key: Key) -> Path:
@@ -32,23 +32,3 @@ def save(path: Path, key: Key, content: bytes) -> None:
         OSError: the place cannot be written.
     """
     tensorrt_files.save(path, KIND, key, content)
-
-
-def kept_files() -> list[Path]:
-    """Return the files that are kept, the ones written last first."""
-    written = {}
-    for path in cache_dir("tensorrt").glob("timing-*.cache"):
-        with contextlib.suppress(OSError):
-            written[path] = path.stat().st_mtime
-    return sorted(written, key=lambda path: -written[path])
-
-
-def clear() -> int:
-    """Remove what is kept and return how many bytes that freed."""
-    freed = 0
-    for path in kept_files():
-        with contextlib.suppress(OSError):
-            size = path.stat().st_size
-            path.unlink()
-            freed += size
-    return freed
