@@ -11,21 +11,28 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import sdengine
-from sdengine.benchmarks.measures import psnr
+from sdengine.benchmarks.pictures import (
+    GUIDANCE_SCALE,
+    PROMPTS,
+    RESULTS,
+    Pictures,
+    below_required,
+    distances,
+    finish,
+    picture_table,
+    pictures,
+)
 from sdengine.benchmarks.records import machine, software
 from sdengine.checkpoints.folder import DEMO_CHECKPOINT
 
-RESULTS = Path(__file__).parent / "results"
 REQUIRED_DB = {"fp32": 40.0, "bf16": 30.0}
 # Our sampler and schedule, diffusers' class, what its configuration needs besides.
 SAMPLERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -34,17 +41,9 @@ SAMPLERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "euler_a": ("normal", "EulerAncestralDiscreteScheduler", {}),
     "dpmpp_2m": ("karras", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
 }
-PROMPTS = (
-    "a large red circle on a blue background",
-    "a small green star above a yellow ring, black background",
-    "a pink heart in the top left corner on a white background",
-    "a cyan cross to the right of a large orange diamond on a purple background",
-)
-GUIDANCE_SCALE = 3.0
-Pictures = dict[str, list[NDArray[np.uint8]]]
 
 
-def theirs(checkpoint: Path, steps: int, side: int) -> Pictures:
+def theirs(checkpoint: Path, steps: int, side: int) -> dict[str, Pictures]:
     """Return diffusers' fp32 pictures by sampler, picture i with prompt and seed i."""
     import diffusers
     import torch
@@ -54,10 +53,10 @@ def theirs(checkpoint: Path, steps: int, side: int) -> Pictures:
     pipeline.to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.scheduler.config
-    pictures: Pictures = {}
+    made: dict[str, Pictures] = {}
     for sampler, (_, name, changes) in SAMPLERS.items():
         pipeline.scheduler = getattr(library, name).from_config(config, **changes)
-        pictures[sampler] = [
+        made[sampler] = [
             np.asarray(
                 pipeline(
                     prompt,
@@ -70,65 +69,38 @@ def theirs(checkpoint: Path, steps: int, side: int) -> Pictures:
             )
             for seed, prompt in enumerate(PROMPTS)
         ]
-    return pictures
+    return made
 
 
-def ours(bundle: str, precision: str, steps: int, side: int) -> Pictures:
+def ours(bundle: str, precision: str, steps: int, side: int) -> dict[str, Pictures]:
     """Return our pictures by sampler for the same prompts and seeds."""
     with sdengine.load(bundle, "auto", precision) as engine:
         return {
-            sampler: [
-                engine.generate(
-                    prompt,
-                    steps=steps,
-                    guidance_scale=GUIDANCE_SCALE,
-                    sampler=sampler,
-                    schedule=schedule,
-                    seed=seed,
-                    width=side,
-                    height=side,
-                ).arrays[0]
-                for seed, prompt in enumerate(PROMPTS)
-            ]
+            sampler: pictures(engine, steps, side, sampler=sampler, schedule=schedule)
             for sampler, (schedule, _, _) in SAMPLERS.items()
         }
 
 
-def compare(found: dict[str, Pictures], expected: Pictures) -> dict[str, dict[str, list[float]]]:
+def compare(
+    found: Mapping[str, Mapping[str, Pictures]], expected: Mapping[str, Pictures]
+) -> dict[str, dict[str, list[float]]]:
     """Return PSNR in dB by sampler and precision, one value a picture."""
     return {
-        sampler: {
-            precision: [
-                round(psnr(a, e), 1) for a, e in zip(pictures[sampler], wanted, strict=True)
-            ]
-            for precision, pictures in found.items()
-        }
+        sampler: {precision: distances(made[sampler], wanted) for precision, made in found.items()}
         for sampler, wanted in expected.items()
     }
 
 
-def failures(table: dict[str, dict[str, list[float]]]) -> list[str]:
+def failures(table: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
     """Return a line for each sampler and precision with a picture below REQUIRED_DB."""
-    return [
-        f"{sampler} {precision}: {min(values)} dB, below {REQUIRED_DB[precision]:g} dB"
-        for sampler, columns in table.items()
-        for precision, values in columns.items()
-        if min(values) < REQUIRED_DB[precision]
-    ]
+    return below_required(table, REQUIRED_DB.__getitem__)
 
 
-def as_markdown(table: dict[str, dict[str, list[float]]]) -> str:
+def as_markdown(table: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """Return the lowest and the median PSNR by sampler as Markdown."""
-    precisions = list(next(iter(table.values())))
-    count = len(next(iter(table.values()))[precisions[0]])
-    lines = [
-        f"| PSNR of {count} pictures, dB: lowest (median) | {' | '.join(precisions)} |",
-        "|---|" + "---:|" * len(precisions),
-    ]
-    for sampler, columns in table.items():
-        cells = [f"{min(v):.1f} ({np.median(v):.1f})" for v in columns.values()]
-        lines.append(f"| {sampler}, {SAMPLERS[sampler][0]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    count = len(next(iter(next(iter(table.values())).values())))
+    named = {f"{name}, {SAMPLERS[name][0]}": columns for name, columns in table.items()}
+    return picture_table(named, f"PSNR of {count} pictures")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,13 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "versions": software("diffusers", "transformers"),
         "machine": machine(),
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "pipeline-parity.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(as_markdown(table))
-    missed = failures(table)
-    for line in missed:
-        print(line, file=sys.stderr)
-    return 1 if missed else 0
+    path = options.output / "pipeline-parity.json"
+    return finish(record, path, as_markdown(table), failures(table))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,15 @@ A capture records the operations of torch that run meanwhile; a replay runs them
 tensors and writes the results where they were written first, as a graph of a GPU's work does.
 Kernels that Triton interprets are recorded as well. Whatever a captured graph may not do, such as
 being captured twice, is an AssertionError.
+
+What a capture allocates lies in its graph's pool. Graphs that are given the same one have their
+memory overwritten after every replay of any of them, as the worst sharing would; a pool is refused
+once its graphs are gone; and two replays in one pool must not overlap, on streams either.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -56,14 +61,67 @@ class FakeStream:
         self.log.append(f"{self.name} waits for {other.name}")
 
 
+class FakePool:
+    """The memory of graphs that share it."""
+
+    def __init__(self) -> None:
+        self.graphs: weakref.WeakSet[FakeGraph] = weakref.WeakSet()
+        self.was_used = False
+        self.is_running = False
+        self.last_stream: FakeStream | None = None
+        self.last_replay = 0  # how long the log was
+
+    def begin(self, stream: FakeStream, log: list[str]) -> None:
+        assert not self.is_running, "two graphs of a pool run at once"
+        self.is_running = True
+        if self.last_stream not in (None, stream):
+            assert self.last_stream is not None
+            waited = f"{stream.name} waits for {self.last_stream.name}"
+            assert waited in log[self.last_replay :], "a graph does not wait for the one before"
+        self.last_stream, self.last_replay = stream, len(log)
+
+    def end(self) -> None:
+        for graph in self.graphs:
+            for storage in graph.allocated:
+                content = torch.empty(0, dtype=torch.uint8).set_(storage)
+                content.fill_(0xFF)  # NaN, or -1
+        self.is_running = False
+
+
 class FakeGraph:
-    def __init__(self, log: list[str]) -> None:
-        self.log = log
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+        self.log = cuda.log
         self.work: list[Recorded] | None = None
+        self.pool: FakePool | None = None
+        self.allocated: list[torch.UntypedStorage] = []
 
     def replay(self) -> None:
         assert self.work is not None, "a graph is replayed that holds nothing"
+        assert self.pool is not None
         self.log.append("replay")
+        self.pool.begin(self.cuda.current_stream(), self.log)
+        try:
+            self._run()
+        finally:
+            self.pool.end()
+
+    def hold(self, work: list[Recorded], pool: FakePool) -> None:
+        self.work, self.pool = work, pool
+        pool.graphs.add(self)
+        outside: set[int] = set()
+        inside: dict[int, torch.UntypedStorage] = {}
+        for _, args, kwargs, out in work:
+            for storage in storages((args, kwargs)):
+                if storage.data_ptr() not in inside:
+                    outside.add(storage.data_ptr())
+            for storage in storages(out):
+                if storage.data_ptr() not in outside:
+                    inside[storage.data_ptr()] = storage
+        self.allocated = list(inside.values())
+
+    def _run(self) -> None:
+        assert self.work is not None
         with torch.inference_mode():
             for func, args, kwargs, out in self.work:
                 again, before = (tree_flatten(x)[0] for x in (func(*args, **kwargs), out))
@@ -73,8 +131,16 @@ class FakeGraph:
 
     def reset(self) -> None:
         assert self.work is not None, "a graph is freed twice"
+        assert self.pool is not None
         self.log.append("reset")
         self.work = None
+        self.allocated = []
+        self.pool.graphs.discard(self)
+
+
+def storages(tree: Any) -> list[torch.UntypedStorage]:
+    found = (leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor))
+    return [tensor.untyped_storage() for tensor in found if tensor.untyped_storage().nbytes()]
 
 
 class FakeEvent:
@@ -128,11 +194,20 @@ class FakeCuda:
             self._current = before
 
     def CUDAGraph(self) -> FakeGraph:
-        return FakeGraph(self.log)
+        return FakeGraph(self)
+
+    def graph_pool_handle(self) -> FakePool:
+        self.log.append("pool")
+        return FakePool()
 
     @contextmanager
-    def graph(self, graph: FakeGraph, capture_error_mode: str = "global") -> Iterator[None]:
+    def graph(
+        self, graph: FakeGraph, pool: FakePool | None = None, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
         assert graph.work is None, "a graph is captured twice"
+        pool = FakePool() if pool is None else pool
+        assert pool.graphs or not pool.was_used, "a pool is used whose graphs are gone"
+        pool.was_used = True
         assert not self._capturing, "two captures at a time"
         self.log.append(f"capture {capture_error_mode}")
         self._capturing = True
@@ -142,7 +217,7 @@ class FakeCuda:
                 yield
         finally:
             self._capturing = False
-        graph.work = work
+        graph.hold(work, pool)
 
     def empty_cache(self) -> None:
         self.log.append("empty_cache")

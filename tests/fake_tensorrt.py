@@ -3,7 +3,8 @@
 Contexts queue on streams of the native runtime's CPU device, which captures and replays as a GPU
 does. It refuses what TensorRT refuses: shapes outside the chosen profile, tensors without an
 address, names that the engine does not have, a first run within a capture, too little scratch. And
-it writes all over its scratch, as engines do, so that whatever else lies there is lost.
+it writes all over its scratch, as engines do, so that whatever else lies there is lost. A context's
+first run compiles its kernels, unless the runtime cache that it was made with has them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import enum
 import json
 import math
 import sys
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -50,10 +52,65 @@ class ExecutionContextAllocationStrategy(enum.Enum):
     USER_MANAGED = 2
 
 
+class RuntimeCache:
+    """Holds which kernels were compiled, as names."""
+
+    START: ClassVar[bytes] = b"kernels of 0.0: "
+    busy: ClassVar[int] = 0  # contexts that are running
+
+    def __init__(self) -> None:
+        self.kernels: set[str] = set()
+
+    def deserialize(self, blob: bytes) -> bool:
+        content = bytes(memoryview(blob))
+        if not content.startswith(self.START):
+            return False
+        self.kernels |= set(json.loads(content[len(self.START) :]))
+        return True
+
+    def serialize(self) -> Any:
+        assert not self.busy, "a cache is written while an engine runs"
+        content = self.START + json.dumps(sorted(self.kernels)).encode() if self.kernels else b""
+        return np.frombuffer(content, np.uint8)
+
+
+class RuntimeConfig:
+    """What a context is made with; everything must be set before."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.strategy = ExecutionContextAllocationStrategy.STATIC
+        self.cache: RuntimeCache | None = None
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        assert isinstance(cache, RuntimeCache)
+        self.cache = cache
+        return True
+
+    def set_execution_context_allocation_strategy(
+        self, strategy: ExecutionContextAllocationStrategy
+    ) -> None:
+        self.strategy = strategy
+
+
 class Context:
     """Runs an engine at one profile."""
 
-    def __init__(self, engine: Engine, strategy: ExecutionContextAllocationStrategy) -> None:
+    def __init__(
+        self, engine: Engine, how: ExecutionContextAllocationStrategy | RuntimeConfig
+    ) -> None:
+        # Whoever made the context must hold what it was made with.
+        self.held: list[weakref.ref[Any]] = []
+        strategy = how
+        if isinstance(how, RuntimeConfig):
+            assert how.engine is engine, "a configuration is used for another engine"
+            strategy = how.strategy
+            self.held = [weakref.ref(part) for part in (how, how.cache) if part is not None]
+            if how.cache is not None:
+                engine.caches.add(how.cache)
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         self.engine = engine
         self.profile = -1
@@ -95,7 +152,26 @@ class Context:
         # What is captured does not run yet: that must not be a context's first run.
         return self.runs > before or (before > 0 and self.engine.capturable)
 
+    def _compile(self) -> None:
+        held: list[Any] = [reference() for reference in self.held]
+        assert None not in held, "a context's configuration or cache is gone"
+        kernel = f"{self.engine.network} {self.profile} {sorted(self.shapes.items())}"
+        for cache in held[1:]:
+            if kernel in cache.kernels:
+                return
+            cache.kernels.add(kernel)
+        self.engine.compiled.append(self.engine.network)
+
     def _run(self) -> None:
+        if self.runs == 0:
+            self._compile()
+        RuntimeCache.busy += 1
+        try:
+            self._compute()
+        finally:
+            RuntimeCache.busy -= 1
+
+    def _compute(self) -> None:
         self.runs += 1
         self.engine.runs += 1
         session = self.engine.session
@@ -119,6 +195,7 @@ class Engine:
 
     made: ClassVar[list[Engine]] = []
     capturable: ClassVar[bool] = True
+    compiled: ClassVar[list[str]] = []  # networks, once for each compilation at a first run
 
     def __init__(self, content: bytes) -> None:
         described = json.loads(content)
@@ -128,6 +205,7 @@ class Engine:
         self.session = onnxruntime.InferenceSession(described["onnx"])
         ports = (*self.session.get_inputs(), *self.session.get_outputs())
         self.names = {port.name for port in ports}
+        self.caches: weakref.WeakSet[RuntimeCache] = weakref.WeakSet()  # of its contexts
         self.enqueued = 0  # calls from Python
         self.runs = 0
         self.gives_nan_in_run = 0
@@ -140,8 +218,13 @@ class Engine:
         inputs = sum(math.prod(shapes[2]) for shapes in self.profiles[index].values())
         return 1000 + 100 * inputs
 
-    def create_execution_context(self, strategy: ExecutionContextAllocationStrategy) -> Context:
-        return Context(self, strategy)
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig(self)
+
+    def create_execution_context(
+        self, how: ExecutionContextAllocationStrategy | RuntimeConfig
+    ) -> Context:
+        return Context(self, how)
 
 
 class Runtime:
@@ -196,4 +279,7 @@ def install(monkeypatch: pytest.MonkeyPatch, limit_bytes: int = 0) -> None:
     monkeypatch.setattr(_native, "cuda_device", lambda index=0: Gpu.device)
     monkeypatch.setattr(Engine, "made", [])
     monkeypatch.setattr(Engine, "capturable", True)
+    monkeypatch.setattr(Engine, "compiled", [])
+    described = {"name": "a GPU that is none", "compute_capability": "8.9"}
+    monkeypatch.setattr(_native, "cuda_device_info", lambda device=0: described)
     assert tensorrt.TensorRtRtxBackend().available()[0]

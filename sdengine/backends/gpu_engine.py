@@ -9,6 +9,7 @@ from typing import Any
 from sdengine.backends.arena import region_of, scratch_of
 from sdengine.backends.base import TensorSpec, symbol_sizes
 from sdengine.backends.gpu_session import GpuSession
+from sdengine.backends.runtime_cache import RuntimeCache
 from sdengine.bundle.manifest import NetworkEntry
 from sdengine.errors import BundleError, DeviceError, OutOfMemoryError
 
@@ -23,19 +24,28 @@ class GpuEngine:
         name: of the network.
         path: of the engine.
         entry: what the manifest says about the network.
+        kernels: what TensorRT-RTX compiled of the engine before; None keeps nothing.
 
     Raises:
         BundleError: the engine was built without its weights.
         DeviceError: this GPU or this TensorRT cannot run the engine.
     """
 
-    def __init__(self, trt: Any, name: str, path: Path, entry: NetworkEntry) -> None:
+    def __init__(
+        self,
+        trt: Any,
+        name: str,
+        path: Path,
+        entry: NetworkEntry,
+        kernels: RuntimeCache | None = None,
+    ) -> None:
         if entry.options.get("stripped"):  # it would compute with whatever lies in their place
             raise BundleError(
                 f"{name}: the engine was built without its weights (--strip), so it does not run."
             )
         self.name = name
         self.entry = entry
+        self.kernels = kernels
         self._trt: Any = trt
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         self._engine: Any = runtime.deserialize_cuda_engine(path.read_bytes())
@@ -102,7 +112,13 @@ class GpuContext:
         self._engine = engine  # whose weights it reads
         trt, queue = engine._trt, session.queue
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._context: Any = engine._engine.create_execution_context(strategy)
+        # Kept kernels are checked against this thread's CUDA context, which this makes current.
+        queue.synchronize()
+        kernels = engine.kernels
+        self._config = None if kernels is None else kernels.config(engine._engine, strategy)
+        self._has_run = False
+        how = strategy if self._config is None else self._config
+        self._context: Any = engine._engine.create_execution_context(how)
         if self._context is None:
             raise OutOfMemoryError(f"{self.name}: the GPU has no memory for an execution context.")
         if not self._context.set_optimization_profile_async(profile, queue.stream):
@@ -132,6 +148,13 @@ class GpuContext:
         """Queue one run, or have it recorded where the stream captures."""
         if not self._context.execute_async_v3(stream):
             raise DeviceError(f"{self.name}: the engine did not run.")
+
+    def has_run(self) -> None:
+        """Keep the kernels that the first run compiled; nothing may be queued when it is told."""
+        if not self._has_run:
+            self._has_run = True
+            if self._engine.kernels is not None:
+                self._engine.kernels.save()
 
     def why_not_capturable(self, stream: int) -> str:
         """Say why a graph cannot hold the context; nothing where it can."""

@@ -76,6 +76,7 @@ class GpuModule:
                 source = (*before, slice(count))
                 target = (*before, slice(first, first + count))
                 self._results[spec.name][target] = from_engine(host[source])
+        context.has_run()
         return self._results
 
     def leave(self) -> None:
@@ -113,7 +114,9 @@ class GpuDecoder(GpuModule):
         height, width = (int(size) for size in self.outputs[0].shape[2:])
         images = region_of(self.name, "images")
         dtype = self._dtypes["images"]
-        return queue.to_pixels(self._set, images, dtype, height, width, "pixels", "flag")
+        pixels = queue.to_pixels(self._set, images, dtype, height, width, "pixels", "flag")
+        context.has_run()
+        return pixels
 
 
 def to_engine(values: Array, dtype: np.dtype[Any]) -> Array:

@@ -79,6 +79,7 @@ class GpuUNet(GpuModule):
         # The first run at a shape does work that must not become part of a graph.
         context.enqueue(queue.stream)
         queue.synchronize()
+        context.has_run()
         reason = context.why_not_capturable(queue.stream)
         if not reason:
             try:

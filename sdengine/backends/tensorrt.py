@@ -31,6 +31,8 @@ from sdengine.backends.gpu_engine import GpuEngine, piece_shape
 from sdengine.backends.gpu_module import GpuDecoder, GpuModule
 from sdengine.backends.gpu_session import GpuSession
 from sdengine.backends.gpu_unet import GpuUNet
+from sdengine.backends.runtime_cache import RuntimeCache, RuntimeKey, driver_version
+from sdengine.backends.tensorrt_files import present_gpu
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import BackendUnavailableError, BundleError, ConfigError
 from sdengine.memory_budget import MemoryBudget, SizeNeeds
@@ -130,6 +132,9 @@ class TensorRtRtxBackend:
 
     def close(self) -> None:
         """Free engines and arena; a second call does nothing."""
+        for engine in list(self._engines.values()):
+            if engine.kernels is not None:  # some may be compiled while an engine runs
+                engine.kernels.save()
         self._kept.clear()
         self._session = None
 
@@ -207,7 +212,11 @@ class TensorRtRtxBackend:
         if engine is None:
             trt = importlib.import_module(self.module)
             entry = bundle.network(network)
-            engine = GpuEngine(trt, network, bundle.path(entry.files[0]), entry)
+            (sha256,) = (f.sha256 for f in bundle.manifest.files if f.path == entry.files[0])
+            kernels = RuntimeCache(
+                RuntimeKey(str(trt.__version__), *present_gpu(), driver_version(), sha256)
+            )
+            engine = GpuEngine(trt, network, bundle.path(entry.files[0]), entry, kernels)
             self._engines[network] = engine
         return engine
 

@@ -13,21 +13,27 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List exported networks, packed weights and TensorRT's timings that are kept, newest first."""
+    """List what is kept, newest first: exports, packed weights, TensorRT's timings and kernels."""
+    from sdengine.backends import runtime_cache
     from sdengine.backends.native import packed_cache
     from sdengine.export import timing_cache
     from sdengine.export.onnx_cache import OnnxCache
 
-    kept = OnnxCache()
+    exports = OnnxCache()
+    kinds = {
+        "packed": packed_cache.KEPT,
+        "timings": timing_cache.KEPT,
+        "kernels": runtime_cache.KEPT,
+    }
     if clear:
-        freed_bytes = kept.clear() + packed_cache.clear() + timing_cache.clear()
+        freed_bytes = exports.clear() + sum(kept.clear() for kept in kinds.values())
         if as_json:
-            print(json.dumps({"path": str(kept.folder), "freed_bytes": freed_bytes}))
+            print(json.dumps({"path": str(exports.folder), "freed_bytes": freed_bytes}))
         else:
-            print(f"{kept.folder.parent}: {freed_bytes / 1e6:.1f} MB removed")
+            print(f"{exports.folder.parent}: {freed_bytes / 1e6:.1f} MB removed")
         return
-    entries = kept.entries()
-    packed, timings = packed_cache.kept_files(), timing_cache.kept_files()
+    entries = exports.entries()
+    found = {kind: kept.files() for kind, kept in kinds.items()}
     if as_json:
         listed = [
             {
@@ -40,28 +46,27 @@ def cache(
             }
             for entry in entries
         ]
-        files, caches = (
-            [{"path": str(path), "size_bytes": path.stat().st_size} for path in paths]
-            for paths in (packed, timings)
-        )
-        found = {"path": str(kept.folder), "entries": listed, "packed": files, "timings": caches}
-        print(json.dumps(found))
+        files = {
+            kind: [{"path": str(file.path), "size_bytes": file.size_bytes} for file in some]
+            for kind, some in found.items()
+        }
+        print(json.dumps({"path": str(exports.folder), "entries": listed, **files}))
         return
     for entry in entries:
         record = entry.record
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.folder.stat().st_mtime))
-        print(
-            f"{used}  {entry.size_bytes / 1e6:8.1f} MB  {record.checkpoint}  {record.network}  "
-            f"{record.precision}  {len(record.max_error)} graphs"
-        )
-    for path in packed:
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-        network = path.name.rpartition("-")[0]
-        print(f"{used}  {path.stat().st_size / 1e6:8.1f} MB  packed weights of {network}")
-    for path in timings:
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-        print(f"{used}  {path.stat().st_size / 1e6:8.1f} MB  TensorRT's {path.stem}")
-    total_bytes = sum(entry.size_bytes for entry in entries)
-    total_bytes += sum(path.stat().st_size for path in (*packed, *timings))
-    count = len(entries) + len(packed) + len(timings)
-    print(f"{kept.folder.parent}: {total_bytes / 1e6:.1f} MB in {count} entries")
+        what = f"{record.checkpoint}  {record.network}  {record.precision}"
+        used = entry.folder.stat().st_mtime
+        _show(used, entry.size_bytes, f"{what}  {len(record.max_error)} graphs")
+    for kind, some in found.items():
+        for file in some:
+            packed = f"packed weights of {file.path.name.rpartition('-')[0]}"
+            what = packed if kind == "packed" else f"TensorRT's {file.path.stem}"
+            _show(file.used, file.size_bytes, what)
+    sizes = [entry.size_bytes for entry in entries]
+    sizes += [file.size_bytes for some in found.values() for file in some]
+    print(f"{exports.folder.parent}: {sum(sizes) / 1e6:.1f} MB in {len(sizes)} entries")
+
+
+def _show(used: float, size_bytes: int, what: str) -> None:
+    shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
+    print(f"{shown}  {size_bytes / 1e6:8.1f} MB  {what}")

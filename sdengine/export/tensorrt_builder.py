@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sdengine.backends.tensorrt_files import Key
 from sdengine.export import timing_cache
 from sdengine.export.memory import PeakMemory
 
@@ -132,7 +133,7 @@ class TimingCache:
         key: what the measurements hold for.
     """
 
-    def __init__(self, path: Path, key: timing_cache.Key) -> None:
+    def __init__(self, path: Path, key: Key) -> None:
         self.path = path
         self.key = key
         self.notes: list[str] = []
@@ -177,7 +178,7 @@ def open_timing_cache(trt: Any, wanted: dict[str, Any] | None) -> TimingCache | 
     if wanted is None:
         return None
     version, cc = str(trt.__version__), int(wanted["compute_capability"])
-    key = timing_cache.Key(version, str(wanted["gpu"]), cc)
+    key = Key(version, str(wanted["gpu"]), cc)
     path = timing_cache.kept_path(key) if wanted["path"] is None else Path(wanted["path"])
     return TimingCache(path, key)
 

@@ -14,6 +14,7 @@ import onnx
 
 from sdengine import _native
 from sdengine.backends.base import Compiled, CompileSpec, resolve_shapes
+from sdengine.backends.tensorrt_files import present_gpu
 from sdengine.errors import ConfigError, OutOfMemoryError
 from sdengine.export.builder_process import run_job
 from sdengine.export.fusion import FusionReport, fuse
@@ -243,22 +244,15 @@ def _beside(path: Path, model: onnx.ModelProto) -> Iterator[Path]:
 def _plugin_target(flavour: Flavour, spec: CompileSpec) -> int | None:
     if spec.kernels == NATIVE or flavour is RTX:  # which has no plugins
         return None
-    return _present_capability()
-
-
-def _present_capability() -> int:
-    major, _, minor = str(_native.cuda_device_info()["compute_capability"]).partition(".")
-    return 10 * int(major) + int(minor)
+    return present_gpu()[1]
 
 
 def _timing_cache(flavour: Flavour, spec: CompileSpec) -> dict[str, Any] | None:
     if flavour is RTX:  # where it has no effect, and would ask the GPU for it
         return None
-    return {
-        "path": None if spec.timing_cache is None else str(spec.timing_cache),
-        "gpu": _native.cuda_device_info()["name"],
-        "compute_capability": _present_capability(),
-    }
+    gpu, capability = present_gpu()
+    path = None if spec.timing_cache is None else str(spec.timing_cache)
+    return {"path": path, "gpu": gpu, "compute_capability": capability}
 
 
 def _memory_options(

@@ -18,6 +18,7 @@ import pytest
 
 import sdengine
 from sdengine.backends.tensorrt import TensorRtRtxBackend
+from sdengine.benchmarks.harness import summarise
 from sdengine.errors import Cancelled, DeviceError, NonFiniteError
 
 OPTIONS: dict[str, Any] = {"steps": 6, "seed": 7, "sampler": "dpmpp_2m"}
@@ -68,6 +69,38 @@ def test_a_step_is_one_launch_and_python_stays_out_of_it(engine: sdengine.Engine
     launched = session_of(engine).graphs.report()
     assert (launched["misses"], launched["hits"], launched["num_graphs"]) == (1, 21, 1)
     assert again.timings.unet_calls == 6 and again.timings.load_ms == 0 < first.timings.load_ms
+
+
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [
+        ({}, 6),
+        ({"steps": 1, "sampler": "euler"}, 1),
+        ({"sampler": "heun"}, 2 * 6 - 1),  # all steps but the last one evaluate twice
+        ({"batch_size": 3}, 2 * 6),  # runs of two images and of one
+        ({"guidance_scale": 1.0}, 6),
+        ({"prompt": "a [red:green:0.5] circle on a [blue|black] background"}, 6),
+    ],
+)
+def test_launches_of_the_graph_are_counted_as_calls(
+    engine: sdengine.Engine, options: dict[str, Any], calls: int
+) -> None:
+    given = {"prompt": PROMPT, **OPTIONS, **options}
+    results = [engine.generate(**given)]  # captures
+    (unet,) = fake_tensorrt.made("unet")
+    for watched in (None, lambda step: None):
+        enqueued, runs = unet.enqueued, unet.runs
+        results.append(engine.generate(**given, progress=watched))
+        assert unet.enqueued == enqueued  # nothing but launches
+        assert unet.runs - runs == calls
+    for result in results:
+        timings = result.timings
+        assert timings.unet_calls == calls and timings.unet_ms > 0
+        assert timings.text_encoder_calls > 0 and timings.vae_decoder_calls > 0
+    served = {name: [result.timings for result in results] for name in ("ours", "baseline")}
+    figures = summarise(served, len(results[0].arrays))["stages_ms"]["unet_step"]["ours"]
+    assert figures["n"] == 3
+    assert 0 < figures["median"] <= max(result.timings.unet_ms for result in results) / calls
 
 
 def test_a_graph_for_each_size_batch_and_length(engine: sdengine.Engine) -> None:

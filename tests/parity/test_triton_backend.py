@@ -91,6 +91,7 @@ def test_a_whole_request_makes_the_same_picture(bundle: Bundle) -> None:
     with Engine(bundle, backend, "fp32") as engine:
         (found,) = engine.generate("a red circle", **request).arrays
     assert np.abs(found.astype(int) - expected).max() <= 1
+    assert cuda.log.count("pool") == 1  # which the stand-in overwrites after each replay
     # Text encoder, U-Net and decoder; the U-Net runs at each step.
     assert cuda.log.count("capture thread_local") == cuda.log.count("reset") == 3
     assert cuda.log.count("replay") == 1 + 2 + 1

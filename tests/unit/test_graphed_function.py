@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import time
 
 import pytest
 import torch
-from fake_cuda_graphs import FakeCuda
+from fake_cuda_graphs import FakeCuda, FakeGraph
 
-from sdengine.backends.triton.graphs import WARM_UP_RUNS, GraphedFunction, buffer_for
+from sdengine.backends.triton.graphs import WARM_UP_RUNS, GraphedFunction, GraphPool, buffer_for
 
 
 class Doubling:
@@ -49,6 +51,7 @@ def test_captures_once_after_a_warm_up_on_a_side_stream(cuda: FakeCuda) -> None:
     assert cuda.log == [
         "side waits for main",
         "main waits for side",
+        "pool",
         "capture thread_local",
         *["replay"] * 4,
     ]
@@ -129,3 +132,124 @@ def test_maps_lie_in_channels_last_order() -> None:
     assert buffer.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(buffer, x)
     assert buffer.data_ptr() != x.data_ptr()
+
+
+def functions(cuda: FakeCuda, count: int = 2) -> tuple[GraphPool, list[GraphedFunction]]:
+    pool = GraphPool(cuda)
+    return pool, [GraphedFunction(Doubling(cuda), "cpu", cuda, pool) for _ in range(count)]
+
+
+def test_outputs_outlive_the_replays_of_others_in_the_pool(cuda: FakeCuda) -> None:
+    _, (one, other) = functions(cuda)
+    x, y = pair(0)
+    expected = x * 2 + y
+    first = check(one, x, y)
+    for seed, rows in ((1, 3), (2, 5), (3, 3), (4, 5)):  # in any order, at any shapes
+        check(other, *pair(seed, rows))
+        assert torch.equal(first, expected)
+    check(one, *pair(5, 5))
+    assert torch.equal(first, expected)
+    check(one, *pair(6))
+    assert not torch.equal(first, expected)  # the same function's at the same shapes
+    assert cuda.log.count("pool") == 1
+
+
+def test_the_stand_in_overwrites_what_lies_in_a_pool(cuda: FakeCuda) -> None:
+    kept: list[torch.Tensor] = []
+
+    def careless(x: torch.Tensor) -> torch.Tensor:
+        kept.append(x + 1)
+        return kept[-1]
+
+    graphed = GraphedFunction(careless, "cpu", cuda)
+    x = torch.ones(3)
+    assert torch.equal(torch.as_tensor(graphed(x)), x + 1)
+    assert [tensor.isnan().any().item() for tensor in kept] == [False] * WARM_UP_RUNS + [True]
+
+
+def test_a_pool_without_graphs_is_not_used_again(cuda: FakeCuda) -> None:
+    _, (one, other) = functions(cuda)
+    check(one, *pair(0))
+    one.close()
+    check(other, *pair(1))  # the stand-in refuses the handle of a pool that is gone
+    assert cuda.log.count("pool") == 2
+
+
+def test_graphs_that_nobody_closed_count_as_gone(cuda: FakeCuda) -> None:
+    pool = GraphPool(cuda)
+    for seed in range(3):
+        check(GraphedFunction(Doubling(cuda), "cpu", cuda, pool), *pair(seed))
+        gc.collect()
+    assert cuda.log.count("pool") == 3
+
+
+def test_a_pool_lives_on_while_one_of_its_graphs_does(cuda: FakeCuda) -> None:
+    _, (one, other, third) = functions(cuda, 3)
+    check(one, *pair(0))
+    check(other, *pair(1))
+    one.close()
+    check(other, *pair(2))
+    check(third, *pair(3))
+    check(other, *pair(4))
+    assert cuda.log.count("pool") == 1
+
+
+def test_no_graph_joins_the_pool_of_a_failed_capture(cuda: FakeCuda) -> None:
+    pool, (one, other) = functions(cuda)
+    check(one, *pair(0))
+    calls = 0
+
+    def failing(x: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == WARM_UP_RUNS + 1:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return x + 1
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        GraphedFunction(failing, "cpu", cuda, pool)(torch.zeros(2))
+    check(other, *pair(1))
+    check(one, *pair(2))
+    assert cuda.log.count("pool") == 2
+
+
+def test_replays_on_different_streams_wait_for_each_other(cuda: FakeCuda) -> None:
+    _, (one, other) = functions(cuda)
+    check(one, *pair(0))
+    check(other, *pair(1))
+    before = len(cuda.log)
+    with cuda.stream(cuda.Stream()):
+        check(one, *pair(2))
+        check(other, *pair(3))
+    check(one, *pair(4))
+    waits = ["side waits for main", "replay", "replay", "main waits for side", "replay"]
+    assert cuda.log[before:] == waits
+
+
+def test_replays_of_different_threads_do_not_overlap(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, graphed = functions(cuda, 4)
+    for function in graphed:
+        check(function, *pair(0))
+    run = FakeGraph._run
+    failed: list[BaseException] = []
+
+    def slowly(graph: FakeGraph) -> None:
+        time.sleep(0.01)
+        run(graph)
+
+    def work(function: GraphedFunction) -> None:
+        try:
+            for seed in range(3):
+                check(function, *pair(seed))
+        except BaseException as error:
+            failed.append(error)
+
+    monkeypatch.setattr(FakeGraph, "_run", slowly)
+    threads = [threading.Thread(target=work, args=(function,)) for function in graphed]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []

@@ -209,17 +209,17 @@ def test_packed_weights_are_kept_and_shared(
     _, packing = plan_packing(choose_methods(unet, sizes, "bf16"), sizes, weights)
     first = packed_cache.packed_weights("unet", "a hash", packing, weights)
     assert packed_cache.packed_weights("unet", "a hash", packing, weights) is first
-    (kept,) = packed_cache.kept_files()
-    assert kept.name.startswith("unet-") and kept.stat().st_size > 1e6
+    (kept,) = packed_cache.KEPT.files()
+    assert kept.path.name.startswith("unet-") and kept.size_bytes > 1e6
     expected = dict(pack(packing, weights))
     assert first.tensors.keys() == expected.keys()
     assert all(np.array_equal(first.tensors[name], expected[name]) for name in expected)
     del first
-    kept.write_bytes(b"damaged")
+    kept.path.write_bytes(b"damaged")
     again = packed_cache.packed_weights("unet", "a hash", packing, weights)
     assert all(np.array_equal(again.tensors[name], expected[name]) for name in expected)
-    assert packed_cache.clear() > 1e6
-    assert packed_cache.kept_files() == []
+    assert packed_cache.KEPT.clear() > 1e6
+    assert packed_cache.KEPT.files() == []
 
 
 def test_weights_are_packed_in_memory_where_none_can_be_kept(
@@ -253,10 +253,10 @@ def test_weights_give_way_to_a_memory_limit(
     monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path))
 
     def kept_bytes_and_image(limit: int | None) -> tuple[int, Any]:
-        packed_cache.clear()
+        packed_cache.KEPT.clear()
         with sdengine.load("demo", precision="bf16", memory_bytes=limit) as engine:
             image = engine.generate("a large red circle on a blue background", steps=4, seed=7)
-            kept = sum(path.stat().st_size for path in packed_cache.kept_files())
+            kept = sum(file.size_bytes for file in packed_cache.KEPT.files())
         return kept, np.asarray(image.arrays[0], np.float64)
 
     free, expected = kept_bytes_and_image(None)

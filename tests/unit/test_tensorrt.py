@@ -194,6 +194,9 @@ class Context(GpuContext):
     def enqueue(self, stream: int) -> None:
         self.device.enqueue(stream, self.compute)
 
+    def has_run(self) -> None:
+        assert self.runs
+
     def compute(self) -> None:
         self.runs += 1
         self.y[:] = 2 * self.x + self.t[:, None].astype(np.float16)

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from sdengine.backends.native.packing import Packing, pack, packed_kinds
 from sdengine.backends.native.tensor_file import map_tensors, write_tensors
-from sdengine.cache_dir import cache_dir
 from sdengine.errors import BundleError
+from sdengine.kept_files import KeptFiles
 
 _log = logging.getLogger(__name__)
 _LAYOUT = 1  # to be raised when the same packing would give other bytes
 _ENDING = ".weights"
+KEPT = KeptFiles("packed", f"*{_ENDING}")
 Array = NDArray[Any]
 
 
@@ -56,34 +57,10 @@ def packed_weights(
     with _opening:
         found = _open.get(key)
         if found is None:
-            found = PackedWeights(_from_file(_folder() / f"{network}-{key}{_ENDING}", packing,
+            found = PackedWeights(_from_file(KEPT.folder / f"{network}-{key}{_ENDING}", packing,
                                              weights))  # fmt: skip
             _open[key] = found
     return found
-
-
-def kept_files() -> list[Path]:
-    """Return the files of packed weights, the ones used last first."""
-    files = {}
-    for path in _folder().glob(f"*{_ENDING}"):
-        with contextlib.suppress(OSError):
-            files[path] = path.stat().st_mtime
-    return sorted(files, key=lambda path: -files[path])
-
-
-def clear() -> int:
-    """Remove them and return how many bytes that freed."""
-    freed = 0
-    for path in kept_files():
-        with contextlib.suppress(OSError):
-            size = path.stat().st_size
-            path.unlink()
-            freed += size
-    return freed
-
-
-def _folder() -> Path:
-    return cache_dir("packed")
 
 
 def _from_file(path: Path, packing: Packing, weights: Mapping[str, Array]) -> dict[str, Array]:

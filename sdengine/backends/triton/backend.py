@@ -10,7 +10,7 @@ from torch import nn
 
 from sdengine.backends.torch_cuda import TorchCudaBackend
 from sdengine.backends.torch_eager import Compute
-from sdengine.backends.triton.graphs import GraphedFunction
+from sdengine.backends.triton.graphs import GraphedFunction, GraphPool
 from sdengine.backends.triton.ops import Choice, TritonOps
 from sdengine.models.ops import set_ops
 
@@ -28,6 +28,7 @@ class TritonBackend(TorchCudaBackend):
     def __init__(self, device: str = "cuda", cuda: Any = torch.cuda) -> None:
         super().__init__(device)
         self._cuda = cuda
+        self._pool = GraphPool(cuda)  # a bundle's networks never run at once
         self._ops: dict[str, TritonOps] = {}
 
     def available(self) -> tuple[bool, str]:
@@ -56,4 +57,4 @@ class TritonBackend(TorchCudaBackend):
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def _compute(self, module: nn.Module) -> Compute:
-        return GraphedFunction(module, self.device, self._cuda)
+        return GraphedFunction(module, self.device, self._cuda, self._pool)

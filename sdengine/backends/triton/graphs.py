@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,55 @@ WARM_UP_RUNS = 2
 _CAPTURING = threading.Lock()
 
 
+class GraphPool:
+    """Memory that captured graphs compute in, one after the other.
+
+    torch lets graphs share their memory where none runs while another does, and where nothing that
+    one left there is read after another ran. Runs follow each other here, whatever threads and
+    streams ask for them; that nothing is left to be read is for the graphs' makers to see to.
+
+    Args:
+        cuda: torch's interface to streams and graphs.
+    """
+
+    def __init__(self, cuda: Any = torch.cuda) -> None:
+        self._cuda = cuda
+        self._handle: Any = None
+        self._graphs: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._running = threading.Lock()
+        self._last_stream: Any = None
+
+    @contextmanager
+    def capture(self) -> Iterator[Any]:
+        """Give a graph of what the block does; one capture at a time."""
+        if not self._graphs:
+            # torch gives up a pool with the last graph in it, and refuses its handle from then on.
+            self._handle = self._cuda.graph_pool_handle()
+        graph = self._cuda.CUDAGraph()
+        try:
+            # What other threads ask of the device meanwhile is none of this capture's business.
+            with self._cuda.graph(graph, pool=self._handle, capture_error_mode="thread_local"):
+                yield graph
+        except BaseException:
+            self._graphs = weakref.WeakSet()  # others go on; none joins a pool in doubt
+            raise
+        self._graphs.add(graph)
+
+    def replay(self, graph: Any) -> None:
+        """Queue a graph's work behind that of the graph before it."""
+        with self._running:
+            stream = self._cuda.current_stream()
+            if self._last_stream is not None and self._last_stream != stream:
+                stream.wait_stream(self._last_stream)
+            graph.replay()
+            self._last_stream = stream
+
+    def free(self, graph: Any) -> None:
+        """Free a graph; its memory is the pool's, or with the last one torch's again."""
+        self._graphs.discard(graph)
+        graph.reset()
+
+
 @dataclass(frozen=True)
 class _Captured:
     graph: Any
@@ -29,18 +80,27 @@ class GraphedFunction:
     """Call a function of tensors by replaying the graph of its work.
 
     A graph is captured at the first call with arguments of some shapes; it reads and writes the
-    same memory at every replay, so what it returned is overwritten by the next call.
+    same memory at every replay, so what it returned is overwritten by the next call. No other
+    function's calls overwrite it, also where they compute in the same pool.
 
     Args:
         function: returns one tensor or several; its work must not depend on tensors' values.
         device: where it computes.
         cuda: torch's interface to streams and graphs; tests pass one that needs no GPU.
+        pool: what the graphs compute in, with those of other functions; None for one of their own.
     """
 
-    def __init__(self, function: Function, device: str = "cuda", cuda: Any = torch.cuda) -> None:
+    def __init__(
+        self,
+        function: Function,
+        device: str = "cuda",
+        cuda: Any = torch.cuda,
+        pool: GraphPool | None = None,
+    ) -> None:
         self._function: Function | None = function
         self._device = device
         self._cuda = cuda
+        self._pool = pool or GraphPool(cuda)
         self._captured: dict[tuple[Any, ...], _Captured] = {}
 
     def __call__(self, *arguments: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -52,7 +112,7 @@ class GraphedFunction:
         else:
             for buffer, argument in zip(captured.inputs, arguments, strict=True):
                 buffer.copy_(argument)
-        captured.graph.replay()
+        self._pool.replay(captured.graph)
         return captured.outputs
 
     def close(self) -> None:
@@ -60,7 +120,7 @@ class GraphedFunction:
         self._function = None
         if self._captured:
             for captured in self._captured.values():
-                captured.graph.reset()
+                self._pool.free(captured.graph)
             self._captured.clear()
             self._cuda.empty_cache()
 
@@ -68,21 +128,31 @@ class GraphedFunction:
         assert self._function is not None, "it was closed"
         inputs = tuple(buffer_for(argument, self._device) for argument in arguments)
         with _CAPTURING:
-            self._warm_up(inputs)
-            graph = self._cuda.CUDAGraph()
-            # What other threads ask of the device meanwhile is none of this capture's business.
-            with self._cuda.graph(graph, capture_error_mode="thread_local"):
-                outputs = self._function(*inputs)
+            # Made before the capture, so that they lie outside the pool: graphs that share it
+            # write all over it.
+            outputs = self._warm_up(inputs)
+            with self._pool.capture() as graph:
+                computed = self._function(*inputs)
+                for buffer, tensor in zip(_several(outputs), _several(computed), strict=True):
+                    buffer.copy_(tensor)
         return _Captured(graph, inputs, outputs)
 
-    def _warm_up(self, inputs: tuple[Tensor, ...]) -> None:
+    def _warm_up(self, inputs: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        """Run the function, and return buffers for what it returns."""
         assert self._function is not None
         stream = self._cuda.Stream()
         stream.wait_stream(self._cuda.current_stream())
         with self._cuda.stream(stream):
             for _ in range(WARM_UP_RUNS):
-                self._function(*inputs)
+                computed = self._function(*inputs)
         self._cuda.current_stream().wait_stream(stream)
+        if isinstance(computed, Tensor):
+            return torch.empty_like(computed)
+        return tuple(torch.empty_like(tensor) for tensor in computed)
+
+
+def _several(tensors: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (tensors,) if isinstance(tensors, Tensor) else tensors
 
 
 def buffer_for(argument: Tensor, device: str) -> Tensor:
