@@ -74,12 +74,20 @@ class RuntimeCache:
         return np.frombuffer(content, np.uint8)
 
 
+class KernelSpecialization(enum.Enum):
+    """When kernels for a new shape are compiled: beside its first runs, or before."""
+
+    LAZY = 0
+    EAGER = 1
+
+
 class RuntimeConfig:
     """What a context is made with; everything must be set before."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.strategy = ExecutionContextAllocationStrategy.STATIC
+        self.dynamic_shapes_kernel_specialization_strategy = KernelSpecialization.LAZY
         self.cache: RuntimeCache | None = None
 
     def create_runtime_cache(self) -> RuntimeCache:
@@ -107,6 +115,8 @@ class Context:
         strategy = how
         if isinstance(how, RuntimeConfig):
             assert how.engine is engine, "a configuration is used for another engine"
+            specialization = how.dynamic_shapes_kernel_specialization_strategy
+            assert specialization is KernelSpecialization.EAGER, "a graph may hold fallbacks"
             strategy = how.strategy
             self.held = [weakref.ref(part) for part in (how, how.cache) if part is not None]
             if how.cache is not None:

@@ -67,26 +67,39 @@ class RuntimeCache:
             strategy: who gives the context its scratch.
 
         Returns:
-            A configuration, to be held as long as the context; None where this TensorRT has no
-            such cache or gives none.
+            A configuration, to be held as long as the context; None where this TensorRT has none
+            or none with a cache.
         """
         make = getattr(engine, "create_runtime_config", None)
-        if make is None or not self._is_used:
+        if make is None:
             return None
         try:
             config = make()
             if not hasattr(config, "create_runtime_cache"):  # full TensorRT compiles ahead
                 return None
+            config.set_execution_context_allocation_strategy(strategy)
+            _compile_at_once(config)
+        except Exception as error:  # whatever it is, a context can be made without
+            self._do_without(error)
+            return None
+        if self._is_used:
+            self._join(config)
+        return config
+
+    def _join(self, config: Any) -> None:
+        """Let a context take kernels from here and leave its own."""
+        try:
             if self._cache is None:
                 self._cache = self._opened(config)
             if self._cache is None or not config.set_runtime_cache(self._cache):
                 raise RuntimeError("TensorRT takes none")
-            config.set_execution_context_allocation_strategy(strategy)
         except Exception as error:  # whatever it is, the engine can do without
-            self._is_used = self._is_written = False
+            self._do_without(error)
+
+    def _do_without(self, error: Exception) -> None:
+        if self._is_used:
             self._warn(f"is not used: {error}")
-            return None
-        return config
+        self._is_used = self._is_written = False
 
     def save(self) -> None:
         """Write the file if there are other kernels than it holds; nothing may be running."""
@@ -121,3 +134,14 @@ class RuntimeCache:
 
     def _warn(self, text: str) -> None:
         _log.warning("runtime cache %s %s", self._path, text)
+
+
+def _compile_at_once(config: Any) -> None:
+    """Have an engine's first run at a shape wait for the kernels made for that shape.
+
+    By default they are compiled beside it and others run meanwhile, which a graph that is captured
+    after the first run would hold for good.
+    """
+    name = "dynamic_shapes_kernel_specialization_strategy"
+    if hasattr(config, name):
+        setattr(config, name, type(getattr(config, name)).EAGER)

@@ -85,7 +85,7 @@ def test_what_was_compiled_is_there_for_the_next(
     assert first.config(engine, "user") is not None
     assert first.config(engine, "user") is not None
     assert len(engine.made) == 1 and engine.given == []
-    assert engine.set == [("cache", engine.made[0]), ("strategy", "user")] * 2
+    assert engine.set == [("strategy", "user"), ("cache", engine.made[0])] * 2
     first.save()
     assert load(place, KIND, KEY).content == b"compiled"
     assert os.listdir(place.parent) == [place.name]
@@ -205,7 +205,7 @@ def test_what_tensorrt_refuses_is_replaced(place: Path, caplog: pytest.LogCaptur
     cache, engine = RuntimeCache(KEY), Engine(b"fresh", accepts=False)
     assert cache.config(engine, "user") is not None
     assert engine.given == [b"stale"]
-    assert engine.set[0] == ("cache", engine.made[1])  # not the one that was given anything
+    assert engine.set[1] == ("cache", engine.made[1])  # not the one that was given anything
     assert told(caplog) == [
         f"runtime cache {place} is not used: TensorRT refuses what it holds",
     ]
@@ -218,7 +218,9 @@ def test_an_engine_runs_without_a_cache_that_it_does_not_take(
     place: Path, takes: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache, engine = RuntimeCache(KEY), Engine(takes=takes)
-    assert [cache.config(engine, "user") for _ in range(2)] == [None, None]
+    for _ in range(2):
+        assert cache.config(engine, "user") is not None
+    assert [one for one in engine.set if one[0] == "strategy"] == [("strategy", "user")] * 2
     cache.save()
     assert not place.exists()
     assert len(told(caplog)) == 1
@@ -309,3 +311,6 @@ def test_the_interface_is_that_of_the_bindings() -> None:
     }.items():
         assert all(callable(getattr(getattr(trt, kind), name)) for name in names)
     assert "runtime_config: " in trt.ICudaEngine.create_execution_context.__doc__
+    compiled = trt.IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy
+    assert isinstance(compiled, property)
+    assert "EAGER" in trt.DynamicShapesKernelSpecializationStrategy.__members__
