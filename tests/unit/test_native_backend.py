@@ -14,7 +14,7 @@ from sdengine.backends.native import packed_cache
 from sdengine.backends.native.additive import additive_inputs, without_inputs
 from sdengine.backends.native.backend import NativeBackend
 from sdengine.backends.native.buffers import Buffer, plan_buffers
-from sdengine.backends.native.graph import Graph, parse_graph, read_graph, write_graph
+from sdengine.backends.native.graph import Graph, Port, Step, parse_graph, read_graph, write_graph
 from sdengine.backends.native.loading import EXACT_OPTION, prepare
 from sdengine.backends.native.packing import (
     choose_methods,
@@ -23,7 +23,7 @@ from sdengine.backends.native.packing import (
     packed_kinds,
     plan_packing,
 )
-from sdengine.backends.native.shapes import map_sizes
+from sdengine.backends.native.shapes import Size, map_sizes
 from sdengine.backends.native.tensor_file import map_tensors, to_float32, write_tensors
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.errors import BundleError, ConfigError, DeviceError, OutOfMemoryError
@@ -119,6 +119,28 @@ def test_queries_keys_and_values_are_one_product(bundle: Bundle, unet: Graph) ->
     # Of self-attention three become one, of cross-attention keys and values do.
     assert sum(s.kind == "linear" for s in graph.steps) == before - attentions // 2 * (2 + 1)
     map_sizes(graph, shapes_of(bundle))
+
+
+@pytest.mark.parametrize("side", [64, 96, 128])
+def test_small_maps_of_many_channels_take_small_tiles(side: int) -> None:
+    # The second lowest level of Stable Diffusion 1's U-Net, and the one above it.
+    def conv(x: str, output: str, **options: Any) -> Step:
+        return Step(
+            kind="conv", name=output, inputs={"x": x}, output=output, weights={"weight": "w"},
+            channels=1280, kernel=3, pad=1, **options,
+        )  # fmt: skip
+
+    steps = (conv("fine", "a"), conv("low", "b"), conv("low", "c", upsample=True))
+    port = Port(name="sample", value="sample", rank=4, layout="image", dtype="float32", channels=4)
+    graph = Graph(version=1, network="unet", inputs=(port,), outputs=(), steps=steps)
+    low, fine = side // 4, side // 2
+    sizes = {
+        "sample": Size(2, side, side, 4), "fine": Size(2, fine, fine, 1280),
+        "low": Size(2, low, low, 1280), "a": Size(2, fine, fine, 1280),
+        "b": Size(2, low, low, 1280), "c": Size(2, fine, fine, 1280),
+    }  # fmt: skip
+    chosen = choose_methods(graph, sizes, "bf16")
+    assert [step.tile for step in chosen.steps] == [4, 2, 4]
 
 
 def test_weights_shrink_to_a_limit(bundle: Bundle, unet: Graph) -> None:

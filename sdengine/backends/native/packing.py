@@ -25,6 +25,10 @@ _PER_LANE = {"float32": 1, "bfloat16": 2, "int16": 2, "int8": 4}
 # Convolutions of fewer input channels are gathered: a transformed tile would be mostly padding.
 _LEAST_WINOGRAD_CHANNELS = 16
 _LEAST_INT8_CHANNELS = 64
+# Where a map is so much smaller than the network's largest input, in pixels, and has so many
+# channels, small tiles: their weights take less than half the memory, and reading those of large
+# tiles takes about as long as the multiplications that they save. U-Nets' lowest levels are such.
+_COARSE, _COARSE_CHANNELS = 16, 1280
 _GATES = 16  # columns of values, then so many of gates; see csrc/nn/ops/epilogue.h
 
 
@@ -83,8 +87,8 @@ def choose_methods(
 ) -> Graph:
     """Decide for every linear layer and convolution how it is computed.
 
-    The choice does not depend on the height and width of maps, so that all sizes share one copy
-    of the packed weights.
+    The choice depends on how maps' sizes compare with each other, but not on the size of the
+    picture, so that all sizes share one copy of the packed weights.
 
     Args:
         graph: a network.
@@ -132,8 +136,15 @@ def _with_method(
     plain = (step.kernel, step.step, step.pad, step.after) == (3, 1, 1, 0)
     if plain and x.channels >= _LEAST_WINOGRAD_CHANNELS and step.activation == "none":
         kind = "float32" if precision == "fp32" else "int16"
-        return step.model_copy(update={"weight_kind": kind, "tile": 4})
+        largest = max((_pixels(sizes[name]) for name in given), default=0)
+        coarse = _pixels(sizes[step.output]) * _COARSE <= largest
+        small = coarse and x.channels >= _COARSE_CHANNELS
+        return step.model_copy(update={"weight_kind": kind, "tile": 2 if small else 4})
     return step.model_copy(update={"weight_kind": floats})
+
+
+def _pixels(size: Size) -> int:
+    return size.height * size.width
 
 
 def _shrink(steps: list[Step], sizes: Mapping[str, Size], floats: str, limit: int) -> None:
