@@ -14,6 +14,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_FLAGS ?=
+# Tests run in so many processes, each with the files that it takes.
+WORKERS ?= 2
 
 GPU_TORCH ?= torch
 GPU_TARGET ?= tensorrt-rtx
@@ -41,7 +43,7 @@ demo: $(DEMO)/installed
 test: lint cpp pytest
 
 pytest: $(TEST)/installed
-	$(TEST)/bin/pytest $(PYTEST_FLAGS)
+	$(TEST)/bin/pytest --numprocesses=$(WORKERS) --dist=loadfile $(PYTEST_FLAGS)
 
 lint: $(TEST)/installed
 	$(TEST)/bin/ruff check .
