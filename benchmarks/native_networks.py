@@ -1,4 +1,4 @@
-"""Time networks on the native target against OpenVINO and eager torch, in one process, interleaved.
+"""Time networks on the native target against OpenVINO and eager torch, in turns, in one process.
 
     sdengine build CHECKPOINT -o native --target native --resolutions 512,768,1024
     sdengine build CHECKPOINT -o openvino --target openvino --resolutions 512,768,1024
@@ -6,16 +6,19 @@
     python benchmarks/native_networks.py --native native --openvino openvino --torch torch \\
         --network unet --sizes 512,768 --record benchmarks/results/native-networks.jsonl
 
-Every side reads the same inputs. Outputs are compared with torch in fp32 before anything is timed;
-where no torch bundle is given, the sides are compared with the first one.
+Every side reads the same inputs. Round after round each is loaded, compared with torch in fp32 (or
+with the first side, where no torch bundle is given), timed and dropped before the next is loaded,
+so that none is pressed for memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import gc
 import json
+import statistics
 import sys
 import time
 from collections.abc import Mapping
@@ -35,6 +38,7 @@ from sdengine.bundle.reader import open_bundle
 SCHEMA = 1
 # As many as guidance needs for one picture; the other networks have one row.
 _ROWS = {"unet": 2, "text_encoder": 2, "text_encoder_2": 2}
+_CALLS = 2  # timed in each round, after one that is not
 Array = NDArray[Any]
 
 
@@ -94,46 +98,39 @@ def measure(
     sides: list[Side], truth: Side | None, network: str, size: int, threads: int, rounds: int
 ) -> dict[str, Any]:
     """Return errors and times of every side."""
-    loaded = sides[0].load(network, size, threads)
-    inputs = make_inputs(loaded)
-    if truth is None:
-        expected = first_output(loaded, inputs)
-    else:
-        module = truth.load(network, size, threads)
+    first = truth or sides[0]
+    with contextlib.closing(first.load(network, size, threads)) as module:
+        inputs = make_inputs(module)
         expected = first_output(module, inputs)
-        module.close()
-        del module
-        gc.collect()
-    modules, loading = {}, {}
-    loaded.close()
-    for side in sides:
-        started = time.perf_counter()
-        modules[side.name] = side.load(network, size, threads)
-        loading[side.name] = time.perf_counter() - started
-    errors = {
-        name: relative_rms(first_output(module, inputs), expected)
-        for name, module in modules.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in modules}
-    load = OtherLoad()
+    del module
+    gc.collect()
+    seconds: dict[str, list[float]] = {side.name: [] for side in sides}
+    loading: dict[str, list[float]] = {side.name: [] for side in sides}
+    errors: dict[str, float] = {}
+    watched = OtherLoad()
     for _ in range(rounds):
-        for name, module in modules.items():
+        for side in sides:
             started = time.perf_counter()
-            module.run(inputs)
-            seconds[name].append(time.perf_counter() - started)
-    other = load.percent()
-    for module in modules.values():
-        module.close()
+            with contextlib.closing(side.load(network, size, threads)) as module:
+                loading[side.name].append(time.perf_counter() - started)
+                found = first_output(module, inputs)
+                errors[side.name] = relative_rms(found, expected)
+                for _ in range(_CALLS):
+                    started = time.perf_counter()
+                    module.run(inputs)
+                    seconds[side.name].append(time.perf_counter() - started)
+            del module
+            gc.collect()
     return {
         "network": network,
         "size": size,
         "threads": threads,
-        "error_against": "torch fp32" if truth is not None else sides[0].name,
-        "other_load_percent": other,
+        "error_against": first.name,
+        "other_load_percent": watched.percent(),
         "sides": {
             name: {
                 "seconds": asdict(Spread.of(times)),
-                "load_seconds": loading[name],
+                "load_seconds": statistics.median(loading[name]),
                 "relative_rms": errors[name],
             }
             for name, times in seconds.items()
@@ -179,7 +176,7 @@ def main() -> int:
     parser.add_argument("--precisions", default="bf16,int8", help="of the native side")
     parser.add_argument("--eager", default="", help="precisions in which torch is timed, too")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--record", type=Path, help="file of JSON lines")
     options = parser.parse_args()
     sides = [Side("native", options.native, p) for p in options.precisions.split(",")]

@@ -107,9 +107,7 @@ def _ggml(job: Job, precision: str) -> tuple[Callable[[], Picture], Callable[[],
     scheduler = library.EulerDiscreteScheduler.from_pretrained(job.checkpoint / "scheduler")
     scheduler.set_timesteps(job.steps)
     model = stable_diffusion_cpp.StableDiffusion(
-        diffusion_model_path=str(_weights(job.checkpoint / "unet")),
-        clip_l_path=str(_weights(job.checkpoint / "text_encoder")),
-        vae_path=str(_weights(job.checkpoint / "vae")),
+        model_path=f"{job.checkpoint}/",  # read as a diffusers folder
         wtype=precision,
         n_threads=job.threads,
         rng_type="cuda",
@@ -127,11 +125,6 @@ def _ggml(job: Job, precision: str) -> tuple[Callable[[], Picture], Callable[[],
         return np.asarray(images[0].convert("RGB"))
 
     return serve, lambda: None
-
-
-def _weights(folder: Path) -> Path:
-    (found,) = folder.glob("*.safetensors")
-    return found
 
 
 def measure(job: Job, names: list[str], rounds: int) -> dict[str, Any]:
