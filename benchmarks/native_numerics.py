@@ -130,7 +130,9 @@ def measure(hard: Hard, threads: int) -> dict[str, Any]:
     for precision in precisions:
         run = native_run(hard.case, maps, weights, precision, threads)
         found[f"native {precision}"] = run.result().copy()
-    parts = {"all": lambda y: y} | ({"quiet": hard.quiet} if hard.quiet else {})
+    parts: dict[str, Callable[[Array], Array]] = {"all": lambda result: result}
+    if hard.quiet:
+        parts["quiet"] = hard.quiet
     return {
         "case": hard.case.name,
         "values": hard.what,
@@ -168,7 +170,7 @@ def main() -> int:
     rows = [measure(hard, options.threads) for hard in hard_cases()]
     print(f"{chosen_isa()}\n\n{table(rows)}")
     if options.json:
-        record = {"isa": chosen_isa(), "rows": rows}
+        record: dict[str, Any] = {"isa": chosen_isa(), "rows": rows}
         record |= {"versions": software(), "machine": machine()}
         options.json.write_text(json.dumps(record, indent=1) + "\n")
     broken = [

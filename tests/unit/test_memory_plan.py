@@ -20,7 +20,7 @@ from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.cli.main import main
 from sdengine.cli.plan import parse_bytes
 from sdengine.errors import CheckpointError, ConfigError
-from sdengine.export import memory_plan
+from sdengine.export import onnx_graph
 from sdengine.export.liveness import peak_activation_bytes
 from sdengine.export.memory_plan import BuiltMemory, built_memory, plan_memory
 from sdengine.export.networks import NetworkContract
@@ -31,18 +31,17 @@ from sdengine.models.unet import UNet2DConditionModel
 @pytest.fixture(autouse=True)
 def each_network_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trace equal networks once for all tests here: it takes seconds, whatever their size."""
-    trace = memory_plan.trace
 
     def traced(contract: NetworkContract, path: Path) -> onnx.ModelProto:
         shapes = tuple((n, tuple(t.shape)) for n, t in contract.module.state_dict().items())
         key = (contract.name, contract.dtype, contract.inputs, contract.outputs, shapes)
         if key not in _TRACED:
-            _TRACED[key] = trace(contract, path)
+            _TRACED[key] = onnx_graph.trace(contract, path)
         copied = onnx.ModelProto()
         copied.CopyFrom(_TRACED[key])
         return copied
 
-    monkeypatch.setattr(memory_plan, "trace", traced)
+    monkeypatch.setattr("sdengine.export.memory_plan.trace", traced)
 
 
 _TRACED: dict[Any, onnx.ModelProto] = {}
