@@ -12,7 +12,7 @@ _, FP32 = TOLERANCES["native hard values", "float32"]
 _, INT8 = TOLERANCES["native hard values", "int8"]
 
 
-@pytest.mark.parametrize("hard", hard_cases(), ids=lambda hard: f"{hard.case.name}, {hard.what}")
+@pytest.mark.parametrize("hard", [*hard_cases()], ids=lambda hard: f"{hard.case.name}, {hard.what}")
 def test_hard_values(hard: Hard) -> None:
     row = measure(hard, threads=2)
     for errors in row["errors"].values():
