@@ -15,6 +15,8 @@ from pathlib import Path
 from sdengine.errors import SdengineError
 from sdengine.processor import FEATURES
 
+_DRIVER_REMEDY = "install NVIDIA's driver for the GPU, if there is one"
+
 
 @dataclass(frozen=True)
 class Check:
@@ -185,6 +187,8 @@ def _native_cuda() -> Check:
         from sdengine import _native
 
         usable, reason = _native.cuda_available()
+        if _native.build_info().get("cuda"):
+            remedy = _DRIVER_REMEDY
     except ImportError as error:
         usable, reason = False, str(error)
     return Check("native CUDA", bool(usable), reason, cost, remedy)
@@ -192,7 +196,7 @@ def _native_cuda() -> Check:
 
 def _nvidia_driver() -> Check:
     cost = "no NVIDIA GPU can be used"
-    remedy = "install NVIDIA's driver for the GPU, if there is one"
+    remedy = _DRIVER_REMEDY
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         library = ctypes.CDLL(name)

@@ -88,6 +88,16 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert found["native CUDA"]["found"] == "no CUDA device is there"
 
 
+@pytest.mark.parametrize(("cuda", "remedy"), [("13.0", "driver"), ("", "SDENGINE_CUDA=ON")])
+def test_what_the_extension_lacks(
+    cuda: str, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_native, "cuda_available", lambda: (False, "no driver"))
+    monkeypatch.setattr(_native, "build_info", lambda: {"compiler": "GCC", "cuda": cuda})
+    _, found, _ = doctor(capsys)
+    assert remedy in found["native CUDA"]["remedy"]
+
+
 def test_required_parts_make_it_fail(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
