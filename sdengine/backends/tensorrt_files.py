@@ -6,19 +6,17 @@ and the bytes that TensorRT gave. It is checked before TensorRT sees any of it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 import stat
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sdengine import _native
 from sdengine.cache_dir import cache_dir
+from sdengine.whole_file import whole_file
 
 MAX_BYTES = 1 << 28
 _MAX_HEADER_BYTES = 4096
@@ -132,16 +130,9 @@ def save(path: Path, kind: Kind, key: Key, content: bytes) -> None:
     """
     header = json.dumps({**asdict(key), "sha256": hashlib.sha256(content).hexdigest()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(kind.magic + header.encode() + b"\n")
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    with whole_file(path) as file:
+        file.write(kind.magic + header.encode() + b"\n")
+        file.write(content)
 
 
 def _described(header: bytes, key: Key) -> tuple[Key | None, Any]:

@@ -11,7 +11,6 @@ import math
 import mmap
 import os
 import struct
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.errors import BundleError
+from sdengine.whole_file import whole_file
 
 Array = NDArray[Any]
 Kinds = dict[str, tuple[str, tuple[int, ...]]]
@@ -95,25 +95,19 @@ def write_tensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
     start = 8 + len(text)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            missing = set(kinds)
-            for name, tensor in tensors:
-                missing.remove(name)
-                first, last = header[name]["data_offsets"]
-                if tensor.nbytes != last - first:
-                    raise ValueError(f"{name}: {tensor.nbytes} bytes for {last - first}")
-                file.seek(start + first)
-                np.ascontiguousarray(tensor).tofile(file)
-            if missing:
-                raise ValueError(f"not given: {', '.join(sorted(missing)[:5])}")
-            file.truncate(start + end)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        missing = set(kinds)
+        for name, tensor in tensors:
+            missing.remove(name)
+            first, last = header[name]["data_offsets"]
+            if tensor.nbytes != last - first:
+                raise ValueError(f"{name}: {tensor.nbytes} bytes for {last - first}")
+            file.seek(start + first)
+            np.ascontiguousarray(tensor).tofile(file)
+        if missing:
+            raise ValueError(f"not given: {', '.join(sorted(missing)[:5])}")
+        file.truncate(start + end)
 
 
 def to_float32(values: Array) -> Array:
