@@ -3,6 +3,8 @@
 # make lint     only ruff, clang-format and mypy
 # make format   rewrites the sources as lint wants them
 # make sanitize runs the C++ tests under the address, undefined behaviour and thread sanitizers
+# make arm      runs the C++ tests for 64-bit ARM under emulation; Debian's packages for it are
+#               g++-aarch64-linux-gnu and qemu-user
 # make gpu-check on a machine with an NVIDIA GPU and nvcc: installs into .venv-gpu, runs every test
 #               that needs a GPU, builds engines for it, compares and measures; the steps, and flags
 #               for GPU_FLAGS, are those of benchmarks/gpu_check.py
@@ -33,7 +35,7 @@ CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cpp' -o -n
 
 PROMPT := a large red circle on a blue background
 
-.PHONY: demo test lint format cpp sanitize pytest gpu-check clean
+.PHONY: demo test lint format cpp sanitize arm pytest gpu-check clean
 
 demo: $(DEMO)/installed
 	@echo "Prompt: $(PROMPT)"
@@ -63,6 +65,11 @@ sanitize: $(TEST)/tools
 	PATH="$(CURDIR)/$(TEST)/bin:$$PATH" tests/cpp/run.sh build/sanitize -DSDENGINE_SANITIZE=ON
 	PATH="$(CURDIR)/$(TEST)/bin:$$PATH" tests/cpp/run.sh build/sanitize-threads \
 	    -DSDENGINE_SANITIZE=THREAD
+
+arm: $(TEST)/tools
+	PATH="$(CURDIR)/$(TEST)/bin:$$PATH" tests/cpp/run.sh build/arm -DCMAKE_SYSTEM_NAME=Linux \
+	    -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	    "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu"
 
 # What was found on the GPU lies in build/gpu-check afterwards; gpu-check.md has the tables.
 gpu-check: $(GPU)/installed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 
-FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 _MAX_LINE_CHARACTERS = 1 << 16
 
 

@@ -7,6 +7,11 @@ namespace sdengine::nn {
 namespace portable {
 extern const Operations kOperations;
 }
+#ifdef SDENGINE_NEON_SET
+namespace neon {
+extern const Operations kOperations;
+}
+#endif
 #ifdef SDENGINE_X86_SETS
 namespace avx2 {
 extern const Operations kOperations;
@@ -41,6 +46,9 @@ std::vector<const Operations*> runnable() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     found.push_back(&avx2::kOperations);
   }
+#endif
+#ifdef SDENGINE_NEON_SET
+  found.push_back(&neon::kOperations);
 #endif
   found.push_back(&portable::kOperations);
   return found;

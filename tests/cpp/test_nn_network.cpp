@@ -184,6 +184,66 @@ void every_set_computes_winograd_as_a_plain_convolution() {
   }
 }
 
+std::vector<float> values_of(const char* data, const MapRecord& map) {
+  std::vector<float> values(map.height * map.width * map.channels);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (map.type == "float32") {
+      std::memcpy(&values[i], data + 4 * i, 4);
+    } else {
+      std::uint32_t bits = 0;
+      std::memcpy(reinterpret_cast<char*>(&bits) + 2, data + 2 * i, 2);
+      std::memcpy(&values[i], &bits, 4);
+    }
+  }
+  return values;
+}
+
+// The output for normal inputs, drawn anew for each call with the same seed.
+std::vector<float> output(const Case& made, const std::string& isa) {
+  Network network({made.record}, made.bytes(), operations_for(isa), ThreadPool::shared(2));
+  std::mt19937 random(0);
+  std::normal_distribution<float> normal;
+  const MapRecord* out = nullptr;
+  for (const auto& [role, map] : made.record.maps) {
+    if (role == "out" || role == "to") {
+      out = &map;
+      continue;
+    }
+    char* to = network.address(map);
+    for (int i = 0; i < map.height * map.width * map.channels; ++i) {
+      const float value = normal(random);
+      std::uint32_t bits;
+      std::memcpy(&bits, &value, 4);
+      bits &= 0xffff0000u;  // a bf16 number in either type
+      if (map.type == "float32") {
+        std::memcpy(to + 4 * i, &bits, 4);
+      } else {
+        std::memcpy(to + 2 * i, reinterpret_cast<const char*>(&bits) + 2, 2);
+      }
+    }
+  }
+  network.run();
+  return values_of(network.address(*out), *out);
+}
+
+void every_set_computes_what_plain_cpp_does() {
+  for (const Case& made : cases()) {
+    const std::vector<float> expected = output(made, "portable");
+    const bool is_rounded = made.record.weights.count("scales") != 0 ||
+                            made.record.maps.begin()->second.type == "bfloat16";
+    for (const std::string& isa : instruction_sets()) {
+      const std::vector<float> found = output(made, isa);
+      double error = 0.0, size = 0.0;
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        error += std::pow(found[i] - expected[i], 2);
+        size += std::pow(expected[i], 2);
+      }
+      CHECK(size > 0.0);
+      CHECK_NEAR(std::sqrt(error / size), 0.0, is_rounded ? 1e-2 : 1e-5);
+    }
+  }
+}
+
 void every_case_runs_on_any_number_of_threads() {
   for (const Case& made : cases()) {
     for (int threads = 1; threads <= 8; ++threads) {
@@ -274,6 +334,7 @@ int main() {
   return check::run_all({
       {"every_set_computes_winograd_as_a_plain_convolution",
        every_set_computes_winograd_as_a_plain_convolution},
+      {"every_set_computes_what_plain_cpp_does", every_set_computes_what_plain_cpp_does},
       {"every_case_runs_on_any_number_of_threads", every_case_runs_on_any_number_of_threads},
       {"mutated_plans_run_or_are_refused", mutated_plans_run_or_are_refused},
       {"errors_name_the_operation", errors_name_the_operation},

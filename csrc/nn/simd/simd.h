@@ -13,6 +13,8 @@
 #include "nn/simd/avx512.h"
 #elif defined(__AVX2__) && defined(__FMA__)
 #include "nn/simd/avx2.h"
+#elif defined(SDENGINE_NEON)
+#include "nn/simd/neon.h"
 #else
 #include "nn/simd/portable.h"
 #endif
