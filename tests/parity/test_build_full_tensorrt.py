@@ -235,6 +235,17 @@ def test_a_place_that_cannot_be_written_ends_no_build(
     assert "mine.cache" in caplog.text
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_named(
+    unet: ExportedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_tensorrt.install(monkeypatch, tmp_path / "cache")
+    (tmp_path / "unet.engine").symlink_to("/dev/full")
+    with pytest.raises(EngineBuildError, match=r"unet\.engine: No space left on device\."):
+        compile_engine(unet, tmp_path, spec_of(kernels="native"), FULL)
+    assert not (tmp_path / "unet.engine").is_symlink()
+
+
 def test_rtx_has_no_timing_cache(
     unet: ExportedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
