@@ -134,13 +134,8 @@ def _python() -> Check:
 def _cpu() -> Check:
     model, flags = _cpu_info()
     features = [feature for feature in FEATURES if feature in flags]
-    has_bf16 = "avx512_bf16" in flags or "amx_bf16" in flags
-    return Check(
-        "cpu",
-        True,
-        f"{model}, {os.cpu_count()} threads, {' '.join(features) or 'no vector features known'}"
-        f"{'' if has_bf16 else ' (no bf16: precision auto means fp32)'}",
-    )
+    known = " ".join(features) or "no vector features known"
+    return Check("cpu", True, f"{model}, {os.cpu_count()} threads, {known}")
 
 
 def _cpu_info() -> tuple[str, set[str]]:
