@@ -128,11 +128,11 @@ def table(rows: list[dict[str, Any]], threads: int) -> str:
 def main() -> int:
     """Measure and print; a record is written where asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", default="2", help="numbers of threads, such as 1,2")
+    parser.add_argument("--threads", type=int, nargs="+", default=[2], metavar="N")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--record", type=Path, help="file of JSON lines")
     options = parser.parse_args()
-    for threads in (int(text) for text in options.threads.split(",")):
+    for threads in options.threads:
         torch.set_num_threads(threads)
         load = OtherLoad()
         peaks = {
