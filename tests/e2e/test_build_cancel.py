@@ -90,7 +90,7 @@ def test_ctrl_c_ends_the_builder_and_leaves_nothing(
     wait_for(lambda: bool(builders_of(command)))
     (builder,) = builders_of(command)
     os.killpg(build.pid, signal.SIGINT)  # as a terminal does, to both processes
-    out, error = build.communicate(timeout=20)
+    out, error = build.communicate(timeout=120)
     assert (build.returncode, out) == (130, "")
     assert error.endswith("error: interrupted; nothing half-written was left behind.\n")
     assert "Traceback" not in error
@@ -106,7 +106,7 @@ def test_an_interruption_of_the_command_alone_ends_both(
     wait_for(lambda: bool(builders_of(command)))
     (builder,) = builders_of(command)
     build.send_signal(signal.SIGINT)
-    assert build.wait(timeout=20) == 130
+    assert build.wait(timeout=120) == 130
     assert is_over(builder)
     assert list((tmp_path / "place").iterdir()) == []
 
