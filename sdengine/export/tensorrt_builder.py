@@ -73,15 +73,18 @@ def build_file(trt: Any, job: dict[str, Any], log: BuilderLog, tell: Tell) -> di
         tell: told of progress.
 
     Raises:
-        BuilderFailure: there is no engine.
+        BuilderFailure: there is no engine, or no place for it.
     """
     started = time.perf_counter()
     memory = PeakMemory()
     cache = open_timing_cache(trt, job["timing_cache"])
     engine = build_engine(trt, job, make_logger(trt, log), tell, cache)
     output = Path(job["output"])
-    with output.open("wb") as file:
-        file.write(engine)
+    try:
+        with output.open("wb") as file:
+            file.write(engine)
+    except OSError as error:
+        raise BuilderFailure(f"{output}: {error.strerror}") from None
     if cache is not None:
         cache.save()
     return {

@@ -28,10 +28,6 @@ def main() -> int:
     except BuilderFailure as failure:
         _send(channel, {"error": str(failure), "log": list(log.problems)})
         return 1
-    except OSError as error:
-        place = error.filename or job.get("output")
-        _send(channel, {"error": f"{place}: {error.strerror}", "log": list(log.problems)})
-        return 1
     except MemoryError:
         _send(channel, {"error": "memory ran out", "log": list(log.problems)})
         return 1

@@ -239,6 +239,7 @@ void every_set_computes_what_plain_cpp_does() {
         size += std::pow(expected[i], 2);
       }
       CHECK(size > 0.0);
+      // Where values are rounded, sets do so to different numbers of bits, 8 at least.
       CHECK_NEAR(std::sqrt(error / size), 0.0, is_rounded ? 1e-2 : 1e-5);
     }
   }
