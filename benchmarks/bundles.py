@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdengine import __version__
 from sdengine.benchmarks.cases import ENGINE_TARGETS, GPU_SIDES, TARGETS, Case, native_side
 from sdengine.bundle.reader import open_bundle
 from sdengine.errors import (
@@ -25,6 +24,7 @@ from sdengine.errors import (
     OutputError,
     SdengineError,
 )
+from sdengine.version import __version__
 
 Progress = Callable[[str], None]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sdengine.backends.native.backend import PRECISIONS
 from sdengine.errors import ConfigError
-from sdengine.request import Request
+from sdengine.request.request import Request
 
 NATIVE_SIDES = {"demo": 128, "sd15": 512, "sd21": 768, "sdxl": 1024, "tiny": 64}
 # What is compared with eager torch on each device, the default first.

@@ -30,8 +30,8 @@ from sdengine.benchmarks.pictures import (
     pictures,
 )
 from sdengine.benchmarks.records import software
-from sdengine.cache_dir import cache_dir
 from sdengine.errors import SdengineError
+from sdengine.storage.cache_dir import cache_dir
 
 REQUIRED_DB = 30.0
 

@@ -17,7 +17,7 @@ from sdengine.errors import BackendUnavailableError
 if TYPE_CHECKING:
     import sdengine
     from sdengine.benchmarks.cases import Case
-    from sdengine.result import Timings
+    from sdengine.images.result import Timings
 
 TORCH_BACKENDS = ("torch-cuda", "triton")
 GPU_BACKENDS = (*TORCH_BACKENDS, "tensorrt-rtx", "tensorrt")

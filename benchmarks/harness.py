@@ -27,7 +27,7 @@ from sdengine.benchmarks.verification import (
     require_equal,
 )
 from sdengine.errors import DeviceError
-from sdengine.result import Timings
+from sdengine.images.result import Timings
 
 SIDES = ("ours", "baseline")
 STAGES = ("text_encoder", "unet_step", "vae_decoder", "outside", "end_to_end")

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdengine.backends.triton.graphs import GraphedFunction
+from sdengine.backends.torch.graphs import GraphedFunction
 from sdengine.benchmarks import gpu
 from sdengine.benchmarks.kernel_resources import CASES as RESOURCE_CASES
 from sdengine.benchmarks.kernel_sides import EPS, kernel, tensors_of, torchs, truth

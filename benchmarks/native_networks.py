@@ -30,10 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.backends import get_backend
-from sdengine.backends.base import Module, numpy_dtype, resolve_shapes
+from sdengine.backends.base import Module
 from sdengine.benchmarks.measures import OtherLoad, Spread, relative_rms
 from sdengine.benchmarks.records import append_record, machine, software
 from sdengine.bundle.reader import open_bundle
+from sdengine.bundle.tensors import numpy_dtype, resolve_shapes
 
 SCHEMA = 1
 # As many as guidance needs for one picture; the other networks have one row.

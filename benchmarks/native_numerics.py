@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdengine.backends.native.isa import chosen_isa
+from sdengine.backends.native.instruction_set import chosen_isa
 from sdengine.benchmarks.measures import relative_rms
 from sdengine.benchmarks.native_sides import (
     Array,

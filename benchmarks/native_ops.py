@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from sdengine import _native
-from sdengine.backends.native.isa import chosen_isa
+from sdengine.backends.native.instruction_set import chosen_isa
 from sdengine.benchmarks.measures import OtherLoad, relative_rms
 from sdengine.benchmarks.native_sides import (
     Array,

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from sdengine import _native
 from sdengine.backends.native.graph import Graph, Port, Step
-from sdengine.backends.native.isa import chosen_isa
-from sdengine.backends.native.loading import BF16_ISA, DTYPES
+from sdengine.backends.native.instruction_set import chosen_isa
+from sdengine.backends.native.layout import lay_out
+from sdengine.backends.native.map_sizes import map_sizes
 from sdengine.backends.native.packing import choose_methods, pack, plan_packing
-from sdengine.backends.native.program import lay_out
-from sdengine.backends.native.shapes import map_sizes
+from sdengine.backends.native.prepare import BF16_ISA, DTYPES
 
 Array = NDArray[Any]
 Run = Callable[[], Any]

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 import sdengine
 from sdengine.benchmarks.measures import OtherLoad, psnr
 from sdengine.benchmarks.records import append_record, machine, software
-from sdengine.noise import CudaGenerator
+from sdengine.samplers.noise import CudaGenerator
 
 SCHEMA = 1
 REFERENCE = "diffusers fp32"

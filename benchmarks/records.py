@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sdengine import __version__
 from sdengine.benchmarks.cases import Case
 from sdengine.errors import ConfigError, OutputError
+from sdengine.version import __version__
 
 SCHEMA = 1
 _DISTRIBUTIONS = ("numpy", "torch")

@@ -25,7 +25,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from sdengine.samplers import NoiseSchedule, build_program, sample_reference
+from sdengine.samplers import NoiseSchedule, build_program
+from sdengine.samplers.reference import sample_reference
 
 RESULTS = Path(__file__).parent / "results"
 SHAPE = (2, 4, 8, 8)

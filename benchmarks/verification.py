@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 import sdengine
 from sdengine.backends import select_backend
-from sdengine.backends.base import TensorSpec
 from sdengine.benchmarks.cases import Case
 from sdengine.benchmarks.measures import psnr, relative_rms
 from sdengine.bundle.manifest import TextEncoderArchitecture
 from sdengine.bundle.reader import Bundle, open_bundle
+from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import DeviceError
-from sdengine.networks import Networks
+from sdengine.pipeline.loaded_networks import Networks
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from sdengine.version import __version__
 
 # Names are looked up on first use, so that importing the package costs next to nothing and the
 # run time never pulls in the build world.
 _HOMES = {
-    "load": "sdengine.pipeline",
-    "Engine": "sdengine.pipeline",
-    "Request": "sdengine.request",
-    "Result": "sdengine.result",
-    "Step": "sdengine.result",
-    "Timings": "sdengine.result",
-    "build": "sdengine.export.build",
-    "export_onnx": "sdengine.export.onnx_files",
+    "load": "sdengine.engine",
+    "Engine": "sdengine.engine",
+    "Request": "sdengine.request.request",
+    "Result": "sdengine.images.result",
+    "Step": "sdengine.images.result",
+    "Timings": "sdengine.images.result",
+    "build": "sdengine.building.build",
+    "export_onnx": "sdengine.export.folder",
     "load_checkpoint": "sdengine.checkpoints",
     "SdengineError": "sdengine.errors",
     "ConfigError": "sdengine.errors",
@@ -37,7 +37,10 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from sdengine.building.build import build as build
     from sdengine.checkpoints import load_checkpoint as load_checkpoint
+    from sdengine.engine import Engine as Engine
+    from sdengine.engine import load as load
     from sdengine.errors import BackendUnavailableError as BackendUnavailableError
     from sdengine.errors import BundleError as BundleError
     from sdengine.errors import Cancelled as Cancelled
@@ -51,14 +54,11 @@ if TYPE_CHECKING:
     from sdengine.errors import OutputError as OutputError
     from sdengine.errors import SdengineError as SdengineError
     from sdengine.errors import UnsupportedShapeError as UnsupportedShapeError
-    from sdengine.export.build import build as build
-    from sdengine.export.onnx_files import export_onnx as export_onnx
-    from sdengine.pipeline import Engine as Engine
-    from sdengine.pipeline import load as load
-    from sdengine.request import Request as Request
-    from sdengine.result import Result as Result
-    from sdengine.result import Step as Step
-    from sdengine.result import Timings as Timings
+    from sdengine.export.folder import export_onnx as export_onnx
+    from sdengine.images.result import Result as Result
+    from sdengine.images.result import Step as Step
+    from sdengine.images.result import Timings as Timings
+    from sdengine.request.request import Request as Request
 
 
 def __getattr__(name: str) -> Any:

@@ -81,3 +81,6 @@ class Cancelled(SdengineError):
 
 def _after(hint: str) -> str:
     return f" {hint}" if hint else ""
+
+
+FP32_HINT = "Try precision fp32; if it stays, the checkpoint is damaged."

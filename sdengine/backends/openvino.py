@@ -10,16 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdengine.backends.base import (
-    Array,
-    Compiled,
-    CompileSpec,
-    Module,
-    TensorSpec,
-    numpy_dtype,
-    require_cpu_precision,
-)
+from sdengine.backends.base import Array, Module, require_cpu_precision
 from sdengine.bundle.reader import Bundle
+from sdengine.bundle.tensors import TensorSpec, numpy_dtype
+from sdengine.compilers.base import Compiled, CompileSpec
 from sdengine.errors import (
     BackendUnavailableError,
     BundleError,
@@ -29,7 +23,7 @@ from sdengine.errors import (
 )
 
 if TYPE_CHECKING:
-    from sdengine.export.export import ExportedNetwork
+    from sdengine.export.network import ExportedNetwork
 
 _log = logging.getLogger(__name__)
 _PRECISION_HINT = "INFERENCE_PRECISION_HINT"
@@ -161,8 +155,8 @@ class OpenVinoBackend:
         return "bf16" if has_bf16 else "fp32"
 
     def compile(self, network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
-        """Write the network's IR; see `sdengine.export.openvino_ir.compile_ir`."""
-        from sdengine.export.openvino_ir import compile_ir
+        """Write the network's IR; see `sdengine.compilers.openvino.compile_ir`."""
+        from sdengine.compilers.openvino import compile_ir
 
         return Compiled(compile_ir(network, out_dir, spec.precision))
 

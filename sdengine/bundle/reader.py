@@ -24,7 +24,7 @@ from sdengine.bundle.manifest import (
     TextEncoderArchitecture,
     parse_manifest,
 )
-from sdengine.errors import BundleError, ConfigError
+from sdengine.errors import BundleError, ConfigError, UnsupportedShapeError
 
 DEMO_BUNDLE = Path(__file__).parent / "demo"
 HASH_BY_DEFAULT_BYTES = 256 << 20
@@ -178,3 +178,20 @@ def sha256_of(path: Path) -> str:
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}.") from None
     return digest.hexdigest()
+
+
+def check_size(width: int, height: int, resolutions: list[tuple[int, int]]) -> None:
+    """Refuse an image size that is not among those that a bundle was built for.
+
+    Raises:
+        UnsupportedShapeError: it is not; the message names the nearest.
+    """
+    if (width, height) in resolutions:
+        return
+    nearest = min(resolutions, key=lambda size: abs(size[0] - width) + abs(size[1] - height))
+    built = ", ".join(f"{w}x{h}" for w, h in resolutions[:20])
+    raise UnsupportedShapeError(
+        f"width, height: the bundle was not built for {width}x{height}; the nearest that it was "
+        f"built for is {nearest[0]}x{nearest[1]} (all: {built}). Other sizes need "
+        "`sdengine build --resolutions`."
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdengine.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
 from sdengine.bundle.reader import open_bundle, sha256_of
-from sdengine.output_folder import check_place, write_folder
+from sdengine.storage.whole_folder import check_place, write_folder
 
 _WHAT = "bundle"
 

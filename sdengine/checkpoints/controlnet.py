@@ -11,9 +11,9 @@ from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
+from sdengine.models.contracts import CONTROLNET
 from sdengine.models.controlnet import ControlNetConfig
 
-CONTROLNET = "controlnet"
 _CONFIG_FILE = "config.json"
 
 

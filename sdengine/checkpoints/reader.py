@@ -10,9 +10,9 @@ from pathlib import Path
 from sdengine.checkpoints.checkpoint import FAMILIES, Checkpoint, family_of
 from sdengine.checkpoints.diffusers_folder import read_folder
 from sdengine.checkpoints.folder import DEMO_CHECKPOINT
+from sdengine.checkpoints.formats.tensor_files import ENDINGS
 from sdengine.checkpoints.separate_vae import with_separate_vae
 from sdengine.checkpoints.single_file import read_single_file
-from sdengine.checkpoints.tensor_files import ENDINGS
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.configs import FAMILIES as ARCHITECTURES
 from sdengine.models.configs import ModelFamily

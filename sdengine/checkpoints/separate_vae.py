@@ -9,10 +9,10 @@ from pathlib import Path
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.diffusers_folder import current_name, open_folder_weights, part_config
 from sdengine.checkpoints.folder import CheckpointFolder
+from sdengine.checkpoints.formats.tensor_files import TensorFile, open_tensor_file
 from sdengine.checkpoints.ldm_configs import vae_config
 from sdengine.checkpoints.ldm_names import vae_names
 from sdengine.checkpoints.single_file import VAE_PREFIX
-from sdengine.checkpoints.tensor_files import TensorFile, open_tensor_file
 from sdengine.checkpoints.weights import Renamer, Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.vae import VAEConfig

@@ -18,6 +18,7 @@ from typing import Any
 from sdengine.checkpoints.checkpoint import Checkpoint, family_of
 from sdengine.checkpoints.diffusers_folder import END_OF_TEXT, distilled_defaults
 from sdengine.checkpoints.folder import CheckpointFolder, demo_tokenizer_dir
+from sdengine.checkpoints.formats.tensor_files import TensorFile, open_tensor_file
 from sdengine.checkpoints.ldm_configs import (
     Shapes,
     absent_vae_config,
@@ -28,7 +29,6 @@ from sdengine.checkpoints.ldm_configs import (
 )
 from sdengine.checkpoints.ldm_names import clip_names, openclip_names, unet_names, vae_names
 from sdengine.checkpoints.schedules import noise_schedule_config
-from sdengine.checkpoints.tensor_files import TensorFile, open_tensor_file
 from sdengine.checkpoints.tokenizer_files import read_tokenizer
 from sdengine.checkpoints.weights import Renamer, Weights
 from sdengine.errors import CheckpointError, ConfigError

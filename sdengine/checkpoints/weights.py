@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from sdengine.checkpoints.tensor_files import TensorFile, open_tensor_file
+from sdengine.checkpoints.formats.tensor_files import TensorFile, open_tensor_file
 from sdengine.errors import CheckpointError, OutputError
 
 Shapes = Mapping[str, tuple[int, ...]]

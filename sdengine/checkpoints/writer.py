@@ -20,14 +20,14 @@ from sdengine.checkpoints.diffusers_folder import (
     TRANSFORMERS_STEMS,
 )
 from sdengine.checkpoints.folder import CheckpointFolder
-from sdengine.checkpoints.safetensors_writer import DTYPES, write_tensors
+from sdengine.checkpoints.formats.safetensors_writer import DTYPES, write_tensors
 from sdengine.checkpoints.tokenizer_files import read_tokenizer
 from sdengine.checkpoints.weights import Shapes, shapes_of
 from sdengine.errors import ConfigError
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
-from sdengine.output_folder import write_folder
+from sdengine.storage.whole_folder import write_folder
 
 # Called with the part's name, the tensors written and how many there are.
 Progress = Callable[[str, int, int], None]

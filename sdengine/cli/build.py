@@ -15,7 +15,7 @@ from sdengine.cli import checkpoint_options as options
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdengine.export.build import BuildReport
+    from sdengine.building.report import BuildReport
 
 
 def build(
@@ -68,7 +68,7 @@ def build(
 ) -> None:
     """Compile a checkpoint into a bundle that runs without torch."""
     sizes = parse_resolutions(resolutions)
-    from sdengine.export.build import build as run_build
+    from sdengine.building.build import build as run_build
 
     with progress_bar() as progress:
         built = run_build(

@@ -14,10 +14,10 @@ def cache(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List what is kept, newest first: exports, packed weights, TensorRT's timings and kernels."""
-    from sdengine.backends import runtime_cache
     from sdengine.backends.native import packed_cache
-    from sdengine.export import timing_cache
-    from sdengine.export.onnx_cache import OnnxCache
+    from sdengine.backends.tensorrt import runtime_cache
+    from sdengine.compilers.tensorrt import timing_cache
+    from sdengine.export.cache import OnnxCache
 
     exports = OnnxCache()
     kinds = {

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sdengine.errors import SdengineError
-from sdengine.processor import FEATURES
+from sdengine.images.provenance import FEATURES
 
 _DRIVER_REMEDY = "install NVIDIA's driver for the GPU, if there is one"
 
@@ -108,8 +108,8 @@ def probe_refitting() -> list[Check]:
     remedy = "build on a machine with the GPU, its driver and the package"
     name = "refit probe"
     try:
-        from sdengine.export.refit_probe import COMBINATIONS, probe_flags
-        from sdengine.export.tensorrt_engine import FLAVOURS
+        from sdengine.compilers.tensorrt.engine import FLAVOURS
+        from sdengine.compilers.tensorrt.refit_probe import COMBINATIONS, probe_flags
     except ImportError as error:
         return [Check(name, False, str(error), cost, "pip install 'sdengine[build]'")]
     installed = [flavour for flavour in FLAVOURS.values() if find_spec(flavour.module) is not None]

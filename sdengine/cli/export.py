@@ -13,7 +13,7 @@ from sdengine.cli import checkpoint_options as options
 from sdengine.cli.build import parse_resolutions, progress_bar
 
 if TYPE_CHECKING:
-    from sdengine.export.onnx_files import ExportReport, Graph
+    from sdengine.export.folder import ExportReport, Graph
 
 
 def export(
@@ -52,7 +52,7 @@ def export(
 ) -> None:
     """Write networks as ONNX, weights beside the graphs, each compared with the torch module."""
     sizes = None if resolutions is None else parse_resolutions(resolutions)
-    from sdengine.export.onnx_files import export_onnx
+    from sdengine.export.folder import export_onnx
 
     with progress_bar() as progress:
         report = export_onnx(

@@ -15,8 +15,8 @@ import typer
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdengine.pipeline import Engine
-    from sdengine.result import Result, Step
+    from sdengine.engine import Engine
+    from sdengine.images.result import Result, Step
 
 
 def generate(
@@ -93,8 +93,8 @@ def generate(
 ) -> None:
     """Make images from a prompt. Values not given are the bundle's defaults."""
     from sdengine.cli.plan import parse_bytes
-    from sdengine.pipeline import load
-    from sdengine.result import check_output
+    from sdengine.engine import load
+    from sdengine.images.png import check_output
 
     memory_bytes = None if memory is None else parse_bytes(memory)
 
@@ -170,7 +170,7 @@ def describe(result: Result, files: list[Path]) -> dict[str, Any]:
 
 
 def _recorded(source: str) -> Any:
-    from sdengine.metadata import read_metadata
+    from sdengine.images.metadata import read_metadata
 
     return read_metadata(source)
 

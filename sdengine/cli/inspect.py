@@ -43,9 +43,9 @@ def _show_plan(
     bundle: Bundle, network: str, size: str | None, precision: str, as_json: bool
 ) -> None:
     """Print a network's operations, for the rows that guidance needs for one picture."""
-    from sdengine.backends.base import resolve_shapes
-    from sdengine.backends.native.loading import DTYPES
-    from sdengine.backends.native.plan import plan_network
+    from sdengine.backends.native.prepare import DTYPES
+    from sdengine.backends.native.report import plan_network
+    from sdengine.bundle.tensors import resolve_shapes
 
     manifest = bundle.manifest
     if manifest.target != "native":

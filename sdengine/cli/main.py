@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import typer
 
-from sdengine import __version__
 from sdengine.errors import BackendUnavailableError, SdengineError
+from sdengine.version import __version__
 
 INTERRUPTED = 130
 

@@ -15,9 +15,9 @@ from sdengine.cli.build import parse_resolutions, progress_bar
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sdengine.building.memory_estimate import MemoryPlan
     from sdengine.bundle.manifest import Manifest
     from sdengine.checkpoints.part_source import PartSource
-    from sdengine.export.memory_plan import MemoryPlan
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
           "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}  # fmt: skip
@@ -48,7 +48,7 @@ def plan(
     """Foretell the memory that engines of a model take on a GPU: weights, scratch, latents."""
     limit = None if memory is None else parse_bytes(memory)
     sizes = None if resolutions is None else parse_resolutions(resolutions)
-    from sdengine.export.memory_plan import built_memory, plan_memory
+    from sdengine.building.memory_estimate import built_memory, plan_memory
 
     source, bundle = _open(model)
     if sizes is None:

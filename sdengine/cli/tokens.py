@@ -30,8 +30,8 @@ def tokens(
     from sdengine.bundle.reader import open_bundle
     from sdengine.prompt.plan import PromptOptions
     from sdengine.prompt.planner import PromptPlanner
-    from sdengine.request import MAX_STEPS
-    from sdengine.request_fields import whole
+    from sdengine.request.fields import whole
+    from sdengine.request.request import MAX_STEPS
 
     whole("steps", steps, 1, MAX_STEPS)
     planner = PromptPlanner.from_bundle(open_bundle(bundle, verify="size"))

@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
-from sdengine.backends.base import TensorSpec
+from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import ExportError
 
 # Shape arithmetic works on a few numbers, and the mask of a text encoder has 77x77.

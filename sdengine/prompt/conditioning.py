@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdengine.backends.base import Module, TensorSpec, numpy_dtype, require_tensors
+from sdengine.backends.base import Module
 from sdengine.bundle.manifest import TextEncoderArchitecture
 from sdengine.bundle.reader import Bundle
+from sdengine.bundle.tensors import TensorSpec, numpy_dtype, require_tensors
 from sdengine.errors import BundleError, NonFiniteError
 from sdengine.prompt.plan import EncoderTokens, PromptOptions, PromptPlan
 from sdengine.prompt.planner import PromptPlanner

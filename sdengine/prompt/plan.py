@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.bundle.manifest import HiddenState
-from sdengine.request import EMPHASIS
-from sdengine.request_fields import choice, whole
+from sdengine.request.fields import choice, whole
+from sdengine.request.request import EMPHASIS
 
 # (row of the negative or None, (row, weight) of every part joined by AND)
 ImageRows = tuple[int | None, tuple[tuple[int, float], ...]]

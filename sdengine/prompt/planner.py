@@ -21,8 +21,8 @@ from sdengine.prompt.editing import EditedText, Part, split_parts
 from sdengine.prompt.emphasis import Run, parse_emphasis, parse_unweighted
 from sdengine.prompt.plan import EncoderTokens, PromptOptions, PromptPlan
 from sdengine.prompt.tokenizer import ClipTokenizer
-from sdengine.request import MAX_PROMPT_CHARACTERS
-from sdengine.request_fields import text as checked_text
+from sdengine.request.fields import text as checked_text
+from sdengine.request.request import MAX_PROMPT_CHARACTERS
 
 MAX_CHUNKS = 40
 MAX_TOTAL_CHUNKS = 2048

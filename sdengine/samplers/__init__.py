@@ -1,18 +1,9 @@
-"""Samplers and schedules by name, and the programs that they make."""
+"""Samplers: names, noise schedules, and the programs of numbers that they become."""
 
-from __future__ import annotations
-
-import difflib
-from collections.abc import Mapping
-
-from sdengine.errors import ConfigError
+from sdengine.samplers.names import MAX_STEPS, build_program, resolve_names
+from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
-from sdengine.samplers.program import (
-    NoiseSchedule,
-    SamplerProgram,
-    run_step_reference,
-    sample_reference,
-)
+from sdengine.samplers.program import SamplerProgram
 from sdengine.samplers.registry import REFUSED, SAMPLERS, SCHEDULES, SamplerInfo, ScheduleInfo
 
 __all__ = [
@@ -27,105 +18,4 @@ __all__ = [
     "ScheduleInfo",
     "build_program",
     "resolve_names",
-    "run_step_reference",
-    "sample_reference",
 ]
-
-MAX_STEPS = 1000
-_NO_OPTIONS = SamplerOptions()
-
-
-def build_program(
-    sampler: str,
-    schedule: str,
-    steps: int,
-    noise_schedule: NoiseSchedule,
-    options: SamplerOptions = _NO_OPTIONS,
-) -> SamplerProgram:
-    """Make a sampler's program.
-
-    Args:
-        sampler: a name, label or alias out of SAMPLERS, in any case.
-        schedule: the same out of SCHEDULES.
-        steps: 1 to 1000; some samplers evaluate the network twice in a step.
-        noise_schedule: how the checkpoint was trained.
-        options: those that the sampler has.
-
-    Raises:
-        ConfigError: a name is unknown, steps is not a whole number in the range, or the sampler
-            has no such option.
-    """
-    info = SAMPLERS[_resolve("sampler", sampler, SAMPLERS)]
-    chosen = _resolve("schedule", schedule, SCHEDULES)
-    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MAX_STEPS:
-        raise ConfigError.for_field("steps", steps, f"a whole number from 1 to {MAX_STEPS}")
-    if steps > noise_schedule.num_train_timesteps:
-        raise ConfigError.for_field(
-            "steps", steps, f"at most the model's {noise_schedule.num_train_timesteps} timesteps"
-        )
-    for name, value in options.given.items():
-        if name not in info.options:
-            accepted = ", ".join(info.options) or "no options"
-            raise ConfigError.for_field(name, value, f"{accepted} for sampler {info.name}")
-    return info.build(chosen, steps, noise_schedule, options)
-
-
-def resolve_names(sampler: str, schedule: str | None) -> tuple[str, str]:
-    """Return the names of a sampler and a schedule.
-
-    Args:
-        sampler: a name, label or alias; it may end in a schedule's, as in "DPM++ 2M Karras".
-        schedule: likewise; None takes the one in the sampler's name, or else its default.
-
-    Raises:
-        ConfigError: a name is unknown, or the sampler cannot be a program.
-    """
-    named = _split_schedule(sampler) if isinstance(sampler, str) else None
-    if named is not None:
-        sampler, in_name = named
-        schedule = schedule or in_name
-    found = _resolve("sampler", sampler, SAMPLERS)
-    if schedule is None:
-        return found, SAMPLERS[found].default_schedule
-    return found, _resolve("schedule", schedule, SCHEDULES)
-
-
-def _split_schedule(sampler: str) -> tuple[str, str] | None:
-    samplers = _SAMPLER_SPELLINGS
-    plain = sampler.strip().lower()
-    if plain in samplers:
-        return None
-    for spelling, name in _SCHEDULE_SPELLINGS.items():
-        head = plain.removesuffix(spelling).rstrip(" _")
-        if head != plain and head in samplers:
-            return samplers[head], name
-    return None
-
-
-def _spellings(
-    known: Mapping[str, SamplerInfo] | Mapping[str, ScheduleInfo],
-) -> dict[str, str]:
-    return {
-        spelling.lower(): info.name
-        for info in known.values()
-        for spelling in (info.name, info.label, *info.aliases)
-    }
-
-
-def _resolve(
-    field: str, name: str, known: Mapping[str, SamplerInfo] | Mapping[str, ScheduleInfo]
-) -> str:
-    names = _SAMPLER_SPELLINGS if known is SAMPLERS else _SCHEDULE_SPELLINGS
-    plain = name.strip().lower() if isinstance(name, str) else ""
-    if plain in names:
-        return names[plain]
-    refused = plain.replace(" ", "_")
-    if field == "sampler" and refused in REFUSED:
-        raise ConfigError(f"sampler: {name!r} is not accepted: {REFUSED[refused]}.")
-    near = difflib.get_close_matches(str(name).lower(), names, n=1)
-    hint = f"Did you mean {names[near[0]]!r}?" if near else ""
-    raise ConfigError.for_field(field, name, f"one of {', '.join(known)}", hint)
-
-
-_SAMPLER_SPELLINGS = _spellings(SAMPLERS)
-_SCHEDULE_SPELLINGS = _spellings(SCHEDULES)

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from sdengine.samplers.program import Float64
+from sdengine.samplers.noise_schedule import Float64
 
 _TERMS = 30
 _HALVINGS = 60

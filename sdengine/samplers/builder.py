@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
 from sdengine.samplers.prediction import clean_from_scaled, clean_from_unscaled
-from sdengine.samplers.program import Float64, NoiseSchedule, SamplerProgram
+from sdengine.samplers.program import SamplerProgram
 
 
 class ProgramBuilder:

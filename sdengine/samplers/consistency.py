@@ -11,8 +11,9 @@ import numpy as np
 from sdengine.errors import ConfigError
 from sdengine.samplers.builder import ProgramBuilder
 from sdengine.samplers.ddim import Stops, ddim_stops
+from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
-from sdengine.samplers.program import NoiseSchedule, SamplerProgram
+from sdengine.samplers.program import SamplerProgram
 
 _TRAINED_STEPS = 50  # that distillation skipped between
 _TIMESTEP_SCALING = 10.0

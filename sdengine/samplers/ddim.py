@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sdengine.samplers.builder import ProgramBuilder
-from sdengine.samplers.named_schedules import Range, named_sigmas
+from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
-from sdengine.samplers.program import Float64, NoiseSchedule, SamplerProgram
-from sdengine.samplers.schedules import spaced_timesteps, timesteps_of
+from sdengine.samplers.program import SamplerProgram
+from sdengine.samplers.sigmas import Range, named_sigmas
+from sdengine.samplers.timesteps import spaced_timesteps, timesteps_of
 
 
 @dataclass(frozen=True)

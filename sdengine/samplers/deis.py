@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from sdengine.samplers.builder import ProgramBuilder
+from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
 from sdengine.samplers.path import multistep_path
-from sdengine.samplers.program import NoiseSchedule, SamplerProgram
+from sdengine.samplers.program import SamplerProgram
 
 # Below this many steps the last one is of first order, which is more stable.
 _FEW_STEPS = 15

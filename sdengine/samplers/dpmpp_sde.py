@@ -12,9 +12,10 @@ import numpy as np
 from sdengine.samplers.builder import ProgramBuilder
 from sdengine.samplers.dpmpp import towards
 from sdengine.samplers.euler import ancestral_split
+from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
 from sdengine.samplers.path import level_timestep, one_step_path
-from sdengine.samplers.program import NoiseSchedule, SamplerProgram
+from sdengine.samplers.program import SamplerProgram
 
 
 def dpmpp_sde(

@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from sdengine.samplers.builder import ProgramBuilder
+from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
 from sdengine.samplers.path import level_timestep, one_step_path
-from sdengine.samplers.program import Float64, NoiseSchedule, SamplerProgram
+from sdengine.samplers.program import SamplerProgram
 
 
 def euler(

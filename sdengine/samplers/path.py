@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdengine.samplers.named_schedules import Range, named_sigmas
-from sdengine.samplers.program import Float64, NoiseSchedule
-from sdengine.samplers.schedules import (
+from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
+from sdengine.samplers.sigmas import Range, named_sigmas
+from sdengine.samplers.timesteps import (
     sigmas_at,
     spaced_timesteps,
     spaced_timesteps_after_first,

@@ -11,8 +11,9 @@ import numpy as np
 
 from sdengine.samplers.builder import ProgramBuilder
 from sdengine.samplers.ddim import Stops, ddim_stops
+from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
-from sdengine.samplers.program import Float64, NoiseSchedule, SamplerProgram
+from sdengine.samplers.program import SamplerProgram
 
 # Adams-Bashforth weights of the newest estimate and those before it, by how many there are.
 _WEIGHTS = (

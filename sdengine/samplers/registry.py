@@ -18,8 +18,9 @@ from sdengine.samplers import (
     pndm,
     unipc,
 )
+from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
-from sdengine.samplers.program import NoiseSchedule, SamplerProgram
+from sdengine.samplers.program import SamplerProgram
 
 Build = Callable[[str, int, NoiseSchedule, SamplerOptions], SamplerProgram]
 

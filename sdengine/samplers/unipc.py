@@ -11,9 +11,10 @@ import math
 import numpy as np
 
 from sdengine.samplers.builder import ProgramBuilder
+from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
 from sdengine.samplers.path import multistep_path
-from sdengine.samplers.program import Float64, NoiseSchedule, SamplerProgram
+from sdengine.samplers.program import SamplerProgram
 
 
 def unipc(

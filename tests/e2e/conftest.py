@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_bundle import make_tiny_bundle
+from support.tiny_bundle import make_tiny_bundle
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

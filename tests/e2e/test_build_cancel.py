@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import full_tensorrt
 import psutil
 import pytest
+from support import full_tensorrt
 
 import sdengine
 from sdengine.checkpoints.synthetic import make_synthetic
@@ -146,8 +146,8 @@ def test_an_event_that_is_set_already_builds_nothing(checkpoint: Path, tmp_path:
 
 def test_a_builder_whose_reader_is_gone_stops_at_its_next_step(tmp_path: Path) -> None:
     """Killed without a chance to clean up, the command leaves no builder behind."""
-    from sdengine.export.builder_process import _WORKER
-    from sdengine.export.refit_probe import _two_layers
+    from sdengine.compilers.tensorrt.process import _WORKER
+    from sdengine.compilers.tensorrt.refit_probe import _two_layers
 
     graph = tmp_path / "graph.onnx"
     graph.write_bytes(_two_layers().SerializeToString())

@@ -11,7 +11,7 @@ import pytest
 
 import sdengine
 from sdengine.backends.base import Array
-from sdengine.pipeline import Engine
+from sdengine.engine import Engine
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import sdengine
-from sdengine.request import Request
+from sdengine.request.request import Request
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import sdengine
-from sdengine.pipeline import Engine
+from sdengine.engine import Engine
 from sdengine.training.scoring import analyse
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -18,10 +18,10 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from single_files import modules_of, original_state
+from support.single_files import modules_of, original_state
 
 from sdengine.checkpoints import load_checkpoint
-from sdengine.checkpoints.tensor_files import open_tensor_file
+from sdengine.checkpoints.formats.tensor_files import open_tensor_file
 from sdengine.errors import CheckpointError, SdengineError
 from sdengine.models.configs import FAMILIES
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdengine.errors import SdengineError
-from sdengine.metadata import Metadata, read_metadata
-from sdengine.request import Request
-from sdengine.result import Result, Timings
+from sdengine.images.metadata import Metadata, read_metadata
+from sdengine.images.result import Result, Timings
+from sdengine.request.request import Request
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JSON_VALUES = st.recursive(
@@ -150,6 +150,6 @@ def test_json_that_is_none(folder: Path, text: str) -> None:
 
 
 def example_json() -> str:
-    from sdengine.metadata import describe_image
+    from sdengine.images.metadata import describe_image
 
     return describe_image(example(), 0)

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_ops import attention, conv, group_norm, linear, winograd
+from support.native_ops import attention, conv, group_norm, linear, winograd
 
 from sdengine import _native
 from sdengine.backends.native.graph import parse_graph
+from sdengine.backends.native.layout import lay_out
+from sdengine.backends.native.map_sizes import map_sizes
 from sdengine.backends.native.packing import choose_methods, plan_packing
-from sdengine.backends.native.program import lay_out
-from sdengine.backends.native.shapes import map_sizes
-from sdengine.backends.native.tensor_file import map_tensors, write_tensors
 from sdengine.bundle.reader import open_bundle
 from sdengine.errors import BundleError, OutOfMemoryError
+from sdengine.storage.tensor_file import map_tensors, write_tensors
 
 PLANS = 4000
 GRAPHS = 1500

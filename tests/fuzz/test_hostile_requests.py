@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_bundle import make_tiny_bundle
+from support.tiny_bundle import make_tiny_bundle
 
 from sdengine.bundle.manifest import Manifest
 from sdengine.bundle.reader import Bundle
+from sdengine.engine import Engine, load
 from sdengine.errors import SdengineError
-from sdengine.pipeline import Engine, load
 
 ANYTHING = (
     st.none()

@@ -15,8 +15,9 @@ from tolerances import assert_close
 
 import sdengine
 from sdengine.backends import get_backend
-from sdengine.backends.base import resolve_shapes
+from sdengine.building.report import BuildReport
 from sdengine.bundle.reader import Bundle, open_bundle
+from sdengine.bundle.tensors import resolve_shapes
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.errors import (
@@ -26,9 +27,8 @@ from sdengine.errors import (
     DeviceError,
     OutputError,
 )
-from sdengine.export.build import BuildReport
-from sdengine.export.export import make_contract
-from sdengine.export.networks import NETWORKS as EVERY_NETWORK
+from sdengine.models.contracts import NETWORKS as EVERY_NETWORK
+from sdengine.models.contracts import make_contract
 
 TARGETS = ("openvino", "torch")
 SIZES = {"batch": 2, "height": 64, "width": 128, "sequence": 77}

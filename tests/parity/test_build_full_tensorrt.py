@@ -7,21 +7,22 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import full_tensorrt
 import onnx
 import pytest
+from support import full_tensorrt
 
 import sdengine
-from sdengine.backends.base import CompileSpec
 from sdengine.bundle.reader import open_bundle
 from sdengine.cli.main import main
+from sdengine.compilers.base import CompileSpec
+from sdengine.compilers.tensorrt import builder as tensorrt_builder
+from sdengine.compilers.tensorrt import plugin_nodes
+from sdengine.compilers.tensorrt.engine import FULL, RTX, compile_engine
 from sdengine.errors import BackendUnavailableError, ConfigError, EngineBuildError
-from sdengine.export import plugin_nodes, tensorrt_builder
-from sdengine.export.export import ExportedNetwork
+from sdengine.export.cache import OnnxCache
 from sdengine.export.exporter import Exporter
 from sdengine.export.fusion import fuse
-from sdengine.export.onnx_cache import OnnxCache
-from sdengine.export.tensorrt_engine import FULL, RTX, compile_engine
+from sdengine.export.network import ExportedNetwork
 
 # Our attention is faster, our normalisation is not.
 TIMES = {
@@ -255,7 +256,7 @@ def test_rtx_has_no_timing_cache(
         jobs.append(job)
         raise EngineBuildError("enough")
 
-    monkeypatch.setattr("sdengine.export.tensorrt_engine.run_job", remember)
+    monkeypatch.setattr("sdengine.compilers.tensorrt.engine.run_job", remember)
     with pytest.raises(EngineBuildError, match="enough"):
         compile_engine(unet, tmp_path, spec_of(gpus=("sm89",)), RTX)
     assert [job["timing_cache"] for job in jobs] == [None]
@@ -331,7 +332,7 @@ def test_kernels_of_other_targets(tmp_path: Path) -> None:
 
 
 def test_without_the_package_flags_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdengine.export.refit_probe.find_spec", lambda name: None)
+    monkeypatch.setattr("sdengine.compilers.tensorrt.refit_probe.find_spec", lambda name: None)
     with pytest.raises(BackendUnavailableError, match="tensorrt_rtx is not installed"):
         sdengine.build("demo", tmp_path / "b", target="tensorrt-rtx", gpus=["sm89"], refit=True)
 

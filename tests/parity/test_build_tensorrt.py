@@ -9,14 +9,15 @@ import onnx
 import pytest
 
 import sdengine
-from sdengine.backends.base import CompileSpec, TensorSpec
+from sdengine.building.memory_estimate import built_memory, plan_memory
 from sdengine.bundle.reader import open_bundle
+from sdengine.bundle.tensors import TensorSpec
 from sdengine.checkpoints.synthetic import make_synthetic
+from sdengine.compilers.base import CompileSpec
+from sdengine.compilers.tensorrt.engine import RTX, compile_engine
+from sdengine.compilers.tensorrt.refit_probe import COMBINATIONS, probe_flags, require_flags
 from sdengine.errors import BackendUnavailableError, EngineBuildError
-from sdengine.export.export import ExportedNetwork
-from sdengine.export.memory_plan import built_memory, plan_memory
-from sdengine.export.refit_probe import COMBINATIONS, probe_flags, require_flags
-from sdengine.export.tensorrt_engine import RTX, compile_engine
+from sdengine.export.network import ExportedNetwork
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import single_file_utils as theirs
-from single_files import empty_modules_of, full_size_shapes, write_sparse
+from support.single_files import empty_modules_of, full_size_shapes, write_sparse
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from sdengine.checkpoints import load_checkpoint

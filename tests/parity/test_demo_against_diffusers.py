@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sdengine
-from sdengine.pipeline import Engine
+from sdengine.engine import Engine
 
 pytestmark = pytest.mark.slow
 

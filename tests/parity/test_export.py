@@ -14,14 +14,14 @@ import torch
 from tolerances import assert_close
 from torch import nn
 
-from sdengine.backends.base import resolve_shapes
+from sdengine.bundle.tensors import resolve_shapes
 from sdengine.checkpoints.synthetic import seed_weights
+from sdengine.compilers.openvino import compile_ir
 from sdengine.errors import ConfigError, EngineBuildError, ExportError
-from sdengine.export.export import ExportedNetwork, export_network, make_contract
-from sdengine.export.networks import NETWORKS, NetworkContract
-from sdengine.export.onnx_weights import attach_weights
-from sdengine.export.openvino_ir import compile_ir
+from sdengine.export.network import ExportedNetwork, export_network
+from sdengine.export.weights import attach_weights
 from sdengine.models.configs import TINY_SD15, TINY_SD21, TINY_SDXL, ModelFamily
+from sdengine.models.contracts import NETWORKS, NetworkContract, make_contract
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
@@ -207,7 +207,7 @@ def test_an_export_that_computes_something_else_is_refused(
         node = next(node for node in model.graph.node if node.op_type == "Sigmoid")
         node.op_type = "Tanh"
 
-    monkeypatch.setattr("sdengine.export.export.attach_weights", change_graph)
+    monkeypatch.setattr("sdengine.export.network.attach_weights", change_graph)
     with pytest.raises(ExportError, match="exported images differs from the module"):
         export_network("vae_decoder", make_module("vae_decoder", TINY_SD15), tmp_path)
 
@@ -220,7 +220,7 @@ def test_weights_that_are_written_otherwise_are_refused(
         with data_path.open("r+b") as file:
             file.write(b"\x00\x00\x80\x3f")
 
-    monkeypatch.setattr("sdengine.export.export.attach_weights", change_data)
+    monkeypatch.setattr("sdengine.export.network.attach_weights", change_data)
     with pytest.raises(ExportError, match="was not written as it is"):
         export_network("vae_decoder", make_module("vae_decoder", TINY_SD15), tmp_path)
 

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tiny_checkpoints import FAMILIES, save_controlnet
+from support.tiny_checkpoints import FAMILIES, save_controlnet
 from tolerances import assert_close
 
 from sdengine.checkpoints import load_checkpoint
@@ -18,13 +18,13 @@ from sdengine.checkpoints.controlnet import read_controlnet
 from sdengine.checkpoints.part_source import PartSource
 from sdengine.checkpoints.synthetic import make_synthetic, seed_weights
 from sdengine.errors import ConfigError, ExportError
+from sdengine.export.cache import OnnxCache
 from sdengine.export.comparison import MAX_ERROR
-from sdengine.export.export import export_network
 from sdengine.export.exporter import Exporter
 from sdengine.export.fp32_rendition import render_in_fp32
-from sdengine.export.networks import PRECISIONS
-from sdengine.export.onnx_cache import OnnxCache
+from sdengine.export.network import export_network
 from sdengine.models.configs import TINY_SD15
+from sdengine.models.contracts import PRECISIONS
 from sdengine.models.vae import AutoencoderKL
 
 ONNX_TYPES = {

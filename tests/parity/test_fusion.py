@@ -15,11 +15,11 @@ from tolerances import assert_close
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.part_source import PartSource
 from sdengine.checkpoints.synthetic import make_synthetic
+from sdengine.export.cache import OnnxCache
 from sdengine.export.exporter import Exporter
 from sdengine.export.fused_functions import DOMAIN, OPERATORS
 from sdengine.export.fusion import fuse
 from sdengine.export.lowering import STANDARD_OPSET, to_plugins, to_standard
-from sdengine.export.onnx_cache import OnnxCache
 
 FAMILIES = ("tiny", "tiny-sd21", "tiny-sdxl")
 NETWORKS = [

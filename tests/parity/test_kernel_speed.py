@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from fake_cuda_graphs import FakeCuda
-from interpreted import DTYPES
+from support.fake_cuda_graphs import FakeCuda
+from support.interpreted import DTYPES
 
 from sdengine.benchmarks import gpu, kernel_speed
 from sdengine.benchmarks.kernel_sides import kernel, tensors_of, torchs, truth

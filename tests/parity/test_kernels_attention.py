@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from interpreted import (
+from support.interpreted import (
     DTYPES,
     assert_close_as_torch,
     assert_within_twice,

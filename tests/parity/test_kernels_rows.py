@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from interpreted import (
+from support.interpreted import (
     DTYPES,
     assert_close_as_torch,
     assert_within_twice,

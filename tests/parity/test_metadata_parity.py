@@ -12,9 +12,9 @@ from PIL import Image
 from sd_parsers import ParserManager
 from sd_parsers.data import PromptInfo
 
-from sdengine.png_text import read_text
-from sdengine.request import Request
-from sdengine.result import Result, Timings
+from sdengine.images.png_text import read_text
+from sdengine.images.result import Result, Timings
+from sdengine.request.request import Request
 
 
 def result_of(prompt: str, negative: str = "", **fields: Any) -> Result:

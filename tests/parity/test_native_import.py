@@ -10,26 +10,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_checkpoints import FAMILIES, save_controlnet
+from support.tiny_checkpoints import FAMILIES, save_controlnet
 from tolerances import assert_close
 
 from sdengine.backends.native.backend import NativeBackend
 from sdengine.backends.native.graph import read_graph
-from sdengine.backends.native.tensor_file import map_tensors
 from sdengine.bundle.manifest import NetworkEntry, TensorEntry
 from sdengine.bundle.reader import DEMO_BUNDLE, sha256_of
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.controlnet import read_controlnet
 from sdengine.checkpoints.part_source import PartSource
 from sdengine.checkpoints.synthetic import make_synthetic, seed_weights
+from sdengine.compilers.native.compile import compile_native
 from sdengine.errors import ConfigError, EngineBuildError
-from sdengine.export.export import export_contract
+from sdengine.export.cache import OnnxCache
 from sdengine.export.exporter import Exporter
-from sdengine.export.native.compile import compile_native
-from sdengine.export.networks import NetworkContract, unet_contract
-from sdengine.export.onnx_cache import OnnxCache
+from sdengine.export.network import export_contract
 from sdengine.models.configs import TINY_SD15, TINY_SDXL
+from sdengine.models.contracts import NetworkContract, unet_contract
 from sdengine.models.unet import UNet2DConditionModel
+from sdengine.storage.tensor_file import map_tensors
 
 
 def files_as_bundle(folder: Path, contract: NetworkContract, files: list[str]) -> Any:

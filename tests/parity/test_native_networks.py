@@ -11,18 +11,18 @@ import torch
 from tolerances import assert_close
 
 import sdengine
-from sdengine.backends.base import TensorSpec, resolve_shapes
 from sdengine.backends.native.backend import NativeBackend
 from sdengine.backends.native.buffers import plan_buffers
 from sdengine.backends.native.graph import read_graph
-from sdengine.backends.native.program import lay_out
-from sdengine.backends.native.shapes import map_sizes
+from sdengine.backends.native.layout import lay_out
+from sdengine.backends.native.map_sizes import map_sizes
 from sdengine.bundle.reader import Bundle, open_bundle
+from sdengine.bundle.tensors import TensorSpec, resolve_shapes
 from sdengine.checkpoints import load_checkpoint
 from sdengine.errors import ConfigError, ExportError
+from sdengine.export.cache import OnnxCache
 from sdengine.export.exporter import Exporter
-from sdengine.export.networks import NetworkContract
-from sdengine.export.onnx_cache import OnnxCache
+from sdengine.models.contracts import NetworkContract
 
 NETWORKS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 # Of torch's own error at the same precision, at most so much.
@@ -198,7 +198,7 @@ def test_the_instruction_set_can_be_named(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_operator_without_a_step_is_named(tmp_path: Path) -> None:
     from onnx import TensorProto, helper
 
-    from sdengine.export.native.importer import import_graph
+    from sdengine.compilers.native.importer import import_graph
 
     node = helper.make_node("Softplus", ["x"], ["y"], name="odd one")
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4, 8, 8]) for n in "xy"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import native_ops as ops
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from native_ops import from_bf16_bits, to_bf16_bits
+from support import native_ops as ops
+from support.native_ops import from_bf16_bits, to_bf16_bits
 from tolerances import assert_close
 
 from sdengine import _native

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sdengine.backends.native.graph import Graph, Port, Step
-from sdengine.export.native.sensitivity import exact_steps, layer_errors
+from sdengine.compilers.native.sensitivity import exact_steps, layer_errors
 
 
 def port(name: str, channels: int) -> Port:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
 
-from sdengine.noise import CpuGenerator, NoiseSource
+from sdengine.samplers.noise import CpuGenerator, NoiseSource
 
 SEEDS = (0, 1, 7, 2**32 - 1, 2**32, 2**63, 2**64 - 1)
 SHAPES = ((1,), (15,), (16,), (17,), (31,), (100,), (4, 64, 64), (1, 4, 9, 7))

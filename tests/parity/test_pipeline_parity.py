@@ -11,7 +11,7 @@ import pytest
 
 import sdengine
 from sdengine.checkpoints.synthetic import make_synthetic
-from sdengine.pipeline import Engine
+from sdengine.engine import Engine
 
 pytestmark = pytest.mark.slow
 

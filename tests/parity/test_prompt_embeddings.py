@@ -13,13 +13,14 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import save_file
-from tiny_bundle import make_tiny_bundle
+from support.tiny_bundle import make_tiny_bundle
 from tolerances import assert_close
 
 import sdengine
-from sdengine.backends.base import Module, TensorSpec
+from sdengine.backends.base import Module
 from sdengine.bundle.manifest import MERGES_FILE, VOCAB_FILE, Manifest
 from sdengine.bundle.reader import Bundle, open_bundle
+from sdengine.bundle.tensors import TensorSpec
 from sdengine.checkpoints.synthetic import seed_weights
 from sdengine.models.configs import FAMILIES
 from sdengine.models.text_encoder import CLIPTextEncoder

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tolerances import assert_close
 
-from sdengine.samplers import NoiseSchedule, SamplerOptions, build_program, sample_reference
+from sdengine.samplers import NoiseSchedule, SamplerOptions, build_program
+from sdengine.samplers.reference import sample_reference
 
 SHAPE = (2, 4, 8, 8)
 BASE = {

@@ -15,9 +15,9 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from diffusers.loaders import single_file_utils as theirs
-from original_names import vae_place
 from safetensors.torch import load_file, save_file
-from single_files import modules_of, original_state
+from support.original_names import vae_place
+from support.single_files import modules_of, original_state
 from torch import nn
 
 from sdengine.checkpoints import convert, load_checkpoint, save_checkpoint

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fake_tensorrt
 import numpy as np
 import pytest
+from support import fake_tensorrt
 
 import sdengine
-from sdengine.backends.tensorrt import TensorRtRtxBackend
+from sdengine.backends.tensorrt.backend import TensorRtRtxBackend
 from sdengine.benchmarks.harness import summarise
 from sdengine.errors import Cancelled, DeviceError, NonFiniteError
 

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fake_tensorrt
 import numpy as np
 import pytest
+from support import fake_tensorrt
 
 import sdengine
-from sdengine.backends.tensorrt import TensorRtRtxBackend
+from sdengine.backends.memory_budget import MemoryBudget
+from sdengine.backends.tensorrt.backend import TensorRtRtxBackend
 from sdengine.cli.main import main
 from sdengine.errors import BundleError, OutOfMemoryError
-from sdengine.memory_budget import MemoryBudget
 
 OPTIONS: dict[str, Any] = {"steps": 2, "seed": 7, "sampler": "euler"}
 PROMPT = "a large red circle on a blue background"
@@ -54,9 +54,9 @@ def test_builds_record_the_scratch_that_plans_foretell(bundle: Path) -> None:
     small, large = scratch_of(budget_of(bundle))
     for network in ("unet", "vae_decoder"):
         assert small[network] == recorded[network]["128x128"] < large[network]
+    from sdengine.building.memory_estimate import plan_memory
     from sdengine.bundle.reader import open_bundle
     from sdengine.checkpoints.architecture_source import architecture_of_bundle
-    from sdengine.export.memory_plan import plan_memory
 
     opened = open_bundle(bundle).manifest
     source = architecture_of_bundle(opened.name, opened.architecture)

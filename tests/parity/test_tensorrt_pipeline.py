@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import fake_tensorrt
 import numpy as np
 import pytest
+from support import fake_tensorrt
 
 import sdengine
-from sdengine.backends import tensorrt
-from sdengine.backends.gpu_module import GpuModule
-from sdengine.backends.gpu_unet import GpuUNet
+from sdengine.backends.tensorrt import backend as tensorrt
+from sdengine.backends.tensorrt.module import GpuModule
+from sdengine.backends.tensorrt.unet import GpuUNet
 from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.errors import BundleError, ConfigError, DeviceError, UnsupportedShapeError
 
@@ -109,7 +109,7 @@ def test_an_engine_is_opened_once_for_all_sizes(bundle: Path) -> None:
 def test_metadata_says_what_ran(bundle: Path, tmp_path: Path) -> None:
     with sdengine.load(bundle, precision="fp16") as engine:
         (path,) = engine.generate(PROMPT, steps=2, seed=1).save(tmp_path / "a.png")
-    from sdengine.metadata import read_metadata
+    from sdengine.images.metadata import read_metadata
 
     found = read_metadata(path)
     assert (found.backend, found.precision) == ("tensorrt-rtx", "fp16")

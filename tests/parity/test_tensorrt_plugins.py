@@ -6,20 +6,20 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import interpreted  # noqa: F401  (skips where kernels are not interpreted)
 import pytest
 import torch
+from support import interpreted  # noqa: F401  (skips where kernels are not interpreted)
+from support.vendor_plugins import DataType, ExprBuilder, IDimensionExpr, load_vendor_plugins
 from tolerances import assert_close
-from vendor_plugins import DataType, ExprBuilder, IDimensionExpr, load_vendor_plugins
 
-from sdengine.errors import EngineBuildError
-from sdengine.export import tensorrt_plugins
-from sdengine.export.fused_functions import OPERATORS
-from sdengine.export.tensorrt_plugins import (
+from sdengine.compilers.tensorrt import plugins as tensorrt_plugins
+from sdengine.compilers.tensorrt.plugins import (
     attention_variants,
     group_norm_variants,
     register_plugins,
 )
+from sdengine.errors import EngineBuildError
+from sdengine.export.fused_functions import OPERATORS
 from sdengine.kernels import reference
 from sdengine.kernels.compiling import CompiledKernel
 from sdengine.kernels.launching import launch

@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import fake_tensorrt
 import numpy as np
 import pytest
+from support import fake_tensorrt
 
 import sdengine
 
@@ -92,7 +92,7 @@ def test_pictures_are_made_whatever_is_kept(
     good = contents(kept)
     compiled()
     if how == "driver":
-        monkeypatch.setattr("sdengine.backends.tensorrt.driver_version", lambda: "999.1")
+        monkeypatch.setattr("sdengine.backends.tensorrt.backend.driver_version", lambda: "999.1")
     elif how == "refused":
         monkeypatch.setattr(fake_tensorrt.RuntimeCache, "START", b"kernels of 0.1: ")
     elif how == "no folder":
@@ -109,7 +109,9 @@ def test_pictures_are_made_whatever_is_kept(
         assert np.array_equal(picture(engine), expected)
         assert np.array_equal(picture(engine), expected)
     assert compiled() == NETWORKS
-    assert [record.name for record in caplog.records] == ["sdengine.backends.runtime_cache"] * 3
+    assert [record.name for record in caplog.records] == [
+        "sdengine.backends.tensorrt.runtime_cache"
+    ] * 3
     if how == "of another kind":
         assert {content for _, content in contents(kept).values()} == {b"precious"}
     elif how == "no folder":

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_cuda_graphs import FakeCuda
-from interpreted import DTYPES
+from support.fake_cuda_graphs import FakeCuda
+from support.interpreted import DTYPES
 from tolerances import assert_close
 
-from sdengine.backends.base import Array, Module, resolve_shapes
-from sdengine.backends.torch_cuda import TorchCudaBackend
-from sdengine.backends.torch_eager import TorchBackend
-from sdengine.backends.triton.backend import TritonBackend
+from sdengine.backends.base import Array, Module
+from sdengine.backends.torch.cuda import TorchCudaBackend
+from sdengine.backends.torch.eager import TorchBackend
+from sdengine.backends.torch.triton import TritonBackend
+from sdengine.building.build import build
 from sdengine.bundle.reader import Bundle, open_bundle
+from sdengine.bundle.tensors import resolve_shapes
 from sdengine.checkpoints.synthetic import make_synthetic
+from sdengine.engine import Engine
 from sdengine.errors import ConfigError, DeviceError, OutOfMemoryError
-from sdengine.export.build import build
-from sdengine.pipeline import Engine
 
 assert DTYPES  # importing `interpreted` skips this module where triton cannot interpret
 SIZE = 64

@@ -10,8 +10,8 @@ import torch
 
 import sdengine
 from sdengine.benchmarks.measures import psnr
+from sdengine.building.build import build
 from sdengine.bundle.reader import Bundle, open_bundle
-from sdengine.export.build import build
 
 pytestmark = pytest.mark.gpu
 PROMPT = "a large red circle on a blue background"

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interpreted import DTYPES, assert_within_twice, hardware_bfloat16
+from support.interpreted import DTYPES, assert_within_twice, hardware_bfloat16
 from tolerances import assert_close
 from torch import nn
 
-from sdengine.backends.triton.ops import TritonOps
+from sdengine.backends.torch.triton_ops import TritonOps
 from sdengine.checkpoints.synthetic import seed_weights
 from sdengine.errors import ConfigError
 from sdengine.kernels.registry import OPS

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdengine import _native
-from sdengine.backends.base import Array, Compiled, CompileSpec, Module, TensorSpec
-from sdengine.backends.native.isa import chosen_isa
-from sdengine.backends.native.loading import DTYPES, Prepared, prepare
-from sdengine.backends.native.memory import plan_native_memory
+from sdengine.backends.base import Array, Module
+from sdengine.backends.memory_budget import MemoryBudget
+from sdengine.backends.native.instruction_set import chosen_isa
+from sdengine.backends.native.layout import Program
+from sdengine.backends.native.memory_limit import plan_native_memory
 from sdengine.backends.native.packed_cache import PackedWeights, packed_weights
-from sdengine.backends.native.program import Program
+from sdengine.backends.native.prepare import DTYPES, Prepared, prepare
 from sdengine.bundle.reader import Bundle
+from sdengine.bundle.tensors import TensorSpec
+from sdengine.compilers.base import Compiled, CompileSpec
 from sdengine.errors import ConfigError, DeviceError
-from sdengine.memory_budget import MemoryBudget
 
 if TYPE_CHECKING:
-    from sdengine.export.export import ExportedNetwork
+    from sdengine.export.network import ExportedNetwork
 
 PRECISIONS = ("auto", *DTYPES)
 
@@ -125,15 +127,15 @@ class NativeBackend:
         return "fp32" if chosen_isa() == "portable" else "bf16"
 
     def compile(self, network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
-        """Write the network's graph and weights; see `sdengine.export.native`."""
-        from sdengine.export.native.compile import compile_native
+        """Write the network's graph and weights; see `sdengine.compilers.native`."""
+        from sdengine.compilers.native.compile import compile_native
 
         return Compiled(compile_native(network, out_dir, spec.precision))
 
     def plan_memory(
         self, bundle: Bundle, memory_bytes: int | None, low_memory: bool, precision: str
     ) -> MemoryBudget:
-        """Let weights shrink to a limit; see `sdengine.backends.native.memory`."""
+        """Let weights shrink to a limit; see `sdengine.backends.native.memory_limit`."""
         if memory_bytes is None:
             return MemoryBudget()
         budget, self._limits = plan_native_memory(

@@ -17,9 +17,9 @@ from weakref import WeakValueDictionary
 from numpy.typing import NDArray
 
 from sdengine.backends.native.packing import Packing, pack, packed_kinds
-from sdengine.backends.native.tensor_file import map_tensors, write_tensors
 from sdengine.errors import BundleError
-from sdengine.kept_files import KeptFiles
+from sdengine.storage.cache_files import KeptFiles
+from sdengine.storage.tensor_file import map_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
 _LAYOUT = 1  # to be raised when the same packing would give other bytes

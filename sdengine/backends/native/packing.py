@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from sdengine import _native
 from sdengine.backends.native.graph import Graph, Step
+from sdengine.backends.native.map_sizes import Size
 from sdengine.backends.native.projections import JOINT, join_projections
-from sdengine.backends.native.shapes import Size
-from sdengine.backends.native.tensor_file import Kinds, to_float32
 from sdengine.errors import BundleError
+from sdengine.storage.tensor_file import Kinds, to_float32
 
 Array = NDArray[Any]
 PANEL = 32

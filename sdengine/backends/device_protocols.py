@@ -1,0 +1,97 @@
+"""Device protocols: what a backend's modules may do on their device beyond running a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdengine.samplers import SamplerProgram
+from sdengine.samplers.noise import NoiseSource
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TrajectoryKind:
+    """What a device has to be able to do for a trajectory.
+
+    Args:
+        batch: images.
+        copies: rows an image: 2 with guidance, else 1.
+        channels: of the latents.
+        evaluations, registers: of the sampler program.
+    """
+
+    batch: int
+    copies: int
+    channels: int
+    evaluations: int
+    registers: int
+
+
+class DeviceRun(Protocol):
+    """One trajectory on a device. Others may use the device between two calls."""
+
+    def use(self, inputs: Mapping[str, Array]) -> None:
+        """Bring the U-Net's inputs to the device, other than sample and timestep."""
+        ...
+
+    def advance(self, count: int, noise: NoiseSource) -> None:
+        """Queue the next evaluations."""
+        ...
+
+    def latents(self) -> Array:
+        """Wait, and return [B,C,h,w] fp32; raises NonFiniteError naming the evaluation."""
+        ...
+
+    def cancel(self) -> None:
+        """End `advance`, which another thread is in, before its next evaluation."""
+        ...
+
+
+@runtime_checkable
+class RunsTrajectories(Protocol):
+    """A U-Net's module whose device runs sampler steps itself."""
+
+    def refuses(self, kind: TrajectoryKind) -> str:
+        """Say why it cannot run a trajectory; nothing where it can."""
+        ...
+
+    def is_ready(self, kind: TrajectoryKind) -> bool:
+        """Say whether it was prepared."""
+        ...
+
+    def prepare(self, kind: TrajectoryKind) -> None:
+        """Do what is done once for all trajectories of a kind."""
+        ...
+
+    def begin(
+        self, kind: TrajectoryKind, program: SamplerProgram, guidance_scale: float, initial: Array
+    ) -> DeviceRun:
+        """Bring a program and r[0] to the device, once it is ready; `use` follows."""
+        ...
+
+
+@runtime_checkable
+class DecodesPixels(Protocol):
+    """A decoder's module whose device scales latents and makes pixels itself."""
+
+    def decode(self, latents: NDArray[np.float32], index: int, scale: float) -> NDArray[np.uint8]:
+        """Decode one image.
+
+        Args:
+            latents: [B,C,h,w] fp32; those that a trajectory ended with may lie on the device.
+            index: of the image.
+            scale: what the latents are multiplied by.
+
+        Returns:
+            [H,W,3].
+
+        Raises:
+            NonFiniteError: the decoder gave NaN or infinity.
+        """
+        ...

@@ -1,0 +1,109 @@
+"""From a bundle's files to what the kernels run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from sdengine.backends.native.additive import additive_inputs, without_inputs
+from sdengine.backends.native.graph import Graph, read_graph
+from sdengine.backends.native.layout import Program, lay_out
+from sdengine.backends.native.map_sizes import map_sizes
+from sdengine.backends.native.packing import Packing, choose_methods, plan_packing
+from sdengine.bundle.reader import Bundle
+from sdengine.errors import BundleError
+from sdengine.storage.tensor_file import map_tensors
+
+BF16_ISA = "avx512_bf16"  # the only one with products of bf16
+# What maps hold between steps, by precision.
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "bfloat16"}
+
+
+EXACT_OPTION = "exact"  # of a network: by precision, outputs of the steps computed plainly
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network whose steps and weights are decided.
+
+    Args:
+        graph: what is computed, reading packed weights.
+        shapes: shape of every input, by name.
+        dtype: of the maps.
+        packing: what the weights become.
+        weights: the bundle's own tensors, mapped.
+        origin: the hash of their file.
+    """
+
+    graph: Graph
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: str
+    packing: Packing
+    weights: Mapping[str, NDArray[Any]]
+    origin: str
+
+    def program(self) -> Program:
+        """Lay out all of it."""
+        return lay_out(self.graph, self.shapes, self.dtype)
+
+    def additive(self) -> frozenset[str]:
+        """Return the inputs that may be left out where they are zero."""
+        return additive_inputs(self.graph)
+
+    def program_without(self, names: frozenset[str]) -> Program:
+        """Lay out what is left without some additive inputs."""
+        return lay_out(without_inputs(self.graph, names), self.shapes, self.dtype)
+
+
+def prepare(
+    bundle: Bundle,
+    network: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    precision: str,
+    isa: str,
+    weight_bytes: int | None = None,
+) -> Prepared:
+    """Read a network's files and decide how it is computed.
+
+    Args:
+        bundle: of target native.
+        network: its name.
+        shapes: shape of every input, by name.
+        precision: a key of DTYPES.
+        isa: the instruction set whose kernels will run.
+        weight_bytes: the most that packed weights may take, as far as they can shrink.
+
+    Raises:
+        BundleError: the files are damaged, or do not fit each other or the shapes.
+    """
+    entry = bundle.network(network)
+    files = entry.files
+    graphs = [path for path in files if path.endswith(".graph.json")]
+    tensors = [path for path in files if path.endswith(".safetensors")]
+    if len(graphs) != 1 or len(tensors) != 1:
+        raise BundleError(f"{network}: expected a graph and a file of weights, found {files}.")
+    graph = read_graph(bundle.path(graphs[0]))
+    weights = map_tensors(bundle.path(tensors[0]))
+    sizes = map_sizes(graph, shapes)
+    chosen = choose_methods(
+        graph,
+        sizes,
+        precision,
+        whole_numbers=isa != BF16_ISA,
+        exact=_exact_steps(entry.options, precision),
+        weight_bytes=weight_bytes,
+    )
+    graph, packing = plan_packing(chosen, sizes, weights)
+    origin = next(e.sha256 for e in bundle.manifest.files if e.path == tensors[0])
+    return Prepared(graph, shapes, DTYPES[precision], packing, weights, origin)
+
+
+def _exact_steps(options: Mapping[str, object], precision: str) -> list[str]:
+    by_precision = options.get(EXACT_OPTION, {})
+    listed = by_precision.get(precision, []) if isinstance(by_precision, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise BundleError(f"option {EXACT_OPTION!r} of a network lists no steps by precision.")
+    return listed

@@ -1,0 +1,177 @@
+"""One engine file on a GPU, and execution contexts of it that compute in memory of the arena."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdengine.backends.tensorrt.arena import region_of, scratch_of
+from sdengine.backends.tensorrt.runtime_cache import RuntimeCache
+from sdengine.backends.tensorrt.session import GpuSession
+from sdengine.bundle.manifest import NetworkEntry
+from sdengine.bundle.tensors import TensorSpec, symbol_sizes
+from sdengine.errors import BundleError, DeviceError, OutOfMemoryError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class GpuEngine:
+    """An engine that TensorRT has read: its weights are on the GPU for as long as this lives.
+
+    Args:
+        trt: the module, tensorrt or tensorrt_rtx.
+        name: of the network.
+        path: of the engine.
+        entry: what the manifest says about the network.
+        kernels: what TensorRT-RTX compiled of the engine before; None keeps nothing.
+
+    Raises:
+        BundleError: the engine was built without its weights.
+        DeviceError: this GPU or this TensorRT cannot run the engine.
+    """
+
+    def __init__(
+        self,
+        trt: Any,
+        name: str,
+        path: Path,
+        entry: NetworkEntry,
+        kernels: RuntimeCache | None = None,
+    ) -> None:
+        if entry.options.get("stripped"):  # it would compute with whatever lies in their place
+            raise BundleError(
+                f"{name}: the engine was built without its weights (--strip), so it does not run."
+            )
+        self.name = name
+        self.entry = entry
+        self.kernels = kernels
+        self._trt: Any = trt
+        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._engine: Any = runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise DeviceError(
+                f"{path}: {trt.__name__} {trt.__version__} cannot load this engine on this "
+                "GPU. Build the bundle again: sdengine build CHECKPOINT -o BUNDLE --gpu NAME."
+            )
+
+    def profile_of(self, shapes: Shapes) -> int:
+        """Return the number of the profile that shapes fit into, whatever their rows.
+
+        Raises:
+            BundleError: there is none.
+        """
+        for index in range(self._engine.num_optimization_profiles):
+            for name, shape in shapes.items():
+                least, _, most = self._engine.get_tensor_profile_shape(name, index)
+                pairs = zip(tuple(least)[1:], shape[1:], tuple(most)[1:], strict=True)
+                if not all(low <= size <= high for low, size, high in pairs):
+                    break
+            else:
+                return index
+        raise BundleError(f"{self.name}: the engine has no profile for {dict(shapes)}.")
+
+    def largest_sizes(self, profile: int) -> dict[str, int]:
+        """Return the value of each symbol at the largest shapes of a profile."""
+        shapes = {
+            tensor.name: tuple(self._engine.get_tensor_profile_shape(tensor.name, profile)[2])
+            for tensor in self.entry.inputs
+        }
+        return symbol_sizes(self.entry.inputs, shapes)
+
+    def scratch_bytes(self, profile: int) -> int:
+        """Return what a context computes in at a profile."""
+        return int(self._engine.get_device_memory_size_for_profile_v2(profile))
+
+    def context(
+        self, session: GpuSession, set_name: str, profile: int, shapes: Shapes
+    ) -> GpuContext:
+        """Make a context at fixed shapes, bound to the arena's addresses.
+
+        Args:
+            session: whose arena.
+            set_name: the image size whose regions it uses.
+            profile: of the engine.
+            shapes: of every input, at the engine's own rows.
+        """
+        return GpuContext(self, session, set_name, profile, shapes)
+
+
+class GpuContext:
+    """A context whose tensors and scratch lie at fixed addresses, so that graphs can hold it."""
+
+    def __init__(
+        self,
+        engine: GpuEngine,
+        session: GpuSession,
+        set_name: str,
+        profile: int,
+        shapes: Shapes,
+    ) -> None:
+        self.name = engine.name
+        self._engine = engine  # whose weights it reads
+        trt, queue = engine._trt, session.queue
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        # Kept kernels are checked against this thread's CUDA context, which this makes current.
+        queue.synchronize()
+        kernels = engine.kernels
+        self._config = None if kernels is None else kernels.config(engine._engine, strategy)
+        self._has_run = False
+        how = strategy if self._config is None else self._config
+        self._context: Any = engine._engine.create_execution_context(how)
+        if self._context is None:
+            raise OutOfMemoryError(f"{self.name}: the GPU has no memory for an execution context.")
+        if not self._context.set_optimization_profile_async(profile, queue.stream):
+            raise DeviceError(f"{self.name}: the engine refuses its profile {profile}.")
+        queue.synchronize()
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise DeviceError(f"{self.name}: the engine refuses {name} {list(shape)}.")
+        for tensor in (*engine.entry.inputs, *engine.entry.outputs):
+            address = session.pool.address(set_name, region_of(self.name, tensor.name))
+            if not self._context.set_tensor_address(tensor.name, address):
+                raise DeviceError(f"{self.name}: the engine has no tensor {tensor.name!r}.")
+        self._use_scratch(session, set_name)
+
+    def _use_scratch(self, session: GpuSession, set_name: str) -> None:
+        region = scratch_of(self.name)
+        planned = session.sets[set_name][region]
+        needed = int(self._context.update_device_memory_size_for_shapes())
+        if needed > planned:
+            raise DeviceError(
+                f"{self.name}: the engine computes in {needed} bytes at this size, and "
+                f"{planned} were planned from what it said before."
+            )
+        self._context.set_device_memory(session.pool.address(set_name, region), planned)
+
+    def enqueue(self, stream: int) -> None:
+        """Queue one run, or have it recorded where the stream captures."""
+        if not self._context.execute_async_v3(stream):
+            raise DeviceError(f"{self.name}: the engine did not run.")
+
+    def has_run(self) -> None:
+        """Keep the kernels that the first run compiled; nothing may be queued when it is told."""
+        if not self._has_run:
+            self._has_run = True
+            if self._engine.kernels is not None:
+                self._engine.kernels.save()
+
+    def why_not_capturable(self, stream: int) -> str:
+        """Say why a graph cannot hold the context; nothing where it can."""
+        # Full TensorRT does not tell: there the capture itself shows it.
+        asked = getattr(self._context, "is_stream_capturable", None)
+        if asked is None or asked(stream):
+            return ""
+        return "the engine's context says that it is not capturable"
+
+
+def piece_shape(spec: TensorSpec, rows: int) -> tuple[int, ...]:
+    """Return a tensor's shape with another number of rows."""
+    shape = [int(size) for size in spec.shape]
+    shape[row_axis(spec)] = rows
+    return tuple(shape)
+
+
+def row_axis(spec: TensorSpec) -> int:
+    """Return which axis counts rows: hidden states have their layer before it."""
+    return 1 if spec.name in ("hidden_states", "normed_hidden_states") else 0

@@ -1,0 +1,141 @@
+"""Networks on a GPU as modules: through the host row by row, and the decoder's way to pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdengine.backends.base import Array
+from sdengine.backends.tensorrt.arena import region_of
+from sdengine.backends.tensorrt.engine import GpuContext, piece_shape, row_axis
+from sdengine.backends.tensorrt.session import GpuSession
+from sdengine.bundle.tensors import TensorSpec
+from sdengine.errors import DeviceError
+
+NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int64": np.int64}
+
+
+class GpuModule:
+    """One engine's context at one image size.
+
+    The engine computes a fixed number of rows: fewer are filled up, more take several runs. Arrays
+    are fp32 on this side; engines of fp16 and bf16 get and give rounded values.
+
+    Args:
+        context: bound to the arena.
+        session: whose arena.
+        set_name: the image size whose regions it uses.
+        rows: of the engine.
+        inputs, outputs: at the caller's rows.
+        engine_dtypes: of the engine's tensors.
+    """
+
+    def __init__(
+        self,
+        context: GpuContext,
+        session: GpuSession,
+        set_name: str,
+        rows: int,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        engine_dtypes: Mapping[str, str],
+    ) -> None:
+        self.name = context.name
+        self.inputs = inputs
+        self.outputs = outputs
+        self._context: GpuContext | None = context
+        self._session = session
+        self._set = set_name
+        self._rows = rows
+        self._dtypes = dict(engine_dtypes)
+        self._host = {
+            spec.name: np.zeros(piece_shape(spec, rows), NUMPY[self._dtypes[spec.name]])
+            for spec in (*inputs, *outputs)
+        }
+        self._results = {
+            spec.name: np.empty(tuple(map(int, spec.shape)), np.float32) for spec in outputs
+        }
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Compute the outputs by name; every input must be given at its shape."""
+        context, queue = self._opened(), self._session.queue
+        self._session.take(self)
+        total = int(self.inputs[0].shape[0])
+        for first in range(0, total, self._rows):
+            count = min(self._rows, total - first)
+            for spec in self.inputs:
+                self._send(spec.name, inputs[spec.name][first : first + count])
+            context.enqueue(queue.stream)
+            for spec in self.outputs:
+                host = self._host[spec.name]
+                queue.download(self._set, region_of(self.name, spec.name), host)
+                # Hidden states have their layer before the rows.
+                before = (slice(None),) * row_axis(spec)
+                source = (*before, slice(count))
+                target = (*before, slice(first, first + count))
+                self._results[spec.name][target] = from_engine(host[source])
+        context.has_run()
+        return self._results
+
+    def leave(self) -> None:
+        """Keep nothing: each run brings all its inputs."""
+
+    def close(self) -> None:
+        """Free the context; a second call does nothing."""
+        self._context = None
+
+    def _opened(self) -> GpuContext:
+        if self._context is None:
+            raise DeviceError(f"{self.name}: the network was closed.")
+        return self._context
+
+    def _send(self, name: str, values: Array) -> None:
+        """Queue the copy of an input's rows, which come first of the engine's."""
+        host = self._host[name]
+        host[: len(values)] = to_engine(values, host.dtype)
+        self._session.queue.upload(self._set, region_of(self.name, name), host)
+
+
+class GpuDecoder(GpuModule):
+    """The VAE's decoder, which also makes pixels of latents where they lie."""
+
+    def decode(self, latents: Array, index: int, scale: float) -> NDArray[np.uint8]:
+        """Turn one image's latents into pixels; see `DecodesPixels`."""
+        context, queue = self._opened(), self._session.queue
+        count = latents[0].size
+        self._session.bring_latents(self, self._set, latents)
+        source = region_of(self.name, "latents")
+        queue.scale(
+            self._set, "registers", index * count, count, scale, source, self._dtypes["latents"]
+        )
+        context.enqueue(queue.stream)
+        height, width = (int(size) for size in self.outputs[0].shape[2:])
+        images = region_of(self.name, "images")
+        dtype = self._dtypes["images"]
+        pixels = queue.to_pixels(self._set, images, dtype, height, width, "pixels", "flag")
+        context.has_run()
+        return pixels
+
+
+def to_engine(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Round fp32 to fp16, or to bf16 as its upper 16 bits; other types stay as they are.
+
+    Ties go to the even number, as the hardware's conversions do.
+    """
+    if dtype != np.uint16:
+        with np.errstate(over="ignore"):  # the run time finds what is not finite
+            return values.astype(dtype, copy=False)
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    # NaN must stay one, whichever bits it has.
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+
+
+def from_engine(values: Array) -> Array:
+    """Return fp32 from fp32, fp16 or the upper 16 bits of bf16."""
+    if values.dtype != np.uint16:
+        return values.astype(np.float32, copy=False)
+    return (values.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,206 @@
+"""The U-Net on a GPU, with the sampler's steps beside it: a step is one launch of a graph."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sdengine import _native
+from sdengine.backends.base import Array
+from sdengine.backends.device_protocols import TrajectoryKind
+from sdengine.backends.tensorrt.arena import (
+    MAX_EVALUATIONS,
+    MAX_REGISTERS,
+    STEP_TENSORS,
+    region_of,
+)
+from sdengine.backends.tensorrt.engine import GpuContext
+from sdengine.backends.tensorrt.module import GpuModule
+from sdengine.backends.tensorrt.session import GpuSession
+from sdengine.errors import DeviceError
+from sdengine.samplers import SamplerProgram
+from sdengine.samplers.noise import NoiseSource
+
+_log = logging.getLogger(__name__)
+_Key = tuple[str, int, int, int, str]
+
+
+class GpuUNet(GpuModule):
+    """The U-Net; see `sdengine.backends.device_protocols.RunsTrajectories` for what it adds."""
+
+    def __init__(self, *arguments: Any, image_size: tuple[int, int]) -> None:
+        super().__init__(*arguments)
+        self._image_size = image_size
+        self._captured: dict[_Key, bool] = {}
+        self._graphs = _Graphs(self._session, self._opened())
+
+    def refuses(self, kind: TrajectoryKind) -> str:
+        """Say why a trajectory cannot run beside the network; nothing where it can."""
+        rows = kind.batch * kind.copies
+        if rows > self._rows:
+            return f"it has {rows} rows, the engine {self._rows}"
+        if kind.evaluations > MAX_EVALUATIONS or kind.registers > MAX_REGISTERS:
+            return (
+                f"its sampler takes {kind.evaluations} evaluations of {kind.registers} registers; "
+                f"{MAX_EVALUATIONS} and {MAX_REGISTERS} were planned"
+            )
+        if self._dtypes["sample"] != self._dtypes["noise_pred"]:
+            return "the engine reads and writes different number types"
+        if self._dtypes["timestep"] != "float32":
+            return f"the engine reads timesteps as {self._dtypes['timestep']}"
+        (sample,) = (spec.shape for spec in self.inputs if spec.name == "sample")
+        if sample[1] != kind.channels:
+            return f"the engine reads {sample[1]} channels, {kind.channels} are latents"
+        return ""
+
+    def is_ready(self, kind: TrajectoryKind) -> bool:
+        """Say whether `prepare` has nothing left to do."""
+        return self._key(kind) in self._captured
+
+    def prepare(self, kind: TrajectoryKind) -> None:
+        """Run the engine once and capture the step's graph, ahead of the first trajectory."""
+        self._session.take(self)
+        self._captured[self._key(kind)] = self._capture(kind)
+
+    def begin(
+        self, kind: TrajectoryKind, program: SamplerProgram, guidance_scale: float, initial: Array
+    ) -> GpuRun:
+        """Bring a program and its first latents to the GPU."""
+        return GpuRun(self, kind, program, guidance_scale, initial)
+
+    def close(self) -> None:
+        """Free the context and its graphs; a second call does nothing."""
+        self._graphs.drop()
+        super().close()
+
+    def _capture(self, kind: TrajectoryKind) -> bool:
+        context, queue = self._opened(), self._session.queue
+        for spec in self.inputs:  # rows that no image has are computed too
+            host = np.zeros_like(self._host[spec.name])
+            queue.upload(self._set, region_of(self.name, spec.name), host)
+        # The first run at a shape does work that must not become part of a graph.
+        context.enqueue(queue.stream)
+        queue.synchronize()
+        context.has_run()
+        reason = context.why_not_capturable(queue.stream)
+        if not reason:
+            try:
+                self._graphs.keys.append(self._key(kind))
+                self._make(kind, captured=True).warm_up()
+                return True
+            except DeviceError as error:
+                reason = str(error)
+        _log.warning("unet: every step is queued piece by piece, without a graph: %s", reason)
+        return False
+
+    def _key(self, kind: TrajectoryKind) -> _Key:
+        height, width = self._image_size
+        tokens = self._host["encoder_hidden_states"].shape[1]
+        guided = "guided" if kind.copies == 2 else "unguided"
+        return (self.name, kind.batch, height, width, f"{tokens} tokens, {guided}")
+
+    def _make(self, kind: TrajectoryKind, captured: bool) -> _native.Trajectory:
+        return _native.Trajectory(
+            self._session.pool,
+            self._set,
+            self._session.graphs,
+            self._key(kind),
+            (kind.batch, *self._host["sample"].shape[1:]),
+            kind.copies,
+            MAX_EVALUATIONS,
+            MAX_REGISTERS,
+            self._opened().enqueue,
+            dtype=self._dtypes["sample"],
+            num_timesteps=self._rows,
+            captured=captured,
+            queue=self._session.queue,
+        )
+
+
+class _Graphs:
+    """The graphs that were captured from a context, which is there until they are gone."""
+
+    def __init__(self, session: GpuSession, context: GpuContext) -> None:
+        self._session = session
+        self._context: GpuContext | None = context
+        self.keys: list[_Key] = []
+
+    def drop(self) -> None:
+        for key in self.keys:
+            self._session.graphs.drop(key)
+        self.keys.clear()
+        self._context = None
+
+    def __del__(self) -> None:
+        self.drop()
+
+
+class GpuRun:
+    """One trajectory on the GPU; see `sdengine.backends.device_protocols.DeviceRun`.
+
+    When others use the arena meanwhile, its registers wait in the host's memory.
+    """
+
+    def __init__(
+        self,
+        unet: GpuUNet,
+        kind: TrajectoryKind,
+        program: SamplerProgram,
+        guidance_scale: float,
+        initial: Array,
+    ) -> None:
+        self._unet = unet
+        self._session = unet._session
+        self._inputs: Mapping[str, Array] = {}
+        self._registers: Array | None = None
+        self._left = len(program.t)
+        self._session.take(self)
+        # Runs of a kind share their graph, but not the program that they have brought.
+        self._steps = unet._make(kind, unet._captured[unet._key(kind)])
+        tables = program.t, program.c_in, program.A, program.b, program.d
+        self._steps.start(*tables, guidance_scale, initial)
+
+    def use(self, inputs: Mapping[str, Array]) -> None:
+        """Bring the network's inputs to the GPU, other than those that steps write."""
+        self._inputs = inputs
+        self._return()
+        self._send_inputs()
+
+    def advance(self, count: int, noise: NoiseSource) -> None:
+        """Queue the next evaluations, without Python between them."""
+        self._return()
+        self._steps.advance(count, noise.generators)
+        self._left -= count
+
+    def latents(self) -> Array:
+        """Wait for what is queued and return the latents."""
+        self._return()
+        latents = self._steps.read()
+        latents.flags.writeable = False
+        self._session.keep_latents(self._unet._set, latents)
+        return latents
+
+    def cancel(self) -> None:
+        """End `advance`, in another thread, before its next evaluation."""
+        self._steps.cancel()
+
+    def leave(self) -> None:
+        """Save the registers: others write to the arena from now on."""
+        if self._left:
+            self._registers = self._steps.save()
+
+    def _return(self) -> None:
+        """Take the arena back if others have used it."""
+        if self._session.take(self) or self._registers is None:
+            return
+        self._steps.resume(self._registers)
+        self._registers = None
+        self._send_inputs()
+
+    def _send_inputs(self) -> None:
+        for name, values in self._inputs.items():
+            if name not in STEP_TENSORS:
+                self._unet._send(name, values)

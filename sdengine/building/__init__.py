@@ -1,0 +1,1 @@
+"""Building: from a checkpoint to a bundle."""

@@ -1,0 +1,239 @@
+"""Foretell what running a model's networks on a GPU takes: weights, scratch, latents and images.
+
+Engines that were built say what they take; for others it follows from the graphs.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+import onnx
+
+from sdengine import _native
+from sdengine.bundle.manifest import Manifest
+from sdengine.checkpoints.checkpoint import TEXT_ENCODERS
+from sdengine.checkpoints.part_source import PartSource
+from sdengine.compilers.tensorrt.engine import rows_of
+from sdengine.errors import ConfigError
+from sdengine.export.cache import OnnxCache
+from sdengine.export.exporter import Exporter
+from sdengine.export.fusion import fuse
+from sdengine.export.liveness import peak_activation_bytes
+from sdengine.export.sizes import check_batch, check_multiples, parse_sizes
+from sdengine.export.static_shapes import fix_shapes
+from sdengine.export.trace import placeholders, trace
+from sdengine.export.weights import attach_weights
+from sdengine.models.contracts import PRECISIONS
+
+_MAX_STEPS, _MAX_REGISTERS = 1000, 8
+_RGB = 3
+# Not needed for text to image.
+_LEFT_OUT = ("vae_encoder",)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class SizePlan:
+    """What one image size takes, in bytes.
+
+    Args:
+        width, height: of an image, in pixels.
+        batch: images that one run makes.
+        scratch_bytes: by network, the tensors between its nodes; networks run one after the other
+            and share one block, so the largest counts.
+        told: networks whose scratch the engine's builder told; that of the others follows from
+            their graphs.
+        pool_bytes: latents, noise, the sampler's table, and the images.
+        total_bytes: with all weights resident.
+        low_total_bytes: with `low_memory`, where each network is freed once it is done.
+    """
+
+    width: int
+    height: int
+    batch: int
+    scratch_bytes: dict[str, int]
+    told: list[str]
+    pool_bytes: int
+    total_bytes: int
+    low_total_bytes: int
+
+
+@dataclass(frozen=True)
+class BuiltMemory:
+    """What the builder of a bundle's engines told.
+
+    Args:
+        precision: of the bundle.
+        batch: images that one run of its engines makes.
+        weight_bytes: by network, what the engine keeps on the GPU.
+        scratch_bytes: by network and image size, what a context computes in.
+    """
+
+    precision: str
+    batch: int
+    weight_bytes: Mapping[str, int]
+    scratch_bytes: Mapping[str, Mapping[tuple[int, int], int]]
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a model takes.
+
+    Args:
+        name: of the model.
+        precision: of weights and tensors.
+        weight_bytes: by network.
+        sizes: the plans, in the order asked for.
+    """
+
+    name: str
+    precision: str
+    weight_bytes: dict[str, int]
+    sizes: list[SizePlan]
+
+
+def plan_memory(
+    source: PartSource,
+    *,
+    precision: str = "fp16",
+    resolutions: tuple[int | tuple[int, int], ...] | list[int | tuple[int, int]] = (512,),
+    batch: int = 1,
+    built: BuiltMemory | None = None,
+    progress: Progress | None = None,
+) -> MemoryPlan:
+    """Trace the networks, without their weights, and add up what running them takes.
+
+    Where the builder did not tell, the scratch is that of the fused graph, each tensor freed once
+    nobody reads it; a compiler fuses more, joins the rows of prompts of up to four chunks and takes
+    workspace for its kernels. The CUDA context and what the driver keeps for captured graphs are
+    not in it.
+
+    Args:
+        source: a checkpoint, or an architecture.
+        precision: "fp32", "bf16" or "fp16".
+        resolutions: as for `build`.
+        batch: images that one run makes.
+        built: what the builder of the model's engines told, which counts where precision and batch
+            are those.
+        progress: called before each network with its name, the networks done, and all.
+
+    Raises:
+        ConfigError: an argument is invalid.
+        ExportError: a network cannot be traced.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
+    check_batch(batch)
+    sizes = parse_sizes(resolutions)
+    exporter = Exporter(source, OnnxCache(), controlnet=False)
+    check_multiples(sizes, exporter.multiple)
+    item_bytes = PRECISIONS[precision].itemsize
+    networks = [name for name in exporter.networks if name not in _LEFT_OUT]
+    weight_bytes = {name: _weight_bytes(source, name, item_bytes) for name in networks}
+    scratch: dict[str, dict[tuple[int, int], int]] = {name: {} for name in networks}
+    told: dict[str, Mapping[tuple[int, int], int]] = {}
+    if built is not None and (built.precision, built.batch) == (precision, batch):
+        weight_bytes |= {n: size for n, size in built.weight_bytes.items() if n in weight_bytes}
+        told = {n: by_size for n, by_size in built.scratch_bytes.items() if n in scratch}
+    for done, name in enumerate(networks):
+        scratch[name] |= {size: n for size, n in told.get(name, {}).items() if size in sizes}
+        left = [size for size in sizes if size not in scratch[name]]
+        if progress is not None and left:
+            progress(f"trace {name}", done, len(networks))
+        if left:
+            scratch[name] |= _scratch_bytes(exporter, name, precision, left, batch)
+    plans = []
+    resident = sum(weight_bytes.values())
+    for size in sizes:
+        needed = {name: by_size[size] for name, by_size in scratch.items()}
+        told_here = [name for name in networks if size in told.get(name, {})]
+        pool = _pool_bytes(exporter, size, batch, item_bytes)
+        total = resident + max(needed.values()) + pool
+        low = _largest_stage(weight_bytes, needed) + pool
+        plans.append(SizePlan(*size, batch, needed, told_here, pool, total, low))
+    return MemoryPlan(source.name, precision, weight_bytes, plans)
+
+
+def built_memory(manifest: Manifest) -> BuiltMemory | None:
+    """Return what the builder told when a bundle was built; None where it told nothing."""
+    weight_bytes: dict[str, int] = {}
+    scratch: dict[str, dict[tuple[int, int], int]] = {}
+    for name, network in manifest.networks.items():
+        options = network.options
+        if _is_size(options.get("weight_bytes")):
+            weight_bytes[name] = options["weight_bytes"]
+        told = options.get("scratch_bytes")
+        if options.get("scratch_from") != "builder" or not isinstance(told, dict):
+            continue
+        named = {size: told.get("x".join(map(str, size))) for size in manifest.resolutions}
+        scratch[name] = {size: value for size, value in named.items() if _is_size(value)}
+    if not weight_bytes and not scratch:
+        return None
+    return BuiltMemory(manifest.precision, manifest.max_batch, weight_bytes, scratch)
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < 1 << 50
+
+
+def _largest_stage(weight_bytes: dict[str, int], scratch_bytes: dict[str, int]) -> int:
+    """Return the most that a stage takes alone; the text encoders are one stage."""
+    weights: Counter[str] = Counter()
+    scratch: Counter[str] = Counter()
+    for name, size in weight_bytes.items():
+        stage = TEXT_ENCODERS[0] if name in TEXT_ENCODERS else name
+        weights[stage] += size
+        scratch[stage] = max(scratch[stage], scratch_bytes[name])
+    return max(weights[stage] + scratch[stage] for stage in weights)
+
+
+def _weight_bytes(source: PartSource, network: str, item_bytes: int) -> int:
+    """Count a network's weights; the token table stays with the host."""
+    part = {"vae_decoder": "vae"}.get(network, network)
+    left_out = ("encoder.", "quant_conv") if part == "vae" else ()
+    shapes = source.shapes(part).items()
+    return item_bytes * sum(
+        math.prod(shape)
+        for name, shape in shapes
+        if not name.startswith(left_out or ("text_model.embeddings.token_embedding",))
+    )
+
+
+def _scratch_bytes(
+    exporter: Exporter,
+    network: str,
+    precision: str,
+    sizes: list[tuple[int, int]],
+    batch: int,
+) -> dict[tuple[int, int], int]:
+    contract = exporter.contract(network, precision)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{network}.onnx"
+        with placeholders(contract.module, contract.dtype) as state:
+            model: onnx.ModelProto = trace(contract, path)
+            attach_weights(model, state, contract, path.with_suffix(".data"), write=False)
+    found: dict[tuple[int, int], int] = {}
+    rows = rows_of(network, batch)
+    for width, height in sizes:
+        if network in TEXT_ENCODERS and found:
+            found[width, height] = next(iter(found.values()))
+            continue
+        fixed = fix_shapes(model, contract.at_size(rows, height, width))
+        found[width, height] = peak_activation_bytes(fuse(fixed)[0])
+    return found
+
+
+def _pool_bytes(exporter: Exporter, size: tuple[int, int], batch: int, item_bytes: int) -> int:
+    width, height = size
+    (sample, *_) = exporter.contract("unet").at_size(batch, height, width).inputs
+    shape = [int(side) for side in sample.shape]
+    regions = _native.trajectory_regions(shape, 2, _MAX_STEPS, _MAX_REGISTERS)
+    image_bytes = _RGB * width * height * (item_bytes + 1)  # decoded, and as pixels
+    return sum(size_bytes for _, size_bytes, _, _ in regions) + image_bytes

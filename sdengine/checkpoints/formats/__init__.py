@@ -1,0 +1,1 @@
+"""Tensor file formats: safetensors, and pickled archives read without executing code."""

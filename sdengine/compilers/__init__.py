@@ -1,0 +1,1 @@
+"""Compilers: what makes a target's files from an exported network."""

@@ -1,0 +1,149 @@
+"""How far each layer of a network errs in each precision, on the inputs that it really gets.
+
+The network runs in fp32, one operation after the other; what each linear layer and convolution read
+is then given to the same layer alone in bf16 and in 8 bits, and the results are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdengine import _native
+from sdengine.backends.native.graph import Graph, Port, Step
+from sdengine.backends.native.instruction_set import chosen_isa
+from sdengine.backends.native.layout import Program, lay_out
+from sdengine.backends.native.map_sizes import map_sizes
+from sdengine.backends.native.packing import choose_methods, pack, plan_packing
+from sdengine.backends.native.prepare import BF16_ISA, DTYPES
+from sdengine.backends.native.projections import JOINT
+
+Array = NDArray[Any]
+PRECISIONS = ("bf16", "int8")
+# A layer whose error is larger is computed plainly. In bf16 the rounding of inputs and results
+# alone is 2.4e-3; in 8 bits an even distribution gives about 1e-2.
+MAX_ERROR = {"bf16": 1e-2, "int8": 5e-2}
+_PRODUCTS = ("linear", "conv", "winograd")
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What one layer errs in one precision.
+
+    Args:
+        output: the step's output, which names it.
+        name: of the node that it comes from.
+        precision: "bf16" or "int8".
+        method: what multiplied: "bfloat16", "int16", "int8", or "winograd int16".
+        error: root mean square, relative to the result in fp32.
+    """
+
+    output: str
+    name: str
+    precision: str
+    method: str
+    error: float
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is too large, so that the layer is computed plainly."""
+        return not self.error <= MAX_ERROR[self.precision]
+
+
+def layer_errors(
+    graph: Graph, weights: Mapping[str, Array], inputs: Mapping[str, Array]
+) -> list[LayerError]:
+    """Compare every linear layer and convolution in low precision with itself in fp32.
+
+    Args:
+        graph: a network, as it was imported.
+        weights: its tensors.
+        inputs: by name, at the shapes to compare at.
+    """
+    shapes = {name: array.shape for name, array in inputs.items()}
+    chosen = {precision: _chosen(graph, shapes, precision) for precision in ("fp32", *PRECISIONS)}
+    reference = chosen["fp32"]
+    network, program = _network(reference, shapes, weights, "float32")
+    for name, one in program.inputs.items():
+        view = network.view(one)
+        view[...] = np.asarray(inputs[name]).reshape(view.shape)
+    by_output = {
+        precision: {step.output: step for step in low.steps} for precision, low in chosen.items()
+    }
+    products = iter(step for step in reference.steps if step.kind in ("linear", "conv"))
+    found: list[LayerError] = []
+    for index, record in enumerate(program.records):
+        if record["kind"] not in _PRODUCTS:
+            network.run_one(index)
+            continue
+        step = next(products)
+        read = {role: network.view(one).copy() for role, one in record["maps"].items()}
+        network.run_one(index)
+        truth = network.view(record["maps"]["out"]).copy()
+        del read["out"]
+        for precision in PRECISIONS:
+            low = by_output[precision].get(step.output)
+            if low is not None:
+                error = _error(low, read, truth, weights, DTYPES[precision])
+                method = f"{'winograd ' if low.tile else ''}{low.weight_kind}"
+                found.append(LayerError(step.output, step.name, precision, method, error))
+    return found
+
+
+def _chosen(graph: Graph, shapes: Mapping[str, tuple[int, ...]], precision: str) -> Graph:
+    sizes = map_sizes(graph, shapes)
+    return choose_methods(graph, sizes, precision, whole_numbers=chosen_isa() != BF16_ISA)
+
+
+def _network(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Array], dtype: str
+) -> tuple[_native.Network, Program]:
+    packed_graph, packing = plan_packing(graph, map_sizes(graph, shapes), weights)
+    program = lay_out(packed_graph, shapes, dtype)
+    packed = dict(pack(packing, weights))
+    network = _native.Network(program.records, packed, 2, chosen_isa())
+    for one, weight in program.constants:
+        view = network.view(one)
+        view[...] = packed[weight].reshape(view.shape)
+    return network, program
+
+
+def _error(
+    step: Step, read: Mapping[str, Array], truth: Array, weights: Mapping[str, Array], dtype: str
+) -> float:
+    """Return the error of one step alone."""
+    alone = step.model_copy(update={"inputs": {role: role for role in read}, "output": "out"})
+    graph = Graph(
+        version=1,
+        network="alone",
+        inputs=tuple(_port(role, array.shape[3]) for role, array in read.items()),
+        outputs=(_port("out", truth.shape[3]),),
+        steps=(alone,),
+    )
+    arrays = {role: array.transpose(0, 3, 1, 2) for role, array in read.items()}
+    shapes = {role: array.shape for role, array in arrays.items()}
+    network, program = _network(graph, shapes, weights, dtype)
+    for role, one in program.inputs.items():
+        network.view(one)[...] = arrays[role]
+    network.run()
+    one, shape = program.outputs["out"]
+    found = network.view(one).reshape(shape).transpose(0, 2, 3, 1).astype(np.float64)
+    power = float(np.mean(truth.astype(np.float64) ** 2))
+    return float(np.sqrt(np.mean((found - truth) ** 2) / (power or 1.0)))
+
+
+def _port(name: str, channels: int) -> Port:
+    return Port(name=name, value=name, rank=4, layout="image", dtype="float32", channels=channels)
+
+
+def exact_steps(errors: list[LayerError]) -> dict[str, list[str]]:
+    """Return, by precision, the outputs of the steps that are to be computed plainly."""
+    exact: dict[str, list[str]] = {precision: [] for precision in PRECISIONS}
+    for layer in errors:
+        if layer.is_exact:  # projections may have been joined
+            exact[layer.precision] += layer.output.split(JOINT)
+    return {precision: names for precision, names in exact.items() if names}

@@ -1,0 +1,289 @@
+"""Compile an ONNX graph to a TensorRT or TensorRT-RTX engine, in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from sdengine import _native
+from sdengine.backends.tensorrt.kept_content import present_gpu
+from sdengine.building.peak_memory import free_bytes
+from sdengine.bundle.tensors import resolve_shapes
+from sdengine.compilers.base import Compiled, CompileSpec
+from sdengine.compilers.tensorrt.gpus import compute_capabilities, known_gpus
+from sdengine.compilers.tensorrt.kernel_choice import NATIVE, TRITON, node_name
+from sdengine.compilers.tensorrt.plugin_nodes import (
+    KernelPlan,
+    Run,
+    measured_plan,
+    native_plan,
+    supported_nodes,
+)
+from sdengine.compilers.tensorrt.process import run_job
+from sdengine.errors import ConfigError, OutOfMemoryError
+from sdengine.export.fusion import FusionReport, fuse
+from sdengine.export.lowering import to_plugins, to_standard
+
+if TYPE_CHECKING:
+    from sdengine.export.network import ExportedNetwork
+
+CHUNK_TOKENS = 77
+# Names of builder flags, and what the manifest says where they were set.
+REFIT_FLAG, STRIP_FLAG = "REFIT", "STRIP_PLAN"
+FLAG_OPTIONS = {REFIT_FLAG: "refittable", STRIP_FLAG: "stripped"}
+MAX_CHUNKS = 4
+_log = logging.getLogger(__name__)
+# Peak of the builder's process by size of the graph's weights: what was seen, rounded up.
+_MEMORY_PER_WEIGHT_BYTE = 3.0
+_MEMORY_BASE_BYTES = 500_000_000
+
+Shapes = dict[str, tuple[list[int], list[int], list[int]]]
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """What tells the two products apart.
+
+    Args:
+        target: name of the target.
+        module: that is imported.
+        extra: of the package, that installs it.
+        capabilities: that engines can be built for on any machine; empty where the builder needs
+            the GPU itself.
+    """
+
+    target: str
+    module: str
+    extra: str
+    capabilities: tuple[int, ...]
+
+
+RTX = Flavour("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx", (75, 80, 86, 89, 120, 121))
+FULL = Flavour("tensorrt", "tensorrt", "tensorrt", ())
+FLAVOURS = {flavour.target: flavour for flavour in (RTX, FULL)}
+
+
+def target_capabilities(flavour: Flavour, gpus: tuple[str, ...]) -> list[int]:
+    """Return the compute capabilities to build for; none means the GPU that is present.
+
+    Raises:
+        ConfigError: a GPU is unknown, the target does not build for it, or none is named where
+            none is present.
+    """
+    if gpus and not flavour.capabilities:
+        raise ConfigError.for_field(
+            "gpu",
+            ", ".join(gpus),
+            f"nothing: target {flavour.target} builds for the GPU of the machine that it runs on",
+            f"Target {RTX.target} builds ahead for other GPUs.",
+        )
+    if not gpus and not _native.cuda_available()[0]:
+        raise ConfigError.for_field(
+            "gpu",
+            "nothing",
+            f"for target {flavour.target} on a machine without a GPU: "
+            + (known_gpus(flavour.capabilities) or "nothing; build on a machine that has one"),
+        )
+    return compute_capabilities(gpus, flavour.target, flavour.capabilities)
+
+
+def rows_of(network: str, batch: int) -> int:
+    """Return how many rows an engine computes at once.
+
+    Guidance evaluates prompt and negative prompt of each image together; images are decoded one
+    by one.
+    """
+    return 2 * batch if network == "unet" else 2 if network.startswith("text_encoder") else 1
+
+
+def usual_sizes(network: str, size: tuple[int, int], batch: int) -> dict[str, int]:
+    """Return the value of each symbol in an engine's shapes, for width and height in pixels."""
+    width, height = size
+    rows = rows_of(network, batch)
+    return {"batch": rows, "height": height, "width": width, "sequence": CHUNK_TOKENS}
+
+
+def profiles_by_size(network: ExportedNetwork, spec: CompileSpec) -> dict[str, Shapes]:
+    """Return the least, usual and largest shape of each input, by image size: "512x768".
+
+    All are fixed but the length of the prompt, in chunks of CHUNK_TOKENS.
+    """
+    found: dict[str, Shapes] = {}
+    for size in spec.sizes:
+        sizes = usual_sizes(network.name, size, spec.batch)
+        least, most = (
+            resolve_shapes(network.name, network.inputs, {**sizes, "sequence": CHUNK_TOKENS * n})
+            for n in (1, MAX_CHUNKS)
+        )
+        found[size_name(size)] = {
+            name: (list(least[name]), list(least[name]), list(most[name])) for name in least
+        }
+    return found
+
+
+def size_name(size: tuple[int, int]) -> str:
+    """Write width and height as people do."""
+    return "x".join(map(str, size))
+
+
+def make_profiles(network: ExportedNetwork, spec: CompileSpec) -> list[Shapes]:
+    """Return the engine's profiles; a text encoder has one for all image sizes."""
+    profiles: list[Shapes] = []
+    for shapes in profiles_by_size(network, spec).values():
+        if shapes not in profiles:
+            profiles.append(shapes)
+    return profiles
+
+
+def compile_engine(
+    network: ExportedNetwork, out_dir: Path, spec: CompileSpec, flavour: Flavour
+) -> Compiled:
+    """Write `<name>.engine`, one optimisation profile an image size, weights shared.
+
+    Args:
+        network: an exported network, in the precision that it shall be computed in.
+        out_dir: an existing folder.
+        spec: sizes, batch, GPUs and limits.
+        flavour: which of the two products.
+
+    Raises:
+        ConfigError: see `target_capabilities`.
+        OutOfMemoryError: building takes more memory than is free.
+        EngineBuildError: the builder failed; the message ends with its log.
+    """
+    assert network.onnx_path is not None
+    output = out_dir / f"{network.name}.engine"
+    shared = {
+        "module": flavour.module,
+        "capabilities": target_capabilities(flavour, spec.gpus),
+        "flags": list(spec.builder_flags),
+        "workspace_bytes": spec.workspace_bytes,
+        "optimization_level": spec.optimization_level,
+        "timing_cache": _timing_cache(flavour, spec),
+    }
+    _check_memory(network.name, network.onnx_path)
+    model = onnx.load(network.onnx_path, load_external_data=False)
+    fused, report = fuse(model)
+
+    def run(job: dict[str, Any]) -> dict[str, Any]:
+        result = run_job({**shared, **job}, network.name, spec.progress, spec.cancel)
+        for note in result["notes"]:
+            _log.warning("%s", note)
+        return result
+
+    plugins_for = _plugin_target(flavour, spec)
+    plan = _plan_kernels(network, spec, model, (fused, report), plugins_for, run)
+    if plan.summary:
+        _log.info("%s", plan.summary)
+    job = {
+        "task": "build",
+        "output": str(output),
+        "profiles": make_profiles(network, spec),
+        "plugins_for": plugins_for if plan.plugins else None,
+        "user_allocation": True,
+    }
+    with _beside(network.onnx_path, _lowered(fused, plan)) as graph:
+        try:
+            result = run({**job, "onnx": str(graph)})
+        except BaseException:
+            output.unlink(missing_ok=True)
+            raise
+    options = {**plan.options, **_memory_options(result, network, spec)}
+    if spec.builder_flags:
+        options |= {name: True for f, name in FLAG_OPTIONS.items() if f in spec.builder_flags}
+    return Compiled([output.name], result["peak_bytes"], dict(report.replaced), options)
+
+
+def _plan_kernels(
+    network: ExportedNetwork,
+    spec: CompileSpec,
+    model: onnx.ModelProto,
+    fused: tuple[onnx.ModelProto, FusionReport],
+    plugins_for: int | None,
+    run: Run,
+) -> KernelPlan:
+    if plugins_for is None:
+        no_choice = spec.kernels == NATIVE
+        return native_plan("" if no_choice else "TensorRT-RTX has no plugins")
+    supported = supported_nodes(*fused, plugins_for)
+    if spec.kernels == TRITON:
+        return KernelPlan(supported, {"kernels": TRITON})
+    profiles = make_profiles(network, spec)
+    usual: dict[str, dict[str, int]] = {}
+    for size, shapes in zip(spec.sizes, profiles_by_size(network, spec).values(), strict=True):
+        if len(usual) < len(profiles) and shapes == profiles[len(usual)]:
+            usual[size_name(size)] = usual_sizes(network.name, size, spec.batch)
+    return measured_plan(
+        network, model, supported, usual, lambda job: run({**job, "plugins_for": plugins_for})
+    )
+
+
+def _lowered(fused: onnx.ModelProto, plan: KernelPlan) -> onnx.ModelProto:
+    if not plan.plugins:
+        return to_standard(fused)
+    return to_plugins(fused, lambda node: node_name(node) in plan.plugins)
+
+
+@contextmanager
+def _beside(path: Path, model: onnx.ModelProto) -> Iterator[Path]:
+    """Give a graph as a file for as long as the block lasts, beside the weights that it reads."""
+    place = path.with_name(f".{os.getpid()}.fused.{path.name}")
+    try:
+        onnx.save(model, place)
+        yield place
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def _plugin_target(flavour: Flavour, spec: CompileSpec) -> int | None:
+    if spec.kernels == NATIVE or flavour is RTX:  # which has no plugins
+        return None
+    return present_gpu()[1]
+
+
+def _timing_cache(flavour: Flavour, spec: CompileSpec) -> dict[str, Any] | None:
+    if flavour is RTX:  # where it has no effect, and would ask the GPU for it
+        return None
+    gpu, capability = present_gpu()
+    path = None if spec.timing_cache is None else str(spec.timing_cache)
+    return {"path": path, "gpu": gpu, "compute_capability": capability}
+
+
+def _memory_options(
+    result: dict[str, Any], network: ExportedNetwork, spec: CompileSpec
+) -> dict[str, Any]:
+    """Return what the builder told of memory: scratch by image size, weights on the GPU."""
+    options: dict[str, Any] = {}
+    if (told := result["activation_bytes"]) is not None:
+        profiles = make_profiles(network, spec)
+        options["scratch_bytes"] = {
+            name: told[profiles.index(shapes)]
+            for name, shapes in profiles_by_size(network, spec).items()
+        }
+        options["scratch_from"] = "builder"
+    if result["weights_bytes"] is not None:
+        options["weight_bytes"] = result["weights_bytes"]
+    return options
+
+
+def estimate_bytes(onnx_path: Path) -> int:
+    """Return about how much memory building a graph's engine takes."""
+    weights = onnx_path.with_name(f"{onnx_path.name}.data")
+    size = weights.stat().st_size if weights.exists() else 0
+    return int(_MEMORY_BASE_BYTES + _MEMORY_PER_WEIGHT_BYTE * size)
+
+
+def _check_memory(name: str, onnx_path: Path) -> None:
+    needed, found = estimate_bytes(onnx_path), free_bytes()
+    if needed > found:
+        raise OutOfMemoryError(
+            f"{name}: building its engine takes about {needed / 1e9:.1f} GB of memory, and "
+            f"{found / 1e9:.1f} GB are free. Close other programs, or build on a larger machine."
+        )

@@ -1,0 +1,1 @@
+"""Images: results, PNG files, and the metadata in them."""

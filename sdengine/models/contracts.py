@@ -1,0 +1,359 @@
+"""What each network reads and writes when it is exported: names, shapes, example inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from sdengine.bundle.tensors import TensorSpec, resolve_shapes
+from sdengine.errors import ConfigError
+from sdengine.models.controlnet import ControlNetModel
+from sdengine.models.text_encoder import CLIPTextEncoder
+from sdengine.models.unet import UNet2DConditionModel, UNetConfig
+from sdengine.models.vae import AutoencoderKL
+
+NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
+PRECISIONS: Mapping[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+SEQUENCE = 77  # of one prompt; the U-Net takes several joined
+_FLOAT, _INT = "float32", "int64"
+# Timesteps up to 999 and sizes up to 4096 have more digits than a shorter type keeps.
+_ALWAYS_FP32 = ("timestep", "time_ids")
+
+
+@dataclass(frozen=True)
+class NetworkContract:
+    """Hold a network as a function of positional tensors, and the names and shapes of these.
+
+    Args:
+        name: the network's name in a bundle.
+        module: takes the inputs in order and returns the outputs in order.
+        inputs, outputs: shapes hold the symbols "batch", "sequence", "height/8", ...
+        multiple: pixels that height and width must be multiples of.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    multiple: int
+
+    def example(self, batch: int, height: int, width: int, *, seed: int) -> tuple[Tensor, ...]:
+        """Make seeded inputs for an image size in pixels, multiples of `multiple`."""
+        generator = torch.Generator().manual_seed(seed)
+        shapes = resolve_shapes(self.name, self.inputs, symbol_sizes(batch, height, width))
+        made = []
+        for spec in self.inputs:
+            shape = shapes[spec.name]
+            if spec.dtype == _INT:
+                length = int(self.inputs[0].shape[1])
+                made.append(torch.randint(1, length, shape, generator=generator))
+            elif spec.name == "timestep":
+                made.append(torch.rand(shape, generator=generator) * 999)
+            else:
+                values = torch.randn(shape, generator=generator)
+                made.append(values.to(getattr(torch, spec.dtype)))
+        return tuple(made)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What weights are stored and outputs computed in."""
+        dtype: torch.dtype = getattr(torch, self.outputs[0].dtype)
+        return dtype
+
+    def in_precision(self, precision: str) -> NetworkContract:
+        """Return the same network with other floats: "fp32", "bf16" or "fp16"."""
+        dtype = str(PRECISIONS[precision]).removeprefix("torch.")
+
+        def changed(spec: TensorSpec) -> TensorSpec:
+            kept = spec.dtype == _INT or spec.name in _ALWAYS_FP32
+            return spec if kept else replace(spec, dtype=dtype)
+
+        return replace(
+            self,
+            inputs=tuple(changed(spec) for spec in self.inputs),
+            outputs=tuple(changed(spec) for spec in self.outputs),
+        )
+
+    def at_size(self, batch: int, height: int, width: int) -> NetworkContract:
+        """Return the same network with numbers in the place of symbols; sides in pixels."""
+        sizes = symbol_sizes(batch, height, width)
+
+        def fixed(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            shapes = resolve_shapes(self.name, specs, sizes)
+            return tuple(replace(spec, shape=shapes[spec.name]) for spec in specs)
+
+        return replace(self, inputs=fixed(self.inputs), outputs=fixed(self.outputs))
+
+
+def symbol_sizes(batch: int, height: int, width: int) -> dict[str, int]:
+    """Return the value of every symbol that a contract's shapes hold."""
+    return {"batch": batch, "height": height, "width": width, "sequence": SEQUENCE}
+
+
+def text_encoder_contract(module: CLIPTextEncoder, name: str = "text_encoder") -> NetworkContract:
+    """inputs_embeds, eos_index -> hidden_states, normed_hidden_states, pooled."""
+    config = module.config
+    width, length = config.hidden_size, config.max_position_embeddings
+    states = (config.num_hidden_layers + 1, "batch", length, width)
+    pooled = config.projection_dim if config.with_projection else width
+    return NetworkContract(
+        name=name,
+        module=module,
+        inputs=(
+            TensorSpec("inputs_embeds", ("batch", length, width), _FLOAT),
+            TensorSpec("eos_index", ("batch",), _INT),
+        ),
+        outputs=(
+            TensorSpec("hidden_states", states, _FLOAT),
+            TensorSpec("normed_hidden_states", states, _FLOAT),
+            TensorSpec("pooled", ("batch", pooled), _FLOAT),
+        ),
+        multiple=1,
+    )
+
+
+def unet_contract(
+    module: UNet2DConditionModel,
+    *,
+    downscale: int = 8,
+    controlnet: bool = True,
+    num_time_ids: int = 6,
+) -> NetworkContract:
+    """sample, timestep, encoder_hidden_states, [added], [residuals] -> noise_pred.
+
+    Args:
+        module: the U-Net.
+        downscale: pixels along one side of a latent cell.
+        controlnet: read residuals that are added on the way up; zeros leave them out.
+        num_time_ids: of each image, where the U-Net reads them: 6, or 5 for a refiner.
+    """
+    config = module.config
+    inputs = [
+        TensorSpec("sample", _map(config.in_channels, downscale), _FLOAT),
+        TensorSpec("timestep", ("batch",), _FLOAT),
+        TensorSpec(
+            "encoder_hidden_states", ("batch", "sequence", config.cross_attention_dim), _FLOAT
+        ),
+    ]
+    added = _added_inputs(config, num_time_ids)
+    inputs += added
+    if controlnet:
+        inputs += _residuals(config, downscale)
+    return NetworkContract(
+        name="unet",
+        module=_PositionalUNet(module, [spec.name for spec in added], controlnet),
+        inputs=tuple(inputs),
+        outputs=(TensorSpec("noise_pred", _map(config.out_channels, downscale), _FLOAT),),
+        multiple=size_multiple(config, downscale),
+    )
+
+
+def controlnet_contract(
+    module: ControlNetModel, *, downscale: int = 8, num_time_ids: int = 6
+) -> NetworkContract:
+    """sample, timestep, encoder_hidden_states, [added], controlnet_cond -> residuals at scale 1.
+
+    Args:
+        module: the ControlNet.
+        downscale, num_time_ids: of the U-Net that it steers; see `unet_contract`.
+    """
+    config = module.config
+    added = _added_inputs(config, num_time_ids)
+    text = ("batch", "sequence", config.cross_attention_dim)
+    control = _map(module.controlnet_config.conditioning_channels, 1)
+    return NetworkContract(
+        name=CONTROLNET,
+        module=_PositionalControlNet(module, [spec.name for spec in added]),
+        inputs=(
+            TensorSpec("sample", _map(config.in_channels, downscale), _FLOAT),
+            TensorSpec("timestep", ("batch",), _FLOAT),
+            TensorSpec("encoder_hidden_states", text, _FLOAT),
+            *added,
+            TensorSpec("controlnet_cond", control, _FLOAT),
+        ),
+        outputs=tuple(_residuals(config, downscale)),
+        multiple=size_multiple(config, downscale),
+    )
+
+
+def vae_decoder_contract(module: AutoencoderKL) -> NetworkContract:
+    """Unscaled latents -> images in [-1,1]."""
+    config = module.config
+    latents = TensorSpec("latents", _map(config.latent_channels, config.downscale), _FLOAT)
+    return NetworkContract(
+        name="vae_decoder",
+        module=_Method(module, module.decode),
+        inputs=(latents,),
+        outputs=(TensorSpec("images", _map(config.out_channels, 1), _FLOAT),),
+        multiple=config.downscale,
+    )
+
+
+def vae_encoder_contract(module: AutoencoderKL) -> NetworkContract:
+    """Images in [-1,1] -> moments: the latents' mean, then their log-variance."""
+    config = module.config
+    moments = TensorSpec("moments", _map(2 * config.latent_channels, config.downscale), _FLOAT)
+    return NetworkContract(
+        name="vae_encoder",
+        module=_Method(module, module.encode),
+        inputs=(TensorSpec("images", _map(config.in_channels, 1), _FLOAT),),
+        outputs=(moments,),
+        multiple=config.downscale,
+    )
+
+
+def size_multiple(config: UNetConfig, downscale: int = 8) -> int:
+    """Return what height and width in pixels must be multiples of, so that levels fit together."""
+    return int(downscale << (len(config.block_out_channels) - 1))
+
+
+class _PositionalUNet(nn.Module):
+    """Sort the positional inputs of a contract into the U-Net's arguments."""
+
+    def __init__(self, module: UNet2DConditionModel, added: list[str], controlnet: bool) -> None:
+        super().__init__()
+        self.module = module
+        self.added = added
+        self.controlnet = controlnet
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *rest: Tensor
+    ) -> Tensor:
+        added = dict(zip(self.added, rest, strict=False))
+        rest = rest[len(self.added) :]
+        residuals = {}
+        if self.controlnet:
+            residuals = {"down_residuals": rest[:-1], "mid_residual": rest[-1]}
+        out: Tensor = self.module(sample, timestep, encoder_hidden_states, **added, **residuals)
+        return out
+
+
+class _PositionalControlNet(nn.Module):
+    """Sort the inputs of a contract into the ControlNet's arguments, and join its results."""
+
+    def __init__(self, module: ControlNetModel, added: list[str]) -> None:
+        super().__init__()
+        self.module = module
+        self.added = added
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, ...]:
+        added = dict(zip(self.added, rest, strict=False))
+        down, mid = self.module(sample, timestep, encoder_hidden_states, rest[-1], **added)
+        return (*down, mid)
+
+
+class _Method(nn.Module):
+    """Make a method of a module a module."""
+
+    def __init__(self, module: nn.Module, method: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self.method = method
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.method(x)
+
+
+def _map(channels: int, divisor: int) -> tuple[int | str, ...]:
+    suffix = f"/{divisor}" if divisor > 1 else ""
+    return ("batch", channels, f"height{suffix}", f"width{suffix}")
+
+
+def _residuals(config: UNetConfig, downscale: int) -> list[TensorSpec]:
+    levels = zip(config.residual_channels, _residual_levels(config), strict=True)
+    specs = [
+        TensorSpec(f"down_residual_{index}", _map(channels, downscale << level), _FLOAT)
+        for index, (channels, level) in enumerate(levels)
+    ]
+    last = len(config.block_out_channels) - 1
+    mid = _map(config.block_out_channels[-1], downscale << last)
+    return [*specs, TensorSpec("mid_residual", mid, _FLOAT)]
+
+
+def _residual_levels(config: UNetConfig) -> list[int]:
+    levels = [0]
+    for level in range(len(config.block_out_channels)):
+        levels += [level] * config.layers_per_block
+        if level < len(config.block_out_channels) - 1:
+            levels.append(level + 1)
+    return levels
+
+
+def _added_inputs(config: UNetConfig, num_time_ids: int) -> list[TensorSpec]:
+    added = []
+    if config.addition_embed_type is not None:
+        total = config.projection_class_embeddings_input_dim or 0
+        pooled = total - num_time_ids * (config.addition_time_embed_dim or 0)
+        added.append(TensorSpec("text_embeds", ("batch", pooled), _FLOAT))
+        added.append(TensorSpec("time_ids", ("batch", num_time_ids), _FLOAT))
+    if config.time_cond_proj_dim is not None:
+        added.append(TensorSpec("timestep_cond", ("batch", config.time_cond_proj_dim), _FLOAT))
+    return added
+
+
+class ContractOptions(TypedDict):
+    """What a contract depends on besides its network; see `make_contract`."""
+
+    downscale: int
+    controlnet: bool
+    num_time_ids: int
+
+
+def make_contract(
+    name: str,
+    module: nn.Module,
+    *,
+    downscale: int = 8,
+    controlnet: bool = True,
+    num_time_ids: int = 6,
+    precision: str = "fp32",
+) -> NetworkContract:
+    """Return what a network reads and writes.
+
+    Args:
+        name: one of NETWORKS, or "controlnet".
+        module: the CLIPTextEncoder, UNet2DConditionModel, AutoencoderKL or ControlNetModel.
+        downscale: pixels along one side of a latent cell (U-Net, ControlNet).
+        controlnet: let the U-Net read ControlNet residuals.
+        num_time_ids: sizes and scores that a U-Net with size conditioning reads.
+        precision: "fp32", "bf16" or "fp16": of weights, inputs and outputs, except timesteps and
+            sizes.
+
+    Raises:
+        ConfigError: the precision or the network is unknown, or the module is of another kind.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
+    contract = None
+    if name.startswith("text_encoder") and isinstance(module, CLIPTextEncoder):
+        contract = text_encoder_contract(module, name)
+    elif name == "unet" and isinstance(module, UNet2DConditionModel):
+        contract = unet_contract(
+            module, downscale=downscale, controlnet=controlnet, num_time_ids=num_time_ids
+        )
+    elif name == CONTROLNET and isinstance(module, ControlNetModel):
+        contract = controlnet_contract(module, downscale=downscale, num_time_ids=num_time_ids)
+    elif name == "vae_decoder" and isinstance(module, AutoencoderKL):
+        contract = vae_decoder_contract(module)
+    elif name == "vae_encoder" and isinstance(module, AutoencoderKL):
+        contract = vae_encoder_contract(module)
+    if contract is None:
+        raise ConfigError.for_field(
+            "network",
+            f"{name} of {type(module).__name__}",
+            f"{', '.join((*NETWORKS, CONTROLNET))} of its own module",
+        )
+    return contract.in_precision(precision)
+
+
+CONTROLNET = "controlnet"

@@ -1,0 +1,1 @@
+"""Pipeline: one request from its conditioning to its pixels."""

@@ -1,0 +1,75 @@
+"""Stage clock: where a request's time goes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from sdengine.backends.base import Array, Module
+from sdengine.images.result import Timings
+
+
+class StageClock:
+    """Add up the time of a request's stages; time that the caller holds it does not count."""
+
+    def __init__(self) -> None:
+        self._stages: Counter[str] = Counter()
+        self._calls: Counter[str] = Counter()
+        self._active_ns = 0
+        self._resumed_ns = time.perf_counter_ns()
+
+    @contextmanager
+    def stage(self, name: str, calls: int = 1) -> Iterator[None]:
+        """Count the time inside the block, and the calls that it makes, for a stage."""
+        started_ns = time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            self._stages[name] += time.perf_counter_ns() - started_ns
+            self._calls[name] += calls
+
+    def timed(self, stage: str, module: Module) -> Module:
+        """Return the module with its runs counted for a stage."""
+        return _TimedModule(self, stage, module)
+
+    def pause(self) -> None:
+        """Stop counting until `resume`."""
+        self._active_ns += time.perf_counter_ns() - self._resumed_ns
+
+    def resume(self) -> None:
+        """Count again."""
+        self._resumed_ns = time.perf_counter_ns()
+
+    def timings(self) -> Timings:
+        """Return the figures up to now."""
+        total_ns = self._active_ns + time.perf_counter_ns() - self._resumed_ns
+        ms = {name: value / 1e6 for name, value in self._stages.items()}
+        return Timings(
+            load_ms=ms.get("load", 0.0),
+            text_encoder_ms=ms.get("text_encoder", 0.0),
+            unet_ms=ms.get("unet", 0.0),
+            vae_decoder_ms=ms.get("vae_decoder", 0.0),
+            other_ms=total_ns / 1e6 - sum(ms.values()),
+            total_ms=total_ns / 1e6,
+            text_encoder_calls=self._calls["text_encoder"],
+            unet_calls=self._calls["unet"],
+            vae_decoder_calls=self._calls["vae_decoder"],
+        )
+
+
+class _TimedModule:
+    def __init__(self, clock: StageClock, stage: str, module: Module) -> None:
+        self._clock = clock
+        self._stage = stage
+        self._module = module
+        self.inputs = module.inputs
+        self.outputs = module.outputs
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        with self._clock.stage(self._stage):
+            return self._module.run(inputs)
+
+    def close(self) -> None:
+        self._module.close()

@@ -1,0 +1,85 @@
+"""From latents to pixels: full size for results, small for previews."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdengine import _native
+from sdengine.backends.base import Module
+from sdengine.backends.device_protocols import DecodesPixels
+from sdengine.bundle.manifest import Architecture
+from sdengine.bundle.tensors import require_tensors
+from sdengine.errors import FP32_HINT, NonFiniteError
+from sdengine.pipeline.clock import StageClock
+from sdengine.pipeline.latents import latents_shape
+from sdengine.pipeline.loaded_networks import Networks
+
+_PREVIEW_CELLS = 16  # the longer side of a preview, in latent cells
+
+
+def decode(
+    latents: NDArray[np.float32], networks: Networks, clock: StageClock
+) -> list[NDArray[np.uint8]]:
+    """Decode images one after the other.
+
+    Args:
+        latents: [B,C,h,w] fp32, scaled as the U-Net sees them.
+        networks: of the open bundle.
+        clock: where time is counted.
+
+    Returns:
+        One [H,W,3] uint8 array an image.
+
+    Raises:
+        NonFiniteError: the decoder gave NaN or infinity.
+    """
+    architecture = networks.bundle.manifest.architecture
+    downscale = architecture.vae.downscale
+    height, width = latents.shape[2] * downscale, latents.shape[3] * downscale
+    vae = networks.get("vae_decoder", 1, height, width, clock=clock)
+    _check(vae, architecture, height, width)
+    scale = 1.0 / architecture.vae.scaling_factor
+    one = np.empty((1, *latents.shape[1:]), dtype=np.float32)
+    images = []
+    for index in range(len(latents)):
+        try:
+            if isinstance(vae, DecodesPixels):
+                with clock.stage("vae_decoder"):
+                    images.append(vae.decode(latents, index, scale))
+                continue
+            _native.scale_duplicate(latents[index : index + 1], scale, one)
+            with clock.stage("vae_decoder"):
+                decoded = vae.run({"latents": one})["images"]
+            images.append(_native.images_to_uint8(decoded)[0])
+        except NonFiniteError:
+            raise NonFiniteError(f"vae_decoder: gave NaN or infinity. {FP32_HINT}") from None
+    return images
+
+
+def preview(clean: NDArray[np.float32], networks: Networks, clock: StageClock) -> NDArray[np.uint8]:
+    """Decode latents after averaging them to at most 16 cells a side, where their size allows.
+
+    Args:
+        clean: [B,C,h,w] fp32 estimate of the clean latents.
+        networks, clock: as for `decode`.
+
+    Returns:
+        [B,h',w',3] uint8.
+    """
+    batch, channels, height, width = clean.shape
+    common = math.gcd(height, width)
+    factors = [f for f in range(1, common + 1) if common % f == 0]
+    small = [f for f in factors if max(height, width) // f <= _PREVIEW_CELLS]
+    f = small[0] if small else factors[-1]
+    cells = clean.reshape(batch, channels, height // f, f, width // f, f)
+    averaged = np.ascontiguousarray(cells.mean(axis=(3, 5)), dtype=np.float32)
+    return np.stack(decode(averaged, networks, clock))
+
+
+def _check(vae: Module, architecture: Architecture, height: int, width: int) -> None:
+    shape = latents_shape(architecture, 1, height, width)
+    require_tensors("vae_decoder", vae.inputs, {"latents": shape}, "float32")
+    require_tensors("vae_decoder", vae.outputs, {"images": (1, 3, height, width)}, "float32")

@@ -1,0 +1,137 @@
+"""Trajectories on a device that runs the sampler's steps itself, without the host between them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from sdengine.backends.base import Module
+from sdengine.backends.device_protocols import Array, DeviceRun, RunsTrajectories, TrajectoryKind
+from sdengine.errors import FP32_HINT, NonFiniteError
+from sdengine.pipeline.clock import StageClock
+from sdengine.pipeline.guidance import RowPlan
+from sdengine.pipeline.turns import check_cancelled
+from sdengine.pipeline.unet_inputs import UNetInputs
+from sdengine.samplers import SamplerProgram
+from sdengine.samplers.noise import NoiseSource
+
+_POLL_SECONDS = 0.02
+
+
+def choose_device(
+    unet: Module,
+    kind: TrajectoryKind,
+    row_plans: Sequence[RowPlan],
+    guidance_rescale: float,
+    clean_every: int,
+) -> tuple[RunsTrajectories | None, str]:
+    """Decide where a trajectory's steps run.
+
+    Args:
+        unet: the loaded U-Net.
+        kind: what the trajectory needs.
+        row_plans: of every step.
+        guidance_rescale, clean_every: of the request; more than 0 needs each prediction on the
+            host.
+
+    Returns:
+        The U-Net as what runs them, or None and why the host does.
+    """
+    if not isinstance(unet, RunsTrajectories):
+        return None, "the backend's networks read and write the host's memory"
+    if clean_every > 0:
+        return None, "previews are made from each prediction"
+    if guidance_rescale > 0:
+        return None, "guidance_rescale looks at each prediction as a whole"
+    if not all(plan.is_plain for plan in row_plans):
+        return None, "prompts joined by AND weigh more than two rows an image"
+    refusal = unet.refuses(kind)
+    return (None, refusal) if refusal else (unet, "")
+
+
+def run_on_device(
+    run: DeviceRun,
+    program: SamplerProgram,
+    row_plans: Sequence[RowPlan],
+    inputs: UNetInputs,
+    noise: NoiseSource,
+    clock: StageClock,
+    watched: bool,
+    cancel: threading.Event | None,
+) -> Iterator[tuple[int, Array]]:
+    """Run a trajectory that was begun.
+
+    Args:
+        run: of the device.
+        program: the sampler's numbers.
+        row_plans: of every step.
+        inputs: the U-Net's, on the host.
+        noise: draws for the images.
+        clock: where time is counted.
+        watched: somebody looks at every evaluation.
+        cancel: setting it ends the trajectory before its next evaluation.
+
+    Yields:
+        Number and latents of each evaluation; of the last one only, unless watched.
+
+    Raises:
+        NonFiniteError: an evaluation gave NaN or infinity.
+        Cancelled: the caller cancelled.
+    """
+    total = len(program.t)
+    used: RowPlan | None = None
+    for first, end in segments([row_plans[int(step)] for step in program.step], watched):
+        check_cancelled(cancel)
+        plan = row_plans[int(program.step[first])]
+        with clock.stage("unet", calls=end - first):
+            if plan is not used:
+                inputs.use(plan)
+                run.use(inputs.arrays)
+                used = plan
+            # One evaluation ends soon enough by itself.
+            with _cancelling(cancel if end - first > 1 else None, run):
+                run.advance(end - first, noise)
+            latents = _latents(run) if watched or end == total else None
+        if latents is not None:
+            yield end - 1, latents
+
+
+def segments(plans: Sequence[RowPlan], watched: bool) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of the evaluations between which the host has nothing to do."""
+    first = 0
+    for k in range(1, len(plans) + 1):
+        if watched or k == len(plans) or plans[k] is not plans[first]:
+            yield first, k
+            first = k
+
+
+def _latents(run: DeviceRun) -> Array:
+    try:
+        return run.latents()
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}. {FP32_HINT}") from None
+
+
+@contextmanager
+def _cancelling(cancel: threading.Event | None, run: DeviceRun) -> Iterator[None]:
+    """Pass on what the caller sets while the block is in native code."""
+    if cancel is None:
+        yield
+        return
+    guard, done = threading.Lock(), threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            if cancel.wait(_POLL_SECONDS):
+                with guard:
+                    if not done.is_set():
+                        run.cancel()
+                return
+
+    threading.Thread(target=watch, name="sdengine-cancel", daemon=True).start()
+    try:
+        yield
+    finally:
+        with guard:
+            done.set()

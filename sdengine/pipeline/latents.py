@@ -1,0 +1,33 @@
+"""Latents: their shape for an image size, and the noise that they start from."""
+
+from __future__ import annotations
+
+from sdengine.bundle.manifest import Architecture
+from sdengine.request.request import Request
+from sdengine.samplers.noise import NoiseSource
+
+
+def latents_shape(
+    architecture: Architecture, rows: int, height: int, width: int
+) -> tuple[int, int, int, int]:
+    """Return [rows,C,h,w] of the latents of an image size in pixels."""
+    vae = architecture.vae
+    return rows, vae.latent_channels, height // vae.downscale, width // vae.downscale
+
+
+def noise_of(request: Request, images: range, architecture: Architecture) -> NoiseSource:
+    """Return what draws the noise of some images of a request."""
+    size = latents_shape(architecture, len(images), request.height, request.width)
+    resize_from = None
+    if request.seed_width is not None and request.seed_height is not None:
+        shape = latents_shape(architecture, 1, request.seed_height, request.seed_width)
+        resize_from = shape[2:]
+    variation = request.variation_seed
+    return NoiseSource(
+        [request.seeds[i] for i in images],
+        size[1:],
+        kind=request.noise,
+        variation_seeds=None if variation is None else [variation + i for i in images],
+        variation_strength=request.variation_strength,
+        resize_from=resize_from,
+    )

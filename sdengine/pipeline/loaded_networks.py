@@ -1,0 +1,101 @@
+"""The networks of an open bundle, loaded for the sizes that requests ask for, and timed."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from sdengine.backends.base import Backend, Module
+from sdengine.backends.memory_budget import PlansMemory
+from sdengine.bundle.reader import Bundle
+from sdengine.bundle.tensors import resolve_shapes
+from sdengine.errors import DeviceError
+from sdengine.pipeline.clock import StageClock
+
+MAX_SHAPES_LOADED = 3
+
+
+class Networks:
+    """Load a bundle's networks on first use and keep the latest shapes of each.
+
+    Args:
+        bundle: an open bundle.
+        backend: what runs it.
+        precision: "fp32" or "bf16".
+        threads: CPU threads, or None.
+    """
+
+    def __init__(
+        self, bundle: Bundle, backend: Backend, precision: str, threads: int | None
+    ) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self.precision = precision
+        self.threads = threads
+        self._loaded: dict[str, OrderedDict[tuple[int, ...], Module]] = {}
+        self._loading = threading.Lock()
+        self._closed = False
+
+    def get(
+        self,
+        network: str,
+        batch: int,
+        height: int,
+        width: int,
+        *,
+        sequence: int | None = None,
+        clock: StageClock | None = None,
+    ) -> Module:
+        """Return a network for a batch and an image size, loading it when needed.
+
+        Args:
+            network: name in the manifest.
+            batch: rows of its inputs.
+            height, width: image size in pixels.
+            sequence: tokens of the prompt, of all its chunks; None is one chunk.
+            clock: where the time of loading is counted.
+        """
+        with self._loading:
+            if self._closed:
+                raise DeviceError("the engine was closed; load the bundle again.")
+            shapes_loaded = self._loaded.setdefault(network, OrderedDict())
+            length = self.bundle.manifest.architecture.text_encoders[0].max_length
+            key = (batch, height, width, sequence or length)
+            if key in shapes_loaded:
+                shapes_loaded.move_to_end(key)
+                return shapes_loaded[key]
+            with (clock or StageClock()).stage("load"):
+                module = self._load(network, *key)
+            shapes_loaded[key] = module
+            if len(shapes_loaded) > MAX_SHAPES_LOADED:
+                # Not closed: another request may be in the middle of using it.
+                shapes_loaded.popitem(last=False)
+            return module
+
+    def release(self, *networks: str) -> None:
+        """Forget some networks, so that their memory is free once nobody is using them."""
+        with self._loading:
+            for network in networks:
+                self._loaded.pop(network, None)
+
+    def _load(self, network: str, batch: int, height: int, width: int, sequence: int) -> Module:
+        sizes = {"batch": batch, "height": height, "width": width, "sequence": sequence}
+        entry = self.bundle.network(network)
+        return self.backend.load(
+            self.bundle,
+            network,
+            resolve_shapes(network, entry.inputs, sizes),
+            precision=self.precision,
+            threads=self.threads,
+        )
+
+    def close(self) -> None:
+        """Free every network; a second call does nothing."""
+        with self._loading:
+            self._closed = True
+            for shapes_loaded in self._loaded.values():
+                for module in shapes_loaded.values():
+                    module.close()
+            self._loaded.clear()
+        if isinstance(self.backend, PlansMemory):
+            self.backend.close()

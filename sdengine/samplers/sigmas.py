@@ -1,0 +1,142 @@
+"""Noise levels by a schedule's name, from noisy to clean, without the zero at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sdengine.samplers.beta_quantile import beta_quantile
+from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
+from sdengine.samplers.timesteps import sigmas_at
+
+_KARRAS_RHO = 7.0
+_BETA_SHAPE = 0.6
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a schedule spreads levels over.
+
+    Args:
+        noise_schedule: of the checkpoint.
+        steps: how many levels.
+        sigma_max, sigma_min: the first and the last of them, for schedules that are curves.
+    """
+
+    noise_schedule: NoiseSchedule
+    steps: int
+    sigma_max: float
+    sigma_min: float
+
+    @property
+    def ramp(self) -> Float64:
+        """The steps' places from 0, noisiest, to 1, cleanest."""
+        return np.linspace(0, 1, self.steps)
+
+
+def karras(over: Range) -> Float64:
+    """Place levels closer together the cleaner the latents are.
+
+    Source: "Elucidating the Design Space of Diffusion-Based Generative Models" (Karras et al.
+    2022), equation 5 with rho = 7.
+    """
+    high, low = over.sigma_max ** (1 / _KARRAS_RHO), over.sigma_min ** (1 / _KARRAS_RHO)
+    sigmas: Float64 = (high + over.ramp * (low - high)) ** _KARRAS_RHO
+    return sigmas
+
+
+def exponential(over: Range) -> Float64:
+    """Space levels evenly in log sigma."""
+    span = np.log(over.sigma_min / over.sigma_max)
+    sigmas: Float64 = np.exp(np.log(over.sigma_max) + over.ramp * span)
+    return sigmas
+
+
+def polyexponential(over: Range) -> Float64:
+    """Space levels in log sigma with a ramp to the power of rho, here 1.5.
+
+    Source: k-diffusion's polyexponential schedule, whose rho of 1 is the exponential one.
+    """
+    ramp = (1 - over.ramp) ** 1.5
+    span = np.log(over.sigma_max / over.sigma_min)
+    sigmas: Float64 = np.exp(np.log(over.sigma_min) + ramp * span)
+    return sigmas
+
+
+def beta(over: Range) -> Float64:
+    """Space levels by quantiles of a beta distribution: dense at both ends.
+
+    Source: "Beta Sampling is All You Need" (Lee et al. 2024), with both shapes 0.6.
+    """
+    quantiles = beta_quantile(1 - over.ramp, _BETA_SHAPE, _BETA_SHAPE)
+    sigmas: Float64 = over.sigma_min + quantiles * (over.sigma_max - over.sigma_min)
+    return sigmas
+
+
+def simple(over: Range) -> Float64:
+    """Take levels of the training schedule at equal distances, from the noisiest on."""
+    total = over.noise_schedule.num_train_timesteps
+    places = (np.arange(over.steps) * (total / over.steps)).astype(int)
+    return np.asarray(over.noise_schedule.sigmas[total - 1 - places])
+
+
+def sgm_uniform(over: Range) -> Float64:
+    """Spread timesteps evenly and leave out the cleanest.
+
+    Source: the discretization of the sampling code published with "SDXL" (Podell et al. 2023).
+    """
+    total = over.noise_schedule.num_train_timesteps
+    t = np.linspace(total - 1, 0, over.steps + 1)[:-1]
+    return sigmas_at(over.noise_schedule, t)
+
+
+def ddim_uniform(over: Range) -> Float64:
+    """Take timesteps 1, 1 + s, 1 + 2 s, ... with a whole stride s.
+
+    Source: "Denoising Diffusion Implicit Models" (Song et al. 2021), appendix D.2, "linear".
+    """
+    total = over.noise_schedule.num_train_timesteps
+    t = np.arange(over.steps, dtype=np.float64)[::-1] * (total // over.steps)
+    offset = 1 if t[0] + 1 < total else 0  # as many steps as timesteps leave no room for it
+    return sigmas_at(over.noise_schedule, t + offset)
+
+
+# Source: "Align Your Steps" (Sabour et al. 2024), the published levels for ten steps.
+_AYS_SD1 = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+_AYS_SDXL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029)
+
+
+def align_your_steps(over: Range) -> Float64:
+    """Take the levels that were optimised for Stable Diffusion 1."""
+    return _interpolated(_AYS_SD1, over)
+
+
+def align_your_steps_sdxl(over: Range) -> Float64:
+    """Take the levels that were optimised for SDXL."""
+    return _interpolated(_AYS_SDXL, over)
+
+
+def _interpolated(levels: tuple[float, ...], over: Range) -> Float64:
+    # The last of the published levels gives way to zero.
+    places = np.linspace(0, len(levels) - 1, over.steps + 1)[:-1]
+    return np.exp(np.interp(places, np.arange(len(levels)), np.log(levels)))
+
+
+CURVES: dict[str, Callable[[Range], Float64]] = {
+    "karras": karras,
+    "exponential": exponential,
+    "polyexponential": polyexponential,
+    "beta": beta,
+    "simple": simple,
+    "sgm_uniform": sgm_uniform,
+    "ddim_uniform": ddim_uniform,
+    "align_your_steps": align_your_steps,
+    "align_your_steps_sdxl": align_your_steps_sdxl,
+}
+
+
+def named_sigmas(schedule: str, over: Range) -> Float64:
+    """Return [steps] levels of a schedule other than "normal"."""
+    return CURVES[schedule](over)

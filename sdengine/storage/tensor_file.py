@@ -1,0 +1,148 @@
+"""Files of tensors in the safetensors format, mapped into memory and checked as untrusted input.
+
+Unlike the safetensors package, which copies every tensor and has no bf16 in NumPy, nothing is read
+before it is used. Source: the format's description in the safetensors repository.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdengine.errors import BundleError
+from sdengine.storage.whole_file import whole_file
+
+Array = NDArray[Any]
+Kinds = dict[str, tuple[str, tuple[int, ...]]]
+MAX_HEADER_BYTES = 16 << 20
+_ALIGNMENT = 64
+# NumPy has no bf16: its bits are taken as uint16, which no file of ours holds otherwise.
+_DTYPES: Mapping[str, str] = {
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I32": "<i4",
+    "U8": "|u1",
+}
+
+
+def map_tensors(path: Path) -> dict[str, Array]:
+    """Map a file and return its tensors, read-only, by name; BF16 as its bits in uint16.
+
+    Raises:
+        BundleError: it cannot be read, or its header claims what is not there.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < 10:
+                raise BundleError(f"{path}: {size} bytes are no file of tensors.")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from None
+    header, start = _read_header(path, mapped, size)
+    data = np.frombuffer(mapped, np.uint8)[start:]
+    tensors = {}
+    end = 0
+    for name, entry in header.items():
+        kind, shape, (first, last) = _entry(path, name, entry)
+        dtype = np.dtype(_DTYPES[kind])
+        if first != end or last - first != math.prod(shape) * dtype.itemsize or last > len(data):
+            raise BundleError(
+                f"{path}: tensor {name!r} is {kind} {list(shape)} at bytes {first} to {last} of "
+                f"{len(data)}; the file is incomplete or altered."
+            )
+        end = last
+        flat = data[first:last]
+        if (start + first) % dtype.itemsize:
+            flat = flat.copy()
+        tensors[name] = flat.view(dtype).reshape(shape)
+    if end != len(data):
+        raise BundleError(f"{path}: {len(data) - end} bytes belong to no tensor.")
+    return tensors
+
+
+def write_tensors(
+    path: Path,
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]],
+    tensors: Iterable[tuple[str, Array]],
+) -> None:
+    """Write a file, whole or not at all, from tensors that come in any order.
+
+    Args:
+        path: where; its folder must exist.
+        kinds: type and shape of every tensor, in the order in which they shall lie.
+        tensors: each of them once.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    for name, (kind, shape) in kinds.items():
+        size = math.prod(shape) * np.dtype(_DTYPES[kind]).itemsize
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    start = 8 + len(text)
+    with whole_file(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        missing = set(kinds)
+        for name, tensor in tensors:
+            missing.remove(name)
+            first, last = header[name]["data_offsets"]
+            if tensor.nbytes != last - first:
+                raise ValueError(f"{name}: {tensor.nbytes} bytes for {last - first}")
+            file.seek(start + first)
+            np.ascontiguousarray(tensor).tofile(file)
+        if missing:
+            raise ValueError(f"not given: {', '.join(sorted(missing)[:5])}")
+        file.truncate(start + end)
+
+
+def to_float32(values: Array) -> Array:
+    """Return fp32 from fp32, fp16 or the bits of bf16."""
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32, copy=False)
+
+
+def _read_header(path: Path, mapped: mmap.mmap, size: int) -> tuple[dict[str, Any], int]:
+    (length,) = struct.unpack("<Q", mapped[:8])
+    if length > min(size - 8, MAX_HEADER_BYTES):
+        raise BundleError(f"{path}: a header of {length} bytes in a file of {size}.")
+    try:
+        header = json.loads(mapped[8 : 8 + length])
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: the header is not JSON: {error}.") from None
+    if not isinstance(header, dict):
+        raise BundleError(f"{path}: the header is not an object.")
+    header.pop("__metadata__", None)
+
+    def first_byte(item: tuple[str, Any]) -> int:
+        offsets = item[1].get("data_offsets") if isinstance(item[1], dict) else None
+        good = isinstance(offsets, list) and len(offsets) == 2 and type(offsets[0]) is int
+        return int(offsets[0]) if good and offsets is not None else -1
+
+    return dict(sorted(header.items(), key=first_byte)), 8 + length
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    if isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}:
+        kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        whole = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
+        if whole and all(type(n) is int and 0 <= n < 1 << 60 for n in (*shape, *offsets)):
+            if isinstance(kind, str) and kind in _DTYPES:
+                return kind, tuple(shape), (offsets[0], offsets[1])
+            raise BundleError(f"{path}: tensor {name!r} is {kind!r}, which no weight is.")
+    raise BundleError(f"{path}: the entry of tensor {name!r} is malformed.")

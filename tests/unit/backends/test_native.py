@@ -1,0 +1,289 @@
+"""The native backend's own decisions: buffers, methods, packed weights, what is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sdengine
+from sdengine.backends.native import packed_cache
+from sdengine.backends.native.additive import additive_inputs, without_inputs
+from sdengine.backends.native.backend import NativeBackend
+from sdengine.backends.native.buffers import Buffer, plan_buffers
+from sdengine.backends.native.graph import Graph, Port, Step, parse_graph, read_graph, write_graph
+from sdengine.backends.native.map_sizes import Size, map_sizes
+from sdengine.backends.native.packing import (
+    choose_methods,
+    interleave_gated,
+    pack,
+    packed_kinds,
+    plan_packing,
+)
+from sdengine.backends.native.prepare import EXACT_OPTION, prepare
+from sdengine.bundle.reader import Bundle, open_bundle
+from sdengine.bundle.tensors import resolve_shapes
+from sdengine.errors import BundleError, ConfigError, DeviceError, OutOfMemoryError
+from sdengine.storage.tensor_file import map_tensors, to_float32, write_tensors
+
+SIZES = {"batch": 2, "sequence": 77, "height": 64, "width": 64}
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return open_bundle("demo")
+
+
+@pytest.fixture(scope="module")
+def unet(bundle: Bundle) -> Graph:
+    return read_graph(bundle.path("unet.graph.json"))
+
+
+def shapes_of(bundle: Bundle, network: str = "unet") -> dict[str, tuple[int, ...]]:
+    return resolve_shapes(network, bundle.network(network).inputs, SIZES)
+
+
+def test_buffers_overlap_only_where_they_are_not_in_use_together() -> None:
+    rng = np.random.default_rng(0)
+    buffers = [
+        Buffer(64 * int(rng.integers(1, 9)), int(first), int(first + rng.integers(0, 6)))
+        for first in rng.integers(0, 40, 200)
+    ]
+    total = plan_buffers(buffers)
+    for index, one in enumerate(buffers):
+        assert one.offset >= 0 and one.offset + one.size <= total
+        for other in buffers[:index]:
+            together = one.first <= other.last and other.first <= one.last
+            apart = one.offset + one.size <= other.offset or other.offset + other.size <= one.offset
+            assert apart or not together
+    at_once = max(sum(b.size for b in buffers if b.first <= t <= b.last) for t in range(50))
+    assert total <= 1.3 * at_once
+
+
+def test_graphs_are_written_as_they_are_read(unet: Graph, tmp_path: Path) -> None:
+    write_graph(unet, tmp_path / "a.graph.json")
+    assert read_graph(tmp_path / "a.graph.json") == unet
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"version": 1', '"version": 2', "version"),
+        ('"kind": "sinusoid"', '"kind": "exec"', "kind"),
+        ('"inputs": {"x": "timestep"}', '"inputs": {"x": "later"}', "no step before"),
+        ('"value": "noise_pred"', '"value": "nothing"', "never made"),
+        ('"groups": 8', '"groups": 0', "groups"),
+        ('"groups": 8', '"groups": "8"', "groups"),
+    ],
+)
+def test_a_graph_that_makes_no_sense_is_refused(
+    bundle: Bundle, old: str, new: str, message: str
+) -> None:
+    text = bundle.path("unet.graph.json").read_text().replace(old, new, 1)
+    with pytest.raises(BundleError, match=f"made up.*{message}"):
+        parse_graph(text.encode(), "made up")
+    with pytest.raises(BundleError, match="not JSON"):
+        parse_graph(b"[" * 100_000, "made up")
+
+
+def test_methods_follow_the_precision(bundle: Bundle, unet: Graph) -> None:
+    sizes = map_sizes(unet, shapes_of(bundle))
+
+    def kinds(precision: str, **options: Any) -> set[tuple[str, str, int]]:
+        graph = choose_methods(unet, sizes, precision, **options)
+        return {
+            (s.kind, s.weight_kind, s.tile) for s in graph.steps if s.kind in ("linear", "conv")
+        }
+
+    assert kinds("fp32") == {
+        ("linear", "float32", 0),
+        ("conv", "float32", 0),
+        ("conv", "float32", 4),
+    }
+    assert kinds("bf16") == {
+        ("linear", "bfloat16", 0),
+        ("conv", "bfloat16", 0),
+        ("conv", "int16", 4),
+    }
+    whole = {("linear", "int16", 0), ("conv", "int16", 0), ("conv", "int16", 4)}
+    assert kinds("bf16", whole_numbers=True) == whole
+    assert kinds("int8", whole_numbers=True) == {*whole, ("linear", "int8", 0)}
+
+
+def test_queries_keys_and_values_are_one_product(bundle: Bundle, unet: Graph) -> None:
+    graph = choose_methods(unet, map_sizes(unet, shapes_of(bundle)), "bf16")
+    before = sum(step.kind == "linear" for step in unet.steps)
+    attentions = sum(step.kind == "attention" for step in unet.steps)
+    # Of self-attention three become one, of cross-attention keys and values do.
+    assert sum(s.kind == "linear" for s in graph.steps) == before - attentions // 2 * (2 + 1)
+    map_sizes(graph, shapes_of(bundle))
+
+
+@pytest.mark.parametrize("side", [64, 96, 128])
+def test_small_maps_of_many_channels_take_small_tiles(side: int) -> None:
+    # The second lowest level of Stable Diffusion 1's U-Net, and the one above it.
+    def conv(x: str, output: str, **options: Any) -> Step:
+        return Step(
+            kind="conv", name=output, inputs={"x": x}, output=output, weights={"weight": "w"},
+            channels=1280, kernel=3, pad=1, **options,
+        )  # fmt: skip
+
+    steps = (conv("fine", "a"), conv("low", "b"), conv("low", "c", upsample=True))
+    port = Port(name="sample", value="sample", rank=4, layout="image", dtype="float32", channels=4)
+    graph = Graph(version=1, network="unet", inputs=(port,), outputs=(), steps=steps)
+    low, fine = side // 4, side // 2
+    sizes = {
+        "sample": Size(2, side, side, 4), "fine": Size(2, fine, fine, 1280),
+        "low": Size(2, low, low, 1280), "a": Size(2, fine, fine, 1280),
+        "b": Size(2, low, low, 1280), "c": Size(2, fine, fine, 1280),
+    }  # fmt: skip
+    chosen = choose_methods(graph, sizes, "bf16")
+    assert [step.tile for step in chosen.steps] == [4, 2, 4]
+
+
+def test_weights_shrink_to_a_limit(bundle: Bundle, unet: Graph) -> None:
+    sizes = map_sizes(unet, shapes_of(bundle))
+    weights = map_tensors(bundle.path("unet.safetensors"))
+
+    def size_and_tiles(limit: int | None) -> tuple[int, set[int]]:
+        graph, packing = plan_packing(
+            choose_methods(unet, sizes, "bf16", weight_bytes=limit), sizes, weights
+        )
+        total = sum(
+            np.prod(shape) for kind, shape in packed_kinds(packing).values() if kind == "U8"
+        )
+        return int(total), {step.tile for step in graph.steps if step.kind == "conv"}
+
+    most, tiles = size_and_tiles(None)
+    assert tiles == {0, 4}
+    less, tiles = size_and_tiles(most * 6 // 10)
+    assert less <= most * 6 // 10 and 2 in tiles
+    least, tiles = size_and_tiles(1)
+    assert tiles == {0} and least < most / 2
+
+
+def test_steps_that_a_build_found_loud_are_computed_plainly(bundle: Bundle, unet: Graph) -> None:
+    loud = [s.output for s in unet.steps if s.kind in ("linear", "conv")][5:9]
+    entry = bundle.manifest.networks["unet"]
+    changed = entry.model_copy(update={"options": {EXACT_OPTION: {"int8": loud}}})
+    networks = {**bundle.manifest.networks, "unet": changed}
+    manifest = bundle.manifest.model_copy(update={"networks": networks})
+    other = Bundle(manifest, bundle.root, "")
+    graph = prepare(other, "unet", shapes_of(bundle), "int8", "avx2").graph
+    kinds = {s.output: (s.weight_kind, s.tile) for s in graph.steps}
+    assert {kinds[name] for name in loud if name in kinds} == {("int16", 0)}
+    broken = entry.model_copy(update={"options": {EXACT_OPTION: {"int8": "all"}}})
+    manifest = manifest.model_copy(update={"networks": {**networks, "unet": broken}})
+    with pytest.raises(BundleError, match="exact"):
+        prepare(Bundle(manifest, bundle.root, ""), "unet", shapes_of(bundle), "int8", "avx2")
+
+
+def test_a_tensor_of_another_shape_is_named(bundle: Bundle, unet: Graph) -> None:
+    sizes = map_sizes(unet, shapes_of(bundle))
+    weights = dict(map_tensors(bundle.path("unet.safetensors")))
+    graph = choose_methods(unet, sizes, "bf16")
+    weights["conv_in.weight"] = weights["conv_in.weight"][:, :3]
+    with pytest.raises(BundleError, match=r"conv_in.*'conv_in.weight' is \[64, 3, 3, 3\]"):
+        plan_packing(graph, sizes, weights)
+    del weights["conv_in.weight"]
+    with pytest.raises(BundleError, match=r"'conv_in\.weight'; there is none"):
+        plan_packing(graph, sizes, weights)
+
+
+def test_gates_lie_beside_their_values() -> None:
+    columns = np.arange(64)
+    order = interleave_gated(columns)
+    assert order.tolist() == [*range(16), *range(32, 48), *range(16, 32), *range(48, 64)]
+
+
+def test_only_residuals_can_be_left_out(unet: Graph) -> None:
+    names = additive_inputs(unet)
+    assert names == {p.name for p in unet.inputs if "_residual" in p.name}
+    smaller = without_inputs(unet, names)
+    assert len(smaller.steps) == len(unet.steps) - len(names)
+    assert [p.name for p in smaller.inputs] == ["sample", "timestep", "encoder_hidden_states"]
+
+
+def test_bf16_is_read_as_its_bits(tmp_path: Path) -> None:
+    bits = np.array([0x3F80, 0xC000, 0x7F80], np.uint16)
+    write_tensors(tmp_path / "a", {"x": ("BF16", (3,))}, [("x", bits)])
+    assert to_float32(map_tensors(tmp_path / "a")["x"]).tolist() == [1.0, -2.0, np.inf]
+
+
+def test_an_unfinished_file_leaves_nothing(tmp_path: Path) -> None:
+    kinds = {"x": ("F32", (2,)), "y": ("F32", (2,))}
+    ones = np.ones(2, np.float32)
+    with pytest.raises(ValueError, match="not given: y"):
+        write_tensors(tmp_path / "a", kinds, [("x", ones)])
+    with pytest.raises(ValueError, match="12 bytes for 8"):
+        write_tensors(tmp_path / "a", kinds, [("x", np.ones(3, np.float32))])
+    assert not list(tmp_path.iterdir())
+
+
+def test_packed_weights_are_kept_and_shared(
+    bundle: Bundle, unet: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path))
+    sizes = map_sizes(unet, shapes_of(bundle))
+    weights = map_tensors(bundle.path("unet.safetensors"))
+    _, packing = plan_packing(choose_methods(unet, sizes, "bf16"), sizes, weights)
+    first = packed_cache.packed_weights("unet", "a hash", packing, weights)
+    assert packed_cache.packed_weights("unet", "a hash", packing, weights) is first
+    (kept,) = packed_cache.KEPT.files()
+    assert kept.path.name.startswith("unet-") and kept.size_bytes > 1e6
+    expected = dict(pack(packing, weights))
+    assert first.tensors.keys() == expected.keys()
+    assert all(np.array_equal(first.tensors[name], expected[name]) for name in expected)
+    del first
+    kept.path.write_bytes(b"damaged")
+    again = packed_cache.packed_weights("unet", "a hash", packing, weights)
+    assert all(np.array_equal(again.tensors[name], expected[name]) for name in expected)
+    assert packed_cache.KEPT.clear() > 1e6
+    assert packed_cache.KEPT.files() == []
+
+
+def test_weights_are_packed_in_memory_where_none_can_be_kept(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    monkeypatch.setenv("SDENGINE_CACHE", str(blocked))
+    shapes = shapes_of(bundle, "vae_decoder")
+    module = NativeBackend().load(bundle, "vae_decoder", shapes, precision="bf16")
+    latents = np.zeros(shapes["latents"], np.float32)
+    assert np.isfinite(module.run({"latents": latents})["images"]).all()
+
+
+def test_wrong_inputs_and_closed_networks_are_refused(bundle: Bundle) -> None:
+    shapes = shapes_of(bundle, "vae_decoder")
+    module = NativeBackend().load(bundle, "vae_decoder", shapes, precision="fp32")
+    with pytest.raises(ConfigError, match="'latents' is not given"):
+        module.run({})
+    with pytest.raises(ConfigError, match=r"'latents' is \[1\].*loaded for \[2, 4, 8, 8\]"):
+        module.run({"latents": np.zeros(1, np.float32)})
+    module.close()
+    module.close()
+    with pytest.raises(DeviceError, match="closed"):
+        module.run({"latents": np.zeros(shapes["latents"], np.float32)})
+
+
+def test_weights_give_way_to_a_memory_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path))
+
+    def kept_bytes_and_image(limit: int | None) -> tuple[int, Any]:
+        packed_cache.KEPT.clear()
+        with sdengine.load("demo", precision="bf16", memory_bytes=limit) as engine:
+            image = engine.generate("a large red circle on a blue background", steps=4, seed=7)
+            kept = sum(file.size_bytes for file in packed_cache.KEPT.files())
+        return kept, np.asarray(image.arrays[0], np.float64)
+
+    free, expected = kept_bytes_and_image(None)
+    tight, found = kept_bytes_and_image(50_000_000)
+    assert tight < 50_000_000 < free
+    assert 10 * np.log10(255**2 / np.mean((found - expected) ** 2)) > 40
+    with pytest.raises(OutOfMemoryError, match=r"128x128 takes .*20 MB may be used"):
+        sdengine.load("demo", precision="bf16", memory_bytes=20_000_000)

@@ -1,0 +1,250 @@
+"""The benchmark's arithmetic, records and tables, on fixed figures; nothing here is timed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sdengine.benchmarks import bundles, measures
+from sdengine.benchmarks.cases import NATIVE_SIDES, Case
+from sdengine.benchmarks.harness import STAGES, summarise
+from sdengine.benchmarks.measures import (
+    OtherLoad,
+    Spread,
+    median_ratio,
+    peak_bytes,
+    psnr,
+    relative_rms,
+)
+from sdengine.benchmarks.pipeline_parity import as_markdown as parity_markdown
+from sdengine.benchmarks.pipeline_parity import compare, failures
+from sdengine.benchmarks.records import (
+    SCHEMA,
+    append_record,
+    check_writable,
+    make_record,
+    read_records,
+)
+from sdengine.benchmarks.tables import BEGIN, END, as_markdown, as_rich, main, put_into, rows
+from sdengine.benchmarks.verification import errors_of, require_equal
+from sdengine.errors import ConfigError, DeviceError, OutOfMemoryError, OutputError
+from sdengine.images.result import Timings
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    spread = {"median": 2.0, "p10": 1.0, "p90": 3.0, "n": 5}
+    slower = {"median": 6.0, "p10": 5.0, "p90": 7.0, "n": 5}
+    alone = {"load_seconds": 1.0, "first_seconds": 2.0, "peak_bytes": 2e9}
+    errors = {"text_encoder": 0.001, "unet": 0.012, "vae_decoder": 0.002, "latents": 0.03}
+    ours = {**errors, "image_psnr_db": 41.0}
+    report = {"seconds": {"export unet": 60.0, "compile unet": 1.5}, "peak_bytes": 3e9}
+    figures = {
+        "backends": {"ours": "openvino bf16", "baseline": "torch eager fp32"},
+        "build": {"ours": report, "baseline": None},
+        "alone": {"ours": alone, "baseline": {**alone, "peak_bytes": 5e9}},
+        "errors": {"ours": ours, "baseline": {**dict.fromkeys(errors, 0.0), "image_psnr_db": 100}},
+        "stages_ms": {key: {"ours": spread, "baseline": slower, "ratio": 3.0} for key in STAGES},
+        "outside_percent": {"ours": 1.25, "baseline": 0.5},
+        "others_percent": 0.4,
+    }
+    made: dict[str, Any] = make_record(Case(arch="sd15", resolution=512, threads=2), figures)
+    return made
+
+
+def timings(unet_ms: float, other_ms: float) -> Timings:
+    total_ms = 10 + unet_ms + 40 + other_ms
+    return Timings(0.0, 10.0, unet_ms, 40.0, other_ms, total_ms, 1, 4, 2)
+
+
+def test_spread_is_median_and_tenths() -> None:
+    figures = Spread.of([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert (figures.median, figures.n) == (3.0, 5)
+    assert (figures.p10, figures.p90) == pytest.approx((1.4, 4.6))
+    assert Spread.of([2.0]) == Spread(2.0, 2.0, 2.0, 1)
+
+
+def test_ratios_are_taken_pair_by_pair() -> None:
+    # The machine slows down threefold in the middle; both sides of a pair feel it.
+    assert median_ratio([2.0, 2.0, 6.0, 6.0], [1.0, 1.0, 3.0, 3.0]) == 2.0
+    assert np.isfinite(median_ratio([1.0], [0.0]))
+
+
+def test_error_measures() -> None:
+    expected = np.full((2, 2), 2.0)
+    assert relative_rms(expected + 0.2, expected) == pytest.approx(0.1)
+    black = np.zeros((4, 4, 3), np.uint8)
+    assert psnr(black, black) == 100.0
+    assert psnr(black + np.uint8(255), black) == pytest.approx(0.0)
+    assert psnr(black + np.uint8(1), black) == pytest.approx(20 * np.log10(255))
+
+
+def test_memory_of_a_child_does_not_start_at_its_parents_peak() -> None:
+    held = bytearray(300 << 20)
+    held[::4096] = b"\1" * len(held[::4096])
+    code = "from sdengine.benchmarks.measures import peak_bytes; print(peak_bytes())"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert 1 << 20 < int(done.stdout) < 200 << 20
+    assert peak_bytes() > len(held)
+
+
+def test_other_programs_are_told_apart_from_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One second on two cores: all programs took 1.5 s of the two, this one 0.9 s of them.
+    seconds = iter([(100.0, 10.0), (101.5, 10.9)])
+    clock = iter([5.0, 6.0])
+    monkeypatch.setattr(measures, "_busy_and_own_seconds", lambda: next(seconds))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert OtherLoad().percent() == pytest.approx(30.0)
+
+
+def test_stages_count_calls_and_images() -> None:
+    served = {"ours": [timings(80.0, 4.0)] * 3, "baseline": [timings(160.0, 10.0)] * 3}
+    figures = summarise(served, batch_size=2)
+    ours = {stage: figures["stages_ms"][stage]["ours"]["median"] for stage in STAGES}
+    assert ours == {
+        "text_encoder": 10.0,
+        "unet_step": 20.0,
+        "vae_decoder": 20.0,
+        "outside": 2.0,
+        "end_to_end": 67.0,
+    }
+    assert figures["stages_ms"]["unet_step"]["ratio"] == 2.0
+    assert figures["stages_ms"]["end_to_end"]["ratio"] == pytest.approx(220 / 134)
+    assert figures["outside_percent"]["ours"] == pytest.approx(100 * 4 / 134)
+
+
+def test_errors_are_named_and_limited_by_precision() -> None:
+    latents, images = np.ones((1, 4)), np.zeros((1, 2, 2, 3), np.uint8)
+    exact: dict[str, NDArray[Any]] = {"latents": latents, "images": images}
+    found = errors_of({"latents": latents * 1.1, "images": images}, exact)
+    assert found == {"latents": pytest.approx(0.1), "image_psnr_db": 100.0}
+    require_equal("ours", "bf16", found)
+    with pytest.raises(DeviceError, match=r"ours: latents differs .* by 0\.1 .*nothing was timed"):
+        require_equal("ours", "fp32", found)
+    with pytest.raises(DeviceError, match="unet differs"):
+        require_equal("ours", "bf16", {"unet": float("nan")})
+
+
+def test_records_survive_the_file(record: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    append_record(record, path)
+    append_record(record, path)
+    assert read_records(path) == [json.loads(json.dumps(record))] * 2
+    assert record["schema"] == SCHEMA
+    assert {"commit", "numpy", "torch", "python"} <= set(record["versions"])
+    assert record["machine"]["processor"]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"schema": 99}'])
+def test_foreign_lines_are_refused(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(ConfigError, match=r"results\.jsonl:1 is not a benchmark record"):
+        read_records(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_records(tmp_path / "absent.jsonl")
+
+
+def test_a_place_is_checked_without_leaving_a_file(record: dict[str, Any], tmp_path: Path) -> None:
+    check_writable(tmp_path / "results.jsonl")
+    assert list(tmp_path.iterdir()) == []
+    for write in (check_writable, lambda path: append_record(record, path)):
+        with pytest.raises(OutputError, match="cannot be written"):
+            write(tmp_path / "absent" / "results.jsonl")
+
+
+def test_every_speed_has_its_error_beside_it(record: dict[str, Any]) -> None:
+    table = as_markdown(record)
+    spreads = "2.0 (1.0 to 3.0) | 6.0 (5.0 to 7.0) | 3.00x"
+    assert f"| U-Net step, ms | {spreads} | 1.2e-02 | 0.0e+00 |" in table
+    end = f"| end to end, ms an image | {spreads} | 3.0e-02, 41.0 dB | 0.0e+00, 100.0 dB |"
+    assert end in table
+    assert "| 2.0 (1.0 to 3.0), 1.2 % | 6.0 (5.0 to 7.0), 0.5 % |" in table
+    assert "| peak memory, GB | 2.00 | 5.00 | 2.50x |" in table
+    assert "| build, s | 61.5 | in the package |" in table
+    assert "sd15 512x512, 4 steps, guidance 3" in table
+    assert "of 5 interleaved runs" in table
+    assert "Other programs took 0.4 % of the cores" in table
+    assert as_rich(record).row_count == len(rows(record)) == len(STAGES) + 4
+
+
+def test_readme_is_rewritten_between_its_marks(
+    record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, readme = tmp_path / "results.jsonl", tmp_path / "README.md"
+    append_record(record, results)
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    main([str(results), "--readme", str(readme)])
+    first = readme.read_text()
+    assert first == f"before\n{BEGIN}\n\n{as_markdown(record)}\n\n{END}\nafter\n"
+    main([str(results), "--readme", str(readme)])
+    assert readme.read_text() == first
+    main([str(results)])
+    assert capsys.readouterr().out == as_markdown(record) + "\n"
+
+
+@pytest.mark.parametrize("text", ["", f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}", BEGIN])
+def test_a_readme_without_marks_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="benchmarks: begin"):
+        put_into(text, "table")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"arch": "sd9"},
+        {"runs": 0},
+        {"precision": "fp16"},
+        {"baseline_precision": "auto"},
+        {"threads": 0},
+        {"steps": 0},
+        {"guidance_scale": float("nan")},
+        {"batch_size": 0},
+    ],
+)
+def test_bad_cases_are_refused_before_any_work(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        Case(**values)
+
+
+def test_a_side_of_odd_pixels_is_refused() -> None:
+    with pytest.raises(ConfigError, match="multiple of 8"):
+        Case(resolution=100)
+
+
+@pytest.mark.parametrize("arch", NATIVE_SIDES)
+def test_too_little_memory_is_named(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    class Full:
+        available = 500e6
+
+    monkeypatch.setattr(psutil, "virtual_memory", Full)
+    with pytest.raises(OutOfMemoryError, match=rf"arch {arch} needs .* found 0\.5 GB"):
+        bundles.check_memory(arch)
+
+
+def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="--cache"):
+        bundles.prepare(Case(), tmp_path / "file" / "cache", lambda _: None)
+
+
+def test_parity_judges_the_worst_picture_of_each_sampler() -> None:
+    black = np.zeros((4, 4, 3), np.uint8)
+    near, far = black + np.uint8(1), black + np.uint8(10)  # 48.1 and 28.1 dB
+    found = {"fp32": {"ddim": [black, near]}, "bf16": {"ddim": [near, far]}}
+    table = compare(found, {"ddim": [black, black]})
+    assert table == {"ddim": {"fp32": [100.0, 48.1], "bf16": [48.1, 28.1]}}
+    assert failures(table) == ["ddim bf16: 28.1 dB, below 30 dB"]
+    assert "| ddim, normal | 48.1 (74.0) | 28.1 (38.1) |" in parity_markdown(table)

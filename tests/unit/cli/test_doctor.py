@@ -1,0 +1,144 @@
+"""What `sdengine doctor` says with and without each optional part."""
+
+from __future__ import annotations
+
+import builtins
+import ctypes
+import json
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+import pytest
+
+from sdengine import _native
+from sdengine.cli import checks
+from sdengine.cli.main import main
+from sdengine.compilers.tensorrt import refit_probe
+from sdengine.compilers.tensorrt.refit_probe import Probe
+from sdengine.errors import BundleError
+
+PACKAGES = {
+    "openvino": "sdengine[openvino]",
+    "torch": "sdengine[build]",
+    "onnx": "sdengine[build]",
+    "onnxruntime": "sdengine[build]",
+    "tensorrt_rtx": "sdengine[tensorrt-rtx]",
+    "tensorrt": "sdengine[tensorrt]",
+    "triton": "sdengine[kernels]",
+}
+
+
+def doctor(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, Any], str]:
+    """Return the status, the checks by name, and what people read."""
+    status = main(["doctor", "--json", *options])
+    found = json.loads(capsys.readouterr().out)
+    assert found["ready"] == (status == 0)
+    assert main(["doctor", *options]) == status
+    return status, {c["name"]: c for c in found["checks"]}, capsys.readouterr().out
+
+
+def present(name: str) -> ModuleSpec:
+    """Stand for any package that is installed."""
+    return ModuleSpec(name, None)
+
+
+@pytest.mark.parametrize("lacking", PACKAGES)
+def test_each_package_that_is_missing_says_what_that_costs(
+    lacking: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda n: None if n == lacking else present(n))
+    status, found, shown = doctor(capsys)
+    assert status == 0  # none is required
+    for name in PACKAGES:
+        assert found[name]["present"] == (name != lacking)
+    assert found[lacking]["found"] == "not installed" and found[lacking]["cost"]
+    assert PACKAGES[lacking] in found[lacking]["remedy"]
+    assert shown.count("without it: " + found[lacking]["cost"]) == 1
+    assert "ready: the demo can run" in shown
+
+
+def test_everything_is_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "find_spec", present)
+    monkeypatch.setattr(_native, "cuda_available", lambda: (True, "NVIDIA L4, 23.0 GB"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: _Driver())
+    status, found, shown = doctor(capsys)
+    assert status == 0 and "missing" not in shown and "without it" not in shown
+    assert found["native CUDA"]["found"] == "NVIDIA L4, 23.0 GB"
+    assert found["nvidia driver"]["found"] == "CUDA 13.0"
+
+
+class _Driver:
+    @staticmethod
+    def cuDriverGetVersion(version: Any) -> int:
+        version._obj.value = 13000
+        return 0
+
+
+def test_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def no_library(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
+    monkeypatch.setattr(_native, "cuda_available", lambda: (False, "no CUDA device is there"))
+    status, found, _ = doctor(capsys)
+    assert status == 0
+    assert not found["nvidia driver"]["present"] and not found["native CUDA"]["present"]
+    assert found["native CUDA"]["found"] == "no CUDA device is there"
+
+
+@pytest.mark.parametrize(("cuda", "remedy"), [("13.0", "driver"), ("", "SDENGINE_CUDA=ON")])
+def test_what_the_extension_lacks(
+    cuda: str, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_native, "cuda_available", lambda: (False, "no driver"))
+    monkeypatch.setattr(_native, "build_info", lambda: {"compiler": "GCC", "cuda": cuda})
+    _, found, _ = doctor(capsys)
+    assert remedy in found["native CUDA"]["remedy"]
+
+
+def test_required_parts_make_it_fail(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise BundleError("demo: unet.safetensors is altered.")
+
+    monkeypatch.setattr("sdengine.bundle.reader.open_bundle", broken)
+    status, found, shown = doctor(capsys)
+    assert status == 1 and "not ready" in shown
+    assert found["demo bundle"]["found"] == "demo: unet.safetensors is altered."
+
+    real_import = builtins.__import__
+
+    def without_extension(name: str, *arguments: Any, **keywords: Any) -> Any:
+        if name == "sdengine" and arguments[2] and "_native" in arguments[2]:
+            raise ImportError("_native cannot be loaded")
+        return real_import(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without_extension)
+    check = checks._native_extension()
+    assert not check.present and check.required and check.found == "_native cannot be loaded"
+    assert not checks._native_cuda().present
+
+
+def test_refitting_is_tried_when_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def probe(flavour: Any, flags: tuple[str, ...]) -> Probe:
+        works = flavour.module == "tensorrt" or flags == ("REFIT",)
+        return Probe(flags, works, "" if works else "no driver", 1.25)
+
+    monkeypatch.setattr(refit_probe, "probe_flags", probe)
+    monkeypatch.setattr(checks, "find_spec", present)
+    _, found, shown = doctor(capsys)
+    assert "refit probe" not in found
+    _, found, shown = doctor(capsys, "--probe-refit")
+    assert "tensorrt_rtx REFIT works (1.2 s)" in shown
+    assert "tensorrt_rtx REFIT with STRIP_PLAN does not: no driver (1.2 s)" in shown
+    assert "tensorrt REFIT with STRIP_PLAN works" in shown
+    assert shown.count("--refit") == 2
+
+    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    _, found, _ = doctor(capsys, "--probe-refit")
+    assert "neither tensorrt_rtx nor tensorrt is installed" in found["refit probe"]["found"]

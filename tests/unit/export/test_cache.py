@@ -1,0 +1,178 @@
+"""The cache of exports: whole entries, damaged ones, room, and what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sdengine.bundle.reader import sha256_of
+from sdengine.errors import ExportError, OutputError
+from sdengine.export.cache import RECORD_FILE, OnnxCache, Record, make_key, open_cache
+from sdengine.storage.cache_dir import CACHE_VARIABLE, cache_dir
+
+KEY = "0" * 64
+
+
+def fill(folder: Path) -> Record:
+    (folder / "unet.onnx").write_bytes(b"graph")
+    (folder / "unet.onnx.data").write_bytes(b"weights")
+    return Record(
+        checkpoint="tiny", network="unet", precision="fp32", max_error={"unet.onnx": 1e-6}
+    )
+
+
+def test_an_entry_is_found_again_as_it_was_written(tmp_path: Path) -> None:
+    cache = OnnxCache(tmp_path / "new" / "cache")
+    assert cache.find(KEY) is None and cache.entries() == [] and cache.clear() == 0
+    added = cache.add(KEY, fill, 12)
+    assert cache.find(KEY) == added
+    assert added.size_bytes == 12
+    assert added.record.max_error == {"unet.onnx": 1e-6}
+    assert [entry.record for entry in cache.entries()] == [added.record]
+    assert os.listdir(cache.folder) == [KEY]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("unet.onnx.data", b"weightS"),
+        ("unet.onnx.data", b"weight"),
+        ("unet.onnx.data", None),
+        (RECORD_FILE, b"{"),
+        (RECORD_FILE, b'{"network": 3}'),
+        (RECORD_FILE, None),
+    ],
+)
+def test_a_damaged_entry_is_not_used(tmp_path: Path, name: str, content: bytes | None) -> None:
+    path = OnnxCache(tmp_path).add(KEY, fill, 12).folder / name
+    cache = OnnxCache(tmp_path)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    assert cache.find(KEY) is None
+    assert not path.parent.exists()
+    assert cache.find(KEY) is None
+    assert cache.add(KEY, fill, 12) == cache.find(KEY)
+
+
+def test_weights_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    OnnxCache(tmp_path).add(KEY, fill, 12)
+    hashed: list[str] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr("sdengine.export.cache.sha256_of", count)
+    cache = OnnxCache(tmp_path)
+    assert cache.find(KEY) == cache.find(KEY)
+    assert sorted(hashed) == ["unet.onnx", "unet.onnx.data"]
+
+
+def test_a_record_names_no_file_outside_its_entry(tmp_path: Path) -> None:
+    path = OnnxCache(tmp_path).add(KEY, fill, 12).folder / RECORD_FILE
+    record = json.loads(path.read_text())
+    record["files"][0]["path"] = "../outside"
+    path.write_text(json.dumps(record))
+    assert OnnxCache(tmp_path).find(KEY) is None
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    cache = OnnxCache(tmp_path)
+
+    def fail(folder: Path) -> Record:
+        fill(folder)
+        raise ExportError("no")
+
+    with pytest.raises(ExportError):
+        cache.add(KEY, fail, 12)
+    assert os.listdir(tmp_path) == []
+    entry = cache.add(KEY, fill, 12)
+
+    def fail_later(path: Path) -> float:
+        path.write_bytes(b"half")
+        raise ExportError("no")
+
+    with pytest.raises(ExportError):
+        cache.extend(entry, "unet.1x64x64.onnx", fail_later)
+    assert cache.find(KEY) == entry
+    assert sorted(os.listdir(entry.folder)) == [RECORD_FILE, "unet.onnx", "unet.onnx.data"]
+
+
+def test_graphs_are_added_to_an_entry(tmp_path: Path) -> None:
+    cache = OnnxCache(tmp_path)
+    entry = cache.add(KEY, fill, 12)
+
+    def add(path: Path) -> None:
+        path.write_bytes(b"more")
+
+    for _ in range(2):  # the second replaces the first
+        entry = cache.extend(entry, "unet.1x64x64.onnx", add)
+        assert cache.find(KEY) == entry
+        assert entry.record.max_error == {"unet.onnx": 1e-6, "unet.1x64x64.onnx": None}
+        assert entry.size_bytes == 16
+
+
+def test_whoever_is_first_wins(tmp_path: Path) -> None:
+    cache = OnnxCache(tmp_path)
+
+    def fill_while_another_does(folder: Path) -> Record:
+        OnnxCache(tmp_path).add(KEY, fill, 12)
+        return fill(folder)
+
+    assert cache.add(KEY, fill_while_another_does, 12) == cache.find(KEY)
+    assert os.listdir(tmp_path) == [KEY]
+
+
+def test_says_what_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutputError, match=r"needs about 1000000\.0 GB.*sdengine cache --clear"):
+        OnnxCache(tmp_path).add(KEY, fill, 10**15)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match=f"cannot be written.*{CACHE_VARIABLE}"):
+        OnnxCache(tmp_path / "file").add(KEY, fill, 12)
+
+
+def test_clearing_removes_what_interruptions_left(tmp_path: Path) -> None:
+    cache = OnnxCache(tmp_path)
+    cache.add(KEY, fill, 12)
+    (tmp_path / ".half").mkdir()
+    (tmp_path / ".half" / "unet.onnx.data").write_bytes(b"weig")
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    outside.mkdir()
+    (outside / "mine").write_bytes(b"")
+    (tmp_path / "link").symlink_to(outside)
+    assert cache.clear() > 12 + 4
+    assert (outside / "mine").exists()
+    assert cache.entries() == []
+    shutil.rmtree(outside)
+
+
+def test_keys_depend_on_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = make_key({"a": 1, "b": 2})
+    assert before == make_key({"b": 2, "a": 1})
+    assert before != make_key({"a": 1, "b": 3})
+    monkeypatch.setattr("sdengine.export.cache._code_sha256", lambda: "another release")
+    assert before != make_key({"a": 1, "b": 2})
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "named"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_dir("onnx") == tmp_path / "named/onnx"
+    monkeypatch.delenv(CACHE_VARIABLE)
+    assert cache_dir("onnx") == tmp_path / "xdg/sdengine/onnx"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_dir("bench") == tmp_path / ".cache/sdengine/bench"
+
+
+def test_a_cache_for_once_is_gone_afterwards(tmp_path: Path) -> None:
+    with open_cache(kept=False, beside=tmp_path / "bundle") as cache:
+        cache.add(KEY, fill, 12)
+        assert cache.folder.parent == tmp_path
+    assert os.listdir(tmp_path) == []

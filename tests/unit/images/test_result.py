@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdengine.errors import ConfigError, OutputError
+from sdengine.images.png import check_output
+from sdengine.images.result import Result, Timings
+from sdengine.request.request import Request
+
+
+def example_result(count: int = 1, **changes: Any) -> Result:
+    request = Request(
+        **{
+            "prompt": "a circle",
+            "width": 16,
+            "height": 8,
+            "seed": 7,
+            "batch_size": count,
+            **changes,
+        }
+    )
+    generator = np.random.default_rng(0)
+    arrays = tuple(generator.integers(0, 256, (8, 16, 3), dtype=np.uint8) for _ in range(count))
+    timings = Timings(0, 1, 2, 3, 0.5, 6.5, 1, 25, count)
+    seeds = tuple(7 + index for index in range(count))
+    return Result(arrays, seeds, request, timings, "demo", "ab" * 32, "openvino", "fp32")
+
+
+def test_saved_image_is_the_array(tmp_path: Path) -> None:
+    result = example_result()
+    assert result.save(tmp_path / "out.png") == [tmp_path / "out.png"]
+    with Image.open(tmp_path / "out.png") as image:
+        assert np.array_equal(np.asarray(image), result.arrays[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_batch_names(tmp_path: Path) -> None:
+    files = example_result(3).save(str(tmp_path / "out.png"))
+    assert [file.name for file in files] == ["out-1.png", "out-2.png", "out-3.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [file.name for file in files]
+
+
+@pytest.mark.parametrize("prompt", ["a circle, red", "ein grüner Kreis", "赤い円 🔴"])
+def test_parameters_chunk(tmp_path: Path, prompt: str) -> None:
+    result = example_result(2, prompt=prompt, negative_prompt="blue")
+    result.save(tmp_path / "out.png")
+    with Image.open(tmp_path / "out-2.png") as image:
+        text = image.info["parameters"]
+    lines = text.split("\n")
+    assert lines[0] == prompt
+    assert lines[1] == "Negative prompt: blue"
+    pairs = dict(pair.split(": ", 1) for pair in lines[2].split(", "))
+    assert pairs["Steps"] == "25"
+    assert pairs["Sampler"] == "DPM++ 2M"
+    assert pairs["Schedule type"] == "Karras"
+    assert pairs["CFG scale"] == "7.5"
+    assert pairs["Seed"] == "8"
+    assert pairs["Size"] == "16x8"
+    assert pairs["Model hash"] == "ababababab"
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out", "", "a\0.png"])
+def test_only_png(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="png"):
+        example_result().save(tmp_path / name if name else "")
+
+
+def test_missing_folder_and_folder_as_file(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="does not exist"):
+        example_result().save(tmp_path / "nowhere" / "out.png")
+    (tmp_path / "dir.png").mkdir()
+    with pytest.raises(OutputError, match="is a folder"):
+        check_output(tmp_path / "dir.png")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="not a folder"):
+        check_output(tmp_path / "file" / "out.png")
+    with pytest.raises(OutputError):
+        check_output(tmp_path / ("x" * 300 + ".png") / "out.png")
+
+
+def test_unwritable_folder() -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        check_output("/proc/out.png")
+
+
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out-1.png").write_bytes(b"old")
+    written: list[int] = []
+
+    def fill_up(handle: int) -> None:
+        written.append(handle)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fill_up)
+    with pytest.raises(OutputError, match="No space left"):
+        example_result(2).save(tmp_path / "out.png")
+    assert (tmp_path / "out-1.png").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out-1.png"]
+
+
+def test_interrupt_while_writing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(handle: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        example_result(2).save(tmp_path / "out.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_size_limit(tmp_path: Path) -> None:
+    """A real refusal by the system, in a process of its own because the limit stays."""
+    program = (
+        "import resource, sys\n"
+        "from sdengine.errors import OutputError\n"
+        "from sdengine.images.png import _write_all\n"
+        "from pathlib import Path\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    _write_all([Path(sys.argv[1])], [bytes(5000)])\n"
+        "except OutputError as error:\n"
+        "    print(error)\n"
+    )
+    assert resource.RLIMIT_FSIZE is not None
+    target = tmp_path / "out.png"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program, str(target)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "cannot be written" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_are_made_once() -> None:
+    result = example_result()
+    assert result.images[0] is result.images[0]
+    assert result.images[0].size == (16, 8)

@@ -1,0 +1,162 @@
+"""The `parameters` text: ours comes back, those of other tools are read as far as possible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sdengine import __version__
+from sdengine.images.web_ui_text import parameters_text, parse_parameters
+from sdengine.request.request import Request
+
+FULL: dict[str, Any] = {
+    "prompt": 'a "red" circle, (blue:1.2)\nsecond line: x',
+    "negative_prompt": "ugly,\n Steps: 3",
+    "width": 64,
+    "height": 128,
+    "steps": 7,
+    "guidance_scale": 3.1234567890123,
+    "guidance_rescale": 0.25,
+    "sampler": "euler_a",
+    "schedule": "beta",
+    "eta": 0.5,
+    "s_churn": 1e-7,
+    "s_tmin": 0.1,
+    "s_tmax": 1e6,
+    "s_noise": 1.25,
+    "seed": 2**63 + 1,
+    "variation_seed": 5,
+    "variation_strength": 0.125,
+    "seed_width": 64,
+    "seed_height": 256,
+    "noise": "cuda",
+    "emphasis": "no_norm",
+    "clip_skip": 2,
+}
+
+
+def test_own_text_comes_back() -> None:
+    text = parameters_text(Request(**FULL), 'a "model", v1:2', "ab" * 32)
+    found = parse_parameters(text)
+    assert found.fields == FULL
+    assert found.not_understood == ()
+    assert found.model_hash == "ababababab"
+
+
+def test_own_text_in_full() -> None:
+    request = Request(
+        "a circle", "blue", seed=3, noise="cuda", clip_skip=2, sampler="ddim", eta=0.5
+    )
+    assert parameters_text(request, "demo", "12" * 32) == (
+        "a circle\n"
+        "Negative prompt: blue\n"
+        "Steps: 25, Sampler: DDIM, Schedule type: Karras, CFG scale: 7.5, Seed: 3, Size: 512x512, "
+        "Model hash: 1212121212, Model: demo, Clip skip: 2, Eta DDIM: 0.5, RNG: NV, "
+        f"Version: sdengine {__version__}"
+    )
+
+
+@pytest.mark.parametrize("emphasis", ["original", "no_norm", "none", "literal"])
+@pytest.mark.parametrize("noise", ["cpu", "cuda"])
+@pytest.mark.parametrize("negative", ["", "x"])
+def test_choices_come_back(emphasis: str, noise: str, negative: str) -> None:
+    request = Request("a", negative, emphasis=emphasis, noise=noise)
+    found = parse_parameters(parameters_text(request, "m", "0" * 64)).fields
+    assert Request(**found) == request
+
+
+def test_text_of_the_web_ui() -> None:
+    found = parse_parameters(
+        "a cat\nNegative prompt: dog\nbird\n"
+        "Steps: 20, Sampler: DPM++ 2M, Schedule type: Automatic, CFG scale: 7, Seed: 3, "
+        'Size: 512x640, Model hash: 0123456789, Model: "a, b", Hires upscale: 2, '
+        'Lora hashes: "x: 1, y: 2", ENSD: 31337, Clip skip: 2, Version: v1.9'
+    )
+    assert found.fields == {
+        "prompt": "a cat",
+        "negative_prompt": "dog\nbird",
+        "steps": 20,
+        "sampler": "dpmpp_2m",
+        "schedule": "karras",
+        "guidance_scale": 7.0,
+        "seed": 3,
+        "width": 512,
+        "height": 640,
+        "clip_skip": 2,
+        "noise": "cuda",  # which the web UI leaves out
+    }
+    assert found.model_hash == "0123456789"
+    assert found.not_understood == ("Hires upscale", "Lora hashes", "ENSD")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected", "unknown"),
+    [
+        ("Sampler: DPM++ 2M Karras", ("dpmpp_2m", "karras"), ()),
+        ("Sampler: Euler a", ("euler_a", "normal"), ()),
+        ("Sampler: Euler, Schedule type: Uniform", ("euler", "normal"), ()),
+        ("Sampler: Euler, Schedule type: DDIM", ("euler", "ddim_uniform"), ()),
+        ("Sampler: Euler, Schedule type: SGM Uniform", ("euler", "sgm_uniform"), ()),
+        ("Sampler: Euler, Schedule type: KL Optimal", ("euler", "normal"), ("Schedule type",)),
+        ("Sampler: Restart, Schedule type: Karras", None, ("Sampler",)),
+        ("Schedule type: Karras", None, ()),
+    ],
+)
+def test_sampler_names(
+    pairs: str, expected: tuple[str, str] | None, unknown: tuple[str, ...]
+) -> None:
+    found = parse_parameters(f"a\nSteps: 20, {pairs}")
+    names = (found.fields.get("sampler"), found.fields.get("schedule"))
+    assert names == (expected or (None, None))
+    assert found.not_understood == unknown
+
+
+@pytest.mark.parametrize(
+    ("pair", "name"),
+    [
+        ("Clip skip: 40", "Clip skip"),
+        ("Size: 500x500", "Size"),
+        ("Size: 512", "Size"),
+        ("Seed: -1", "Seed"),
+        (f"Seed: {2**64}", "Seed"),
+        ("CFG scale: 1e999", "CFG scale"),
+        ("CFG scale: nan", "CFG scale"),
+        ("Eta: 2", "Eta"),
+        ("RNG: Z", "RNG"),
+        ("Emphasis: ?", "Emphasis"),
+        ("Variation seed strength: 0.5", "Variation seed strength"),
+        ("Variation seed: 3, Variation seed strength: 2", "Variation seed strength"),
+        ("Seed resize from: 0x0", "Seed resize from"),
+        ("a\x1b[2Jb: 3", "'a\\x1b[2Jb'"),
+    ],
+)
+def test_values_that_none_accepts_are_named(pair: str, name: str) -> None:
+    found = parse_parameters(f"a\nSteps: 20, {pair}")
+    assert found.not_understood == (name,)
+    Request(**found.fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "negative"),
+    [
+        ("", "", ""),
+        ("a: b, c: d", "a: b, c: d", ""),
+        ("Negative prompt: x", "", "x"),
+        ("a\nNegative prompt:", "a", ""),
+        ("Steps: 3 to heaven\nb", "Steps: 3 to heaven\nb", ""),
+    ],
+)
+def test_prompts_alone(text: str, prompt: str, negative: str) -> None:
+    found = parse_parameters(text)
+    assert found.fields == {"prompt": prompt, "negative_prompt": negative}
+
+
+@pytest.mark.parametrize("filler", ["a", " ", '"', ":", ",", "a:", 'a:"', 'a:"\\"', "\\", "a,"])
+def test_long_lines_end_soon(filler: str) -> None:
+    """Lines on which a careless pattern would take hours; the suite's time limit would end it."""
+    for length in (60_000, 1_000_000):
+        line = "Steps: 1," + filler * (length // len(filler))
+        fields = parse_parameters(line).fields
+        # The longer ones are no pairs but a prompt.
+        assert fields.get("steps") == 1 or fields["prompt"] == line.strip()

@@ -1,0 +1,170 @@
+"""What requests can ask beside one prompt: parts, edits, batches, previews, other U-Nets."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.tiny_bundle import make_tiny_bundle
+
+from sdengine.engine import Engine, load
+from sdengine.errors import Cancelled, ConfigError
+from sdengine.images.result import Result, Step
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: Path) -> Iterator[Engine]:
+    with load(tiny, precision="fp32", threads=1) as engine:
+        yield engine
+
+
+def test_parts_joined_by_and_are_guided_together(engine: Engine) -> None:
+    options: dict[str, Any] = {"seed": 3, "steps": 3, "sampler": "euler", "guidance_scale": 2.0}
+    latents = {}
+    for prompt in ("a circle", "b square", "a circle AND b square:0.5", ""):
+        latents[prompt] = next(iter(engine.steps(prompt, **options))).latents.copy()
+    # The first Euler step is linear in the guided output u + 2 (a - u) + 2 * 0.5 (b - u).
+    plain = latents[""]
+    expected = plain + (latents["a circle"] - plain) + 0.5 * (latents["b square"] - plain)
+    np.testing.assert_allclose(latents["a circle AND b square:0.5"], expected, atol=1e-4)
+    assert not np.allclose(latents["a circle"], latents["b square"], atol=1e-3)
+
+
+def test_and_without_guidance_still_uses_the_negative(engine: Engine) -> None:
+    options: dict[str, Any] = {"seed": 3, "steps": 2, "guidance_scale": 1.0}
+    images = [
+        engine.generate("a AND b", negative, **options).arrays[0] for negative in ("x", "yyyy")
+    ]
+    assert not np.array_equal(images[0], images[1])
+
+
+def test_edited_prompt_changes_at_its_step(engine: Engine) -> None:
+    options: dict[str, Any] = {"seed": 3, "steps": 4, "sampler": "euler"}
+    runs = {
+        prompt: [step.latents.copy() for step in engine.steps(prompt, **options)]
+        for prompt in ("a circle", "[a circle:b square:2]")
+    }
+    same = [
+        np.allclose(a, b, atol=1e-5)
+        for a, b in zip(runs["a circle"], runs["[a circle:b square:2]"], strict=True)
+    ]
+    assert same == [True, True, False, False]
+
+
+def test_different_prompts_and_seeds_in_one_call(engine: Engine) -> None:
+    prompts, negatives, seeds = ["a circle", "b", "c AND d"], ["x", "y", "z"], [7, 3, 99]
+    batch = engine.generate(prompts, negatives, seed=seeds, sampler="euler_a", steps=3)
+    assert batch.seeds == tuple(seeds)
+    for i in range(3):
+        alone = engine.generate(prompts[i], negatives[i], seed=seeds[i], sampler="euler_a", steps=3)
+        assert np.abs(batch.arrays[i].astype(int) - alone.arrays[0]).max() <= 1
+
+
+def test_previews(engine: Engine) -> None:
+    steps = list(engine.steps("a circle", seed=1, steps=5, preview_every=2, batch_size=2))
+    assert [step.preview is not None for step in steps] == [False, True, False, True, False]
+    preview = steps[1].preview
+    assert preview is not None
+    assert preview.shape == (2, 64, 64, 3)
+    assert preview.dtype == np.uint8
+    plain = engine.generate("a circle", seed=1, steps=5, batch_size=2)
+    result = steps[-1].result
+    assert result is not None
+    assert all(np.array_equal(a, b) for a, b in zip(result.arrays, plain.arrays, strict=True))
+
+
+def test_last_preview_is_nearly_the_picture(engine: Engine) -> None:
+    for step in engine.steps("a circle", seed=1, sampler="ddim", steps=8, preview_every=8):
+        if step.preview is not None:
+            preview = step.preview[0]
+    assert step.result is not None
+    assert np.abs(preview.astype(int) - step.result.arrays[0]).mean() < 2
+
+
+def test_cancel_ends_within_one_step(engine: Engine) -> None:
+    cancel = threading.Event()
+    seen = []
+
+    def stop(step: Step) -> None:
+        seen.append(step.index)
+        if step.index == 1:
+            cancel.set()
+
+    with pytest.raises(Cancelled):
+        engine.generate("a circle", steps=100, cancel=cancel, progress=stop)
+    assert seen == [0, 1]
+    engine.generate("a circle", steps=1)
+
+
+def test_cancelled_before_its_turn(engine: Engine) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(Cancelled):
+        engine.generate("a circle", cancel=cancel)
+
+
+def test_async_requests_and_their_cancellation(engine: Engine) -> None:
+    expected = [engine.generate("a circle", seed=seed, steps=2).arrays[0] for seed in range(3)]
+
+    async def serve() -> list[Result]:
+        tasks = [
+            asyncio.create_task(engine.generate_async("a circle", seed=seed, steps=2))
+            for seed in range(3)
+        ]
+        endless = asyncio.create_task(engine.generate_async("a circle", steps=1000))
+        results = await asyncio.gather(*tasks)
+        endless.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await endless
+        return results
+
+    for result, array in zip(asyncio.run(serve()), expected, strict=True):
+        assert np.array_equal(result.arrays[0], array)
+
+
+def test_async_reports_a_bad_request(engine: Engine) -> None:
+    with pytest.raises(ConfigError, match="steps"):
+        asyncio.run(engine.generate_async("a circle", steps=0))
+
+
+def test_two_engines_beside_each_other(tiny: Path, engine: Engine) -> None:
+    expected = engine.generate("a circle", seed=1).arrays[0]
+    with load(tiny, precision="fp32", threads=1) as other:
+        steps = engine.steps("a circle", seed=1)
+        next(steps)  # one engine in the middle of a request does not hold up the other
+        assert np.array_equal(other.generate("a circle", seed=1).arrays[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "refiner", "lcm"])
+def test_other_kinds_of_unet(tmp_path: Path, kind: str) -> None:
+    with load(make_tiny_bundle(tmp_path / kind, kind=kind), precision="fp32") as engine:
+        base: dict[str, Any] = {"seed": 1, "steps": 3, "guidance_scale": 3.0}
+        image = engine.generate("a circle", **base).arrays[0]
+        assert not np.array_equal(image, engine.generate("b", **base).arrays[0])
+        changes: dict[str, Any] = {"guidance_scale": 5.0}
+        if kind == "sdxl":
+            changes |= {"original_size": (512, 512), "crop": (8, 64), "target_size": (32, 32)}
+        if kind == "refiner":
+            changes |= {"aesthetic_score": 60.0, "negative_aesthetic_score": 90.0}
+        for name, value in changes.items():
+            other = engine.generate("a circle", **{**base, name: value}).arrays[0]
+            assert not np.array_equal(image, other), name
+
+
+def test_distilled_unet_runs_without_the_unconditional_half(tmp_path: Path) -> None:
+    with load(make_tiny_bundle(tmp_path / "lcm", kind="lcm"), precision="fp32") as engine:
+        images = [
+            engine.generate("a", negative, seed=1, guidance_scale=8.0).arrays[0]
+            for negative in ("", "something else")
+        ]
+    assert np.array_equal(images[0], images[1])
