@@ -35,7 +35,7 @@ CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cpp' -o -n
 
 PROMPT := a large red circle on a blue background
 
-.PHONY: demo test lint format cpp sanitize arm pytest gpu-check clean
+.PHONY: demo test lint typed format cpp sanitize arm pytest gpu-check clean
 
 demo: $(DEMO)/installed
 	@echo "Prompt: $(PROMPT)"
@@ -47,11 +47,16 @@ test: lint cpp pytest
 pytest: $(TEST)/installed
 	$(TEST)/bin/pytest --numprocesses=$(WORKERS) --dist=loadfile $(PYTEST_FLAGS)
 
-lint: $(TEST)/installed
+lint: $(TEST)/installed typed
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/clang-format --dry-run --Werror $(CPP)
 	$(TEST)/bin/mypy
+
+# The package as it is installed, with kernels and benchmarks inside, for mypy to see as one.
+typed:
+	@rm -rf build/typed && mkdir -p build/typed/sdengine
+	@ln -s $(addprefix $(CURDIR)/,$(wildcard sdengine/*) kernels benchmarks) build/typed/sdengine/
 
 format: $(TEST)/tools
 	$(TEST)/bin/ruff check --fix .
