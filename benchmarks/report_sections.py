@@ -146,7 +146,8 @@ def networks(records: Records) -> str:
         "fp32 on the same inputs, timed and dropped before the next is loaded. Times are those of "
         "the newest record on an otherwise idle machine that has OpenVINO in it; OpenVINO's faster "
         "precision of that record is compared with. Errors are those of the newest record that "
-        "compares with torch. Processors with AMX, which OpenVINO uses and "
+        "compares with torch. A table is as old as its dates say, and so are the kernels in it. "
+        "Processors with AMX, which OpenVINO uses and "
         "the native target does not, are not measured."
     ]
     for name, found in native.by_processor(records.networks).items():
