@@ -1,4 +1,4 @@
-"""Compare a GPU's pictures of the demo model with the CPU's, equal seeds.
+"""Pictures of the demo model on a GPU, compared with the CPU's, equal seeds.
 
     python -m sdengine.benchmarks.device_parity --targets tensorrt-rtx,triton --cache DIR
 
@@ -12,24 +12,22 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import sdengine
+from sdengine.benchmarks.accuracy_tables import pictures as picture_table
 from sdengine.benchmarks.bundles import prepare
 from sdengine.benchmarks.cases import GPU_SIDES, TARGETS, Case
 from sdengine.benchmarks.gpu import describe, require_backends
 from sdengine.benchmarks.pictures import (
     GUIDANCE_SCALE,
     PROMPTS,
-    RESULTS,
     Pictures,
     below_required,
-    distances,
+    compare,
     finish,
-    picture_table,
     pictures,
 )
-from sdengine.benchmarks.records import software
+from sdengine.benchmarks.records import RESULTS, stamped
 from sdengine.errors import SdengineError
 from sdengine.storage.cache_dir import cache_dir
 
@@ -44,25 +42,9 @@ def by_side(
         return {side: pictures(engine, steps, side) for side in sides}
 
 
-def compare(
-    found: Mapping[str, Mapping[int, Pictures]], expected: Mapping[int, Pictures]
-) -> dict[str, dict[int, list[float]]]:
-    """Return PSNR in dB by target and side, one value a picture."""
-    return {
-        target: {side: distances(made[side], wanted) for side, wanted in expected.items()}
-        for target, made in found.items()
-    }
-
-
 def failures(table: Mapping[str, Mapping[int, Sequence[float]]]) -> list[str]:
     """Return a line for each target and side with a picture below REQUIRED_DB."""
     return below_required(table, lambda _: REQUIRED_DB, " at ")
-
-
-def as_markdown(table: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
-    """Return the lowest and the median PSNR by target and side as Markdown."""
-    heading = f"PSNR of {len(PROMPTS)} pictures against the CPU's in fp32"
-    return picture_table(table, heading)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,18 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     table = compare(found, expected)
-    record: dict[str, Any] = {
+    figures = {
         "steps": options.steps,
         "guidance_scale": GUIDANCE_SCALE,
         "prompts": PROMPTS,
         "required_db": REQUIRED_DB,
         "psnr_db": table,
         "gpu": describe(),
-        "versions": software("triton"),
     }
     path = options.output / "device-parity.json"
-    status = finish(record, path, as_markdown(table), failures(table))
-    path.with_suffix(".md").write_text(as_markdown(table) + "\n")
+    shown = picture_table(table, f"PSNR of {len(PROMPTS)} pictures against the CPU's in fp32")
+    status = finish(stamped(figures, "triton"), path, shown, failures(table))
+    path.with_suffix(".md").write_text(f"{shown}\n")
     return status
 
 

@@ -1,4 +1,4 @@
-"""Measure that emphasis does what it says, on the demo model.
+"""Emphasis on the demo model: whether it does what it says.
 
     python benchmarks/emphasis.py          # the table and the record
 
@@ -9,16 +9,16 @@ share of the picture's pixels whose nearest palette colour is that one.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import sdengine
+from sdengine.benchmarks.accuracy_tables import emphasis as as_markdown
+from sdengine.benchmarks.records import RESULTS, stamped, write_record
 from sdengine.training.scenes import COLORS
 
-RESULTS = Path(__file__).parent / "results"
 # The colour whose weight changes, and the prompt around it.
 PROMPTS = {
     "red": "a ({0}:{1}) circle above a blue square on a white background",
@@ -56,20 +56,6 @@ def measure(engine: sdengine.Engine, count: int) -> dict[str, dict[str, Any]]:
     return table
 
 
-def as_markdown(table: dict[str, dict[str, Any]], count: int) -> str:
-    """Return the table as Markdown."""
-    lines = [
-        f"| prompt | share at {LOW}, % | at {PLAIN} | at {HIGH} | up / down of {count} seeds |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for row in table.values():
-        cells = [f"{row['percent'][str(w)]:.2f}" for w in (LOW, PLAIN, HIGH)]
-        lines.append(
-            f"| `{row['prompt']}` | {' | '.join(cells)} | {row['seeds_up']} / {row['seeds_down']} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -78,10 +64,9 @@ def main() -> None:
     options = parser.parse_args()
     with sdengine.load("demo") as engine:
         table = measure(engine, options.count)
-    options.output.mkdir(parents=True, exist_ok=True)
-    record = {"seeds": options.count, "colors": table}
-    (options.output / "emphasis.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(as_markdown(table, options.count))
+    record = stamped({"seeds": options.count, "colors": table})
+    write_record(record, options.output / "emphasis.json")
+    print(as_markdown(record))
 
 
 if __name__ == "__main__":

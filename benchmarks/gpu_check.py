@@ -1,4 +1,4 @@
-"""Check and measure everything that needs an NVIDIA GPU; `make gpu-check` installs and runs it.
+"""GPU check: everything that needs an NVIDIA GPU; `make gpu-check` installs and runs it.
 
     python benchmarks/gpu_check.py --list                    # what would be run
     python benchmarks/gpu_check.py --output build/gpu-check  # all of it
@@ -6,7 +6,8 @@
 
 Every step is reported, none stops the others, and the exit status is 1 where one failed. In the
 output folder afterwards: a log of each step, steps.jsonl, the results as JSON lines (bench.jsonl,
-kernel-speed.jsonl), and gpu-check.md, whose tables README can take as they are.
+kernel-speed.jsonl), and gpu-check.md with the tables. Comparisons of bench.jsonl that are copied to
+benchmarks/results appear in its README; see report.py.
 """
 
 from __future__ import annotations

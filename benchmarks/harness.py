@@ -18,6 +18,7 @@ from sdengine.benchmarks import gpu
 from sdengine.benchmarks.bundles import Progress, prepare
 from sdengine.benchmarks.cases import BASELINES, Case
 from sdengine.benchmarks.measures import OtherLoad, Spread, median_ratio
+from sdengine.benchmarks.records import SIDES
 from sdengine.benchmarks.verification import (
     Arrays,
     Side,
@@ -29,7 +30,6 @@ from sdengine.benchmarks.verification import (
 from sdengine.errors import DeviceError
 from sdengine.images.result import Timings
 
-SIDES = ("ours", "baseline")
 STAGES = ("text_encoder", "unet_step", "vae_decoder", "outside", "end_to_end")
 # A runtime's idle threads spin for a while; they must not take the other side's cores.
 _SETTLE_SECONDS = 0.3
@@ -188,7 +188,7 @@ def _label(engine: sdengine.Engine) -> str:
 
 def _alone(side: Side, case: Case) -> dict[str, float]:
     task = {**asdict(side), "threads": case.threads, "request": asdict(case.request())}
-    command = [sys.executable, "-m", "sdengine.benchmarks.memory", json.dumps(task)]
+    command = [sys.executable, "-m", "sdengine.benchmarks.alone", json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

@@ -1,4 +1,4 @@
-"""Compile every variant of every Triton kernel for every target and tabulate what it needs.
+"""Resources of the Triton kernels: every variant compiled for every target, and what it needs.
 
     python benchmarks/kernel_resources.py      # the tables and the records; minutes, no GPU
 
@@ -14,11 +14,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sdengine.benchmarks.markdown import table
+from sdengine.benchmarks.records import RESULTS
 from sdengine.kernels import attention, geglu, group_norm, layer_norm
 from sdengine.kernels.attention import AttentionShape
 from sdengine.kernels.compiling import CompiledKernel, compile_kernel
@@ -29,7 +31,6 @@ from sdengine.kernels.registry import OPS
 from sdengine.kernels.targets import PORTABLE_SHARED_BYTES, TARGETS, WARP_SIZE, Target
 from sdengine.kernels.variants import Specialisation
 
-RESULTS = Path(__file__).parent / "results"
 EPS = 1e-5
 # (operation, where it stands, shape); two images at once are those of classifier-free guidance.
 CASES: tuple[tuple[str, str, Any], ...] = (
@@ -208,47 +209,45 @@ def problems(rows: list[Row]) -> list[str]:
 def as_markdown(rows: list[Row], cases: list[dict[str, Any]]) -> str:
     """Return both tables as Markdown."""
     ccs = sorted({row.cc for row in rows})
-    lines = [
-        "Registers a thread / KiB of shared memory / warps that fit a multiprocessor, fp16. "
-        "No variant spills a register. Computed by the compiler, not measured on a GPU.",
-        "",
-        "| kernel | first needed by | variant | "
-        + " | ".join(f"{cc // 10}.{cc % 10}" for cc in ccs)
-        + " |",
-        "|---|---|---|" + "---:|" * len(ccs),
-    ]
-    table: dict[tuple[str, str, str], dict[int, str]] = {}
+    needs: dict[tuple[str, str, str], dict[int, str]] = {}
     for row in rows:
-        if row.dtype != "float16":
-            continue
-        cell = f"{row.registers} / {row.shared_bytes / 1024:.1f} / {row.warps_per_sm}"
-        table.setdefault((row.kernel, row.case, row.variant), {})[row.cc] = cell
-    for (kernel, case, variant), cells in table.items():
-        found = " | ".join(cells.get(cc, "-") for cc in ccs)
-        lines.append(f"| {kernel} | {case} | {variant} | {found} |")
-    names = [TARGETS[cc].gpu for cc in ccs]
-    lines += [
-        "",
-        "What a case must move and compute, fp16, and what bounds it at the published peaks.",
-        "",
-        f"| operation | case | MB | GFLOP | FLOP/byte | {' | '.join(names)} |",
-        "|---|---|---:|---:|---:|" + "---|" * len(ccs),
+        if row.dtype == "float16":
+            cell = f"{row.registers} / {row.shared_bytes / 1024:.1f} / {row.warps_per_sm}"
+            needs.setdefault((row.kernel, row.case, row.variant), {})[row.cc] = cell
+    lines = [[*name, *(cells.get(cc, "-") for cc in ccs)] for name, cells in needs.items()]
+    capabilities = [f"{cc // 10}.{cc % 10}" for cc in ccs]
+    moves = [
+        [
+            figures["op"],
+            figures["case"],
+            f"{figures['bytes'] / 1e6:.1f}",
+            f"{figures['operations'] / 1e9:.2f}",
+            f"{figures['operations_per_byte']:.1f}",
+            *(figures["bound"][TARGETS[cc].name].split(":")[0] for cc in ccs),
+        ]
+        for figures in cases
+        if figures["dtype"] == "float16"
     ]
-    for figures in cases:
-        if figures["dtype"] != "float16":
-            continue
-        bounds = [figures["bound"][TARGETS[cc].name].split(":")[0] for cc in ccs]
-        lines.append(
-            f"| {figures['op']} | {figures['case']} | {figures['bytes'] / 1e6:.1f} | "
-            f"{figures['operations'] / 1e9:.2f} | {figures['operations_per_byte']:.1f} | "
-            f"{' | '.join(bounds)} |"
-        )
+    units = ["MB", "GFLOP", "FLOP/byte"]
     peaks = "; ".join(
         f"{t.gpu} {t.fp16_tflops:g} TFLOPS, {t.memory_gb_s:g} GB/s ({t.source})"
         for t in TARGETS.values()
         if t.cc in ccs
     )
-    return "\n".join([*lines, "", f"Peaks: {peaks}.", ""])
+    parts = [
+        "Registers a thread / KiB of shared memory / warps that fit a multiprocessor, fp16. "
+        "No variant spills a register. Computed by the compiler, not measured on a GPU.",
+        table(["kernel", "first needed by", "variant", *capabilities], lines, texts=3),
+        "What a case must move and compute, fp16, and what bounds it at the published peaks.",
+        table(["operation", "case", *units, *(TARGETS[cc].gpu for cc in ccs)], moves, texts=2),
+        f"Peaks: {peaks}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """Return both tables of a record that was read."""
+    return as_markdown([Row(**row) for row in record["resources"]], record["cases"])
 
 
 def main() -> None:

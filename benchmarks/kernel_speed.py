@@ -1,4 +1,4 @@
-"""Time every Triton kernel on a GPU against what torch computes the same with.
+"""Triton kernels, timed on a GPU against what torch computes the same with.
 
     python benchmarks/kernel_speed.py [--cases attention] [--output DIR]
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,8 +23,9 @@ from sdengine.backends.torch.graphs import GraphedFunction
 from sdengine.benchmarks import gpu
 from sdengine.benchmarks.kernel_resources import CASES as RESOURCE_CASES
 from sdengine.benchmarks.kernel_sides import EPS, kernel, tensors_of, torchs, truth
+from sdengine.benchmarks.markdown import table
 from sdengine.benchmarks.measures import Spread
-from sdengine.benchmarks.records import software
+from sdengine.benchmarks.records import RESULTS, append_record, stamped
 from sdengine.errors import BackendUnavailableError, DeviceError, SdengineError
 from sdengine.kernels.attention import OP as ATTENTION
 from sdengine.kernels.geglu import GegluShape
@@ -36,8 +36,6 @@ from sdengine.kernels.registry import OPS
 if TYPE_CHECKING:
     from torch import Tensor
 
-RESULTS = Path(__file__).parent / "results"
-SCHEMA = 1
 CASES: tuple[tuple[str, str, Any], ...] = (
     *RESOURCE_CASES,
     ("group_norm_silu", "SDXL 1024², 128², NHWC", GroupNormShape(2, 320, 16384, 32, True)),
@@ -227,29 +225,31 @@ def skipped(dtype: str, cc: int | None, cases: Iterable[tuple[str, str, Any]]) -
 
 def as_markdown(rows: Sequence[Row], roofline: Roofline, device: str) -> str:
     """Return the rows as a Markdown table with a line on how to read it."""
-    lines = [
-        f"**Triton kernels on {device}**",
-        "",
-        "| operation | case | type | Triton, ms | torch, ms | ratio | of the roofline | fastest "
-        "variant | error, Triton | error, torch |",
-        "|---|---|---|---:|---:|---:|---:|---|---:|---:|",
+    columns = ["operation", "case", "type", "Triton, ms", "torch, ms", "ratio", "of the roofline"]
+    cells = [
+        [
+            row.op,
+            row.case,
+            row.dtype,
+            _spread(row.kernel_ms),
+            _spread(row.torch_ms),
+            f"{row.ratio:.2f}x",
+            f"{row.percent_of_roofline:.0f} %",
+            "the default" if row.best == row.variant else f"{row.best}, {row.best_ms:.3f} ms",
+            f"{row.error:.1e}",
+            f"{row.torch_error:.1e}",
+        ]
+        for row in rows
     ]
-    for row in rows:
-        fastest = "the default" if row.best == row.variant else f"{row.best}, {row.best_ms:.3f} ms"
-        lines.append(
-            f"| {row.op} | {row.case} | {row.dtype} | {_spread(row.kernel_ms)} | "
-            f"{_spread(row.torch_ms)} | {row.ratio:.2f}x | {row.percent_of_roofline:.0f} % | "
-            f"{fastest} | {row.error:.1e} | {row.torch_error:.1e} |"
-        )
     n = rows[0].kernel_ms["n"] if rows else 0
-    lines += [
-        "",
-        f"Median (10th to 90th percentile) of {n} runs with a cold cache; torch is its fused "
-        f"attention, or its operations one after the other. Roofline as measured: "
+    return (
+        f"**Triton kernels on {device}**\n\n"
+        + table([*columns, "fastest variant", "error, Triton", "error, torch"], cells, texts=3)
+        + f"\n\nMedian (10th to 90th percentile) of {n} runs with a cold cache; torch is its fused "
+        "attention, or its operations one after the other. Roofline as measured: "
         f"{roofline.memory_gb_s:.0f} GB/s, {roofline.tflops:.0f} TFLOPS in fp16. Errors are "
-        "relative RMS against fp32.",
-    ]
-    return "\n".join(lines)
+        "relative RMS against fp32."
+    )
 
 
 def _spread(figures: dict[str, float]) -> str:
@@ -309,23 +309,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write(rows: Sequence[Row], roofline: Roofline, folder: Path) -> None:
     """Write one JSON line a row, and the table; print the table."""
     place = gpu.describe()
-    versions = software("triton")
+    common = {"roofline": asdict(roofline), "eps": EPS, "gpu": place}
+    records = folder / "kernel-speed.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "kernel-speed.jsonl").open("w", encoding="utf-8") as file:
-        for row in rows:
-            figures = {
-                **asdict(row),
-                "ratio": row.ratio,
-                "percent_of_roofline": row.percent_of_roofline,
-                "roofline": asdict(roofline),
-                "eps": EPS,
-                "gpu": place,
-                "versions": versions,
-            }
-            file.write(json.dumps({"schema": SCHEMA, **figures}) + "\n")
-    table = as_markdown(rows, roofline, place["name"])
-    (folder / "kernel-speed.md").write_text(table + "\n", encoding="utf-8")
-    print(table)
+    records.unlink(missing_ok=True)
+    for row in rows:
+        ratios = {"ratio": row.ratio, "percent_of_roofline": row.percent_of_roofline}
+        append_record(stamped({**asdict(row), **ratios, **common}, "triton"), records)
+    shown = as_markdown(rows, roofline, place["name"])
+    (folder / "kernel-speed.md").write_text(shown + "\n", encoding="utf-8")
+    print(shown)
 
 
 if __name__ == "__main__":

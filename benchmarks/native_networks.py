@@ -1,4 +1,4 @@
-"""Time networks on the native target against OpenVINO and eager torch, in turns, in one process.
+"""Networks on the native target, timed in turns with OpenVINO and eager torch in one process.
 
     sdengine build CHECKPOINT -o native --target native --resolutions 512,768,1024
     sdengine build CHECKPOINT -o openvino --target openvino --resolutions 512,768,1024
@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import gc
-import json
 import statistics
 import sys
 import time
@@ -32,11 +30,11 @@ from numpy.typing import NDArray
 from sdengine.backends import get_backend
 from sdengine.backends.base import Module
 from sdengine.benchmarks.measures import OtherLoad, Spread, relative_rms
-from sdengine.benchmarks.records import append_record, machine, software
+from sdengine.benchmarks.native_tables import network_records
+from sdengine.benchmarks.records import append_record, stamped
 from sdengine.bundle.reader import open_bundle
 from sdengine.bundle.tensors import numpy_dtype, resolve_shapes
 
-SCHEMA = 1
 # As many as guidance needs for one picture; the other networks have one row.
 _ROWS = {"unet": 2, "text_encoder": 2, "text_encoder_2": 2}
 _CALLS = 2  # timed in each round, after one that is not
@@ -139,30 +137,6 @@ def measure(
     }
 
 
-def table(figures: dict[str, Any]) -> str:
-    """Return a Markdown table of one measurement, speeds relative to OpenVINO's fastest."""
-    sides = figures["sides"]
-    peers = [name for name in sides if name.startswith("openvino")]
-    baseline = min(peers, key=lambda name: sides[name]["seconds"]["median"], default="nothing")
-    reference = sides[baseline]["seconds"]["median"] if peers else None
-    lines = [
-        f"{figures['network']} at {figures['size']}, {figures['threads']} threads; other programs "
-        f"took {figures['other_load_percent']:.0f} % of the machine",
-        "",
-        f"| | median s | p10-p90 | speed over {baseline} | relative RMS error | load s |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for name, side in sides.items():
-        spread = side["seconds"]
-        ratio = "" if reference is None else f"{reference / spread['median']:.2f}"
-        lines.append(
-            f"| {name} | {spread['median']:.3f} "
-            f"| {spread['p10']:.3f}-{spread['p90']:.3f} | {ratio} "
-            f"| {side['relative_rms']:.2e} | {side['load_seconds']:.2f} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> int:
     """Measure and print; a record is written where asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -188,12 +162,9 @@ def main() -> int:
     sides += [Side("torch", options.torch, p) for p in options.eager.split(",") if p]
     for size in (int(text) for text in options.sizes.split(",")):
         figures = measure(sides, truth, options.network, size, options.threads, options.rounds)
-        print(table(figures), flush=True)
+        record = stamped({"bundle": Path(options.native).name, **figures}, "openvino")
+        print(network_records([record]), flush=True)
         if options.record:
-            now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-            record = {"schema": SCHEMA, "time": now, "bundle": Path(options.native).name, **figures}
-            record |= {"versions": software("openvino"), "machine": machine()}
-            json.dumps(record)
             append_record(record, options.record)
     return 0
 

@@ -1,4 +1,4 @@
-"""Show how single operations of the native target err on hard values, beside torch's error in bf16.
+"""Hard values: how single operations of the native target err, beside torch's error in bf16.
 
     python benchmarks/native_numerics.py --json benchmarks/results/native-numerics.json
 
@@ -10,7 +10,6 @@ the loud part would drown. Exits with 1 where bf16 errs more than twice as much 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from sdengine.backends.native.instruction_set import chosen_isa
 from sdengine.benchmarks.measures import relative_rms
 from sdengine.benchmarks.native_sides import (
     Array,
-    Case,
+    Operation,
     attention,
     conv,
     draw,
@@ -34,7 +33,8 @@ from sdengine.benchmarks.native_sides import (
     native_run,
     torch_run,
 )
-from sdengine.benchmarks.records import machine, software
+from sdengine.benchmarks.native_tables import hard_values as as_markdown
+from sdengine.benchmarks.records import stamped, write_record
 
 RULE = 2.0
 Values = dict[str, Array]
@@ -51,7 +51,7 @@ class Hard:
         quiet: keeps the part of a result [n,c,h,w] that the loud values do not touch.
     """
 
-    case: Case
+    case: Operation
     what: str
     change: Callable[[Values, Values], None] = lambda maps, weights: None
     quiet: Callable[[Array], Array] | None = None
@@ -143,24 +143,6 @@ def measure(hard: Hard, threads: int) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table."""
-    lines = [
-        "| operation | values | native fp32 | native bf16 | torch bf16 | ratio | native int8 |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        for part, errors in row["errors"].items():
-            own, peer = errors["native bf16"], errors["torch bf16"]
-            eight = f"{errors['native int8']:.1e}" if "native int8" in errors else ""
-            what = row["values"] + (", the rest" if part == "quiet" else "")
-            lines.append(
-                f"| {row['case']} | {what} | {errors['native fp32']:.1e} | {own:.1e} "
-                f"| {peer:.1e} | {own / peer:.2f} | {eight} |"
-            )
-    return "\n".join(lines)
-
-
 def main() -> int:
     """Measure and print; the exit status says whether the rule holds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -168,11 +150,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args()
     rows = [measure(hard, options.threads) for hard in hard_cases()]
-    print(f"{chosen_isa()}\n\n{table(rows)}")
+    print(f"{chosen_isa()}\n\n{as_markdown(rows)}")
     if options.json:
-        record: dict[str, Any] = {"isa": chosen_isa(), "rows": rows}
-        record |= {"versions": software(), "machine": machine()}
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(stamped({"isa": chosen_isa(), "rows": rows}), options.json)
     broken = [
         f"{row['case']}, {row['values']}"
         for row in rows

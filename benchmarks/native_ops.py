@@ -1,4 +1,4 @@
-"""Time single operations of the native target against oneDNN (through torch) and OpenVINO.
+"""Single operations of the native target, timed against oneDNN (through torch) and OpenVINO.
 
     python benchmarks/native_ops.py --record benchmarks/results/native-ops.jsonl
 
@@ -12,7 +12,6 @@ that waits for nothing, measured in the same run.
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import sys
 import time
@@ -27,8 +26,8 @@ from sdengine.backends.native.instruction_set import chosen_isa
 from sdengine.benchmarks.measures import OtherLoad, relative_rms
 from sdengine.benchmarks.native_sides import (
     Array,
-    Case,
     NativeRun,
+    Operation,
     Run,
     attention,
     conv,
@@ -39,12 +38,13 @@ from sdengine.benchmarks.native_sides import (
     openvino_run,
     torch_run,
 )
-from sdengine.benchmarks.records import append_record, machine, software
+from sdengine.benchmarks.native_tables import operations as as_markdown
+from sdengine.benchmarks.records import append_record, stamped
 
-SCHEMA = 2
+SCHEMA = 2  # of the records
 
 
-def cases() -> list[Case]:
+def cases() -> list[Operation]:
     """Return the operations, the heaviest kinds first."""
     found = []
     for channels, columns, side in (
@@ -60,7 +60,9 @@ def cases() -> list[Case]:
     return found
 
 
-def measure(case: Case, rounds: int, threads: int, peaks: Mapping[str, float]) -> dict[str, Any]:
+def measure(
+    case: Operation, rounds: int, threads: int, peaks: Mapping[str, float]
+) -> dict[str, Any]:
     """Return seconds and errors of every side, and the native side's share of the peaks."""
     maps, weights = draw(case)
     truth = torch_run(case, maps, weights, torch.float64)().numpy()
@@ -96,35 +98,6 @@ def measure(case: Case, rounds: int, threads: int, peaks: Mapping[str, float]) -
     }
 
 
-def table(rows: list[dict[str, Any]], threads: int) -> str:
-    """Return a Markdown table: milliseconds, and the native side's ratio to the best peer."""
-    peers = ("torch bf16", "torch fp32", "openvino bf16", "openvino fp32")
-    lines = [
-        f"| threads: {threads}; ms | native bf16 | GFLOP/s | % of peak | native int8 | % of peak | "
-        + " | ".join(peers)
-        + " | over the best | error | torch's |",
-        "|---|" + "---:|" * 12,
-    ]
-    for row in rows:
-        seconds = row["seconds"]
-        best = min(seconds[peer] for peer in peers)
-        own = seconds["native bf16"]
-        rate = f"{row['flops'] / own / 1e9:.0f}" if row["flops"] else ""
-        eight = f"{seconds['native int8'] * 1e3:.2f}" if "native int8" in seconds else ""
-        shares = [
-            f"{100 * row['share_of_peak'][side]:.0f}" if side in row["share_of_peak"] else ""
-            for side in ("native bf16", "native int8")
-        ]
-        shown = " | ".join(f"{seconds[peer] * 1e3:.2f}" for peer in peers)
-        errors = row["errors"]
-        lines.append(
-            f"| {row['case']} | {own * 1e3:.2f} | {rate} | {shares[0]} | {eight} | {shares[1]} "
-            f"| {shown} | {best / own:.2f}x "
-            f"| {errors['native bf16']:.1e} | {errors['torch bf16']:.1e} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> int:
     """Measure and print; a record is written where asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -132,6 +105,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--record", type=Path, help="file of JSON lines")
     options = parser.parse_args()
+    records = []
     for threads in options.threads:
         torch.set_num_threads(threads)
         load = OtherLoad()
@@ -141,15 +115,14 @@ def main() -> int:
         }
         rows = [measure(case, options.rounds, threads, peaks) for case in cases()]
         other = load.percent()
-        print(f"{chosen_isa()}; other programs took {other:.0f} % of the machine; peaks, GFLOP/s: ")
-        print(", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in peaks.items()) + "\n")
-        print(table(rows, threads) + "\n", flush=True)
+        figures = {"threads": threads, "isa": chosen_isa(), "other_load_percent": other}
+        record = stamped({**figures, "peaks": peaks, "rows": rows}, "openvino", schema=SCHEMA)
+        records.append(record)
         if options.record:
-            now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-            record = {"schema": SCHEMA, "time": now, "threads": threads, "isa": chosen_isa()}
-            record |= {"other_load_percent": other, "peaks": peaks, "rows": rows}
-            record |= {"versions": software("openvino"), "machine": machine()}
             append_record(record, options.record)
+        print(f"{chosen_isa()}; other programs took {other:.0f} % of the machine; peaks, GFLOP/s: ")
+        print(", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in peaks.items()), flush=True)
+    print(f"\n{as_markdown(records)}")
     return 0
 
 

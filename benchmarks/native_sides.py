@@ -24,7 +24,7 @@ Run = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Case:
+class Operation:
     """One operation.
 
     Args:
@@ -42,7 +42,7 @@ class Case:
     flops: int
 
 
-def conv(channels: int, columns: int, side: int) -> Case:
+def conv(channels: int, columns: int, side: int) -> Operation:
     """Return a 3x3 convolution of two square maps."""
     step = Step(
         kind="conv", name="conv", inputs={"x": "x"}, output="out", weights={"weight": "weight"},
@@ -50,10 +50,10 @@ def conv(channels: int, columns: int, side: int) -> Case:
     )  # fmt: skip
     flops = 2 * 2 * side * side * channels * columns * 9
     shapes, weights = {"x": (2, channels, side, side)}, {"weight": (columns, channels, 3, 3)}
-    return Case(f"conv3x3 {channels}->{columns} @{side}", step, shapes, weights, flops)
+    return Operation(f"conv3x3 {channels}->{columns} @{side}", step, shapes, weights, flops)
 
 
-def linear(rows: int, inner: int, columns: int) -> Case:
+def linear(rows: int, inner: int, columns: int) -> Operation:
     """Return a product of two rows of tokens with a matrix."""
     step = Step(
         kind="linear", name="linear", inputs={"x": "x"}, output="out",
@@ -61,10 +61,10 @@ def linear(rows: int, inner: int, columns: int) -> Case:
     )  # fmt: skip
     flops = 2 * rows * inner * columns
     shapes, weights = {"x": (2, inner, 1, rows // 2)}, {"weight": (columns, inner)}
-    return Case(f"linear {rows}x{inner}x{columns}", step, shapes, weights, flops)
+    return Operation(f"linear {rows}x{inner}x{columns}", step, shapes, weights, flops)
 
 
-def attention(queries: int, keys: int, dim: int) -> Case:
+def attention(queries: int, keys: int, dim: int) -> Operation:
     """Return attention of eight heads over two rows of tokens."""
     step = Step(
         kind="attention", name="attention", inputs={r: r for r in "qkv"}, output="out",
@@ -72,12 +72,12 @@ def attention(queries: int, keys: int, dim: int) -> Case:
     )  # fmt: skip
     width = 8 * dim
     shapes = {"q": (2, width, 1, queries), "k": (2, width, 1, keys), "v": (2, width, 1, keys)}
-    return Case(
+    return Operation(
         f"attention {queries}x{keys}x{dim}", step, shapes, {}, 4 * 16 * queries * keys * dim
     )
 
 
-def group_norm(channels: int, side: int) -> Case:
+def group_norm(channels: int, side: int) -> Operation:
     """Return GroupNorm with SiLU of two square maps."""
     step = Step(
         kind="group_norm", name="group_norm", inputs={"x": "x"}, output="out", activation="silu",
@@ -85,10 +85,10 @@ def group_norm(channels: int, side: int) -> Case:
     )  # fmt: skip
     shapes = {"x": (2, channels, side, side)}
     weights = {"weight": (channels,), "bias": (channels,)}
-    return Case(f"GroupNorm+SiLU {channels} @{side}", step, shapes, weights, 0)
+    return Operation(f"GroupNorm+SiLU {channels} @{side}", step, shapes, weights, 0)
 
 
-def layer_norm(rows: int, channels: int) -> Case:
+def layer_norm(rows: int, channels: int) -> Operation:
     """Return LayerNorm of two rows of tokens."""
     step = Step(
         kind="layer_norm", name="layer_norm", inputs={"x": "x"}, output="out",
@@ -96,7 +96,7 @@ def layer_norm(rows: int, channels: int) -> Case:
     )  # fmt: skip
     shapes = {"x": (2, channels, 1, rows // 2)}
     weights = {"weight": (channels,), "bias": (channels,)}
-    return Case(f"LayerNorm {rows}x{channels}", step, shapes, weights, 0)
+    return Operation(f"LayerNorm {rows}x{channels}", step, shapes, weights, 0)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class NativeRun:
 
 
 def native_run(
-    case: Case,
+    case: Operation,
     maps: Mapping[str, Array],
     weights: Mapping[str, Array],
     precision: str,
@@ -169,7 +169,7 @@ def _products(record: Mapping[str, Any], flops: int, whole: bool) -> tuple[str, 
 
 
 def torch_run(
-    case: Case, maps: Mapping[str, Array], weights: Mapping[str, Array], dtype: Any
+    case: Operation, maps: Mapping[str, Array], weights: Mapping[str, Array], dtype: Any
 ) -> Run:
     """Return what runs the operation in torch, on oneDNN where torch uses it; gives [n,c,h,w]."""
     held = {name: torch.from_numpy(v).to(dtype) for name, v in {**maps, **weights}.items()}
@@ -196,7 +196,7 @@ def torch_run(
 
 
 def openvino_run(
-    case: Case, maps: Mapping[str, Array], weights: Mapping[str, Array], hint: str
+    case: Operation, maps: Mapping[str, Array], weights: Mapping[str, Array], hint: str
 ) -> Run:
     """Return what runs the operation in OpenVINO; gives [n,c,h,w]."""
     import openvino
@@ -237,7 +237,7 @@ def openvino_run(
     return run
 
 
-def draw(case: Case) -> tuple[dict[str, Array], dict[str, Array]]:
+def draw(case: Operation) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return seeded normal maps, and weights that keep their size."""
     rng = np.random.default_rng(0)
     maps = {

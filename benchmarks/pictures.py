@@ -1,8 +1,7 @@
-"""Pictures of fixed prompts and seeds, and tables of how far they are from others of the same."""
+"""Pictures of fixed prompts and seeds, and how far they are from others of the same."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 
 import sdengine
 from sdengine.benchmarks.measures import psnr
+from sdengine.benchmarks.records import write_record
 
-RESULTS = Path(__file__).parent / "results"
 PROMPTS = (
     "a large red circle on a blue background",
     "a small green star above a yellow ring, black background",
@@ -23,6 +22,7 @@ PROMPTS = (
 )
 GUIDANCE_SCALE = 3.0
 Pictures = list[NDArray[np.uint8]]
+Row = TypeVar("Row", bound=str)
 Column = TypeVar("Column", str, int)
 
 
@@ -68,23 +68,19 @@ def below_required(
     ]
 
 
-def picture_table(table: Mapping[str, Mapping[Column, Sequence[float]]], heading: str) -> str:
-    """Return the lowest and the median PSNR of each cell; the heading says of what."""
-    columns = list(next(iter(table.values())))
-    lines = [
-        f"| {heading}, dB: lowest (median) | {' | '.join(map(str, columns))} |",
-        "|---|" + "---:|" * len(columns),
-    ]
-    for row, values in table.items():
-        cells = [f"{min(v):.1f} ({np.median(v):.1f})" for v in values.values()]
-        lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def compare(
+    found: Mapping[Row, Mapping[Column, Pictures]], expected: Mapping[Column, Pictures]
+) -> dict[Row, dict[Column, list[float]]]:
+    """Return PSNR in dB by what was found and what was expected, one value a picture."""
+    return {
+        row: {column: distances(made[column], wanted) for column, wanted in expected.items()}
+        for row, made in found.items()
+    }
 
 
 def finish(record: Mapping[str, Any], path: Path, shown: str, missed: Sequence[str]) -> int:
     """Write the record, print the table and what misses the requirement, and return the status."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_record(record, path)
     print(shown)
     for line in missed:
         print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Compare our pictures of a checkpoint with those of diffusers' own pipeline, equal seeds.
+"""Pictures of a checkpoint, compared with those of diffusers' own pipeline, equal seeds.
 
     python benchmarks/pipeline_parity.py [--checkpoint DIR --bundle DIR] [--steps N] [--output DIR]
 
@@ -19,19 +19,17 @@ from typing import Any
 import numpy as np
 
 import sdengine
+from sdengine.benchmarks.accuracy_tables import pictures as picture_table
 from sdengine.benchmarks.pictures import (
     GUIDANCE_SCALE,
     PROMPTS,
-    RESULTS,
     Pictures,
     below_required,
-    distances,
+    compare,
     finish,
-    picture_table,
     pictures,
 )
-from sdengine.benchmarks.records import machine, software
-from sdengine.checkpoints.folder import DEMO_CHECKPOINT
+from sdengine.benchmarks.records import RESULTS, stamped
 
 REQUIRED_DB = {"fp32": 40.0, "bf16": 30.0}
 # Our sampler and schedule, diffusers' class, what its configuration needs besides.
@@ -81,16 +79,6 @@ def ours(bundle: str, precision: str, steps: int, side: int) -> dict[str, Pictur
         }
 
 
-def compare(
-    found: Mapping[str, Mapping[str, Pictures]], expected: Mapping[str, Pictures]
-) -> dict[str, dict[str, list[float]]]:
-    """Return PSNR in dB by sampler and precision, one value a picture."""
-    return {
-        sampler: {precision: distances(made[sampler], wanted) for precision, made in found.items()}
-        for sampler, wanted in expected.items()
-    }
-
-
 def failures(table: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
     """Return a line for each sampler and precision with a picture below REQUIRED_DB."""
     return below_required(table, REQUIRED_DB.__getitem__)
@@ -106,27 +94,30 @@ def as_markdown(table: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; return 1 when a picture misses what is required."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, default=DEMO_CHECKPOINT)
+    parser.add_argument("--checkpoint", type=Path, help="the demo model's if not given")
     parser.add_argument("--bundle", default="demo", help="built from the checkpoint")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    expected = theirs(options.checkpoint, options.steps, options.side)
+    from sdengine.checkpoints.folder import DEMO_CHECKPOINT
+
+    checkpoint = options.checkpoint or DEMO_CHECKPOINT
+    expected = theirs(checkpoint, options.steps, options.side)
     gc.collect()
     found = {p: ours(options.bundle, p, options.steps, options.side) for p in REQUIRED_DB}
-    table = compare(found, expected)
-    record = {
+    distances = compare(found, expected)
+    table = {sampler: {p: distances[p][sampler] for p in found} for sampler in expected}
+    figures = {
         "steps": options.steps,
         "guidance_scale": GUIDANCE_SCALE,
         "side": options.side,
         "prompts": PROMPTS,
         "required_db": REQUIRED_DB,
         "psnr_db": table,
-        "versions": software("diffusers", "transformers"),
-        "machine": machine(),
     }
     path = options.output / "pipeline-parity.json"
+    record = stamped(figures, "diffusers", "transformers")
     return finish(record, path, as_markdown(table), failures(table))
 
 

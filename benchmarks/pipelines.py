@@ -1,4 +1,4 @@
-"""Time whole requests against diffusers and stable-diffusion.cpp.
+"""Whole requests, timed against diffusers and stable-diffusion.cpp.
 
     sdengine build CHECKPOINT -o native --target native --resolutions 512
     pip install stable-diffusion-cpp-python                # or leave its sides out
@@ -14,7 +14,6 @@ which packs the weights where that was never done.
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import sys
 import time
@@ -28,10 +27,10 @@ from numpy.typing import NDArray
 
 import sdengine
 from sdengine.benchmarks.measures import OtherLoad, psnr
-from sdengine.benchmarks.records import append_record, machine, software
+from sdengine.benchmarks.native_tables import requests as as_markdown
+from sdengine.benchmarks.records import append_record, stamped
 from sdengine.samplers.noise import CudaGenerator
 
-SCHEMA = 1
 REFERENCE = "diffusers fp32"
 SIDES = (
     REFERENCE, "diffusers bf16", "stable-diffusion.cpp f16", "stable-diffusion.cpp q8_0",
@@ -164,26 +163,6 @@ def measure(job: Job, names: list[str], rounds: int) -> dict[str, Any]:
     }
 
 
-def table(figures: dict[str, Any]) -> str:
-    """Return a Markdown table: medians, and how many times the request of each side takes ours."""
-    medians = {name: float(np.median(times)) for name, times in figures["seconds"].items()}
-    own = [name for name in ("native bf16", "native int8") if name in medians]
-    lines = [
-        f"| {figures['side']}x{figures['side']}, {figures['steps']} steps, {figures['threads']} "
-        "threads | load, s | request, s | "
-        + " | ".join(f"{name} is faster by" for name in own)
-        + f" | PSNR against {REFERENCE}, dB |",
-        "|---|---:|---:|" + "---:|" * len(own) + "---:|",
-    ]
-    for name, median in medians.items():
-        ratios = " | ".join(f"{median / medians[one]:.2f}x" for one in own)
-        lines.append(
-            f"| {name} | {np.median(figures['load_seconds'][name]):.1f} | {median:.1f} | {ratios} "
-            f"| {figures['psnr_db'].get(name, '')} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> int:
     """Measure and print; a record is written where asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -206,12 +185,11 @@ def main() -> int:
         options.threads,
     )  # fmt: skip
     figures = measure(job, names, options.rounds)
-    print(table(figures))
+    figures = {"bundle": Path(options.native).name, **figures}
+    record = stamped(figures, "diffusers", "stable-diffusion-cpp-python")
+    print(as_markdown([record]))
     if options.record:
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        record = {"schema": SCHEMA, "time": now, "bundle": Path(options.native).name, **figures}
-        versions = software("diffusers", "stable-diffusion-cpp-python")
-        append_record(record | {"versions": versions, "machine": machine()}, options.record)
+        append_record(record, options.record)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Measure how well the demo model's pictures show what the prompt says.
+"""Prompt following of the demo model: how well its pictures show what the prompt says.
 
     python benchmarks/prompt_following.py                  # the table, the sheet, the record
     python benchmarks/prompt_following.py --choose-guidance  # compare scales on other prompts
@@ -10,7 +10,6 @@ by measurement (sdengine.training.scoring); "all" is everything but the size rig
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import textwrap
 import time
@@ -22,11 +21,12 @@ from PIL import Image as PILImage
 from PIL import ImageDraw
 
 import sdengine
+from sdengine.benchmarks.accuracy_tables import prompt_following as as_markdown
+from sdengine.benchmarks.records import RESULTS, stamped, write_record
 from sdengine.training.captions import caption
 from sdengine.training.scenes import Image, Scene, random_scene, render
-from sdengine.training.scoring import ASPECTS, score, summarise
+from sdengine.training.scoring import score, summarise
 
-RESULTS = Path(__file__).parent / "results"
 _TEST_SEED, _CHOICE_SEED = 20_000, 10_000
 _SAMPLING: dict[str, Any] = {"sampler": "dpmpp_2m", "schedule": "karras", "steps": 25}
 
@@ -98,13 +98,6 @@ def draw_sheet(shown: dict[str, list[tuple[Scene, str, Image]]]) -> PILImage.Ima
     return sheet
 
 
-def as_markdown(table: dict[str, dict[str, float]]) -> str:
-    """Return the table in percent as Markdown."""
-    rows = [f"| % right | {' | '.join(ASPECTS)} |", f"|---|{'---|' * len(ASPECTS)}"]
-    rows += [f"| {n} | {' | '.join(f'{v[a]:g}' for a in ASPECTS)} |" for n, v in table.items()]
-    return "\n".join(rows)
-
-
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -130,7 +123,8 @@ def main() -> None:
         backend, precision = engine.backend.name, engine.precision
     if options.size == 128:
         table["VAE, real scenes"] = reconstruction(2 * options.count)
-    record: dict[str, Any] = {
+    figures = {
+        "backend": backend,
         "guidance_scale": guidance,
         "size": options.size,
         "precision": precision,
@@ -139,13 +133,13 @@ def main() -> None:
         **_SAMPLING,
         "percent_right": table,
     }
-    options.output.mkdir(parents=True, exist_ok=True)
+    record = stamped(figures)
     name = f"prompt-following-{options.size}-{precision}"
-    (options.output / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(record, options.output / f"{name}.json")
     draw_sheet(shown).save(options.output / f"{name}.png", optimize=True)
     label = f"**{backend} {precision}, {options.size} pixels**"
-    (options.output / f"{name}.md").write_text(f"{label}\n\n{as_markdown(table)}\n")
-    print(as_markdown(table))
+    (options.output / f"{name}.md").write_text(f"{label}\n\n{as_markdown([record])}\n")
+    print(as_markdown([record]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Records of results: one JSON line a case, with everything needed to judge it."""
+"""Records of results, with everything needed to judge them: JSON lines, and JSON files."""
 
 from __future__ import annotations
 
@@ -8,34 +8,55 @@ import json
 import os
 import platform
 import subprocess
+import urllib.parse
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import sdengine
 from sdengine.benchmarks.cases import Case
 from sdengine.errors import ConfigError, OutputError
 from sdengine.version import __version__
 
 SCHEMA = 1
+SIDES = ("ours", "baseline")
+RESULTS = Path(__file__).parent / "results"
 _DISTRIBUTIONS = ("numpy", "torch")
 _GPU_DISTRIBUTIONS = ("triton", "tensorrt", "tensorrt-rtx-cu13")
 
 
-def make_record(case: Case, figures: dict[str, Any]) -> dict[str, Any]:
+def make_record(case: Case, figures: Mapping[str, Any]) -> dict[str, Any]:
     """Return a case's figures with the software and the machine that gave them."""
-    now = datetime.datetime.now(datetime.timezone.utc)
     others = _GPU_DISTRIBUTIONS if case.device == "cuda" else ()
+    return stamped({"case": asdict(case), **figures}, *others)
+
+
+def stamped(figures: Mapping[str, Any], *others: str, schema: int = SCHEMA) -> dict[str, Any]:
+    """Return figures with schema, time, the versions of what computed, and the machine.
+
+    Args:
+        figures: what was measured, by name.
+        others: distributions that computed besides numpy and torch.
+        schema: of the figures.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc)
     return {
-        "schema": SCHEMA,
+        "schema": schema,
         "time": now.isoformat(timespec="seconds"),
-        "case": asdict(case),
         **figures,
         "versions": software(*others),
         "machine": machine(),
     }
 
 
-def append_record(record: dict[str, Any], path: Path) -> None:
+def write_record(record: Mapping[str, Any], path: Path) -> None:
+    """Write a record as a JSON file of its own, in a folder that is made when missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def append_record(record: Mapping[str, Any], path: Path) -> None:
     """Add a record to a file of JSON lines.
 
     Raises:
@@ -60,7 +81,7 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path} cannot be written: {error.strerror}.") from None
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path, schema: int = SCHEMA) -> list[dict[str, Any]]:
     """Read a file of JSON lines.
 
     Raises:
@@ -76,15 +97,15 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             record = None
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-            raise ConfigError(f"{path}:{number} is not a benchmark record of schema {SCHEMA}.")
+        if not isinstance(record, dict) or record.get("schema") != schema:
+            raise ConfigError(f"{path}:{number} is not a benchmark record of schema {schema}.")
         records.append(record)
     return records
 
 
 def software(*others: str) -> dict[str, str | None]:
-    """Return the versions of what computes and of `others`, and the commit in a checkout."""
-    versions: dict[str, str | None] = {"sdengine": __version__, "commit": _commit()}
+    """Return the versions of what computes and of `others`, and the commit it was made from."""
+    versions: dict[str, str | None] = {"sdengine": __version__, "commit": commit()}
     for name in (*_DISTRIBUTIONS, *others):
         try:
             versions[name] = importlib.metadata.version(name)
@@ -114,21 +135,57 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
-    """Return the checkout's commit, marked when files differ from it; None outside a checkout."""
-    here = Path(__file__).resolve()
-    git = ["git", "-C", str(here.parent)]
+def commit() -> str | None:
+    """Return the commit that the package was made from; None where no checkout is known.
+
+    It ends in "-modified" where the checkout's files differ from that commit, or the package's
+    from the checkout's. The native extension is not compared.
+    """
+    package = Path(sdengine.__file__).parent
+    root = _checkout(package)
+    if root is None:
+        return None
+    git = ["git", "-C", str(root)]
     try:
-        # Fails for an installed copy, even inside another project's checkout.
-        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", here.name], **_QUIET)
-        if tracked.returncode != 0:
-            return None
         head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], **_QUIET)
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/"], **_QUIET)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], **_QUIET)
     except OSError:
         return None
-    commit: str = head.stdout.strip()
-    return commit + ("-modified" if changed.returncode else "")
+    if head.returncode != 0:
+        return None
+    is_modified = changed.returncode != 0 or not _is_copy(package, root)
+    return str(head.stdout).strip() + ("-modified" if is_modified else "")
+
+
+def _checkout(package: Path) -> Path | None:
+    """Return the root of the checkout that the package lies in or was installed from."""
+    if _is_root(package.parent):
+        return package.parent
+    # pip notes where a package came from (PEP 610).
+    for distribution in importlib.metadata.distributions(
+        name="sdengine", path=[str(package.parent)]
+    ):
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        url = urllib.parse.urlsplit(origin.get("url", ""))
+        root = Path(urllib.parse.unquote(url.path))
+        if url.scheme == "file" and _is_root(root):
+            return root
+    return None
+
+
+def _is_root(folder: Path) -> bool:
+    return (folder / ".git").exists() and (folder / "sdengine" / "__init__.py").is_file()
+
+
+def _is_copy(package: Path, root: Path) -> bool:
+    """Say whether the package's Python files are those of the checkout."""
+    homes = {"kernels": root / "kernels", "benchmarks": root / "benchmarks"}
+    for path in package.rglob("*.py"):
+        first, *rest = path.relative_to(package).parts
+        source = homes.get(first, root / "sdengine" / first).joinpath(*rest)
+        if not source.is_file() or source.read_bytes() != path.read_bytes():
+            return False
+    return True
 
 
 _QUIET: Any = {"capture_output": True, "text": True, "check": False}

@@ -1,4 +1,4 @@
-"""Compare every sampler's whole trajectory with an independent implementation, in float64.
+"""Samplers: every whole trajectory beside an independent implementation's, in float64.
 
     python benchmarks/sampler_parity.py      # the table and the record
 
@@ -13,7 +13,6 @@ import argparse
 import functools
 import importlib
 import importlib.util
-import json
 import sys
 import types
 import warnings
@@ -25,10 +24,11 @@ from unittest import mock
 import numpy as np
 import torch
 
+from sdengine.benchmarks.accuracy_tables import samplers as as_markdown
+from sdengine.benchmarks.records import RESULTS, stamped, write_record
 from sdengine.samplers import NoiseSchedule, build_program
 from sdengine.samplers.reference import sample_reference
 
-RESULTS = Path(__file__).parent / "results"
 SHAPE = (2, 4, 8, 8)
 STEPS = (5, 20, 50)
 MAX_ERROR = 1e-4
@@ -240,22 +240,6 @@ def _record(
     row[oracle] = max(error, row.get(oracle, 0.0))
 
 
-def as_markdown(table: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Return one row a sampler and oracle, one column a schedule."""
-    schedules = list(dict.fromkeys(s for rows in table.values() for s in rows))
-    lines = [
-        f"| largest relative error | against | {' | '.join(schedules)} |",
-        f"|---|---|{'---:|' * len(schedules)}",
-    ]
-    for sampler, rows in table.items():
-        for oracle in dict.fromkeys(o for row in rows.values() for o in row):
-            cells = [
-                f"{rows[s][oracle]:.0e}" if oracle in rows.get(s, {}) else "" for s in schedules
-            ]
-            lines.append(f"| {sampler} | {oracle} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> int:
     """Run the comparison; return 1 when an error is beyond MAX_ERROR."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -263,10 +247,11 @@ def main() -> int:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     table = measure()
-    options.output.mkdir(parents=True, exist_ok=True)
     differs = {" ".join(key): reason for key, reason in DIFFERS.items()}
-    record = {"steps": STEPS, "shape": SHAPE, "relative_error": table, "differs": differs}
-    (options.output / "sampler-parity.json").write_text(json.dumps(record, indent=2) + "\n")
+    figures = {"steps": STEPS, "shape": SHAPE, "relative_error": table, "differs": differs}
+    write_record(
+        stamped(figures, "diffusers", "k-diffusion"), options.output / "sampler-parity.json"
+    )
     print(as_markdown(table))
     for what, reason in differs.items():
         print(f"\nLeft out, {what}: {reason}.")

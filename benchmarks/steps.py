@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from sdengine.benchmarks.markdown import table
 from sdengine.errors import ConfigError
 
 Show = Callable[[str], None]
@@ -99,11 +100,11 @@ def run_steps(steps: Sequence[Step], folder: Path, show: Show = print) -> list[O
 
 def summary(outcomes: Sequence[Outcome]) -> str:
     """Return the outcomes as a Markdown table."""
-    lines = ["| step | outcome | s |", "|---|---|---:|"]
+    rows = []
     for outcome in outcomes:
         shown = "ok" if outcome.ok else "failed: " + "; ".join(outcome.failed).replace("|", "\\|")
-        lines.append(f"| {outcome.step} | {shown} | {outcome.seconds:.1f} |")
-    return "\n".join(lines)
+        rows.append([outcome.step, shown, f"{outcome.seconds:.1f}"])
+    return table(["step", "outcome", "s"], rows, texts=2)
 
 
 def _run(step: Step, folder: Path) -> Outcome:

@@ -1,25 +1,16 @@
-"""Tables of records: for a terminal, and as Markdown for README.
-
-    python -m sdengine.benchmarks.tables benchmarks/results/*.jsonl [--readme README.md]
-
-Prints one Markdown table a record; with --readme, puts them between that file's two marks.
-"""
+"""Tables of comparisons with eager torch: for a terminal, and as Markdown."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sdengine.benchmarks.harness import SIDES
-from sdengine.benchmarks.records import read_records
-from sdengine.errors import ConfigError
+from sdengine.benchmarks.markdown import table
+from sdengine.benchmarks.records import SIDES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 # Stage in the record, its label, and the error that says what its time bought.
 _STAGES = (
     ("text_encoder", "text encoder, ms", "text_encoder"),
@@ -31,13 +22,13 @@ _STAGES = (
 Row = tuple[str, str, str, str, str, str]
 
 
-def header(record: dict[str, Any]) -> Row:
+def header(record: Mapping[str, Any]) -> Row:
     """Return the columns' names."""
     ours, baseline = (record["backends"][name] for name in SIDES)
     return ("", ours, baseline, "ratio", f"error, {ours}", f"error, {baseline}")
 
 
-def rows(record: dict[str, Any]) -> list[Row]:
+def rows(record: Mapping[str, Any]) -> list[Row]:
     """Return the table's rows as text: figures of both sides, their ratio, their errors."""
     errors = [record["errors"][name] for name in SIDES]
     out: list[Row] = []
@@ -73,7 +64,7 @@ def rows(record: dict[str, Any]) -> list[Row]:
     return out
 
 
-def _device_memory(record: dict[str, Any]) -> list[Row]:
+def _device_memory(record: Mapping[str, Any]) -> list[Row]:
     """Return what each side took of a GPU's memory; that of torch's allocator where it has one."""
     found: list[Row] = []
     for key, label in (
@@ -90,7 +81,7 @@ def _device_memory(record: dict[str, Any]) -> list[Row]:
     return found
 
 
-def title(record: dict[str, Any]) -> str:
+def title(record: Mapping[str, Any]) -> str:
     """Return one line that says what was compared where."""
     case, place = record["case"], record["machine"]
     threads = f"{case['threads']} threads" if case["threads"] else f"{place['cores']} cores"
@@ -104,24 +95,23 @@ def title(record: dict[str, Any]) -> str:
     )
 
 
-def as_markdown(record: dict[str, Any]) -> str:
+def as_markdown(record: Mapping[str, Any]) -> str:
     """Return a record as a titled Markdown table with a line on how to read it."""
     versions, spread = record["versions"], record["stages_ms"]["end_to_end"]["ours"]
-    lines = [f"**{title(record)}**", "", *_markdown_row(header(record))]
-    lines.append("|---|" + "---:|" * 5)
-    for row in rows(record):
-        lines += _markdown_row(row)
-    lines += [
+    commit = f", commit {versions['commit']}" if versions["commit"] else ""
+    lines = [
+        f"**{title(record)}**",
+        "",
+        table(header(record), rows(record)),
         "",
         f"Median (10th to 90th percentile) of {spread['n']} interleaved runs; errors are relative "
         f"RMS against eager torch in fp32. Other programs took {record['others_percent']:.1f} % of "
-        f"the cores meanwhile. torch "
-        f"{versions['torch']}, commit {versions['commit'] or 'unknown'}.{_on_gpu(record)}",
+        f"the cores meanwhile. torch {versions['torch']}{commit}.{_on_gpu(record)}",
     ]
     return "\n".join(lines)
 
 
-def _on_gpu(record: dict[str, Any]) -> str:
+def _on_gpu(record: Mapping[str, Any]) -> str:
     """Return the sentences that a GPU's table needs besides."""
     if "gpu" not in record:
         return ""
@@ -136,55 +126,21 @@ def _on_gpu(record: dict[str, Any]) -> str:
     return " ".join(shown)
 
 
-def as_rich(record: dict[str, Any]) -> Table:
+def as_rich(record: Mapping[str, Any]) -> Table:
     """Return a record as a table for a terminal."""
     from rich.table import Table
 
-    table = Table(title=title(record))
+    shown = Table(title=title(record))
     for index, name in enumerate(header(record)):
-        table.add_column(name, justify="right" if index else "left")
+        shown.add_column(name, justify="right" if index else "left")
     for row in rows(record):
-        table.add_row(*row)
-    return table
-
-
-def put_into(text: str, tables: str) -> str:
-    """Replace what is between the marks of a Markdown text.
-
-    Raises:
-        ConfigError: the marks are not there, once each and in order.
-    """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ConfigError(f"README: expected the lines {BEGIN} and {END}, once each, in order.")
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.partition(END)[2]}"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables of result files, or write them into a README."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--readme", type=Path)
-    options = parser.parse_args(arguments)
-    records = [record for file in options.files for record in read_records(file)]
-    tables = "\n\n".join(as_markdown(record) for record in records)
-    if options.readme is None:
-        print(tables)
-    else:
-        options.readme.write_text(put_into(options.readme.read_text(), tables))
-
-
-def _markdown_row(row: Row) -> list[str]:
-    return ["| " + " | ".join(row) + " |"]
+        shown.add_row(*row)
+    return shown
 
 
 def _spread(figures: dict[str, float]) -> str:
     return f"{figures['median']:.1f} ({figures['p10']:.1f} to {figures['p90']:.1f})"
 
 
-def _build(report: dict[str, Any] | None) -> str:
+def _build(report: Mapping[str, Any] | None) -> str:
     return f"{sum(report['seconds'].values()):.1f}" if report else "in the package"
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,8 @@ import pytest
 from tolerances import TOLERANCES
 
 from sdengine import _native
-from sdengine.benchmarks.native_numerics import RULE, Hard, hard_cases, measure, table
+from sdengine.benchmarks.native_numerics import RULE, Hard, hard_cases, measure
+from sdengine.benchmarks.native_tables import hard_values
 
 _, FP32 = TOLERANCES["native hard values", "float32"]
 _, INT8 = TOLERANCES["native hard values", "int8"]
@@ -19,7 +20,7 @@ def test_hard_values(hard: Hard) -> None:
         assert errors["native bf16"] <= RULE * errors["torch bf16"]
         assert errors["native fp32"] <= FP32
         assert errors.get("native int8", 0.0) <= INT8
-    assert f"| {hard.what} |" in table([row])
+    assert f"| {hard.what} |" in hard_values([row])
 
 
 @pytest.mark.parametrize("isa", _native.instruction_sets())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,16 +24,18 @@ from sdengine.benchmarks.measures import (
     psnr,
     relative_rms,
 )
+from sdengine.benchmarks.pictures import compare
 from sdengine.benchmarks.pipeline_parity import as_markdown as parity_markdown
-from sdengine.benchmarks.pipeline_parity import compare, failures
+from sdengine.benchmarks.pipeline_parity import failures
 from sdengine.benchmarks.records import (
     SCHEMA,
     append_record,
     check_writable,
+    commit,
     make_record,
     read_records,
 )
-from sdengine.benchmarks.tables import BEGIN, END, as_markdown, as_rich, main, put_into, rows
+from sdengine.benchmarks.tables import as_markdown, as_rich, rows
 from sdengine.benchmarks.verification import errors_of, require_equal
 from sdengine.errors import ConfigError, DeviceError, OutOfMemoryError, OutputError
 from sdengine.images.result import Timings
@@ -145,6 +148,61 @@ def test_records_survive_the_file(record: dict[str, Any], tmp_path: Path) -> Non
     assert record["machine"]["processor"]
 
 
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Return a checkout with one commit, and beside it the package as it is installed."""
+    root = tmp_path / "a checkout"
+    for folder in ("sdengine", "benchmarks"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "__init__.py").write_text(f"# {folder}\n")
+    site = tmp_path / "site"
+    shutil.copytree(root / "sdengine", site / "sdengine")
+    shutil.copytree(root / "benchmarks", site / "sdengine" / "benchmarks")
+    notes = site / "sdengine-0.1.0.dist-info"
+    notes.mkdir()
+    (notes / "METADATA").write_text("Metadata-Version: 2.1\nName: sdengine\nVersion: 0.1.0\n")
+    (notes / "direct_url.json").write_text(json.dumps({"url": root.as_uri(), "dir_info": {}}))
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for arguments in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "one")):
+        subprocess.run(["git", "-C", str(root), *arguments], check=True)
+    return root
+
+
+def commit_of(package: Path, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    monkeypatch.setattr("sdengine.__file__", str(package / "__init__.py"))
+    return commit()
+
+
+def test_an_installed_package_knows_its_commit(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = checkout.parent / "site" / "sdengine"
+    head = subprocess.run(
+        ["git", "-C", str(checkout), "rev-parse", "--short=10", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert commit_of(checkout / "sdengine", monkeypatch) == head
+    assert commit_of(installed, monkeypatch) == head
+    (installed / "benchmarks" / "__init__.py").write_text("# changed after it was installed\n")
+    assert commit_of(installed, monkeypatch) == f"{head}-modified"
+    assert commit_of(checkout / "sdengine", monkeypatch) == head
+
+
+def test_a_changed_checkout_is_told(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (checkout / "benchmarks" / "__init__.py").write_text("# changed\n")
+    assert str(commit_of(checkout / "sdengine", monkeypatch)).endswith("-modified")
+
+
+def test_a_package_from_elsewhere_has_no_commit(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = checkout.parent / "site" / "sdengine"
+    shutil.rmtree(checkout)
+    assert commit_of(installed, monkeypatch) is None
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"schema": 99}'])
 def test_foreign_lines_are_refused(line: str, tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
@@ -176,27 +234,6 @@ def test_every_speed_has_its_error_beside_it(record: dict[str, Any]) -> None:
     assert "of 5 interleaved runs" in table
     assert "Other programs took 0.4 % of the cores" in table
     assert as_rich(record).row_count == len(rows(record)) == len(STAGES) + 4
-
-
-def test_readme_is_rewritten_between_its_marks(
-    record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    results, readme = tmp_path / "results.jsonl", tmp_path / "README.md"
-    append_record(record, results)
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    main([str(results), "--readme", str(readme)])
-    first = readme.read_text()
-    assert first == f"before\n{BEGIN}\n\n{as_markdown(record)}\n\n{END}\nafter\n"
-    main([str(results), "--readme", str(readme)])
-    assert readme.read_text() == first
-    main([str(results)])
-    assert capsys.readouterr().out == as_markdown(record) + "\n"
-
-
-@pytest.mark.parametrize("text", ["", f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}", BEGIN])
-def test_a_readme_without_marks_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="benchmarks: begin"):
-        put_into(text, "table")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +281,8 @@ def test_parity_judges_the_worst_picture_of_each_sampler() -> None:
     black = np.zeros((4, 4, 3), np.uint8)
     near, far = black + np.uint8(1), black + np.uint8(10)  # 48.1 and 28.1 dB
     found = {"fp32": {"ddim": [black, near]}, "bf16": {"ddim": [near, far]}}
-    table = compare(found, {"ddim": [black, black]})
-    assert table == {"ddim": {"fp32": [100.0, 48.1], "bf16": [48.1, 28.1]}}
+    distances = compare(found, {"ddim": [black, black]})
+    assert distances == {"fp32": {"ddim": [100.0, 48.1]}, "bf16": {"ddim": [48.1, 28.1]}}
+    table = {"ddim": {precision: distances[precision]["ddim"] for precision in found}}
     assert failures(table) == ["ddim bf16: 28.1 dB, below 30 dB"]
     assert "| ddim, normal | 48.1 (74.0) | 28.1 (38.1) |" in parity_markdown(table)

@@ -12,10 +12,10 @@ import torch
 
 import sdengine
 from sdengine.backends.torch.triton_ops import Choice
-from sdengine.benchmarks import bundles, gpu, harness, memory
+from sdengine.benchmarks import alone, bundles, gpu, harness
 from sdengine.benchmarks.cases import GPU_SIDES, NATIVE_SIDES, TARGETS, Case, gpu_cases
 from sdengine.benchmarks.harness import STAGES
-from sdengine.benchmarks.records import append_record, make_record, read_records
+from sdengine.benchmarks.records import SIDES, append_record, make_record, read_records
 from sdengine.benchmarks.tables import as_markdown, as_rich, rows
 from sdengine.benchmarks.verification import require_equal
 from sdengine.errors import BackendUnavailableError, ConfigError, DeviceError
@@ -142,7 +142,7 @@ def test_requests_of_a_gpu_alternate_and_each_is_waited_for(
 ) -> None:
     log: list[str] = []
     monkeypatch.setattr(gpu, "_synchronize", lambda: log.append("wait"))
-    engines: Any = {name: _Engine(log) for name in harness.SIDES}
+    engines: Any = {name: _Engine(log) for name in SIDES}
     timings = harness._interleave(replace(GPU_CASE, runs=2), engines, lambda _: None)
     assert log == ["wait", "generate", "wait"] * 4
     assert [len(rows) for rows in timings.values()] == [2, 2]
@@ -175,11 +175,11 @@ def test_memory_of_a_cpu_side_has_no_gpus_figures(monkeypatch: pytest.MonkeyPatc
             pass
 
     monkeypatch.setattr(sdengine, "load", lambda *_: Engine([]))
-    figures = memory.measure("demo", "native", "auto", None, {})
+    figures = alone.measure("demo", "native", "auto", None, {})
     assert set(figures) == {"load_seconds", "first_seconds", "peak_bytes"}
     watch = gpu.DeviceMemory(lambda: 1, 7, None)
     monkeypatch.setattr(gpu.DeviceMemory, "of", lambda backend: watch)
-    assert memory.measure("demo", "tensorrt", "auto", None, {})["device_bytes"] == 6
+    assert alone.measure("demo", "tensorrt", "auto", None, {})["device_bytes"] == 6
 
 
 def test_fp32_on_a_gpu_is_held_to_what_tf32_keeps() -> None:
@@ -220,7 +220,7 @@ def record() -> dict[str, Any]:
             "ours": {**alone, "device_bytes": 2e9},
             "baseline": {**alone, "device_bytes": 3e9, "allocated_device_bytes": 2.5e9},
         },
-        "errors": {key: {**errors, "image_psnr_db": 50.0} for key in harness.SIDES},
+        "errors": {key: {**errors, "image_psnr_db": 50.0} for key in SIDES},
         "stages_ms": {key: {"ours": spread, "baseline": spread, "ratio": 1.0} for key in STAGES},
         "outside_percent": {"ours": 1.0, "baseline": 1.0},
         "others_percent": 0.0,

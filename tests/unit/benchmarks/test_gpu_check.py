@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from sdengine.benchmarks import device_parity, gpu_check
+from sdengine.benchmarks.accuracy_tables import pictures as picture_table
 from sdengine.benchmarks.bundles import main as build_bundles
 from sdengine.benchmarks.gpu_check import make_steps, write_report
+from sdengine.benchmarks.pictures import compare
 from sdengine.benchmarks.steps import Outcome, Step, choose, listing, run_steps, summary
 from sdengine.errors import ConfigError
 
@@ -210,10 +212,10 @@ def test_pictures_of_a_gpu_are_judged_by_the_worst() -> None:
     near, far = black + np.uint8(1), black + np.uint8(10)  # 48.1 and 28.1 dB
     expected = {128: [black, black], 192: [black, black]}
     found = {"triton": {128: [black, near], 192: [near, far]}}
-    table = device_parity.compare(found, expected)
+    table = compare(found, expected)
     assert table == {"triton": {128: [100.0, 48.1], 192: [48.1, 28.1]}}
     assert device_parity.failures(table) == ["triton at 192: 28.1 dB, below 30 dB"]
-    shown = device_parity.as_markdown(table)
+    shown = picture_table(table, "PSNR of 2 pictures")
     assert "lowest (median) | 128 | 192 |" in shown
     assert "| triton | 48.1 (74.0) | 28.1 (38.1) |" in shown
 

@@ -1,6 +1,6 @@
-"""Measure one side alone in a fresh process: load time, first request, peak memory.
+"""One side alone in a fresh process: load time, first request, peak memory.
 
-    python -m sdengine.benchmarks.memory '{"bundle": "demo", "backend": "native", ...}'
+    python -m sdengine.benchmarks.alone '{"bundle": "demo", "backend": "native", ...}'
 
 Prints one JSON object. The harness starts it, so that neither side's memory holds the other's.
 """

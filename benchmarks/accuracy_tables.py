@@ -1,0 +1,113 @@
+"""Tables of what is right: prompts, pictures, samplers, emphasis; resources of Triton kernels."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sdengine.benchmarks.markdown import table
+
+_SPELLINGS = {"color": "colour"}
+_PORTABLE_SHARED_KIB = 48
+
+
+def prompt_following(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return percent right by size, precision and set of prompts."""
+    aspects = list(
+        dict.fromkeys(a for r in records for v in r["percent_right"].values() for a in v)
+    )
+    rows = []
+    for record in records:
+        for name, percent in record["percent_right"].items():
+            figures = [f"{percent[a]:g}" for a in aspects[:-1]]
+            place = [str(record["size"]), record["precision"], name]
+            rows.append([*place, *figures, f"**{percent[aspects[-1]]:g}**"])
+    heading = ["pixels", "precision", "% right", *(_SPELLINGS.get(a, a) for a in aspects)]
+    return table(heading, rows, texts=3)
+
+
+def pictures(distances: Mapping[str, Mapping[Any, Sequence[float]]], heading: str) -> str:
+    """Return the lowest and the median PSNR of each cell; the heading says of what."""
+    columns = [str(column) for column in next(iter(distances.values()))]
+    rows = [
+        [name, *(f"{min(v):.1f} ({statistics.median(v):.1f})" for v in cells.values())]
+        for name, cells in distances.items()
+    ]
+    return table([f"{heading}, dB: lowest (median)", *columns], rows)
+
+
+def samplers(errors: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Return one row a sampler and what it was compared with, one column a schedule."""
+    schedules = list(dict.fromkeys(s for rows in errors.values() for s in rows))
+    rows = [
+        [name, oracle, *(_error(by_schedule.get(s, {}).get(oracle)) for s in schedules)]
+        for name, by_schedule in errors.items()
+        for oracle in dict.fromkeys(o for row in by_schedule.values() for o in row)
+    ]
+    return table(["largest relative error", "against", *schedules], rows, texts=2)
+
+
+def worst_sampler_errors(
+    errors: Mapping[str, Mapping[str, Mapping[str, float]]],
+) -> dict[str, float]:
+    """Return the largest error against each package, by its name."""
+    worst: dict[str, float] = {}
+    for by_schedule in errors.values():
+        for row in by_schedule.values():
+            for oracle, error in row.items():
+                package = oracle.partition(" ")[0]
+                worst[package] = max(error, worst.get(package, 0.0))
+    return worst
+
+
+def emphasis(record: Mapping[str, Any]) -> str:
+    """Return the share of a colour at each weight, and how many seeds went the right way."""
+    rows = list(record["colors"].values())
+    weights = list(rows[0]["percent"])
+    heading = ["% of the pixels in the colour", *(f"at {w}" for w in weights)]
+    return table(
+        [
+            *heading,
+            f"more / fewer at {weights[-1]} than at {weights[0]}, of {record['seeds']} seeds",
+        ],
+        [
+            [
+                f"`{row['prompt']}`",
+                *(f"{row['percent'][w]:.2f}" for w in weights),
+                f"{row['seeds_up']} / {row['seeds_down']}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def kernel_resources(record: Mapping[str, Any]) -> str:
+    """Return in a sentence or two what the compiled Triton kernels need."""
+    rows = record["resources"]
+    capabilities = sorted({row["cc"] for row in rows})
+    spilling = sum(row["spill_bytes"] > 0 for row in rows)
+    least: dict[tuple[Any, ...], float] = {}
+    for row in rows:
+        key = (row["kernel"], row["case"], row["dtype"], row["cc"])
+        least[key] = min(row["shared_bytes"] / 1024, least.get(key, float("inf")))
+    missing = [
+        f"{op} not for {', '.join(_capability(cc) for cc in lacking)}"
+        for op in dict.fromkeys(row["op"] for row in rows)
+        if (lacking := set(capabilities) - {row["cc"] for row in rows if row["op"] == op})
+    ]
+    return (
+        f"Compiled by Triton {record['triton']} for compute capabilities "
+        f"{', '.join(map(_capability, capabilities))}{''.join(f' ({one})' for one in missing)}: "
+        f"of {len(rows)} kernels {spilling or 'none'} spill{'' if spilling else 's'} a register, "
+        f"and each has a variant with at most {max(least.values()):.0f} KiB of shared memory, "
+        f"where {_PORTABLE_SHARED_KIB} are available everywhere."
+    )
+
+
+def _capability(cc: int) -> str:
+    return f"{cc // 10}.{cc % 10}"
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.0e}"

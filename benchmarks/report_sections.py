@@ -1,0 +1,325 @@
+"""Sections of the report: what was measured against what, by which command, and its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdengine.benchmarks import accuracy_tables as accuracy
+from sdengine.benchmarks import native_tables as native
+from sdengine.benchmarks.markdown import folded
+from sdengine.benchmarks.measures import EQUAL_PSNR_DB
+from sdengine.benchmarks.pipeline_parity import as_markdown as pictures_table
+from sdengine.benchmarks.tables import as_markdown
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Records:
+    """All records of a folder of results, oldest first; `sheets` names its pictures."""
+
+    prompt_following: Sequence[Record]
+    pictures: Record
+    samplers: Record
+    emphasis: Record
+    comparisons: Sequence[Record]
+    networks: Sequence[Record]
+    operations: Sequence[Record]
+    hard_values: Record
+    requests: Sequence[Record]
+    kernels: Record
+    sheets: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the report.
+
+    Args:
+        title: its heading.
+        measured, against: for the table of contents.
+        command: what makes its records.
+        body: returns its text.
+    """
+
+    title: str
+    measured: str
+    against: str
+    command: str
+    body: Callable[[Records], str]
+
+
+def prompt_following(records: Records) -> str:
+    """Return how well the demo model's pictures show what the prompt says, and the sheets."""
+    every = records.prompt_following
+    first = every[0]
+    sheets = [name for name in records.sheets if name.startswith("prompt-following")]
+    shown = [f"![{_sheet(name)}]({name})" for name in sheets]
+    more = "\n\n".join(f"{_sheet(n)}\n\n{s}" for n, s in zip(sheets[1:], shown[1:], strict=True))
+    return "\n\n".join(
+        [
+            f"{first['prompts_per_set']} prompts of one object and as many of two at "
+            f"{first['size']} pixels, of compositions that training never saw "
+            f"({', '.join(_per_set(r) for r in every[1:])}); one fixed guidance scale, "
+            f"{first['guidance_scale']:g}, chosen on other prompts; {first['sampler']}, "
+            f"{first['schedule']}, {first['steps']} steps. Pictures are scored by measurement: "
+            "background from the corners, objects as connected regions, their colour, shape by "
+            'overlap with templates, place. "all" is everything but the size. "VAE, real scenes" '
+            "is the autoencoder alone on real scenes, the upper limit of the other rows. Most of "
+            "the training was at the smallest of these sizes.",
+            accuracy.prompt_following(every),
+            f"The first prompts of each set, {_sheet(sheets[0])}; red frames mark the wrong.",
+            shown[0],
+            folded("the other sheets", more),
+            "`--choose-guidance` shows how the scale was chosen; `--size` and `--precision` give "
+            "the other rows.",
+        ]
+    )
+
+
+def pictures(records: Records) -> str:
+    """Return how far our pictures are from those of diffusers' pipeline."""
+    record = records.pictures
+    count = len(record["prompts"])
+    required = ", ".join(f"{db:g} dB in {name}" for name, db in record["required_db"].items())
+    return "\n\n".join(
+        [
+            f"{count} pictures a sampler from the demo checkpoint with equal seeds, "
+            f"{record['steps']} steps, {record['side']} pixels, our run against the "
+            f"`StableDiffusionPipeline` of diffusers {record['versions']['diffusers']} in fp32. "
+            f"Equal pictures count as {EQUAL_PSNR_DB:g} dB. Accepted: {required}.",
+            pictures_table(record["psnr_db"]),
+        ]
+    )
+
+
+def samplers(records: Records) -> str:
+    """Return the errors of whole trajectories."""
+    record = records.samplers
+    *steps, last = record["steps"]
+    worst = accuracy.worst_sampler_errors(record["relative_error"])
+    shown = " and ".join(f"{error:.0e} against {name}" for name, error in worst.items())
+    left_out = [f"Left out, {what}: {reason}." for what, reason in record["differs"].items()]
+    return "\n\n".join(
+        [
+            "The whole trajectory in float64 against an independent implementation, with the same "
+            "latents, noises and a nonlinear stand-in for the network; the largest error over "
+            f"{', '.join(map(str, steps))} and {last} steps, noise and v prediction, relative to "
+            f"the largest value. The worst of all are {shown}; diffusers keeps its noise levels in "
+            "fp32.",
+            folded("sampler x schedule", accuracy.samplers(record["relative_error"])),
+            *left_out,
+        ]
+    )
+
+
+def emphasis(records: Records) -> str:
+    """Return what emphasis does to a colour's share of the picture."""
+    return (
+        "Share of the picture's pixels in the colour whose weight changes, mean over the seeds.\n\n"
+        + accuracy.emphasis(records.emphasis)
+    )
+
+
+def comparisons(records: Records) -> str:
+    """Return speed and memory of whole requests beside eager torch, on the CPU."""
+    shown = [as_markdown(record) for record in records.comparisons if "gpu" not in record]
+    return "\n\n".join(
+        [
+            "Outputs are compared first; then requests of both sides alternate in one run. A cell "
+            "is the median and, in brackets, the 10th to the 90th percentile; peak memory is that "
+            "of a process of its own. Errors are those of each network on equal inputs and of the "
+            "whole image, against eager torch in fp32. Full-size networks have seeded synthetic "
+            "weights: their speed is real, their pictures are noise.",
+            *shown,
+        ]
+    )
+
+
+def networks(records: Records) -> str:
+    """Return the networks on the native target beside OpenVINO and torch, by processor."""
+    parts = [
+        "Synthetic weights, square pictures, U-Nets with two rows (guidance), text encoders with "
+        "two prompts. Round after round each side is loaded, compared with torch in "
+        "fp32 on the same inputs, timed and dropped before the next is loaded. Times are those of "
+        "the newest record on an otherwise idle machine that has OpenVINO in it; OpenVINO's faster "
+        "precision of that record is compared with. Errors are those of the newest record that "
+        "compares with torch. A table is as old as its dates say, and so are the kernels in it. "
+        "Processors with AMX, which OpenVINO uses and "
+        "the native target does not, are not measured."
+    ]
+    for name, found in native.by_processor(records.networks).items():
+        versions, days = found[-1]["versions"], sorted({r["time"][:10] for r in found})
+        commit = f", commit {versions['commit']}" if versions["commit"] else ""
+        release = f"OpenVINO {versions['openvino']}, torch {versions['torch']}{commit}"
+        parts += [f"**{name}**, {' to '.join(days[:1] + days[1:][-1:])}, {release}"]
+        parts += [native.network_speed(found)]
+        for heading, text in (
+            ("What lower precision costs OpenVINO and torch:", native.slower_precisions(found)),
+            ("With one thread and with more:", native.threads(found)),
+            ("Errors of all sides:", native.network_errors(found)),
+        ):
+            parts += [heading, text] if text else []
+    parts.append(folded("every record", native.network_records(records.networks)))
+    parts.append(
+        "OpenVINO's attention in bf16 gives wrong results where a layer has as many query tokens "
+        "as heads; bundles for OpenVINO compute such layers in fp32."
+    )
+    return "\n\n".join(parts)
+
+
+def operations(records: Records) -> str:
+    """Return single operations beside oneDNN and OpenVINO."""
+    newest = {record["threads"]: record for record in records.operations}
+    most = newest[max(newest)]
+    peaks = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in most["peaks"].items())
+    return "\n\n".join(
+        [
+            "Operations of SD 1.5's U-Net at 512 pixels, two rows, against oneDNN (through torch) "
+            "and OpenVINO, each in its faster precision; "
+            f"{most['machine']['processor']}, kernels for {most['isa']}. The share of the peak is "
+            "of the products that are really computed, against what the same instructions reach "
+            "where nothing waits for memory. These peaks with "
+            f"{most['threads']} threads, in GFLOP/s: {peaks}. Errors are relative to fp64.",
+            native.operations(list(newest.values())),
+        ]
+    )
+
+
+def hard_values(records: Records) -> str:
+    """Return errors on values that low precision finds hard."""
+    rows = records.hard_values["rows"]
+    return "\n\n".join(
+        [
+            "Errors relative to fp64 where a channel is far louder than the others, logits are "
+            "large or variances extreme. In bf16 the native target errs at most "
+            f"{native.worst_ratio(rows):.2f} times as much as torch in bf16; kernels for "
+            f"{records.hard_values['isa']}.",
+            folded("operation x values", native.hard_values(rows)),
+        ]
+    )
+
+
+def requests(records: Records) -> str:
+    """Return whole requests beside diffusers and stable-diffusion.cpp."""
+    groups = list(native.request_groups(records.requests).items())
+    parts = []
+    for (bundle, side, steps), found in reversed(groups):
+        last = found[-1]
+        count = "1 step" if steps == 1 else f"{steps} steps"
+        name = f"{native.model_name(bundle)}, {side}x{side}, Euler, {count}"
+        title = f"**{name}**, bundle `{bundle}`, {last['threads']} threads, "
+        place = f"guidance {last['guidance_scale']:g}, {last['machine']['processor']}"
+        parts.append(f"{title}{place}\n\n{native.requests(found)}")
+    versions = [record["versions"] for record in records.requests]
+    ggml = next(v for r in reversed(versions) if (v := r.get("stable-diffusion-cpp-python")))
+    return "\n\n".join(
+        [
+            "Whole requests with synthetic weights, guidance, one picture. All sides start from "
+            "the same noise and take the same noise levels; each is loaded, asked and dropped "
+            "before the next is loaded. A ratio is the median over the rounds in which both sides "
+            "took part, in brackets the lowest and the highest. diffusers is "
+            f"{versions[-1]['diffusers']}; stable-diffusion.cpp is stable-diffusion-cpp-python "
+            f"{ggml}, compiled for this processor, with flash attention. The native target's "
+            "loading includes a request of one step, which packs the weights where that was never "
+            "done.",
+            parts[0],
+            folded("earlier and shorter requests", "\n\n".join(parts[1:])),
+        ]
+    )
+
+
+def kernels(records: Records) -> str:
+    """Return what the compiled Triton kernels need, and where their table is."""
+    return "\n\n".join(
+        [
+            f"{accuracy.kernel_resources(records.kernels)} Triton multiplies without tensor cores "
+            "for 7.5, hence no attention there. Bytes, operations and rooflines of each shape: "
+            "[kernel-resources.md](kernel-resources.md).",
+            "In the interpreter the kernels compute what their references do, within the "
+            "tolerances of `tests/tolerances.py` and at 16 bits with at most twice torch's own "
+            "error. As plugins they pass TensorRT's own validators, and launched with what the "
+            "plugins pass they compute the same in the interpreter.",
+        ]
+    )
+
+
+def gpu(records: Records) -> str:
+    """Return the comparisons on GPUs, or what is known without any."""
+    shown = [as_markdown(record) for record in records.comparisons if "gpu" in record]
+    return "\n\n".join(shown or _WITHOUT_A_GPU)
+
+
+_WITHOUT_A_GPU = (
+    "**Nothing is measured on a GPU yet**, and no test has run on one. `make gpu-check` does both "
+    "on a machine with an NVIDIA GPU and nvcc; comparisons that it leaves in `bench.jsonl`, put "
+    "into this folder, appear here.",
+    "What is known without a GPU: the CUDA kernels of the extension compile without warnings, and "
+    "its CUDA code (streams, graphs, memory, step and pixel kernels) runs in the C++ tests on a "
+    "strict host implementation of the CUDA runtime that enforces the documented rules, also under "
+    "the address and undefined behaviour sanitizers: mixed requests over several sizes allocate "
+    "nothing after the first of each, keep their addresses and leave nothing behind. Whole "
+    "requests of the TensorRT backend run on the native run time's CPU device, which captures and "
+    "replays as a GPU does, with a stand-in for TensorRT that computes with onnxruntime, refuses "
+    "shapes outside the profile, tensors without an address and a first run within a capture, and "
+    "writes all over its scratch. There every request, whichever path it takes, gives the pictures "
+    "of the path through the host; a step is one launch, Python enqueues the U-Net twice however "
+    "many steps and requests follow, one block is allocated. How fast that is on a GPU, and "
+    "whether real engines can be captured, is not known.",
+)
+SECTIONS = (
+    Section(
+        "Prompt following", "pictures of the demo model", "what the prompt says",
+        "python benchmarks/prompt_following.py", prompt_following,
+    ),
+    Section(
+        "The same picture as diffusers", "pictures of the demo checkpoint", "diffusers in fp32",
+        "python benchmarks/pipeline_parity.py", pictures,
+    ),
+    Section(
+        "Samplers", "trajectories in float64", "diffusers, k-diffusion",
+        "python benchmarks/sampler_parity.py", samplers,
+    ),
+    Section(
+        "Emphasis", "a colour's share of the picture", "other weights of that colour",
+        "python benchmarks/emphasis.py", emphasis,
+    ),
+    Section(
+        "Whole requests against diffusers", "SD 1.5 on the native target",
+        "diffusers, stable-diffusion.cpp",
+        "python benchmarks/pipelines.py --checkpoint CHECKPOINT --native NATIVE", requests,
+    ),
+    Section(
+        "Networks on the native target", "one call of each network", "OpenVINO, torch",
+        "python benchmarks/native_networks.py --native NATIVE --openvino OPENVINO --torch TORCH",
+        networks,
+    ),
+    Section(
+        "Single operations", "operations of the native target", "oneDNN, OpenVINO",
+        "python benchmarks/native_ops.py", operations,
+    ),
+    Section(
+        "Hard values", "errors of the native target's operations", "torch in bf16",
+        "python benchmarks/native_numerics.py", hard_values,
+    ),
+    Section(
+        "Speed and memory", "requests, load, memory, build", "eager torch",
+        "sdengine bench --arch sd15 --steps 2", comparisons,
+    ),
+    Section(
+        "Triton kernels", "registers, shared memory, occupancy", "the GPUs' limits",
+        "python benchmarks/kernel_resources.py", kernels,
+    ),
+    Section("On a GPU", "all of the above that a GPU runs", "eager torch", "make gpu-check", gpu),
+)  # fmt: skip
+
+
+def _sheet(name: str) -> str:
+    size, precision = name.removesuffix(".png").split("-")[2:]
+    return f"{size} pixels in {precision}"
+
+
+def _per_set(record: Record) -> str:
+    return f"{record['prompts_per_set']} a set at {record['size']} in {record['precision']}"
