@@ -60,7 +60,7 @@ def test_any_argument(engine: Engine, options: dict[str, Any], prompt: Any) -> N
 @given(steps=ANYTHING, batch_size=ANYTHING)
 def test_any_count(engine: Engine, steps: Any, batch_size: Any) -> None:
     try:
-        planned = engine.steps("a circle", steps=steps, batch_size=batch_size)
+        planned = engine.stream("a circle", steps=steps, batch_size=batch_size)
         next(planned)
     except SdengineError:
         return

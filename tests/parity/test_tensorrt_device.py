@@ -149,8 +149,8 @@ def test_networks_share_their_scratch(engine: sdengine.Engine) -> None:
 def test_requests_that_take_turns_do_not_disturb_each_other(engine: sdengine.Engine) -> None:
     alone = [picture(engine), picture(engine, seed=8, sampler="euler_a")]
     wide = picture(engine, width=192, height=128)
-    first = engine.steps(PROMPT, **OPTIONS)
-    second = engine.steps(PROMPT, **{**OPTIONS, "seed": 8, "sampler": "euler_a"})
+    first = engine.stream(PROMPT, **OPTIONS)
+    second = engine.stream(PROMPT, **{**OPTIONS, "seed": 8, "sampler": "euler_a"})
     for _ in range(3):
         next(first)
         next(second)
@@ -158,7 +158,7 @@ def test_requests_that_take_turns_do_not_disturb_each_other(engine: sdengine.Eng
     pairs = list(zip(first, second, strict=True))
     for step, expected in zip(pairs[-1], alone, strict=True):
         assert step.result is not None and np.array_equal(step.result.arrays[0], expected)
-    dropped = engine.steps(PROMPT, **OPTIONS)
+    dropped = engine.stream(PROMPT, **OPTIONS)
     next(dropped)
     del dropped
     assert np.array_equal(picture(engine), alone[0])
@@ -167,7 +167,7 @@ def test_requests_that_take_turns_do_not_disturb_each_other(engine: sdengine.Eng
 def test_a_run_that_was_interrupted_goes_on_with_its_own_noise(engine: sdengine.Engine) -> None:
     options = {**OPTIONS, "sampler": "euler_a", "prompt": "a [red:green:0.5] circle"}
     alone = engine.generate(**options).arrays[0]
-    steps = engine.steps(**options)
+    steps = engine.stream(**options)
     latents = []
     for step in steps:
         latents.append(step.latents.copy())

@@ -32,7 +32,7 @@ def test_parts_joined_by_and_are_guided_together(engine: Engine) -> None:
     options: dict[str, Any] = {"seed": 3, "steps": 3, "sampler": "euler", "guidance_scale": 2.0}
     latents = {}
     for prompt in ("a circle", "b square", "a circle AND b square:0.5", ""):
-        latents[prompt] = next(iter(engine.steps(prompt, **options))).latents.copy()
+        latents[prompt] = next(iter(engine.stream(prompt, **options))).latents.copy()
     # The first Euler step is linear in the guided output u + 2 (a - u) + 2 * 0.5 (b - u).
     plain = latents[""]
     expected = plain + (latents["a circle"] - plain) + 0.5 * (latents["b square"] - plain)
@@ -51,7 +51,7 @@ def test_and_without_guidance_still_uses_the_negative(engine: Engine) -> None:
 def test_edited_prompt_changes_at_its_step(engine: Engine) -> None:
     options: dict[str, Any] = {"seed": 3, "steps": 4, "sampler": "euler"}
     runs = {
-        prompt: [step.latents.copy() for step in engine.steps(prompt, **options)]
+        prompt: [step.latents.copy() for step in engine.stream(prompt, **options)]
         for prompt in ("a circle", "[a circle:b square:2]")
     }
     same = [
@@ -71,7 +71,7 @@ def test_different_prompts_and_seeds_in_one_call(engine: Engine) -> None:
 
 
 def test_previews(engine: Engine) -> None:
-    steps = list(engine.steps("a circle", seed=1, steps=5, preview_every=2, batch_size=2))
+    steps = list(engine.stream("a circle", seed=1, steps=5, preview_every=2, batch_size=2))
     assert [step.preview is not None for step in steps] == [False, True, False, True, False]
     preview = steps[1].preview
     assert preview is not None
@@ -84,7 +84,7 @@ def test_previews(engine: Engine) -> None:
 
 
 def test_last_preview_is_nearly_the_picture(engine: Engine) -> None:
-    for step in engine.steps("a circle", seed=1, sampler="ddim", steps=8, preview_every=8):
+    for step in engine.stream("a circle", seed=1, sampler="ddim", steps=8, preview_every=8):
         if step.preview is not None:
             preview = step.preview[0]
     assert step.result is not None
@@ -140,7 +140,7 @@ def test_async_reports_a_bad_request(engine: Engine) -> None:
 def test_two_engines_beside_each_other(tiny: Path, engine: Engine) -> None:
     expected = engine.generate("a circle", seed=1).arrays[0]
     with load(tiny, precision="fp32", threads=1) as other:
-        steps = engine.steps("a circle", seed=1)
+        steps = engine.stream("a circle", seed=1)
         next(steps)  # one engine in the middle of a request does not hold up the other
         assert np.array_equal(other.generate("a circle", seed=1).arrays[0], expected)
 

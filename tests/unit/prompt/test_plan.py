@@ -136,14 +136,12 @@ def test_equal_texts_are_one_row(planner: PromptPlanner) -> None:
     assert plan.texts == ("a", "b", "")
     expected = ((1, ((0, 1.0),)), (2, ((1, 1.0),)), (2, ((0, 1.0),)))
     assert [plan.rows(step) for step in range(3)] == [expected] * 3
-    assert not plan.is_composed
 
 
 def test_rows_by_step(planner: PromptPlanner) -> None:
     plan = planner.plan(
         ["[cat:dog:0.5] AND red:0.5", "a [cat|dog]"], ["[x::1]", "c AND d"], 4, PromptOptions()
     )
-    assert plan.is_composed
     written = []
     for step in range(4):
         written.append(
