@@ -338,7 +338,8 @@ class Engine:
             sizes: (width, height) of images; None is the bundle's default size.
             batch: images of a request; as many as go through the U-Net together are loaded for,
                 and the rest that is left over.
-            prompt_chunks: chunks of 75 tokens of the longest prompt.
+            prompt_chunks: chunks of 75 tokens that a request's longest prompt fills; requests of
+                another number load the U-Net again.
             guidance: requests have a guidance_scale of more than 1.
             progress: called before each request with its size, its number and their count.
 

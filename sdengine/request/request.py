@@ -114,7 +114,7 @@ class Request:
         default=None,
         metadata=about(
             Number(0, 1000),
-            "noise added before each step, its churn; by default none",
+            "noise added before each step, by default none",
             ("Sigma churn",),
         ),
     )

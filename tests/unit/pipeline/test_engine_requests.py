@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from support.tiny_bundle import make_tiny_bundle
 
 from sdengine.engine import Engine, load
-from sdengine.errors import Cancelled, ConfigError
+from sdengine.errors import Cancelled, ConfigError, UnsupportedShapeError
 from sdengine.images.result import Result, Step
+from sdengine.request.request import Request
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,62 @@ def test_different_prompts_and_seeds_in_one_call(engine: Engine) -> None:
     for i in range(3):
         alone = engine.generate(prompts[i], negatives[i], seed=seeds[i], sampler="euler_a", steps=3)
         assert np.abs(batch.arrays[i].astype(int) - alone.arrays[0]).max() <= 1
+
+
+def test_a_results_request_gives_the_same_images_again(engine: Engine) -> None:
+    options: dict[str, Any] = {"batch_size": 3, "steps": 3, "sampler": "Euler a"}
+    result = engine.generate("a [circle|square]", "x", variation_strength=0.3, **options)
+    for again in (
+        engine.run(result.request),
+        engine.run(Request.from_json(result.request.to_json())),
+        list(engine.stream(result.request))[-1].result,
+    ):
+        assert again is not None
+        assert again.request == result.request
+        assert all(map(np.array_equal, again.arrays, result.arrays))
+
+
+def test_a_request_is_what_generate_runs(engine: Engine) -> None:
+    request = engine.request("a circle", steps=3, sampler="DPM++ 2M Karras", seed=None)
+    assert (request.width, request.height) == (64, 64)
+    assert (request.sampler, request.schedule) == ("dpmpp_2m", "karras")
+    assert engine.generate("a circle", steps=3, seed=request.seed).request == request
+    labelled = replace(request, sampler="Euler a", schedule="Karras")
+    assert engine.run(labelled).request.sampler == "euler_a"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"width": 96}, UnsupportedShapeError),
+        ({"sampler": "magic"}, ConfigError),
+        ({"sampler": "ddim", "s_churn": 1.0}, ConfigError),
+        ({"prompt": "word " * 10_000}, ConfigError),
+        ({"clip_skip": 12}, ConfigError),
+    ],
+)
+def test_a_request_that_the_bundle_cannot_serve_fails_before_any_work(
+    engine: Engine, changes: dict[str, Any], error: type[ConfigError]
+) -> None:
+    request = Request(**{"prompt": "a", "width": 64, "height": 64, **changes})
+    for serve in (engine.stream, engine.run):
+        with pytest.raises(error):
+            serve(request)
+
+
+def test_prompts_are_for_generate(engine: Engine) -> None:
+    with pytest.raises(ConfigError, match=r"expected a sdengine.Request. `generate` takes prompts"):
+        engine.run("a circle")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="give no others"):
+        engine.stream(engine.request("a"), steps=3)  # type: ignore[call-overload]
+
+
+def test_images_of_each_prompt(engine: Engine) -> None:
+    result = engine.generate(["a", "b"], num_images_per_prompt=2, seed=5, num_inference_steps=2)
+    assert result.request.prompts == ("a", "a", "b", "b")
+    assert result.seeds == (5, 6, 7, 8)
+    alone = engine.generate("b", seed=7, steps=2).arrays[0]
+    assert np.abs(result.arrays[2].astype(int) - alone).max() <= 1
 
 
 def test_previews(engine: Engine) -> None:
