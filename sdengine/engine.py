@@ -22,7 +22,7 @@ from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.pipeline import Pipeline, Plan, Watch
 from sdengine.pipeline.turns import Turns
 from sdengine.pipeline.warm_up import warm_up_requests
-from sdengine.request.fields import as_arguments
+from sdengine.request.fields import Whole, as_arguments
 from sdengine.request.keywords import given_fields
 from sdengine.request.request import FIELDS, Request, random_seed
 from sdengine.samplers import resolve_names
@@ -47,8 +47,9 @@ def load(
     Args:
         bundle: the folder that `sdengine.build` wrote, or "demo" for the one in the package.
         backend: "auto" for what the bundle was built for, or a backend's name.
-        precision: what the networks compute in, one of PRECISIONS; "auto" is the backend's choice,
-            and engines for a GPU compute in what they were built in.
+        precision: what the networks compute in: "fp32", "bf16", "fp16", "int8", each where the
+            target has it, or "auto" for the backend's choice; engines for a GPU compute in what
+            they were built in.
         threads: CPU threads, or None for the runtime's choice.
         low_memory: free each network's memory once a request no longer needs it, and load it again
             for the next request.
@@ -69,9 +70,8 @@ def load(
     """
     if precision not in PRECISIONS:
         raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
-    valid_count = isinstance(threads, int) and not isinstance(threads, bool) and threads > 0
-    if threads is not None and not (valid_count and threads <= 4096):
-        raise ConfigError.for_field("threads", threads, "a whole number from 1 to 4096, or None")
+    if threads is not None:
+        threads = Whole(1, 4096)("threads", threads)
     opened = open_bundle(bundle)
     if not isinstance(low_memory, bool):
         raise ConfigError.for_field("low_memory", low_memory, "True or False")
@@ -164,7 +164,7 @@ class Engine:
             NonFiniteError: a network gave NaN or infinity.
             Cancelled: `cancel` was set.
         """
-        watch = _watch(cancel, preview_every, sees_steps=progress is not None)
+        watch = Watch(cancel, preview_every, sees_steps=progress is not None)
         plan = self._plan(request)
         with self._turns.take(cancel):
             return _finish(self._pipeline.run(plan, watch), progress)
@@ -279,7 +279,7 @@ class Engine:
         Returns:
             An iterator of steps; the last one's `result` holds the images.
         """
-        watch = _watch(cancel, preview_every, sees_steps=True)
+        watch = Watch(cancel, preview_every)
         if not isinstance(prompt, Request):
             prompt = self.request(prompt, negative_prompt, **options)
         elif negative_prompt or options:
@@ -303,10 +303,7 @@ class Engine:
         defaults = self.bundle.manifest.defaults
         given = given_fields(prompt, negative_prompt, options)
         values: dict[str, Any] = {
-            "width": defaults.width,
-            "height": defaults.height,
-            "steps": defaults.steps,
-            "guidance_scale": defaults.guidance_scale,
+            **defaults.model_dump(exclude={"sampler", "schedule"}),
             "seed": random_seed(),
             **given,
         }
@@ -383,12 +380,6 @@ class Engine:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="sdengine")
             return self._executor
-
-
-def _watch(cancel: threading.Event | None, preview_every: int, sees_steps: bool) -> Watch:
-    if type(preview_every) is not int or preview_every < 0:
-        raise ConfigError.for_field("preview_every", preview_every, "a whole number from 0")
-    return Watch(cancel, preview_every, sees_steps)
 
 
 def _finish(

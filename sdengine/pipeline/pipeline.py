@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sdengine.backends.base import Module
 from sdengine.bundle.reader import Bundle
+from sdengine.errors import ConfigError
 from sdengine.images.provenance import Provenance
 from sdengine.images.result import Result, Step
 from sdengine.pipeline.clock import StageClock
@@ -58,11 +59,20 @@ class Watch:
         cancel: setting it ends the request within one step.
         preview_every: give every n-th step a preview; 0 for none.
         sees_steps: somebody looks at every step; if not, a device may run several at a time.
+
+    Raises:
+        ConfigError: preview_every is no whole number from 0.
     """
 
     cancel: threading.Event | None = None
     preview_every: int = 0
     sees_steps: bool = True
+
+    def __post_init__(self) -> None:
+        if type(self.preview_every) is not int or self.preview_every < 0:
+            raise ConfigError.for_field(
+                "preview_every", self.preview_every, "a whole number from 0"
+            )
 
 
 class Pipeline:

@@ -71,6 +71,18 @@ def test_a_step_is_one_launch_and_python_stays_out_of_it(engine: sdengine.Engine
     assert again.timings.unet_calls == 6 and again.timings.load_ms == 0 < first.timings.load_ms
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_warm_engine_has_captured_what_requests_use(engine: sdengine.Engine, batch: int) -> None:
+    engine.warm_up([(128, 128)], batch=batch)
+    (unet,) = fake_tensorrt.made("unet")
+    enqueued, captured = unet.enqueued, session_of(engine).graphs.report()["num_graphs"]
+    assert captured == (2 if batch == 3 else 1)  # runs of two images and of one
+    options = {**OPTIONS, "width": 128, "height": 128, "batch_size": batch}
+    assert engine.generate(PROMPT, **options).timings.load_ms == 0
+    assert unet.enqueued == enqueued
+    assert session_of(engine).graphs.report()["num_graphs"] == captured
+
+
 @pytest.mark.parametrize(
     ("options", "calls"),
     [
