@@ -17,7 +17,7 @@ ImageRows = tuple[int | None, tuple[tuple[int, float], ...]]
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """How prompts are read.
+    """Options of reading prompts.
 
     Args:
         emphasis: "original" multiplies a token's embedding by its weight and then brings the
