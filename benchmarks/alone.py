@@ -24,7 +24,7 @@ def measure(
 
     Args:
         bundle, backend, precision, threads: as `sdengine.load` takes them.
-        request: as `Engine.generate` takes it.
+        request: the fields of a `Request`.
 
     Returns:
         `load_seconds` (reading, compiling), `first_seconds` (load and first request together),
@@ -35,7 +35,7 @@ def measure(
     started = time.perf_counter()
     with sdengine.load(bundle, backend, precision, threads) as engine:
         opened = time.perf_counter()
-        result = engine.generate(**request)
+        result = engine.run(sdengine.Request(**request))
         done = time.perf_counter()
         on_device = device.figures() if device else {}
     return {

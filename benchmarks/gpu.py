@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sdengine.backends import get_backend
@@ -17,7 +17,7 @@ from sdengine.errors import BackendUnavailableError
 if TYPE_CHECKING:
     import sdengine
     from sdengine.benchmarks.cases import Case
-    from sdengine.images.result import Timings
+    from sdengine.images.timings import Timings
 
 TORCH_BACKENDS = ("torch-cuda", "triton")
 GPU_BACKENDS = (*TORCH_BACKENDS, "tensorrt-rtx", "tensorrt")
@@ -51,13 +51,11 @@ def timed(
     """
     wait = synchronize or _synchronize
     wait()
-    timings = engine.generate(**asdict(case.request())).timings
+    timings = engine.run(case.request()).timings
     returned = time.perf_counter()
     wait()
     late_ms = (time.perf_counter() - returned) * 1e3
-    return replace(
-        timings, other_ms=timings.other_ms + late_ms, total_ms=timings.total_ms + late_ms
-    )
+    return replace(timings, total_ms=timings.total_ms + late_ms)
 
 
 def _synchronize() -> None:

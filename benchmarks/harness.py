@@ -28,7 +28,7 @@ from sdengine.benchmarks.verification import (
     require_equal,
 )
 from sdengine.errors import DeviceError
-from sdengine.images.result import Timings
+from sdengine.images.timings import Timings
 
 STAGES = ("text_encoder", "unet_step", "vae_decoder", "outside", "end_to_end")
 # A runtime's idle threads spin for a while; they must not take the other side's cores.
@@ -167,7 +167,7 @@ def _interleave(
                 timings[name].append(gpu.timed(engine, case))
                 continue
             time.sleep(_SETTLE_SECONDS)
-            timings[name].append(engine.generate(**asdict(case.request())).timings)
+            timings[name].append(engine.run(case.request()).timings)
     return timings
 
 

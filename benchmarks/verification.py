@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class Side:
 def request_outputs(engine: sdengine.Engine, case: Case) -> Arrays:
     """Serve the case's request and return its last `latents` and its `images`."""
     step = None
-    for step in engine.steps(**asdict(case.request())):
+    for step in engine.stream(case.request()):
         latents = step.latents
     assert step is not None and step.result is not None
     return {"latents": latents.copy(), "images": np.stack(step.result.arrays)}

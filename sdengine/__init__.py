@@ -15,7 +15,10 @@ _HOMES = {
     "Request": "sdengine.request.request",
     "Result": "sdengine.images.result",
     "Step": "sdengine.images.result",
-    "Timings": "sdengine.images.result",
+    "Timings": "sdengine.images.timings",
+    "Provenance": "sdengine.images.provenance",
+    "Metadata": "sdengine.images.metadata",
+    "read_metadata": "sdengine.images.metadata",
     "build": "sdengine.building.build",
     "export_onnx": "sdengine.export.folder",
     "load_checkpoint": "sdengine.checkpoints",
@@ -55,9 +58,12 @@ if TYPE_CHECKING:
     from sdengine.errors import SdengineError as SdengineError
     from sdengine.errors import UnsupportedShapeError as UnsupportedShapeError
     from sdengine.export.folder import export_onnx as export_onnx
+    from sdengine.images.metadata import Metadata as Metadata
+    from sdengine.images.metadata import read_metadata as read_metadata
+    from sdengine.images.provenance import Provenance as Provenance
     from sdengine.images.result import Result as Result
     from sdengine.images.result import Step as Step
-    from sdengine.images.result import Timings as Timings
+    from sdengine.images.timings import Timings as Timings
     from sdengine.request.request import Request as Request
 
 

@@ -1,48 +1,37 @@
-"""The run time's straight line: request, conditioning, latents, trajectory, VAE, images."""
+"""Engine: one bundle opened, and requests served from several threads."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, overload
 
 from sdengine.backends import select_backend
-from sdengine.backends.base import PRECISIONS, Backend, Module
+from sdengine.backends.base import PRECISIONS, Backend
 from sdengine.backends.memory_budget import plan_memory
 from sdengine.bundle.reader import Bundle, check_size, open_bundle
 from sdengine.errors import ConfigError
+from sdengine.images.provenance import Provenance, processor
 from sdengine.images.result import Result, Step
-from sdengine.pipeline.clock import StageClock
-from sdengine.pipeline.decoding import decode, preview
-from sdengine.pipeline.latents import noise_of
 from sdengine.pipeline.loaded_networks import Networks
-from sdengine.pipeline.trajectory import Trajectory
+from sdengine.pipeline.pipeline import Pipeline, Plan, Watch
 from sdengine.pipeline.turns import Turns
-from sdengine.prompt.conditioning import Conditioning, TextConditioner
-from sdengine.prompt.plan import PromptOptions, PromptPlan
-from sdengine.request.request import Request, random_seed
-from sdengine.samplers import (
-    NoiseSchedule,
-    SamplerOptions,
-    SamplerProgram,
-    build_program,
-    resolve_names,
-)
+from sdengine.pipeline.warm_up import warm_up_requests
+from sdengine.request.fields import Whole, as_arguments
+from sdengine.request.keywords import given_fields
+from sdengine.request.request import FIELDS, Request, random_seed
+from sdengine.samplers import resolve_names
+from sdengine.version import __version__
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from sdengine.request.options import RequestOptions
+    from sdengine.request.keywords import RequestOptions
 
 
 def load(
@@ -58,8 +47,9 @@ def load(
     Args:
         bundle: the folder that `sdengine.build` wrote, or "demo" for the one in the package.
         backend: "auto" for what the bundle was built for, or a backend's name.
-        precision: what the networks compute in: "fp32", "bf16", or "auto" for the backend's choice;
-            of engines for a GPU what they were built in, also "fp16".
+        precision: what the networks compute in: "fp32", "bf16", "fp16", "int8", each where the
+            target has it, or "auto" for the backend's choice; engines for a GPU compute in what
+            they were built in.
         threads: CPU threads, or None for the runtime's choice.
         low_memory: free each network's memory once a request no longer needs it, and load it again
             for the next request.
@@ -80,9 +70,8 @@ def load(
     """
     if precision not in PRECISIONS:
         raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
-    valid_count = isinstance(threads, int) and not isinstance(threads, bool) and threads > 0
-    if threads is not None and not (valid_count and threads <= 4096):
-        raise ConfigError.for_field("threads", threads, "a whole number from 1 to 4096, or None")
+    if threads is not None:
+        threads = Whole(1, 4096)("threads", threads)
     opened = open_bundle(bundle)
     if not isinstance(low_memory, bool):
         raise ConfigError.for_field("low_memory", low_memory, "True or False")
@@ -90,24 +79,12 @@ def load(
     return Engine(opened, chosen, precision, threads, low_memory, memory_bytes)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A checked request with everything that the host can work out before any network runs."""
-
-    request: Request
-    program: SamplerProgram
-    prompts: PromptPlan
-    cancel: threading.Event | None
-    preview_every: int
-    is_watched: bool
-
-
 class Engine:
     """Make images from prompts with one bundle. Safe to use from several threads.
 
-    Networks load on first use for each image size; later requests reuse them. Requests of several
-    threads are served in the order in which they came; trajectories of `steps` take turns with
-    them step by step. A second engine runs beside this one.
+    Networks load on first use for each image size, or in `warm_up`; later requests reuse them.
+    Requests of several threads are served in the order in which they came; trajectories of `stream`
+    take turns with them step by step. A second engine runs beside this one.
     """
 
     def __init__(
@@ -126,11 +103,18 @@ class Engine:
         self.low_memory = low_memory
         self._budget = plan_memory(backend, bundle, memory_bytes, low_memory, precision)
         self._networks = Networks(bundle, backend, self.precision, threads)
-        self._conditioner = TextConditioner(bundle)
-        noise_schedule = NoiseSchedule.from_config(bundle.manifest.architecture.scheduler)
-        # A program is the same for every request of its sampler; nobody writes to one.
-        make = functools.partial(build_program, noise_schedule=noise_schedule)
-        self._program = functools.lru_cache(maxsize=32)(make)
+        source = bundle.manifest.source
+        self.provenance = Provenance(
+            backend=backend.name,
+            precision=self.precision,
+            threads=threads,
+            version=__version__,
+            processor=processor(),
+            model=source.name,
+            model_hash=source.sha256,
+            bundle_hash=bundle.sha256,
+        )
+        self._pipeline = Pipeline(bundle, self._networks, self.provenance, low_memory)
         self._turns = Turns()
         self._executor: ThreadPoolExecutor | None = None
         self._starting = threading.Lock()
@@ -153,6 +137,38 @@ class Engine:
         if self._executor is not None:
             self._executor.shutdown(wait=False)
 
+    def run(
+        self,
+        request: Request,
+        *,
+        progress: Callable[[Step], None] | None = None,
+        preview_every: int = 0,
+        cancel: threading.Event | None = None,
+    ) -> Result:
+        """Serve a request.
+
+        Args:
+            request: made by `request`, by `Request` or `Request.from_json`, or that of a result,
+                which gives the same images again.
+            progress: called after every step; an exception that it raises ends the request.
+            preview_every: give every n-th step of `progress` a small preview; 0 gives none.
+            cancel: setting it, from any thread, ends the request within one step.
+
+        Returns:
+            The images, their seeds, and where the time went.
+
+        Raises:
+            ConfigError: an argument is invalid; nothing has run.
+            UnsupportedShapeError: the bundle was not built for the size.
+            OutOfMemoryError: the size takes more memory than may be had.
+            NonFiniteError: a network gave NaN or infinity.
+            Cancelled: `cancel` was set.
+        """
+        watch = Watch(cancel, preview_every, sees_steps=progress is not None)
+        plan = self._plan(request)
+        with self._turns.take(cancel):
+            return _finish(self._pipeline.run(plan, watch), progress)
+
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -163,55 +179,30 @@ class Engine:
         cancel: threading.Event | None = None,
         **options: Unpack[RequestOptions],
     ) -> Result:
-        """Make images from a prompt.
+        """Make images from a prompt: `run` of the `request` that the arguments make.
 
         Args:
-            prompt: what to show; one for all images, or one an image.
-            negative_prompt: what to avoid, likewise.
-            progress: called after every step; an exception that it raises ends the request.
-            preview_every: give every n-th step of `progress` a small preview; 0 gives none.
-            cancel: setting it, from any thread, ends the request within one step.
-            options: fields of `Request`, such as width, steps, seed and batch_size. Those left out
-                are the bundle's defaults; the seed is random, and the result records it.
+            progress, preview_every, cancel: as for `run`.
+            {fields}
+            num_inference_steps: diffusers' name of steps.
+            num_images_per_prompt: images of each prompt, in place of batch_size: for prompts a, b
+                and 2 the images are a, a, b, b. Image i of them all uses seed + i; a list of seeds
+                has one an image.
+
+        An option that is left out or None is the bundle's default; the seed is random then, and
+        the result's request records all of them.
 
         Returns:
             The images, their seeds, and where the time went.
 
         Raises:
-            ConfigError: an argument is invalid.
-            UnsupportedShapeError: the bundle was not built for the size.
-            OutOfMemoryError: the size takes more memory than may be had.
-            NonFiniteError: a network gave NaN or infinity.
-            Cancelled: `cancel` was set.
+            ConfigError: an argument is invalid; nothing has run.
+            UnsupportedShapeError, OutOfMemoryError, NonFiniteError, Cancelled: as for `run`.
         """
-        is_watched = progress is not None
-        plan = self._plan(prompt, negative_prompt, cancel, preview_every, is_watched, options)
-        with self._turns.take(cancel):
-            for step in self._run(plan):
-                if progress is not None:
-                    progress(step)
-        assert step.result is not None
-        return step.result
+        request = self.request(prompt, negative_prompt, **options)
+        return self.run(request, progress=progress, preview_every=preview_every, cancel=cancel)
 
-    def steps(
-        self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] = "",
-        *,
-        preview_every: int = 0,
-        cancel: threading.Event | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> Iterator[Step]:
-        """Make images step by step; arguments as for `generate`.
-
-        The request is checked by this call; the work happens while iterating. Not iterating
-        further ends the request.
-
-        Returns:
-            An iterator of steps; the last one's `result` holds the images.
-        """
-        plan = self._plan(prompt, negative_prompt, cancel, preview_every, True, options)
-        return self._in_turns(plan)
+    generate.__doc__ = str(generate.__doc__).format(fields=as_arguments(FIELDS.values(), 12))
 
     async def generate_async(
         self,
@@ -239,6 +230,9 @@ class Engine:
                 **options,
             )
 
+        # Shielded, because a cancelled future would not wait for its thread: the request itself is
+        # told to end, and has ended when the task has. See test_engine_requests.py,
+        # test_async_requests_and_their_cancellation.
         future = asyncio.get_running_loop().run_in_executor(self._worker(), work)
         try:
             return await asyncio.shield(future)
@@ -248,46 +242,68 @@ class Engine:
                 await future  # at most one step: the engine is free when the caller goes on
             raise
 
-    def _worker(self) -> ThreadPoolExecutor:
-        with self._starting:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(1, thread_name_prefix="sdengine")
-            return self._executor
+    @overload
+    def stream(
+        self,
+        prompt: Request,
+        *,
+        preview_every: int = 0,
+        cancel: threading.Event | None = None,
+    ) -> Iterator[Step]: ...
 
-    def _plan(
+    @overload
+    def stream(
         self,
         prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str],
-        cancel: threading.Event | None,
-        preview_every: int,
-        is_watched: bool,
-        options: RequestOptions,
-    ) -> _Plan:
-        if type(preview_every) is not int or preview_every < 0:
-            raise ConfigError.for_field("preview_every", preview_every, "a whole number from 0")
-        request = self._request(prompt, negative_prompt, options)
-        check_size(request.width, request.height, self.bundle.manifest.resolutions)
-        self._budget.check(request.width, request.height)
-        program = self._program(
-            request.sampler, request.schedule, request.steps, options=_sampler_options(request)
-        )
-        request = replace(request, sampler=program.sampler, schedule=program.schedule)
-        prompts = self._prompt_plan(request)
-        return _Plan(request, program, prompts, cancel, preview_every, is_watched)
+        negative_prompt: str | Sequence[str] = "",
+        *,
+        preview_every: int = 0,
+        cancel: threading.Event | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Iterator[Step]: ...
 
-    def _request(
+    def stream(
+        self,
+        prompt: Request | str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        *,
+        preview_every: int = 0,
+        cancel: threading.Event | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Iterator[Step]:
+        """Make images step by step; arguments as for `run`, or as for `generate`.
+
+        The request is checked by this call; the work happens while iterating. Not iterating
+        further ends the request.
+
+        Returns:
+            An iterator of steps; the last one's `result` holds the images.
+        """
+        watch = Watch(cancel, preview_every)
+        if not isinstance(prompt, Request):
+            prompt = self.request(prompt, negative_prompt, **options)
+        elif negative_prompt or options:
+            raise ConfigError("prompt: a Request has all fields itself; give no others with it.")
+        return self._in_turns(self._plan(prompt), watch)
+
+    def request(
         self,
         prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str],
-        options: RequestOptions,
+        negative_prompt: str | Sequence[str] = "",
+        **options: Unpack[RequestOptions],
     ) -> Request:
+        """Return the request that `generate` would run, with every default filled in.
+
+        Args:
+            prompt, negative_prompt, options: as for `generate`.
+
+        Raises:
+            ConfigError: an argument is invalid.
+        """
         defaults = self.bundle.manifest.defaults
-        given = {name: value for name, value in options.items() if value is not None}
+        given = given_fields(prompt, negative_prompt, options)
         values: dict[str, Any] = {
-            "width": defaults.width,
-            "height": defaults.height,
-            "steps": defaults.steps,
-            "guidance_scale": defaults.guidance_scale,
+            **defaults.model_dump(exclude={"sampler", "schedule"}),
             "seed": random_seed(),
             **given,
         }
@@ -297,103 +313,84 @@ class Engine:
         )
         if values.get("variation_strength") and "variation_seed" not in values:
             values["variation_seed"] = random_seed()
-        return Request(prompt=prompt, negative_prompt=negative_prompt, **values)  # type: ignore[arg-type]
+        return Request(**values)
 
-    def _prompt_plan(self, request: Request) -> PromptPlan:
-        options = PromptOptions(emphasis=request.emphasis, clip_skip=request.clip_skip)
-        distilled = self.bundle.manifest.architecture.unet.guidance_embed_dim is not None
-        negatives = request.negative_prompts if request.uses_guidance and not distilled else ()
-        plan = self._conditioner.plan(request.prompts, negatives, request.steps, options)
-        if not negatives and plan.is_composed:  # joining prompts needs the unconditional rows
-            negatives = request.negative_prompts
-            plan = self._conditioner.plan(request.prompts, negatives, request.steps, options)
-        return plan
+    def warm_up(
+        self,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        *,
+        batch: int = 1,
+        prompt_chunks: int = 1,
+        guidance: bool = True,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        """Load, pack and capture ahead of the first request, so that its `load_ms` is 0.
 
-    def _in_turns(self, plan: _Plan) -> Iterator[Step]:
-        run = self._run(plan)
+        A product that must answer at once calls this before it takes requests. It serves a request
+        of one step of each kind and throws the images away; all else of a request (its sampler,
+        steps and prompts) makes no difference to what is loaded. Previews, prompts joined by AND,
+        and a batch whose only text is that of all its images load more on first use.
+
+        Args:
+            sizes: (width, height) of images; None is the bundle's default size.
+            batch: images of a request; as many as go through the U-Net together are loaded for,
+                and the rest that is left over.
+            prompt_chunks: chunks of 75 tokens that a request's longest prompt fills; requests of
+                another number load the U-Net again.
+            guidance: requests have a guidance_scale of more than 1.
+            progress: called before each request with its size, its number and their count.
+
+        Raises:
+            ConfigError: an argument is invalid, there are more kinds than an engine keeps, or the
+                engine is of low_memory and keeps none.
+            UnsupportedShapeError, OutOfMemoryError, NonFiniteError: as for `run`.
+        """
+        if self.low_memory:
+            raise ConfigError(
+                "low_memory: the engine frees each network after its use, so that nothing can be "
+                "loaded ahead. Load the bundle without low_memory."
+            )
+        requests = warm_up_requests(self.bundle.manifest, sizes, batch, prompt_chunks, guidance)
+        plans = [self._plan(request) for request in requests]
+        for number, plan in enumerate(plans):
+            if progress is not None:
+                progress(f"{plan.request.width}x{plan.request.height}", number, len(plans))
+            with self._turns.take():
+                _finish(self._pipeline.run(plan, Watch(sees_steps=False)))
+
+    def _plan(self, request: Request) -> Plan:
+        if not isinstance(request, Request):
+            hint = "`generate` takes prompts."
+            raise ConfigError.for_field("request", request, "a sdengine.Request", hint)
+        check_size(request.width, request.height, self.bundle.manifest.resolutions)
+        self._budget.check(request.width, request.height)
+        return self._pipeline.plan(request)
+
+    def _in_turns(self, plan: Plan, watch: Watch) -> Iterator[Step]:
+        run = self._pipeline.run(plan, watch)
         while True:
-            with self._turns.take(plan.cancel):
+            with self._turns.take(watch.cancel):
                 step = next(run, None)
             if step is None:
                 return
             yield step
 
-    def _run(self, plan: _Plan) -> Iterator[Step]:
-        request, program = plan.request, plan.program
-        clock = StageClock()
-        conditioning = self._condition(plan, clock)
-        images: list[NDArray[np.uint8]] = []
-        chunks = _chunks(request.batch_size, self.bundle.manifest.max_batch)
-        total = len(chunks) * len(program.t)
-        for number, chunk in enumerate(chunks):
-            trajectory = Trajectory(
-                request, program, plan.prompts, conditioning, chunk, plan.cancel
-            )
-            noise = noise_of(request, chunk, self.bundle.manifest.architecture)
-            for evaluation in trajectory.run(
-                self._networks, noise, clock, plan.preview_every, plan.is_watched
-            ):
-                k = evaluation.index
-                done = number * len(program.t) + k + 1
-                step = Step(
-                    index=done - 1,
-                    total=total,
-                    timestep=float(program.t[k]),
-                    sigma=float(program.sigma[k]),
-                    latents=evaluation.latents,
-                    preview=None
-                    if evaluation.clean is None
-                    else preview(evaluation.clean, self._networks, clock),
-                )
-                if done < total:
-                    clock.pause()
-                    yield step
-                    clock.resume()
-            if chunk is chunks[-1]:
-                self._done_with("unet")
-            images += decode(evaluation.latents, self._networks, clock)
-        self._done_with("vae_decoder")
-        yield replace(step, result=self._result(request, images, clock))
-
-    def _condition(self, plan: _Plan, clock: StageClock) -> Conditioning:
-        size = (plan.request.height, plan.request.width)
-
-        def get_encoder(network: str, rows: int) -> Module:
-            module = self._networks.get(network, rows, *size, clock=clock)
-            return clock.timed("text_encoder", module)
-
-        conditioning = self._conditioner.encode(plan.prompts, get_encoder)
-        encoders = self.bundle.manifest.architecture.text_encoders
-        self._done_with(*(encoder.network for encoder in encoders))
-        return conditioning
-
-    def _done_with(self, *networks: str) -> None:
-        if self.low_memory:
-            self._networks.release(*networks)
-
-    def _result(
-        self, request: Request, images: list[NDArray[np.uint8]], clock: StageClock
-    ) -> Result:
-        source = self.bundle.manifest.source
-        return Result(
-            arrays=tuple(images),
-            seeds=request.seeds,
-            request=request,
-            timings=clock.timings(),
-            model=source.name,
-            model_hash=source.sha256,
-            bundle_hash=self.bundle.sha256,
-            backend=self.backend.name,
-            precision=self.precision,
-            threads=self.threads,
-        )
+    def _worker(self) -> ThreadPoolExecutor:
+        with self._starting:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix="sdengine")
+            return self._executor
 
 
-def _sampler_options(request: Request) -> SamplerOptions:
-    names = ("eta", "s_noise", "s_churn", "s_tmin", "s_tmax")
-    values = {name: getattr(request, name) for name in names}
-    return SamplerOptions(**{name: value for name, value in values.items() if value is not None})
-
-
-def _chunks(count: int, size: int) -> list[range]:
-    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+def _finish(
+    steps: Generator[Step, None, Result], progress: Callable[[Step], None] | None = None
+) -> Result:
+    """Run to the end and return the result."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        if progress is not None:
+            progress(step)

@@ -64,6 +64,17 @@ class DeviceError(SdengineError):
 class NonFiniteError(DeviceError):
     """Report a NaN or infinity in the output of a stage; the message names the stage."""
 
+    @classmethod
+    def at(cls, stage: str, what: str = "gave NaN or infinity") -> NonFiniteError:
+        """Build the standard message, with what to do next.
+
+        Args:
+            stage: that gave it, such as "unet".
+            what: which of its outputs holds what.
+        """
+        hint = "Try precision fp32; if it stays, the checkpoint is damaged."
+        return cls(f"{stage}: {what}. {hint}")
+
 
 class OutOfMemoryError(DeviceError):
     """Report that a memory budget or the device's memory does not suffice."""
@@ -81,6 +92,3 @@ class Cancelled(SdengineError):
 
 def _after(hint: str) -> str:
     return f" {hint}" if hint else ""
-
-
-FP32_HINT = "Try precision fp32; if it stays, the checkpoint is damaged."

@@ -1,4 +1,4 @@
-"""`sdengine tokens`: how a prompt is read."""
+"""`sdengine tokens`: a prompt's tokens, weights and chunks."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ def tokens(
     from sdengine.bundle.reader import open_bundle
     from sdengine.prompt.plan import PromptOptions
     from sdengine.prompt.planner import PromptPlanner
-    from sdengine.request.fields import whole
-    from sdengine.request.request import MAX_STEPS
+    from sdengine.request.request import FIELDS
 
-    whole("steps", steps, 1, MAX_STEPS)
+    FIELDS["steps"].checked(steps)
     planner = PromptPlanner.from_bundle(open_bundle(bundle, verify="size"))
     plan = planner.plan([prompt], [], steps, PromptOptions(emphasis=emphasis))
     texts = describe(planner, plan)

@@ -14,7 +14,7 @@ def main(folder: Path) -> None:
     """Write preview-<step>.png while the picture is made, then heart.png."""
     with sdengine.load("demo") as engine:
         prompt = "a pink heart in the top left corner on a white background"
-        for step in engine.steps(prompt, seed=3, preview_every=5):
+        for step in engine.stream(prompt, seed=3, preview_every=5):
             if step.preview is not None:
                 path = folder / f"preview-{step.index + 1:02d}.png"
                 Image.fromarray(step.preview[0]).save(path)

@@ -1,7 +1,8 @@
-"""What a PNG file says about how it was made: written beside the pixels, read as untrusted input.
+"""Metadata of PNG files: how an image was made, written beside its pixels, read as untrusted input.
 
 Two text chunks: `parameters`, the form that image tools read, and `sdengine`, JSON with the exact
-request of that one image and what ran it.
+request of that one image and what ran it. The chunk's `format` is the version of the request in it
+too; both are as the first release wrote them.
 """
 
 from __future__ import annotations
@@ -9,24 +10,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from sdengine.errors import ConfigError
 from sdengine.images.png_text import read_text
-from sdengine.images.provenance import processor
+from sdengine.images.provenance import Provenance
 from sdengine.images.web_ui_text import parse_parameters
-from sdengine.request.request import Request
-
-if TYPE_CHECKING:
-    from sdengine.engine import Engine
-    from sdengine.images.result import Result
+from sdengine.request.request import JSON_VERSION, Request, checked_fields
 
 CHUNK = "sdengine"
 PARAMETERS = "parameters"
-FORMAT = 1
+FORMAT = JSON_VERSION
 _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,60}( [A-Za-z0-9_.+-]{1,60}){0,20}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAMES = ("backend", "precision", "version", "processor")
 
 
 @dataclass(frozen=True)
@@ -35,67 +33,44 @@ class Metadata:
 
     Args:
         fields: of `Request`, checked; only those that the file names.
-        backend, precision, threads: what ran it; None where the file does not say.
-        version, processor: of sdengine and of the CPU, likewise.
-        model_hash: SHA-256 of the checkpoint, or its first digits; "" where the file does not say.
-        bundle_hash: SHA-256 of the bundle's manifest, likewise.
+        provenance: what made it, as far as the file says; without the model's name.
         not_understood: keys of the file's parameters that have no counterpart here.
     """
 
     fields: dict[str, Any]
-    backend: str | None = None
-    precision: str | None = None
-    threads: int | None = None
-    version: str | None = None
-    processor: str | None = None
-    model_hash: str = ""
-    bundle_hash: str = ""
-    not_understood: tuple[str, ...] = field(default=())
+    provenance: Provenance = field(default_factory=Provenance)
+    not_understood: tuple[str, ...] = ()
 
     def request_fields(self) -> dict[str, Any]:
-        """Return keyword arguments for `Engine.generate`."""
+        """Return keyword arguments for `Engine.generate` and `Engine.request`."""
         return dict(self.fields)
 
-    def differences(self, engine: Engine) -> list[str]:
-        """Say in sentences why the engine may not give the same picture again."""
-        from sdengine.version import __version__
-
-        lines = []
-        source = engine.bundle.manifest.source.sha256
-        if self.bundle_hash and self.bundle_hash != engine.bundle.sha256:
-            lines.append("the image was made with another bundle, so the picture will differ.")
-        elif self.model_hash and not source.startswith(self.model_hash):
-            lines.append("the image was made with another model, so the picture will differ.")
-        for what, wanted, found in (
-            ("backend", self.backend, engine.backend.name),
-            ("precision", self.precision, engine.precision),
-            ("sdengine", self.version, __version__),
-            ("processor", self.processor, processor()),
-        ):
-            if wanted and wanted != found:
-                lines.append(f"the image was made with {what} {wanted}, not {found}.")
+    def differences(self, now: Provenance) -> list[str]:
+        """Say in sentences why an engine of this provenance may not give the same picture again."""
+        lines = self.provenance.differences(now)
         if self.not_understood:
             lines.append(f"not understood and left out: {', '.join(self.not_understood)}.")
         return lines
 
 
-def describe_image(result: Result, index: int) -> str:
+def describe_image(request: Request, provenance: Provenance) -> str:
     """Return the JSON text of one image.
 
-    Its place in the batch is not in it: made again alone, the image gives the same file.
+    Args:
+        request: of that image alone. Its place in a batch is not in it: made again alone, the
+            image gives the same file.
+        provenance: what made it.
     """
-    from sdengine.version import __version__
-
     content = {
         "format": FORMAT,
-        "request": asdict(result.request.only(index)),
-        "model": {"name": result.model, "sha256": result.model_hash},
-        "bundle": result.bundle_hash,
-        "backend": result.backend,
-        "precision": result.precision,
-        "threads": result.threads,
-        "version": __version__,
-        "processor": processor(),
+        "request": asdict(request),
+        "model": {"name": provenance.model, "sha256": provenance.model_hash},
+        "bundle": provenance.bundle_hash,
+        "backend": provenance.backend,
+        "precision": provenance.precision,
+        "threads": provenance.threads,
+        "version": provenance.version,
+        "processor": provenance.processor,
     }
     return json.dumps(content, ensure_ascii=False)
 
@@ -130,30 +105,19 @@ def _from_chunk(text: str) -> Metadata:
         raise ConfigError(f"its {CHUNK} chunk is not valid JSON.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ConfigError(f"its {CHUNK} chunk is not of format {FORMAT}.")
-    model, threads = content.get("model"), content.get("threads")
+    model, request = content.get("model"), content.get("request")
     if not isinstance(model, dict):
         raise ConfigError(f"its {CHUNK} chunk lacks the model.")
-    return Metadata(
-        _request_fields(content.get("request")),
-        backend=_match(_NAME, content.get("backend")),
-        precision=_match(_NAME, content.get("precision")),
+    if not isinstance(request, dict):
+        raise ConfigError(f"its {CHUNK} chunk lacks the request.")
+    threads = content.get("threads")
+    provenance = Provenance(
+        **{name: _match(_NAME, content.get(name)) for name in _NAMES},
         threads=threads if type(threads) is int and 1 <= threads <= 4096 else None,
-        version=_match(_NAME, content.get("version")),
-        processor=_match(_NAME, content.get("processor")),
-        model_hash=_match(_SHA256, model.get("sha256")) or "",
-        bundle_hash=_match(_SHA256, content.get("bundle")) or "",
+        model_hash=_match(_SHA256, model.get("sha256")),
+        bundle_hash=_match(_SHA256, content.get("bundle")),
     )
-
-
-def _request_fields(values: object) -> dict[str, Any]:
-    """Return the fields as a request holds them."""
-    if not isinstance(values, dict) or "prompt" not in values:
-        raise ConfigError(f"its {CHUNK} chunk lacks the request or its prompt.")
-    unknown = sorted(values.keys() - {one.name for one in fields(Request)})
-    if unknown:
-        raise ConfigError(f"field {unknown[0][:80]!r} is unknown to this release.")
-    request = Request(**values)
-    return {name: getattr(request, name) for name in values}
+    return Metadata(checked_fields(request), provenance)
 
 
 def _from_parameters(path: str, text: str) -> Metadata:
@@ -162,9 +126,9 @@ def _from_parameters(path: str, text: str) -> Metadata:
         Request(**found.fields)
     except ConfigError as error:
         raise ConfigError(f"from: {path!r}: {str(error)[:300]}") from None
-    return Metadata(found.fields, model_hash=found.model_hash, not_understood=found.not_understood)
+    return Metadata(found.fields, Provenance(model_hash=found.model_hash), found.not_understood)
 
 
-def _match(pattern: re.Pattern[str], value: object) -> str | None:
-    """Return the text if it has that form: it may end up in a terminal."""
-    return value if isinstance(value, str) and pattern.fullmatch(value) else None
+def _match(pattern: re.Pattern[str], value: object) -> str:
+    """Return the text if it has that form, or none: it may end up in a terminal."""
+    return value if isinstance(value, str) and pattern.fullmatch(value) else ""

@@ -1,18 +1,39 @@
-"""PNG files: where images are written, and all of them or none."""
+"""PNG files: images with their metadata written to them, all of them or none."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdengine.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    pass
+    from PIL.Image import Image
+
+
+def encode_png(image: Image, texts: Mapping[str, str]) -> bytes:
+    """Return an image as the content of a PNG file.
+
+    Args:
+        image: RGB.
+        texts: by key of their text chunk, in the order in which they are written.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for key, text in texts.items():
+        if text.isascii():  # as plain text, because some readers know nothing else
+            info.add_text(key, text)
+        else:
+            info.add_itxt(key, text)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
 
 
 def output_paths(path: str | os.PathLike[str], count: int) -> list[Path]:
@@ -41,17 +62,12 @@ def check_output(path: str | os.PathLike[str]) -> None:
         raise OutputError(f"{str(target)[:200]!r} cannot be written: {error.strerror}.") from None
 
 
-def _checked_path(path: str | os.PathLike[str]) -> Path:
-    try:
-        target = Path(os.fsdecode(path))
-    except TypeError:
-        raise ConfigError.for_field("output", path, "a file name ending in .png") from None
-    if target.suffix.lower() != ".png" or "\0" in str(target):
-        raise ConfigError.for_field("output", str(path), "a file name ending in .png")
-    return target
+def write_all(targets: Sequence[Path], contents: Sequence[bytes]) -> None:
+    """Write files so that either all of them appear or none.
 
-
-def _write_all(targets: Sequence[Path], contents: Sequence[bytes]) -> None:
+    Raises:
+        OutputError: one cannot be written.
+    """
     temporary: list[str] = []
     try:
         for target, content in zip(targets, contents, strict=True):
@@ -72,6 +88,16 @@ def _write_all(targets: Sequence[Path], contents: Sequence[bytes]) -> None:
         for name in temporary:
             with contextlib.suppress(OSError):
                 os.unlink(name)
+
+
+def _checked_path(path: str | os.PathLike[str]) -> Path:
+    try:
+        target = Path(os.fsdecode(path))
+    except TypeError:
+        raise ConfigError.for_field("output", path, "a file name ending in .png") from None
+    if target.suffix.lower() != ".png" or "\0" in str(target):
+        raise ConfigError.for_field("output", str(path), "a file name ending in .png")
+    return target
 
 
 def _temporary_beside(target: Path) -> tuple[int, str]:

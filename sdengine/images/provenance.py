@@ -1,25 +1,79 @@
-"""Which vector instructions the processor has: results of networks differ between them."""
+"""Provenance of images: the software, processor and model that made them."""
 
 from __future__ import annotations
 
 import functools
 import platform
+from dataclasses import dataclass
 
+# Vector instructions; results of networks differ between them.
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 _MAX_LINE_CHARACTERS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What ran a request, as far as it is known: texts may be empty.
+
+    Args:
+        backend, precision: what the networks were run by and computed in.
+        threads: CPU threads; None is the runtime's choice, or not known.
+        version: of sdengine.
+        processor: as `processor` describes it.
+        model, model_hash: name and SHA-256 of the checkpoint; of the hash perhaps the first digits.
+        bundle_hash: SHA-256 of the bundle's manifest.
+    """
+
+    backend: str = ""
+    precision: str = ""
+    threads: int | None = None
+    version: str = ""
+    processor: str = ""
+    model: str = ""
+    model_hash: str = ""
+    bundle_hash: str = ""
+
+    def differences(self, now: Provenance) -> list[str]:
+        """Say in sentences why `now` may not give again what this gave; the unknown is no reason.
+
+        Args:
+            now: fully known.
+        """
+        lines = []
+        if self.bundle_hash and self.bundle_hash != now.bundle_hash:
+            lines.append("the image was made with another bundle, so the picture will differ.")
+        elif self.model_hash and not now.model_hash.startswith(self.model_hash):
+            lines.append("the image was made with another model, so the picture will differ.")
+        for what, then, found in (
+            ("backend", self.backend, now.backend),
+            ("precision", self.precision, now.precision),
+            ("sdengine", self.version, now.version),
+            ("processor", self.processor, now.processor),
+        ):
+            if then and then != found:
+                lines.append(f"the image was made with {what} {then}, not {found}.")
+        return lines
+
+
+@functools.cache
+def cpu_info() -> tuple[str, tuple[str, ...]]:
+    """Return the processor's model, as far as it is known, and which of FEATURES it has."""
+    model, found = platform.processor() or platform.machine(), set[str]()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            while line := file.readline(_MAX_LINE_CHARACTERS):
+                key, _, value = line.partition(":")
+                if key.strip() == "model name":
+                    model = value.strip()
+                elif key.strip() in ("flags", "Features"):
+                    found.update(value.split())
+                    break  # of the first core: the others have the same
+    except OSError:
+        pass  # not Linux
+    return model, tuple(name for name in FEATURES if name in found)
 
 
 @functools.cache
 def processor() -> str:
     """Describe the processor in a line, as in "x86_64 avx2 avx512f"."""
-    found: set[str] = set()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            while line := file.readline(_MAX_LINE_CHARACTERS):
-                key, _, value = line.partition(":")
-                if key.strip() in ("flags", "Features"):
-                    found.update(value.split())
-                    break  # of the first core: the others have the same
-    except OSError:
-        pass  # not Linux
-    return " ".join([platform.machine(), *(name for name in FEATURES if name in found)])
+    return " ".join([platform.machine(), *cpu_info()[1]])

@@ -1,49 +1,29 @@
-"""What a request gives: images, their seeds, where the time went; and saving them."""
+"""Results of requests: the steps on the way, and the images with what they were made from."""
 
 from __future__ import annotations
 
-import io
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdengine.images.png import _write_all, check_output, output_paths
+from sdengine.images.metadata import CHUNK, PARAMETERS, describe_image
+from sdengine.images.png import check_output, encode_png, output_paths, write_all
+from sdengine.images.provenance import Provenance
+from sdengine.images.timings import Timings
+from sdengine.images.web_ui_text import parameters_text
 from sdengine.request.request import Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@dataclass(frozen=True)
-class Timings:
-    """Milliseconds by stage of one request, and how often each network ran.
-
-    `load_ms` is reading and compiling networks that this engine had not loaded for these sizes;
-    it is zero from the second request on. `other_ms` is everything outside the networks.
-    """
-
-    load_ms: float
-    text_encoder_ms: float
-    unet_ms: float
-    vae_decoder_ms: float
-    other_ms: float
-    total_ms: float
-    text_encoder_calls: int
-    unet_calls: int
-    vae_decoder_calls: int
-
-    def to_dict(self) -> dict[str, float | int]:
-        """Return the figures by name, milliseconds rounded to 1 us."""
-        return {name: round(value, 3) for name, value in asdict(self).items()}
-
-
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step of the trajectory, as `Engine.steps` yields it.
+    """One step of the trajectory, as `Engine.stream` yields it.
 
     Args:
         index: 0 to total - 1, over all chunks of the batch.
@@ -71,25 +51,21 @@ class Result:
 
     Args:
         arrays: one [H,W,3] uint8 array an image, RGB.
-        seeds: one an image.
-        request: what was asked, with every default filled in.
+        request: what was asked, with every default filled in; `Engine.run` takes it again.
         timings: where the time went.
-        model, model_hash: name and SHA-256 of the checkpoint.
-        bundle_hash: SHA-256 of the bundle's manifest.
-        backend, precision, threads: what ran the networks; threads None is the runtime's choice.
+        provenance: what made the images.
     """
 
     arrays: tuple[NDArray[np.uint8], ...]
-    seeds: tuple[int, ...]
     request: Request
     timings: Timings
-    model: str
-    model_hash: str
-    backend: str
-    precision: str
-    bundle_hash: str = ""
-    threads: int | None = None
+    provenance: Provenance
     _images: list[Image] = field(default_factory=list, repr=False)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each image."""
+        return self.request.seeds
 
     @property
     def images(self) -> list[Image]:
@@ -107,9 +83,7 @@ class Result:
 
     def parameters(self, index: int = 0) -> str:
         """Describe image `index` in the text form that image tools read from PNG files."""
-        from sdengine.images.web_ui_text import parameters_text
-
-        return parameters_text(self.request.only(index), self.model, self.model_hash)
+        return parameters_text(self.request.only(index), self.provenance)
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
         """Write the images as PNG files; either all of them appear or none.
@@ -127,24 +101,15 @@ class Result:
         """
         targets = output_paths(path, len(self.arrays))
         check_output(path)
-        contents = [self._png(index) for index in range(len(self.arrays))]
-        _write_all(targets, contents)
+        contents = [
+            encode_png(
+                image,
+                {
+                    PARAMETERS: self.parameters(index),
+                    CHUNK: describe_image(self.request.only(index), self.provenance),
+                },
+            )
+            for index, image in enumerate(self.images)
+        ]
+        write_all(targets, contents)
         return targets
-
-    def _png(self, index: int) -> bytes:
-        from PIL.PngImagePlugin import PngInfo
-
-        from sdengine.images.metadata import CHUNK, PARAMETERS, describe_image
-
-        info = PngInfo()
-        for key, text in (
-            (PARAMETERS, self.parameters(index)),
-            (CHUNK, describe_image(self, index)),
-        ):
-            if text.isascii():  # as plain text, because some readers know nothing else
-                info.add_text(key, text)
-            else:
-                info.add_itxt(key, text)
-        buffer = io.BytesIO()
-        self.images[index].save(buffer, "PNG", pnginfo=info)
-        return buffer.getvalue()

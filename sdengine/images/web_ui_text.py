@@ -1,4 +1,4 @@
-"""The `parameters` text of image tools: written for them, and read where nothing better is there.
+"""Web UI text: the `parameters` text of image tools, written for them and read from them.
 
 Source: the text of the widely used web UI: the prompt, a line that begins with "Negative prompt:",
 a line of `key: value` pairs, values with commas, colons or line ends quoted as in JSON.
@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdengine.errors import ConfigError
-from sdengine.request.request import Request
+from sdengine.images.provenance import Provenance
+from sdengine.request.fields import FieldInfo, Number
+from sdengine.request.request import FIELDS, Request
+from sdengine.samplers import SAMPLERS, SCHEDULES, resolve_names
 
 _NEGATIVE = "Negative prompt:"
 _MAX_PAIRS_CHARACTERS = 1 << 16
@@ -24,31 +27,16 @@ _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 _PAIR = re.compile(r'([^:,"]{1,60}):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 _HASH = re.compile(r"[0-9a-f]{8,64}")
 
-_NUMBERS = {
-    "Steps": ("steps", _WHOLE),
-    "CFG scale": ("guidance_scale", _REAL),
-    "Seed": ("seed", _WHOLE),
-    "Variation seed": ("variation_seed", _WHOLE),
-    "Variation seed strength": ("variation_strength", _REAL),
-    "Clip skip": ("clip_skip", _WHOLE),
-    "Eta": ("eta", _REAL),
-    "Eta DDIM": ("eta", _REAL),
-    "Sigma churn": ("s_churn", _REAL),
-    "Sigma tmin": ("s_tmin", _REAL),
-    "Sigma tmax": ("s_tmax", _REAL),
-    "Sigma noise": ("s_noise", _REAL),
-    "CFG Rescale": ("guidance_rescale", _REAL),
-    "CFG Rescale φ": ("guidance_rescale", _REAL),
-}
-_SIZES = {"Size": ("width", "height"), "Seed resize from": ("seed_width", "seed_height")}
 _EMPHASIS = {"Original": "original", "No norm": "no_norm", "Ignore": "none", "None": "literal"}
-_CHOICES = {
-    "RNG": ("noise", {"CPU": "cpu", "GPU": "cuda", "NV": "cuda"}),
-    "Emphasis": ("emphasis", _EMPHASIS),
-}
+# What reads the value of a field that is no number.
+_CHOICES = {"noise": {"CPU": "cpu", "GPU": "cuda", "NV": "cuda"}, "emphasis": _EMPHASIS}
 # The web UI's own names; "Automatic" is the sampler's default.
 _SCHEDULES = {"Automatic": None, "Uniform": "normal", "DDIM": "ddim_uniform"}
 _NOT_OF_THE_REQUEST = {"Model hash", "Model", "Version", "Hashes", "Sampler", "Schedule type"}
+_FIELDS: dict[str, list[FieldInfo]] = {}  # by label; a size has two
+for _info in FIELDS.values():
+    for _label in _info.labels:
+        _FIELDS.setdefault(_label, []).append(_info)
 
 
 @dataclass(frozen=True)
@@ -66,50 +54,53 @@ class Parameters:
     not_understood: tuple[str, ...]
 
 
-def parameters_text(request: Request, model: str, model_hash: str) -> str:
+def parameters_text(request: Request, provenance: Provenance) -> str:
     """Describe one image in the text form that image tools read.
 
     Args:
-        request: of that image alone.
-        model, model_hash: name and SHA-256 of the checkpoint.
+        request: of that image alone, its sampler and schedule by name.
+        provenance: gives the checkpoint and the version.
     """
-    from sdengine.samplers import SAMPLERS, SCHEDULES
-    from sdengine.version import __version__
-
     lines = [str(request.prompt)]
     if request.negative_prompt:
         lines.append(f"{_NEGATIVE} {request.negative_prompt}")
     pairs: dict[str, Any] = {
-        "Steps": request.steps,
-        "Sampler": SAMPLERS[request.sampler].label,
-        "Schedule type": SCHEDULES[request.schedule].label,
-        "CFG scale": request.guidance_scale,
-        "Seed": request.seed,
-        "Size": f"{request.width}x{request.height}",
-        "Model hash": model_hash[:10],
-        "Model": model,
+        **_labelled(request, "steps", "sampler", "schedule", "guidance_scale", "seed", "width"),
+        "Model hash": provenance.model_hash[:10],
+        "Model": provenance.model,
     }
     if request.variation_strength:
-        pairs["Variation seed"] = request.variation_seed
-        pairs["Variation seed strength"] = request.variation_strength
-    if request.seed_width is not None:
-        pairs["Seed resize from"] = f"{request.seed_width}x{request.seed_height}"
-    pairs |= {
-        "Clip skip": request.clip_skip,
-        "Eta DDIM" if request.sampler == "ddim" else "Eta": request.eta,
-        "Sigma churn": request.s_churn,
-        "Sigma tmin": request.s_tmin,
-        "Sigma tmax": request.s_tmax,
-        "Sigma noise": request.s_noise,
-        "CFG Rescale": request.guidance_rescale or None,
-    }
+        pairs |= _labelled(request, "variation_seed", "variation_strength")
+    pairs |= _labelled(request, "seed_width", "clip_skip", "eta")
+    pairs |= _labelled(request, "s_churn", "s_tmin", "s_tmax", "s_noise")
+    if request.guidance_rescale:
+        pairs |= _labelled(request, "guidance_rescale")
     if request.emphasis != "original":
-        labels = {name: label for label, name in _EMPHASIS.items()}
-        pairs["Emphasis"] = labels[request.emphasis]
-    pairs["RNG"] = {"cpu": "CPU", "cuda": "NV"}[request.noise]
-    pairs["Version"] = f"sdengine {__version__}"
+        pairs |= _labelled(request, "emphasis")
+    pairs |= _labelled(request, "noise")
+    pairs["Version"] = f"sdengine {provenance.version}"
     shown = (f"{key}: {_value_text(value)}" for key, value in pairs.items() if value is not None)
     return "\n".join([*lines, ", ".join(shown)])
+
+
+def _labelled(request: Request, *names: str) -> dict[str, Any]:
+    """Return the web UI's values of some fields by its labels, None where there is none."""
+    found: dict[str, Any] = {}
+    for name in names:
+        value, label = getattr(request, name), FIELDS[name].labels[0]
+        if name in _CHOICES:
+            # Of several labels of a value the last one is the web UI's newest.
+            value = {own: theirs for theirs, own in _CHOICES[name].items()}[value]
+        elif name == "sampler":
+            value = SAMPLERS[value].label
+        elif name == "schedule":
+            value = SCHEDULES[value].label
+        elif len(sides := _FIELDS[label]) == 2 and value is not None:
+            value = "x".join(str(getattr(request, side.name)) for side in sides)
+        elif name == "eta" and request.sampler == "ddim":
+            label = "Eta DDIM"
+        found[label] = value
+    return found
 
 
 def parse_parameters(text: str) -> Parameters:
@@ -157,16 +148,18 @@ def _prompts(lines: list[str]) -> tuple[str, str]:
 
 
 def _counterparts(key: str, value: str) -> dict[str, Any]:
-    if key in _NUMBERS:
-        name, kind = _NUMBERS[key]
-        if kind.fullmatch(value):
-            return {name: int(value) if kind is _WHOLE else float(value)}
-    elif key in _SIZES and (size := _SIZE.fullmatch(value)):
-        return {name: int(side) for name, side in zip(_SIZES[key], size.groups(), strict=True)}
-    elif key in _CHOICES:
-        name, names = _CHOICES[key]
-        if value in names:
-            return {name: names[value]}
+    infos = _FIELDS.get(key, [])
+    names = [info.name for info in infos]
+    if len(names) == 2:
+        size = _SIZE.fullmatch(value)
+        return dict(zip(names, map(int, size.groups()), strict=True)) if size else {}
+    for info in infos:
+        if info.name in _CHOICES:
+            choices = _CHOICES[info.name]
+            return {info.name: choices[value]} if value in choices else {}
+        if isinstance(info.check, Number):
+            return {info.name: float(value)} if _REAL.fullmatch(value) else {}
+        return {info.name: int(value)} if _WHOLE.fullmatch(value) else {}
     return {}
 
 
@@ -182,8 +175,6 @@ def _acceptable(values: dict[str, Any]) -> dict[str, Any]:
 
 def _sampler_names(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
     """Return the fields of sampler and schedule, and the keys that name unknown ones."""
-    from sdengine.samplers import resolve_names
-
     if "Sampler" not in pairs:
         return {}, []
     label = pairs.get("Schedule type")

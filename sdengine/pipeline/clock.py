@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from sdengine.backends.base import Array, Module
-from sdengine.images.result import Timings
+from sdengine.images.timings import StageTime, Timings
 
 
 class StageClock:
     """Add up the time of a request's stages; time that the caller holds it does not count."""
 
     def __init__(self) -> None:
-        self._stages: Counter[str] = Counter()
+        self._ns: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
         self._active_ns = 0
         self._resumed_ns = time.perf_counter_ns()
@@ -27,7 +27,7 @@ class StageClock:
         try:
             yield
         finally:
-            self._stages[name] += time.perf_counter_ns() - started_ns
+            self._ns[name] += time.perf_counter_ns() - started_ns
             self._calls[name] += calls
 
     def timed(self, stage: str, module: Module) -> Module:
@@ -45,18 +45,8 @@ class StageClock:
     def timings(self) -> Timings:
         """Return the figures up to now."""
         total_ns = self._active_ns + time.perf_counter_ns() - self._resumed_ns
-        ms = {name: value / 1e6 for name, value in self._stages.items()}
-        return Timings(
-            load_ms=ms.get("load", 0.0),
-            text_encoder_ms=ms.get("text_encoder", 0.0),
-            unet_ms=ms.get("unet", 0.0),
-            vae_decoder_ms=ms.get("vae_decoder", 0.0),
-            other_ms=total_ns / 1e6 - sum(ms.values()),
-            total_ms=total_ns / 1e6,
-            text_encoder_calls=self._calls["text_encoder"],
-            unet_calls=self._calls["unet"],
-            vae_decoder_calls=self._calls["vae_decoder"],
-        )
+        stages = {name: StageTime(ns / 1e6, self._calls[name]) for name, ns in self._ns.items()}
+        return Timings(stages, total_ns / 1e6)
 
 
 class _TimedModule:

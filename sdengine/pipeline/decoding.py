@@ -12,7 +12,7 @@ from sdengine.backends.base import Module
 from sdengine.backends.device_protocols import DecodesPixels
 from sdengine.bundle.manifest import Architecture
 from sdengine.bundle.tensors import require_tensors
-from sdengine.errors import FP32_HINT, NonFiniteError
+from sdengine.errors import NonFiniteError
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.latents import latents_shape
 from sdengine.pipeline.loaded_networks import Networks
@@ -55,7 +55,7 @@ def decode(
                 decoded = vae.run({"latents": one})["images"]
             images.append(_native.images_to_uint8(decoded)[0])
         except NonFiniteError:
-            raise NonFiniteError(f"vae_decoder: gave NaN or infinity. {FP32_HINT}") from None
+            raise NonFiniteError.at("vae_decoder") from None
     return images
 
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 from sdengine.backends.base import Module
 from sdengine.backends.device_protocols import Array, DeviceRun, RunsTrajectories, TrajectoryKind
-from sdengine.errors import FP32_HINT, NonFiniteError
+from sdengine.errors import NonFiniteError
 from sdengine.pipeline.clock import StageClock
-from sdengine.pipeline.guidance import RowPlan
+from sdengine.pipeline.row_plan import RowPlan
 from sdengine.pipeline.turns import check_cancelled
 from sdengine.pipeline.unet_inputs import UNetInputs
 from sdengine.samplers import SamplerProgram
@@ -110,7 +110,7 @@ def _latents(run: DeviceRun) -> Array:
     try:
         return run.latents()
     except NonFiniteError as error:
-        raise NonFiniteError(f"{error}. {FP32_HINT}") from None
+        raise NonFiniteError.at("unet", str(error).removeprefix("unet: ")) from None
 
 
 @contextmanager

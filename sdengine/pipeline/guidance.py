@@ -1,43 +1,13 @@
-"""What the network's rows say together: guidance, prompts joined by AND, guidance rescale.
-
-Rows of one evaluation: the unconditional half first when there is one, then a block for each part
-that prompts are joined of, every block with one row an image.
-"""
+"""Guidance: the rows of an evaluation combined, with prompts joined by AND and guidance rescale."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sdengine.pipeline.row_plan import RowPlan
+
 Array = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """Which conditioning each row of an evaluation reads, and what its output counts.
-
-    Args:
-        rows: [blocks*B] index into the conditioning's prompts.
-        weights: [parts,B] fp32 weight of each part; zero where an image has fewer parts.
-        has_negative: the first block is the unconditional one.
-    """
-
-    rows: tuple[int, ...]
-    weights: Array
-    has_negative: bool
-
-    @property
-    def num_images(self) -> int:
-        """Number of images B."""
-        return int(self.weights.shape[1])
-
-    @cached_property
-    def is_plain(self) -> bool:
-        """Whether one part of weight 1 is all there is, as the native step expects."""
-        return self.weights.shape[0] == 1 and bool((self.weights == 1).all())
 
 
 def guide(

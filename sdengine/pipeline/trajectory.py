@@ -1,4 +1,4 @@
-"""The trajectory: a sampler program's evaluations of the U-Net, from noise to clean latents."""
+"""Trajectory: a sampler program's evaluations of the U-Net, from noise to clean latents."""
 
 from __future__ import annotations
 
@@ -13,18 +13,13 @@ from numpy.typing import NDArray
 from sdengine import _native
 from sdengine.backends.base import Module
 from sdengine.backends.device_protocols import RunsTrajectories, TrajectoryKind
-from sdengine.bundle.manifest import Architecture
-from sdengine.errors import FP32_HINT, NonFiniteError
+from sdengine.errors import NonFiniteError
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.device_trajectory import choose_device, run_on_device
-from sdengine.pipeline.guidance import RowPlan, guide
-from sdengine.pipeline.latents import latents_shape
-from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.guidance import guide
+from sdengine.pipeline.row_plan import RowPlan
 from sdengine.pipeline.turns import check_cancelled
 from sdengine.pipeline.unet_inputs import UNetInputs
-from sdengine.prompt.conditioning import Conditioning
-from sdengine.prompt.plan import PromptPlan
-from sdengine.request.request import Request
 from sdengine.samplers import SamplerProgram
 from sdengine.samplers.noise import NoiseSource
 from sdengine.samplers.prediction import clean_from_scaled
@@ -52,43 +47,38 @@ class Trajectory:
     """Run one sampler program for some images of a request.
 
     Args:
-        request: what was asked.
+        unet: loaded for as many rows as the plans have.
+        inputs: its buffers.
         program: the sampler's numbers.
-        plan: which prompts hold for which image at which step.
-        conditioning: what the plan's prompts became.
-        images: indices of the images in the request.
+        row_plans: of every step, equal in the number of rows.
+        guidance_scale, guidance_rescale: as in `sdengine.Request`.
         cancel: setting it ends the trajectory before its next evaluation.
     """
 
     def __init__(
         self,
-        request: Request,
+        unet: Module,
+        inputs: UNetInputs,
         program: SamplerProgram,
-        plan: PromptPlan,
-        conditioning: Conditioning,
-        images: Sequence[int],
+        row_plans: Sequence[RowPlan],
+        guidance_scale: float,
+        guidance_rescale: float = 0.0,
         cancel: threading.Event | None = None,
     ) -> None:
-        self.request = request
+        self.unet = unet
+        self.inputs = inputs
         self.program = program
-        self.conditioning = conditioning
-        self.images = images
+        self.row_plans = row_plans
+        self.guidance_scale = guidance_scale
+        self.guidance_rescale = guidance_rescale
         self.cancel = cancel
-        by_step = [plan.rows(step) for step in range(request.steps)]
-        self._row_plans = _row_plans([[rows[i] for i in images] for rows in by_step])
 
     def run(
-        self,
-        networks: Networks,
-        noise: NoiseSource,
-        clock: StageClock,
-        clean_every: int = 0,
-        watched: bool = True,
+        self, noise: NoiseSource, clock: StageClock, clean_every: int = 0, watched: bool = True
     ) -> Iterator[Evaluation]:
         """Evaluate the U-Net step by step, on its device where that runs the steps itself.
 
         Args:
-            networks: of the open bundle.
             noise: draws for these images.
             clock: where time is counted.
             clean_every: estimate the clean latents at every n-th step; 0 for never.
@@ -98,113 +88,94 @@ class Trajectory:
             NonFiniteError: a step gave NaN or infinity.
             Cancelled: the caller cancelled.
         """
-        architecture = networks.bundle.manifest.architecture
-        unet, inputs = self._load(networks, architecture, clock)
-        kind = self._kind(architecture)
-        plans, request = self._row_plans, self.request
-        device, reason = choose_device(unet, kind, plans, request.guidance_rescale, clean_every)
+        kind = self._kind()
+        device, reason = choose_device(
+            self.unet, kind, self.row_plans, self.guidance_rescale, clean_every
+        )
         if device is None:
             _log.debug("the host runs the sampler's steps: %s", reason)
-            yield from self._run_on_host(unet, inputs, noise, clock, clean_every)
+            yield from self._run_on_host(noise, clock, clean_every)
         else:
-            yield from self._run_on_device(device, kind, inputs, noise, clock, watched)
+            yield from self._run_on_device(device, kind, noise, clock, watched)
 
-    def _kind(self, architecture: Architecture) -> TrajectoryKind:
-        program = self.program
+    def _kind(self) -> TrajectoryKind:
         return TrajectoryKind(
-            batch=len(self.images),
-            copies=2 if self._row_plans[0].has_negative else 1,
-            channels=architecture.vae.latent_channels,
-            evaluations=len(program.t),
-            registers=program.num_registers,
+            batch=self._num_images,
+            copies=2 if self.row_plans[0].has_negative else 1,
+            channels=self.inputs.latents_shape[1],
+            evaluations=len(self.program.t),
+            registers=self.program.num_registers,
         )
+
+    @property
+    def _num_images(self) -> int:
+        return self.row_plans[0].num_images
 
     def _run_on_device(
         self,
         device: RunsTrajectories,
         kind: TrajectoryKind,
-        inputs: UNetInputs,
         noise: NoiseSource,
         clock: StageClock,
         watched: bool,
     ) -> Iterator[Evaluation]:
         program = self.program
-        registers, _ = self._start(noise, inputs.sample.shape)
+        registers, _ = self._start(noise)
         if not device.is_ready(kind):
             with clock.stage("load"):
                 device.prepare(kind)
         with clock.stage("unet", calls=0):
-            run = device.begin(kind, program, self.request.guidance_scale, registers[0])
+            run = device.begin(kind, program, self.guidance_scale, registers[0])
         found = run_on_device(
-            run, program, self._row_plans, inputs, noise, clock, watched, self.cancel
+            run, program, self.row_plans, self.inputs, noise, clock, watched, self.cancel
         )
         for k, latents in found:
             yield Evaluation(k, latents, None)
 
     def _run_on_host(
-        self,
-        unet: Module,
-        inputs: UNetInputs,
-        noise: NoiseSource,
-        clock: StageClock,
-        clean_every: int,
+        self, noise: NoiseSource, clock: StageClock, clean_every: int
     ) -> Iterator[Evaluation]:
-        program, request = self.program, self.request
-        registers, step_noise = self._start(noise, inputs.sample.shape)
+        program, inputs = self.program, self.inputs
+        registers, step_noise = self._start(noise)
         latents = registers[0].view()
         latents.flags.writeable = False
         needs_noise = program.needs_noise
         for k in range(len(program.t)):
             check_cancelled(self.cancel)
             step = int(program.step[k])
-            plan = self._row_plans[step]
+            plan = self.row_plans[step]
             inputs.use(plan)
             self._scale(registers[0], float(program.c_in[k]), inputs.sample)
             inputs.timestep.fill(program.t[k])
             if needs_noise[k]:
                 noise.step(step_noise)
             with clock.stage("unet"):
-                noise_pred = unet.run(inputs.arrays)["noise_pred"]
+                noise_pred = self.unet.run(inputs.arrays)["noise_pred"]
             wants_clean = clean_every > 0 and (step + 1) % clean_every == 0
-            if wants_clean or not plan.is_plain or request.guidance_rescale > 0:
-                noise_pred = guide(
-                    noise_pred, plan, request.guidance_scale, request.guidance_rescale
-                )
+            if wants_clean or not plan.is_plain or self.guidance_rescale > 0:
+                noise_pred = guide(noise_pred, plan, self.guidance_scale, self.guidance_rescale)
             clean = None
             if wants_clean:
-                scaled = inputs.sample[: len(self.images)]
+                scaled = inputs.sample[: self._num_images]
                 clean = self._clean(k, scaled, noise_pred)
             finite = _native.guided_step(
                 registers,
                 noise_pred,
-                request.guidance_scale,
+                self.guidance_scale,
                 program.A[k],
                 program.b[k],
                 program.d[k],
                 step_noise if needs_noise[k] else None,
             )
             if not finite:
-                raise NonFiniteError(
-                    f"unet: evaluation {k + 1} of {len(program.t)} gave NaN or infinity. "
-                    f"{FP32_HINT}"
+                raise NonFiniteError.at(
+                    "unet", f"evaluation {k + 1} of {len(program.t)} gave NaN or infinity"
                 )
             yield Evaluation(k, latents, clean)
 
-    def _load(
-        self, networks: Networks, architecture: Architecture, clock: StageClock
-    ) -> tuple[Module, UNetInputs]:
-        request = self.request
-        rows = len(self._row_plans[0].rows)
-        sequence = self.conditioning.prompt_embeds.shape[1]
-        unet = networks.get(
-            "unet", rows, request.height, request.width, sequence=sequence, clock=clock
-        )
-        shape = latents_shape(architecture, rows, request.height, request.width)
-        return unet, UNetInputs(unet, architecture.unet, self.conditioning, request, shape)
-
-    def _start(self, noise: NoiseSource, sample_shape: tuple[int, ...]) -> tuple[Array, Array]:
+    def _start(self, noise: NoiseSource) -> tuple[Array, Array]:
         """Return the registers at their start, and a buffer for each step's noise."""
-        shape = (len(self.images), *sample_shape[1:])
+        shape = (self._num_images, *self.inputs.latents_shape[1:])
         registers = np.zeros((self.program.num_registers, *shape), dtype=np.float32)
         np.multiply(noise.initial(), np.float32(self.program.init_scale), out=registers[0])
         step_noise = np.empty(shape, dtype=np.float32)
@@ -215,7 +186,7 @@ class Trajectory:
 
     def _scale(self, latents: Array, factor: float, sample: Array) -> None:
         """Write the scaled latents to every block of rows."""
-        count = len(self.images)
+        count = self._num_images
         _native.scale_duplicate(latents, factor, sample[: 2 * count])
         for first in range(2 * count, len(sample), count):  # of prompts joined by AND
             sample[first : first + count] = sample[:count]
@@ -226,25 +197,3 @@ class Trajectory:
         p, q = clean_from_scaled(self.program.prediction_type, alpha, sigma * alpha)
         clean: Array = np.float32(p) * scaled + np.float32(q) * guided
         return clean
-
-
-def _row_plans(
-    by_step: Sequence[Sequence[tuple[int | None, Sequence[tuple[int, float]]]]],
-) -> list[RowPlan]:
-    """Lay out the rows of each step; steps with equal rows share one plan object."""
-    blocks = max(len(parts) for images in by_step for _, parts in images)
-    made: dict[tuple[tuple[int, ...], tuple[float, ...]], RowPlan] = {}
-    plans = []
-    for images in by_step:
-        has_negative = images[0][0] is not None
-        rows = [negative for negative, _ in images if negative is not None]
-        weights = np.zeros((blocks, len(images)), dtype=np.float32)
-        for block in range(blocks):
-            for i, (_, parts) in enumerate(images):
-                # A missing part is computed from the first one and counts nothing.
-                row, weight = parts[block] if block < len(parts) else (parts[0][0], 0.0)
-                rows.append(row)
-                weights[block, i] = weight
-        key = (tuple(rows), tuple(weights.ravel().tolist()))
-        plans.append(made.setdefault(key, RowPlan(tuple(rows), weights, has_negative)))
-    return plans

@@ -1,4 +1,4 @@
-"""Whose turn it is: requests wait in the order in which they came, and may be cancelled."""
+"""Turns: requests wait in the order in which they came, and may be cancelled."""
 
 from __future__ import annotations
 

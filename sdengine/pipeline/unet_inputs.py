@@ -1,7 +1,8 @@
-"""The U-Net's input buffers: made once a trajectory, filled again where a step differs."""
+"""U-Net inputs: buffers made once a trajectory, filled again where a step differs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,40 @@ from sdengine.backends.base import Module
 from sdengine.bundle.manifest import UNetArchitecture
 from sdengine.bundle.tensors import numpy_dtype, require_tensors
 from sdengine.errors import BundleError
-from sdengine.pipeline.guidance import RowPlan
+from sdengine.pipeline.row_plan import RowPlan
 from sdengine.prompt.conditioning import Conditioning
 from sdengine.request.request import Request
+
+
+@dataclass(frozen=True)
+class MicroConditioning:
+    """The sizes and scores that SDXL's U-Nets are told beside the prompt.
+
+    Args:
+        original_size, target_size: (width, height) in pixels.
+        crop: (left, top) in pixels.
+        aesthetic_score, negative_aesthetic_score: of the prompt's rows and of the negative's.
+
+    Source: "SDXL" (Podell et al. 2023), section 2.2.
+    """
+
+    original_size: tuple[int, int]
+    crop: tuple[int, int]
+    target_size: tuple[int, int]
+    aesthetic_score: float
+    negative_aesthetic_score: float
+
+    @classmethod
+    def of(cls, request: Request) -> MicroConditioning:
+        """Read a request; its sizes are the image's where it names none."""
+        own = (request.width, request.height)
+        return cls(
+            request.original_size or own,
+            request.crop,
+            request.target_size or own,
+            request.aesthetic_score,
+            request.negative_aesthetic_score,
+        )
 
 
 class UNetInputs:
@@ -23,8 +55,9 @@ class UNetInputs:
         unet: loaded for as many rows as the plans have.
         architecture: of the bundle's U-Net.
         conditioning: what prompts became.
-        request: gives guidance scale, sizes and scores that some U-Nets are told.
         latents_shape: [rows,C,h,w].
+        guidance_scale: what distilled U-Nets are told.
+        micro: what SDXL's U-Nets are told.
 
     Raises:
         BundleError: the U-Net wants an input that nothing here can give.
@@ -35,8 +68,9 @@ class UNetInputs:
         unet: Module,
         architecture: UNetArchitecture,
         conditioning: Conditioning,
-        request: Request,
         latents_shape: tuple[int, int, int, int],
+        guidance_scale: float,
+        micro: MicroConditioning,
     ) -> None:
         rows = latents_shape[0]
         _, length, width = conditioning.prompt_embeds.shape
@@ -44,9 +78,10 @@ class UNetInputs:
         require_tensors("unet", unet.outputs, {"noise_pred": latents_shape}, "float32")
         wanted = {"timestep": (rows,), "encoder_hidden_states": (rows, length, width)}
         require_tensors("unet", unet.inputs, wanted)
+        self.latents_shape = latents_shape
         self._architecture = architecture
         self._conditioning = conditioning
-        self._request = request
+        self._micro = micro
         self._plan: RowPlan | None = None
         # Inputs that nothing fills, such as ControlNet residuals, stay zero.
         self.arrays: dict[str, NDArray[Any]] = {
@@ -58,7 +93,7 @@ class UNetInputs:
                 raise BundleError(f"unet: input {spec.name!r} is unknown to this release.")
         if "timestep_cond" in self.arrays:
             dim = self.arrays["timestep_cond"].shape[1]
-            self.arrays["timestep_cond"][:] = guidance_embedding(request.guidance_scale, dim)
+            self.arrays["timestep_cond"][:] = guidance_embedding(guidance_scale, dim)
 
     @property
     def sample(self) -> NDArray[np.float32]:
@@ -86,16 +121,16 @@ class UNetInputs:
             self._fill_time_ids(plan)
 
     def _fill_time_ids(self, plan: RowPlan) -> None:
-        request, time_ids = self._request, self.arrays["time_ids"]
-        width, height = request.original_size or (request.width, request.height)
-        left, top = request.crop
+        micro, time_ids = self._micro, self.arrays["time_ids"]
+        width, height = micro.original_size
+        left, top = micro.crop
         known = [height, width, top, left]
         if self._architecture.size_conditioning == "aesthetic":
-            time_ids[:] = [*known, request.aesthetic_score]
+            time_ids[:] = [*known, micro.aesthetic_score]
             if plan.has_negative:
-                time_ids[: plan.num_images, -1] = request.negative_aesthetic_score
+                time_ids[: plan.num_images, -1] = micro.negative_aesthetic_score
         else:
-            width, height = request.target_size or (request.width, request.height)
+            width, height = micro.target_size
             time_ids[:] = [*known, height, width]
 
 

@@ -1,1 +1,1 @@
-"""From a prompt's text to the U-Net's conditioning, without torch."""
+"""Prompts: from their text to the U-Net's conditioning, without torch."""

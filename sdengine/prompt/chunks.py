@@ -1,4 +1,4 @@
-"""Split weighted tokens into chunks as long as the text encoder reads, and pad them.
+"""Chunks: weighted tokens split to the length that a text encoder reads, and padded.
 
 Source: the long prompts, comma back-off and BREAK that the Stable Diffusion web UI documents.
 """

@@ -1,4 +1,4 @@
-"""From a prompt plan to the U-Net's conditioning: embeddings, text encoders, emphasis."""
+"""Conditioning: what the U-Net reads of a prompt plan, by token tables, text encoders, emphasis."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the U-Net reads about the prompts.
+    """The embeddings of prompts that the U-Net reads.
 
     Args:
         prompt_embeds: [N,77*chunks,D] fp32, one row a distinct text; D counts all text encoders.
@@ -66,9 +66,11 @@ class TextConditioner:
         negatives: Sequence[str],
         steps: int,
         options: PromptOptions,
+        *,
+        is_guided: bool = True,
     ) -> PromptPlan:
         """Plan a request's prompts, as `PromptPlanner.plan` describes."""
-        return self.planner.plan(prompts, negatives, steps, options)
+        return self.planner.plan(prompts, negatives, steps, options, is_guided=is_guided)
 
     def encode(self, plan: PromptPlan, get_encoder: Callable[[str, int], Module]) -> Conditioning:
         """Run the text encoders over a plan's texts.
@@ -189,10 +191,7 @@ def _check_module(
 
 def _require_finite(network: str, array: _Floats) -> None:
     if not np.isfinite(array).all():
-        raise NonFiniteError(
-            f"{network}: the output holds NaN or infinity. Try precision fp32; if it stays, the "
-            "checkpoint's text encoder is damaged."
-        )
+        raise NonFiniteError.at(network, "the output holds NaN or infinity")
 
 
 def _in_dtypes(

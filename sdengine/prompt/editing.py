@@ -1,4 +1,4 @@
-"""Prompts that change with the steps: `[from:to:when]`, `[a|b|c]`, and parts joined by AND.
+"""Prompt editing: `[from:to:when]` and `[a|b|c]`, which change with the steps, and AND.
 
 Source: the prompt editing, alternating words and composable diffusion that the Stable Diffusion
 web UI documents.

@@ -1,4 +1,4 @@
-"""What a request's prompts come to: which texts to encode, and which hold at which step."""
+"""Prompt plan: the texts of a request to encode, and the steps at which each holds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.bundle.manifest import HiddenState
-from sdengine.request.fields import choice, whole
-from sdengine.request.request import EMPHASIS
+from sdengine.request.request import FIELDS
 
 # (row of the negative or None, (row, weight) of every part joined by AND)
 ImageRows = tuple[int | None, tuple[tuple[int, float], ...]]
@@ -18,7 +17,7 @@ ImageRows = tuple[int | None, tuple[tuple[int, float], ...]]
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """How prompts are read.
+    """Options of reading prompts.
 
     Args:
         emphasis: "original" multiplies a token's embedding by its weight and then brings the
@@ -37,14 +36,13 @@ class PromptOptions:
     clip_skip: int | None = None
 
     def __post_init__(self) -> None:
-        choice("emphasis", self.emphasis, EMPHASIS)
-        if self.clip_skip is not None:
-            whole("clip_skip", self.clip_skip, 1, 200)
+        for name in ("emphasis", "clip_skip"):
+            FIELDS[name].checked(getattr(self, name))
 
 
 @dataclass(frozen=True)
 class EncoderTokens:
-    """What one text encoder reads, chunk by chunk, and what is taken from it.
+    """The tokens that one text encoder reads, chunk by chunk, and the state that is taken from it.
 
     Args:
         token_ids: [N,chunks,length] int64 with start, end and padding.
@@ -81,11 +79,6 @@ class PromptPlan:
     def num_chunks(self) -> int:
         """Chunks of every row; shorter texts are filled up with empty chunks."""
         return len(next(iter(self.encoders.values())).num_tokens[0])
-
-    @property
-    def is_composed(self) -> bool:
-        """Whether AND joins parts, which only has a meaning relative to a negative prompt."""
-        return any(len(parts) > 1 for _, parts in self.steps[0])
 
     def rows(self, step: int) -> tuple[ImageRows, ...]:
         """Return for each image the row of its negative, and row and weight of its parts.

@@ -1,4 +1,4 @@
-"""Plan a request's prompts on the host: parse, tokenize and split them before any network runs."""
+"""Prompt planner: parse, tokenize and split a request's prompts before any network runs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from sdengine.prompt.editing import EditedText, Part, split_parts
 from sdengine.prompt.emphasis import Run, parse_emphasis, parse_unweighted
 from sdengine.prompt.plan import EncoderTokens, PromptOptions, PromptPlan
 from sdengine.prompt.tokenizer import ClipTokenizer
-from sdengine.request.fields import text as checked_text
-from sdengine.request.request import MAX_PROMPT_CHARACTERS
+from sdengine.request.request import PROMPT
 
 MAX_CHUNKS = 40
 MAX_TOTAL_CHUNKS = 2048
@@ -74,15 +73,19 @@ class PromptPlanner:
         negatives: Sequence[str],
         steps: int,
         options: PromptOptions,
+        *,
+        is_guided: bool = True,
     ) -> PromptPlan:
         """Plan the prompts of a request.
 
         Args:
             prompts: one an image.
-            negatives: one an image, or none without guidance. AND is text in them, because an
-                image has one negative.
+            negatives: one an image, or none. AND is text in them, because an image has one
+                negative.
             steps: sampler steps, at least 1.
             options: how to read the prompts.
+            is_guided: the U-Net computes the unconditional half; without it negatives are left out
+                unless AND joins parts, which only has a meaning relative to a negative.
 
         Raises:
             ConfigError: a prompt has too many tokens, edits or parts, or a weight out of range;
@@ -96,7 +99,8 @@ class PromptPlanner:
             raise ConfigError(f"{_NEGATIVE}: {len(negatives)} texts for {len(prompts)} prompts.")
         rows = _Rows(self, options.emphasis)
         positive = _schedules(rows, "prompt", prompts, steps)
-        negative = _schedules(rows, _NEGATIVE, negatives, steps)
+        is_composed = any(len(parts[0]) > 1 for parts in positive)
+        negative = _schedules(rows, _NEGATIVE, negatives if is_guided or is_composed else (), steps)
         return PromptPlan(
             texts=tuple(text for text, _ in rows.numbers),
             encoders={name: rows.tokens(name, state) for name, state in states.items()},
@@ -216,7 +220,7 @@ def _schedules(rows: _Rows, name: str, texts: Sequence[str], steps: int) -> list
     for index, text in enumerate(texts):
         if text not in made:
             field = f"{name}[{index}]" if len(texts) > 1 else name
-            checked_text(field, text, MAX_PROMPT_CHARACTERS)
+            PROMPT(field, text)
             made[text] = _schedule(rows, field, text, steps)
     return [made[text] for text in texts]
 

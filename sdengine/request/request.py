@@ -1,23 +1,49 @@
-"""What a caller asks for, checked before any work starts."""
+"""Request: what a caller asks for, each field listed and described once, checked before any work.
+
+Its fields are the one list of them: checks, JSON, the command's options, the documents of
+`Engine.generate` and the labels of the web UI's text are made from it.
+"""
 
 from __future__ import annotations
 
+import difflib
+import json
 import secrets
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from sdengine.errors import ConfigError
-from sdengine.request.fields import choice, number, pair, text, whole
+from sdengine.request.fields import (
+    Choice,
+    FieldInfo,
+    Name,
+    Number,
+    OneOrEach,
+    Pair,
+    Text,
+    Whole,
+    about,
+    as_arguments,
+    field_infos,
+)
 
 MAX_STEPS = 1000
 MAX_SIDE = 16384
 MAX_BATCH = 256
-MAX_GUIDANCE = 100.0
 MAX_SEED = 2**64 - 1
-MAX_PROMPT_CHARACTERS = 100_000
 SIZE_MULTIPLE = 8
 EMPHASIS = ("original", "no_norm", "none", "literal")
 NOISE_KINDS = ("cpu", "cuda")
+JSON_VERSION = 1
+
+PROMPT = Text(100_000)
+_PROMPTS = OneOrEach(PROMPT)
+_SIDE = Whole(SIZE_MULTIPLE, MAX_SIDE, SIZE_MULTIPLE)
+_SEED = Whole(0, MAX_SEED)
+_SHARE = Number(0, 1)
+_NAME = Name("a name; `sdengine samplers` lists them")
 
 
 @dataclass(frozen=True)
@@ -25,138 +51,172 @@ class Request:
     """One text-to-image request; constructing it checks every field.
 
     Args:
-        prompt: what to show: one text for all images, or a tuple of one an image.
-        negative_prompt: what to avoid, likewise; has an effect when guidance_scale > 1.
-        width, height: pixels, multiples of 8.
-        steps: sampler steps, 1 to 1000.
-        guidance_scale: 0 to 100; at 1 and below the unconditional half is not computed.
-        guidance_rescale: 0 to 1, how far guidance keeps the contrast of the conditional output.
-        sampler, schedule: names or labels, as `sdengine samplers` lists them.
-        eta, s_noise, s_churn, s_tmin, s_tmax: the sampler's options; None is its default.
-        seed: 0 to 2**64 - 1; image i of the batch uses seed + i. Or a tuple of one an image.
-        batch_size: number of images, 1 to 256; follows from a tuple where one is given.
-        variation_seed: of a second noise; image i uses variation_seed + i.
-        variation_strength: 0 to 1, how far the noise goes over to the second one.
-        seed_width, seed_height: pixels of the size whose noise is taken, both or neither.
-        noise: "cpu" for the noise of torch's CPU generator, "cuda" for that of its CUDA one.
-        emphasis: what weights in prompts do, one of EMPHASIS.
-        clip_skip: 1 takes the hidden state that the checkpoint asks for, 2 that of the layer before
-            it, and so on to 12; None is 1.
-        original_size, target_size: (width, height) that a U-Net with size conditioning is told;
-            None is the image's own.
-        crop: (left, top) in pixels that it is told.
-        aesthetic_score, negative_aesthetic_score: 0 to 100, what a refiner is told.
+        {fields}
 
     Raises:
         ConfigError: a field has the wrong type or is out of range; the message names it.
     """
 
-    prompt: str | tuple[str, ...]
-    negative_prompt: str | tuple[str, ...] = ""
-    width: int = 512
-    height: int = 512
-    steps: int = 25
-    guidance_scale: float = 7.5
-    guidance_rescale: float = 0.0
-    sampler: str = "dpmpp_2m"
-    schedule: str = "karras"
-    eta: float | None = None
-    s_noise: float | None = None
-    s_churn: float | None = None
-    s_tmin: float | None = None
-    s_tmax: float | None = None
-    seed: int | tuple[int, ...] = 0
-    batch_size: int = 1
-    variation_seed: int | None = None
-    variation_strength: float = 0.0
-    seed_width: int | None = None
-    seed_height: int | None = None
-    noise: str = "cpu"
-    emphasis: str = "original"
-    clip_skip: int | None = None
-    original_size: tuple[int, int] | None = None
-    crop: tuple[int, int] = (0, 0)
-    target_size: tuple[int, int] | None = None
-    aesthetic_score: float = 6.0
-    negative_aesthetic_score: float = 2.5
+    prompt: str | tuple[str, ...] = field(metadata=about(_PROMPTS, "what to show"))
+    negative_prompt: str | tuple[str, ...] = field(
+        default="",
+        metadata=about(
+            _PROMPTS,
+            "what to avoid, where guidance_scale is more than 1",
+            option="negative",
+        ),
+    )
+    width: int = field(default=512, metadata=about(_SIDE, "pixels, multiples of 8", ("Size",)))
+    height: int = field(default=512, metadata=about(_SIDE, "pixels, multiples of 8", ("Size",)))
+    steps: int = field(
+        default=25,
+        metadata=about(Whole(1, MAX_STEPS), "sampler steps", ("Steps",), "num_inference_steps"),
+    )
+    guidance_scale: float = field(
+        default=7.5,
+        metadata=about(
+            Number(0, 100),
+            "how far to follow the prompt; up to 1 the unconditional half is not computed",
+            ("CFG scale",),
+            option="guidance",
+        ),
+    )
+    guidance_rescale: float = field(
+        default=0.0,
+        metadata=about(
+            _SHARE,
+            "how far guidance keeps the contrast of the conditional output",
+            ("CFG Rescale", "CFG Rescale φ"),
+        ),
+    )
+    sampler: str = field(
+        default="dpmpp_2m", metadata=about(_NAME, "as `sdengine samplers` lists them", ("Sampler",))
+    )
+    schedule: str = field(
+        default="karras",
+        metadata=about(_NAME, "of noise levels; listed there too", ("Schedule type",)),
+    )
+    eta: float | None = field(
+        default=None,
+        metadata=about(
+            _SHARE,
+            "share of each step's noise that is fresh; by default the sampler's own",
+            ("Eta", "Eta DDIM"),
+        ),
+    )
+    s_noise: float | None = field(
+        default=None,
+        metadata=about(
+            Number(0, 2), "factor on fresh noise; by default the sampler's own", ("Sigma noise",)
+        ),
+    )
+    s_churn: float | None = field(
+        default=None,
+        metadata=about(
+            Number(0, 1000),
+            "noise added before each step, by default none",
+            ("Sigma churn",),
+        ),
+    )
+    s_tmin: float | None = field(
+        default=None,
+        metadata=about(Number(0, 1e6), "lowest noise level that churns", ("Sigma tmin",)),
+    )
+    s_tmax: float | None = field(
+        default=None,
+        metadata=about(Number(0, 1e6), "highest noise level that churns", ("Sigma tmax",)),
+    )
+    seed: int | tuple[int, ...] = field(
+        default=0,
+        metadata=about(OneOrEach(_SEED), "of the noise; image i uses seed + i", ("Seed",)),
+    )
+    batch_size: int = field(
+        default=1,
+        metadata=about(
+            Whole(1, MAX_BATCH),
+            "images; by default as many as a list of prompts or seeds has",
+            alias="num_images_per_prompt",
+            option="batch",
+        ),
+    )
+    variation_seed: int | None = field(
+        default=None,
+        metadata=about(
+            _SEED, "of a second noise; image i uses variation_seed + i", ("Variation seed",)
+        ),
+    )
+    variation_strength: float = field(
+        default=0.0,
+        metadata=about(
+            _SHARE, "how far the noise goes over to the second one", ("Variation seed strength",)
+        ),
+    )
+    seed_width: int | None = field(
+        default=None,
+        metadata=about(
+            _SIDE,
+            "pixels of the image size whose noise is taken, with seed_height",
+            ("Seed resize from",),
+        ),
+    )
+    seed_height: int | None = field(
+        default=None, metadata=about(_SIDE, "the same, with seed_width", ("Seed resize from",))
+    )
+    noise: str = field(
+        default="cpu",
+        metadata=about(
+            Choice(NOISE_KINDS), "whether as torch's CPU or CUDA generator draws it", ("RNG",)
+        ),
+    )
+    emphasis: str = field(
+        default="original",
+        metadata=about(Choice(EMPHASIS), "what weights in prompts do", ("Emphasis",)),
+    )
+    clip_skip: int | None = field(
+        default=None,
+        metadata=about(
+            Whole(1, 12),
+            "1, the default, takes the hidden state that the checkpoint asks for, 2 that of the "
+            "layer before it; diffusers counts from 0, so that its clip_skip=1 is 2 here",
+            ("Clip skip",),
+        ),
+    )
+    original_size: tuple[int, int] | None = field(
+        default=None,
+        metadata=about(
+            Pair(1, MAX_SIDE), "SDXL: width and height of the original; by default the image's"
+        ),
+    )
+    crop: tuple[int, int] = field(
+        default=(0, 0),
+        metadata=about(Pair(0, MAX_SIDE), "SDXL: left and top of the crop"),
+    )
+    target_size: tuple[int, int] | None = field(
+        default=None,
+        metadata=about(Pair(1, MAX_SIDE), "SDXL: those asked for; by default the image's"),
+    )
+    aesthetic_score: float = field(
+        default=6.0, metadata=about(Number(0, 100), "SDXL refiner: what the prompt's rows are told")
+    )
+    negative_aesthetic_score: float = field(
+        default=2.5, metadata=about(Number(0, 100), "SDXL refiner: what the negative's are told")
+    )
 
     def __post_init__(self) -> None:
-        self._set("batch_size", whole("batch_size", self.batch_size, 1, MAX_BATCH))
-        self._check_prompts()
-        self._check_sizes()
-        self._check_sampling()
-        self._check_noise()
-
-    def _check_prompts(self) -> None:
-        for name in ("prompt", "negative_prompt"):
+        for name, info in FIELDS.items():
+            self._set(name, info.checked(getattr(self, name)))
+        for name in ("prompt", "negative_prompt", "seed"):
             value = getattr(self, name)
-            if isinstance(value, (list, tuple)):
-                value = tuple(text(name, one, MAX_PROMPT_CHARACTERS) for one in value)
+            if isinstance(value, tuple):
                 self._take_count(name, len(value))
-            else:
-                value = text(name, value, MAX_PROMPT_CHARACTERS)
-            self._set(name, value)
-        self._set("emphasis", choice("emphasis", self.emphasis, EMPHASIS))
-        if self.clip_skip is not None:
-            self._set("clip_skip", whole("clip_skip", self.clip_skip, 1, 12))
-
-    def _check_sizes(self) -> None:
-        self._set("width", _side("width", self.width))
-        self._set("height", _side("height", self.height))
+        for name in ("seed", "variation_seed"):
+            self._check_last_seed(name)
         if (self.seed_width is None) != (self.seed_height is None):
             raise ConfigError("seed_width, seed_height: give both or neither.")
-        if self.seed_width is not None:
-            self._set("seed_width", _side("seed_width", self.seed_width))
-            self._set("seed_height", _side("seed_height", self.seed_height))
-        for name, low in (("original_size", 1), ("target_size", 1), ("crop", 0)):
-            if getattr(self, name) is not None:
-                self._set(name, pair(name, getattr(self, name), low, MAX_SIDE))
-
-    def _check_sampling(self) -> None:
-        self._set("steps", whole("steps", self.steps, 1, MAX_STEPS))
-        limits: tuple[tuple[str, float, float], ...] = (
-            ("guidance_scale", 0, MAX_GUIDANCE),
-            ("guidance_rescale", 0, 1),
-            ("eta", 0, 1),
-            ("s_noise", 0, 2),
-            ("s_churn", 0, 1000),
-            ("s_tmin", 0, 1e6),
-            ("s_tmax", 0, 1e6),
-            ("variation_strength", 0, 1),
-            ("aesthetic_score", 0, 100),
-            ("negative_aesthetic_score", 0, 100),
-        )
-        optional = {field.name for field in fields(self) if field.default is None}
-        for name, low, high in limits:
-            value = getattr(self, name)
-            if value is not None or name not in optional:
-                self._set(name, number(name, value, low, high))
-        for name in ("sampler", "schedule"):
-            if not isinstance(getattr(self, name), str):
-                accepted = "a name; `sdengine samplers` lists them"
-                raise ConfigError.for_field(name, getattr(self, name), accepted)
-
-    def _check_noise(self) -> None:
-        self._set("noise", choice("noise", self.noise, NOISE_KINDS))
-        if isinstance(self.seed, (list, tuple)):
-            self._set("seed", tuple(whole("seed", seed, 0, MAX_SEED) for seed in self.seed))
-            assert isinstance(self.seed, tuple)
-            self._take_count("seed", len(self.seed))
-        else:
-            self._set("seed", self._first_seed("seed", self.seed))
-        if self.variation_seed is not None:
-            self._set("variation_seed", self._first_seed("variation_seed", self.variation_seed))
-        elif self.variation_strength > 0:
+        if self.variation_strength > 0 and self.variation_seed is None:
             raise ConfigError.for_field(
                 "variation_seed", None, "a seed, because variation_strength is not 0"
             )
-
-    def _first_seed(self, name: str, value: Any) -> int:
-        seed = whole(name, value, 0, MAX_SEED)
-        if seed + self.batch_size - 1 > MAX_SEED:
-            accepted = f"at most {MAX_SEED - self.batch_size + 1} for {self.batch_size} images"
-            raise ConfigError.for_field(name, seed, accepted)
-        return seed
 
     def _take_count(self, name: str, count: int) -> None:
         """Let a tuple of one value an image say how many images there are."""
@@ -167,6 +227,12 @@ class Request:
                 f"{name}: {count} values for {self.batch_size} images. Give one value for all "
                 f"images, or one an image, at most {MAX_BATCH}."
             )
+
+    def _check_last_seed(self, name: str) -> None:
+        seed = getattr(self, name)
+        if isinstance(seed, int) and seed + self.batch_size - 1 > MAX_SEED:
+            accepted = f"at most {MAX_SEED - self.batch_size + 1} for {self.batch_size} images"
+            raise ConfigError.for_field(name, seed, accepted)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -205,19 +271,65 @@ class Request:
             variation_seed=None if variation_seed is None else variation_seed + index,
         )
 
+    def to_json(self) -> str:
+        """Return the request as one line of JSON: every field by name, and a `version`.
+
+        Seeds may need 64 bits, which JavaScript's numbers do not hold.
+        """
+        return json.dumps({"version": JSON_VERSION, **asdict(self)}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Request:
+        """Read what `to_json` wrote, from whomever.
+
+        Fields that are left out, other than `prompt`, have the defaults of this class.
+
+        Raises:
+            ConfigError: it is no JSON object of this version, or a field is unknown, missing, of
+                the wrong type or out of range; the message names it.
+        """
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ConfigError("request: it is not valid JSON.") from None
+        if not isinstance(content, dict):
+            raise ConfigError("request: its JSON is not an object of fields by name.")
+        version = content.pop("version", None)
+        if type(version) is not int or version != JSON_VERSION:
+            raise ConfigError.for_field("version", version, str(JSON_VERSION))
+        return cls(**checked_fields(content))
+
     def _for_each(self, value: str | tuple[str, ...]) -> tuple[str, ...]:
         return value if isinstance(value, tuple) else (value,) * self.batch_size
+
+
+FIELDS: Mapping[str, FieldInfo] = MappingProxyType(field_infos(Request))
+Request.__doc__ = str(Request.__doc__).format(fields=as_arguments(FIELDS.values(), 8))
+
+
+def checked_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return some fields of a request as it holds them; those that are left out stay so.
+
+    Raises:
+        ConfigError: one is unknown or not acceptable, or the prompt is missing.
+    """
+    refuse_unknown(values)
+    if "prompt" not in values:
+        raise ConfigError("prompt: it is missing.")
+    request = Request(**values)
+    return {name: getattr(request, name) for name in values}
+
+
+def refuse_unknown(
+    names: Mapping[str, Any], also: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Raise ConfigError for the first of the names that is no field and not among the others."""
+    for name in sorted(names.keys() - FIELDS.keys() - also.keys()):
+        near = difflib.get_close_matches(name, [*FIELDS, *also], n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{name[:80]!r}: a request has no such field in this release.{hint}")
 
 
 def random_seed() -> int:
     """Draw a seed of 32 bits: what every other tool accepts."""
     return secrets.randbelow(2**32)
-
-
-def _side(field: str, value: Any) -> int:
-    size = whole(field, value, SIZE_MULTIPLE, MAX_SIDE)
-    if size % SIZE_MULTIPLE:
-        lower = size - size % SIZE_MULTIPLE
-        hint = f"Nearest: {lower} and {lower + SIZE_MULTIPLE}."
-        raise ConfigError.for_field(field, size, f"a multiple of {SIZE_MULTIPLE}", hint)
-    return size

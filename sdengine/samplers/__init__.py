@@ -1,13 +1,12 @@
 """Samplers: names, noise schedules, and the programs of numbers that they become."""
 
-from sdengine.samplers.names import MAX_STEPS, build_program, resolve_names
+from sdengine.samplers.names import build_program, resolve_names
 from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
 from sdengine.samplers.program import SamplerProgram
 from sdengine.samplers.registry import REFUSED, SAMPLERS, SCHEDULES, SamplerInfo, ScheduleInfo
 
 __all__ = [
-    "MAX_STEPS",
     "REFUSED",
     "SAMPLERS",
     "SCHEDULES",

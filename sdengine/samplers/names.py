@@ -6,13 +6,11 @@ import difflib
 from collections.abc import Mapping
 
 from sdengine.errors import ConfigError
+from sdengine.request.request import FIELDS
 from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
 from sdengine.samplers.program import SamplerProgram
 from sdengine.samplers.registry import REFUSED, SAMPLERS, SCHEDULES, SamplerInfo, ScheduleInfo
-
-MAX_STEPS = 1000
-
 
 _NO_OPTIONS = SamplerOptions()
 
@@ -39,8 +37,7 @@ def build_program(
     """
     info = SAMPLERS[_resolve("sampler", sampler, SAMPLERS)]
     chosen = _resolve("schedule", schedule, SCHEDULES)
-    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MAX_STEPS:
-        raise ConfigError.for_field("steps", steps, f"a whole number from 1 to {MAX_STEPS}")
+    FIELDS["steps"].checked(steps)
     if steps > noise_schedule.num_train_timesteps:
         raise ConfigError.for_field(
             "steps", steps, f"at most the model's {noise_schedule.num_train_timesteps} timesteps"
@@ -110,6 +107,4 @@ def _resolve(
 
 
 _SAMPLER_SPELLINGS = _spellings(SAMPLERS)
-
-
 _SCHEDULE_SPELLINGS = _spellings(SCHEDULES)

@@ -1,22 +1,19 @@
-"""What a sampler lets its caller turn: fresh noise and churn."""
+"""Sampler options: fresh noise and churn."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from sdengine.errors import ConfigError
+from sdengine.request.request import FIELDS
 
 
 @dataclass(frozen=True)
 class SamplerOptions:
-    """Options of a sampler; None takes the sampler's own default.
+    """Those fields of a request that some samplers have; None takes the sampler's own default.
 
     Args:
-        eta: 0 to 1, share of the noise that is added afresh.
-        s_noise: factor on fresh noise.
-        s_churn: noise added before each step, relative to the level; 0 for none.
-        s_tmin, s_tmax: noise levels between which steps churn.
+        eta, s_noise, s_churn, s_tmin, s_tmax: as in `sdengine.Request`.
 
     Raises:
         ConfigError: a value is out of range.
@@ -32,20 +29,14 @@ class SamplerOptions:
     s_tmax: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("eta", "s_noise", "s_churn", "s_tmin", "s_tmax"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            high = 1.0 if name == "eta" else math.inf
-            if not (isinstance(value, (int, float)) and 0 <= value <= high):
-                accepted = f"a number from 0 to {high:g}" if high == 1 else "a number from 0"
-                raise ConfigError.for_field(name, value, accepted)
+        for name, value in self.given.items():
+            FIELDS[name].checked(value)
 
     @property
     def given(self) -> dict[str, float]:
         """The options that are not None, by name."""
-        names = ("eta", "s_noise", "s_churn", "s_tmin", "s_tmax")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
     def churned(self, sigma: float, steps: int) -> float:
         """Return the noise level that a step from sigma is raised to first.

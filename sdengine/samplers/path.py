@@ -1,4 +1,4 @@
-"""Where a trajectory stops: noise levels, their timesteps, and how its latents start."""
+"""Path of a trajectory: the noise levels where it stops, their timesteps, its start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network's output m says about the clean latents x0 and the noise, as linear forms.
+"""Prediction types: clean latents x0 from a network's output m, as linear forms.
 
 A linear form (p, q) stands for p * x + q * m. "Scaled" latents are x = alpha x0 + sigma_hat noise
 with alpha^2 + sigma_hat^2 = 1; "unscaled" ones are x = x0 + sigma noise.

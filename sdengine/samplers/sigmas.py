@@ -1,18 +1,22 @@
-"""Noise levels by a schedule's name, from noisy to clean, without the zero at the end."""
+"""Sigmas: noise levels by a schedule's name, from noisy to clean, without the zero at the end."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from sdengine.samplers.beta_quantile import beta_quantile
 from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
 from sdengine.samplers.timesteps import sigmas_at
 
 _KARRAS_RHO = 7.0
 _BETA_SHAPE = 0.6
+# Of beta_quantile: of its continued fraction and its bisection.
+_TERMS = 30
+_HALVINGS = 60
+_TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,57 @@ def beta(over: Range) -> Float64:
     quantiles = beta_quantile(1 - over.ramp, _BETA_SHAPE, _BETA_SHAPE)
     sigmas: Float64 = over.sigma_min + quantiles * (over.sigma_max - over.sigma_min)
     return sigmas
+
+
+def beta_quantile(probability: Float64, a: float, b: float) -> Float64:
+    """Return x in [0,1] with I_x(a, b) = probability, elementwise to about 1e-14.
+
+    Args:
+        probability: in [0,1].
+        a, b: positive shapes.
+
+    Source: the regularised incomplete beta function's continued fraction, NIST Digital Library of
+    Mathematical Functions, 8.17.22; its inverse by bisection.
+    """
+    low, high = np.zeros_like(probability), np.ones_like(probability)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        is_below = _incomplete_beta(middle, a, b) < probability
+        low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
+    middle = (low + high) / 2
+    ends: Float64 = np.where(probability <= 0, 0.0, np.where(probability >= 1, 1.0, middle))
+    return ends
+
+
+def _incomplete_beta(x: Float64, a: float, b: float) -> Float64:
+    # The fraction converges fast below the mean; above it, the symmetry I_x(a,b) = 1 - I_1-x(b,a).
+    swap = x > (a + 1) / (a + b + 2)
+    left = _fraction_side(np.where(swap, 0.0, x), a, b)
+    right = 1 - _fraction_side(np.where(swap, 1 - x, 0.0), b, a)
+    return np.where(swap, right, left)
+
+
+def _fraction_side(x: Float64, a: float, b: float) -> Float64:
+    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    with np.errstate(divide="ignore"):
+        front = np.exp(a * np.log(x) + b * np.log1p(-x) - log_beta) / a
+    # Lentz's evaluation of 1 / (1 + d1 / (1 + d2 / (1 + ...))).
+    c = np.ones_like(x)
+    d = 1 / _away_from_zero(1 - (a + b) * x / (a + 1))
+    value = d
+    for m in range(1, _TERMS):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d = 1 / _away_from_zero(1 + term * d)
+            c = _away_from_zero(1 + term / c)
+            value = value * c * d
+    result: Float64 = front * value
+    return result
+
+
+def _away_from_zero(x: Float64) -> Float64:
+    return np.where(np.abs(x) < _TINY, _TINY, x)
 
 
 def simple(over: Range) -> Float64:

@@ -1,4 +1,4 @@
-"""Where on the noise schedule a sampler stops: timesteps and their noise levels."""
+"""Timesteps: those of the noise schedule at which a sampler stops, and their noise levels."""
 
 from __future__ import annotations
 

@@ -58,6 +58,16 @@ def test_json_is_the_only_output(run: Run, tiny: Path, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["out-1.png", "out-2.png"]
 
 
+def test_diffusers_names_and_images_of_each_prompt(run: Run, tiny: Path) -> None:
+    arguments = ["--num-inference-steps", 3, "--guidance-scale", 2, "--num-images-per-prompt", 2]
+    done = run("generate", "a", "b", *arguments, "--seed", 4, "--bundle", tiny, "--json")
+    found = json.loads(done.stdout)
+    assert (found["steps"], found["guidance_scale"], found["seeds"]) == (3, 2.0, [4, 5, 6, 7])
+    assert found["prompt"] == ["a", "a", "b", "b"]
+    again = ["--from", "out-3.png", "--num-images-per-prompt", 2, "-o", "more.png"]
+    assert run("generate", *again, "--bundle", tiny).stdout.count("seed") == 2
+
+
 def test_progress_shows_on_a_terminal_only(run: Run, tiny: Path) -> None:
     leader, follower = pty.openpty()
     shown = bytearray()

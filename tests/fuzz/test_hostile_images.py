@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from sdengine.errors import SdengineError
 from sdengine.images.metadata import Metadata, read_metadata
-from sdengine.images.result import Result, Timings
+from sdengine.images.provenance import Provenance
+from sdengine.images.result import Result
+from sdengine.images.timings import Timings
 from sdengine.request.request import Request
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -49,8 +51,8 @@ def with_text(key: str, text: str) -> bytes:
 def example() -> Result:
     request = Request("a", "b", seed=3, variation_seed=4, variation_strength=0.5, crop=(8, 8))
     arrays = (np.zeros((8, 8, 3), np.uint8),)
-    timings = Timings(0, 0, 0, 0, 0, 0, 1, 1, 1)
-    return Result(arrays, (3,), request, timings, "demo", "a" * 64, "openvino", "bf16")
+    provenance = Provenance("openvino", "bf16", model="demo", model_hash="a" * 64)
+    return Result(arrays, request, Timings({}, 0.0), provenance)
 
 
 @pytest.fixture(scope="module")
@@ -152,4 +154,4 @@ def test_json_that_is_none(folder: Path, text: str) -> None:
 def example_json() -> str:
     from sdengine.images.metadata import describe_image
 
-    return describe_image(example(), 0)
+    return describe_image(example().request, example().provenance)

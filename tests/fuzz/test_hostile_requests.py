@@ -17,6 +17,7 @@ from sdengine.bundle.manifest import Manifest
 from sdengine.bundle.reader import Bundle
 from sdengine.engine import Engine, load
 from sdengine.errors import SdengineError
+from sdengine.request.request import FIELDS, Request
 
 ANYTHING = (
     st.none()
@@ -27,7 +28,10 @@ ANYTHING = (
     | st.binary(max_size=5)
     | st.lists(st.integers(), max_size=2)
 )
-OPTIONS = ("width", "height", "guidance_scale", "sampler", "schedule", "seed", "negative_prompt")
+OPTIONS = (
+    *("width", "height", "guidance_scale", "sampler", "schedule", "seed", "negative_prompt"),
+    *("num_inference_steps", "num_images_per_prompt", "clip_skip", "original_size"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,7 @@ def test_any_prompt(engine: Engine, prompt: str, negative: str) -> None:
 @given(options=st.dictionaries(st.sampled_from(OPTIONS), ANYTHING), prompt=ANYTHING)
 def test_any_argument(engine: Engine, options: dict[str, Any], prompt: Any) -> None:
     try:
-        engine.generate(prompt, **{"steps": 1, **options})
+        engine.generate(prompt, **{"num_inference_steps": 1, **options})
     except SdengineError:
         return
     assert isinstance(prompt, str)
@@ -60,11 +64,31 @@ def test_any_argument(engine: Engine, options: dict[str, Any], prompt: Any) -> N
 @given(steps=ANYTHING, batch_size=ANYTHING)
 def test_any_count(engine: Engine, steps: Any, batch_size: Any) -> None:
     try:
-        planned = engine.steps("a circle", steps=steps, batch_size=batch_size)
+        planned = engine.stream("a circle", steps=steps, batch_size=batch_size)
         next(planned)
     except SdengineError:
         return
     assert steps is None or 1 <= steps <= 1000
+
+
+@settings(max_examples=300, deadline=None)
+@given(fields=st.dictionaries(st.sampled_from([*FIELDS, "version"]) | st.text(), ANYTHING))
+def test_any_json(fields: dict[str, Any]) -> None:
+    content = {"version": 1, "prompt": "a", **fields}
+    text = json.dumps(content, default=lambda value: value.hex())
+    try:
+        request = Request.from_json(text)
+    except SdengineError as error:
+        assert str(error).isprintable()
+        return
+    assert Request.from_json(request.to_json()) == request
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text() | st.binary())
+def test_any_text_as_json(text: str | bytes) -> None:
+    with pytest.raises(SdengineError):
+        Request.from_json(text)
 
 
 NUMBERS = st.integers(-2, 80) | st.sampled_from([10**6, 2**31, 2**40]) | st.floats()

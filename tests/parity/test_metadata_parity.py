@@ -13,7 +13,9 @@ from sd_parsers import ParserManager
 from sd_parsers.data import PromptInfo
 
 from sdengine.images.png_text import read_text
-from sdengine.images.result import Result, Timings
+from sdengine.images.provenance import Provenance
+from sdengine.images.result import Result
+from sdengine.images.timings import Timings
 from sdengine.request.request import Request
 
 
@@ -21,8 +23,8 @@ def result_of(prompt: str, negative: str = "", **fields: Any) -> Result:
     given = {"width": 64, "height": 128, "seed": 77, **fields}
     request = Request(prompt, negative, **given)
     arrays = (np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3),)
-    timings = Timings(0, 0, 0, 0, 0, 0, 1, 1, 1)
-    return Result(arrays, request.seeds, request, timings, "demo v2", "ab" * 32, "openvino", "fp32")
+    provenance = Provenance("openvino", "fp32", model="demo v2", model_hash="ab" * 32)
+    return Result(arrays, request, Timings({}, 0.0), provenance)
 
 
 def parsed(path: Path) -> PromptInfo:

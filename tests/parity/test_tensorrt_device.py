@@ -71,6 +71,18 @@ def test_a_step_is_one_launch_and_python_stays_out_of_it(engine: sdengine.Engine
     assert again.timings.unet_calls == 6 and again.timings.load_ms == 0 < first.timings.load_ms
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_warm_engine_has_captured_what_requests_use(engine: sdengine.Engine, batch: int) -> None:
+    engine.warm_up([(128, 128)], batch=batch)
+    (unet,) = fake_tensorrt.made("unet")
+    enqueued, captured = unet.enqueued, session_of(engine).graphs.report()["num_graphs"]
+    assert captured == (2 if batch == 3 else 1)  # runs of two images and of one
+    options = {**OPTIONS, "width": 128, "height": 128, "batch_size": batch}
+    assert engine.generate(PROMPT, **options).timings.load_ms == 0
+    assert unet.enqueued == enqueued
+    assert session_of(engine).graphs.report()["num_graphs"] == captured
+
+
 @pytest.mark.parametrize(
     ("options", "calls"),
     [
@@ -149,8 +161,8 @@ def test_networks_share_their_scratch(engine: sdengine.Engine) -> None:
 def test_requests_that_take_turns_do_not_disturb_each_other(engine: sdengine.Engine) -> None:
     alone = [picture(engine), picture(engine, seed=8, sampler="euler_a")]
     wide = picture(engine, width=192, height=128)
-    first = engine.steps(PROMPT, **OPTIONS)
-    second = engine.steps(PROMPT, **{**OPTIONS, "seed": 8, "sampler": "euler_a"})
+    first = engine.stream(PROMPT, **OPTIONS)
+    second = engine.stream(PROMPT, **{**OPTIONS, "seed": 8, "sampler": "euler_a"})
     for _ in range(3):
         next(first)
         next(second)
@@ -158,7 +170,7 @@ def test_requests_that_take_turns_do_not_disturb_each_other(engine: sdengine.Eng
     pairs = list(zip(first, second, strict=True))
     for step, expected in zip(pairs[-1], alone, strict=True):
         assert step.result is not None and np.array_equal(step.result.arrays[0], expected)
-    dropped = engine.steps(PROMPT, **OPTIONS)
+    dropped = engine.stream(PROMPT, **OPTIONS)
     next(dropped)
     del dropped
     assert np.array_equal(picture(engine), alone[0])
@@ -167,7 +179,7 @@ def test_requests_that_take_turns_do_not_disturb_each_other(engine: sdengine.Eng
 def test_a_run_that_was_interrupted_goes_on_with_its_own_noise(engine: sdengine.Engine) -> None:
     options = {**OPTIONS, "sampler": "euler_a", "prompt": "a [red:green:0.5] circle"}
     alone = engine.generate(**options).arrays[0]
-    steps = engine.steps(**options)
+    steps = engine.stream(**options)
     latents = []
     for step in steps:
         latents.append(step.latents.copy())

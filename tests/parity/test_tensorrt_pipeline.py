@@ -109,9 +109,7 @@ def test_an_engine_is_opened_once_for_all_sizes(bundle: Path) -> None:
 def test_metadata_says_what_ran(bundle: Path, tmp_path: Path) -> None:
     with sdengine.load(bundle, precision="fp16") as engine:
         (path,) = engine.generate(PROMPT, steps=2, seed=1).save(tmp_path / "a.png")
-    from sdengine.images.metadata import read_metadata
-
-    found = read_metadata(path)
+    found = sdengine.read_metadata(path).provenance
     assert (found.backend, found.precision) == ("tensorrt-rtx", "fp16")
 
 

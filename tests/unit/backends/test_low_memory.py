@@ -24,7 +24,7 @@ def test_only_what_is_needed_is_loaded() -> None:
     with sdengine.load("demo", precision="fp32", threads=1, low_memory=True) as engine:
         for _ in range(2):
             seen = []
-            for step in engine.steps("a red circle", **options):
+            for step in engine.stream("a red circle", **options):
                 if step.result is None:
                     seen.append(loaded(engine))
             assert step.result is not None

@@ -38,7 +38,7 @@ from sdengine.benchmarks.records import (
 from sdengine.benchmarks.tables import as_markdown, as_rich, rows
 from sdengine.benchmarks.verification import errors_of, require_equal
 from sdengine.errors import ConfigError, DeviceError, OutOfMemoryError, OutputError
-from sdengine.images.result import Timings
+from sdengine.images.timings import StageTime, Timings
 
 
 @pytest.fixture
@@ -64,7 +64,8 @@ def record() -> dict[str, Any]:
 
 def timings(unet_ms: float, other_ms: float) -> Timings:
     total_ms = 10 + unet_ms + 40 + other_ms
-    return Timings(0.0, 10.0, unet_ms, 40.0, other_ms, total_ms, 1, 4, 2)
+    stages = {"text_encoder": (10.0, 1), "unet": (unet_ms, 4), "vae_decoder": (40.0, 2)}
+    return Timings({name: StageTime(*stage) for name, stage in stages.items()}, total_ms)
 
 
 def test_spread_is_median_and_tenths() -> None:

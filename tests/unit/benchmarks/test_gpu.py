@@ -19,8 +19,9 @@ from sdengine.benchmarks.records import SIDES, append_record, make_record, read_
 from sdengine.benchmarks.tables import as_markdown, as_rich, rows
 from sdengine.benchmarks.verification import require_equal
 from sdengine.errors import BackendUnavailableError, ConfigError, DeviceError
-from sdengine.images.result import Timings
+from sdengine.images.timings import StageTime, Timings
 from sdengine.kernels.geglu import GegluShape
+from sdengine.request.request import Request
 
 GPU_CASE = Case(
     arch="sd15", resolution=512, device="cuda", target="triton", baseline_precision="fp16"
@@ -122,9 +123,9 @@ class _Engine:
     def __init__(self, log: list[str]) -> None:
         self.log = log
 
-    def generate(self, **_: Any) -> _Served:
-        self.log.append("generate")
-        return _Served(Timings(0.0, 1.0, 2.0, 3.0, 4.0, 10.0, 1, 4, 1))
+    def run(self, request: Request) -> _Served:
+        self.log.append("run")
+        return _Served(Timings({"unet": StageTime(2.0, 4)}, 10.0))
 
 
 def test_a_request_ends_when_the_gpu_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +134,8 @@ def test_a_request_ends_when_the_gpu_is_idle(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     engine: Any = _Engine(log)
     timings = gpu.timed(engine, GPU_CASE, lambda: log.append("wait"))
-    assert log == ["wait", "generate", "wait"]
-    assert (timings.total_ms, timings.other_ms, timings.unet_ms) == (260.0, 254.0, 2.0)
+    assert log == ["wait", "run", "wait"]
+    assert (timings.total_ms, timings.other_ms, timings.unet_ms) == (260.0, 258.0, 2.0)
 
 
 def test_requests_of_a_gpu_alternate_and_each_is_waited_for(
@@ -144,7 +145,7 @@ def test_requests_of_a_gpu_alternate_and_each_is_waited_for(
     monkeypatch.setattr(gpu, "_synchronize", lambda: log.append("wait"))
     engines: Any = {name: _Engine(log) for name in SIDES}
     timings = harness._interleave(replace(GPU_CASE, runs=2), engines, lambda _: None)
-    assert log == ["wait", "generate", "wait"] * 4
+    assert log == ["wait", "run", "wait"] * 4
     assert [len(rows) for rows in timings.values()] == [2, 2]
 
 
@@ -175,11 +176,11 @@ def test_memory_of_a_cpu_side_has_no_gpus_figures(monkeypatch: pytest.MonkeyPatc
             pass
 
     monkeypatch.setattr(sdengine, "load", lambda *_: Engine([]))
-    figures = alone.measure("demo", "native", "auto", None, {})
+    figures = alone.measure("demo", "native", "auto", None, {"prompt": "a"})
     assert set(figures) == {"load_seconds", "first_seconds", "peak_bytes"}
     watch = gpu.DeviceMemory(lambda: 1, 7, None)
     monkeypatch.setattr(gpu.DeviceMemory, "of", lambda backend: watch)
-    assert alone.measure("demo", "tensorrt", "auto", None, {})["device_bytes"] == 6
+    assert alone.measure("demo", "tensorrt", "auto", None, {"prompt": "a"})["device_bytes"] == 6
 
 
 def test_fp32_on_a_gpu_is_held_to_what_tf32_keeps() -> None:

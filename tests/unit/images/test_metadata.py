@@ -6,7 +6,6 @@ import json
 import platform
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,22 @@ from PIL.PngImagePlugin import PngInfo
 
 import sdengine
 from sdengine.errors import ConfigError
-from sdengine.images.metadata import read_metadata
-from sdengine.images.provenance import processor
-from sdengine.images.result import Result, Timings
+from sdengine.images.metadata import describe_image, read_metadata
+from sdengine.images.provenance import Provenance, processor
+from sdengine.images.result import Result
+from sdengine.images.timings import Timings
 from sdengine.request.request import Request
 
-TIMINGS = Timings(0, 0, 0, 0, 0, 0, 1, 1, 1)
+PROVENANCE = Provenance(
+    backend="openvino",
+    precision="bf16",
+    threads=2,
+    version=sdengine.__version__,
+    processor=processor(),
+    model="demo",
+    model_hash="a" * 64,
+    bundle_hash="b" * 64,
+)
 FULL: dict[str, Any] = {
     "prompt": 'a "red" circle, (blue:1.2)\nsecond line: x',
     "negative_prompt": "ugly, Steps: 3",
@@ -53,10 +62,7 @@ FULL: dict[str, Any] = {
 def result_of(**fields: Any) -> Result:
     request = Request(**fields)
     arrays = tuple(np.zeros((8, 8, 3), np.uint8) for _ in range(request.batch_size))
-    extra: dict[str, Any] = {"bundle_hash": "b" * 64, "threads": 2}
-    return Result(
-        arrays, request.seeds, request, TIMINGS, "demo", "a" * 64, "openvino", "bf16", **extra
-    )
+    return Result(arrays, request, Timings({}, 0.0), PROVENANCE)
 
 
 def write(path: Path, **chunks: str) -> Path:
@@ -71,8 +77,7 @@ def test_exact_request_comes_back(tmp_path: Path) -> None:
     (path,) = result_of(**FULL).save(tmp_path / "a.png")
     metadata = read_metadata(path)
     assert Request(**metadata.request_fields()) == Request(**FULL)
-    assert (metadata.backend, metadata.precision, metadata.threads) == ("openvino", "bf16", 2)
-    assert (metadata.model_hash, metadata.bundle_hash) == ("a" * 64, "b" * 64)
+    assert metadata.provenance == replace(PROVENANCE, model="")
 
 
 def test_image_of_a_batch_comes_back_alone(tmp_path: Path) -> None:
@@ -86,37 +91,56 @@ def test_image_of_a_batch_comes_back_alone(tmp_path: Path) -> None:
 
 def test_what_ran_it_comes_back(tmp_path: Path) -> None:
     (path,) = result_of(prompt="a").save(tmp_path / "a.png")
-    metadata = read_metadata(path)
-    assert metadata.version == sdengine.__version__
-    assert metadata.processor == processor()
-    assert metadata.processor.split()[0] == platform.machine()
-
-
-def made_with(bundle_sha256: str, source_sha256: str, backend: str, precision: str) -> Any:
-    manifest = SimpleNamespace(source=SimpleNamespace(sha256=source_sha256))
-    return SimpleNamespace(
-        bundle=SimpleNamespace(manifest=manifest, sha256=bundle_sha256),
-        backend=SimpleNamespace(name=backend),
-        precision=precision,
-    )
+    found = read_metadata(path).provenance
+    assert found.version == sdengine.__version__
+    assert found.processor == processor()
+    assert found.processor.split()[0] == platform.machine()
 
 
 def test_differences_are_named(tmp_path: Path) -> None:
     (path,) = result_of(prompt="a").save(tmp_path / "a.png")
     metadata = read_metadata(path)
-    assert metadata.differences(made_with("b" * 64, "a" * 64, "openvino", "bf16")) == []
-    assert metadata.differences(made_with("c" * 64, "a" * 64, "torch", "fp32")) == [
+    assert metadata.differences(PROVENANCE) == []
+    other = replace(PROVENANCE, bundle_hash="c" * 64, backend="torch", precision="fp32")
+    assert metadata.differences(other) == [
         "the image was made with another bundle, so the picture will differ.",
         "the image was made with backend openvino, not torch.",
         "the image was made with precision bf16, not fp32.",
     ]
-    older = replace(metadata, bundle_hash="", model_hash="d" * 10, version="0.0.1", processor="z80")
-    lines = older.differences(made_with("b" * 64, "a" * 64, "openvino", "bf16"))
+    older = replace(
+        PROVENANCE, bundle_hash="", model_hash="d" * 10, version="0.0.1", processor="z80"
+    )
+    lines = older.differences(PROVENANCE)
     assert [line.split(" with ")[1].split(",")[0] for line in lines] == [
         "another model",
         "sdengine 0.0.1",
         "processor z80",
     ]
+    assert Provenance(model_hash="a" * 10).differences(PROVENANCE) == []
+
+
+# As the release before requests had a JSON form of their own wrote it.
+OLD_CHUNK = (
+    '{"format": 1, "request": {"prompt": "a pink heart [red:green:0.4]", "negative_prompt": '
+    '"", "width": 128, "height": 128, "steps": 6, "guidance_scale": 3.0, "guidance_rescale": '
+    '0.0, "sampler": "dpmpp_2m", "schedule": "karras", "eta": null, "s_noise": null, '
+    '"s_churn": null, "s_tmin": null, "s_tmax": null, "seed": 4, "batch_size": 1, '
+    '"variation_seed": 6, "variation_strength": 0.3, "seed_width": 128, "seed_height": 128, '
+    '"noise": "cuda", "emphasis": "original", "clip_skip": null, "original_size": null, '
+    '"crop": [0, 0], "target_size": null, "aesthetic_score": 6.0, '
+    '"negative_aesthetic_score": 2.5}, "model": {"name": "demo", "sha256": '
+    '"d96394e7b89981ef8a9adf494deed37e1a2ac14e8e6e07bae9510258036ae093"}, "bundle": '
+    '"efc41a81634a62163327ba694d208b00ff6c00cdfbc06b7faf57ec0dd1777a05", "backend": '
+    '"native", "precision": "bf16", "threads": null, "version": "0.1.0", "processor": '
+    '"x86_64 avx2 avx512f avx512_vnni avx512_bf16 amx_bf16 amx_int8"}'
+)
+
+
+def test_a_chunk_of_the_first_release_is_read_and_written_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "old.png", sdengine=OLD_CHUNK)
+    metadata = read_metadata(path)
+    provenance = replace(metadata.provenance, model="demo")
+    assert describe_image(Request(**metadata.request_fields()), provenance) == OLD_CHUNK
 
 
 GOOD = {"format": 1, "request": {"prompt": "a"}, "model": {"sha256": "a"}}
@@ -128,7 +152,7 @@ GOOD = {"format": 1, "request": {"prompt": "a"}, "model": {"sha256": "a"}}
         ({"format": 2}, "format 1"),
         ({"request": []}, "lacks the request"),
         ({"model": None}, "lacks the model"),
-        ({"request": {"prompt": "a", "exec": "x"}}, "'exec' is unknown"),
+        ({"request": {"prompt": "a", "exec": "x"}}, "'exec': a request has no such field"),
         ({"request": {}}, "prompt"),
         ({"request": {"prompt": "a", "steps": 10**9}}, "steps"),
         ({"request": {"prompt": "a", "width": "64"}}, "width"),
@@ -167,7 +191,8 @@ def test_files_that_say_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["\x1b[2J", "a\nb", "a" * 100, 3, None, ["a"], ""])
 def test_names_that_are_none_are_left_out(tmp_path: Path, field: str, value: Any) -> None:
     text = json.dumps({**GOOD, field: value})
-    assert getattr(read_metadata(write(tmp_path / "a.png", sdengine=text)), field) is None
+    found = read_metadata(write(tmp_path / "a.png", sdengine=text)).provenance
+    assert getattr(found, field) == ""
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

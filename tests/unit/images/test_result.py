@@ -13,7 +13,9 @@ from PIL import Image
 
 from sdengine.errors import ConfigError, OutputError
 from sdengine.images.png import check_output
-from sdengine.images.result import Result, Timings
+from sdengine.images.provenance import Provenance
+from sdengine.images.result import Result
+from sdengine.images.timings import Timings
 from sdengine.request.request import Request
 
 
@@ -30,9 +32,8 @@ def example_result(count: int = 1, **changes: Any) -> Result:
     )
     generator = np.random.default_rng(0)
     arrays = tuple(generator.integers(0, 256, (8, 16, 3), dtype=np.uint8) for _ in range(count))
-    timings = Timings(0, 1, 2, 3, 0.5, 6.5, 1, 25, count)
-    seeds = tuple(7 + index for index in range(count))
-    return Result(arrays, seeds, request, timings, "demo", "ab" * 32, "openvino", "fp32")
+    provenance = Provenance("openvino", "fp32", model="demo", model_hash="ab" * 32)
+    return Result(arrays, request, Timings({}, 0.0), provenance)
 
 
 def test_saved_image_is_the_array(tmp_path: Path) -> None:
@@ -125,11 +126,11 @@ def test_file_size_limit(tmp_path: Path) -> None:
     program = (
         "import resource, sys\n"
         "from sdengine.errors import OutputError\n"
-        "from sdengine.images.png import _write_all\n"
+        "from sdengine.images.png import write_all\n"
         "from pathlib import Path\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n"
-        "    _write_all([Path(sys.argv[1])], [bytes(5000)])\n"
+        "    write_all([Path(sys.argv[1])], [bytes(5000)])\n"
         "except OutputError as error:\n"
         "    print(error)\n"
     )

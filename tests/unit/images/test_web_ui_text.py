@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sdengine import __version__
+from sdengine.images.provenance import Provenance
 from sdengine.images.web_ui_text import parameters_text, parse_parameters
 from sdengine.request.request import Request
 
@@ -37,7 +37,9 @@ FULL: dict[str, Any] = {
 
 
 def test_own_text_comes_back() -> None:
-    text = parameters_text(Request(**FULL), 'a "model", v1:2', "ab" * 32)
+    text = parameters_text(
+        Request(**FULL), Provenance(model='a "model", v1:2', model_hash="ab" * 32)
+    )
     found = parse_parameters(text)
     assert found.fields == FULL
     assert found.not_understood == ()
@@ -48,12 +50,13 @@ def test_own_text_in_full() -> None:
     request = Request(
         "a circle", "blue", seed=3, noise="cuda", clip_skip=2, sampler="ddim", eta=0.5
     )
-    assert parameters_text(request, "demo", "12" * 32) == (
+    made = Provenance(model="demo", model_hash="12" * 32, version="1.2.3")
+    assert parameters_text(request, made) == (
         "a circle\n"
         "Negative prompt: blue\n"
         "Steps: 25, Sampler: DDIM, Schedule type: Karras, CFG scale: 7.5, Seed: 3, Size: 512x512, "
         "Model hash: 1212121212, Model: demo, Clip skip: 2, Eta DDIM: 0.5, RNG: NV, "
-        f"Version: sdengine {__version__}"
+        "Version: sdengine 1.2.3"
     )
 
 
@@ -62,7 +65,7 @@ def test_own_text_in_full() -> None:
 @pytest.mark.parametrize("negative", ["", "x"])
 def test_choices_come_back(emphasis: str, noise: str, negative: str) -> None:
     request = Request("a", negative, emphasis=emphasis, noise=noise)
-    found = parse_parameters(parameters_text(request, "m", "0" * 64)).fields
+    found = parse_parameters(parameters_text(request, Provenance(model="m"))).fields
     assert Request(**found) == request
 
 

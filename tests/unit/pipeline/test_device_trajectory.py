@@ -13,7 +13,7 @@ from sdengine.backends.base import Array
 from sdengine.backends.device_protocols import DeviceRun, TrajectoryKind
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.pipeline.device_trajectory import _cancelling, choose_device, segments
-from sdengine.pipeline.guidance import RowPlan
+from sdengine.pipeline.row_plan import RowPlan
 from sdengine.samplers import SamplerProgram
 from sdengine.samplers.noise import NoiseSource
 

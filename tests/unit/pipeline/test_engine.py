@@ -120,7 +120,9 @@ def test_defaults_are_the_bundles_and_are_recorded(engine: Engine) -> None:
     assert (request.width, request.height, request.steps) == (64, 64, 4)
     assert (request.sampler, request.schedule) == ("dpmpp_2m", "karras")
     assert result.seeds == (request.seed,)
-    assert (result.model, result.backend, result.precision) == ("tiny", "openvino", "fp32")
+    made = result.provenance
+    assert made == engine.provenance
+    assert (made.model, made.backend, made.precision) == ("tiny", "openvino", "fp32")
     assert result.arrays[0].shape == (64, 64, 3)
 
 
@@ -131,7 +133,7 @@ def test_other_size(engine: Engine) -> None:
 
 
 def test_steps_yield_progress_and_end_in_the_result(engine: Engine) -> None:
-    steps = list(engine.steps("a circle", seed=1, batch_size=3, steps=4))
+    steps = list(engine.stream("a circle", seed=1, batch_size=3, steps=4))
     assert [step.index for step in steps] == list(range(8))
     assert {step.total for step in steps} == {8}
     assert [step.result is None for step in steps] == [True] * 7 + [False]
@@ -159,7 +161,7 @@ def test_time_that_the_caller_holds_is_not_counted(
     now = [0]
     clock = SimpleNamespace(perf_counter_ns=lambda: now[0])
     monkeypatch.setattr("sdengine.pipeline.clock.time", clock)
-    for step in engine.steps("a circle"):
+    for step in engine.stream("a circle"):
         if step.result is None:
             now[0] += 10**12
     assert step.result is not None
@@ -185,7 +187,7 @@ def test_requests_at_the_same_time(engine: Engine) -> None:
 
 def test_two_trajectories_in_turns(engine: Engine) -> None:
     expected = [engine.generate("a circle", seed=seed).arrays[0] for seed in (1, 2)]
-    pairs = list(zip(*(engine.steps("a circle", seed=seed) for seed in (1, 2)), strict=True))
+    pairs = list(zip(*(engine.stream("a circle", seed=seed) for seed in (1, 2)), strict=True))
     for step, array in zip(pairs[-1], expected, strict=True):
         assert step.result is not None
         assert np.array_equal(step.result.arrays[0], array)
@@ -233,7 +235,7 @@ def test_bad_request_fails_before_any_work(
     engine: Engine, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        engine.steps("a circle", **options)  # the call itself, before the first step
+        engine.stream("a circle", **options)  # the call itself, before the first step
 
 
 def test_size_error_has_its_own_type(engine: Engine) -> None:

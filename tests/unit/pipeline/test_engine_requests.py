@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from support.tiny_bundle import make_tiny_bundle
 
 from sdengine.engine import Engine, load
-from sdengine.errors import Cancelled, ConfigError
+from sdengine.errors import Cancelled, ConfigError, UnsupportedShapeError
 from sdengine.images.result import Result, Step
+from sdengine.request.request import Request
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def test_parts_joined_by_and_are_guided_together(engine: Engine) -> None:
     options: dict[str, Any] = {"seed": 3, "steps": 3, "sampler": "euler", "guidance_scale": 2.0}
     latents = {}
     for prompt in ("a circle", "b square", "a circle AND b square:0.5", ""):
-        latents[prompt] = next(iter(engine.steps(prompt, **options))).latents.copy()
+        latents[prompt] = next(iter(engine.stream(prompt, **options))).latents.copy()
     # The first Euler step is linear in the guided output u + 2 (a - u) + 2 * 0.5 (b - u).
     plain = latents[""]
     expected = plain + (latents["a circle"] - plain) + 0.5 * (latents["b square"] - plain)
@@ -51,7 +53,7 @@ def test_and_without_guidance_still_uses_the_negative(engine: Engine) -> None:
 def test_edited_prompt_changes_at_its_step(engine: Engine) -> None:
     options: dict[str, Any] = {"seed": 3, "steps": 4, "sampler": "euler"}
     runs = {
-        prompt: [step.latents.copy() for step in engine.steps(prompt, **options)]
+        prompt: [step.latents.copy() for step in engine.stream(prompt, **options)]
         for prompt in ("a circle", "[a circle:b square:2]")
     }
     same = [
@@ -70,8 +72,64 @@ def test_different_prompts_and_seeds_in_one_call(engine: Engine) -> None:
         assert np.abs(batch.arrays[i].astype(int) - alone.arrays[0]).max() <= 1
 
 
+def test_a_results_request_gives_the_same_images_again(engine: Engine) -> None:
+    options: dict[str, Any] = {"batch_size": 3, "steps": 3, "sampler": "Euler a"}
+    result = engine.generate("a [circle|square]", "x", variation_strength=0.3, **options)
+    for again in (
+        engine.run(result.request),
+        engine.run(Request.from_json(result.request.to_json())),
+        list(engine.stream(result.request))[-1].result,
+    ):
+        assert again is not None
+        assert again.request == result.request
+        assert all(map(np.array_equal, again.arrays, result.arrays))
+
+
+def test_a_request_is_what_generate_runs(engine: Engine) -> None:
+    request = engine.request("a circle", steps=3, sampler="DPM++ 2M Karras", seed=None)
+    assert (request.width, request.height) == (64, 64)
+    assert (request.sampler, request.schedule) == ("dpmpp_2m", "karras")
+    assert engine.generate("a circle", steps=3, seed=request.seed).request == request
+    labelled = replace(request, sampler="Euler a", schedule="Karras")
+    assert engine.run(labelled).request.sampler == "euler_a"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"width": 96}, UnsupportedShapeError),
+        ({"sampler": "magic"}, ConfigError),
+        ({"sampler": "ddim", "s_churn": 1.0}, ConfigError),
+        ({"prompt": "word " * 10_000}, ConfigError),
+        ({"clip_skip": 12}, ConfigError),
+    ],
+)
+def test_a_request_that_the_bundle_cannot_serve_fails_before_any_work(
+    engine: Engine, changes: dict[str, Any], error: type[ConfigError]
+) -> None:
+    request = Request(**{"prompt": "a", "width": 64, "height": 64, **changes})
+    for serve in (engine.stream, engine.run):
+        with pytest.raises(error):
+            serve(request)
+
+
+def test_prompts_are_for_generate(engine: Engine) -> None:
+    with pytest.raises(ConfigError, match=r"expected a sdengine.Request. `generate` takes prompts"):
+        engine.run("a circle")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="give no others"):
+        engine.stream(engine.request("a"), steps=3)  # type: ignore[call-overload]
+
+
+def test_images_of_each_prompt(engine: Engine) -> None:
+    result = engine.generate(["a", "b"], num_images_per_prompt=2, seed=5, num_inference_steps=2)
+    assert result.request.prompts == ("a", "a", "b", "b")
+    assert result.seeds == (5, 6, 7, 8)
+    alone = engine.generate("b", seed=7, steps=2).arrays[0]
+    assert np.abs(result.arrays[2].astype(int) - alone).max() <= 1
+
+
 def test_previews(engine: Engine) -> None:
-    steps = list(engine.steps("a circle", seed=1, steps=5, preview_every=2, batch_size=2))
+    steps = list(engine.stream("a circle", seed=1, steps=5, preview_every=2, batch_size=2))
     assert [step.preview is not None for step in steps] == [False, True, False, True, False]
     preview = steps[1].preview
     assert preview is not None
@@ -84,7 +142,7 @@ def test_previews(engine: Engine) -> None:
 
 
 def test_last_preview_is_nearly_the_picture(engine: Engine) -> None:
-    for step in engine.steps("a circle", seed=1, sampler="ddim", steps=8, preview_every=8):
+    for step in engine.stream("a circle", seed=1, sampler="ddim", steps=8, preview_every=8):
         if step.preview is not None:
             preview = step.preview[0]
     assert step.result is not None
@@ -140,7 +198,7 @@ def test_async_reports_a_bad_request(engine: Engine) -> None:
 def test_two_engines_beside_each_other(tiny: Path, engine: Engine) -> None:
     expected = engine.generate("a circle", seed=1).arrays[0]
     with load(tiny, precision="fp32", threads=1) as other:
-        steps = engine.steps("a circle", seed=1)
+        steps = engine.stream("a circle", seed=1)
         next(steps)  # one engine in the middle of a request does not hold up the other
         assert np.array_equal(other.generate("a circle", seed=1).arrays[0], expected)
 

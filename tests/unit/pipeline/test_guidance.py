@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdengine.pipeline.guidance import RowPlan, guide
+from sdengine.pipeline.guidance import guide
+from sdengine.pipeline.row_plan import RowPlan
 
 RNG = np.random.default_rng(0)
 

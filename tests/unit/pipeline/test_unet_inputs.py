@@ -11,8 +11,8 @@ import pytest
 from sdengine.bundle.manifest import UNetArchitecture
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import BundleError
-from sdengine.pipeline.guidance import RowPlan
-from sdengine.pipeline.unet_inputs import UNetInputs, guidance_embedding
+from sdengine.pipeline.row_plan import RowPlan
+from sdengine.pipeline.unet_inputs import MicroConditioning, UNetInputs, guidance_embedding
 from sdengine.prompt.conditioning import Conditioning
 from sdengine.request.request import Request
 
@@ -41,7 +41,8 @@ def make(kind: str, *added: TensorSpec, **changes: Any) -> UNetInputs:
         size_conditioning=kind,  # type: ignore[arg-type]
     )
     request = Request(**{**REQUEST.__dict__, **changes})
-    inputs = UNetInputs(unet, architecture, CONDITIONING, request, SHAPE)
+    micro = MicroConditioning.of(request)
+    inputs = UNetInputs(unet, architecture, CONDITIONING, SHAPE, request.guidance_scale, micro)
     inputs.use(PLAN)
     return inputs
 
@@ -106,6 +107,7 @@ def test_pooled_is_missing() -> None:
     unet: Any = SimpleNamespace(inputs=(*BASE, *SIZED), outputs=OUTPUT)
     architecture = UNetArchitecture(in_channels=4, cross_attention_dim=5, size_conditioning="size")
     conditioning = Conditioning(CONDITIONING.prompt_embeds, None)
-    inputs = UNetInputs(unet, architecture, conditioning, REQUEST, SHAPE)
+    micro = MicroConditioning.of(REQUEST)
+    inputs = UNetInputs(unet, architecture, conditioning, SHAPE, 4.0, micro)
     with pytest.raises(BundleError, match="text_embeds"):
         inputs.use(PLAN)

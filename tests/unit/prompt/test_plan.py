@@ -136,14 +136,23 @@ def test_equal_texts_are_one_row(planner: PromptPlanner) -> None:
     assert plan.texts == ("a", "b", "")
     expected = ((1, ((0, 1.0),)), (2, ((1, 1.0),)), (2, ((0, 1.0),)))
     assert [plan.rows(step) for step in range(3)] == [expected] * 3
-    assert not plan.is_composed
+
+
+def test_negatives_without_guidance_are_there_for_joined_parts_alone(
+    planner: PromptPlanner,
+) -> None:
+    plain = planner.plan(["a", "b"], ["x", "y"], 1, PromptOptions(), is_guided=False)
+    assert plain.texts == ("a", "b")
+    assert [negative for negative, _ in plain.rows(0)] == [None, None]
+    joined = planner.plan(["a", "b AND c"], ["x", "y"], 1, PromptOptions(), is_guided=False)
+    assert joined.texts == ("a", "b", "c", "x", "y")
+    assert [negative for negative, _ in joined.rows(0)] == [3, 4]
 
 
 def test_rows_by_step(planner: PromptPlanner) -> None:
     plan = planner.plan(
         ["[cat:dog:0.5] AND red:0.5", "a [cat|dog]"], ["[x::1]", "c AND d"], 4, PromptOptions()
     )
-    assert plan.is_composed
     written = []
     for step in range(4):
         written.append(

@@ -156,7 +156,7 @@ def test_zero_terminal_snr() -> None:
 def test_beta_quantiles_are_scipys() -> None:
     from scipy import stats
 
-    from sdengine.samplers.beta_quantile import beta_quantile
+    from sdengine.samplers.sigmas import beta_quantile
 
     probability = np.linspace(0, 1, 1001)
     for shapes in ((0.6, 0.6), (0.5, 2.0), (3.0, 1.5)):

@@ -1,0 +1,105 @@
+"""Request options: the fields of a request as options of a command, made from their list."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+
+from sdengine.errors import ConfigError
+from sdengine.request.fields import Choice, FieldInfo, Number, OneOrEach, Pair, Whole
+from sdengine.request.keywords import IMAGES_PER_PROMPT
+from sdengine.request.request import FIELDS
+
+_SHORT = {"negative_prompt": "-n"}
+_METAVARS = {"crop": "LEFTxTOP"}
+# One option for two fields.
+_SEED_SIZE = "seed_size"
+_SEED_SIDES = ("seed_width", "seed_height")
+
+
+def request_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a request, in the place of its parameter `fields`.
+
+    That parameter gets those that were given, as keywords of `Engine.request`. An option has the
+    field's name, its shorter name for commands, and diffusers' name.
+    """
+    # The command's annotations are texts, which must be looked up where it was written.
+    signature = inspect.signature(command, eval_str=True)
+    own, made = list(signature.parameters.values()), list(_parameters())
+    place = [one.name for one in own].index("fields")
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        options = {one.name: values.pop(one.name) for one in made}
+        command(**values, fields=_fields(options))
+
+    parameters = [*own[:place], *made, *own[place + 1 :]]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+def _parameters() -> Iterator[inspect.Parameter]:
+    for info in FIELDS.values():
+        if info.name != "prompt" and info.name not in _SEED_SIDES:
+            alias = info.alias if info.alias != IMAGES_PER_PROMPT else ""
+            spellings = [one for one in (info.option, info.name, alias) if one]
+            yield _parameter(info.name, _kind(info), spellings, _help(info), _metavar(info))
+    each = "images of each prompt, one after the other"
+    yield _parameter(IMAGES_PER_PROMPT, int, [IMAGES_PER_PROMPT], each)
+    yield _parameter(_SEED_SIZE, str, [_SEED_SIZE], "take the noise of this image size", "WxH")
+
+
+def _parameter(
+    name: str, kind: type, spellings: list[str], help: str, metavar: str | None = None
+) -> inspect.Parameter:
+    names = [f"--{one.replace('_', '-')}" for one in spellings]
+    names += [_SHORT[name]] if name in _SHORT else []
+    option = typer.Option(*names, metavar=metavar, help=f"{help[0].upper()}{help[1:]}.")
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
+    )
+
+
+def _kind(info: FieldInfo) -> type:
+    check = info.check.check if isinstance(info.check, OneOrEach) else info.check
+    kinds: dict[type, type] = {Whole: int, Number: float}
+    return kinds.get(type(check), str)
+
+
+def _help(info: FieldInfo) -> str:
+    return info.help + (f" ({info.check.range})" if info.check.range else "")
+
+
+def _metavar(info: FieldInfo) -> str | None:
+    if isinstance(info.check, Pair):
+        return _METAVARS.get(info.name, "WxH")
+    return "TEXT" if isinstance(info.check, (OneOrEach, Choice)) and _kind(info) is str else None
+
+
+def _fields(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords of `Engine.request` that were given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given.keys() & {_SEED_SIZE, *_PAIRS}:
+        given[name] = _pair(name.replace("_", "-"), given[name])
+    if _SEED_SIZE in given:
+        given |= zip(_SEED_SIDES, given.pop(_SEED_SIZE), strict=True)
+    return given
+
+
+_PAIRS = tuple(info.name for info in FIELDS.values() if isinstance(info.check, Pair))
+
+
+def _pair(option: str, value: str) -> tuple[int, int]:
+    first, _, second = value.lower().partition("x")
+    try:
+        return int(first), int(second)
+    except ValueError:
+        raise ConfigError.for_field(option, value, "two whole numbers such as 512x768") from None

@@ -1,0 +1,84 @@
+"""Keywords of `Engine.generate`: their types, and the fields of a request that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypedDict
+
+from sdengine.errors import ConfigError
+from sdengine.request.fields import Whole
+from sdengine.request.request import FIELDS, MAX_BATCH, refuse_unknown
+
+IMAGES_PER_PROMPT = "num_images_per_prompt"
+# diffusers' spellings, and the fields that they set; all others are the same in both.
+ALIASES: Mapping[str, str] = MappingProxyType(
+    {info.alias: info.name for info in FIELDS.values() if info.alias}
+)
+
+
+class RequestOptions(TypedDict, total=False):
+    """Every field of `sdengine.Request` but the prompts; what is left out or None is a default.
+
+    The bundle gives the defaults of width, height, steps, guidance_scale, sampler and schedule;
+    seeds default to random ones, which the result records.
+    """
+
+    width: int | None
+    height: int | None
+    steps: int | None
+    guidance_scale: float | None
+    guidance_rescale: float | None
+    sampler: str | None
+    schedule: str | None
+    eta: float | None
+    s_noise: float | None
+    s_churn: float | None
+    s_tmin: float | None
+    s_tmax: float | None
+    seed: int | Sequence[int] | None
+    batch_size: int | None
+    variation_seed: int | None
+    variation_strength: float | None
+    seed_width: int | None
+    seed_height: int | None
+    noise: str | None
+    emphasis: str | None
+    clip_skip: int | None
+    original_size: tuple[int, int] | None
+    crop: tuple[int, int] | None
+    target_size: tuple[int, int] | None
+    aesthetic_score: float | None
+    negative_aesthetic_score: float | None
+    num_inference_steps: int | None
+    num_images_per_prompt: int | None
+
+
+def given_fields(
+    prompt: str | Sequence[str], negative_prompt: str | Sequence[str], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the fields of a request that the keywords give, not yet checked.
+
+    num_images_per_prompt = n makes n images of each prompt one after the other: two prompts and
+    n = 3 are a, a, a, b, b, b. Image i of all of them uses seed + i, and a list of seeds has one
+    an image.
+
+    Raises:
+        ConfigError: an option is unknown, or given under two names.
+    """
+    refuse_unknown(options, also=ALIASES)
+    values = {name: value for name, value in options.items() if value is not None}
+    for alias, name in ALIASES.items():
+        if alias in values and name in values:
+            raise ConfigError(f"{alias}, {name}: both are given; give one of them.")
+    fields = {ALIASES.get(name, name): value for name, value in values.items()}
+    texts = {"prompt": prompt, "negative_prompt": negative_prompt}
+    if IMAGES_PER_PROMPT in values:
+        count = Whole(1, MAX_BATCH)(IMAGES_PER_PROMPT, values[IMAGES_PER_PROMPT])
+        lists = {name: text for name, text in texts.items() if isinstance(text, (list, tuple))}
+        fields["batch_size"] = count * max([1, *map(len, lists.values())])
+        if fields["batch_size"] <= MAX_BATCH:  # a request refuses more, and says so
+            texts |= {
+                name: [one for one in text for _ in range(count)] for name, text in lists.items()
+            }
+    return {**texts, **fields}
