@@ -43,7 +43,7 @@ class Operation:
         joins: it reads any number of inputs, in the order of their roles.
         weights: by role.
         sizing: fields of a step that count for the size alone.
-        numbers, words: fields of a step that its kernel is told.
+        numbers, words: fields of a step that its kernel takes.
         keys: what the kernel calls some of the numbers, where that differs.
         flops: multiplications and additions of the plain algorithm.
         is_view: it moves nothing: its output lies in its input, or the other way round.
@@ -199,7 +199,7 @@ def check_step(step: Step) -> None:
 
 
 def make_record(step: Step, maps: dict[str, Map]) -> Record:
-    """Return what the kernels are told of a step.
+    """Return the record of a step, which its kernel is made from.
 
     Args:
         step: no view, with its method chosen and its weights packed.
