@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sdengine import _native
-from sdengine.backends.native.graph import Graph, Port, Step
+from sdengine.backends.native.graph import Graph, Port
 from sdengine.backends.native.instruction_set import chosen_isa
 from sdengine.backends.native.layout import lay_out
 from sdengine.backends.native.map_sizes import map_sizes
-from sdengine.backends.native.packing import choose_methods, pack, plan_packing
+from sdengine.backends.native.methods import choose_methods
+from sdengine.backends.native.packing import pack, plan_packing
 from sdengine.backends.native.prepare import BF16_ISA, DTYPES
+from sdengine.backends.native.step import Step
 
 Array = NDArray[Any]
 Run = Callable[[], Any]
@@ -46,7 +48,7 @@ def conv(channels: int, columns: int, side: int) -> Operation:
     """Return a 3x3 convolution of two square maps."""
     step = Step(
         kind="conv", name="conv", inputs={"x": "x"}, output="out", weights={"weight": "weight"},
-        channels=columns, kernel=3, pad=1,
+        channels=columns, kernel=3, padding=1,
     )  # fmt: skip
     flops = 2 * 2 * side * side * channels * columns * 9
     shapes, weights = {"x": (2, channels, side, side)}, {"weight": (columns, channels, 3, 3)}
@@ -135,8 +137,8 @@ def native_run(
         steps=(case.step,),
     )  # fmt: skip
     sizes = map_sizes(graph, case.shapes)
-    whole = chosen_isa() != BF16_ISA
-    chosen = choose_methods(graph, sizes, precision, whole_numbers=whole)
+    int16 = chosen_isa() != BF16_ISA
+    chosen = choose_methods(graph, sizes, precision, int16=int16)
     if precision == "int8":  # which a network's own inputs never are
         eight = [s.model_copy(update={"weight_kind": "int8"}) for s in chosen.steps]
         chosen = chosen.model_copy(update={"steps": tuple(eight)})
@@ -151,16 +153,16 @@ def native_run(
     return NativeRun(
         lambda: network.run_one(index),
         lambda: network.view(record).reshape(shape),
-        *_products(program.records[index], case.flops, whole),
+        *_products(program.records[index], case.flops, int16),
     )
 
 
-def _products(record: Mapping[str, Any], flops: int, whole: bool) -> tuple[str, float]:
+def _products(record: Mapping[str, Any], flops: int, int16: bool) -> tuple[str, float]:
     """Return what the operation multiplies, and how many multiplications and additions it does."""
     kind, words = record["kind"], record["words"]
     if kind == "attention":
         return (
-            "int16" if whole and record["maps"]["q"]["type"] == "bfloat16" else "bfloat16"
+            "int16" if int16 and record["maps"]["q"]["type"] == "bfloat16" else "bfloat16"
         ), flops
     if kind == "winograd":
         tile = record["numbers"]["tile"]

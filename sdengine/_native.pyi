@@ -221,7 +221,7 @@ def pack_winograd(
 class Network:
     def __init__(
         self,
-        operations: list[dict[str, Any]],
+        operations: Sequence[Mapping[str, Any]],
         weights: dict[str, NDArray[Any]],
         threads: int,
         isa: str = ...,

@@ -44,7 +44,7 @@ def _show_plan(
 ) -> None:
     """Print a network's operations, for the rows that guidance needs for one picture."""
     from sdengine.backends.native.prepare import DTYPES
-    from sdengine.backends.native.report import plan_network
+    from sdengine.backends.native.report import report_network
     from sdengine.bundle.tensors import resolve_shapes
 
     manifest = bundle.manifest
@@ -57,7 +57,7 @@ def _show_plan(
     rows = 1 if network.startswith("vae") else 2
     sizes = {"batch": rows, "height": height, "width": width, "sequence": length}
     shapes = resolve_shapes(network, bundle.network(network).inputs, sizes)
-    operations, arena_bytes = plan_network(bundle, network, shapes, precision)
+    operations, arena_bytes = report_network(bundle, network, shapes, precision)
     if as_json:
         listed = [asdict(operation) for operation in operations]
         print(json.dumps({"arena_bytes": arena_bytes, "operations": listed}))

@@ -56,7 +56,7 @@ def map_tensors(path: Path) -> dict[str, Array]:
     for name, entry in header.items():
         kind, shape, (first, last) = _entry(path, name, entry)
         dtype = np.dtype(_DTYPES[kind])
-        if first != end or last - first != math.prod(shape) * dtype.itemsize or last > len(data):
+        if first != end or last - first != tensor_bytes(kind, shape) or last > len(data):
             raise BundleError(
                 f"{path}: tensor {name!r} is {kind} {list(shape)} at bytes {first} to {last} of "
                 f"{len(data)}; the file is incomplete or altered."
@@ -89,7 +89,7 @@ def write_tensors(
     header: dict[str, Any] = {}
     end = 0
     for name, (kind, shape) in kinds.items():
-        size = math.prod(shape) * np.dtype(_DTYPES[kind]).itemsize
+        size = tensor_bytes(kind, shape)
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -108,6 +108,19 @@ def write_tensors(
         if missing:
             raise ValueError(f"not given: {', '.join(sorted(missing)[:5])}")
         file.truncate(start + end)
+
+
+def tensor_bytes(kind: str, shape: tuple[int, ...]) -> int:
+    """Return the size of a tensor, its kind as files name it: "F32", "BF16", "U8"..."""
+    return math.prod(shape) * np.dtype(_DTYPES[kind]).itemsize
+
+
+def to_bf16_bits(values: Array) -> Array:
+    """Round fp32 to the bits of bf16 in uint16: ties to the even number, NaN stays NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    # The addition could carry a NaN into infinity or zero.
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
 
 def to_float32(values: Array) -> Array:

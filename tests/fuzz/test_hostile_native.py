@@ -16,7 +16,8 @@ from sdengine import _native
 from sdengine.backends.native.graph import parse_graph
 from sdengine.backends.native.layout import lay_out
 from sdengine.backends.native.map_sizes import map_sizes
-from sdengine.backends.native.packing import choose_methods, plan_packing
+from sdengine.backends.native.methods import choose_methods
+from sdengine.backends.native.packing import plan_packing
 from sdengine.bundle.reader import open_bundle
 from sdengine.errors import BundleError, OutOfMemoryError
 from sdengine.storage.tensor_file import map_tensors, write_tensors
@@ -35,7 +36,7 @@ def _operations() -> list[Any]:
         linear(tokens, kernel[:, :, 0, 0], vector, residual=tokens),
         linear(tokens, kernel[:, :, 0, 0], kind="int8", dtype="bfloat16"),
         linear(tokens, kernel[:, :, 0, 0], vector, activation="geglu"),
-        conv(x, kernel, vector, step=2),
+        conv(x, kernel, vector, stride=2),
         winograd(x, kernel, vector, kind="int16", dtype="bfloat16"),
         group_norm(x, vector, vector, 8),
         attention(tokens, tokens, tokens, 2, dtype="bfloat16"),

@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import native_ops as ops
-from support.native_ops import from_bf16_bits, to_bf16_bits
 from tolerances import assert_close
 
 from sdengine import _native
+from sdengine.backends.native.packing import interleave_gated
+from sdengine.storage.tensor_file import to_bf16_bits, to_float32
 
 ISAS = _native.instruction_sets()
 DTYPES = ("float32", "bfloat16")
@@ -25,7 +26,7 @@ pytestmark = [pytest.mark.parametrize("isa", ISAS), pytest.mark.parametrize("dty
 def draw(seed: int, *shape: int, dtype: str = "float32", scale: float = 1.0) -> Any:
     """Return normal numbers that the data type holds exactly."""
     values = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) * scale
-    return from_bf16_bits(to_bf16_bits(values)) if dtype == "bfloat16" else values
+    return to_float32(to_bf16_bits(values)) if dtype == "bfloat16" else values
 
 
 def wide(values: Any) -> torch.Tensor:
@@ -55,12 +56,12 @@ def check(op: str, dtype: str, found: Any, truth: torch.Tensor, torchs: torch.Te
 
 
 @pytest.mark.parametrize(
-    ("pixels", "inner", "columns"),
+    ("pixels", "in_features", "out_features"),
     [(1, 8, 8), (13, 64, 33), (35, 40, 70), (130, 320, 96), (7, 3, 5)],
 )
-def test_linear(isa: str, dtype: str, pixels: int, inner: int, columns: int) -> None:
-    x = draw(0, 2, 1, pixels, inner, dtype=dtype)
-    weight, bias = draw(1, columns, inner, dtype=dtype), draw(2, columns)
+def test_linear(isa: str, dtype: str, pixels: int, in_features: int, out_features: int) -> None:
+    x = draw(0, 2, 1, pixels, in_features, dtype=dtype)
+    weight, bias = draw(1, out_features, in_features, dtype=dtype), draw(2, out_features)
     found = ops.linear(x, weight, bias, dtype=dtype).run(isa=isa)
     truth = F.linear(wide(x), wide(weight), wide(bias))
     low = [wide(v).bfloat16() for v in (x, weight, bias)]
@@ -71,12 +72,12 @@ def test_linear(isa: str, dtype: str, pixels: int, inner: int, columns: int) -> 
 def test_linear_with_what_follows(isa: str, dtype: str, activation: str) -> None:
     x, weight = draw(0, 2, 3, 5, 40, dtype=dtype), draw(1, 96, 40, dtype=dtype, scale=0.2)
     bias = draw(2, 96)
-    columns = 48 if activation == "geglu" else 96
-    residual = draw(3, 2, 3, 5, columns, dtype=dtype)
+    out_features = 48 if activation == "geglu" else 96
+    residual = draw(3, 2, 3, 5, out_features, dtype=dtype)
     row = None if activation == "geglu" else draw(4, 2, 1, 1, 96, dtype=dtype)
     packed = [weight, bias]
     if activation == "geglu":
-        packed = [ops.interleave_gated(weight), ops.interleave_gated(bias)]
+        packed = [interleave_gated(weight), interleave_gated(bias)]
     found = ops.linear(
         x, *packed, dtype=dtype, activation=activation, residual=residual, per_image=row
     ).run(isa=isa)
@@ -116,7 +117,7 @@ def test_linear_in_eight_bits(isa: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "step", "pad", "doubled", "channels", "columns"),
+    ("kernel", "stride", "padding", "doubled", "channels", "out_channels"),
     [
         (3, 1, 1, False, 4, 320),
         (3, 1, 1, False, 64, 4),
@@ -131,37 +132,40 @@ def test_conv(
     isa: str,
     dtype: str,
     kernel: int,
-    step: int,
-    pad: int,
+    stride: int,
+    padding: int,
     doubled: bool,
     channels: int,
-    columns: int,
+    out_channels: int,
 ) -> None:
     x = draw(0, 2, 6, 9, channels, dtype=dtype)
-    weight, bias = draw(1, columns, channels, kernel, kernel, dtype=dtype), draw(2, columns)
-    found = ops.conv(x, weight, bias, dtype=dtype, step=step, pad=pad, upsample=doubled).run(
-        isa=isa
+    weight, bias = (
+        draw(1, out_channels, channels, kernel, kernel, dtype=dtype),
+        draw(2, out_channels),
     )
+    found = ops.conv(
+        x, weight, bias, dtype=dtype, stride=stride, padding=padding, upsample=doubled
+    ).run(isa=isa)
 
     def compute(kind: torch.dtype) -> torch.Tensor:
         source = image(x).to(kind)
         if doubled:
             source = F.interpolate(source, scale_factor=2.0)
-        return rows(F.conv2d(source, wide(weight).to(kind), wide(bias).to(kind), step, pad))
+        return rows(F.conv2d(source, wide(weight).to(kind), wide(bias).to(kind), stride, padding))
 
     check("native conv", dtype, found, compute(torch.float64), compute(torch.bfloat16))
 
 
 def test_conv_with_zeros_behind_only(isa: str, dtype: str) -> None:
     x, weight = draw(0, 2, 6, 8, 16, dtype=dtype), draw(1, 16, 16, 3, 3, dtype=dtype)
-    found = ops.conv(x, weight, dtype=dtype, step=2, pad=0, out_size=(3, 4)).run(isa=isa)
+    found = ops.conv(x, weight, dtype=dtype, stride=2, padding=0, out_size=(3, 4)).run(isa=isa)
     truth = rows(F.conv2d(F.pad(image(x), (0, 1, 0, 1)), wide(weight), stride=2))
     check("native conv", dtype, found, truth, truth.bfloat16())
 
 
 @pytest.mark.parametrize("tile", [2, 4])
 @pytest.mark.parametrize(
-    ("height", "width", "channels", "columns", "doubled"),
+    ("height", "width", "channels", "out_channels", "doubled"),
     [(8, 8, 32, 32, False), (5, 7, 40, 70, False), (6, 3, 33, 32, True), (40, 36, 64, 64, False)],
 )
 def test_winograd(
@@ -171,14 +175,14 @@ def test_winograd(
     height: int,
     width: int,
     channels: int,
-    columns: int,
+    out_channels: int,
     doubled: bool,
 ) -> None:
     x = draw(0, 2, height, width, channels, dtype=dtype)
-    weight = draw(1, columns, channels, 3, 3, dtype=dtype, scale=(9 * channels) ** -0.5)
-    bias, row = draw(2, columns), draw(3, 2, 1, 1, columns, dtype=dtype)
+    weight = draw(1, out_channels, channels, 3, 3, dtype=dtype, scale=(9 * channels) ** -0.5)
+    bias, row = draw(2, out_channels), draw(3, 2, 1, 1, out_channels, dtype=dtype)
     factor = 2 if doubled else 1
-    residual = draw(4, 2, height * factor, width * factor, columns, dtype=dtype)
+    residual = draw(4, 2, height * factor, width * factor, out_channels, dtype=dtype)
     kind = "int16" if dtype == "bfloat16" else "float32"
     found = ops.winograd(
         x, weight, bias, dtype=dtype, kind=kind, tile=tile, upsample=doubled,
@@ -207,7 +211,7 @@ def test_winograd_in_16_bits_bears_outliers(isa: str, dtype: str, loud: str) -> 
     else:
         x *= 1e6
     if dtype == "bfloat16":
-        x = from_bf16_bits(to_bf16_bits(x))
+        x = to_float32(to_bf16_bits(x))
     found = ops.winograd(x, weight, dtype=dtype, kind="int16").run(isa=isa)
     truth = rows(F.conv2d(image(x), wide(weight), padding=1))
     plain = rows(F.conv2d(image(x).bfloat16(), wide(weight).bfloat16(), padding=1))
@@ -245,7 +249,7 @@ def test_group_norm_far_from_zero(isa: str, dtype: str) -> None:
     far = 100.0 if dtype == "bfloat16" else 1e4
     x = draw(0, 1, 20, 20, 32, dtype="float32") + far
     if dtype == "bfloat16":
-        x = from_bf16_bits(to_bf16_bits(x))
+        x = to_float32(to_bf16_bits(x))
     ones, none = np.ones(32, np.float32), np.zeros(32, np.float32)
     found = ops.group_norm(x, ones, none, 4, dtype=dtype).run(isa=isa)
     truth = rows(F.group_norm(image(x), 4))
@@ -257,7 +261,7 @@ def test_group_norm_far_from_zero(isa: str, dtype: str) -> None:
 def test_layer_norm(isa: str, dtype: str, channels: int) -> None:
     x = draw(0, 2, 1, 13, channels, dtype=dtype) + np.float32(3)
     if dtype == "bfloat16":
-        x = from_bf16_bits(to_bf16_bits(x))
+        x = to_float32(to_bf16_bits(x))
     weight, bias = draw(1, channels), draw(2, channels)
     found = ops.layer_norm(x, weight, bias, dtype=dtype).run(isa=isa)
 
@@ -321,7 +325,7 @@ def test_results_do_not_depend_on_the_threads(isa: str, dtype: str, threads: int
     for operation in (
         ops.linear(tokens, weight[:, :, 0, 0], dtype=dtype),
         ops.linear(tokens, weight[:, :, 0, 0], dtype=dtype, kind="int8"),
-        ops.conv(x, weight, dtype=dtype, step=2),
+        ops.conv(x, weight, dtype=dtype, stride=2),
         ops.winograd(x, weight, dtype=dtype, kind=kind),
         ops.group_norm(x, vector, vector, 8, dtype=dtype, silu=True),
         ops.layer_norm(x, vector, vector, dtype=dtype),

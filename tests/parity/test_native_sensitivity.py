@@ -6,7 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sdengine.backends.native.graph import Graph, Port, Step
+from sdengine.backends.native.graph import Graph, Port
+from sdengine.backends.native.step import Step
 from sdengine.compilers.native.sensitivity import exact_steps, layer_errors
 
 

@@ -9,20 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine import _native
+from sdengine.storage.tensor_file import to_bf16_bits, to_float32
 
 Array = NDArray[Any]
 LINE = 64
-
-
-def to_bf16_bits(values: Array) -> Array:
-    """Round fp32 to bf16, halves to even, as uint16."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def from_bf16_bits(bits: Array) -> Array:
-    """Return the fp32 values of bf16 given as uint16."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 class Operation:
@@ -84,8 +74,8 @@ class Operation:
         """Return the output as fp32."""
         network = self.network(isa=isa, threads=threads)
         network.run()
-        view = network.view(self.record["maps"][output])
-        return from_bf16_bits(view) if view.dtype == np.uint16 else view.copy()
+        found: Array = to_float32(network.view(self.record["maps"][output])).copy()
+        return found
 
 
 def set_words(operation: Operation, words: Mapping[str, str]) -> None:
@@ -106,11 +96,11 @@ def linear(
     out_dtype: str | None = None,
     stride: int = 0,
 ) -> Operation:
-    """x [n,h,w,k], weight [columns,k] fp32."""
+    """x [n,h,w,k], weight [out_features,k] fp32."""
     op = Operation("linear", dtype)
     op.input("x", x, stride=stride)
-    columns = weight.shape[0] // (2 if activation == "geglu" else 1)
-    op.map("out", (*x.shape[:3], columns), dtype=out_dtype, stride=stride and columns + 8)
+    channels = weight.shape[0] // (2 if activation == "geglu" else 1)
+    op.map("out", (*x.shape[:3], channels), dtype=out_dtype, stride=stride and channels + 8)
     if residual is not None:
         op.input("residual", residual)
     if per_image is not None:
@@ -128,14 +118,6 @@ def linear(
     return op
 
 
-def interleave_gated(weight: Array) -> Array:
-    """Order the columns of a gated layer [2n, ...] as 16 values, 16 gates, and so on."""
-    half = weight.shape[0] // 2
-    values = weight[:half].reshape(half // 16, 16, *weight.shape[1:])
-    gates = weight[half:].reshape(half // 16, 16, *weight.shape[1:])
-    return np.concatenate([values, gates], axis=1).reshape(weight.shape)
-
-
 def conv(
     x: Array,
     weight: Array,
@@ -143,18 +125,20 @@ def conv(
     *,
     dtype: str = "float32",
     kind: str | None = None,
-    step: int = 1,
-    pad: int = 1,
+    stride: int = 1,
+    padding: int = 1,
     upsample: bool = False,
     out_size: tuple[int, int] | None = None,
     out_dtype: str | None = None,
 ) -> Operation:
-    """x [n,h,w,c], weight [columns,c,k,k] fp32."""
+    """x [n,h,w,c], weight [out_features,c,k,k] fp32."""
     op = Operation("conv", dtype)
     op.input("x", x)
     n, h, w, _ = x.shape
     factor, kernel = 2 if upsample else 1, weight.shape[2]
-    size = out_size or tuple((side * factor + 2 * pad - kernel) // step + 1 for side in (h, w))
+    size = out_size or tuple(
+        (side * factor + 2 * padding - kernel) // stride + 1 for side in (h, w)
+    )
     op.map("out", (n, *size, weight.shape[0]), dtype=out_dtype)
     matrix = weight.transpose(0, 2, 3, 1).reshape(weight.shape[0], -1)
     kind = kind or dtype
@@ -164,7 +148,12 @@ def conv(
         op.weight("scales", scales)
     if bias is not None:
         op.weight("bias", bias.astype(np.float32))
-    op.record["numbers"] = {"kernel": kernel, "step": step, "pad": pad, "upsample": int(upsample)}
+    op.record["numbers"] = {
+        "kernel": kernel,
+        "step": stride,
+        "pad": padding,
+        "upsample": int(upsample),
+    }
     set_words(op, {"weight_kind": kind, "activation": "none"})
     return op
 
@@ -181,7 +170,7 @@ def winograd(
     residual: Array | None = None,
     per_image: Array | None = None,
 ) -> Operation:
-    """x [n,h,w,c], weight [columns,c,3,3] fp32."""
+    """x [n,h,w,c], weight [out_features,c,3,3] fp32."""
     op = Operation("winograd", dtype)
     op.input("x", x)
     n, h, w, _ = x.shape

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from sdengine import _native
 from sdengine.backends.base import Array, Module
 from sdengine.backends.memory_budget import MemoryBudget
 from sdengine.backends.native.instruction_set import chosen_isa
-from sdengine.backends.native.layout import Program
+from sdengine.backends.native.laid_out_network import LaidOutNetwork
 from sdengine.backends.native.memory_limit import plan_native_memory
 from sdengine.backends.native.packed_cache import PackedWeights, packed_weights
 from sdengine.backends.native.prepare import DTYPES, Prepared, prepare
@@ -26,20 +23,6 @@ if TYPE_CHECKING:
     from sdengine.export.network import ExportedNetwork
 
 PRECISIONS = ("auto", *DTYPES)
-
-
-class _Laid:
-    """A program on memory of its own."""
-
-    def __init__(self, program: Program, packed: PackedWeights, threads: int) -> None:
-        self.network = _native.Network(program.records, packed.tensors, threads, chosen_isa())
-        for one, weight in program.constants:
-            _fill(self.network.view(one), packed.tensors[weight])
-        self.inputs = {key: self.network.view(one) for key, one in program.inputs.items()}
-        self.outputs = {
-            key: self.network.view(one).reshape(shape)
-            for key, (one, shape) in program.outputs.items()
-        }
 
 
 class NativeModule:
@@ -63,9 +46,9 @@ class NativeModule:
         self._packed = packed  # shared with the same network at other sizes
         self._threads = threads
         self._additive = prepared.additive()
-        self._with_all: _Laid | None = None
+        self._with_all: LaidOutNetwork | None = None
         program = prepared.program_without(self._additive)
-        self._without: _Laid | None = _Laid(program, packed, threads)
+        self._without: LaidOutNetwork | None = LaidOutNetwork(program, packed.tensors, threads)
         self.outputs = tuple(
             TensorSpec(key, shape, "float32") for key, (_, shape) in program.outputs.items()
         )
@@ -84,7 +67,7 @@ class NativeModule:
         """Free the network's memory; a second call does nothing."""
         self._without = self._with_all = None
 
-    def _write(self, inputs: Mapping[str, Array]) -> _Laid:
+    def _write(self, inputs: Mapping[str, Array]) -> LaidOutNetwork:
         """Copy the inputs to where the network reads them."""
         if self._without is None:
             raise DeviceError(f"{self.name}: the network was closed.")
@@ -99,10 +82,10 @@ class NativeModule:
         laid = self._without
         if any(inputs[name].any() for name in self._additive):
             if self._with_all is None:
-                self._with_all = _Laid(self._prepared.program(), self._packed, self._threads)
+                program = self._prepared.program()
+                self._with_all = LaidOutNetwork(program, self._packed.tensors, self._threads)
             laid = self._with_all
-        for name, target in laid.inputs.items():
-            np.copyto(target, inputs[name].reshape(target.shape), casting="same_kind")
+        laid.write(inputs)
         return laid
 
 
@@ -167,12 +150,3 @@ class NativeBackend:
 def _all_threads() -> int:
     """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _fill(target: Array, values: Any) -> None:
-    """Write fp32 values into a map, rounded where it holds the bits of bf16."""
-    shaped = values.reshape(target.shape)
-    if target.dtype == np.uint16:
-        bits = shaped.astype(np.float32).view(np.uint32)
-        shaped = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    target[...] = shaped

@@ -1,4 +1,4 @@
-"""A network as a list of steps over feature maps: what the native target keeps in `*.graph.json`.
+"""Graph of a native network: steps over feature maps, and the file `*.graph.json` that keeps them.
 
 A map is [images, height, width, channels]. Inputs and outputs of layout "image" are [n,c,h,w]
 outside; those of layout "rows" are [n, channels], [n, tokens, channels] or
@@ -12,28 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from sdengine.backends.native.operations import check_step
+from sdengine.backends.native.step import Name, Step, StrictModel
 from sdengine.errors import BundleError
 
 MAX_GRAPH_BYTES = 16 << 20
 MAX_STEPS = 20_000
 
-Kind = Literal[
-    "linear", "conv", "group_norm", "layer_norm", "attention", "add", "activation", "sinusoid",
-    "select", "concat", "stack", "slice", "cut", "constant",
-]  # fmt: skip
-Activation = Literal["none", "silu", "gelu", "quick_gelu", "geglu"]
-Name = Annotated[str, Field(min_length=1, max_length=512)]
-Roles = Annotated[dict[Annotated[str, Field(max_length=16)], Name], Field(max_length=256)]
-Count = Annotated[int, Field(ge=0, le=1 << 20)]
 
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Port(_Model):
+class Port(StrictModel):
     """One input or output: its name outside, and the value that it is inside."""
 
     name: Name
@@ -44,48 +33,7 @@ class Port(_Model):
     channels: int = Field(ge=1, le=1 << 20)
 
 
-class Step(_Model):
-    """One operation; which fields count depends on its kind.
-
-    Args:
-        inputs: value by role. `linear` and `conv` read "x", and may add a "residual" of the
-            output's shape and one row "per_image"; `concat` joins along the channels and `stack`
-            along the images, in the order of their roles.
-        output: the value that it makes.
-        weights: tensor by role.
-        channels: of the output, where the input does not say; of a `sinusoid`, its frequencies.
-        activation: applied to the sums before the residual is added; "geglu" halves the channels.
-        kernel, step, pad: of a convolution. after: zeros behind the last row and column only.
-        upsample: every pixel of the input is read as a square of four.
-        first, parts: `slice` takes part `first` of so many along the images, `cut` takes channels
-            from `first` on; `constant` has the first so many rows of its tensor.
-        weight_kind, tile: how it is computed, decided when the network is loaded.
-    """
-
-    kind: Kind
-    name: Name
-    inputs: Roles
-    output: Name
-    weights: Roles = {}
-    channels: Count = 0
-    activation: Activation = "none"
-    kernel: Annotated[int, Field(ge=1, le=15)] = 1
-    step: Annotated[int, Field(ge=1, le=15)] = 1
-    pad: Annotated[int, Field(ge=0, le=15)] = 0
-    after: Annotated[int, Field(ge=0, le=1)] = 0
-    upsample: bool = False
-    groups: Annotated[int, Field(ge=1, le=1 << 20)] = 1
-    epsilon: float = 1e-5
-    heads: Annotated[int, Field(ge=1, le=1 << 20)] = 1
-    scale: float = 1.0
-    causal: bool = False
-    first: Count = 0
-    parts: Count = 0
-    weight_kind: Literal["", "float32", "bfloat16", "int16", "int8"] = ""
-    tile: Literal[0, 2, 4] = 0
-
-
-class Graph(_Model):
+class Graph(StrictModel):
     """A network's steps in the order in which they run."""
 
     version: Literal[1]
@@ -103,8 +51,10 @@ class Graph(_Model):
 def write_graph(graph: Graph, path: Path) -> None:
     """Write a graph as JSON with a line for each step."""
     head = graph.model_dump(mode="json", exclude={"steps"})
-    lines = ",\n".join(json.dumps(s.model_dump(mode="json", exclude_defaults=True))
-                       for s in graph.steps)  # fmt: skip
+    lines = ",\n".join(
+        json.dumps(step.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+        for step in graph.steps
+    )
     path.write_text(json.dumps(head)[:-1] + f', "steps": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
@@ -123,7 +73,7 @@ def read_graph(path: Path) -> Graph:
 
 
 def parse_graph(content: bytes, where: str) -> Graph:
-    """Check a graph's JSON: fields, and that every value is made once, before it is read.
+    """Check a graph's JSON: its steps, and that every value is made once, before it is read.
 
     Raises:
         BundleError: naming the place and what is wrong there.
@@ -138,6 +88,11 @@ def parse_graph(content: bytes, where: str) -> Graph:
         raise BundleError(f"{where}: {place}: {first['msg']}.") from None
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{where}: not JSON: {error}.") from None
+    try:
+        for step in graph.steps:
+            check_step(step)
+    except BundleError as error:
+        raise BundleError(f"{where}: {error}") from None
     _check_values(graph, where)
     return graph
 

@@ -1,4 +1,4 @@
-"""Which instruction set's kernels run."""
+"""Instruction set whose kernels run: the fastest, or what SDENGINE_ISA names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph laid out for given shapes: where every map lies, and the records that the kernels run.
+"""Layout of a graph for given shapes: where every map lies, and the records that the kernels run.
 
 What `concat` and `stack` join, and what `slice` and `cut` take, is written and read where it lies;
 only a value that is joined twice is copied. Everything lies in one arena, planned by what is alive
@@ -10,17 +10,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sdengine.backends.native.buffers import Buffer, plan_buffers, whole_lines
-from sdengine.backends.native.graph import Graph, Port, Step
-from sdengine.backends.native.map_sizes import Size, map_sizes, port_shape
-
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int64": 8}
-_VIEWS = ("concat", "stack", "slice", "cut", "constant")
-# What can write another type than it reads.
-_WIDENING = ("linear", "conv", "add", "activation", "select")
-_Map = dict[str, Any]
+from sdengine.backends.native.graph import Graph, Port
+from sdengine.backends.native.map_sizes import map_sizes, port_shape
+from sdengine.backends.native.operations import OPERATIONS, make_record
+from sdengine.backends.native.records import (
+    ITEM_BYTES,
+    Map,
+    Record,
+    copy_record,
+    make_map,
+    pixel_strides,
+)
+from sdengine.backends.native.size_rules import Size
+from sdengine.backends.native.step import Step
 
 
 @dataclass
@@ -36,11 +41,11 @@ class Program:
         constants: maps to fill once, by the weight that they hold.
     """
 
-    records: list[_Map]
+    records: list[Record]
     arena_bytes: int
-    inputs: dict[str, _Map]
-    outputs: dict[str, tuple[_Map, tuple[int, ...]]]
-    constants: list[tuple[_Map, str]]
+    inputs: dict[str, Map]
+    outputs: dict[str, tuple[Map, tuple[int, ...]]]
+    constants: list[tuple[Map, str]]
 
 
 class _Place(NamedTuple):
@@ -55,7 +60,7 @@ def lay_out(graph: Graph, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> 
     """Lay a graph out for the shapes of its inputs.
 
     Args:
-        graph: a network; how its steps are computed may have been chosen, or is the plain way.
+        graph: a network, as `plan_packing` returns it; another can be laid out, but not run.
         shapes: shape of each input, by name.
         dtype: of the maps, "float32" or "bfloat16".
 
@@ -87,13 +92,14 @@ class _Layout:
     def _input_type(self, port: Port) -> str:
         if port.dtype == "int64":
             return "int64"
-        readers = [s.kind for s in self.graph.steps if port.value in s.inputs.values()]
+        readers = [step.kind for step in self.graph.steps if port.value in step.inputs.values()]
         # A timestep of 999 has ten bits, of which bf16 would keep eight.
-        return "float32" if set(readers) == {"sinusoid"} else self.dtype
+        exact = bool(readers) and all(OPERATIONS[kind].keeps_fp32 for kind in readers)
+        return "float32" if exact else self.dtype
 
     def _output_type(self, step: Step) -> str:
         alone = step.output in self.outside and not self.readers[step.output]
-        return "float32" if alone and step.kind in _WIDENING else self.dtype
+        return "float32" if alone and OPERATIONS[step.kind].can_widen else self.dtype
 
     def _join(self, step: Step) -> None:
         """Let what a step joins or takes lie in one map."""
@@ -124,20 +130,13 @@ class _Layout:
             image, channel, value = image + place.image, channel + place.channel, place.parent
         return value, image, channel
 
-    def _map(self, value: str) -> _Map:
+    def _map(self, value: str) -> Map:
         root, image, channel = self._root(value)
         size, whole = self.sizes[value], self.sizes[root]
         item = ITEM_BYTES[self.types[root]]
         start = image * whole.height * whole.width * whole.channels + channel
-        return {
-            "offset": self.buffers[root].offset + start * item,
-            "type": self.types[root],
-            "images": size.images,
-            "height": size.height,
-            "width": size.width,
-            "channels": size.channels,
-            "stride": whole.channels,
-        }
+        offset = self.buffers[root].offset + start * item
+        return make_map(offset, self.types[root], size, whole.channels)
 
     def _needs_region(self, port: Port, is_input: bool) -> bool:
         """Whether what is outside differs from the map inside."""
@@ -151,7 +150,7 @@ class _Layout:
 
     def program(self, shapes: Mapping[str, tuple[int, ...]]) -> Program:
         self._plan()
-        records: list[_Map] = []
+        records: list[Record] = []
         inputs, outputs = {}, {}
         for port in self.graph.inputs:
             if self._needs_region(port, True):
@@ -166,8 +165,9 @@ class _Layout:
                 constants.append((self._map(step.output), step.weights["values"]))
             for _, value, place in self.copied.get(step.output, []):
                 records.append(self._copy_into(step, value, place))
-            if step.kind not in _VIEWS:
-                records.append(self._record(step))
+            if not OPERATIONS[step.kind].is_view:
+                maps = {role: self._map(value) for role, value in step.inputs.items()}
+                records.append(make_record(step, {**maps, "out": self._map(step.output)}))
         images = shapes[self.graph.inputs[0].name][0]
         for port in self.graph.outputs:
             shape = port_shape(port, self.sizes[port.value], images)
@@ -211,7 +211,7 @@ class _Layout:
         size = self.sizes[port.value].elements * ITEM_BYTES[port.dtype]
         self.buffers[key] = Buffer(whole_lines(size), moment, moment)
 
-    def _cross(self, port: Port, key: str, *, inward: bool) -> tuple[_Map, _Map]:
+    def _cross(self, port: Port, key: str, *, inward: bool) -> tuple[Map, Record]:
         """Return the map of what is outside, and the copy between it and the value."""
         size, inner = self.sizes[port.value], self._map(port.value)
         n, height, width, channels = size
@@ -221,105 +221,21 @@ class _Layout:
         else:
             outer_size = size
             outer_strides = [height * width * channels, width * channels, channels, 1]
-        outer = {
-            "offset": self.buffers[key].offset,
-            "type": port.dtype,
-            "images": outer_size.images,
-            "height": outer_size.height,
-            "width": outer_size.width,
-            "channels": outer_size.channels,
-            "stride": outer_size.channels,
-        }
-        pair = [(outer, outer_strides), (inner, _strides(size, inner["stride"]))]
-        source, target = pair if inward else reversed(pair)
-        return outer, _copy_record(key, size, *source, *target)
+        outer = make_map(self.buffers[key].offset, port.dtype, outer_size, outer_size.channels)
+        pair = (outer, outer_strides), (inner, pixel_strides(size, inner["stride"]))
+        source, target = pair if inward else pair[::-1]
+        return outer, copy_record(key, size, source, target)
 
-    def _copy_into(self, step: Step, value: str, place: _Place) -> _Map:
+    def _copy_into(self, step: Step, value: str, place: _Place) -> Record:
         """Copy what cannot lie in the joined map itself, because it lies in another already."""
         size, joined, source = self.sizes[value], self._map(step.output), self._map(value)
         per_image = joined["height"] * joined["width"] * joined["stride"]
         item = ITEM_BYTES[joined["type"]]
         offset = joined["offset"] + (place.image * per_image + place.channel) * item
-        target = {**source, "offset": offset, "type": joined["type"], "stride": joined["stride"]}
-        return _copy_record(
+        target = make_map(offset, joined["type"], size, joined["stride"])
+        return copy_record(
             step.name,
             size,
-            source,
-            _strides(size, source["stride"]),
-            target,
-            _strides(size, joined["stride"]),
+            (source, pixel_strides(size, source["stride"])),
+            (target, pixel_strides(size, joined["stride"])),
         )
-
-    def _record(self, step: Step) -> _Map:
-        maps = {role: self._map(value) for role, value in step.inputs.items()}
-        maps["out"] = self._map(step.output)
-        if step.kind == "attention":  # of tokens in one line
-            for one in maps.values():
-                one["width"] *= one["height"]
-                one["height"] = 1
-        numbers: dict[str, float] = {}
-        words: dict[str, str] = {}
-        kind = step.kind
-        if kind in ("linear", "conv"):
-            words = {
-                "weight_kind": step.weight_kind or maps["x"]["type"],
-                "activation": step.activation,
-            }
-        if kind == "conv":
-            numbers["upsample"] = int(step.upsample)
-            if step.tile:
-                return _record("winograd", step, maps, numbers | {"tile": step.tile}, words)
-            numbers |= {"kernel": step.kernel, "step": step.step, "pad": step.pad}
-        elif kind == "group_norm":
-            numbers = {"groups": step.groups, "epsilon": step.epsilon}
-            words = {"activation": step.activation}
-        elif kind == "layer_norm":
-            numbers = {"epsilon": step.epsilon}
-        elif kind == "attention":
-            numbers = {"heads": step.heads, "scale": step.scale, "causal": int(step.causal)}
-        elif kind == "activation":
-            words = {"activation": step.activation}
-        elif kind == "sinusoid":
-            numbers = {"count": step.channels}
-        return _record(kind, step, maps, numbers, words)
-
-
-def _record(
-    kind: str, step: Step, maps: _Map, numbers: dict[str, float], words: dict[str, str]
-) -> _Map:
-    return {
-        "kind": kind,
-        "name": step.name,
-        "maps": maps,
-        "weights": dict(step.weights),
-        "numbers": numbers,
-        "words": words,
-        "lists": {},
-    }
-
-
-def _copy_record(
-    name: str,
-    size: Size,
-    source: _Map,
-    source_strides: list[int],
-    target: _Map,
-    target_strides: list[int],
-) -> _Map:
-    return {
-        "kind": "copy",
-        "name": name,
-        "maps": {"from": source, "to": target},
-        "weights": {},
-        "numbers": {},
-        "words": {},
-        "lists": {
-            "sizes": list(size),
-            "from_strides": source_strides,
-            "to_strides": target_strides,
-        },
-    }
-
-
-def _strides(size: Size, stride: int) -> list[int]:
-    return [size.height * size.width * stride, size.width * stride, stride, 1]

@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, NoReturn
 
-from sdengine.backends.native.graph import Graph, Port, Step
+from sdengine.backends.native.graph import Graph, Port
+from sdengine.backends.native.operations import OPERATIONS
+from sdengine.backends.native.size_rules import Size, Sizes, refuse
+from sdengine.backends.native.step import Step
 from sdengine.bundle.tensors import MAX_ELEMENTS
 from sdengine.errors import BundleError
-
-
-class Size(NamedTuple):
-    """[images, height, width, channels] of a map."""
-
-    images: int
-    height: int
-    width: int
-    channels: int
-
-    @property
-    def rows(self) -> int:
-        """Pixels of all images."""
-        return self.images * self.height * self.width
-
-    @property
-    def elements(self) -> int:
-        """Values."""
-        return self.rows * self.channels
 
 
 def map_sizes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Size]:
@@ -47,7 +30,7 @@ def map_sizes(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     for step in graph.steps:
         size = _output_size(step, {role: sizes[value] for role, value in step.inputs.items()})
         if min(size) < 1 or size.elements > MAX_ELEMENTS:
-            _refuse(step, f"would make a map of {list(size)}")
+            refuse(step, f"would make a map of {list(size)}")
         sizes[step.output] = size
     for port in graph.outputs:
         size = sizes[port.value]
@@ -93,81 +76,9 @@ def _port_size(network: str, port: Port, shape: tuple[int, ...]) -> Size:
     return size
 
 
-def _output_size(step: Step, inputs: Mapping[str, Size]) -> Size:
-    size = _own_size(step, inputs)
+def _output_size(step: Step, inputs: Sizes) -> Size:
+    size = OPERATIONS[step.kind].size(step, inputs)
     for role, expected in (("residual", size), ("per_image", Size(size.images, 1, 1, size[3]))):
         if role in inputs and inputs[role] != expected:
-            _refuse(step, f"has a {role} of {list(inputs[role])} beside {list(size)}")
+            refuse(step, f"has a {role} of {list(inputs[role])} beside {list(size)}")
     return size
-
-
-def _own_size(step: Step, inputs: Mapping[str, Size]) -> Size:
-    kind = step.kind
-    if kind == "constant":
-        return Size(1, 1, step.first, step.channels)
-    if kind in ("concat", "stack"):
-        return _joined(step, [inputs[role] for role in sorted(inputs)])
-    first = {"attention": "q", "add": "a"}.get(kind, "x")
-    if first not in inputs:
-        _refuse(step, f"lacks the input {first!r}")
-    x = inputs[first]
-    if kind == "linear":
-        return x._replace(channels=step.channels)
-    if kind == "conv":
-        factor = 2 if step.upsample else 1
-        height, width = (
-            (side * factor + 2 * step.pad + step.after - step.kernel) // step.step + 1
-            for side in (x.height, x.width)
-        )
-        return Size(x.images, height, width, step.channels)
-    if kind == "attention":
-        _check_attention(step, inputs)
-    if kind == "add":
-        b = inputs.get("b")
-        same_map = b is not None and b[1:] == x[1:] and b.images in (1, x.images)
-        if not same_map and b != Size(x.images, 1, 1, x.channels):
-            _refuse(step, f"adds {b and list(b)} to {list(x)}")
-    if kind == "sinusoid":
-        if x.height * x.width != 1:
-            _refuse(step, f"reads {list(x)}")
-        return x._replace(channels=2 * step.channels * x.channels)
-    if kind == "select":
-        if inputs.get("index") != Size(x.images, 1, 1, 1):
-            _refuse(step, "has no index for each image")
-        return Size(x.images, 1, 1, x.channels)
-    if kind == "cut":
-        if step.first + step.channels > x.channels:
-            _refuse(
-                step, f"takes channels {step.first} to {step.first + step.channels} of {list(x)}"
-            )
-        return x._replace(channels=step.channels)
-    if kind == "slice":
-        if step.parts < 1 or x.images % step.parts or step.first >= step.parts:
-            _refuse(step, f"takes part {step.first} of {step.parts} of {x.images} images")
-        return x._replace(images=x.images // step.parts)
-    return x
-
-
-def _joined(step: Step, parts: list[Size]) -> Size:
-    if not parts:
-        _refuse(step, "has no inputs")
-    first = parts[0]
-    if step.kind == "concat":
-        if any(part[:3] != first[:3] for part in parts):
-            _refuse(step, f"joins {[list(part) for part in parts]}")
-        return first._replace(channels=sum(part.channels for part in parts))
-    if any(part[1:] != first[1:] for part in parts):
-        _refuse(step, f"stacks {[list(part) for part in parts]}")
-    return first._replace(images=sum(part.images for part in parts))
-
-
-def _check_attention(step: Step, inputs: Mapping[str, Size]) -> None:
-    if not {"q", "k", "v"} <= inputs.keys():
-        _refuse(step, "lacks queries, keys or values")
-    q, k, v = inputs["q"], inputs["k"], inputs["v"]
-    if k != v or q.images != k.images or q.channels != k.channels or q.channels % step.heads:
-        _refuse(step, f"has {step.heads} heads of {list(q)}, {list(k)}, {list(v)}")
-
-
-def _refuse(step: Step, problem: str) -> NoReturn:
-    raise BundleError(f"step {step.name!r} ({step.kind}) {problem}.")

@@ -1,4 +1,4 @@
-"""What a bundle takes of the machine's memory, and how its weights shrink to a limit.
+"""Memory limit of a native bundle: what it takes, and how its weights shrink to fit.
 
 Winograd's transformed weights are four times as large as a convolution's own at tiles of 4x4, 1.8
 times at 2x2. Under a limit the largest give way first; what is left is refused with its figures.
@@ -12,12 +12,10 @@ import math
 from collections.abc import Mapping
 
 from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds
-from sdengine.backends.native.packing import packed_kinds
+from sdengine.backends.native.packing import packed_bytes
 from sdengine.backends.native.prepare import Prepared, prepare
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import resolve_shapes
-
-_ITEM_BYTES = {"U8": 1, "F32": 4, "I32": 4}
 
 
 def plan_native_memory(
@@ -36,7 +34,7 @@ def plan_native_memory(
     largest = max(sizes, key=math.prod)
     plain = _prepared(bundle, largest, precision, isa, {})
     maps = sum(one.program().arena_bytes for one in plain.values())
-    weights = {name: weight_bytes(one) for name, one in plain.items()}
+    weights = {name: packed_bytes(one.packing) for name, one in plain.items()}
     left = max(memory_bytes - maps, 1)
     limits = {}
     if sum(weights.values()) > left and not low_memory:
@@ -46,17 +44,11 @@ def plan_native_memory(
     needs = []
     for width, height in sizes:
         prepared = _prepared(bundle, (width, height), precision, isa, limits)
-        weights = {name: weight_bytes(one) for name, one in prepared.items()}
+        weights = {name: packed_bytes(one.packing) for name, one in prepared.items()}
         maps = sum(one.program().arena_bytes for one in prepared.values())
         most = max(weights.values())
         needs.append(SizeNeeds(width, height, weights, {}, maps, maps, 0, most))
     return MemoryBudget(needs, memory_bytes, "memory_bytes", low_memory), limits
-
-
-def weight_bytes(prepared: Prepared) -> int:
-    """Return the size of a network's packed weights."""
-    kinds = packed_kinds(prepared.packing).values()
-    return sum(math.prod(shape) * _ITEM_BYTES[kind] for kind, shape in kinds)
 
 
 def _prepared(

@@ -1,4 +1,4 @@
-"""Packed weights, kept in the user's cache by what they were made from, and mapped from there."""
+"""Cache of packed weights: kept by what they were made from, and mapped from there."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from numpy.typing import NDArray
 
-from sdengine.backends.native.packing import Packing, pack, packed_kinds
+from sdengine.backends.native.packing import Packing, pack, packed_bytes, packed_kinds
 from sdengine.errors import BundleError
 from sdengine.storage.cache_files import KeptFiles
 from sdengine.storage.tensor_file import map_tensors, write_tensors
@@ -52,7 +52,7 @@ def packed_weights(
         packing: what they become.
         weights: the bundle's tensors.
     """
-    text = json.dumps([_LAYOUT, network, origin, [repr(packed) for packed in packing]])
+    text = json.dumps([_LAYOUT, network, origin, [astuple(packed) for packed in packing]])
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
     with _opening:
         found = _open.get(key)
@@ -72,8 +72,7 @@ def _from_file(path: Path, packing: Packing, weights: Mapping[str, Array]) -> di
         }:
             os.utime(path)
             return found
-    megabytes = sum(math.prod(shape) for _, shape in kinds.values()) / 1e6
-    _log.info("packing about %.0f MB of weights into %s", megabytes, path)
+    _log.info("packing %.0f MB of weights into %s", packed_bytes(packing) / 1e6, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, kinds, pack(packing, weights))

@@ -1,4 +1,4 @@
-"""From a bundle's files to what the kernels run."""
+"""Preparation of a network: read from a bundle's files, with methods and packing decided."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from sdengine.backends.native.additive import additive_inputs, without_inputs
 from sdengine.backends.native.graph import Graph, read_graph
 from sdengine.backends.native.layout import Program, lay_out
 from sdengine.backends.native.map_sizes import map_sizes
-from sdengine.backends.native.packing import Packing, choose_methods, plan_packing
+from sdengine.backends.native.methods import choose_methods
+from sdengine.backends.native.packing import Packing, plan_packing
+from sdengine.backends.native.projections import additive_inputs, without_inputs
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import BundleError
 from sdengine.storage.tensor_file import map_tensors
@@ -20,8 +21,6 @@ from sdengine.storage.tensor_file import map_tensors
 BF16_ISA = "avx512_bf16"  # the only one with products of bf16
 # What maps hold between steps, by precision.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "bfloat16"}
-
-
 EXACT_OPTION = "exact"  # of a network: by precision, outputs of the steps computed plainly
 
 
@@ -92,7 +91,7 @@ def prepare(
         graph,
         sizes,
         precision,
-        whole_numbers=isa != BF16_ISA,
+        int16=isa != BF16_ISA,
         exact=_exact_steps(entry.options, precision),
         weight_bytes=weight_bytes,
     )

@@ -1,10 +1,11 @@
-"""Projections of the same tokens, computed as one linear layer: queries, keys and values."""
+"""Passes over a graph: projections of the same tokens joined, additions of zeros left out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sdengine.backends.native.graph import Graph, Step
+from sdengine.backends.native.graph import Graph
+from sdengine.backends.native.step import Step
 
 JOINT = "+"  # between the names of tensors that are packed as one matrix
 
@@ -58,3 +59,41 @@ def _join(group: list[Step]) -> tuple[Step, list[Step]]:
         cuts.append(step.model_copy(update=cut))
         first += step.channels
     return product, cuts
+
+
+def additive_inputs(graph: Graph) -> frozenset[str]:
+    """Return the names of the inputs that are read by nothing but additions, as second operand.
+
+    A ControlNet's residuals are such. Where all of them are zero, a network without these
+    additions gives the same results sooner.
+    """
+    others = {
+        value
+        for step in graph.steps
+        for role, value in step.inputs.items()
+        if (step.kind, role) != ("add", "b")
+    }
+    others |= {port.value for port in graph.outputs}
+    added = {step.inputs["b"] for step in graph.steps if step.kind == "add"}
+    return frozenset(p.name for p in graph.inputs if p.value in added and p.value not in others)
+
+
+def without_inputs(graph: Graph, names: frozenset[str]) -> Graph:
+    """Return a graph without some additive inputs and the additions of them."""
+    dropped = {port.value for port in graph.inputs if port.name in names}
+    instead: dict[str, str] = {}
+    steps = []
+    for step in graph.steps:
+        inputs = {role: instead.get(value, value) for role, value in step.inputs.items()}
+        if step.kind == "add" and inputs["b"] in dropped:
+            instead[step.output] = inputs["a"]
+        else:
+            steps.append(step.model_copy(update={"inputs": inputs}))
+    ports = {
+        "inputs": tuple(port for port in graph.inputs if port.name not in names),
+        "outputs": tuple(
+            port.model_copy(update={"value": instead.get(port.value, port.value)})
+            for port in graph.outputs
+        ),
+    }
+    return graph.model_copy(update={"steps": tuple(steps), **ports})

@@ -1,23 +1,21 @@
-"""What a network does at a size, step by step: shapes, work and memory."""
+"""Report of a network at a size, operation by operation: shapes, work and memory."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sdengine.backends.native.instruction_set import chosen_isa
-from sdengine.backends.native.layout import ITEM_BYTES
+from sdengine.backends.native.operations import OPERATIONS
 from sdengine.backends.native.packing import packed_kinds
 from sdengine.backends.native.prepare import prepare
+from sdengine.backends.native.records import ITEM_BYTES, Record, map_size
 from sdengine.bundle.reader import Bundle
-
-_WEIGHT_ITEM_BYTES = {"U8": 1, "F32": 4, "I32": 4}
+from sdengine.storage.tensor_file import tensor_bytes
 
 
 @dataclass(frozen=True)
-class Operation:
+class OperationReport:
     """One operation.
 
     Args:
@@ -37,9 +35,9 @@ class Operation:
     weight_bytes: int
 
 
-def plan_network(
+def report_network(
     bundle: Bundle, network: str, shapes: Mapping[str, tuple[int, ...]], precision: str
-) -> tuple[list[Operation], int]:
+) -> tuple[list[OperationReport], int]:
     """Return the operations in their order, and the bytes of the arena that their maps share.
 
     Those are left out that zero inputs make needless: a U-Net's additions of residuals.
@@ -52,38 +50,21 @@ def plan_network(
     """
     prepared = prepare(bundle, network, shapes, precision, chosen_isa())
     weight_bytes = {
-        name: math.prod(shape) * _WEIGHT_ITEM_BYTES[kind]
+        name: tensor_bytes(kind, shape)
         for name, (kind, shape) in packed_kinds(prepared.packing).items()
     }
     program = prepared.program_without(prepared.additive())
     return [_operation(record, weight_bytes) for record in program.records], program.arena_bytes
 
 
-def _operation(record: dict[str, Any], weight_bytes: Mapping[str, int]) -> Operation:
+def _operation(record: Record, weight_bytes: Mapping[str, int]) -> OperationReport:
     maps = record["maps"]
-    made = maps.get("out") or maps["to"]
-    return Operation(
+    row = OPERATIONS.get(record["kind"])  # copies are no operation of a graph
+    return OperationReport(
         kind=record["kind"],
         name=record["name"],
-        shape=tuple(made[side] for side in ("images", "height", "width", "channels")),
-        flops=_flops(record),
-        map_bytes=sum(_elements(one) * ITEM_BYTES[one["type"]] for one in maps.values()),
+        shape=map_size(maps.get("out") or maps["to"]),
+        flops=row.flops(record) if row else 0,
+        map_bytes=sum(map_size(one).elements * ITEM_BYTES[one["type"]] for one in maps.values()),
         weight_bytes=sum(weight_bytes[name] for name in record["weights"].values()),
     )
-
-
-def _elements(one: Mapping[str, Any]) -> int:
-    return math.prod(one[side] for side in ("images", "height", "width", "channels"))
-
-
-def _flops(record: dict[str, Any]) -> int:
-    maps, kind = record["maps"], record["kind"]
-    if kind == "linear":
-        columns = 2 if record["words"]["activation"] == "geglu" else 1
-        return 2 * columns * _elements(maps["out"]) * int(maps["x"]["channels"])
-    if kind in ("conv", "winograd"):
-        kernel = record["numbers"].get("kernel", 3)
-        return 2 * _elements(maps["out"]) * int(maps["x"]["channels"] * kernel * kernel)
-    if kind == "attention":
-        return 4 * _elements(maps["q"]) * int(maps["k"]["width"])
-    return 0

@@ -14,6 +14,7 @@ from sdengine.backends.tensorrt.engine import GpuContext, piece_shape, row_axis
 from sdengine.backends.tensorrt.session import GpuSession
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import DeviceError
+from sdengine.storage.tensor_file import to_bf16_bits, to_float32
 
 NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int64": np.int64}
 
@@ -128,14 +129,9 @@ def to_engine(values: Array, dtype: np.dtype[Any]) -> Array:
     if dtype != np.uint16:
         with np.errstate(over="ignore"):  # the run time finds what is not finite
             return values.astype(dtype, copy=False)
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    # NaN must stay one, whichever bits it has.
-    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+    return to_bf16_bits(values)
 
 
 def from_engine(values: Array) -> Array:
     """Return fp32 from fp32, fp16 or the upper 16 bits of bf16."""
-    if values.dtype != np.uint16:
-        return values.astype(np.float32, copy=False)
-    return (values.astype(np.uint32) << 16).view(np.float32)
+    return to_float32(values)

@@ -1,4 +1,4 @@
-"""Write a network's files for the native target."""
+"""Compiler of the native target: writes a network's graph and weights."""
 
 from __future__ import annotations
 

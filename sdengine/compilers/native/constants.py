@@ -1,4 +1,4 @@
-"""Values in an exported graph that follow from constants alone, such as amounts of padding."""
+"""Constants in an exported graph: values that follow from them alone, such as padding."""
 
 from __future__ import annotations
 

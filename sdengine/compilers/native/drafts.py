@@ -1,4 +1,4 @@
-"""Steps in the making: what one node of an exported graph computes, before it is joined to others.
+"""Drafts of steps: what single nodes of an exported graph compute, before they are joined.
 
 A draft has the kind of a step, or one that must become part of another: "bias", "sigmoid",
 "scale", "product", "half", "angles", "cos", "sin", "double", "pad", "one_hot".
@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.errors import ExportError
-
-PRODUCTS = ("linear", "conv")
 
 
 @dataclass(eq=False)

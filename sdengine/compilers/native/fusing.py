@@ -1,10 +1,11 @@
-"""Join drafts: biases, activations, gates and sums become part of the product before them."""
+"""Fusion of drafts: biases, activations, gates and sums join the product before them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from sdengine.compilers.native.drafts import PRODUCTS, Draft, Drafts
+from sdengine.backends.native.operations import PRODUCTS
+from sdengine.compilers.native.drafts import Draft, Drafts
 
 _QUICK_GELU = 1.702  # x * sigmoid(1.702 x); Source: "Gaussian Error Linear Units", section 2
 
@@ -175,8 +176,8 @@ def _conv(drafts: Drafts, draft: Draft) -> None:
         return
     if made.kind == "double":
         draft.fields["upsample"] = True
-    elif draft.fields.pop("pad") == 0:
-        draft.fields["after"] = 1
+    elif draft.fields.pop("padding") == 0:
+        draft.fields["padding_after"] = 1
     else:
         drafts.refuse(draft, "it pads twice")
     draft.inputs["x"] = made.inputs["x"]

@@ -1,4 +1,4 @@
-"""How far each layer of a network errs in each precision, on the inputs that it really gets.
+"""Sensitivity of layers: how far each errs in each precision, on the inputs that it really gets.
 
 The network runs in fp32, one operation after the other; what each linear layer and convolution read
 is then given to the same layer alone in bf16 and in 8 bits, and the results are compared.
@@ -13,21 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdengine import _native
-from sdengine.backends.native.graph import Graph, Port, Step
+from sdengine.backends.native.graph import Graph, Port
 from sdengine.backends.native.instruction_set import chosen_isa
+from sdengine.backends.native.laid_out_network import LaidOutNetwork
 from sdengine.backends.native.layout import Program, lay_out
 from sdengine.backends.native.map_sizes import map_sizes
-from sdengine.backends.native.packing import choose_methods, pack, plan_packing
+from sdengine.backends.native.methods import choose_methods
+from sdengine.backends.native.operations import PRODUCTS
+from sdengine.backends.native.packing import pack, plan_packing
 from sdengine.backends.native.prepare import BF16_ISA, DTYPES
 from sdengine.backends.native.projections import JOINT
+from sdengine.backends.native.step import Step
 
 Array = NDArray[Any]
 PRECISIONS = ("bf16", "int8")
+_THREADS = 2
 # A layer whose error is larger is computed plainly. In bf16 the rounding of inputs and results
 # alone is 2.4e-3; in 8 bits an even distribution gives about 1e-2.
 MAX_ERROR = {"bf16": 1e-2, "int8": 5e-2}
-_PRODUCTS = ("linear", "conv", "winograd")
 
 
 @dataclass(frozen=True)
@@ -67,17 +70,16 @@ def layer_errors(
     shapes = {name: array.shape for name, array in inputs.items()}
     chosen = {precision: _chosen(graph, shapes, precision) for precision in ("fp32", *PRECISIONS)}
     reference = chosen["fp32"]
-    network, program = _network(reference, shapes, weights, "float32")
-    for name, one in program.inputs.items():
-        view = network.view(one)
-        view[...] = np.asarray(inputs[name]).reshape(view.shape)
+    laid_out, program = _laid_out(reference, shapes, weights, "float32")
+    laid_out.write(inputs)
+    network = laid_out.network
     by_output = {
         precision: {step.output: step for step in low.steps} for precision, low in chosen.items()
     }
-    products = iter(step for step in reference.steps if step.kind in ("linear", "conv"))
+    products = iter(step for step in reference.steps if step.kind in PRODUCTS)
     found: list[LayerError] = []
     for index, record in enumerate(program.records):
-        if record["kind"] not in _PRODUCTS:
+        if record["kind"] not in PRODUCTS:
             network.run_one(index)
             continue
         step = next(products)
@@ -96,20 +98,15 @@ def layer_errors(
 
 def _chosen(graph: Graph, shapes: Mapping[str, tuple[int, ...]], precision: str) -> Graph:
     sizes = map_sizes(graph, shapes)
-    return choose_methods(graph, sizes, precision, whole_numbers=chosen_isa() != BF16_ISA)
+    return choose_methods(graph, sizes, precision, int16=chosen_isa() != BF16_ISA)
 
 
-def _network(
+def _laid_out(
     graph: Graph, shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Array], dtype: str
-) -> tuple[_native.Network, Program]:
+) -> tuple[LaidOutNetwork, Program]:
     packed_graph, packing = plan_packing(graph, map_sizes(graph, shapes), weights)
     program = lay_out(packed_graph, shapes, dtype)
-    packed = dict(pack(packing, weights))
-    network = _native.Network(program.records, packed, 2, chosen_isa())
-    for one, weight in program.constants:
-        view = network.view(one)
-        view[...] = packed[weight].reshape(view.shape)
-    return network, program
+    return LaidOutNetwork(program, dict(pack(packing, weights)), _THREADS), program
 
 
 def _error(
@@ -126,12 +123,10 @@ def _error(
     )
     arrays = {role: array.transpose(0, 3, 1, 2) for role, array in read.items()}
     shapes = {role: array.shape for role, array in arrays.items()}
-    network, program = _network(graph, shapes, weights, dtype)
-    for role, one in program.inputs.items():
-        network.view(one)[...] = arrays[role]
-    network.run()
-    one, shape = program.outputs["out"]
-    found = network.view(one).reshape(shape).transpose(0, 2, 3, 1).astype(np.float64)
+    laid_out, _ = _laid_out(graph, shapes, weights, dtype)
+    laid_out.write(arrays)
+    laid_out.network.run()
+    found = laid_out.outputs["out"].transpose(0, 2, 3, 1).astype(np.float64)
     power = float(np.mean(truth.astype(np.float64) ** 2))
     return float(np.sqrt(np.mean((found - truth) ** 2) / (power or 1.0)))
 

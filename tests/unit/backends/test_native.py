@@ -9,24 +9,23 @@ import numpy as np
 import pytest
 
 import sdengine
+from sdengine import _native
 from sdengine.backends.native import packed_cache
-from sdengine.backends.native.additive import additive_inputs, without_inputs
 from sdengine.backends.native.backend import NativeBackend
 from sdengine.backends.native.buffers import Buffer, plan_buffers
-from sdengine.backends.native.graph import Graph, Port, Step, parse_graph, read_graph, write_graph
-from sdengine.backends.native.map_sizes import Size, map_sizes
-from sdengine.backends.native.packing import (
-    choose_methods,
-    interleave_gated,
-    pack,
-    packed_kinds,
-    plan_packing,
-)
+from sdengine.backends.native.graph import Graph, Port, parse_graph, read_graph, write_graph
+from sdengine.backends.native.map_sizes import map_sizes
+from sdengine.backends.native.methods import choose_methods
+from sdengine.backends.native.operations import OPERATIONS
+from sdengine.backends.native.packing import interleave_gated, pack, packed_kinds, plan_packing
 from sdengine.backends.native.prepare import EXACT_OPTION, prepare
+from sdengine.backends.native.projections import additive_inputs, without_inputs
+from sdengine.backends.native.size_rules import Size
+from sdengine.backends.native.step import Step
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import BundleError, ConfigError, DeviceError, OutOfMemoryError
-from sdengine.storage.tensor_file import map_tensors, to_float32, write_tensors
+from sdengine.storage.tensor_file import map_tensors
 
 SIZES = {"batch": 2, "sequence": 77, "height": 64, "width": 64}
 
@@ -62,9 +61,11 @@ def test_buffers_overlap_only_where_they_are_not_in_use_together() -> None:
     assert total <= 1.3 * at_once
 
 
-def test_graphs_are_written_as_they_are_read(unet: Graph, tmp_path: Path) -> None:
-    write_graph(unet, tmp_path / "a.graph.json")
-    assert read_graph(tmp_path / "a.graph.json") == unet
+@pytest.mark.parametrize("network", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])
+def test_graphs_are_written_as_they_are_read(bundle: Bundle, network: str, tmp_path: Path) -> None:
+    path = bundle.path(f"{network}.graph.json")
+    write_graph(read_graph(path), tmp_path / "a.graph.json")
+    assert (tmp_path / "a.graph.json").read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,12 @@ def test_graphs_are_written_as_they_are_read(unet: Graph, tmp_path: Path) -> Non
         ('"kind": "sinusoid"', '"kind": "exec"', "kind"),
         ('"inputs": {"x": "timestep"}', '"inputs": {"x": "later"}', "no step before"),
         ('"value": "noise_pred"', '"value": "nothing"', "never made"),
+        ('"kind": "conv"', '"kind": "winograd"', "kind that is not one of linear"),
+        ('"inputs": {"x": "timestep"}', '"inputs": {}', "has the inputs .*expected x"),
+        ('"inputs": {"x": "timestep"}', '"inputs": {"x": "timestep", "b": "sample"}', "inputs"),
+        ('"weights": {"frequencies"', '"weights": {"sizes"', "weights .*expected frequencies"),
+        ('"groups": 8', '"groups": 8, "heads": 2', "has heads, which its kind"),
+        ('"groups": 8', '"groups": 8, "tile": 2', "has tile"),
         ('"groups": 8', '"groups": 0', "groups"),
         ('"groups": 8', '"groups": "8"', "groups"),
     ],
@@ -86,6 +93,16 @@ def test_a_graph_that_makes_no_sense_is_refused(
         parse_graph(text.encode(), "made up")
     with pytest.raises(BundleError, match="not JSON"):
         parse_graph(b"[" * 100_000, "made up")
+
+
+@pytest.mark.parametrize("kind", [k for k, row in OPERATIONS.items() if not row.is_view])
+def test_every_operation_of_the_table_has_a_kernel(kind: str) -> None:
+    record: dict[str, Any] = {"kind": kind, "name": "n"}
+    record |= {part: {} for part in ("maps", "weights", "numbers", "words", "lists")}
+    with pytest.raises(BundleError, match=rf"'n' \({kind}\) lacks the map"):
+        _native.Network([record], {}, 1, "")
+    with pytest.raises(BundleError, match="is of kind 'no such', which is unknown"):
+        _native.Network([{**record, "kind": "no such"}], {}, 1, "")
 
 
 def test_methods_follow_the_precision(bundle: Bundle, unet: Graph) -> None:
@@ -107,9 +124,9 @@ def test_methods_follow_the_precision(bundle: Bundle, unet: Graph) -> None:
         ("conv", "bfloat16", 0),
         ("conv", "int16", 4),
     }
-    whole = {("linear", "int16", 0), ("conv", "int16", 0), ("conv", "int16", 4)}
-    assert kinds("bf16", whole_numbers=True) == whole
-    assert kinds("int8", whole_numbers=True) == {*whole, ("linear", "int8", 0)}
+    int16 = {("linear", "int16", 0), ("conv", "int16", 0), ("conv", "int16", 4)}
+    assert kinds("bf16", int16=True) == int16
+    assert kinds("int8", int16=True) == {*int16, ("linear", "int8", 0)}
 
 
 def test_queries_keys_and_values_are_one_product(bundle: Bundle, unet: Graph) -> None:
@@ -127,7 +144,7 @@ def test_small_maps_of_many_channels_take_small_tiles(side: int) -> None:
     def conv(x: str, output: str, **options: Any) -> Step:
         return Step(
             kind="conv", name=output, inputs={"x": x}, output=output, weights={"weight": "w"},
-            channels=1280, kernel=3, pad=1, **options,
+            channels=1280, kernel=3, padding=1, **options,
         )  # fmt: skip
 
     steps = (conv("fine", "a"), conv("low", "b"), conv("low", "c", upsample=True))
@@ -193,8 +210,7 @@ def test_a_tensor_of_another_shape_is_named(bundle: Bundle, unet: Graph) -> None
 
 
 def test_gates_lie_beside_their_values() -> None:
-    columns = np.arange(64)
-    order = interleave_gated(columns)
+    order = interleave_gated(np.arange(64))
     assert order.tolist() == [*range(16), *range(32, 48), *range(16, 32), *range(48, 64)]
 
 
@@ -204,22 +220,6 @@ def test_only_residuals_can_be_left_out(unet: Graph) -> None:
     smaller = without_inputs(unet, names)
     assert len(smaller.steps) == len(unet.steps) - len(names)
     assert [p.name for p in smaller.inputs] == ["sample", "timestep", "encoder_hidden_states"]
-
-
-def test_bf16_is_read_as_its_bits(tmp_path: Path) -> None:
-    bits = np.array([0x3F80, 0xC000, 0x7F80], np.uint16)
-    write_tensors(tmp_path / "a", {"x": ("BF16", (3,))}, [("x", bits)])
-    assert to_float32(map_tensors(tmp_path / "a")["x"]).tolist() == [1.0, -2.0, np.inf]
-
-
-def test_an_unfinished_file_leaves_nothing(tmp_path: Path) -> None:
-    kinds = {"x": ("F32", (2,)), "y": ("F32", (2,))}
-    ones = np.ones(2, np.float32)
-    with pytest.raises(ValueError, match="not given: y"):
-        write_tensors(tmp_path / "a", kinds, [("x", ones)])
-    with pytest.raises(ValueError, match="12 bytes for 8"):
-        write_tensors(tmp_path / "a", kinds, [("x", np.ones(3, np.float32))])
-    assert not list(tmp_path.iterdir())
 
 
 def test_packed_weights_are_kept_and_shared(

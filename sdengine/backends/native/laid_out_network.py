@@ -1,0 +1,47 @@
+"""Network laid out in memory of its own: a program's kernels, its constants and its maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdengine import _native
+from sdengine.backends.native.instruction_set import chosen_isa
+from sdengine.backends.native.layout import Program
+from sdengine.storage.tensor_file import to_bf16_bits
+
+Array = NDArray[Any]
+
+
+class LaidOutNetwork:
+    """A program that can run.
+
+    Args:
+        program: a network's operations and where its maps lie.
+        weights: packed tensors by name, which must outlive it.
+        threads: that run it.
+    """
+
+    def __init__(self, program: Program, weights: Mapping[str, Array], threads: int) -> None:
+        self.network = _native.Network(program.records, dict(weights), threads, chosen_isa())
+        for one, name in program.constants:
+            self._fill(self.network.view(one), weights[name])
+        self.inputs = {name: self.network.view(one) for name, one in program.inputs.items()}
+        self.outputs = {
+            name: self.network.view(one).reshape(shape)
+            for name, (one, shape) in program.outputs.items()
+        }
+
+    def write(self, inputs: Mapping[str, Array]) -> None:
+        """Copy inputs, each of as many values as its map, to where the network reads them."""
+        for name, target in self.inputs.items():
+            np.copyto(target, inputs[name].reshape(target.shape), casting="same_kind")
+
+    @staticmethod
+    def _fill(target: Array, values: Array) -> None:
+        """Write fp32 values into a map, rounded where it holds the bits of bf16."""
+        shaped = values.reshape(target.shape)
+        target[...] = to_bf16_bits(shaped) if target.dtype == np.uint16 else shaped
