@@ -3,6 +3,7 @@
 // What the operations of a network take. Every pointer and size was checked when the network was
 // put together (network.cpp); the operations themselves check nothing.
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -106,12 +107,16 @@ struct GroupNormArguments {
   int groups = 1;
   float epsilon = 1e-5f;
   bool silu = false;
+
+  static auto maps() { return std::array{&GroupNormArguments::x, &GroupNormArguments::out}; }
 };
 
 struct LayerNormArguments {
   Map x, out;
   const float *weight = nullptr, *bias = nullptr;
   float epsilon = 1e-5f;
+
+  static auto maps() { return std::array{&LayerNormArguments::x, &LayerNormArguments::out}; }
 };
 
 // q, k, v and out hold heads side by side in their channels.
@@ -120,15 +125,24 @@ struct AttentionArguments {
   int heads = 1;
   float scale = 1.0f;
   bool causal = false;
+
+  static auto maps() {
+    return std::array{&AttentionArguments::q, &AttentionArguments::k, &AttentionArguments::v,
+                      &AttentionArguments::out};
+  }
 };
 
 struct AddArguments {
   Map a, b, out;  // b may be one image for all, or one row for each image
+
+  static auto maps() { return std::array{&AddArguments::a, &AddArguments::b, &AddArguments::out}; }
 };
 
 struct ActivationArguments {
   Map x, out;
   Activation activation = Activation::Silu;
+
+  static auto maps() { return std::array{&ActivationArguments::x, &ActivationArguments::out}; }
 };
 
 // out[n] = [cos(t[n] * frequencies), sin(t[n] * frequencies)]
@@ -137,11 +151,17 @@ struct SinusoidArguments {
   const float* frequencies = nullptr;
   int count = 0;
   Map out;
+
+  static auto maps() { return std::array{&SinusoidArguments::x, &SinusoidArguments::out}; }
 };
 
 // out[n] = x[n, index[n]]; indices outside are taken as the nearest inside.
 struct SelectArguments {
   Map x, index, out;
+
+  static auto maps() {
+    return std::array{&SelectArguments::x, &SelectArguments::index, &SelectArguments::out};
+  }
 };
 
 // Copies [n,h,w,c] between any strides (in values) and types.
@@ -157,23 +177,36 @@ struct CopyArguments {
 struct ScratchNeed {
   std::size_t shared = 0, own = 0;
 };
+template <typename Arguments>
+ScratchNeed scratch_for(const Arguments&) {
+  return {};
+}
 ScratchNeed scratch_for(const LinearArguments& arguments);
 ScratchNeed scratch_for(const ConvArguments& arguments);
 ScratchNeed scratch_for(const WinogradArguments& arguments);
 ScratchNeed scratch_for(const GroupNormArguments& arguments);
 ScratchNeed scratch_for(const AttentionArguments& arguments);
 
+// Every operation that is compiled for each instruction set, and its arguments: from this list
+// follow the table below, the kernels' declarations (ops/operations.h), the reader's
+// (plan_reader.h), and what a network does with a record of this kind (network.cpp).
+#define SDENGINE_OPERATIONS(X)      \
+  X(linear, LinearArguments)        \
+  X(conv, ConvArguments)            \
+  X(winograd, WinogradArguments)    \
+  X(group_norm, GroupNormArguments) \
+  X(layer_norm, LayerNormArguments) \
+  X(attention, AttentionArguments)  \
+  X(add, AddArguments)              \
+  X(activation, ActivationArguments)
+
 // The operations, compiled for one instruction set.
 struct Operations {
   const char* name;
-  void (*linear)(const LinearArguments&, ThreadPool&, const Scratch&);
-  void (*conv)(const ConvArguments&, ThreadPool&, const Scratch&);
-  void (*winograd)(const WinogradArguments&, ThreadPool&, const Scratch&);
-  void (*group_norm)(const GroupNormArguments&, ThreadPool&, const Scratch&);
-  void (*layer_norm)(const LayerNormArguments&, ThreadPool&, const Scratch&);
-  void (*attention)(const AttentionArguments&, ThreadPool&, const Scratch&);
-  void (*add)(const AddArguments&, ThreadPool&, const Scratch&);
-  void (*activation)(const ActivationArguments&, ThreadPool&, const Scratch&);
+#define SDENGINE_MEMBER(name, Arguments) \
+  void (*name)(const Arguments&, ThreadPool&, const Scratch&);
+  SDENGINE_OPERATIONS(SDENGINE_MEMBER)
+#undef SDENGINE_MEMBER
   // Adds up products at full speed; returns the multiplications and additions done.
   std::int64_t (*peak)(Kind, std::int64_t rounds);
 };

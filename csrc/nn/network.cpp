@@ -7,6 +7,7 @@
 #include <chrono>
 #include <limits>
 #include <mutex>
+#include <type_traits>
 
 #include "common/errors.h"
 #include "nn/plain.h"
@@ -70,16 +71,29 @@ Planned plan_products(const OperationReader& reader, Arguments arguments, Functi
 }
 
 template <typename Arguments, typename Function>
-Planned plan_maps(Arguments arguments, std::vector<Map Arguments::*> maps, ScratchNeed need,
-                  Function function) {
+Planned plan_maps(Arguments arguments, Function function) {
   return {[=](char* arena) -> Step {
             Arguments bound = arguments;
-            for (Map Arguments::* map : maps) move(bound.*map, arena);
+            for (const auto map : Arguments::maps()) move(bound.*map, arena);
             return [bound, function](ThreadPool& pool, const Scratch& scratch) {
               function(bound, pool, scratch);
             };
           },
-          need};
+          scratch_for(arguments)};
+}
+
+template <typename Arguments, typename = void>
+struct HasEpilogue : std::false_type {};
+template <typename Arguments>
+struct HasEpilogue<Arguments, std::void_t<decltype(Arguments::epilogue)>> : std::true_type {};
+
+template <typename Arguments, typename Function>
+Planned plan_operation(const OperationReader& reader, Arguments arguments, Function function) {
+  if constexpr (HasEpilogue<Arguments>::value) {
+    return plan_products(reader, arguments, function);
+  } else {
+    return plan_maps(arguments, function);
+  }
 }
 
 Planned plan_copy(CopyArguments arguments) {
@@ -94,45 +108,17 @@ Planned plan_copy(CopyArguments arguments) {
 
 Planned plan_one(const OperationReader& reader, const Operations& operations) {
   const std::string& kind = reader.kind();
-  if (kind == "linear") return plan_products(reader, reader.linear(), operations.linear);
-  if (kind == "conv") return plan_products(reader, reader.conv(), operations.conv);
-  if (kind == "winograd") return plan_products(reader, reader.winograd(), operations.winograd);
-  if (kind == "group_norm") {
-    const auto arguments = reader.group_norm();
-    return plan_maps<GroupNormArguments>(arguments,
-                                         {&GroupNormArguments::x, &GroupNormArguments::out},
-                                         scratch_for(arguments), operations.group_norm);
-  }
-  if (kind == "layer_norm") {
-    return plan_maps<LayerNormArguments>(reader.layer_norm(),
-                                         {&LayerNormArguments::x, &LayerNormArguments::out}, {},
-                                         operations.layer_norm);
-  }
-  if (kind == "attention") {
-    const auto arguments = reader.attention();
-    return plan_maps<AttentionArguments>(arguments,
-                                         {&AttentionArguments::q, &AttentionArguments::k,
-                                          &AttentionArguments::v, &AttentionArguments::out},
-                                         scratch_for(arguments), operations.attention);
-  }
-  if (kind == "add") {
-    return plan_maps<AddArguments>(
-        reader.add(), {&AddArguments::a, &AddArguments::b, &AddArguments::out}, {}, operations.add);
-  }
-  if (kind == "activation") {
-    return plan_maps<ActivationArguments>(reader.activation(),
-                                          {&ActivationArguments::x, &ActivationArguments::out}, {},
-                                          operations.activation);
-  }
+#define SDENGINE_PLAN(name, Arguments) \
+  if (kind == #name) return plan_operation(reader, reader.name(), operations.name);
+  SDENGINE_OPERATIONS(SDENGINE_PLAN)
+#undef SDENGINE_PLAN
   if (kind == "sinusoid") {
-    return plan_maps<SinusoidArguments>(
-        reader.sinusoid(), {&SinusoidArguments::x, &SinusoidArguments::out}, {},
-        [](const SinusoidArguments& a, ThreadPool&, const Scratch&) { sinusoid(a); });
+    return plan_maps(reader.sinusoid(),
+                     [](const SinusoidArguments& a, ThreadPool&, const Scratch&) { sinusoid(a); });
   }
   if (kind == "select") {
-    return plan_maps<SelectArguments>(
-        reader.select(), {&SelectArguments::x, &SelectArguments::index, &SelectArguments::out}, {},
-        [](const SelectArguments& a, ThreadPool&, const Scratch&) { select(a); });
+    return plan_maps(reader.select(),
+                     [](const SelectArguments& a, ThreadPool&, const Scratch&) { select(a); });
   }
   if (kind == "copy") return plan_copy(reader.copy());
   reader.refuse("is of kind '" + kind + "', which is unknown");

@@ -27,14 +27,9 @@ class OperationReader {
   bool has(const std::string& map) const { return record_.maps.count(map) > 0; }
   [[noreturn]] void refuse(const std::string& problem) const;
 
-  LinearArguments linear() const;
-  ConvArguments conv() const;
-  WinogradArguments winograd() const;
-  GroupNormArguments group_norm() const;
-  LayerNormArguments layer_norm() const;
-  AttentionArguments attention() const;
-  AddArguments add() const;
-  ActivationArguments activation() const;
+#define SDENGINE_READER(name, Arguments) Arguments name() const;
+  SDENGINE_OPERATIONS(SDENGINE_READER)
+#undef SDENGINE_READER
   SinusoidArguments sinusoid() const;
   SelectArguments select() const;
   CopyArguments copy() const;

@@ -4,14 +4,10 @@
 
 namespace sdengine::nn::SDENGINE_ISA {
 
-void linear(const LinearArguments& arguments, ThreadPool& pool, const Scratch& scratch);
-void conv(const ConvArguments& arguments, ThreadPool& pool, const Scratch& scratch);
-void winograd(const WinogradArguments& arguments, ThreadPool& pool, const Scratch& scratch);
-void group_norm(const GroupNormArguments& arguments, ThreadPool& pool, const Scratch& scratch);
-void layer_norm(const LayerNormArguments& arguments, ThreadPool& pool, const Scratch& scratch);
-void attention(const AttentionArguments& arguments, ThreadPool& pool, const Scratch& scratch);
-void add(const AddArguments& arguments, ThreadPool& pool, const Scratch& scratch);
-void activation(const ActivationArguments& arguments, ThreadPool& pool, const Scratch& scratch);
+#define SDENGINE_DECLARE(name, Arguments) \
+  void name(const Arguments& arguments, ThreadPool& pool, const Scratch& scratch);
+SDENGINE_OPERATIONS(SDENGINE_DECLARE)
+#undef SDENGINE_DECLARE
 std::int64_t peak(Kind kind, std::int64_t rounds);
 
 }  // namespace sdengine::nn::SDENGINE_ISA

@@ -8,14 +8,11 @@ namespace sdengine::nn::SDENGINE_ISA {
 extern const Operations kOperations;
 const Operations kOperations = {
     SDENGINE_TEXT(SDENGINE_ISA),
-    linear,
-    conv,
-    winograd,
-    group_norm,
-    layer_norm,
-    attention,
-    add,
-    activation,
+// clang-format off
+#define SDENGINE_ENTRY(name, Arguments) name,
+    SDENGINE_OPERATIONS(SDENGINE_ENTRY)
+#undef SDENGINE_ENTRY
+    // clang-format on
     peak,
 };
 
