@@ -29,7 +29,7 @@ from sdengine.export.sizes import check_batch, check_multiples, parse_sizes
 from sdengine.export.static_shapes import fix_shapes
 from sdengine.export.trace import placeholders, trace
 from sdengine.export.weights import attach_weights
-from sdengine.models.contracts import PRECISIONS
+from sdengine.models.dtypes import TORCH_DTYPES
 
 _MAX_STEPS, _MAX_REGISTERS = 1000, 8
 _RGB = 3
@@ -128,13 +128,13 @@ def plan_memory(
         ConfigError: an argument is invalid.
         ExportError: a network cannot be traced.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
+    if precision not in TORCH_DTYPES:
+        raise ConfigError.for_field("precision", precision, ", ".join(TORCH_DTYPES))
     check_batch(batch)
     sizes = parse_sizes(resolutions)
     exporter = Exporter(source, OnnxCache(), controlnet=False)
     check_multiples(sizes, exporter.multiple)
-    item_bytes = PRECISIONS[precision].itemsize
+    item_bytes = TORCH_DTYPES[precision].itemsize
     networks = [name for name in exporter.networks if name not in _LEFT_OUT]
     weight_bytes = {name: _weight_bytes(source, name, item_bytes) for name in networks}
     scratch: dict[str, dict[tuple[int, int], int]] = {name: {} for name in networks}

@@ -22,7 +22,7 @@ from sdengine.compilers.tensorrt.plugin_nodes import AUTO, KERNELS
 from sdengine.compilers.tensorrt.refit_probe import require_flags
 from sdengine.errors import ConfigError
 from sdengine.export.sizes import check_batch, parse_sizes
-from sdengine.models.contracts import PRECISIONS
+from sdengine.models.dtypes import TORCH_DTYPES
 
 # Targets whose backend compiles ONNX; the others run the module itself.
 TARGETS = {"native": True, "openvino": True, "torch": False, **dict.fromkeys(FLAVOURS, True)}
@@ -62,8 +62,8 @@ class BuildOptions:
         """
         if self.target not in TARGETS:
             raise ConfigError.for_field("target", self.target, ", ".join(TARGETS))
-        if self.precision not in PRECISIONS:
-            raise ConfigError.for_field("precision", self.precision, ", ".join(PRECISIONS))
+        if self.precision not in TORCH_DTYPES:
+            raise ConfigError.for_field("precision", self.precision, ", ".join(TORCH_DTYPES))
         check_batch(self.batch)
         sizes = parse_sizes(self.resolutions)
         self._check_limits()

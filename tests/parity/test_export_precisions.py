@@ -24,7 +24,7 @@ from sdengine.export.exporter import Exporter
 from sdengine.export.fp32_rendition import render_in_fp32
 from sdengine.export.network import export_network
 from sdengine.models.configs import TINY_SD15
-from sdengine.models.contracts import PRECISIONS
+from sdengine.models.dtypes import TORCH_DTYPES
 from sdengine.models.vae import AutoencoderKL
 
 ONNX_TYPES = {
@@ -49,7 +49,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> OnnxCache:
     return OnnxCache(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", TORCH_DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_network_of_every_family(
     sources: dict[str, PartSource], cache: OnnxCache, family: str, precision: str
@@ -58,7 +58,7 @@ def test_every_network_of_every_family(
     for network in exporter.networks:
         exported = exporter.export(network, precision)
         assert exported.max_error is not None and exported.onnx_path is not None
-        assert exported.max_error <= MAX_ERROR[PRECISIONS[precision]]
+        assert exported.max_error <= MAX_ERROR[TORCH_DTYPES[precision]]
         model = onnx.load(exported.onnx_path, load_external_data=False)
         assert {t.data_type for t in model.graph.initializer} == {ONNX_TYPES[precision]}
         found = {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
