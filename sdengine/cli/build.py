@@ -48,12 +48,6 @@ def build(
         str | None,
         typer.Option(metavar="PATH", help="Where full TensorRT keeps what it measured."),
     ] = None,
-    refit: Annotated[
-        bool, typer.Option("--refit", help="TensorRT engines whose weights can be exchanged.")
-    ] = False,
-    strip: Annotated[
-        bool, typer.Option("--strip", help="TensorRT engines without weights, put back later.")
-    ] = False,
     report: Annotated[
         bool,
         typer.Option("--report", help="Of target native: measure layers, keep loud ones exact."),
@@ -84,8 +78,6 @@ def build(
             optimization_level=optimization_level,
             kernels=kernels,
             timing_cache=timing_cache,
-            refit=refit,
-            strip=strip,
             measure_layers=report,
             force=force,
             cache=cache,

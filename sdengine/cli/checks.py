@@ -102,29 +102,6 @@ def run_checks() -> list[Check]:
     return checks
 
 
-def probe_refitting() -> list[Check]:
-    """Build small engines with each combination of flags; takes seconds, and needs onnx."""
-    cost = "weights cannot be exchanged or left out: `sdengine build --refit` and `--strip` refuse"
-    remedy = "build on a machine with the GPU, its driver and the package"
-    name = "refit probe"
-    try:
-        from sdengine.compilers.tensorrt.engine import FLAVOURS
-        from sdengine.compilers.tensorrt.refit_probe import COMBINATIONS, probe_flags
-    except ImportError as error:
-        return [Check(name, False, str(error), cost, "pip install 'sdengine[build]'")]
-    installed = [flavour for flavour in FLAVOURS.values() if find_spec(flavour.module) is not None]
-    if not installed:
-        return [Check(name, False, "neither tensorrt_rtx nor tensorrt is installed", cost, remedy)]
-    checks = []
-    for flavour in installed:
-        for flags in COMBINATIONS:
-            probe = probe_flags(flavour, flags)
-            told = "works" if probe.works else f"does not: {probe.message}"
-            found = f"{flavour.module} {' with '.join(flags)} {told} ({probe.seconds:.1f} s)"
-            checks.append(Check(name, probe.works, found, cost, remedy))
-    return checks
-
-
 def _python() -> Check:
     found = f"{platform.python_version()} ({platform.system()} {platform.machine()})"
     supported = sys.version_info >= (3, 10)

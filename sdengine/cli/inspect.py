@@ -135,9 +135,8 @@ def _engine_lines(options: dict[str, Any]) -> Iterator[str]:
         sizes = ", ".join(f"{size} {_megabytes(value)}" for size, value in scratch.items())
         told = "the builder" if options.get("scratch_from") == "builder" else "the graph"
         yield f"scratch {sizes} by {told}"
-    for name in ("refittable", "stripped"):
-        if options.get(name) is True:
-            yield name
+    if options.get("stripped") is True:  # only older releases built such engines
+        yield "stripped of its weights, so it does not run"
 
 
 def _choice_lines(choice: dict[str, Any]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from onnx import TensorProto, helper
 from support import full_tensorrt
 
 import sdengine
@@ -147,10 +148,12 @@ def test_an_event_that_is_set_already_builds_nothing(checkpoint: Path, tmp_path:
 def test_a_builder_whose_reader_is_gone_stops_at_its_next_step(tmp_path: Path) -> None:
     """Killed without a chance to clean up, the command leaves no builder behind."""
     from sdengine.compilers.tensorrt.process import _WORKER
-    from sdengine.compilers.tensorrt.refit_probe import _two_layers
 
     graph = tmp_path / "graph.onnx"
-    graph.write_bytes(_two_layers().SerializeToString())
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT16, [8, 64]) for n in ("x", "y")]
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Relu", ["a"], ["y"])]
+    made = helper.make_graph(nodes, "two nodes", ports[:1], ports[1:])
+    graph.write_bytes(helper.make_model(made).SerializeToString())
     job: dict[str, Any] = {
         "task": "build",
         "module": "tensorrt",
@@ -158,7 +161,6 @@ def test_a_builder_whose_reader_is_gone_stops_at_its_next_step(tmp_path: Path) -
         "output": str(tmp_path / "graph.engine"),
         "profiles": [],
         "capabilities": [],
-        "flags": [],
         "workspace_bytes": None,
         "optimization_level": None,
         "timing_cache": None,

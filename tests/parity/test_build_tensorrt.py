@@ -15,7 +15,6 @@ from sdengine.bundle.tensors import TensorSpec
 from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.tensorrt.engine import RTX, compile_engine
-from sdengine.compilers.tensorrt.refit_probe import COMBINATIONS, probe_flags, require_flags
 from sdengine.errors import BackendUnavailableError, EngineBuildError
 from sdengine.export.network import ExportedNetwork
 
@@ -124,15 +123,3 @@ def test_what_the_parser_refuses_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineBuildError, match=r"vae_decoder: .*parser refuses.*the_node"):
         compile_engine(network_of(tmp_path, "NoSuchOperator"), tmp_path, spec, RTX)
     assert json.dumps([path.name for path in tmp_path.iterdir()]) == '["vae_decoder.onnx"]'
-
-
-def test_a_probe_says_what_this_builder_does() -> None:
-    assert probe_flags(RTX, ()).works
-    for flags in COMBINATIONS:
-        probe = probe_flags(RTX, flags)
-        assert probe.works == (probe.message == "")
-        assert probe.flags == flags and probe.seconds > 0
-        if not probe.works:  # it works on some machines
-            with pytest.raises(BackendUnavailableError, match="could not be built") as caught:
-                require_flags(RTX, flags, [89])
-            assert probe.message[:40] in str(caught.value)

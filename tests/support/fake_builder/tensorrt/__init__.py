@@ -49,8 +49,7 @@ class NetworkDefinitionCreationFlag(enum.IntEnum):
 class BuilderFlag(enum.Enum):
     """As TensorRT's, as far as builds go."""
 
-    REFIT = 0
-    STRIP_PLAN = 1
+    REQUIRE_USER_ALLOCATION = 0
 
 
 class MemoryPoolType(enum.Enum):
