@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from sdengine.storage.cache_dir import cache_dir
+from sdengine.storage.cache_files import cache_dir
 
 BUSY_PERCENT = 5.0
 

@@ -21,7 +21,7 @@ from sdengine.bundle.manifest import FileEntry
 from sdengine.bundle.reader import sha256_of
 from sdengine.bundle.writer import list_files
 from sdengine.errors import BundleError, OutputError
-from sdengine.storage.cache_dir import CACHE_VARIABLE, cache_dir
+from sdengine.storage.cache_files import CACHE_VARIABLE, cache_dir
 
 RECORD_FILE = "record.json"
 _MAX_RECORD_BYTES = 1 << 20

@@ -31,6 +31,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_synthetic("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
+def python_path(*folders: Path) -> str:
+    """Return the environment's PYTHONPATH with folders before it."""
+    known = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([*map(str, folders), *([known] if known else [])])
+
+
 def wait_for(found: Callable[[], bool]) -> None:
     """Wait until something is so."""
     end = time.monotonic() + 120
@@ -41,7 +47,7 @@ def wait_for(found: Callable[[], bool]) -> None:
 
 def builders_of(process: psutil.Process) -> list[psutil.Process]:
     """Return the processes that build engines for another one."""
-    return [p for p in process.children() if "tensorrt_worker" in " ".join(p.cmdline())]
+    return [p for p in process.children() if "tensorrt.worker" in " ".join(p.cmdline())]
 
 
 def is_over(process: psutil.Process) -> bool:
@@ -63,7 +69,7 @@ def build(checkpoint: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     )
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{tmp_path / 'modules'}:{full_tensorrt.PLACE}",
+        "PYTHONPATH": python_path(tmp_path / "modules", full_tensorrt.PLACE),
         "FAKE_TENSORRT": json.dumps(
             {"waits": WAIT_SECONDS, "cancelled": str(tmp_path / "cancelled")}
         ),
@@ -169,7 +175,7 @@ def test_a_builder_whose_reader_is_gone_stops_at_its_next_step(tmp_path: Path) -
     cancelled = tmp_path / "cancelled"
     environment = {
         **os.environ,
-        "PYTHONPATH": str(full_tensorrt.PLACE),
+        "PYTHONPATH": python_path(full_tensorrt.PLACE),
         "FAKE_TENSORRT": json.dumps({"waits": 0.3, "cancelled": str(cancelled)}),
     }
     with subprocess.Popen(

@@ -70,7 +70,7 @@ def test_an_invalid_option_is_named_before_any_work(option: str, value: Any, tol
 
 def test_only_native_layers_are_measured() -> None:
     assert BuildOptions(measure_layers=True).measure_layers
-    with pytest.raises(ConfigError, match="measure_layers: only .* native .* for torch"):
+    with pytest.raises(ConfigError, match=r"measure_layers: only .* native .* for torch"):
         BuildOptions(target="torch", measure_layers=True)
 
 

@@ -12,7 +12,7 @@ import pytest
 from sdengine.bundle.reader import sha256_of
 from sdengine.errors import ExportError, OutputError
 from sdengine.export.cache import RECORD_FILE, OnnxCache, Record, make_key, open_cache
-from sdengine.storage.cache_dir import CACHE_VARIABLE, cache_dir
+from sdengine.storage.cache_files import CACHE_VARIABLE, cache_dir
 
 KEY = "0" * 64
 
