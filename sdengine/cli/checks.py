@@ -1,4 +1,4 @@
-"""The checks behind `sdengine doctor`; each looks without importing what is slow to import."""
+"""Checks of `sdengine doctor`; each looks without importing what is slow to import."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 
 from sdengine.errors import SdengineError
-from sdengine.images.provenance import FEATURES
+from sdengine.images.provenance import cpu_info
 
 _DRIVER_REMEDY = "install NVIDIA's driver for the GPU, if there is one"
 
@@ -109,25 +108,9 @@ def _python() -> Check:
 
 
 def _cpu() -> Check:
-    model, flags = _cpu_info()
-    features = [feature for feature in FEATURES if feature in flags]
+    model, features = cpu_info()
     known = " ".join(features) or "no vector features known"
     return Check("cpu", True, f"{model}, {os.cpu_count()} threads, {known}")
-
-
-def _cpu_info() -> tuple[str, set[str]]:
-    model, flags = platform.processor() or platform.machine(), set[str]()
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return model, flags
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            model = value.strip()
-        elif key.strip() in ("flags", "Features"):
-            flags.update(value.split())
-    return model, flags
 
 
 def _memory() -> Check:

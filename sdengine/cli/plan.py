@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,16 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdengine.cli.build import parse_resolutions, progress_bar
+from sdengine.cli.terminal import parse_bytes, parse_resolutions, print_table, progress_bar
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
     from sdengine.building.memory_estimate import MemoryPlan
     from sdengine.bundle.manifest import Manifest
     from sdengine.checkpoints.part_source import PartSource
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-          "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}  # fmt: skip
 
 
 def plan(
@@ -54,7 +50,7 @@ def plan(
     if sizes is None:
         own = [512, 768, 1024] if bundle is None else bundle.resolutions
         sizes = [*own]
-    with progress_bar() as progress:
+    with progress_bar("reading") as progress:
         found = plan_memory(
             source,
             precision=precision or (bundle.precision if bundle else "fp16"),
@@ -67,19 +63,6 @@ def plan(
         print(json.dumps({**asdict(found), "memory_bytes": limit}))
     else:
         _print(found, limit)
-
-
-def parse_bytes(text: str) -> int:
-    """Read "8GiB", "8 GB", "500MB" or a number of bytes.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]i?)?b?\s*", text.lower())
-    number = 0 if match is None else int(float(match[1]) * _UNITS[match[2] or ""])
-    if not 0 < number < 1 << 50:
-        raise ConfigError.for_field("--memory", text, "a size such as 8GiB, 24 GB or 500MB")
-    return number
 
 
 def _open(model: str) -> tuple[PartSource, Manifest | None]:
@@ -106,7 +89,6 @@ def _open(model: str) -> tuple[PartSource, Manifest | None]:
 
 
 def _print(found: MemoryPlan, limit: int | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     weights = ", ".join(f"{name} {_gb(size)}" for name, size in found.weight_bytes.items())
@@ -131,7 +113,7 @@ def _print(found: MemoryPlan, limit: int | None) -> None:
         if limit is not None:
             row.append(_verdict(size.total_bytes, size.low_total_bytes, limit))
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
+    print_table(table)
     print(
         "Low memory: each network freed once it is done (--low-memory). Scratch follows from the "
         "graphs, or was told by the engines' builder; the CUDA context and captured graphs come on "

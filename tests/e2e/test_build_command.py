@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from sdengine.cli.build import parse_resolutions
-from sdengine.errors import ConfigError
-
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -79,13 +76,3 @@ def test_a_missing_checkpoint_is_named(run: Run) -> None:
     done = run("build", "nowhere", "-o", "bundle")
     assert done.returncode == 1
     assert "'nowhere' does not exist" in done.stderr
-
-
-@pytest.mark.parametrize("text", ["", ",", "512,", "x", "512x", "1x2x3", "-5", "1e3", "٣"])
-def test_malformed_resolutions_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--resolutions"):
-        parse_resolutions(text)
-
-
-def test_resolutions_are_sides_or_pairs() -> None:
-    assert parse_resolutions("512, 768X512") == [512, (768, 512)]

@@ -19,7 +19,7 @@ from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.architecture_source import published_architecture
 from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.cli.main import main
-from sdengine.cli.plan import parse_bytes
+from sdengine.cli.terminal import parse_bytes
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.export import trace as onnx_graph
 from sdengine.export.liveness import peak_activation_bytes
