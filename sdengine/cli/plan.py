@@ -1,4 +1,4 @@
-"""`sdengine plan`: what fits into a GPU's memory."""
+"""`sdengine plan`: estimate what fits into a GPU's memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdengine.cli.terminal import parse_bytes, parse_resolutions, print_table, p
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdengine.building.memory_estimate import MemoryPlan
+    from sdengine.building.memory_estimate import MemoryEstimate
     from sdengine.bundle.manifest import Manifest
     from sdengine.checkpoints.part_source import PartSource
 
@@ -41,17 +41,17 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Foretell the memory that engines of a model take on a GPU: weights, scratch, latents."""
+    """Estimate the memory that engines of a model take on a GPU: weights, scratch, latents."""
     limit = None if memory is None else parse_bytes(memory)
     sizes = None if resolutions is None else parse_resolutions(resolutions)
-    from sdengine.building.memory_estimate import built_memory, plan_memory
+    from sdengine.building.memory_estimate import built_memory, estimate_memory
 
     source, bundle = _open(model)
     if sizes is None:
         own = [512, 768, 1024] if bundle is None else bundle.resolutions
         sizes = [*own]
     with progress_bar("reading") as progress:
-        found = plan_memory(
+        found = estimate_memory(
             source,
             precision=precision or (bundle.precision if bundle else "fp16"),
             resolutions=sizes,
@@ -88,7 +88,7 @@ def _open(model: str) -> tuple[PartSource, Manifest | None]:
     return load_checkpoint(model), None
 
 
-def _print(found: MemoryPlan, limit: int | None) -> None:
+def _print(found: MemoryEstimate, limit: int | None) -> None:
     from rich.table import Table
 
     weights = ", ".join(f"{name} {_gb(size)}" for name, size in found.weight_bytes.items())

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import sdengine
-from sdengine.building.memory_estimate import built_memory, plan_memory
+from sdengine.building.memory_estimate import built_memory, estimate_memory
 from sdengine.bundle.reader import open_bundle
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.checkpoints.synthetic import make_synthetic
@@ -63,7 +63,7 @@ def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
     assert all(0 < error < 5e-3 for error in report.max_error.values())
     assert "compile unet" in stages
     assert any(stage.startswith("compile unet: ") for stage in stages)
-    planned = plan_memory(
+    planned = estimate_memory(
         sdengine.load_checkpoint(checkpoint),
         precision="fp16",
         resolutions=[*manifest.resolutions],
@@ -80,7 +80,7 @@ def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
             assert planned.weight_bytes[name] == entry.options["weight_bytes"]
             assert [size.scratch_bytes[name] for size in planned.sizes] == [*scratch.values()]
     assert manifest.networks["unet"].options["weight_bytes"] == pytest.approx(
-        plan_memory(sdengine.load_checkpoint(checkpoint), resolutions=[64]).weight_bytes["unet"],
+        estimate_memory(sdengine.load_checkpoint(checkpoint), resolutions=[64]).weight_bytes["unet"],
         rel=0.05,
     )
     assert report.replaced["text_encoder"] == {"causal_attention": 3}
