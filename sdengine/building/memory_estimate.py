@@ -1,6 +1,7 @@
 """Memory estimate: what a model's networks will take on a GPU, before any engine is built.
 
-It adds up weights, scratch, latents and images. Engines that were built say what they take; for others it follows from the graphs.
+It adds up weights, scratch, latents and images. Engines that were built say what they take; for
+others it follows from the graphs.
 """
 
 from __future__ import annotations

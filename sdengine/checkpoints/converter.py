@@ -8,6 +8,7 @@ from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.reader import PathLike, load_checkpoint
 from sdengine.checkpoints.writer import Description, Part, Progress, write_checkpoint
 from sdengine.errors import ConfigError
+from sdengine.models.configs import ModelArchitecture
 from sdengine.models.dtypes import TORCH_DTYPES
 
 
@@ -18,7 +19,7 @@ def convert(
     dtype: str = "fp16",
     variant: str | None = None,
     vae: PathLike | None = None,
-    family: str | None = None,
+    family: str | ModelArchitecture | None = None,
     prediction_type: str | None = None,
     progress: Progress | None = None,
 ) -> Path:

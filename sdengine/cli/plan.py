@@ -74,16 +74,16 @@ def _open(model: str) -> tuple[PartSource, Manifest | None]:
         architecture_of_bundle,
         published_architecture,
     )
-    from sdengine.models.configs import FAMILIES
+    from sdengine.models.configs import ARCHITECTURES
 
-    if model in FAMILIES:
+    if model in ARCHITECTURES:
         return published_architecture(model), None
     if model == "demo" or (Path(model) / MANIFEST_NAME).is_file():
         manifest = open_bundle(model, verify="size").manifest
         return architecture_of_bundle(manifest.name, manifest.architecture), manifest
     if not Path(model).exists():
         raise ConfigError.for_field(
-            "model", model, f"a bundle, a checkpoint, or one of {', '.join(FAMILIES)}"
+            "model", model, f"a bundle, a checkpoint, or one of {', '.join(ARCHITECTURES)}"
         )
     return load_checkpoint(model), None
 

@@ -85,7 +85,7 @@ def train_base(
         typer.echo(f"captions read right: {train_text(run, text_steps, _Report('text', bar))}")
     counts = {128: latents, 192: large_latents, 256: large_latents // 2}
     with _bar("latents") as bar:
-        load_latents(run, counts, bar and partial(bar, "latents"))
+        load_latents(run, counts, None if bar is None else partial(bar, "latents"))
     job = UNetJob(run, counts, steps, learning_rate, batch, report=ConsoleReport("unet"))
     run_processes(processes, run / "unet", job)
 

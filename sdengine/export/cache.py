@@ -1,4 +1,4 @@
-"""Exported networks, kept by what they were made from: nothing is exported twice."""
+"""Export cache: ONNX files by what they were made from, so that nothing is exported twice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RECORD_FILE = "record.json"
 _MAX_RECORD_BYTES = 1 << 20
 _PACKAGE = Path(__file__).parent.parent
 # What decides how a graph looks; a change of any of it makes other entries.
-_CODE = ("models/*.py", "export/networks.py", "export/onnx_graph.py", "export/onnx_weights.py")
+_CODE = ("models/*.py", "export/trace.py", "export/weights.py")
 _Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

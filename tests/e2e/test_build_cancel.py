@@ -17,9 +17,9 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 from support import full_tensorrt
+from support.tiny_checkpoints import make_tiny
 
 import sdengine
-from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.errors import Cancelled
 
 # The builder waits this long in each step, so that a test finds it at work.
@@ -28,7 +28,7 @@ WAIT_SECONDS = 30
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_synthetic("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
+    return make_tiny("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
 def python_path(*folders: Path) -> str:

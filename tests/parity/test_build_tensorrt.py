@@ -7,12 +7,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+from support.tiny_checkpoints import make_tiny
 
 import sdengine
 from sdengine.building.memory_estimate import built_memory, estimate_memory
 from sdengine.bundle.reader import open_bundle
 from sdengine.bundle.tensors import TensorSpec
-from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.tensorrt.engine import RTX, compile_engine
 from sdengine.errors import BackendUnavailableError, EngineBuildError
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_synthetic("tiny-sdxl", tmp_path_factory.mktemp("checkpoints") / "tiny-sdxl")
+    return make_tiny("tiny-sdxl", tmp_path_factory.mktemp("checkpoints") / "tiny-sdxl")
 
 
 def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
@@ -80,7 +80,9 @@ def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
             assert planned.weight_bytes[name] == entry.options["weight_bytes"]
             assert [size.scratch_bytes[name] for size in planned.sizes] == [*scratch.values()]
     assert manifest.networks["unet"].options["weight_bytes"] == pytest.approx(
-        estimate_memory(sdengine.load_checkpoint(checkpoint), resolutions=[64]).weight_bytes["unet"],
+        estimate_memory(sdengine.load_checkpoint(checkpoint), resolutions=[64]).weight_bytes[
+            "unet"
+        ],
         rel=0.05,
     )
     assert report.replaced["text_encoder"] == {"causal_attention": 3}

@@ -50,11 +50,11 @@ def test_resolutions_are_sides_or_pairs() -> None:
 
 
 def test_bars_show_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", quiet := io.StringIO())
     with progress_bar("reading") as bar, spinner("starting") as tell:
         assert bar is None
         tell("working")
-    assert sys.stderr.getvalue() == ""
+    assert quiet.getvalue() == ""
     for remaining in (True, False):
         monkeypatch.setattr(sys, "stderr", shown := Terminal())
         monkeypatch.setenv("TERM", "xterm")
