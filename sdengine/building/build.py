@@ -1,4 +1,4 @@
-"""Build a bundle: checkpoint, modules, ONNX, the target's files, manifest."""
+"""Bundle build: checkpoint, modules, ONNX, the target's files, manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open a bundle as untrusted input: every listed file is checked before any is used."""
+"""Bundle reader: untrusted input, every listed file checked before any is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of an architecture without weights: for planning and for tests."""
+"""Architectures without weights, as sources of networks: for estimates and tests."""
 
 from __future__ import annotations
 

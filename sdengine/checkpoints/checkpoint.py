@@ -1,4 +1,4 @@
-"""The parts of one model, whichever way they came in."""
+"""Checkpoint: the parts of one model, whichever way they came in."""
 
 from __future__ import annotations
 

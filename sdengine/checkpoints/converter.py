@@ -1,4 +1,4 @@
-"""Any checkpoint into a diffusers folder, tensor by tensor."""
+"""Converter: any checkpoint into a diffusers folder, tensor by tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open a checkpoint, whichever way it comes."""
+"""Checkpoint reader: a folder or a single file, whichever comes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seeded weights in a published architecture: for benchmarks and tests that need no download."""
+"""Synthetic checkpoints: seeded weights for benchmarks and tests that need no download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights of one network: checked against the network before anything is allocated."""
+"""Weights of one network: checked against the network before anything is allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write a checkpoint in the layout that diffusers reads, as a whole or not at all."""
+"""Checkpoint writer: the layout that diffusers reads, as a whole or not at all."""
 
 from __future__ import annotations
 

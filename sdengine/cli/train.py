@@ -1,4 +1,4 @@
-"""``sdengine train``: make the demo model, in resumable stages."""
+"""`sdengine train`: make the demo model, in resumable stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Export a checkpoint to a folder of ONNX files: what `sdengine export` does."""
+"""Export folder: a checkpoint's networks as ONNX files, as `sdengine export` writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights as torch.save writes them, in its zip format or the older plain one.
+"""Archives of torch.save, in its zip format or the older plain one.
 
 The tensors are views of the mapped file, made only after a size has been checked against what the
 file holds. Nothing is unpacked: torch.save stores its entries uncompressed, so a compressed entry

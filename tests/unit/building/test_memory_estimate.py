@@ -23,8 +23,8 @@ from sdengine.checkpoints.architecture_source import published_architecture, sou
 from sdengine.cli.main import main
 from sdengine.cli.terminal import parse_bytes
 from sdengine.errors import CheckpointError, ConfigError
-from sdengine.export import trace as onnx_graph
 from sdengine.export.liveness import peak_activation_bytes
+from sdengine.export.trace import trace
 from sdengine.models.contracts import NetworkContract
 from sdengine.models.unet import UNet2DConditionModel
 
@@ -37,7 +37,7 @@ def each_network_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
         shapes = tuple((n, tuple(t.shape)) for n, t in contract.module.state_dict().items())
         key = (contract.name, contract.dtype, contract.inputs, contract.outputs, shapes)
         if key not in _TRACED:
-            _TRACED[key] = onnx_graph.trace(contract, path)
+            _TRACED[key] = trace(contract, path)
         copied = onnx.ModelProto()
         copied.CopyFrom(_TRACED[key])
         return copied
