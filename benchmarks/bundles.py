@@ -106,6 +106,7 @@ def check_memory(arch: str, device: str = "cpu") -> None:
 
 
 def _synthetic(arch: str, cache: Path, progress: Progress) -> Path:
+    from sdengine.benchmarks.tiny import TINY_SD15
     from sdengine.checkpoints.synthetic import make_synthetic
 
     checkpoint = cache / f"{arch}-checkpoint"
@@ -117,7 +118,7 @@ def _synthetic(arch: str, cache: Path, progress: Progress) -> Path:
                 "Name another folder with --cache."
             )
         progress(f"writing a synthetic {arch} checkpoint")
-        make_synthetic(arch, checkpoint)
+        make_synthetic(TINY_SD15 if arch == "tiny" else arch, checkpoint)
     return checkpoint
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import sdengine
 from sdengine.benchmarks.cases import Case
 from sdengine.errors import ConfigError, OutputError
+from sdengine.images.provenance import cpu_info
 from sdengine.version import __version__
 
 SCHEMA = 1
@@ -119,20 +120,11 @@ def machine() -> dict[str, Any]:
     import psutil
 
     return {
-        "processor": _processor(),
+        "processor": cpu_info()[0],
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()}",
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def commit() -> str | None:

@@ -1,4 +1,4 @@
-"""Describe a checkpoint to the run time: the manifest's architecture and defaults."""
+"""Architecture of a checkpoint as the manifest describes it, and the defaults of its requests."""
 
 from __future__ import annotations
 

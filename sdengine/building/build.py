@@ -1,15 +1,13 @@
-"""Build a bundle: checkpoint, modules, ONNX, the target's files, manifest."""
+"""Bundle build: checkpoint, modules, ONNX, the target's files, manifest."""
 
 from __future__ import annotations
 
 import gc
+import inspect
 import os
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,9 +15,9 @@ from sdengine.backends import get_backend
 from sdengine.backends.native.graph import read_graph
 from sdengine.backends.native.prepare import EXACT_OPTION
 from sdengine.building.architecture import choose_defaults, describe, token_table_file
-from sdengine.building.options import TARGETS, BuildOptions, gpu_capabilities, versions
+from sdengine.building.options import TARGETS, BuildOptions, versions
 from sdengine.building.peak_memory import PeakMemory
-from sdengine.building.report import BuildReport, Progress
+from sdengine.building.report import BuildReport, Stages
 from sdengine.bundle.manifest import (
     TOKEN_TABLE_TENSOR,
     Manifest,
@@ -31,11 +29,10 @@ from sdengine.bundle.tensors import TensorSpec
 from sdengine.bundle.writer import check_target, write_bundle
 from sdengine.checkpoints import Checkpoint, load_checkpoint
 from sdengine.checkpoints.weights import save_tensors
-from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.native.sensitivity import LayerError, exact_steps, layer_errors
 from sdengine.compilers.tensorrt.engine import FLAVOURS
 from sdengine.compilers.tensorrt.scratch import scratch_by_size
-from sdengine.errors import Cancelled, EngineBuildError, ExportError
+from sdengine.errors import EngineBuildError, ExportError
 from sdengine.export.cache import open_cache
 from sdengine.export.exporter import Exporter
 from sdengine.export.network import ExportedNetwork
@@ -44,30 +41,18 @@ from sdengine.models.contracts import size_multiple
 from sdengine.storage.tensor_file import map_tensors
 from sdengine.version import __version__
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from sdengine.building.options import BuildKeywords
+
 _TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
 
 
 def build(
     checkpoint: str | os.PathLike[str] | Checkpoint,
     output: str | os.PathLike[str],
-    *,
-    target: str = "native",
-    resolutions: Sequence[int | tuple[int, int]] = (512,),
-    batch: int = 1,
-    precision: str = "fp16",
-    controlnet: bool = True,
-    gpus: Sequence[str] = (),
-    workspace_bytes: int | None = None,
-    optimization_level: int | None = None,
-    kernels: str = "auto",
-    timing_cache: str | os.PathLike[str] | None = None,
-    refit: bool = False,
-    strip: bool = False,
-    measure_layers: bool = False,
-    force: bool = False,
-    cache: bool = True,
-    progress: Progress | None = None,
-    cancel: threading.Event | None = None,
+    **keywords: Unpack[BuildKeywords],
 ) -> BuildReport:
     """Compile a checkpoint into a bundle.
 
@@ -91,9 +76,6 @@ def build(
             "native" for other targets.
         timing_cache: file that full TensorRT keeps its measurements in; None is one for the GPU in
             the user's cache.
-        refit: make engines whose weights can be exchanged.
-        strip: leave weights out of the engines. Such a bundle does not run before TensorRT's
-            refitter has put them back. Both are tried on a small engine first.
         measure_layers: for target native, compare each layer in bf16 and in 8 bits with itself in
             fp32, and let the bundle name those that are computed plainly because they err too much.
         force: replace a bundle that is there already.
@@ -111,78 +93,52 @@ def build(
         CheckpointError: the checkpoint is missing, incomplete, damaged or of another kind.
         ExportError: a network cannot be exported, or its export computes something else.
         EngineBuildError: the target's compiler failed.
-        BackendUnavailableError: the target's compiler is not installed, or cannot do what `refit`
-            or `strip` ask for.
+        BackendUnavailableError: the target's compiler is not installed.
         OutOfMemoryError: building an engine takes more memory than is free.
         OutputError: the place is taken or cannot be written.
         Cancelled: `cancel` was set.
     """
-    options = BuildOptions(
-        target=target,
-        resolutions=resolutions,
-        batch=batch,
-        precision=precision,
-        gpus=gpus,
-        workspace_bytes=workspace_bytes,
-        optimization_level=optimization_level,
-        kernels=kernels,
-        timing_cache=timing_cache,
-        refit=refit,
-        strip=strip,
-        measure_layers=measure_layers,
-        cancel=cancel,
-    )
-    spec, capabilities = options.checked()
-    sizes = list(spec.sizes)
+    options = BuildOptions(**keywords)
     place = Path(output)
-    check_target(place, force=force)
+    check_target(place, force=options.force)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
-    check_multiples(sizes, size_multiple(source.unet_config, source.vae_config.downscale))
-
-    def fill(folder: Path) -> Manifest:
-        with run.stage("read"):
-            architecture, defaults = describe(source), choose_defaults(source, sizes)
-            origin = Source(name=source.name, sha256=source.sha256)
-        entries = run.compile_networks(folder)
-        with run.stage("tokenizer"):
-            (folder / "tokenizer").mkdir()
-            for name, content in source.tokenizer_files().items():
-                (folder / "tokenizer" / name).write_bytes(content)
-        run.begin("hash")
-        return Manifest(
-            sdengine_version=__version__,
-            name=source.name,
-            target=target,
-            precision=precision,
-            resolutions=sizes,
-            max_batch=batch,
-            architecture=architecture,
-            defaults=defaults,
-            networks=entries,
-            source=origin,
-            versions=versions(target),
-            compute_capabilities=capabilities,
-        )
-
+    check_multiples(
+        [*options.sizes], size_multiple(source.unet_config, source.vae_config.downscale)
+    )
     memory = PeakMemory()
     try:
-        with open_cache(cache, beside=place) as exports:
-            exporter = Exporter(source, exports, controlnet=controlnet)
-            run = _Build(source, exporter, target, spec, memory, progress, measure_layers)
-            run.spec = replace(spec, progress=run.tell_step)
-            path = write_bundle(place, fill, force=force)
+        with open_cache(options.cache, beside=place) as exports:
+            exporter = Exporter(source, exports, controlnet=options.controlnet)
+            work = _Build(source, exporter, options, memory)
+            path = write_bundle(place, work.write, force=options.force)
     finally:
         peak_bytes = memory.end()
-    run.end()
+    work.stages.end()
     return BuildReport(
         path=path,
-        seconds=run.seconds,
+        seconds=work.stages.seconds,
         peak_bytes=peak_bytes,
-        max_error=run.max_error,
+        max_error=work.max_error,
         bundle_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        replaced=run.replaced,
-        layers=run.layers,
+        replaced=work.replaced,
+        layers=work.layers,
     )
+
+
+def _build_signature() -> inspect.Signature:
+    """Return what `help` shows: the options by name, with their defaults."""
+    shown = inspect.signature(build)
+    positional = [p for p in shown.parameters.values() if p.kind != p.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+        )
+        for f in fields(BuildOptions)
+    ]
+    return shown.replace(parameters=[*positional, *options])
+
+
+build.__signature__ = _build_signature()  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -191,69 +147,62 @@ class _Build:
 
     checkpoint: Checkpoint
     exporter: Exporter
-    target: str
-    spec: CompileSpec
+    options: BuildOptions
     memory: PeakMemory
-    progress: Progress | None
-    measure_layers: bool
-    seconds: dict[str, float] = field(default_factory=dict)
     max_error: dict[str, float] = field(default_factory=dict)
     replaced: dict[str, dict[str, int]] = field(default_factory=dict)
     layers: dict[str, list[LayerError]] = field(default_factory=dict)
-    _open: tuple[str, float] | None = None
 
-    @property
-    def total_stages(self) -> int:
-        """Read, export, compile and measure each network, tokenizer, hash."""
-        return 3 + (3 if self.measure_layers else 2) * len(self.exporter.networks)
+    def __post_init__(self) -> None:
+        """Count the stages: read, export, compile and measure each network, tokenizer, hash."""
+        of_networks = (3 if self.options.measure_layers else 2) * len(self.exporter.networks)
+        self.stages = Stages(3 + of_networks, self.options.progress, self.options.cancel)
+        self.spec = self.options.compile_spec(self.stages.compiler_step)
 
-    def tell_step(self, phase: str, step: int, steps: int) -> None:
-        """Report how far the compiler is within a stage."""
-        if self.progress is not None:
-            self.progress(f"compile {phase} {step}/{steps}", len(self.seconds), self.total_stages)
-
-    def begin(self, name: str) -> None:
-        """Start a stage that `end` ends."""
-        if self.spec.cancel is not None and self.spec.cancel.is_set():
-            raise Cancelled("the build was cancelled.")
-        if self.progress is not None:
-            self.progress(name, len(self.seconds), self.total_stages)
-        self._open = (name, time.perf_counter())
-
-    def end(self) -> None:
-        """End the stage that was begun."""
-        if self._open is not None:
-            name, started = self._open
-            self.seconds[name] = time.perf_counter() - started
-            self._open = None
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Report and time what happens inside the block."""
-        self.begin(name)
-        yield
-        self.end()
-
-    def compile_networks(self, folder: Path) -> dict[str, NetworkEntry]:
-        """Write the files of one network after the other."""
-        entries = {}
-        for network in self.exporter.networks:
-            entries[network] = self._compile(network, folder)
-            if network in self.checkpoint.text_encoder_configs:
-                path = folder / token_table_file(network)
-                _write_token_table(self.checkpoint, network, path, self.spec.precision)
+    def write(self, folder: Path) -> Manifest:
+        """Write all files but the manifest, which is returned."""
+        source, options = self.checkpoint, self.options
+        with self.stages.stage("read"):
+            architecture = describe(source)
+            defaults = choose_defaults(source, [*options.sizes])
+            origin = Source(name=source.name, sha256=source.sha256)
+        networks = {}
+        for name in self.exporter.networks:
+            networks[name] = self._write_network(name, folder, architecture.vae.compute_fp32)
+            if name in source.text_encoder_configs:
+                path = folder / token_table_file(name)
+                _write_token_table(source, name, path, options.precision)
             gc.collect()
-        return entries
+        with self.stages.stage("tokenizer"):
+            (folder / "tokenizer").mkdir()
+            for file, content in source.tokenizer_files().items():
+                (folder / "tokenizer" / file).write_bytes(content)
+        self.stages.begin("hash")  # which follows, so the caller ends it
+        return Manifest(
+            sdengine_version=__version__,
+            name=source.name,
+            target=options.target,
+            precision=options.precision,
+            resolutions=[*options.sizes],
+            max_batch=options.batch,
+            architecture=architecture,
+            defaults=defaults,
+            networks=networks,
+            source=origin,
+            versions=versions(options.target),
+            compute_capabilities=options.capabilities,
+        )
 
-    def _compile(self, name: str, folder: Path) -> NetworkEntry:
+    def _write_network(self, name: str, folder: Path, vae_needs_fp32: bool) -> NetworkEntry:
+        target = self.options.target
         options: dict[str, object] = {}
-        if TARGETS[self.target]:
-            with self.stage(f"export {name}"):
-                exported, precision = self._export(name)
-                if self.target in FLAVOURS:
+        if TARGETS[target]:
+            with self.stages.stage(f"export {name}"):
+                exported, precision = self._export(name, vae_needs_fp32)
+                if target in FLAVOURS:
                     options["precision"] = precision
         else:
-            with self.stage(f"load {name}"):
+            with self.stages.stage(f"load {name}"):
                 module, contract = self.exporter.module(name), self.exporter.contract(name)
                 exported = ExportedNetwork(
                     name, None, contract.inputs, contract.outputs, module, None
@@ -261,18 +210,18 @@ class _Build:
         if exported.max_error is not None:
             self.max_error[name] = exported.max_error
         if name == "unet":
-            options["controlnet"] = self.exporter.options["controlnet"]
-        with self.stage(f"compile {name}"):
-            compiled = get_backend(self.target).compile(exported, folder, self.spec)
+            options["controlnet"] = self.options.controlnet
+        with self.stages.stage(f"compile {name}"):
+            compiled = get_backend(target).compile(exported, folder, self.spec)
             self.memory.add_process(compiled.peak_bytes)
             options |= compiled.options
             told = "scratch_bytes" in options
-            if self.target in FLAVOURS and exported.onnx_path is not None and not told:
+            if target in FLAVOURS and exported.onnx_path is not None and not told:
                 contract = self.exporter.contract(name, precision)
                 options["scratch_bytes"] = scratch_by_size(exported.onnx_path, contract, self.spec)
                 options["scratch_from"] = "graph"
-        if self.measure_layers:
-            with self.stage(f"measure {name}"):
+        if self.options.measure_layers:
+            with self.stages.stage(f"measure {name}"):
                 self.layers[name] = self._measure(name, folder, compiled.files)
                 if exact := exact_steps(self.layers[name]):
                     options[EXACT_OPTION] = exact
@@ -289,20 +238,20 @@ class _Build:
         """Compare the layers at the smallest size, or at a side of 256 pixels."""
         contract = self.exporter.contract(name)
         multiple = size_multiple(self.checkpoint.unet_config, self.checkpoint.vae_config.downscale)
-        side = min(min(min(size) for size in self.spec.sizes), 256) // multiple * multiple
+        side = min(min(min(size) for size in self.options.sizes), 256) // multiple * multiple
         example = contract.example(1, side, side, seed=0)
         inputs = {s.name: x.numpy() for s, x in zip(contract.inputs, example, strict=True)}
         graph, weights = (folder / file for file in files)
         return layer_errors(read_graph(graph), map_tensors(weights), inputs)
 
-    def _export(self, name: str) -> tuple[ExportedNetwork, str]:
+    def _export(self, name: str, vae_needs_fp32: bool) -> tuple[ExportedNetwork, str]:
         """Export in the precision that the target compiles from, and say which."""
-        if self.target not in FLAVOURS:
+        if self.options.target not in FLAVOURS:
             return self.exporter.export(name), "fp32"  # its compiler rounds the weights
-        precision = self.spec.precision
+        precision = self.options.precision
         is_vae = name.startswith("vae")
-        if precision == "fp16" and is_vae and self.checkpoint.unet_config.addition_embed_type:
-            return self._export_wider(name)  # SDXL's published autoencoder leaves fp16's range
+        if precision == "fp16" and is_vae and vae_needs_fp32:
+            return self._export_wider(name)
         try:
             return self.exporter.export(name, precision), precision
         except ExportError:
@@ -311,8 +260,8 @@ class _Build:
             return self._export_wider(name)
 
     def _export_wider(self, name: str) -> tuple[ExportedNetwork, str]:
-        capabilities = gpu_capabilities(self.target, self.spec.gpus)
-        precision = "bf16" if all(cc >= 80 for cc in capabilities) else "fp32"
+        """Export in bf16, whose range is that of fp32, where every GPU computes in it."""
+        precision = "bf16" if all(cc >= 80 for cc in self.options.capabilities) else "fp32"
         return self.exporter.export(name, precision), precision
 
 

@@ -1,6 +1,7 @@
-"""Foretell what running a model's networks on a GPU takes: weights, scratch, latents and images.
+"""Memory estimate: what a model's networks will take on a GPU, before any engine is built.
 
-Engines that were built say what they take; for others it follows from the graphs.
+It adds up weights, scratch, latents and images. Engines that were built say what they take; for
+others it follows from the graphs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TypeGuard
 import onnx
 
 from sdengine import _native
+from sdengine.backends.tensorrt.arena import MAX_EVALUATIONS, MAX_REGISTERS
 from sdengine.bundle.manifest import Manifest
 from sdengine.checkpoints.checkpoint import TEXT_ENCODERS
 from sdengine.checkpoints.part_source import PartSource
@@ -29,9 +31,8 @@ from sdengine.export.sizes import check_batch, check_multiples, parse_sizes
 from sdengine.export.static_shapes import fix_shapes
 from sdengine.export.trace import placeholders, trace
 from sdengine.export.weights import attach_weights
-from sdengine.models.contracts import PRECISIONS
+from sdengine.models.dtypes import TORCH_DTYPES
 
-_MAX_STEPS, _MAX_REGISTERS = 1000, 8
 _RGB = 3
 # Not needed for text to image.
 _LEFT_OUT = ("vae_encoder",)
@@ -40,8 +41,8 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class SizePlan:
-    """What one image size takes, in bytes.
+class SizeEstimate:
+    """The estimate for one image size, in bytes.
 
     Args:
         width, height: of an image, in pixels.
@@ -67,7 +68,7 @@ class SizePlan:
 
 @dataclass(frozen=True)
 class BuiltMemory:
-    """What the builder of a bundle's engines told.
+    """Memory of a bundle's engines, as their builder told it.
 
     Args:
         precision: of the bundle.
@@ -83,23 +84,23 @@ class BuiltMemory:
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """What a model takes.
+class MemoryEstimate:
+    """The estimate for a model.
 
     Args:
         name: of the model.
         precision: of weights and tensors.
         weight_bytes: by network.
-        sizes: the plans, in the order asked for.
+        sizes: one for each size, in the order asked for.
     """
 
     name: str
     precision: str
     weight_bytes: dict[str, int]
-    sizes: list[SizePlan]
+    sizes: list[SizeEstimate]
 
 
-def plan_memory(
+def estimate_memory(
     source: PartSource,
     *,
     precision: str = "fp16",
@@ -107,7 +108,7 @@ def plan_memory(
     batch: int = 1,
     built: BuiltMemory | None = None,
     progress: Progress | None = None,
-) -> MemoryPlan:
+) -> MemoryEstimate:
     """Trace the networks, without their weights, and add up what running them takes.
 
     Where the builder did not tell, the scratch is that of the fused graph, each tensor freed once
@@ -128,13 +129,13 @@ def plan_memory(
         ConfigError: an argument is invalid.
         ExportError: a network cannot be traced.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
+    if precision not in TORCH_DTYPES:
+        raise ConfigError.for_field("precision", precision, ", ".join(TORCH_DTYPES))
     check_batch(batch)
     sizes = parse_sizes(resolutions)
     exporter = Exporter(source, OnnxCache(), controlnet=False)
     check_multiples(sizes, exporter.multiple)
-    item_bytes = PRECISIONS[precision].itemsize
+    item_bytes = TORCH_DTYPES[precision].itemsize
     networks = [name for name in exporter.networks if name not in _LEFT_OUT]
     weight_bytes = {name: _weight_bytes(source, name, item_bytes) for name in networks}
     scratch: dict[str, dict[tuple[int, int], int]] = {name: {} for name in networks}
@@ -149,7 +150,7 @@ def plan_memory(
             progress(f"trace {name}", done, len(networks))
         if left:
             scratch[name] |= _scratch_bytes(exporter, name, precision, left, batch)
-    plans = []
+    estimates = []
     resident = sum(weight_bytes.values())
     for size in sizes:
         needed = {name: by_size[size] for name, by_size in scratch.items()}
@@ -157,8 +158,8 @@ def plan_memory(
         pool = _pool_bytes(exporter, size, batch, item_bytes)
         total = resident + max(needed.values()) + pool
         low = _largest_stage(weight_bytes, needed) + pool
-        plans.append(SizePlan(*size, batch, needed, told_here, pool, total, low))
-    return MemoryPlan(source.name, precision, weight_bytes, plans)
+        estimates.append(SizeEstimate(*size, batch, needed, told_here, pool, total, low))
+    return MemoryEstimate(source.name, precision, weight_bytes, estimates)
 
 
 def built_memory(manifest: Manifest) -> BuiltMemory | None:
@@ -234,6 +235,6 @@ def _pool_bytes(exporter: Exporter, size: tuple[int, int], batch: int, item_byte
     width, height = size
     (sample, *_) = exporter.contract("unet").at_size(batch, height, width).inputs
     shape = [int(side) for side in sample.shape]
-    regions = _native.trajectory_regions(shape, 2, _MAX_STEPS, _MAX_REGISTERS)
+    regions = _native.trajectory_regions(shape, 2, MAX_EVALUATIONS, MAX_REGISTERS)
     image_bytes = _RGB * width * height * (item_bytes + 1)  # decoded, and as pixels
     return sum(size_bytes for _, size_bytes, _, _ in regions) + image_bytes

@@ -1,4 +1,4 @@
-"""Check what a build is asked for, before any work is done."""
+"""Build options: the one list of them, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -8,21 +8,16 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
+from sdengine.building.report import Progress
 from sdengine.compilers.base import CompileSpec
-from sdengine.compilers.tensorrt.engine import (
-    FLAVOURS,
-    FULL,
-    REFIT_FLAG,
-    STRIP_FLAG,
-    target_capabilities,
-)
+from sdengine.compilers.tensorrt.engine import FLAVOURS, FULL, target_capabilities
 from sdengine.compilers.tensorrt.kernel_choice import NATIVE, TRITON
 from sdengine.compilers.tensorrt.plugin_nodes import AUTO, KERNELS
-from sdengine.compilers.tensorrt.refit_probe import require_flags
 from sdengine.errors import ConfigError
 from sdengine.export.sizes import check_batch, parse_sizes
-from sdengine.models.contracts import PRECISIONS
+from sdengine.models.dtypes import TORCH_DTYPES
 
 # Targets whose backend compiles ONNX; the others run the module itself.
 TARGETS = {"native": True, "openvino": True, "torch": False, **dict.fromkeys(FLAVOURS, True)}
@@ -34,73 +29,88 @@ _TARGET_DISTRIBUTIONS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What `build` was asked for; see there."""
+    """What `build` is asked for; each field is explained there.
 
-    target: str
-    resolutions: Sequence[int | tuple[int, int]]
-    batch: int
-    precision: str
-    gpus: Sequence[str]
-    workspace_bytes: int | None
-    optimization_level: int | None
-    kernels: str
-    timing_cache: str | os.PathLike[str] | None
-    refit: bool
-    strip: bool
-    measure_layers: bool
-    cancel: threading.Event | None
+    Raises:
+        ConfigError: an option is invalid, or the target does not have it.
+    """
 
-    def checked(self) -> tuple[CompileSpec, list[int]]:
-        """Return what every network is compiled for, and the compute capabilities among it.
+    target: str = "native"
+    resolutions: Sequence[int | tuple[int, int]] = (512,)
+    batch: int = 1
+    precision: str = "fp16"
+    controlnet: bool = True
+    gpus: Sequence[str] = ()
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    kernels: str = "auto"
+    timing_cache: str | os.PathLike[str] | None = None
+    measure_layers: bool = False
+    force: bool = False
+    cache: bool = True
+    progress: Progress | None = None
+    cancel: threading.Event | None = None
 
-        Raises:
-            ConfigError: an option is invalid, or the target does not have it.
-            BackendUnavailableError: weights shall be exchanged or left out, which this machine's
-                builder cannot do.
-        """
+    def __post_init__(self) -> None:
+        """Refuse what no build can do; `capabilities` refuses GPUs."""
         if self.target not in TARGETS:
             raise ConfigError.for_field("target", self.target, ", ".join(TARGETS))
-        if self.precision not in PRECISIONS:
-            raise ConfigError.for_field("precision", self.precision, ", ".join(PRECISIONS))
+        if self.precision not in TORCH_DTYPES:
+            raise ConfigError.for_field("precision", self.precision, ", ".join(TORCH_DTYPES))
         check_batch(self.batch)
-        sizes = parse_sizes(self.resolutions)
+        parse_sizes(self.resolutions)
         self._check_limits()
-        capabilities = gpu_capabilities(self.target, tuple(self.gpus))
+        gpu_capabilities(self.target, tuple(self.gpus))
         self._check_kernels()
         if self.timing_cache is not None and self.target != FULL.target:
-            raise ConfigError.for_field(
-                "timing_cache",
-                str(self.timing_cache),
-                f"nothing but for target {FULL.target}, which alone has one",
+            raise ConfigError(
+                f"timing_cache: only target {FULL.target} has one, and this build is for "
+                f"{self.target}. Leave {str(self.timing_cache)!r} out."
             )
         if self.measure_layers and self.target != "native":
-            raise ConfigError.for_field(
-                "measure_layers", True, "False for other targets than native"
+            raise ConfigError(
+                "measure_layers: only the layers of target native are measured, and this build is "
+                f"for {self.target}."
             )
-        flags = self._builder_flags(capabilities)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and height in pixels of each of the resolutions, each once."""
+        return tuple(parse_sizes(self.resolutions))
+
+    @property
+    def capabilities(self) -> list[int]:
+        """Compute capabilities that engines are built for; none for other targets."""
+        return gpu_capabilities(self.target, tuple(self.gpus))
+
+    def compile_spec(self, progress: Progress | None = None) -> CompileSpec:
+        """Return what every network is compiled for.
+
+        Args:
+            progress: told how far the compiler is.
+        """
         cache = None if self.timing_cache is None else Path(self.timing_cache).absolute()
-        spec = CompileSpec(
-            self.precision,
-            tuple(sizes),
-            self.batch,
-            tuple(self.gpus),
-            self.workspace_bytes,
-            self.optimization_level,
-            self.kernels,
-            cache,
-            flags,
+        return CompileSpec(
+            precision=self.precision,
+            sizes=self.sizes,
+            batch=self.batch,
+            gpus=tuple(self.gpus),
+            workspace_bytes=self.workspace_bytes,
+            optimization_level=self.optimization_level,
+            kernels=self.kernels,
+            timing_cache=cache,
+            progress=progress,
             cancel=self.cancel,
         )
-        return spec, capabilities
 
     def _check_limits(self) -> None:
         workspace, level = self.workspace_bytes, self.optimization_level
         if workspace is not None and not (type(workspace) is int and workspace > 0):
-            raise ConfigError.for_field("workspace_bytes", workspace, "a positive whole number")
+            raise ConfigError.for_field("workspace_bytes", workspace, "a positive integer")
         if level is not None and not (type(level) is int and 0 <= level <= 5):
-            raise ConfigError.for_field("optimization_level", level, "a whole number from 0 to 5")
+            raise ConfigError.for_field("optimization_level", level, "an integer from 0 to 5")
 
     def _check_kernels(self) -> None:
         if self.kernels not in KERNELS or (self.kernels == TRITON and self.target != FULL.target):
@@ -111,27 +121,40 @@ class BuildOptions:
                 "plugins",
             )
 
-    def _builder_flags(self, capabilities: list[int]) -> tuple[str, ...]:
-        wanted = {REFIT_FLAG: self.refit, STRIP_FLAG: self.strip}
-        flags = tuple(flag for flag, on in wanted.items() if on)
-        if flags and self.target not in FLAVOURS:
-            field = "refit" if self.refit else "strip"
-            raise ConfigError.for_field(field, True, f"False but for {', '.join(FLAVOURS)}")
-        if flags:
-            require_flags(FLAVOURS[self.target], flags, capabilities)
-        return flags
+
+class BuildKeywords(TypedDict, total=False):
+    """The fields of `BuildOptions` for type checkers; a test compares the two."""
+
+    target: str
+    resolutions: Sequence[int | tuple[int, int]]
+    batch: int
+    precision: str
+    controlnet: bool
+    gpus: Sequence[str]
+    workspace_bytes: int | None
+    optimization_level: int | None
+    kernels: str
+    timing_cache: str | os.PathLike[str] | None
+    measure_layers: bool
+    force: bool
+    cache: bool
+    progress: Progress | None
+    cancel: threading.Event | None
 
 
 def gpu_capabilities(target: str, gpus: tuple[str, ...]) -> list[int]:
     """Return the compute capabilities that engines are built for; none for other targets.
 
     Raises:
-        ConfigError: see `target_capabilities`.
+        ConfigError: see `target_capabilities`; or the target does not build for GPUs.
     """
     if target in FLAVOURS:
         return target_capabilities(FLAVOURS[target], gpus)
     if gpus:
-        raise ConfigError.for_field("gpu", ", ".join(gpus), f"nothing for target {target}")
+        raise ConfigError(
+            f"gpus: target {target} is not built for one, but {', '.join(gpus)} was named. "
+            f"{' and '.join(FLAVOURS)} are."
+        )
     return []
 
 

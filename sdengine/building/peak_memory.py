@@ -1,4 +1,4 @@
-"""How much memory this machine can give, and how much a build takes."""
+"""Peak memory: how much a build takes, and how much this machine can give."""
 
 from __future__ import annotations
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdengine.compilers.native.sensitivity import LayerError
+from sdengine.errors import Cancelled
 
+# Called with a stage's name, the stages done, and all stages.
 Progress = Callable[[str, int, int], None]
 
 
@@ -35,3 +40,52 @@ class BuildReport:
     bundle_bytes: int
     replaced: dict[str, dict[str, int]]
     layers: dict[str, list[LayerError]]
+
+
+@dataclass
+class Stages:
+    """The stages of a build: timed, reported as they begin, and the places where it is cancelled.
+
+    Args:
+        total: how many there will be.
+        progress: told of each stage.
+        cancel: once set, the next stage does not begin.
+        seconds: by stage that has ended.
+    """
+
+    total: int
+    progress: Progress | None = None
+    cancel: threading.Event | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    _open: tuple[str, float] | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Report and time what happens inside the block."""
+        self.begin(name)
+        yield
+        self.end()
+
+    def begin(self, name: str) -> None:
+        """Start a stage that `end` ends.
+
+        Raises:
+            Cancelled: the build was cancelled.
+        """
+        if self.cancel is not None and self.cancel.is_set():
+            raise Cancelled("the build was cancelled.")
+        if self.progress is not None:
+            self.progress(name, len(self.seconds), self.total)
+        self._open = (name, time.perf_counter())
+
+    def end(self) -> None:
+        """End the stage that was begun."""
+        if self._open is not None:
+            name, started = self._open
+            self.seconds[name] = time.perf_counter() - started
+            self._open = None
+
+    def compiler_step(self, phase: str, step: int, steps: int) -> None:
+        """Report how far the compiler is within a stage."""
+        if self.progress is not None:
+            self.progress(f"compile {phase} {step}/{steps}", len(self.seconds), self.total)

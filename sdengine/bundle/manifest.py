@@ -1,4 +1,4 @@
-"""The bundle's manifest: what `manifest.json` may hold, as a strict schema.
+"""Manifest of a bundle: what `manifest.json` may hold, as a strict schema.
 
 A bundle is untrusted input, so every field has a type, a range and a limit here, and the paths are
 checked as text before any of them touches the file system.

@@ -1,4 +1,4 @@
-"""Open a bundle as untrusted input: every listed file is checked before any is used."""
+"""Bundle reader: untrusted input, every listed file checked before any is used."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from sdengine.bundle.manifest import (
     parse_manifest,
 )
 from sdengine.errors import BundleError, ConfigError, UnsupportedShapeError
+from sdengine.storage.tensor_file import map_tensors
 
 DEMO_BUNDLE = Path(__file__).parent / "demo"
 HASH_BY_DEFAULT_BYTES = 256 << 20
@@ -56,19 +57,16 @@ class Bundle:
             ) from None
 
     def token_table(self, encoder: TextEncoderArchitecture) -> NDArray[Any]:
-        """Read the token embeddings of one text encoder.
+        """Map the token embeddings of one text encoder.
 
         Returns:
-            [vocab, hidden_size], fp16 or fp32 as stored.
+            [vocab, hidden_size], fp16 or fp32 as stored; read-only.
         """
-        from safetensors import SafetensorError, safe_open
-
         path = self.path(encoder.token_table)
-        try:
-            with safe_open(path, framework="np") as file:
-                table: NDArray[Any] = file.get_tensor(TOKEN_TABLE_TENSOR)
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-            raise BundleError(f"{path}: the token table cannot be read: {error}.") from None
+        tensors = map_tensors(path)
+        if TOKEN_TABLE_TENSOR not in tensors:
+            raise BundleError(f"{path}: there is no {TOKEN_TABLE_TENSOR}. Build the bundle again.")
+        table = tensors[TOKEN_TABLE_TENSOR]
         hidden_size = encoder.hidden_size
         if table.dtype not in (np.float16, np.float32) or table.shape[1:] != (hidden_size,):
             raise BundleError(

@@ -1,4 +1,4 @@
-"""Write a bundle so that it is either there as a whole or not at all."""
+"""Bundle writer: a folder that is there as a whole or not at all."""
 
 from __future__ import annotations
 

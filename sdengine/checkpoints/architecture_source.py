@@ -1,4 +1,4 @@
-"""Networks of an architecture without weights: for planning and for tests."""
+"""Architectures without weights, as sources of networks: for estimates and tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sdengine.bundle.manifest import Architecture
 from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
-from sdengine.models.configs import FAMILIES
+from sdengine.models.configs import ARCHITECTURES, ModelArchitecture
 from sdengine.models.text_encoder import TextEncoderConfig
 from sdengine.models.unet import UNetConfig
 from sdengine.models.vae import VAEConfig
@@ -44,11 +44,17 @@ def published_architecture(name: str) -> ArchitectureSource:
     Raises:
         ConfigError: there is none of that name.
     """
-    if name not in FAMILIES:
-        raise ConfigError.for_field("arch", name, ", ".join(FAMILIES))
-    family = FAMILIES[name]
-    encoders = dict(zip(family.text_parts, family.text_encoders, strict=True))
-    return ArchitectureSource(name, {**encoders, "unet": family.unet, "vae": family.vae})
+    if name not in ARCHITECTURES:
+        raise ConfigError.for_field("arch", name, ", ".join(ARCHITECTURES))
+    return source_of(ARCHITECTURES[name])
+
+
+def source_of(architecture: ModelArchitecture) -> ArchitectureSource:
+    """Return the networks of an architecture."""
+    encoders = zip(architecture.text_parts, architecture.text_encoders, strict=True)
+    configs: dict[str, PartConfig] = dict(encoders)
+    configs |= {"unet": architecture.unet, "vae": architecture.vae}
+    return ArchitectureSource(architecture.name, configs)
 
 
 def architecture_of_bundle(name: str, architecture: Architecture) -> ArchitectureSource:

@@ -1,4 +1,4 @@
-"""The parts of one model, whichever way they came in."""
+"""Checkpoint: the parts of one model, whichever way they came in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError
-from sdengine.models.configs import ModelFamily
+from sdengine.models.configs import ModelArchitecture
 from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL, VAEConfig
@@ -139,7 +139,7 @@ class Checkpoint(PartSource):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def family_of(architecture: ModelFamily) -> str:
+def family_of(architecture: ModelArchitecture) -> str:
     """Return the family that a published architecture belongs to, one of FAMILIES."""
     return _family(architecture.unet, len(architecture.text_parts))
 

@@ -1,4 +1,4 @@
-"""ControlNets, whose checkpoints hold the one network alone."""
+"""ControlNet checkpoints, which hold the one network alone."""
 
 from __future__ import annotations
 

@@ -1,17 +1,15 @@
-"""Any checkpoint into a diffusers folder, tensor by tensor."""
+"""Converter: any checkpoint into a diffusers folder, tensor by tensor."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.reader import PathLike, load_checkpoint
 from sdengine.checkpoints.writer import Description, Part, Progress, write_checkpoint
 from sdengine.errors import ConfigError
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+from sdengine.models.configs import ModelArchitecture
+from sdengine.models.dtypes import TORCH_DTYPES
 
 
 def convert(
@@ -21,7 +19,7 @@ def convert(
     dtype: str = "fp16",
     variant: str | None = None,
     vae: PathLike | None = None,
-    family: str | None = None,
+    family: str | ModelArchitecture | None = None,
     prediction_type: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -46,8 +44,8 @@ def convert(
         ConfigError: an argument is invalid.
         OutputError: the folder exists already or cannot be written; nothing is left behind.
     """
-    if dtype not in DTYPES:
-        raise ConfigError.for_field("dtype", dtype, ", ".join(DTYPES))
+    if dtype not in TORCH_DTYPES:
+        raise ConfigError.for_field("dtype", dtype, ", ".join(TORCH_DTYPES))
     checkpoint = load_checkpoint(
         source,
         variant=variant,
@@ -64,7 +62,7 @@ def convert(
         zero_empty_negative=checkpoint.zero_empty_negative,
         requires_aesthetic_score=checkpoint.requires_aesthetic_score,
     )
-    return write_checkpoint(folder, parts, description, DTYPES[dtype], progress)
+    return write_checkpoint(folder, parts, description, TORCH_DTYPES[dtype], progress)
 
 
 def _part(checkpoint: Checkpoint, name: str) -> Part:

@@ -1,4 +1,4 @@
-"""Checkpoints in the layout that diffusers writes: a folder a network, with its configuration."""
+"""Diffusers folders: a folder a network, with its configuration."""
 
 from __future__ import annotations
 

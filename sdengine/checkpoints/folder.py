@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder, found without ever leaving it."""
+"""Checkpoint folder: its files, found without ever leaving it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the shapes of an original checkpoint's tensors say about its networks.
+"""Configurations of an original checkpoint's networks, read off the shapes of its tensors.
 
 Shapes do not tell how many heads an attention has, nor what an activation is: there the published
 checkpoints of the family are followed, and a configuration folder can say otherwise.

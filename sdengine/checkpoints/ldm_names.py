@@ -1,4 +1,4 @@
-"""What the original implementations call a tensor, as the networks here call it.
+"""Tensor names of the original implementations, as the networks here call them.
 
 Everything follows from the configuration: where the original counts blocks through, diffusers
 counts levels and blocks of a level, so that a block's number is taken apart by the blocks a level

@@ -1,4 +1,4 @@
-"""Networks with their configurations and weights, whichever file they lie in."""
+"""Sources of networks: configurations and weights, whichever file they lie in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open a checkpoint, whichever way it comes."""
+"""Checkpoint reader: a folder or a single file, whichever comes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from sdengine.checkpoints.formats.tensor_files import ENDINGS
 from sdengine.checkpoints.separate_vae import with_separate_vae
 from sdengine.checkpoints.single_file import read_single_file
 from sdengine.errors import CheckpointError, ConfigError
-from sdengine.models.configs import FAMILIES as ARCHITECTURES
-from sdengine.models.configs import ModelFamily
+from sdengine.models.configs import ARCHITECTURES, ModelArchitecture
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 _VARIANT = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -28,7 +27,7 @@ def load_checkpoint(
     *,
     variant: str | None = None,
     vae: PathLike | None = None,
-    family: str | None = None,
+    family: str | ModelArchitecture | None = None,
     prediction_type: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint; its weights are read when a network is asked for.
@@ -39,8 +38,9 @@ def load_checkpoint(
         variant: which of a folder's sets of weights, such as "fp16".
         vae: a file or folder whose autoencoder replaces the checkpoint's.
         family: refuse a checkpoint that is not of this family: "sd1", "sd2", "sdxl" or
-            "sdxl-refiner". Or the name of a published architecture, such as "sd15", whose
-            configuration a single file then has to fit instead of what its tensors say.
+            "sdxl-refiner". Or the name of a published architecture, such as "sd15", or an
+            architecture of one's own, which a single file then has to fit instead of what its
+            tensors say.
         prediction_type: what the U-Net predicts, where the checkpoint says it wrongly or not at
             all: "epsilon", "v_prediction" or "sample".
 
@@ -48,16 +48,15 @@ def load_checkpoint(
         CheckpointError: it is missing, incomplete, damaged, or of another kind of model.
         ConfigError: an argument is invalid.
     """
-    if family is not None and family not in (*FAMILIES, *ARCHITECTURES):
-        raise ConfigError.for_field("family", family, ", ".join((*FAMILIES, *ARCHITECTURES)))
+    architecture = _architecture(family)
     if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
         raise ConfigError.for_field("prediction_type", prediction_type, ", ".join(PREDICTION_TYPES))
-    architecture = ARCHITECTURES.get(family or "")
     checkpoint = _open(path, variant, architecture)
     wanted = family if architecture is None else family_of(architecture)
+    named = family if architecture is None else architecture.name
     if wanted is not None and checkpoint.family != wanted:
         raise CheckpointError(
-            f"{checkpoint.root}: family {family!r} was asked for; its networks are those of "
+            f"{checkpoint.root}: family {named!r} was asked for; its networks are those of "
             f"{checkpoint.family!r}."
         )
     if prediction_type is not None:
@@ -68,7 +67,17 @@ def load_checkpoint(
     return checkpoint
 
 
-def _open(path: PathLike, variant: str | None, architecture: ModelFamily | None) -> Checkpoint:
+def _architecture(family: str | ModelArchitecture | None) -> ModelArchitecture | None:
+    if family is None or isinstance(family, ModelArchitecture):
+        return family
+    if not isinstance(family, str) or family not in (*FAMILIES, *ARCHITECTURES):
+        raise ConfigError.for_field("family", family, ", ".join((*FAMILIES, *ARCHITECTURES)))
+    return ARCHITECTURES.get(family)
+
+
+def _open(
+    path: PathLike, variant: str | None, architecture: ModelArchitecture | None
+) -> Checkpoint:
     if variant is not None and not (isinstance(variant, str) and _VARIANT.fullmatch(variant)):
         raise ConfigError.for_field("variant", variant, "a word such as 'fp16'")
     place = DEMO_CHECKPOINT if path == "demo" else _existing("checkpoint", path)

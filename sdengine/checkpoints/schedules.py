@@ -1,4 +1,4 @@
-"""The noise schedule that every published family was trained with."""
+"""Noise schedule that every published family was trained with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An autoencoder of its own, in place of the one that a checkpoint carries."""
+"""Separate autoencoder, in place of the one that a checkpoint carries."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from sdengine.checkpoints.schedules import noise_schedule_config
 from sdengine.checkpoints.tokenizer_files import read_tokenizer
 from sdengine.checkpoints.weights import Renamer, Weights
 from sdengine.errors import CheckpointError, ConfigError
-from sdengine.models.configs import ModelFamily
+from sdengine.models.configs import ModelArchitecture
 from sdengine.models.text_encoder import TextEncoderConfig
 
 UNET_PREFIX = "model.diffusion_model."
@@ -74,7 +74,7 @@ _TEXT_NAMES: Mapping[str, Callable[[TextEncoderConfig], Renamer]] = {
 }
 
 
-def read_single_file(path: Path, architecture: ModelFamily | None = None) -> Checkpoint:
+def read_single_file(path: Path, architecture: ModelArchitecture | None = None) -> Checkpoint:
     """Open a single file; its tokenizer is CLIP's own, its noise schedule the family's.
 
     Args:
@@ -91,7 +91,7 @@ def read_single_file(path: Path, architecture: ModelFamily | None = None) -> Che
         raise CheckpointError(f"{path}: its tensors are of no known shape: {error}") from None
 
 
-def _read(path: Path, file: TensorFile, architecture: ModelFamily | None) -> Checkpoint:
+def _read(path: Path, file: TensorFile, architecture: ModelArchitecture | None) -> Checkpoint:
     family = _family(path, file.names())
     layout = _LAYOUTS[family]
     pixels = _pixels(family, file)
@@ -177,7 +177,9 @@ def _configs_of_shapes(file: TensorFile, family: str, pixels: int) -> dict[str, 
     return configs
 
 
-def _configs_of_architecture(path: Path, architecture: ModelFamily, family: str) -> dict[str, Any]:
+def _configs_of_architecture(
+    path: Path, architecture: ModelArchitecture, family: str
+) -> dict[str, Any]:
     if family_of(architecture) != family:
         raise CheckpointError(
             f"{path}: {architecture.name!r} was asked for; the text encoders are those of "

@@ -1,4 +1,4 @@
-"""Seeded weights in a published architecture: for benchmarks and tests that need no download."""
+"""Synthetic checkpoints: seeded weights for benchmarks and tests that need no download."""
 
 from __future__ import annotations
 
@@ -18,21 +18,17 @@ from sdengine.checkpoints.tokenizer_files import read_tokenizer
 from sdengine.checkpoints.weights import shapes_of
 from sdengine.checkpoints.writer import Description, Part, write_checkpoint
 from sdengine.errors import ConfigError
-from sdengine.models.configs import FAMILIES, ModelFamily
+from sdengine.models.configs import ARCHITECTURES, ModelArchitecture
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
 
-# Without the suffix of the tiny Stable Diffusion 1, which most tests take.
-ARCHITECTURES: dict[str, ModelFamily] = {
-    ("tiny" if name == "tiny-sd15" else name): family for name, family in FAMILIES.items()
-}
 _BIAS_STD = 0.05
 _SEEDED_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
 def make_synthetic(
-    arch: str,
+    arch: str | ModelArchitecture,
     folder: str | os.PathLike[str],
     *,
     seed: int = 0,
@@ -43,7 +39,7 @@ def make_synthetic(
     One tensor at a time is made and written, so that the largest is all the memory it takes.
 
     Args:
-        arch: a key of ARCHITECTURES.
+        arch: a key of ARCHITECTURES, or another architecture.
         folder: the new folder.
         seed: the same seed gives the same weights.
         dtype: of the weights on disk.
@@ -52,23 +48,24 @@ def make_synthetic(
         ConfigError: the architecture is unknown.
         OutputError: the folder exists already or cannot be written.
     """
-    if arch not in ARCHITECTURES:
-        raise ConfigError.for_field("arch", arch, ", ".join(ARCHITECTURES))
-    family = ARCHITECTURES[arch]
+    if isinstance(arch, str):
+        if arch not in ARCHITECTURES:
+            raise ConfigError.for_field("arch", arch, ", ".join(ARCHITECTURES))
+        arch = ARCHITECTURES[arch]
     with torch.device("meta"):
         modules: dict[str, Any] = {
             part: CLIPTextEncoder(config)
-            for part, config in zip(family.text_parts, family.text_encoders, strict=True)
+            for part, config in zip(arch.text_parts, arch.text_encoders, strict=True)
         }
-        modules |= {"unet": UNet2DConditionModel(family.unet), "vae": AutoencoderKL(family.vae)}
-    scheduler = scheduler_config(family)
+        modules |= {"unet": UNet2DConditionModel(arch.unet), "vae": AutoencoderKL(arch.vae)}
+    scheduler = scheduler_config(arch)
     description = Description(
         scheduler_config=scheduler,
         tokenizer_files=read_tokenizer(CheckpointFolder(demo_tokenizer_dir()), "."),
-        pad_tokens=dict(zip(family.text_parts, family.pad_tokens, strict=True)),
-        defaults=distilled_defaults(family.unet, scheduler),
-        zero_empty_negative=len(family.text_parts) > 1,
-        requires_aesthetic_score=family.requires_aesthetic_score,
+        pad_tokens=dict(zip(arch.text_parts, arch.pad_tokens, strict=True)),
+        defaults=distilled_defaults(arch.unet, scheduler),
+        zero_empty_negative=len(arch.text_parts) > 1,
+        requires_aesthetic_score=arch.requires_aesthetic_score,
     )
     parts = {
         name: Part(
@@ -81,9 +78,9 @@ def make_synthetic(
     return write_checkpoint(folder, parts, description, dtype)
 
 
-def scheduler_config(family: ModelFamily) -> dict[str, Any]:
-    """Return the noise schedule that the family's published checkpoints carry."""
-    return noise_schedule_config(family.prediction_type)
+def scheduler_config(architecture: ModelArchitecture) -> dict[str, Any]:
+    """Return the noise schedule that the architecture's published checkpoints carry."""
+    return noise_schedule_config(architecture.prediction_type)
 
 
 @torch.no_grad()

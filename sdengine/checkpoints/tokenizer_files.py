@@ -1,4 +1,4 @@
-"""A checkpoint's BPE vocabulary, in whichever of the two published forms it comes."""
+"""Tokenizer files: a checkpoint's BPE vocabulary, in either of the two published forms."""
 
 from __future__ import annotations
 

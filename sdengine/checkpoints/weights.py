@@ -1,23 +1,25 @@
-"""The weights of one network: checked against the network before anything is allocated."""
+"""Weights of one network: checked against the network before anything is allocated."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from numpy.typing import NDArray
 from torch import nn
 
 from sdengine.checkpoints.formats.tensor_files import TensorFile, open_tensor_file
-from sdengine.errors import CheckpointError, OutputError
+from sdengine.errors import CheckpointError
+from sdengine.models.dtypes import SAFETENSORS_DTYPES
+from sdengine.storage.tensor_file import write_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 _FLOATS = ("F16", "BF16", "F32", "F64")
+_DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -176,16 +178,41 @@ def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def save_tensors(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write contiguous CPU tensors as a safetensors file that everyone may read.
+    """Write CPU tensors as a safetensors file.
 
     Raises:
-        OutputError: the file cannot be written.
+        OSError: the file cannot be written.
     """
-    try:
-        save_file(dict(state), path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OutputError(f"{path} cannot be written: {error}.") from error
-    path.chmod(0o644)  # the library makes it private
+    kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+    save_stream(path, kinds, state.items())
+
+
+def save_stream(
+    path: Path,
+    kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+) -> None:
+    """Write CPU tensors one at a time as a safetensors file, whole or not at all.
+
+    Args:
+        path: where; its folder must exist.
+        kinds: data type and shape of every tensor, in the order in which they shall lie.
+        tensors: each of them once; each is let go of before the next is asked for.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    named = {name: (_DTYPE_NAMES[dtype], shape) for name, (dtype, shape) in kinds.items()}
+    arrays = ((name, _array(tensor)) for name, tensor in tensors)
+    write_tensors(path, named, arrays, {"format": "pt"})
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    tensor = tensor.detach().contiguous()
+    array: NDArray[Any] = (
+        tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+    ).numpy()
+    return array
 
 
 def _pieces(renamed: str | Sequence[Piece] | None) -> Sequence[Piece]:

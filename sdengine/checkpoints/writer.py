@@ -1,4 +1,4 @@
-"""Write a checkpoint in the layout that diffusers reads, as a whole or not at all."""
+"""Checkpoint writer: the layout that diffusers reads, as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sdengine.checkpoints.diffusers_folder import (
     TRANSFORMERS_STEMS,
 )
 from sdengine.checkpoints.folder import CheckpointFolder
-from sdengine.checkpoints.formats.safetensors_writer import DTYPES, write_tensors
 from sdengine.checkpoints.tokenizer_files import read_tokenizer
-from sdengine.checkpoints.weights import Shapes, shapes_of
-from sdengine.errors import ConfigError
+from sdengine.checkpoints.weights import Shapes, save_stream, shapes_of
+from sdengine.errors import CheckpointError, ConfigError
+from sdengine.models.dtypes import TORCH_DTYPES
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
@@ -167,8 +167,9 @@ def write_checkpoint(
         ConfigError: dtype is another.
         OutputError: the folder exists already or cannot be written; nothing is left behind.
     """
-    if dtype not in DTYPES:
-        raise ConfigError.for_field("dtype", dtype, ", ".join(str(known) for known in DTYPES))
+    if dtype not in TORCH_DTYPES.values():
+        accepted = ", ".join(str(known) for known in TORCH_DTYPES.values())
+        raise ConfigError.for_field("dtype", dtype, accepted)
 
     def fill(new: Path) -> None:
         for name, part in parts.items():
@@ -188,15 +189,26 @@ def _write_part(folder: Path, part: Part, dtype: torch.dtype, progress: Progress
     stem = TRANSFORMERS_STEMS[0] if folder.name.startswith("text_encoder") else DIFFUSERS_STEMS[0]
     total = len(part.shapes)
 
-    def counted() -> Iterator[tuple[str, torch.Tensor]]:
-        for done, item in enumerate(part.tensors()):
+    def converted() -> Iterator[tuple[str, torch.Tensor]]:
+        for done, (name, tensor) in enumerate(part.tensors()):
             if progress is not None:
                 progress(folder.name, done, total)
-            yield item
+            yield name, _converted(folder.name, name, tensor, dtype)
         if progress is not None:
             progress(folder.name, total, total)
 
-    write_tensors(folder / f"{stem}.safetensors", part.shapes, counted(), dtype)
+    kinds = {name: (dtype, shape) for name, shape in part.shapes.items()}
+    save_stream(folder / f"{stem}.safetensors", kinds, converted())
+
+
+def _converted(part: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    converted = tensor.detach().to(device="cpu", dtype=dtype)
+    if not torch.isfinite(converted).all():
+        raise CheckpointError(
+            f"{part}: tensor {name!r} is not finite in {dtype}; its largest absolute value is "
+            f"{tensor.abs().max().item():.3g}. Save in torch.bfloat16 or torch.float32."
+        )
+    return converted
 
 
 def _write_description(folder: Path, parts: Mapping[str, Part], description: Description) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sdengine.storage.cache_dir import cache_dir
+from sdengine.cli.terminal import print_table, spinner
+from sdengine.storage.cache_files import cache_dir
 
 BUSY_PERCENT = 5.0
 
@@ -47,8 +46,6 @@ def bench(
 
     All weights but the demo model's are synthetic: nothing is downloaded.
     """
-    from rich.console import Console
-
     from sdengine.benchmarks.cases import TARGETS, Case, native_side
     from sdengine.benchmarks.harness import run
     from sdengine.benchmarks.records import append_record, check_writable, make_record
@@ -69,34 +66,15 @@ def bench(
     )
     if json_file is not None:
         check_writable(json_file)
-    with _progress() as progress:
+    with spinner("starting") as progress:
         figures = run(case, cache or cache_dir("bench"), progress, rebuild=rebuild)
     record = make_record(case, figures)
     if json_file is not None:
         append_record(record, json_file)
-    Console(width=None if sys.stdout.isatty() else 160).print(as_rich(record))
+    print_table(as_rich(record))
     if record["others_percent"] > BUSY_PERCENT:
         print(
             f"warning: other programs took {record['others_percent']:.0f} % of the cores while "
             "timing; measure again on an idle machine.",
             file=sys.stderr,
         )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Show what is going on, and for how long, on standard error when that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def show(message: str) -> None:
-            bar.reset(task, description=message)
-
-        yield show

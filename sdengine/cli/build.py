@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdengine.cli import checkpoint_options as options
+from sdengine.cli.terminal import parse_resolutions, progress_bar
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,12 +48,6 @@ def build(
         str | None,
         typer.Option(metavar="PATH", help="Where full TensorRT keeps what it measured."),
     ] = None,
-    refit: Annotated[
-        bool, typer.Option("--refit", help="TensorRT engines whose weights can be exchanged.")
-    ] = False,
-    strip: Annotated[
-        bool, typer.Option("--strip", help="TensorRT engines without weights, put back later.")
-    ] = False,
     report: Annotated[
         bool,
         typer.Option("--report", help="Of target native: measure layers, keep loud ones exact."),
@@ -70,7 +64,7 @@ def build(
     sizes = parse_resolutions(resolutions)
     from sdengine.building.build import build as run_build
 
-    with progress_bar() as progress:
+    with progress_bar("reading") as progress:
         built = run_build(
             options.open_if_changed(checkpoint, variant, vae, family, prediction_type),
             output,
@@ -84,8 +78,6 @@ def build(
             optimization_level=optimization_level,
             kernels=kernels,
             timing_cache=timing_cache,
-            refit=refit,
-            strip=strip,
             measure_layers=report,
             force=force,
             cache=cache,
@@ -143,41 +135,3 @@ def _bytes_of(gib: float) -> int:
     if not 0 < gib <= 1 << 20:
         raise ConfigError.for_field("--workspace", gib, "GiB, such as 4 or 0.5")
     return int(gib * (1 << 30))
-
-
-def parse_resolutions(text: str) -> list[int | tuple[int, int]]:
-    """Read "512,768" or "512x768,640" as sides and pairs of width and height.
-
-    Raises:
-        ConfigError: a part is neither.
-    """
-    sizes: list[int | tuple[int, int]] = []
-    for part in text.split(","):
-        sides = part.strip().lower().split("x")
-        if len(sides) > 2 or not all(s.isascii() and s.isdigit() and len(s) < 6 for s in sides):
-            raise ConfigError.for_field(
-                "--resolutions", text, "pixels separated by commas, such as 512,768 or 512x768"
-            )
-        numbers = [int(side) for side in sides]
-        sizes.append(numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1]))
-    return sizes
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Show a bar on standard error when that is a terminal; give None otherwise."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeElapsedColumn as Elapsed
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("reading", total=None)
-
-        def show(stage: str, done: int, total: int) -> None:
-            progress.update(bar, description=stage, completed=done, total=total)
-
-        yield show

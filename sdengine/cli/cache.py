@@ -1,4 +1,4 @@
-"""`sdengine cache`: what is kept of earlier exports, builds and loads."""
+"""`sdengine cache`: list and clear what earlier exports, builds and loads keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of every command that reads a checkpoint."""
+"""Checkpoint options: those of every command that reads a checkpoint."""
 
 from __future__ import annotations
 

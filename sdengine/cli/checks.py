@@ -1,4 +1,4 @@
-"""The checks behind `sdengine doctor`; each looks without importing what is slow to import."""
+"""Checks of `sdengine doctor`; each looks without importing what is slow to import."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 
 from sdengine.errors import SdengineError
-from sdengine.images.provenance import FEATURES
+from sdengine.images.provenance import cpu_info
 
 _DRIVER_REMEDY = "install NVIDIA's driver for the GPU, if there is one"
 
@@ -102,29 +101,6 @@ def run_checks() -> list[Check]:
     return checks
 
 
-def probe_refitting() -> list[Check]:
-    """Build small engines with each combination of flags; takes seconds, and needs onnx."""
-    cost = "weights cannot be exchanged or left out: `sdengine build --refit` and `--strip` refuse"
-    remedy = "build on a machine with the GPU, its driver and the package"
-    name = "refit probe"
-    try:
-        from sdengine.compilers.tensorrt.engine import FLAVOURS
-        from sdengine.compilers.tensorrt.refit_probe import COMBINATIONS, probe_flags
-    except ImportError as error:
-        return [Check(name, False, str(error), cost, "pip install 'sdengine[build]'")]
-    installed = [flavour for flavour in FLAVOURS.values() if find_spec(flavour.module) is not None]
-    if not installed:
-        return [Check(name, False, "neither tensorrt_rtx nor tensorrt is installed", cost, remedy)]
-    checks = []
-    for flavour in installed:
-        for flags in COMBINATIONS:
-            probe = probe_flags(flavour, flags)
-            told = "works" if probe.works else f"does not: {probe.message}"
-            found = f"{flavour.module} {' with '.join(flags)} {told} ({probe.seconds:.1f} s)"
-            checks.append(Check(name, probe.works, found, cost, remedy))
-    return checks
-
-
 def _python() -> Check:
     found = f"{platform.python_version()} ({platform.system()} {platform.machine()})"
     supported = sys.version_info >= (3, 10)
@@ -132,25 +108,9 @@ def _python() -> Check:
 
 
 def _cpu() -> Check:
-    model, flags = _cpu_info()
-    features = [feature for feature in FEATURES if feature in flags]
+    model, features = cpu_info()
     known = " ".join(features) or "no vector features known"
     return Check("cpu", True, f"{model}, {os.cpu_count()} threads, {known}")
-
-
-def _cpu_info() -> tuple[str, set[str]]:
-    model, flags = platform.processor() or platform.machine(), set[str]()
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return model, flags
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            model = value.strip()
-        elif key.strip() in ("flags", "Features"):
-            flags.update(value.split())
-    return model, flags
 
 
 def _memory() -> Check:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sdengine.cli import checkpoint_options as options
+from sdengine.cli.terminal import progress_bar
 
 
 def convert(
@@ -22,9 +23,8 @@ def convert(
 ) -> None:
     """Write a checkpoint's networks as a folder that diffusers and `sdengine build` read."""
     from sdengine.checkpoints import convert as run_convert
-    from sdengine.cli.build import progress_bar
 
-    with progress_bar() as progress:
+    with progress_bar("reading") as progress:
         folder = run_convert(
             source,
             output,

@@ -9,21 +9,12 @@ import typer
 
 
 def doctor(
-    probe_refit: Annotated[
-        bool,
-        typer.Option(
-            "--probe-refit",
-            help="Try whether engines can be built whose weights are exchanged or left out.",
-        ),
-    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what is present, what is missing, what each lack costs and how to get it."""
-    from sdengine.cli.checks import probe_refitting, run_checks
+    from sdengine.cli.checks import run_checks
 
     checks = run_checks()
-    if probe_refit:
-        checks += probe_refitting()
     ready = all(check.present for check in checks if check.required)
     if as_json:
         print(json.dumps({"ready": ready, "checks": [check.to_dict() for check in checks]}))

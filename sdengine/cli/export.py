@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdengine.cli import checkpoint_options as options
-from sdengine.cli.build import parse_resolutions, progress_bar
+from sdengine.cli.terminal import parse_resolutions, print_table, progress_bar
 
 if TYPE_CHECKING:
     from sdengine.export.folder import ExportReport, Graph
@@ -54,7 +54,7 @@ def export(
     sizes = None if resolutions is None else parse_resolutions(resolutions)
     from sdengine.export.folder import export_onnx
 
-    with progress_bar() as progress:
+    with progress_bar("reading") as progress:
         report = export_onnx(
             options.open_if_changed(checkpoint, variant, vae, family, prediction_type),
             output,
@@ -76,7 +76,6 @@ def export(
 
 
 def _print_table(report: ExportReport, check: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("file", "inputs", "largest error", "seconds", box=None, pad_edge=False)
@@ -84,7 +83,7 @@ def _print_table(report: ExportReport, check: bool) -> None:
         error = "not compared" if graph.max_error is None else f"{graph.max_error:.1e}"
         seconds = "kept" if graph.reused else f"{graph.seconds:.1f}"
         table.add_row(graph.file, _inputs(graph), error, seconds)
-    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
+    print_table(table)
     print(f"{report.path} ({report.total_bytes / 1e6:.1f} MB)")
     if check and any(graph.max_error is None for graph in report.graphs):
         print(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdengine.cli.request_options import request_options
+from sdengine.cli.terminal import parse_bytes, progress_bar
 from sdengine.errors import ConfigError
 from sdengine.request.keywords import IMAGES_PER_PROMPT
 
 if TYPE_CHECKING:
+    from sdengine.cli.terminal import ProgressBar
     from sdengine.images.metadata import Metadata
     from sdengine.images.result import Result, Step
 
@@ -58,7 +59,6 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make images from a prompt. Values not given are the bundle's defaults; the seed is random."""
-    from sdengine.cli.plan import parse_bytes
     from sdengine.engine import load
     from sdengine.images.metadata import read_metadata
     from sdengine.images.png import check_output
@@ -78,12 +78,12 @@ def generate(
         )
     with (
         load(bundle, backend, precision or "auto", threads, low_memory, memory_bytes) as engine,
-        progress_bar() as progress,
+        progress_bar("loading", remaining=True) as bar,
     ):
         if recorded is not None:
             for line in recorded.differences(engine.provenance):
                 print(f"warning: {line}", file=sys.stderr)
-        result = engine.generate(progress=progress, **options)
+        result = engine.generate(progress=_shown_by(bar), **options)
     files = result.save(output)
     if as_json:
         print(json.dumps(describe(result, files)))
@@ -129,23 +129,7 @@ def _summary(result: Result) -> str:
     return f"{shown}; total {timings.total_ms:.1f} ms ({how})"
 
 
-@contextmanager
-def progress_bar() -> Iterator[Callable[[Step], None] | None]:
-    """Show a bar on standard error when that is a terminal; give None otherwise."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("loading", total=None)
-
-        def show(step: Step) -> None:
-            progress.update(
-                bar, description="generating", completed=step.index + 1, total=step.total
-            )
-
-        yield show
+def _shown_by(bar: ProgressBar | None) -> Callable[[Step], None] | None:
+    if bar is None:
+        return None
+    return lambda step: bar("generating", step.index + 1, step.total)

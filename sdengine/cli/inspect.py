@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
 
 import typer
 
+from sdengine.cli.terminal import parse_size
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _show_plan(
         raise ConfigError.for_field("--plan", network, "a network of a bundle of target native")
     if precision not in DTYPES:
         raise ConfigError.for_field("--precision", precision, ", ".join(DTYPES))
-    width, height = _sides(size) if size else manifest.resolutions[0]
+    width, height = _size(size) if size else manifest.resolutions[0]
     length = manifest.architecture.text_encoders[0].max_length
     rows = 1 if network.startswith("vae") else 2
     sizes = {"batch": rows, "height": height, "width": width, "sequence": length}
@@ -78,11 +79,8 @@ def _show_plan(
     )
 
 
-def _sides(text: str) -> tuple[int, int]:
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(s.isascii() and s.isdigit() and len(s) < 6 for s in sides):
-        raise ConfigError.for_field("--size", text, "width and height, such as 512x768")
-    width, height = int(sides[0]), int(sides[1])
+def _size(text: str) -> tuple[int, int]:
+    width, height = parse_size("--size", text)
     if min(width, height) < 8:
         raise ConfigError.for_field("--size", text, "sides of at least 8 pixels")
     return width, height
@@ -135,9 +133,8 @@ def _engine_lines(options: dict[str, Any]) -> Iterator[str]:
         sizes = ", ".join(f"{size} {_megabytes(value)}" for size, value in scratch.items())
         told = "the builder" if options.get("scratch_from") == "builder" else "the graph"
         yield f"scratch {sizes} by {told}"
-    for name in ("refittable", "stripped"):
-        if options.get(name) is True:
-            yield name
+    if options.get("stripped") is True:  # only older releases built such engines
+        yield "stripped of its weights, so it does not run"
 
 
 def _choice_lines(choice: dict[str, Any]) -> Iterator[str]:

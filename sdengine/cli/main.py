@@ -40,8 +40,8 @@ SUBCOMMANDS = (
     Subcommand(
         "export", "sdengine.cli.export:export", "Write networks as ONNX files.", extra="build"
     ),
-    Subcommand("plan", "sdengine.cli.plan:plan", "Foretell a GPU's memory.", extra="build"),
-    Subcommand("cache", "sdengine.cli.cache:cache", "List or remove kept exports."),
+    Subcommand("plan", "sdengine.cli.plan:plan", "Estimate a GPU's memory.", extra="build"),
+    Subcommand("cache", "sdengine.cli.cache:cache", "List or remove the files of the cache."),
     Subcommand(
         "convert", "sdengine.cli.convert:convert", "Make a single file a folder.", extra="build"
     ),

@@ -1,9 +1,8 @@
-"""`sdengine plan`: what fits into a GPU's memory."""
+"""`sdengine plan`: estimate what fits into a GPU's memory."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,16 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdengine.cli.build import parse_resolutions, progress_bar
+from sdengine.cli.terminal import parse_bytes, parse_resolutions, print_table, progress_bar
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdengine.building.memory_estimate import MemoryPlan
+    from sdengine.building.memory_estimate import MemoryEstimate
     from sdengine.bundle.manifest import Manifest
     from sdengine.checkpoints.part_source import PartSource
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-          "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}  # fmt: skip
 
 
 def plan(
@@ -45,17 +41,17 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Foretell the memory that engines of a model take on a GPU: weights, scratch, latents."""
+    """Estimate the memory that engines of a model take on a GPU: weights, scratch, latents."""
     limit = None if memory is None else parse_bytes(memory)
     sizes = None if resolutions is None else parse_resolutions(resolutions)
-    from sdengine.building.memory_estimate import built_memory, plan_memory
+    from sdengine.building.memory_estimate import built_memory, estimate_memory
 
     source, bundle = _open(model)
     if sizes is None:
         own = [512, 768, 1024] if bundle is None else bundle.resolutions
         sizes = [*own]
-    with progress_bar() as progress:
-        found = plan_memory(
+    with progress_bar("reading") as progress:
+        found = estimate_memory(
             source,
             precision=precision or (bundle.precision if bundle else "fp16"),
             resolutions=sizes,
@@ -69,19 +65,6 @@ def plan(
         _print(found, limit)
 
 
-def parse_bytes(text: str) -> int:
-    """Read "8GiB", "8 GB", "500MB" or a number of bytes.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]i?)?b?\s*", text.lower())
-    number = 0 if match is None else int(float(match[1]) * _UNITS[match[2] or ""])
-    if not 0 < number < 1 << 50:
-        raise ConfigError.for_field("--memory", text, "a size such as 8GiB, 24 GB or 500MB")
-    return number
-
-
 def _open(model: str) -> tuple[PartSource, Manifest | None]:
     """Return the networks, and the manifest where the model is a bundle."""
     from sdengine.bundle.manifest import MANIFEST_NAME
@@ -91,22 +74,21 @@ def _open(model: str) -> tuple[PartSource, Manifest | None]:
         architecture_of_bundle,
         published_architecture,
     )
-    from sdengine.models.configs import FAMILIES
+    from sdengine.models.configs import ARCHITECTURES
 
-    if model in FAMILIES:
+    if model in ARCHITECTURES:
         return published_architecture(model), None
     if model == "demo" or (Path(model) / MANIFEST_NAME).is_file():
         manifest = open_bundle(model, verify="size").manifest
         return architecture_of_bundle(manifest.name, manifest.architecture), manifest
     if not Path(model).exists():
         raise ConfigError.for_field(
-            "model", model, f"a bundle, a checkpoint, or one of {', '.join(FAMILIES)}"
+            "model", model, f"a bundle, a checkpoint, or one of {', '.join(ARCHITECTURES)}"
         )
     return load_checkpoint(model), None
 
 
-def _print(found: MemoryPlan, limit: int | None) -> None:
-    from rich.console import Console
+def _print(found: MemoryEstimate, limit: int | None) -> None:
     from rich.table import Table
 
     weights = ", ".join(f"{name} {_gb(size)}" for name, size in found.weight_bytes.items())
@@ -131,7 +113,7 @@ def _print(found: MemoryPlan, limit: int | None) -> None:
         if limit is not None:
             row.append(_verdict(size.total_bytes, size.low_total_bytes, limit))
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
+    print_table(table)
     print(
         "Low memory: each network freed once it is done (--low-memory). Scratch follows from the "
         "graphs, or was told by the engines' builder; the CUDA context and captured graphs come on "

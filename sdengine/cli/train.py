@@ -1,20 +1,20 @@
-"""``sdengine train``: make the demo model, in resumable stages."""
+"""`sdengine train`: make the demo model, in resumable stages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdengine.cli.terminal import ProgressBar, progress_bar
+
 if TYPE_CHECKING:
     from torch import nn
 
     from sdengine.training.loop import Schedule, Task
-
-Update = Callable[..., None]
 
 train_app = typer.Typer(
     help="Train the demo model: `vae`, then `base`, then `decoder`, then `save`.",
@@ -81,11 +81,11 @@ def train_base(
     from sdengine.training.loop import run_processes
 
     _use_threads(threads)
-    with _bar("text") as update:
-        typer.echo(f"captions read right: {train_text(run, text_steps, _Report(update))}")
+    with _bar("text") as bar:
+        typer.echo(f"captions read right: {train_text(run, text_steps, _Report('text', bar))}")
     counts = {128: latents, 192: large_latents, 256: large_latents // 2}
-    with _bar("latents") as update:
-        load_latents(run, counts, update)
+    with _bar("latents") as bar:
+        load_latents(run, counts, None if bar is None else partial(bar, "latents"))
     job = UNetJob(run, counts, steps, learning_rate, batch, report=ConsoleReport("unet"))
     run_processes(processes, run / "unet", job)
 
@@ -108,18 +108,25 @@ def save(
 def _train(name: str, task: Task, folder: Path, schedule: Schedule) -> nn.Module:
     from sdengine.training.loop import train
 
-    with _bar(name) as update:
-        return train(task, folder, schedule, report=_Report(update))
+    with _bar(name) as bar:
+        return train(task, folder, schedule, report=_Report(name, bar))
+
+
+def _bar(name: str) -> AbstractContextManager[ProgressBar | None]:
+    return progress_bar(name, remaining=True, stays=True)
 
 
 class _Report:
     """Pass a loop's figures on to a progress bar."""
 
-    def __init__(self, update: Update) -> None:
-        self.update = update
+    def __init__(self, name: str, bar: ProgressBar | None) -> None:
+        self.name = name
+        self.bar = bar
 
     def __call__(self, step: int, steps: int, figures: dict[str, float]) -> None:
-        self.update(step, steps, " ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+        if self.bar is not None:
+            shown = " ".join(f"{k} {v:.4f}" for k, v in figures.items())
+            self.bar(self.name, step, steps, shown)
 
 
 class ConsoleReport:
@@ -132,39 +139,10 @@ class ConsoleReport:
         """Advance the bar, and close it at the last step."""
         if not hasattr(self, "report"):
             self.bar = _bar(self.name)
-            self.report = _Report(self.bar.__enter__())
+            self.report = _Report(self.name, self.bar.__enter__())
         self.report(step, steps, figures)
         if step == steps:
             self.bar.__exit__(None, None, None)
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Update]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
-        bar = progress.add_task(name, total=None, figures="")
-
-        def update(done: int, total: int, figures: str = "") -> None:
-            progress.update(bar, completed=done, total=total, figures=figures)
-
-        yield update
 
 
 def _use_threads(threads: int) -> None:

@@ -26,7 +26,6 @@ class CompileSpec:
         kernels: "native" for the compiler's own, "triton" for ours where one computes the node, or
             "auto" for the faster of the two.
         timing_cache: where the compiler keeps what it measured; None is the user's cache.
-        builder_flags: of TensorRT's builder, by name, beyond those that every build sets.
         progress: told what is going on, the steps done and all steps.
         cancel: once set, compiling ends with `Cancelled`.
     """
@@ -39,7 +38,6 @@ class CompileSpec:
     optimization_level: int | None = None
     kernels: str = "auto"
     timing_cache: Path | None = None
-    builder_flags: tuple[str, ...] = ()
     progress: Callable[[str, int, int], None] | None = None
     cancel: threading.Event | None = None
 

@@ -1,4 +1,4 @@
-"""Exported networks, kept by what they were made from: nothing is exported twice."""
+"""Export cache: ONNX files by what they were made from, so that nothing is exported twice."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from sdengine.bundle.manifest import FileEntry
 from sdengine.bundle.reader import sha256_of
 from sdengine.bundle.writer import list_files
 from sdengine.errors import BundleError, OutputError
-from sdengine.storage.cache_dir import CACHE_VARIABLE, cache_dir
+from sdengine.storage.cache_files import CACHE_VARIABLE, cache_dir
 
 RECORD_FILE = "record.json"
 _MAX_RECORD_BYTES = 1 << 20
 _PACKAGE = Path(__file__).parent.parent
 # What decides how a graph looks; a change of any of it makes other entries.
-_CODE = ("models/*.py", "export/networks.py", "export/onnx_graph.py", "export/onnx_weights.py")
+_CODE = ("models/*.py", "export/trace.py", "export/weights.py")
 _Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

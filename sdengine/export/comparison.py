@@ -1,4 +1,4 @@
-"""Compare an exported graph with the module that it was made from."""
+"""Comparison of an exported graph with the module that it was made from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Export the networks of a checkpoint, each through the cache."""
+"""Exporter: the networks of a checkpoint as ONNX, each through the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Export a checkpoint to a folder of ONNX files: what `sdengine export` does."""
+"""Export folder: a checkpoint's networks as ONNX files, as `sdengine export` writes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from sdengine.export.cache import open_cache
 from sdengine.export.exporter import Exporter
 from sdengine.export.network import ExportedNetwork, data_file
 from sdengine.export.sizes import check_batch, check_multiples, parse_sizes
-from sdengine.models.contracts import CONTROLNET, PRECISIONS
+from sdengine.models.contracts import CONTROLNET
+from sdengine.models.dtypes import TORCH_DTYPES
 from sdengine.storage.whole_folder import check_place, write_folder
 from sdengine.version import __version__
 
@@ -112,8 +113,8 @@ def export_onnx(
         ExportError: a network cannot be exported, or its export computes something else.
         OutputError: the place is taken or cannot be written.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
+    if precision not in TORCH_DTYPES:
+        raise ConfigError.for_field("precision", precision, ", ".join(TORCH_DTYPES))
     check_batch(batch)
     sizes = None if resolutions is None else parse_sizes(resolutions)
     place = Path(output)

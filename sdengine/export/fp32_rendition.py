@@ -1,4 +1,4 @@
-"""Render a graph of bf16 numbers in fp32, for runtimes that lack bf16 operators."""
+"""Rendition in fp32 of a bf16 graph, for runtimes that lack bf16 operators."""
 
 from __future__ import annotations
 

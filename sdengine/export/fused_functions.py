@@ -1,4 +1,4 @@
-"""The fused operators as ONNX functions of standard ones: what each computes, in any runtime."""
+"""Fused operators as ONNX functions of standard ones: what each computes, in any runtime."""
 
 from __future__ import annotations
 

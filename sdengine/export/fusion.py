@@ -1,4 +1,4 @@
-"""Recognise attention and GroupNorm with SiLU in an exported graph and make each one node.
+"""Fusion: each attention and each GroupNorm with SiLU of an exported graph becomes one node.
 
 The nodes belong to the domain `sdengine` and come with functions of standard operators, so that any
 runtime computes the fused graph. `lowering.py` turns them into what a target has.

@@ -1,4 +1,4 @@
-"""How much memory the tensors between a graph's nodes take at most, when each is freed in time."""
+"""Liveness: the most memory that tensors between a graph's nodes take, each freed in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turn fused nodes into what a target has: standard operators, or plugins by name."""
+"""Lowering: fused nodes become what a target has, standard operators or plugins by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Export one network to ONNX and prove that the file computes what the module does."""
+"""Exported network: one module as ONNX, and the proof that the file computes the same."""
 
 from __future__ import annotations
 

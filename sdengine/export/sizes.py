@@ -1,4 +1,4 @@
-"""Check the sizes that networks are built or exported for."""
+"""Sizes that networks are built or exported for, checked."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_batch(batch: int) -> None:
         ConfigError: it is none, or out of range.
     """
     if type(batch) is not int or not 1 <= batch <= MAX_BATCH:
-        raise ConfigError.for_field("batch", batch, f"a whole number from 1 to {MAX_BATCH}")
+        raise ConfigError.for_field("batch", batch, f"an integer from 1 to {MAX_BATCH}")
 
 
 def check_multiples(sizes: list[tuple[int, int]], multiple: int) -> None:

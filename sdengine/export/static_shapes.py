@@ -1,4 +1,4 @@
-"""Fix the shapes of a symbolic graph, and compute ahead what followed from them."""
+"""Static shapes of a symbolic graph, and what follows from them, computed ahead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trace a module to an ONNX graph whose weights are named as in the checkpoint.
+"""Trace of a module: an ONNX graph whose weights are named as in the checkpoint.
 
 The graph is traced without its weights, which are then attached as external data: so a network of
 any size needs no copy of its weights in memory, and later tools can find each weight by name. While

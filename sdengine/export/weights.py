@@ -1,4 +1,4 @@
-"""The weights of an ONNX graph: written to a file beside it one at a time, read back by mapping."""
+"""Weights of an ONNX graph: written to a file beside it one at a time, read back by mapping."""
 
 from __future__ import annotations
 

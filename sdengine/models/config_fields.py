@@ -1,4 +1,4 @@
-"""Read a network's configuration from JSON that nobody has checked yet."""
+"""Configuration fields of a network, from JSON that nobody has checked yet."""
 
 from __future__ import annotations
 

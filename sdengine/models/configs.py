@@ -1,4 +1,4 @@
-"""The published architectures, and a tiny one of each family for tests.
+"""Published architectures: the configurations of each model's networks.
 
 Source: the config.json files of the published checkpoints, and table 1 of "SDXL" (Podell et al.
 2023).
@@ -17,15 +17,15 @@ from sdengine.models.vae import VAEConfig
 
 
 @dataclass(frozen=True)
-class ModelFamily:
-    """Hold the configurations of one family's networks.
+class ModelArchitecture:
+    """Hold the configurations of one model's networks.
 
     Args:
-        name: such as "sd15"; a tiny variant has "tiny-" before it.
+        name: such as "sd15".
         text_encoders: in the order in which their outputs are joined.
         prediction_type: what the U-Net predicts.
         pad_token: what fills a prompt up, by text encoder.
-        resolution: pixels a side that the family was trained at.
+        resolution: pixels a side that the model was trained at.
         text_parts: what checkpoints call each of the text encoders.
         requires_aesthetic_score: the U-Net reads a score in place of the target size.
     """
@@ -70,7 +70,7 @@ _OPENCLIP_BIG_G = TextEncoderConfig(
     with_projection=True,
 )
 
-SD15 = ModelFamily(
+SD15 = ModelArchitecture(
     name="sd15",
     text_encoders=(_CLIP_L,),
     unet=UNetConfig(),
@@ -79,7 +79,7 @@ SD15 = ModelFamily(
     pad_tokens=("<|endoftext|>",),
     resolution=512,
 )
-SD21 = ModelFamily(
+SD21 = ModelArchitecture(
     name="sd21",
     text_encoders=(_OPENCLIP_H,),
     unet=UNetConfig(
@@ -93,7 +93,7 @@ SD21 = ModelFamily(
     pad_tokens=("!",),
     resolution=768,
 )
-SDXL = ModelFamily(
+SDXL = ModelArchitecture(
     name="sdxl",
     text_encoders=(_CLIP_L, _OPENCLIP_BIG_G),
     unet=UNetConfig(
@@ -115,7 +115,7 @@ SDXL = ModelFamily(
     resolution=1024,
     text_parts=("text_encoder", "text_encoder_2"),
 )
-SDXL_REFINER = ModelFamily(
+SDXL_REFINER = ModelArchitecture(
     name="sdxl-refiner",
     text_encoders=(_OPENCLIP_BIG_G,),
     unet=UNetConfig(
@@ -140,79 +140,6 @@ SDXL_REFINER = ModelFamily(
 )
 LCM_SD15 = replace(SD15, name="lcm", unet=replace(SD15.unet, time_cond_proj_dim=256))
 
-_TINY_TEXT = TextEncoderConfig(
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    projection_dim=24,
-)
-_TINY_VAE = VAEConfig(block_out_channels=(8, 16, 16, 16), norm_num_groups=4, sample_size=64)
-_TINY_UNET = UNetConfig(
-    sample_size=8,
-    block_out_channels=(16, 32, 48, 48),
-    layers_per_block=2,
-    cross_attention_dim=32,
-    attention_head_dim=4,
-    norm_num_groups=4,
-)
-TINY_SD15 = replace(
-    SD15, name="tiny-sd15", text_encoders=(_TINY_TEXT,), unet=_TINY_UNET, vae=_TINY_VAE,
-    resolution=64,
-)  # fmt: skip
-TINY_SD21 = replace(
-    SD21,
-    name="tiny-sd21",
-    text_encoders=(replace(_TINY_TEXT, hidden_act="gelu"),),
-    unet=replace(_TINY_UNET, attention_head_dim=(2, 4, 8, 8), use_linear_projection=True),
-    vae=_TINY_VAE,
-    resolution=64,
-)
-TINY_SDXL = replace(
-    SDXL,
-    name="tiny-sdxl",
-    text_encoders=(_TINY_TEXT, replace(_TINY_TEXT, hidden_act="gelu", with_projection=True)),
-    unet=replace(
-        SDXL.unet,
-        sample_size=8,
-        block_out_channels=(16, 32, 48),
-        norm_num_groups=4,
-        cross_attention_dim=64,
-        attention_head_dim=(2, 4, 8),
-        transformer_layers_per_block=(1, 2, 3),
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=24 + 6 * 8,
-    ),
-    vae=replace(_TINY_VAE, scaling_factor=0.13025),
-    resolution=64,
-)
-
-TINY_SDXL_REFINER = replace(
-    SDXL_REFINER,
-    name="tiny-sdxl-refiner",
-    text_encoders=TINY_SDXL.text_encoders[1:],
-    unet=replace(
-        SDXL_REFINER.unet,
-        sample_size=8,
-        block_out_channels=(16, 32, 48, 48),
-        norm_num_groups=4,
-        cross_attention_dim=32,
-        attention_head_dim=(2, 4, 8, 8),
-        transformer_layers_per_block=2,
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=24 + 5 * 8,
-    ),
-    vae=TINY_SDXL.vae,
-    resolution=64,
-)
-TINY_LCM = replace(TINY_SD15, name="tiny-lcm", unet=replace(_TINY_UNET, time_cond_proj_dim=12))
-
-FAMILIES: Mapping[str, ModelFamily] = MappingProxyType(
-    {
-        family.name: family
-        for family in (
-            *(SD15, SD21, SDXL, SDXL_REFINER, LCM_SD15),
-            *(TINY_SD15, TINY_SD21, TINY_SDXL, TINY_SDXL_REFINER, TINY_LCM),
-        )
-    }
+ARCHITECTURES: Mapping[str, ModelArchitecture] = MappingProxyType(
+    {architecture.name: architecture for architecture in (SD15, SD21, SDXL, SDXL_REFINER, LCM_SD15)}
 )

@@ -1,19 +1,33 @@
-"""Files that are kept in the user's cache: which there are, and away with them."""
+"""Cache files: where the user's cache is, and the files of one kind in it, listed and removed."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdengine.storage.cache_dir import cache_dir
+CACHE_VARIABLE = "SDENGINE_CACHE"
+
+
+def cache_dir(purpose: str) -> Path:
+    """Return the folder for one purpose; it may not exist yet.
+
+    It is in the folder that the environment variable SDENGINE_CACHE names, else in the user's
+    cache: $XDG_CACHE_HOME/sdengine, or ~/.cache/sdengine.
+    """
+    given = os.environ.get(CACHE_VARIABLE)
+    if given:
+        return Path(given) / purpose
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sdengine" / purpose
 
 
 @dataclass(frozen=True)
-class KeptFile:
-    """One of them, as it was when it was looked at.
+class CacheFile:
+    """A file of the cache, as it was when it was looked at.
 
     Args:
         path: of the file.
@@ -27,8 +41,8 @@ class KeptFile:
 
 
 @dataclass(frozen=True)
-class KeptFiles:
-    """The files of one kind. Several processes may add and remove some meanwhile.
+class CacheFiles:
+    """The cache's files of one kind. Several processes may add and remove some meanwhile.
 
     Args:
         purpose: of their folder; see `cache_dir`.
@@ -43,7 +57,7 @@ class KeptFiles:
         """Return where they are; it may not exist yet."""
         return cache_dir(self.purpose)
 
-    def files(self) -> list[KeptFile]:
+    def files(self) -> list[CacheFile]:
         """Return the files, the ones used last first."""
         return sorted(self._matching(self.names), key=lambda file: -file.used)
 
@@ -56,9 +70,9 @@ class KeptFiles:
                 freed += file.size_bytes
         return freed
 
-    def _matching(self, pattern: str) -> Iterator[KeptFile]:
+    def _matching(self, pattern: str) -> Iterator[CacheFile]:
         for path in self.folder.glob(pattern):
             with contextlib.suppress(OSError):
                 status = path.lstat()
                 if stat.S_ISREG(status.st_mode):
-                    yield KeptFile(path, status.st_size, status.st_mtime)
+                    yield CacheFile(path, status.st_size, status.st_mtime)

@@ -1,4 +1,4 @@
-"""Files of tensors in the safetensors format, mapped into memory and checked as untrusted input.
+"""Tensor files in the safetensors format: written whole, mapped, checked as untrusted input.
 
 Unlike the safetensors package, which copies every tensor and has no bf16 in NumPy, nothing is read
 before it is used. Source: the format's description in the safetensors repository.
@@ -75,18 +75,20 @@ def write_tensors(
     path: Path,
     kinds: Mapping[str, tuple[str, tuple[int, ...]]],
     tensors: Iterable[tuple[str, Array]],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a file, whole or not at all, from tensors that come in any order.
 
     Args:
         path: where; its folder must exist.
         kinds: type and shape of every tensor, in the order in which they shall lie.
-        tensors: each of them once.
+        tensors: each of them once; of BF16 the bits in uint16.
+        metadata: what other programs want to be told, such as {"format": "pt"}.
 
     Raises:
         OSError: it cannot be written.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name, (kind, shape) in kinds.items():
         size = tensor_bytes(kind, shape)

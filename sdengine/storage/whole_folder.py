@@ -1,4 +1,4 @@
-"""Write a folder so that it is either there as a whole or not at all."""
+"""Whole folders: filled beside their place and renamed, so that one is complete or not there."""
 
 from __future__ import annotations
 

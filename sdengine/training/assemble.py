@@ -1,4 +1,4 @@
-"""Put the parts of a finished run together into a checkpoint that diffusers can load."""
+"""Checkpoint of a finished run: its parts put together so that diffusers can load it."""
 
 from __future__ import annotations
 

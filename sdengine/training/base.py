@@ -1,4 +1,4 @@
-"""The training of text encoder and U-Net, on top of a trained autoencoder."""
+"""Base training: text encoder and U-Net, on top of a trained autoencoder."""
 
 from __future__ import annotations
 

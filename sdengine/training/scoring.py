@@ -1,4 +1,4 @@
-"""Score a picture against the scene it should show, by measurement only.
+"""Scores of a picture against the scene it should show, by measurement only.
 
 Background colour from the corners, objects as connected regions, their colour, shape (overlap with
 templates), size (from the area) and place.

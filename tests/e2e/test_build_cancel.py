@@ -15,10 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
+from onnx import TensorProto, helper
 from support import full_tensorrt
+from support.tiny_checkpoints import make_tiny
 
 import sdengine
-from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.errors import Cancelled
 
 # The builder waits this long in each step, so that a test finds it at work.
@@ -27,7 +28,13 @@ WAIT_SECONDS = 30
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_synthetic("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
+    return make_tiny("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+def python_path(*folders: Path) -> str:
+    """Return the environment's PYTHONPATH with folders before it."""
+    known = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([*map(str, folders), *([known] if known else [])])
 
 
 def wait_for(found: Callable[[], bool]) -> None:
@@ -40,7 +47,7 @@ def wait_for(found: Callable[[], bool]) -> None:
 
 def builders_of(process: psutil.Process) -> list[psutil.Process]:
     """Return the processes that build engines for another one."""
-    return [p for p in process.children() if "tensorrt_worker" in " ".join(p.cmdline())]
+    return [p for p in process.children() if "tensorrt.worker" in " ".join(p.cmdline())]
 
 
 def is_over(process: psutil.Process) -> bool:
@@ -62,7 +69,7 @@ def build(checkpoint: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     )
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{tmp_path / 'modules'}:{full_tensorrt.PLACE}",
+        "PYTHONPATH": python_path(tmp_path / "modules", full_tensorrt.PLACE),
         "FAKE_TENSORRT": json.dumps(
             {"waits": WAIT_SECONDS, "cancelled": str(tmp_path / "cancelled")}
         ),
@@ -147,10 +154,12 @@ def test_an_event_that_is_set_already_builds_nothing(checkpoint: Path, tmp_path:
 def test_a_builder_whose_reader_is_gone_stops_at_its_next_step(tmp_path: Path) -> None:
     """Killed without a chance to clean up, the command leaves no builder behind."""
     from sdengine.compilers.tensorrt.process import _WORKER
-    from sdengine.compilers.tensorrt.refit_probe import _two_layers
 
     graph = tmp_path / "graph.onnx"
-    graph.write_bytes(_two_layers().SerializeToString())
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT16, [8, 64]) for n in ("x", "y")]
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Relu", ["a"], ["y"])]
+    made = helper.make_graph(nodes, "two nodes", ports[:1], ports[1:])
+    graph.write_bytes(helper.make_model(made).SerializeToString())
     job: dict[str, Any] = {
         "task": "build",
         "module": "tensorrt",
@@ -158,7 +167,6 @@ def test_a_builder_whose_reader_is_gone_stops_at_its_next_step(tmp_path: Path) -
         "output": str(tmp_path / "graph.engine"),
         "profiles": [],
         "capabilities": [],
-        "flags": [],
         "workspace_bytes": None,
         "optimization_level": None,
         "timing_cache": None,
@@ -167,7 +175,7 @@ def test_a_builder_whose_reader_is_gone_stops_at_its_next_step(tmp_path: Path) -
     cancelled = tmp_path / "cancelled"
     environment = {
         **os.environ,
-        "PYTHONPATH": str(full_tensorrt.PLACE),
+        "PYTHONPATH": python_path(full_tensorrt.PLACE),
         "FAKE_TENSORRT": json.dumps({"waits": 0.3, "cancelled": str(cancelled)}),
     }
     with subprocess.Popen(

@@ -10,17 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from sdengine.cli.build import parse_resolutions
-from sdengine.errors import ConfigError
-
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from sdengine.checkpoints.synthetic import make_synthetic
+    from support.tiny_checkpoints import make_tiny
 
-    return make_synthetic("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
+    return make_tiny("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
 def test_builds_reports_and_refuses_to_overwrite(
@@ -79,13 +76,3 @@ def test_a_missing_checkpoint_is_named(run: Run) -> None:
     done = run("build", "nowhere", "-o", "bundle")
     assert done.returncode == 1
     assert "'nowhere' does not exist" in done.stderr
-
-
-@pytest.mark.parametrize("text", ["", ",", "512,", "x", "512x", "1x2x3", "-5", "1e3", "٣"])
-def test_malformed_resolutions_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--resolutions"):
-        parse_resolutions(text)
-
-
-def test_resolutions_are_sides_or_pairs() -> None:
-    assert parse_resolutions("512, 768X512") == [512, (768, 512)]

@@ -22,11 +22,10 @@ STEPS = 6
 @pytest.fixture(scope="module", params=["tiny", "tiny-sd21"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
-
-    from sdengine.checkpoints.synthetic import make_synthetic
+    from support.tiny_checkpoints import make_tiny
 
     folder = tmp_path_factory.mktemp("checkpoint") / request.param
-    return make_synthetic(request.param, folder, dtype=torch.float32)
+    return make_tiny(request.param, folder, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

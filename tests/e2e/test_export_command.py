@@ -16,9 +16,9 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from sdengine.checkpoints.synthetic import make_synthetic
+    from support.tiny_checkpoints import make_tiny
 
-    return make_synthetic("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
+    return make_tiny("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
 def test_files_with_symbolic_shapes(run: Run, checkpoint: Path, tmp_path: Path) -> None:

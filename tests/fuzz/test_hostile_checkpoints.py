@@ -19,13 +19,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support.single_files import modules_of, original_state
+from support.tiny_architectures import TINY_SD15
 
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.formats.tensor_files import open_tensor_file
 from sdengine.errors import CheckpointError, SdengineError
-from sdengine.models.configs import FAMILIES
 
-FAMILY = FAMILIES["tiny-sd15"]
+FAMILY = TINY_SD15
 SETTINGS = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -110,7 +110,7 @@ def pickled_bytes(request: pytest.FixtureRequest) -> bytes:
 
 
 def open_everything(path: Path) -> None:
-    opened = load_checkpoint(path, family=FAMILY.name)
+    opened = load_checkpoint(path, family=FAMILY)
     for part in opened.parts:
         opened.load(part)
 
@@ -207,7 +207,7 @@ def test_names_of_absurd_numbers_are_unknown_tensors(tmp_path: Path) -> None:
     state["cond_stage_model.transformer.text_model.encoder.layers.9999.x"] = torch.zeros(1)
     path = tmp_path / "model.safetensors"
     save_file(state, path)
-    opened = load_checkpoint(path, family=FAMILY.name)
+    opened = load_checkpoint(path, family=FAMILY)
     for part in ("unet", "text_encoder"):
         with pytest.raises(CheckpointError, match="unknown to the network"):
             opened.load(part)

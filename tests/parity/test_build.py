@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.tiny_checkpoints import make_tiny
 from tolerances import assert_close
 
 import sdengine
@@ -19,7 +20,6 @@ from sdengine.building.report import BuildReport
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.checkpoints import load_checkpoint
-from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.errors import (
     BundleError,
     CheckpointError,
@@ -38,7 +38,7 @@ NETWORKS = [name for name in EVERY_NETWORK if name != "text_encoder_2"]  # of on
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_synthetic("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
+    return make_tiny("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
 @pytest.fixture(scope="module")

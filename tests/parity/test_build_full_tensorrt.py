@@ -1,4 +1,4 @@
-"""Builds for full TensorRT on a stand-in for its builder: kernels chosen, timings kept, flags."""
+"""Builds for full TensorRT on a stand-in for its builder: kernels chosen, timings kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.tensorrt import builder as tensorrt_builder
 from sdengine.compilers.tensorrt import plugin_nodes
 from sdengine.compilers.tensorrt.engine import FULL, RTX, compile_engine
-from sdengine.errors import BackendUnavailableError, ConfigError, EngineBuildError
+from sdengine.errors import ConfigError, EngineBuildError
 from sdengine.export.cache import OnnxCache
 from sdengine.export.exporter import Exporter
 from sdengine.export.fusion import fuse
@@ -260,7 +260,7 @@ def test_rtx_has_no_timing_cache(
     with pytest.raises(EngineBuildError, match="enough"):
         compile_engine(unet, tmp_path, spec_of(gpus=("sm89",)), RTX)
     assert [job["timing_cache"] for job in jobs] == [None]
-    with pytest.raises(ConfigError, match=r"timing_cache: .* for target tensorrt, which alone"):
+    with pytest.raises(ConfigError, match=r"timing_cache: only target tensorrt has one"):
         sdengine.build(
             "demo", tmp_path / "b", target="tensorrt-rtx", gpus=["sm89"], timing_cache="mine"
         )
@@ -272,14 +272,13 @@ def test_a_whole_bundle_says_what_was_chosen(
     full_tensorrt.install(monkeypatch, tmp_path / "cache", ms=TIMES)
     place = tmp_path / "bundle"
     arguments = ["build", "demo", "-o", str(place), "--target", "tensorrt"]
-    assert main([*arguments, "--resolutions", "64,128", "--refit", "--strip"]) == 0
+    assert main([*arguments, "--resolutions", "64,128"]) == 0
     manifest = open_bundle(place, verify="hash").manifest
     assert manifest.versions["tensorrt"] == "11.4.0"
     options = manifest.networks["unet"].options
     assert options["kernels"] == "auto" and options["kernel_choices"]
     assert options["scratch_bytes"] == {"64x64": 1000, "128x128": 2000}
     assert (options["scratch_from"], options["weight_bytes"]) == ("builder", 77)
-    assert options["refittable"] is options["stripped"] is True
     encoder = manifest.networks["text_encoder"].options
     assert encoder["scratch_bytes"] == {"64x64": 1000, "128x128": 1000}
     capsys.readouterr()
@@ -287,7 +286,6 @@ def test_a_whole_bundle_says_what_was_chosen(
     shown = capsys.readouterr().out
     assert "kernels auto" in shown and "native 2.0000 ms, triton 1.0000 ms" in shown
     assert "triton: " in shown and "scratch 64x64 0.0 MB, 128x128 0.0 MB by the builder" in shown
-    assert "refittable" in shown and "stripped" in shown
     assert main(["plan", str(place), "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert planned["weight_bytes"] == dict.fromkeys(("text_encoder", "unet", "vae_decoder"), 77)
@@ -301,40 +299,11 @@ def test_a_whole_bundle_says_what_was_chosen(
     assert len(json.loads(capsys.readouterr().out)["timings"]) == 1
 
 
-@pytest.mark.parametrize("option", ["--refit", "--strip"])
-def test_flags_that_do_not_work_are_refused_before_anything_is_built(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    option: str,
-) -> None:
-    flag = {"--refit": "REFIT", "--strip": "STRIP_PLAN"}[option]
-    full_tensorrt.install(monkeypatch, tmp_path / "cache", fails=[flag])
-    arguments = ["build", "demo", "-o", str(tmp_path / "bundle"), "--target", "tensorrt", option]
-    assert main(arguments) == 1
-    told = capsys.readouterr().err
-    assert f"{option}: a small engine for target tensorrt with {flag} could not be built" in told
-    assert f"{flag} is what this one cannot do" in told
-    assert not (tmp_path / "bundle").exists()
-
-
-def test_flags_are_of_tensorrt_only(tmp_path: Path) -> None:
-    for refit in (True, False):
-        with pytest.raises(ConfigError, match="False but for tensorrt-rtx, tensorrt"):
-            sdengine.build("demo", tmp_path / "b", target="torch", refit=refit, strip=not refit)
-
-
 def test_kernels_of_other_targets(tmp_path: Path) -> None:
     for target, kernels in (("openvino", "triton"), ("tensorrt-rtx", "triton"), ("native", "x")):
         gpus = ["sm89"] if target == "tensorrt-rtx" else []
         with pytest.raises(ConfigError, match="auto or native, or triton for target tensorrt"):
             sdengine.build("demo", tmp_path / "b", target=target, kernels=kernels, gpus=gpus)
-
-
-def test_without_the_package_flags_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdengine.compilers.tensorrt.refit_probe.find_spec", lambda name: None)
-    with pytest.raises(BackendUnavailableError, match="tensorrt_rtx is not installed"):
-        sdengine.build("demo", tmp_path / "b", target="tensorrt-rtx", gpus=["sm89"], refit=True)
 
 
 def test_the_log_tells_memory_by_profile() -> None:

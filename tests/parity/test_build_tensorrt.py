@@ -7,15 +7,14 @@ from pathlib import Path
 
 import onnx
 import pytest
+from support.tiny_checkpoints import make_tiny
 
 import sdengine
-from sdengine.building.memory_estimate import built_memory, plan_memory
+from sdengine.building.memory_estimate import built_memory, estimate_memory
 from sdengine.bundle.reader import open_bundle
 from sdengine.bundle.tensors import TensorSpec
-from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.tensorrt.engine import RTX, compile_engine
-from sdengine.compilers.tensorrt.refit_probe import COMBINATIONS, probe_flags, require_flags
 from sdengine.errors import BackendUnavailableError, EngineBuildError
 from sdengine.export.network import ExportedNetwork
 
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_synthetic("tiny-sdxl", tmp_path_factory.mktemp("checkpoints") / "tiny-sdxl")
+    return make_tiny("tiny-sdxl", tmp_path_factory.mktemp("checkpoints") / "tiny-sdxl")
 
 
 def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
@@ -64,7 +63,7 @@ def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
     assert all(0 < error < 5e-3 for error in report.max_error.values())
     assert "compile unet" in stages
     assert any(stage.startswith("compile unet: ") for stage in stages)
-    planned = plan_memory(
+    planned = estimate_memory(
         sdengine.load_checkpoint(checkpoint),
         precision="fp16",
         resolutions=[*manifest.resolutions],
@@ -81,7 +80,9 @@ def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
             assert planned.weight_bytes[name] == entry.options["weight_bytes"]
             assert [size.scratch_bytes[name] for size in planned.sizes] == [*scratch.values()]
     assert manifest.networks["unet"].options["weight_bytes"] == pytest.approx(
-        plan_memory(sdengine.load_checkpoint(checkpoint), resolutions=[64]).weight_bytes["unet"],
+        estimate_memory(sdengine.load_checkpoint(checkpoint), resolutions=[64]).weight_bytes[
+            "unet"
+        ],
         rel=0.05,
     )
     assert report.replaced["text_encoder"] == {"causal_attention": 3}
@@ -124,15 +125,3 @@ def test_what_the_parser_refuses_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineBuildError, match=r"vae_decoder: .*parser refuses.*the_node"):
         compile_engine(network_of(tmp_path, "NoSuchOperator"), tmp_path, spec, RTX)
     assert json.dumps([path.name for path in tmp_path.iterdir()]) == '["vae_decoder.onnx"]'
-
-
-def test_a_probe_says_what_this_builder_does() -> None:
-    assert probe_flags(RTX, ()).works
-    for flags in COMBINATIONS:
-        probe = probe_flags(RTX, flags)
-        assert probe.works == (probe.message == "")
-        assert probe.flags == flags and probe.seconds > 0
-        if not probe.works:  # it works on some machines
-            with pytest.raises(BackendUnavailableError, match="could not be built") as caught:
-                require_flags(RTX, flags, [89])
-            assert probe.message[:40] in str(caught.value)

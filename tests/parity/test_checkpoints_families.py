@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.checkpoint import family_of
 from sdengine.errors import CheckpointError
-from sdengine.models.configs import FAMILIES, ModelFamily
+from sdengine.models.configs import ARCHITECTURES, ModelArchitecture
 
 PUBLISHED = ("sd15", "sd21", "sdxl", "sdxl-refiner", "lcm")
 # Parameters of the published networks.
@@ -36,7 +36,7 @@ def shapes_of(module: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def oracles_of(family: ModelFamily) -> dict[str, Any]:
+def oracles_of(family: ModelArchitecture) -> dict[str, Any]:
     with torch.device("meta"):
         networks: dict[str, Any] = {
             "unet": UNet2DConditionModel.from_config(family.unet.to_dict()),
@@ -49,17 +49,17 @@ def oracles_of(family: ModelFamily) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=PUBLISHED)
-def family(request: pytest.FixtureRequest) -> ModelFamily:
-    return FAMILIES[request.param]
+def family(request: pytest.FixtureRequest) -> ModelArchitecture:
+    return ARCHITECTURES[request.param]
 
 
 @pytest.fixture(scope="module")
-def single_file(family: ModelFamily, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def single_file(family: ModelArchitecture, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sparse") / f"{family.name}.safetensors"
     return write_sparse(path, full_size_shapes(family))
 
 
-def test_networks_have_the_oracles_names_shapes_and_counts(family: ModelFamily) -> None:
+def test_networks_have_the_oracles_names_shapes_and_counts(family: ModelArchitecture) -> None:
     ours = empty_modules_of(family)
     for part, oracle in oracles_of(family).items():
         expected = shapes_of(oracle)
@@ -75,7 +75,9 @@ def test_networks_have_the_oracles_names_shapes_and_counts(family: ModelFamily) 
         assert counts[part] == count, part
 
 
-def test_a_published_single_file_says_what_it_is(family: ModelFamily, single_file: Path) -> None:
+def test_a_published_single_file_says_what_it_is(
+    family: ModelArchitecture, single_file: Path
+) -> None:
     opened = load_checkpoint(single_file)
     assert opened.family == family_of(family)
     assert opened.unet_config == family.unet
@@ -89,7 +91,7 @@ def test_a_published_single_file_says_what_it_is(family: ModelFamily, single_fil
 
 
 def test_every_tensor_of_a_published_single_file_has_its_place(
-    family: ModelFamily, single_file: Path
+    family: ModelArchitecture, single_file: Path
 ) -> None:
     opened = load_checkpoint(single_file)
     for part in opened.parts:
@@ -97,7 +99,9 @@ def test_every_tensor_of_a_published_single_file_has_its_place(
         assert tuple(first[1].shape) == opened.shapes(part)[first[0]]
 
 
-def test_diffusers_gives_the_same_names_to_a_published_single_file(family: ModelFamily) -> None:
+def test_diffusers_gives_the_same_names_to_a_published_single_file(
+    family: ModelArchitecture,
+) -> None:
     state = {n: torch.empty(s, device="meta") for n, s in full_size_shapes(family).items()}
     modules = empty_modules_of(family)
     config = {**family.unet.to_dict(), "class_embed_type": None}
@@ -128,7 +132,7 @@ def test_what_a_file_predicts(
     extra: dict[str, tuple[int, ...]],
     expected: str,
 ) -> None:
-    shapes = {**full_size_shapes(FAMILIES[name]), **extra}
+    shapes = {**full_size_shapes(ARCHITECTURES[name]), **extra}
     path = write_sparse(tmp_path / "model.safetensors", shapes, metadata=metadata)
     opened = load_checkpoint(path)
     assert opened.scheduler_config["prediction_type"] == expected
@@ -136,13 +140,13 @@ def test_what_a_file_predicts(
     assert opened.unet_config.sample_size == (
         {"v_prediction": 96, "epsilon": 64}[expected]
         if name == "sd21"
-        else FAMILIES[name].unet.sample_size
+        else ARCHITECTURES[name].unet.sample_size
     )
 
 
 @pytest.mark.parametrize(("channels", "name"), [(9, "sd15"), (9, "sdxl"), (5, "sd21"), (8, "sd15")])
 def test_input_channels_are_read_off(tmp_path: Path, channels: int, name: str) -> None:
-    shapes = full_size_shapes(FAMILIES[name])
+    shapes = full_size_shapes(ARCHITECTURES[name])
     first = "model.diffusion_model.input_blocks.0.0.weight"
     shapes[first] = (shapes[first][0], channels, 3, 3)
     opened = load_checkpoint(write_sparse(tmp_path / "model.safetensors", shapes))
@@ -152,7 +156,7 @@ def test_input_channels_are_read_off(tmp_path: Path, channels: int, name: str) -
 
 
 def test_a_file_without_an_autoencoder_takes_one_of_its_family(tmp_path: Path) -> None:
-    shapes = full_size_shapes(FAMILIES["sdxl"])
+    shapes = full_size_shapes(ARCHITECTURES["sdxl"])
     vae = "first_stage_model."
     alone = write_sparse(
         tmp_path / "vae.safetensors", {n: s for n, s in shapes.items() if n.startswith(vae)}
@@ -160,7 +164,7 @@ def test_a_file_without_an_autoencoder_takes_one_of_its_family(tmp_path: Path) -
     rest = {name: shape for name, shape in shapes.items() if not name.startswith(vae)}
     path = write_sparse(tmp_path / "model.safetensors", rest)
     opened = load_checkpoint(path, vae=alone)
-    assert opened.vae_config == FAMILIES["sdxl"].vae
+    assert opened.vae_config == ARCHITECTURES["sdxl"].vae
     next(opened.tensors("vae"))
     with pytest.raises(CheckpointError, match="separate autoencoder"):
         load_checkpoint(path).vae()

@@ -13,10 +13,10 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
 )
+from support.tiny_checkpoints import make_tiny
 from tolerances import assert_close
 
 from sdengine.checkpoints import load_checkpoint
-from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.errors import CheckpointError
 
 PROMPT_IDS = torch.tensor([[49406, 320, 736, 7117] + [49407] * 73])
@@ -25,7 +25,7 @@ PROMPT_IDS = torch.tensor([[49406, 320, 736, 7117] + [49407] * 73])
 @pytest.mark.parametrize("arch", ["tiny", "tiny-sd21"])
 @torch.no_grad()
 def test_a_saved_folder_is_a_diffusers_pipeline_and_back(arch: str, tmp_path: Path) -> None:
-    folder = make_synthetic(arch, tmp_path / "ours")
+    folder = make_tiny(arch, tmp_path / "ours")
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     ours = load_checkpoint(folder)
 
@@ -64,7 +64,7 @@ def test_a_saved_folder_is_a_diffusers_pipeline_and_back(arch: str, tmp_path: Pa
 def test_shards_and_variants_that_diffusers_writes_are_read(
     arch: str, kind: type[DiffusionPipeline], tmp_path: Path
 ) -> None:
-    folder = make_synthetic(arch, tmp_path / "ours")
+    folder = make_tiny(arch, tmp_path / "ours")
     pipeline = kind.from_pretrained(folder, dtype=torch.float16)
     pipeline.save_pretrained(tmp_path / "theirs", variant="fp16", max_shard_size="300KB")
     assert len(list((tmp_path / "theirs/unet").glob("*fp16*.safetensors"))) > 1

@@ -11,6 +11,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from support.tiny_architectures import TINY_SD15, TINY_SD21, TINY_SDXL
 from tolerances import assert_close
 from torch import nn
 
@@ -20,7 +21,7 @@ from sdengine.compilers.openvino import compile_ir
 from sdengine.errors import ConfigError, EngineBuildError, ExportError
 from sdengine.export.network import ExportedNetwork, export_network
 from sdengine.export.weights import attach_weights
-from sdengine.models.configs import TINY_SD15, TINY_SD21, TINY_SDXL, ModelFamily
+from sdengine.models.configs import ModelArchitecture
 from sdengine.models.contracts import NETWORKS, NetworkContract, make_contract
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
@@ -31,7 +32,7 @@ CASES = [("unet", name) for name in TINY]
 CASES += [("text_encoder", "tiny-sd21"), ("vae_decoder", "tiny-sd15"), ("vae_encoder", "tiny-sd15")]
 
 
-def make_module(network: str, family: ModelFamily) -> nn.Module:
+def make_module(network: str, family: ModelArchitecture) -> nn.Module:
     """Build a module with seeded weights."""
     module: nn.Module
     if network == "unet":

@@ -10,21 +10,21 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from support.tiny_checkpoints import FAMILIES, save_controlnet
+from support.tiny_architectures import TINY_SD15
+from support.tiny_checkpoints import FAMILIES, make_tiny, save_controlnet
 from tolerances import assert_close
 
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.controlnet import read_controlnet
 from sdengine.checkpoints.part_source import PartSource
-from sdengine.checkpoints.synthetic import make_synthetic, seed_weights
+from sdengine.checkpoints.synthetic import seed_weights
 from sdengine.errors import ConfigError, ExportError
 from sdengine.export.cache import OnnxCache
 from sdengine.export.comparison import MAX_ERROR
 from sdengine.export.exporter import Exporter
 from sdengine.export.fp32_rendition import render_in_fp32
 from sdengine.export.network import export_network
-from sdengine.models.configs import TINY_SD15
-from sdengine.models.contracts import PRECISIONS
+from sdengine.models.dtypes import TORCH_DTYPES
 from sdengine.models.vae import AutoencoderKL
 
 ONNX_TYPES = {
@@ -38,7 +38,7 @@ ONNX_TYPES = {
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PartSource]:
     folder = tmp_path_factory.mktemp("checkpoints")
     made: dict[str, PartSource] = {
-        name: load_checkpoint(make_synthetic(name, folder / name)) for name in FAMILIES[:-1]
+        name: load_checkpoint(make_tiny(name, folder / name)) for name in FAMILIES[:-1]
     }
     made["controlnet"] = read_controlnet(save_controlnet(folder / "controlnet"))
     return made
@@ -49,7 +49,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> OnnxCache:
     return OnnxCache(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", TORCH_DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_network_of_every_family(
     sources: dict[str, PartSource], cache: OnnxCache, family: str, precision: str
@@ -58,7 +58,7 @@ def test_every_network_of_every_family(
     for network in exporter.networks:
         exported = exporter.export(network, precision)
         assert exported.max_error is not None and exported.onnx_path is not None
-        assert exported.max_error <= MAX_ERROR[PRECISIONS[precision]]
+        assert exported.max_error <= MAX_ERROR[TORCH_DTYPES[precision]]
         model = onnx.load(exported.onnx_path, load_external_data=False)
         assert {t.data_type for t in model.graph.initializer} == {ONNX_TYPES[precision]}
         found = {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
@@ -128,13 +128,13 @@ def test_the_same_weights_and_shapes_are_exported_once(
 
     monkeypatch.setattr("sdengine.export.exporter.export_contract", refuse)
     monkeypatch.setattr("sdengine.export.exporter.fix_shapes", refuse)
-    copy = load_checkpoint(make_synthetic("tiny", tmp_path / "copy"))
+    copy = load_checkpoint(make_tiny("tiny", tmp_path / "copy"))
     second = Exporter(copy, OnnxCache(tmp_path / "cache"))
     again = [second.export("vae_decoder"), second.export_static("vae_decoder", "fp32", 1, 64, 64)]
     assert [one.reused for one in again] == [True, True]
     for one, other in zip(made, again, strict=True):
         assert (one.onnx_path, one.max_error) == (other.onnx_path, other.max_error)
-    different = load_checkpoint(make_synthetic("tiny", tmp_path / "other", seed=1))
+    different = load_checkpoint(make_tiny("tiny", tmp_path / "other", seed=1))
     with pytest.raises(AssertionError, match="exported again"):
         second.export("vae_decoder", "fp16")
     with pytest.raises(AssertionError, match="exported again"):

@@ -10,11 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper
+from support.tiny_checkpoints import make_tiny
 from tolerances import assert_close
 
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.part_source import PartSource
-from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.export.cache import OnnxCache
 from sdengine.export.exporter import Exporter
 from sdengine.export.fused_functions import DOMAIN, OPERATORS
@@ -36,7 +36,7 @@ def exporters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exporter]:
     folder = tmp_path_factory.mktemp("checkpoints")
     cache = OnnxCache(folder / "cache")
     sources: dict[str, PartSource] = {
-        name: load_checkpoint(make_synthetic(name, folder / name)) for name in FAMILIES
+        name: load_checkpoint(make_tiny(name, folder / name)) for name in FAMILIES
     }
     return {name: Exporter(source, cache) for name, source in sources.items()}
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from support import tiny_architectures
 from tolerances import assert_close
 
 from sdengine.checkpoints.synthetic import seed_weights
-from sdengine.models.configs import FAMILIES, SD15, SD21, SDXL
+from sdengine.models.configs import SD15, SD21, SDXL
 from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
 
 EOS = 49407
 TINY = {
     f"{family.name}-{i}": config
-    for family in FAMILIES.values()
-    if family.name.startswith("tiny")
+    for family in tiny_architectures.TINY.values()
     for i, config in enumerate(family.text_encoders)
 }
 

@@ -8,11 +8,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from support.tiny_architectures import TINY_SD15, TINY_SD21, TINY_SDXL
 from tolerances import assert_close
 
 from sdengine.checkpoints.synthetic import seed_weights
 from sdengine.models.attention import set_attention_impl
-from sdengine.models.configs import SD15, SD21, SDXL, TINY_SD15, TINY_SD21, TINY_SDXL, ModelFamily
+from sdengine.models.configs import SD15, SD21, SDXL, ModelArchitecture
 from sdengine.models.controlnet import ControlNetConfig, ControlNetModel
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 
@@ -67,7 +68,7 @@ def pair(config: UNetConfig) -> tuple[UNet2DConditionModel, Any]:
 @pytest.mark.parametrize("impl", ["sdpa", "plain"])
 @pytest.mark.parametrize("family", TINY, ids=lambda family: family.name)
 @torch.no_grad()
-def test_unet_predicts_the_same(family: ModelFamily, impl: str) -> None:
+def test_unet_predicts_the_same(family: ModelArchitecture, impl: str) -> None:
     ours, theirs = pair(family.unet)
     set_attention_impl(ours, impl)
     made = inputs(family.unet)
@@ -87,7 +88,7 @@ def test_variants_predict_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("family", TINY, ids=lambda family: family.name)
 @torch.no_grad()
-def test_controlnet_and_the_unet_that_reads_it(family: ModelFamily) -> None:
+def test_controlnet_and_the_unet_that_reads_it(family: ModelArchitecture) -> None:
     config = family.controlnet
     ours = ControlNetModel(config).eval()
     seed_weights(ours, seed=4)
@@ -128,7 +129,7 @@ def test_an_untrained_controlnet_leaves_the_unet_as_it_is() -> None:
     ids=["sd15", "sd21", "sdxl"],
 )
 def test_full_size_unet_has_the_published_names_shapes_and_count(
-    family: ModelFamily, count: int
+    family: ModelArchitecture, count: int
 ) -> None:
     with torch.device("meta"):
         ours = UNet2DConditionModel(family.unet)

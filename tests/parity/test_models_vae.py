@@ -5,10 +5,11 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
+from support.tiny_architectures import TINY_SD15
 from tolerances import assert_close
 
 from sdengine.checkpoints.synthetic import seed_weights
-from sdengine.models.configs import SD15, SDXL, TINY_SD15, ModelFamily
+from sdengine.models.configs import SD15, SDXL, ModelArchitecture
 from sdengine.models.vae import AutoencoderKL, VAEConfig
 
 
@@ -28,7 +29,7 @@ def test_encode_and_decode_match() -> None:
 
 
 @pytest.mark.parametrize("family", [SD15, SDXL], ids=lambda family: family.name)
-def test_full_size_has_the_published_names_shapes_and_count(family: ModelFamily) -> None:
+def test_full_size_has_the_published_names_shapes_and_count(family: ModelArchitecture) -> None:
     with torch.device("meta"):
         ours = AutoencoderKL(family.vae)
         theirs = diffusers.AutoencoderKL.from_config(family.vae.to_dict())

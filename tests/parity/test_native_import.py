@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.tiny_checkpoints import FAMILIES, save_controlnet
+from support.tiny_architectures import TINY_SD15, TINY_SDXL
+from support.tiny_checkpoints import FAMILIES, make_tiny, save_controlnet
 from tolerances import assert_close
 
 from sdengine.backends.native.backend import NativeBackend
@@ -20,13 +21,12 @@ from sdengine.bundle.reader import DEMO_BUNDLE, sha256_of
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.controlnet import read_controlnet
 from sdengine.checkpoints.part_source import PartSource
-from sdengine.checkpoints.synthetic import make_synthetic, seed_weights
+from sdengine.checkpoints.synthetic import seed_weights
 from sdengine.compilers.native.compile import compile_native
 from sdengine.errors import ConfigError, EngineBuildError
 from sdengine.export.cache import OnnxCache
 from sdengine.export.exporter import Exporter
 from sdengine.export.network import export_contract
-from sdengine.models.configs import TINY_SD15, TINY_SDXL
 from sdengine.models.contracts import NetworkContract, unet_contract
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.storage.tensor_file import map_tensors
@@ -81,7 +81,7 @@ def test_every_network_of_every_family(
     if family == "controlnet":
         source = read_controlnet(save_controlnet(tmp_path / family))
     else:
-        source = load_checkpoint(make_synthetic(family, tmp_path / family))
+        source = load_checkpoint(make_tiny(family, tmp_path / family))
     exporter = Exporter(source, cache)
     for network in exporter.networks:
         contract = exporter._contract(network, exporter.module(network).float(), "fp32")

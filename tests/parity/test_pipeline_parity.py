@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.tiny_checkpoints import make_tiny
 
 import sdengine
-from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.engine import Engine
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     import torch
 
     folder = tmp_path_factory.mktemp("pipeline") / request.param
-    return make_synthetic(request.param, folder, seed=3, dtype=torch.float32)
+    return make_tiny(request.param, folder, seed=3, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

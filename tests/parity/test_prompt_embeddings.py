@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import save_file
+from support.tiny_architectures import TINY
 from support.tiny_bundle import make_tiny_bundle
 from tolerances import assert_close
 
@@ -22,7 +23,6 @@ from sdengine.bundle.manifest import MERGES_FILE, VOCAB_FILE, Manifest
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.checkpoints.synthetic import seed_weights
-from sdengine.models.configs import FAMILIES
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.prompt.conditioning import TextConditioner
 from sdengine.prompt.plan import PromptOptions
@@ -99,7 +99,7 @@ class Pair:
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     family = request.param
     models = {}
-    for network, config in zip(NETWORKS, FAMILIES[family].text_encoders, strict=False):
+    for network, config in zip(NETWORKS, TINY[family].text_encoders, strict=False):
         models[network] = CLIPTextEncoder(config).eval()
         seed_weights(models[network], seed=len(network))
     bundle = make_bundle(tmp_path_factory.mktemp(family), family, models)

@@ -18,18 +18,20 @@ from diffusers.loaders import single_file_utils as theirs
 from safetensors.torch import load_file, save_file
 from support.original_names import vae_place
 from support.single_files import modules_of, original_state
+from support.tiny_architectures import TINY
+from support.tiny_checkpoints import make_tiny
 from torch import nn
 
 from sdengine.checkpoints import convert, load_checkpoint, save_checkpoint
 from sdengine.checkpoints.folder import demo_tokenizer_dir
 from sdengine.checkpoints.schedules import noise_schedule_config
-from sdengine.checkpoints.synthetic import make_synthetic, seed_weights
+from sdengine.checkpoints.synthetic import seed_weights
 from sdengine.cli.main import main
 from sdengine.errors import CheckpointError, ConfigError
-from sdengine.models.configs import FAMILIES, ModelFamily
+from sdengine.models.configs import ModelArchitecture
 from sdengine.models.vae import AutoencoderKL
 
-TINY = ("tiny-sd15", "tiny-sd21", "tiny-sdxl", "tiny-sdxl-refiner", "tiny-lcm")
+NAMES = ("tiny-sd15", "tiny-sd21", "tiny-sdxl", "tiny-sdxl-refiner", "tiny-lcm")
 PIPELINES = {
     "tiny-sd15": StableDiffusionPipeline,
     "tiny-sd21": StableDiffusionPipeline,
@@ -38,11 +40,11 @@ PIPELINES = {
 }
 
 
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(scope="module", params=NAMES)
 def written(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[ModelFamily, dict[str, nn.Module], Path]:
-    family = FAMILIES[request.param]
+) -> tuple[ModelArchitecture, dict[str, nn.Module], Path]:
+    family = TINY[request.param]
     modules = modules_of(family)
     path = tmp_path_factory.mktemp("single") / "model.safetensors"
     save_file(original_state(family, modules), path)
@@ -52,7 +54,7 @@ def written(
 @pytest.fixture(scope="module")
 def sd15(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], Path]:
     """The networks of a tiny Stable Diffusion 1, what its file holds, and the file."""
-    family = FAMILIES["tiny-sd15"]
+    family = TINY["tiny-sd15"]
     modules = modules_of(family)
     state = original_state(family, modules)
     path = tmp_path_factory.mktemp("sd15") / "model.safetensors"
@@ -74,7 +76,7 @@ def assert_same_state(
 
 def test_every_network_comes_back(written: Any) -> None:
     family, modules, path = written
-    opened = load_checkpoint(path, family=family.name)
+    opened = load_checkpoint(path, family=family)
     assert opened.parts == (*family.text_parts, "unet", "vae")
     for part, module in modules.items():
         assert_same(opened.load(part), module)
@@ -99,13 +101,12 @@ def test_diffusers_converts_the_autoencoder_to_the_same_names(written: Any) -> N
 @pytest.mark.parametrize("name", PIPELINES)
 @pytest.mark.filterwarnings("ignore")  # what their loader deprecates is not ours to mend
 def test_diffusers_loads_the_same_networks_from_the_file(name: str, tmp_path: Path) -> None:
-    family = FAMILIES[name]
+    family = TINY[name]
     path = tmp_path / "model.safetensors"
     save_file(original_state(family, modules_of(family)), path)
-    arch = name if name != "tiny-sd15" else "tiny"
-    config = make_synthetic(arch, tmp_path / "config", seed=9)
+    config = make_tiny(name, tmp_path / "config", seed=9)
     pipeline = PIPELINES[name].from_single_file(path, config=str(config), local_files_only=True)
-    opened = load_checkpoint(path, family=name)
+    opened = load_checkpoint(path, family=family)
     for part in opened.parts:
         state = getattr(pipeline, part).state_dict()
         if (name, part) == ("tiny-sdxl", "text_encoder_2"):
@@ -119,7 +120,7 @@ def test_diffusers_loads_the_same_networks_from_the_file(name: str, tmp_path: Pa
 
 def test_a_file_of_half_the_text_encoders_layers_more_is_read(tmp_path: Path) -> None:
     # Stable Diffusion 2 files hold the last layer, which conditions nothing.
-    family = FAMILIES["tiny-sd21"]
+    family = TINY["tiny-sd21"]
     modules = modules_of(family)
     state = original_state(family, modules)
     layer = "cond_stage_model.model.transformer.resblocks.2."
@@ -127,7 +128,7 @@ def test_a_file_of_half_the_text_encoders_layers_more_is_read(tmp_path: Path) ->
         state[name.replace(".2.", ".3.", 1)] = torch.full_like(state[name], 7.0)
     state["cond_stage_model.model.text_projection"] = torch.zeros(32, 32)
     save_file(state, tmp_path / "model.safetensors")
-    opened = load_checkpoint(tmp_path / "model.safetensors", family=family.name)
+    opened = load_checkpoint(tmp_path / "model.safetensors", family=family)
     assert_same(opened.text_encoder(), modules["text_encoder"])
 
 
@@ -138,14 +139,14 @@ def test_what_does_not_fit_is_named(sd15: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="family"):
         load_checkpoint(path, family="sd9")
     with pytest.raises(ConfigError, match="prediction_type"):
-        load_checkpoint(path, family="tiny-sd15", prediction_type="flow")
+        load_checkpoint(path, family=TINY["tiny-sd15"], prediction_type="flow")
     with pytest.raises(CheckpointError, match=r"'tiny-sdxl' was asked for.*'sd1'"):
-        load_checkpoint(path, family="tiny-sdxl")
+        load_checkpoint(path, family=TINY["tiny-sdxl"])
     with pytest.raises(ConfigError, match="variant"):
-        load_checkpoint(path, family="tiny-sd15", variant="fp16")
+        load_checkpoint(path, family=TINY["tiny-sd15"], variant="fp16")
     with pytest.raises(CheckpointError, match="does not exist"):
         load_checkpoint(tmp_path / "nowhere.safetensors")
-    opened = load_checkpoint(path, family="tiny-sd15", prediction_type="v_prediction")
+    opened = load_checkpoint(path, family=TINY["tiny-sd15"], prediction_type="v_prediction")
     assert opened.scheduler_config["prediction_type"] == "v_prediction"
     with pytest.raises(ConfigError, match="text_encoder_2"):
         opened.load("text_encoder_2")
@@ -155,7 +156,7 @@ def test_what_does_not_fit_is_named(sd15: Any, tmp_path: Path) -> None:
         file = tmp_path / f"{len(list(tmp_path.iterdir()))}.safetensors"
         save_file({k: v for k, v in changed.items() if v is not None}, file)
         with pytest.raises(CheckpointError, match=match):
-            load_checkpoint(file, family="tiny-sd15").load(part)
+            load_checkpoint(file, family=TINY["tiny-sd15"]).load(part)
 
     unet = "model__diffusion_model__"
     refused("unet", r"1 of .* missing, first 'conv_out\.bias'", **{f"{unet}out__2__bias": None})
@@ -167,7 +168,7 @@ def test_what_does_not_fit_is_named(sd15: Any, tmp_path: Path) -> None:
     # The discriminator that an autoencoder was trained against is none of its tensors.
     changed = {**state, "first_stage_model.loss.logvar": torch.zeros(())}
     save_file(changed, tmp_path / "with-loss.safetensors")
-    load_checkpoint(tmp_path / "with-loss.safetensors", family="tiny-sd15").vae()
+    load_checkpoint(tmp_path / "with-loss.safetensors", family=TINY["tiny-sd15"]).vae()
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_a_file_without_a_network_is_named(
     path = tmp_path / "model.safetensors"
     save_file({n: t for n, t in state.items() if not n.startswith(dropped)}, path)
     with pytest.raises(CheckpointError, match=match):
-        load_checkpoint(path, family="tiny-sd15").vae()
+        load_checkpoint(path, family=TINY["tiny-sd15"]).vae()
 
 
 def test_a_model_of_another_noise_process_is_refused(sd15: Any, tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def test_a_model_of_another_noise_process_is_refused(sd15: Any, tmp_path: Path) 
 @pytest.mark.parametrize("form", ["bare", "prefixed", "diffusers", "folder", "subfolder", "pickle"])
 def test_another_autoencoder(sd15: Any, tmp_path: Path, form: str) -> None:
     modules, _, path = sd15
-    family = FAMILIES["tiny-sd15"]
+    family = TINY["tiny-sd15"]
     other = AutoencoderKL(family.vae)
     seed_weights(other, 99)
     state = other.state_dict()
@@ -221,8 +222,8 @@ def test_another_autoencoder(sd15: Any, tmp_path: Path, form: str) -> None:
         torch.save({"state_dict": {**original, "loss.logvar": torch.zeros(())}}, place)
     else:
         save_file(dict(state) if form == "diffusers" else original, place)
-    before = load_checkpoint(path, family="tiny-sd15")
-    opened = load_checkpoint(path, family="tiny-sd15", vae=place)
+    before = load_checkpoint(path, family=TINY["tiny-sd15"])
+    opened = load_checkpoint(path, family=TINY["tiny-sd15"], vae=place)
     assert_same(opened.vae(), other)
     assert_same(opened.unet(), modules["unet"])
     assert opened.vae_config == before.vae_config
@@ -234,11 +235,11 @@ def test_another_autoencoder_that_is_none_is_refused(sd15: Any, tmp_path: Path) 
     _, _, path = sd15
     save_file({"a": torch.zeros(2)}, tmp_path / "vae.safetensors")
     with pytest.raises(CheckpointError, match="not an autoencoder"):
-        load_checkpoint(path, family="tiny-sd15", vae=tmp_path / "vae.safetensors")
+        load_checkpoint(path, family=TINY["tiny-sd15"], vae=tmp_path / "vae.safetensors")
     with pytest.raises(CheckpointError, match=r"vae .*nowhere.* does not exist"):
-        load_checkpoint(path, family="tiny-sd15", vae=tmp_path / "nowhere.safetensors")
+        load_checkpoint(path, family=TINY["tiny-sd15"], vae=tmp_path / "nowhere.safetensors")
     with pytest.raises(CheckpointError, match="is missing"):
-        load_checkpoint(path, family="tiny-sd15", vae=tmp_path)
+        load_checkpoint(path, family=TINY["tiny-sd15"], vae=tmp_path)
 
 
 def test_a_converted_folder_holds_the_same(written: Any, tmp_path: Path) -> None:
@@ -248,10 +249,10 @@ def test_a_converted_folder_holds_the_same(written: Any, tmp_path: Path) -> None
         path,
         tmp_path / "folder",
         dtype="fp32",
-        family=family.name,
+        family=family,
         progress=lambda *step: seen.append(step),
     )
-    before, opened = load_checkpoint(path, family=family.name), load_checkpoint(folder)
+    before, opened = load_checkpoint(path, family=family), load_checkpoint(folder)
     assert opened.family == before.family
     assert opened.pad_tokens == before.pad_tokens
     assert opened.scheduler_config == before.scheduler_config
@@ -269,10 +270,10 @@ def test_a_converted_folder_holds_the_same(written: Any, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_diffusers_loads_a_converted_folder(name: str, tmp_path: Path) -> None:
-    family = FAMILIES[name]
+    family = TINY[name]
     path = tmp_path / "model.safetensors"
     save_file(original_state(family, modules_of(family)), path)
-    folder = convert(path, tmp_path / "folder", dtype="fp16", family=name)
+    folder = convert(path, tmp_path / "folder", dtype="fp16", family=family)
     pipeline = PIPELINES[name].from_pretrained(folder, dtype=torch.float16)
     assert type(pipeline).__name__ == PIPELINES[name].__name__
     opened = load_checkpoint(folder)
@@ -285,17 +286,17 @@ def test_diffusers_loads_a_converted_folder(name: str, tmp_path: Path) -> None:
         assert ids[:8] == [49406, 320, 1125, 267, 539, 585, 568, 49407]
 
 
-def test_convert_command(sd15: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, _, path = sd15
-    before = hashlib.sha256(path.read_bytes()).hexdigest()
-    source, folder = str(path), str(tmp_path / "folder")
-    assert main(["convert", source, "-o", folder, "--family", "tiny-sd15"]) == 0
+def test_convert_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, folder = str(make_tiny("tiny", tmp_path / "source")), str(tmp_path / "folder")
+    weights = tmp_path / "source" / "unet" / "diffusion_pytorch_model.safetensors"
+    before = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert main(["convert", source, "-o", folder, "--family", "sd1"]) == 0
     assert capsys.readouterr().out.strip() == folder
-    assert main(["convert", source, "-o", folder, "--family", "tiny-sd15"]) == 1
+    assert main(["convert", source, "-o", folder, "--family", "sd1"]) == 1
     assert "exists" in capsys.readouterr().err
     assert main(["convert", source, "-o", folder, "--dtype", "fp8"]) == 2
     assert main(["convert", folder, "-o", f"{folder}2", "--variant", "fp16"]) == 1
     assert "variant" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "none.ckpt"), "-o", str(tmp_path / "b")]) == 1
-    assert {entry.name for entry in tmp_path.iterdir()} == {"folder"}
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == before
+    assert {entry.name for entry in tmp_path.iterdir()} == {"source", "folder"}
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == before

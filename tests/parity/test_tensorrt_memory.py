@@ -54,13 +54,13 @@ def test_builds_record_the_scratch_that_plans_foretell(bundle: Path) -> None:
     small, large = scratch_of(budget_of(bundle))
     for network in ("unet", "vae_decoder"):
         assert small[network] == recorded[network]["128x128"] < large[network]
-    from sdengine.building.memory_estimate import plan_memory
+    from sdengine.building.memory_estimate import estimate_memory
     from sdengine.bundle.reader import open_bundle
     from sdengine.checkpoints.architecture_source import architecture_of_bundle
 
     opened = open_bundle(bundle).manifest
     source = architecture_of_bundle(opened.name, opened.architecture)
-    planned = plan_memory(source, resolutions=[128, 256], batch=2)
+    planned = estimate_memory(source, resolutions=[128, 256], batch=2)
     assert [size.scratch_bytes for size in planned.sizes] == [small, large]
 
 

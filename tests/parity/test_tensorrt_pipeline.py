@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from support import fake_tensorrt
+from support.tiny_checkpoints import make_tiny
 
 import sdengine
 from sdengine.backends.tensorrt import backend as tensorrt
 from sdengine.backends.tensorrt.module import GpuModule
 from sdengine.backends.tensorrt.unet import GpuUNet
-from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.errors import BundleError, ConfigError, DeviceError, UnsupportedShapeError
 
 PROMPT = "a large red circle on a blue background"
@@ -131,7 +131,7 @@ def test_an_engine_of_another_gpu_says_how_to_build_one(
 
 
 def test_sdxl_runs_with_its_two_encoders(tmp_path: Path) -> None:
-    checkpoint = make_synthetic("tiny-sdxl", tmp_path / "checkpoint")
+    checkpoint = make_tiny("tiny-sdxl", tmp_path / "checkpoint")
     options: dict[str, Any] = {"resolutions": (64,), "precision": "fp32"}
     for target, gpus in (("tensorrt-rtx", ["sm89"]), ("openvino", [])):
         sdengine.build(checkpoint, tmp_path / target, target=target, gpus=gpus, **options)

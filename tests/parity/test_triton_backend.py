@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.fake_cuda_graphs import FakeCuda
 from support.interpreted import DTYPES
+from support.tiny_checkpoints import make_tiny
 from tolerances import assert_close
 
 from sdengine.backends.base import Array, Module
@@ -20,7 +21,6 @@ from sdengine.backends.torch.triton import TritonBackend
 from sdengine.building.build import build
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.bundle.tensors import resolve_shapes
-from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.engine import Engine
 from sdengine.errors import ConfigError, DeviceError, OutOfMemoryError
 
@@ -31,7 +31,7 @@ SIZE = 64
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("triton")
-    checkpoint = make_synthetic("tiny", folder / "checkpoint")
+    checkpoint = make_tiny("tiny", folder / "checkpoint")
     report = build(checkpoint, folder / "bundle", target="torch", resolutions=(SIZE, 2 * SIZE))
     return open_bundle(report.path)
 
@@ -126,7 +126,7 @@ def test_precisions() -> None:
 
 
 def test_an_autoencoder_that_overflows_fp16_is_computed_in_bf16(tmp_path: Path) -> None:
-    checkpoint = make_synthetic("tiny-sdxl", tmp_path / "checkpoint")
+    checkpoint = make_tiny("tiny-sdxl", tmp_path / "checkpoint")
     bundle = open_bundle(build(checkpoint, tmp_path / "b", target="torch", resolutions=(64,)).path)
     backend = TorchCudaBackend("cpu")
     assert backend._dtype(bundle, "vae_decoder", "auto") is torch.bfloat16

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.interpreted import DTYPES, assert_within_twice, hardware_bfloat16
+from support.tiny_architectures import TINY_SD15, TINY_SD21, TINY_SDXL
 from tolerances import assert_close
 from torch import nn
 
@@ -15,7 +16,7 @@ from sdengine.backends.torch.triton_ops import TritonOps
 from sdengine.checkpoints.synthetic import seed_weights
 from sdengine.errors import ConfigError
 from sdengine.kernels.registry import OPS
-from sdengine.models.configs import TINY_SD15, TINY_SD21, TINY_SDXL, ModelFamily
+from sdengine.models.configs import ModelArchitecture
 from sdengine.models.ops import set_ops
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
@@ -47,7 +48,7 @@ Outputs = tuple[torch.Tensor, ...]
 Function = Callable[[nn.Module, torch.dtype], Outputs]
 
 
-def unet_of(family: ModelFamily) -> tuple[nn.Module, Function]:
+def unet_of(family: ModelArchitecture) -> tuple[nn.Module, Function]:
     config = family.unet
     g = torch.Generator().manual_seed(3)
     sample = torch.randn(2, 4, 8, 16, generator=g)
@@ -66,7 +67,7 @@ def unet_of(family: ModelFamily) -> tuple[nn.Module, Function]:
     return UNet2DConditionModel(config), run
 
 
-def decoder_of(family: ModelFamily) -> tuple[nn.Module, Function]:
+def decoder_of(family: ModelArchitecture) -> tuple[nn.Module, Function]:
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
 
     def run(model: nn.Module, dtype: torch.dtype) -> Outputs:
@@ -76,7 +77,7 @@ def decoder_of(family: ModelFamily) -> tuple[nn.Module, Function]:
     return AutoencoderKL(family.vae), run
 
 
-def text_encoder_of(family: ModelFamily) -> tuple[nn.Module, Function]:
+def text_encoder_of(family: ModelArchitecture) -> tuple[nn.Module, Function]:
     config = family.text_encoder
     embeds = torch.randn(2, 77, config.hidden_size, generator=torch.Generator().manual_seed(5))
 

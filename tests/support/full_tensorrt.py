@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def install(monkeypatch: pytest.MonkeyPatch, cache: Path, **options: Any) -> Non
         options: what the builder does; see `fake_builder/tensorrt`.
     """
     monkeypatch.syspath_prepend(str(PLACE))
-    monkeypatch.setenv("PYTHONPATH", str(PLACE))
+    monkeypatch.setenv("PYTHONPATH", str(PLACE), prepend=os.pathsep)
     monkeypatch.setenv("FAKE_TENSORRT", json.dumps(options))
     monkeypatch.setenv("SDENGINE_CACHE", str(cache))
     monkeypatch.setattr(_native, "cuda_available", lambda: (True, "a GPU that is none"))

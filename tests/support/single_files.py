@@ -13,7 +13,7 @@ from support.original_names import Place, text_place, unet_place, vae_place
 from torch import nn
 
 from sdengine.checkpoints.synthetic import seed_weights
-from sdengine.models.configs import ModelFamily
+from sdengine.models.configs import ModelArchitecture
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
@@ -28,12 +28,12 @@ PREFIXES = {
 _BYTES = {"F16": 2, "F32": 4}
 
 
-def prefixes_of(family: ModelFamily) -> tuple[str, ...]:
+def prefixes_of(family: ModelArchitecture) -> tuple[str, ...]:
     """Return where a family's files hold its text encoders."""
     return PREFIXES[family.name.removeprefix("tiny-")]
 
 
-def empty_modules_of(family: ModelFamily) -> dict[str, nn.Module]:
+def empty_modules_of(family: ModelArchitecture) -> dict[str, nn.Module]:
     """Build a family's networks on the meta device."""
     with torch.device("meta"):
         modules: dict[str, nn.Module] = {
@@ -45,7 +45,7 @@ def empty_modules_of(family: ModelFamily) -> dict[str, nn.Module]:
     return modules
 
 
-def modules_of(family: ModelFamily) -> dict[str, nn.Module]:
+def modules_of(family: ModelArchitecture) -> dict[str, nn.Module]:
     """Build a family's networks with seeded weights."""
     modules = {part: m.to_empty(device="cpu") for part, m in empty_modules_of(family).items()}
     for seed, module in enumerate(modules.values()):
@@ -54,7 +54,7 @@ def modules_of(family: ModelFamily) -> dict[str, nn.Module]:
 
 
 def original_state(
-    family: ModelFamily, modules: Mapping[str, nn.Module]
+    family: ModelArchitecture, modules: Mapping[str, nn.Module]
 ) -> dict[str, torch.Tensor]:
     """Return what a published file of the family would hold."""
     state: dict[str, torch.Tensor] = {}
@@ -85,7 +85,7 @@ def original_state(
     return state
 
 
-def full_size_shapes(family: ModelFamily) -> dict[str, tuple[int, ...]]:
+def full_size_shapes(family: ModelArchitecture) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of a published file, with what it holds beside the networks."""
     state = original_state(family, empty_modules_of(family))
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from sdengine.checkpoints.synthetic import seed_weights
-from sdengine.models.configs import TINY_SDXL
+import torch
+from support.tiny_architectures import TINY, TINY_SDXL
+
+from sdengine.checkpoints.synthetic import make_synthetic, seed_weights
 from sdengine.models.controlnet import ControlNetModel
 
 FAMILIES = ("tiny", "tiny-sd21", "tiny-sdxl", "tiny-sdxl-refiner", "tiny-lcm", "controlnet")
+
+
+def make_tiny(
+    name: str, folder: str | os.PathLike[str], *, seed: int = 0, dtype: torch.dtype = torch.float16
+) -> Path:
+    """Write a checkpoint of a tiny architecture; see `make_synthetic`."""
+    return make_synthetic(TINY[name], folder, seed=seed, dtype=dtype)
 
 
 def save_controlnet(folder: Path) -> Path:

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from sdengine.backends.native.packing import Packing, pack, packed_bytes, packed_kinds
 from sdengine.errors import BundleError
-from sdengine.storage.cache_files import KeptFiles
+from sdengine.storage.cache_files import CacheFiles
 from sdengine.storage.tensor_file import map_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
 _LAYOUT = 1  # to be raised when the same packing would give other bytes
 _ENDING = ".weights"
-KEPT = KeptFiles("packed", f"*{_ENDING}")
+KEPT = CacheFiles("packed", f"*{_ENDING}")
 Array = NDArray[Any]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sdengine import _native
-from sdengine.storage.cache_dir import cache_dir
+from sdengine.storage.cache_files import cache_dir
 from sdengine.storage.whole_file import whole_file
 
 MAX_BYTES = 1 << 28

@@ -17,10 +17,10 @@ from sdengine.backends.tensorrt.kept_content import (
     load,
     save,
 )
-from sdengine.storage.cache_files import KeptFiles
+from sdengine.storage.cache_files import CacheFiles
 
 KIND = Kind("runtime cache", b"sdengine runtime cache 1\n", "runtime")
-KEPT = KeptFiles("tensorrt", f"{KIND.prefix}-*.cache")
+KEPT = CacheFiles("tensorrt", f"{KIND.prefix}-*.cache")
 _DRIVER = Path("/sys/module/nvidia/version")
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Read the pickles of torch.save without a way to run anything.
+"""Pickle reader for files of torch.save, without a way to run anything.
 
 Python's own unpickler builds whatever a pickle names by calling it, so that even a restricted one
 is only as safe as its list; and a few bytes make its memo take gigabytes. This reader goes through

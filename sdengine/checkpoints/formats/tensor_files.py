@@ -1,4 +1,4 @@
-"""Files of named tensors, whatever their format: listed, measured, and read one at a time."""
+"""Tensor files of every format: listed, measured, and read one tensor at a time."""
 
 from __future__ import annotations
 

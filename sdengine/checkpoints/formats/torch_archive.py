@@ -1,4 +1,4 @@
-"""Weights as torch.save writes them, in its zip format or the older plain one.
+"""Archives of torch.save, in its zip format or the older plain one.
 
 The tensors are views of the mapped file, made only after a size has been checked against what the
 file holds. Nothing is unpacked: torch.save stores its entries uncompressed, so a compressed entry
@@ -26,12 +26,8 @@ import torch
 
 from sdengine.checkpoints.formats.pickle_reader import StorageRecord, TensorRecord, read_pickle
 from sdengine.errors import CheckpointError
+from sdengine.models.dtypes import SAFETENSORS_DTYPES
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES = 1 << 20
 _MAX_DIMENSIONS = 8
@@ -84,7 +80,7 @@ class TorchArchive:
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor that shares memory with the mapped file."""
         record = self._tensors[name]
-        dtype = DTYPES[record.storage.dtype]
+        dtype = SAFETENSORS_DTYPES[record.storage.dtype]
         if not record.storage.numel:
             return torch.empty(record.shape, dtype=dtype)
         start, _ = self._spans[record.storage.key]
@@ -152,7 +148,7 @@ def _read_legacy(path: Path, data: mmap.mmap) -> tuple[Any, dict[str, tuple[int,
         if type(key) is not str or key not in storages or place + 8 > len(data):
             raise CheckpointError("its list of storages does not fit its tensors")
         numel = int.from_bytes(data[place : place + 8], "little", signed=True)
-        length = numel * DTYPES[storages[key].dtype].itemsize
+        length = numel * SAFETENSORS_DTYPES[storages[key].dtype].itemsize
         if numel < 0 or place + 8 + length > len(data):
             raise CheckpointError(f"storage {key[:40]!r} claims {numel} numbers, past the end")
         spans[key] = (place + 8, length)
@@ -173,7 +169,7 @@ def _check(name: str, record: TensorRecord, spans: Mapping[str, tuple[int, int]]
     """Refuse a tensor that reaches out of its storage or makes more of it than is there."""
     storage: StorageRecord = record.storage
     held = spans.get(storage.key, (0, -1))[1]
-    if storage.numel * DTYPES[storage.dtype].itemsize != held:
+    if storage.numel * SAFETENSORS_DTYPES[storage.dtype].itemsize != held:
         raise CheckpointError(
             f"tensor {name[:80]!r} claims a storage of {storage.numel} numbers; the file holds "
             f"{max(held, 0)} bytes of it"

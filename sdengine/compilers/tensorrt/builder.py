@@ -66,9 +66,9 @@ def build_file(trt: Any, job: dict[str, Any], log: BuilderLog, tell: Tell) -> di
         trt: the module tensorrt or tensorrt_rtx.
         job: `onnx` and `output` are paths; `profiles` has the least, usual and largest shape of
             each input, by profile; `capabilities` are compute capabilities to build for, none
-            meaning the GPU that is present; `flags` are names of builder flags; `workspace_bytes`
-            and `optimization_level` may be None; `timing_cache` may be None, or have `path` (or
-            None), `gpu` and `compute_capability`.
+            meaning the GPU that is present; `workspace_bytes` and `optimization_level` may be
+            None; `timing_cache` may be None, or have `path` (or None), `gpu` and
+            `compute_capability`.
         log: where the builder's messages go.
         tell: told of progress.
 
@@ -223,10 +223,6 @@ def _make_config(trt: Any, builder: Any, job: dict[str, Any]) -> Any:
             if not hasattr(trt.ComputeCapability, name):
                 raise BuilderFailure(f"{trt.__name__} {trt.__version__} does not know {name}")
             config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
-    for name in job["flags"]:
-        if not hasattr(trt.BuilderFlag, name):
-            raise BuilderFailure(f"{trt.__name__} {trt.__version__} has no builder flag {name}")
-        config.set_flag(getattr(trt.BuilderFlag, name))
     # So that a context can be captured into a CUDA graph.
     if job["user_allocation"] and hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)

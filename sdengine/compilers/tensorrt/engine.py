@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from sdengine.export.network import ExportedNetwork
 
 CHUNK_TOKENS = 77
-# Names of builder flags, and what the manifest says where they were set.
-REFIT_FLAG, STRIP_FLAG = "REFIT", "STRIP_PLAN"
-FLAG_OPTIONS = {REFIT_FLAG: "refittable", STRIP_FLAG: "stripped"}
 MAX_CHUNKS = 4
 _log = logging.getLogger(__name__)
 # Peak of the builder's process by size of the graph's weights: what was seen, rounded up.
@@ -163,7 +160,6 @@ def compile_engine(
     shared = {
         "module": flavour.module,
         "capabilities": target_capabilities(flavour, spec.gpus),
-        "flags": list(spec.builder_flags),
         "workspace_bytes": spec.workspace_bytes,
         "optimization_level": spec.optimization_level,
         "timing_cache": _timing_cache(flavour, spec),
@@ -196,8 +192,6 @@ def compile_engine(
             output.unlink(missing_ok=True)
             raise
     options = {**plan.options, **_memory_options(result, network, spec)}
-    if spec.builder_flags:
-        options |= {name: True for f, name in FLAG_OPTIONS.items() if f in spec.builder_flags}
     return Compiled([output.name], result["peak_bytes"], dict(report.replaced), options)
 
 

@@ -49,8 +49,7 @@ def time_job(trt: Any, job: dict[str, Any], log: BuilderLog, tell: Tell) -> dict
 
     def build(path: str) -> Any:
         log.problems.clear()
-        # Weights stay in these engines, whatever becomes of the network's.
-        single = {**job, "onnx": path, "profiles": [], "flags": [], "user_allocation": False}
+        single = {**job, "onnx": path, "profiles": [], "user_allocation": False}
         try:
             return build_engine(trt, single, logger, lambda *_: True, cache)
         except BuilderFailure as failure:

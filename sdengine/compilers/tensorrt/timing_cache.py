@@ -9,10 +9,10 @@ from pathlib import Path
 
 from sdengine.backends.tensorrt import kept_content
 from sdengine.backends.tensorrt.kept_content import Key, Kind, Loaded
-from sdengine.storage.cache_files import KeptFiles
+from sdengine.storage.cache_files import CacheFiles
 
 KIND = Kind("timing cache", b"sdengine timing cache 1\n", "timing")
-KEPT = KeptFiles("tensorrt", f"{KIND.prefix}-*.cache")
+KEPT = CacheFiles("tensorrt", f"{KIND.prefix}-*.cache")
 
 
 def kept_path(key: Key) -> Path:

@@ -1,4 +1,4 @@
-"""What a plan adds up, against sums by hand and against what torch allocates."""
+"""Memory estimates, against sums by hand and against what torch allocates."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from support.tiny_architectures import TINY_SD15, TINY_SDXL
+from support.tiny_checkpoints import make_tiny
 
 from sdengine import _native
-from sdengine.building.memory_estimate import BuiltMemory, built_memory, plan_memory
+from sdengine.backends.tensorrt.arena import MAX_EVALUATIONS, MAX_REGISTERS
+from sdengine.building.memory_estimate import BuiltMemory, built_memory, estimate_memory
 from sdengine.bundle.reader import open_bundle
 from sdengine.checkpoints import load_checkpoint
-from sdengine.checkpoints.architecture_source import published_architecture
-from sdengine.checkpoints.synthetic import make_synthetic
+from sdengine.checkpoints.architecture_source import published_architecture, source_of
 from sdengine.cli.main import main
-from sdengine.cli.plan import parse_bytes
+from sdengine.cli.terminal import parse_bytes
 from sdengine.errors import CheckpointError, ConfigError
-from sdengine.export import trace as onnx_graph
 from sdengine.export.liveness import peak_activation_bytes
-from sdengine.models.configs import TINY_SD15
+from sdengine.export.trace import trace
 from sdengine.models.contracts import NetworkContract
 from sdengine.models.unet import UNet2DConditionModel
 
@@ -36,7 +37,7 @@ def each_network_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
         shapes = tuple((n, tuple(t.shape)) for n, t in contract.module.state_dict().items())
         key = (contract.name, contract.dtype, contract.inputs, contract.outputs, shapes)
         if key not in _TRACED:
-            _TRACED[key] = onnx_graph.trace(contract, path)
+            _TRACED[key] = trace(contract, path)
         copied = onnx.ModelProto()
         copied.CopyFrom(_TRACED[key])
         return copied
@@ -86,8 +87,8 @@ def test_liveness(nodes: list[str], sizes: dict[str, int], floats: int) -> None:
 
 
 def test_a_plan_adds_up() -> None:
-    source = published_architecture("tiny-sd15")
-    plan = plan_memory(source, precision="fp16", resolutions=[64, (128, 64)], batch=2)
+    source = source_of(TINY_SD15)
+    plan = estimate_memory(source, precision="fp16", resolutions=[64, (128, 64)], batch=2)
     assert [(size.width, size.height, size.batch) for size in plan.sizes] == [
         (64, 64, 2),
         (128, 64, 2),
@@ -99,7 +100,10 @@ def test_a_plan_adds_up() -> None:
     resident = sum(plan.weight_bytes.values())
     for size in plan.sizes:
         shape = [2, 4, size.height // 8, size.width // 8]
-        regions = sum(region[1] for region in _native.trajectory_regions(shape, 2, 1000, 8))
+        regions = sum(
+            region[1]
+            for region in _native.trajectory_regions(shape, 2, MAX_EVALUATIONS, MAX_REGISTERS)
+        )
         assert size.pool_bytes == regions + size.width * size.height * 3 * 3
         assert size.total_bytes == resident + max(size.scratch_bytes.values()) + size.pool_bytes
         alone = [plan.weight_bytes[n] + scratch for n, scratch in size.scratch_bytes.items()]
@@ -109,7 +113,7 @@ def test_a_plan_adds_up() -> None:
         2 * small.scratch_bytes["vae_decoder"], rel=0.05
     )
     assert large.scratch_bytes["text_encoder"] == small.scratch_bytes["text_encoder"]
-    double = plan_memory(source, precision="fp32", resolutions=[64], batch=2)
+    double = estimate_memory(source, precision="fp32", resolutions=[64], batch=2)
     for name, size_bytes in double.weight_bytes.items():
         assert size_bytes == 2 * plan.weight_bytes[name]
     assert double.sizes[0].scratch_bytes["unet"] == pytest.approx(
@@ -120,7 +124,7 @@ def test_a_plan_adds_up() -> None:
 def test_scratch_is_at_least_what_must_live_together() -> None:
     """The U-Net's kept results alone: all are there when the way up begins."""
     config = TINY_SD15.unet
-    plan = plan_memory(published_architecture("tiny-sd15"), precision="fp16", resolutions=[64])
+    plan = estimate_memory(source_of(TINY_SD15), precision="fp16", resolutions=[64])
     kept, side = 0, 8
     levels = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     for channels, level in zip(config.residual_channels, levels, strict=True):
@@ -129,10 +133,10 @@ def test_scratch_is_at_least_what_must_live_together() -> None:
 
 
 def test_what_a_builder_told_counts_where_it_holds() -> None:
-    source = published_architecture("tiny-sd15")
+    source = source_of(TINY_SD15)
     built = BuiltMemory("fp16", 1, {"unet": 10**6}, {"unet": {(64, 64): 5 * 10**6}})
-    estimated = plan_memory(source, resolutions=[64, 128])
-    told = plan_memory(source, resolutions=[64, 128], built=built)
+    estimated = estimate_memory(source, resolutions=[64, 128])
+    told = estimate_memory(source, resolutions=[64, 128], built=built)
     assert [size.told for size in estimated.sizes] == [[], []]
     assert [size.told for size in told.sizes] == [["unet"], []]
     assert told.weight_bytes == {**estimated.weight_bytes, "unet": 10**6}
@@ -143,7 +147,7 @@ def test_what_a_builder_told_counts_where_it_holds() -> None:
     assert small.total_bytes == resident + 5 * 10**6 + small.pool_bytes
     for options in ({"precision": "bf16"}, {"batch": 2}):
         given: dict[str, Any] = {"resolutions": [64], **options}
-        assert plan_memory(source, built=built, **given) == plan_memory(source, **given)
+        assert estimate_memory(source, built=built, **given) == estimate_memory(source, **given)
 
 
 @pytest.mark.parametrize(
@@ -179,9 +183,9 @@ def test_a_manifest_says_what_the_builder_told() -> None:
 
 
 def test_checkpoints_and_architectures_plan_alike(tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(make_synthetic("tiny-sdxl", tmp_path / "checkpoint"))
-    planned = plan_memory(checkpoint, resolutions=[64])
-    published = plan_memory(published_architecture("tiny-sdxl"), resolutions=[64])
+    checkpoint = load_checkpoint(make_tiny("tiny-sdxl", tmp_path / "checkpoint"))
+    planned = estimate_memory(checkpoint, resolutions=[64])
+    published = estimate_memory(source_of(TINY_SDXL), resolutions=[64])
     assert planned.weight_bytes == published.weight_bytes
     assert planned.sizes == published.sizes
     assert planned.weight_bytes.keys() == {
@@ -193,13 +197,13 @@ def test_checkpoints_and_architectures_plan_alike(tmp_path: Path) -> None:
 
 
 def test_bad_arguments() -> None:
-    source = published_architecture("tiny-sd15")
+    source = source_of(TINY_SD15)
     with pytest.raises(ConfigError, match="multiples of 64"):
-        plan_memory(source, resolutions=[100])
+        estimate_memory(source, resolutions=[100])
     with pytest.raises(ConfigError, match="precision"):
-        plan_memory(source, precision="int8")
+        estimate_memory(source, precision="int8")
     with pytest.raises(ConfigError, match="batch"):
-        plan_memory(source, batch=0)
+        estimate_memory(source, batch=0)
     with pytest.raises(ConfigError, match="arch: 'sd9'"):
         published_architecture("sd9")
     with pytest.raises(CheckpointError, match="has no weights"):

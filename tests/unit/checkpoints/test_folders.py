@@ -11,16 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoint_folders import TEXT, UNET, VAE, edit_json, edit_weights
+from support.tiny_architectures import TINY_SD15
+from support.tiny_checkpoints import make_tiny
 
 from sdengine.checkpoints import convert, load_checkpoint
-from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.errors import CheckpointError, ConfigError, OutputError
 from sdengine.samplers import resolve_names
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_synthetic("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
+    return make_tiny("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_content_is_told_by_values_and_not_by_files(checkpoint: Path, copy: Path
 
 def test_family_and_prediction_type_can_be_demanded(copy: Path) -> None:
     assert load_checkpoint(copy, family="sd1").family == "sd1"
-    assert load_checkpoint(copy, family="tiny-sd15").family == "sd1"
+    assert load_checkpoint(copy, family=TINY_SD15).family == "sd1"
     for family in ("sdxl", "sd21"):
         with pytest.raises(CheckpointError, match=f"'{family}' was asked for.*'sd1'"):
             load_checkpoint(copy, family=family)
@@ -96,7 +97,7 @@ def test_family_and_prediction_type_can_be_demanded(copy: Path) -> None:
 
 def test_distilled_checkpoints_have_defaults_of_their_own(copy: Path, tmp_path: Path) -> None:
     assert load_checkpoint(copy).defaults == {}
-    lcm = load_checkpoint(make_synthetic("tiny-lcm", tmp_path / "lcm")).defaults
+    lcm = load_checkpoint(make_tiny("tiny-lcm", tmp_path / "lcm")).defaults
     assert (lcm["sampler"], lcm["guidance_scale"]) == ("lcm", 8.0)
     scheduler = copy / "scheduler/scheduler_config.json"
     edit_json(scheduler, _class_name="LCMScheduler")
@@ -111,7 +112,7 @@ def test_distilled_checkpoints_have_defaults_of_their_own(copy: Path, tmp_path: 
 
 
 def test_two_vocabularies_are_refused(tmp_path: Path) -> None:
-    folder = make_synthetic("tiny-sdxl", tmp_path / "xl")
+    folder = make_tiny("tiny-sdxl", tmp_path / "xl")
     opened = load_checkpoint(folder)
     merges = folder / "tokenizer_2/merges.txt"
     merges.write_bytes(merges.read_bytes().replace(b"\n", b"\r\n"))
@@ -122,7 +123,7 @@ def test_two_vocabularies_are_refused(tmp_path: Path) -> None:
 
 
 def test_time_ids_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    folder = make_synthetic("tiny-sdxl-refiner", tmp_path / "refiner")
+    folder = make_tiny("tiny-sdxl-refiner", tmp_path / "refiner")
     edit_json(folder / "model_index.json", requires_aesthetics_score=False)
     with pytest.raises(CheckpointError, match="requires_aesthetics_score"):
         load_checkpoint(folder)
@@ -133,7 +134,7 @@ def test_time_ids_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arch", ["tiny-sdxl", "tiny-sdxl-refiner", "tiny-lcm"])
 def test_synthetic_families_load(arch: str, tmp_path: Path) -> None:
-    opened = load_checkpoint(make_synthetic(arch, tmp_path / arch))
+    opened = load_checkpoint(make_tiny(arch, tmp_path / arch))
     for part in opened.parts:
         values = torch.cat([t.flatten() for t in opened.load(part).state_dict().values()])
         assert torch.isfinite(values).all()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoint_folders import TEXT, UNET, VAE, edit_json, edit_weights
+from support.tiny_checkpoints import make_tiny
 
 from sdengine.checkpoints import load_checkpoint, save_checkpoint
 from sdengine.checkpoints.synthetic import make_synthetic
@@ -20,7 +21,7 @@ from sdengine.errors import CheckpointError, ConfigError, OutputError
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_synthetic("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
+    return make_tiny("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
 @pytest.fixture
@@ -55,8 +56,8 @@ def test_weights_survive_a_round_trip_exactly(checkpoint: Path, tmp_path: Path) 
 
 
 def test_synthetic_weights_depend_on_the_seed_alone(checkpoint: Path, tmp_path: Path) -> None:
-    same = load_checkpoint(make_synthetic("tiny", tmp_path / "same"))
-    other = load_checkpoint(make_synthetic("tiny", tmp_path / "other", seed=1))
+    same = load_checkpoint(make_tiny("tiny", tmp_path / "same"))
+    other = load_checkpoint(make_tiny("tiny", tmp_path / "other", seed=1))
     assert load_checkpoint(checkpoint).sha256 == same.sha256 != other.sha256
 
 
@@ -71,7 +72,7 @@ def test_networks_come_in_the_dtype_asked_for(checkpoint: Path) -> None:
 
 
 def test_sd2_is_told_apart_and_pads_otherwise(tmp_path: Path) -> None:
-    opened = load_checkpoint(make_synthetic("tiny-sd21", tmp_path / "sd2"))
+    opened = load_checkpoint(make_tiny("tiny-sd21", tmp_path / "sd2"))
     assert opened.family == "sd2"
     assert opened.pad_tokens == {"text_encoder": "!"}
     assert opened.scheduler_config["prediction_type"] == "v_prediction"
@@ -219,11 +220,11 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
 
 
 def test_xl_parts(tmp_path: Path) -> None:
-    base = load_checkpoint(make_synthetic("tiny-sdxl", tmp_path / "base"))
+    base = load_checkpoint(make_tiny("tiny-sdxl", tmp_path / "base"))
     assert base.family == "sdxl"
     assert base.pad_tokens == {"text_encoder": "<|endoftext|>", "text_encoder_2": "!"}
     assert base.zero_empty_negative
-    refiner = load_checkpoint(make_synthetic("tiny-sdxl-refiner", tmp_path / "refiner"))
+    refiner = load_checkpoint(make_tiny("tiny-sdxl-refiner", tmp_path / "refiner"))
     assert refiner.family == "sdxl-refiner"
     assert refiner.parts == ("text_encoder_2", "unet", "vae")
     assert refiner.requires_aesthetic_score

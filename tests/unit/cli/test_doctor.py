@@ -13,8 +13,6 @@ import pytest
 from sdengine import _native
 from sdengine.cli import checks
 from sdengine.cli.main import main
-from sdengine.compilers.tensorrt import refit_probe
-from sdengine.compilers.tensorrt.refit_probe import Probe
 from sdengine.errors import BundleError
 
 PACKAGES = {
@@ -120,25 +118,3 @@ def test_required_parts_make_it_fail(
     check = checks._native_extension()
     assert not check.present and check.required and check.found == "_native cannot be loaded"
     assert not checks._native_cuda().present
-
-
-def test_refitting_is_tried_when_asked(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def probe(flavour: Any, flags: tuple[str, ...]) -> Probe:
-        works = flavour.module == "tensorrt" or flags == ("REFIT",)
-        return Probe(flags, works, "" if works else "no driver", 1.25)
-
-    monkeypatch.setattr(refit_probe, "probe_flags", probe)
-    monkeypatch.setattr(checks, "find_spec", present)
-    _, found, shown = doctor(capsys)
-    assert "refit probe" not in found
-    _, found, shown = doctor(capsys, "--probe-refit")
-    assert "tensorrt_rtx REFIT works (1.2 s)" in shown
-    assert "tensorrt_rtx REFIT with STRIP_PLAN does not: no driver (1.2 s)" in shown
-    assert "tensorrt REFIT with STRIP_PLAN works" in shown
-    assert shown.count("--refit") == 2
-
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
-    _, found, _ = doctor(capsys, "--probe-refit")
-    assert "neither tensorrt_rtx nor tensorrt is installed" in found["refit probe"]["found"]

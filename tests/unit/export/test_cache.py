@@ -11,8 +11,9 @@ import pytest
 
 from sdengine.bundle.reader import sha256_of
 from sdengine.errors import ExportError, OutputError
+from sdengine.export import cache
 from sdengine.export.cache import RECORD_FILE, OnnxCache, Record, make_key, open_cache
-from sdengine.storage.cache_dir import CACHE_VARIABLE, cache_dir
+from sdengine.storage.cache_files import CACHE_VARIABLE, cache_dir
 
 KEY = "0" * 64
 
@@ -176,3 +177,8 @@ def test_a_cache_for_once_is_gone_afterwards(tmp_path: Path) -> None:
         cache.add(KEY, fill, 12)
         assert cache.folder.parent == tmp_path
     assert os.listdir(tmp_path) == []
+
+
+def test_the_code_that_decides_how_a_graph_looks_is_found() -> None:
+    for pattern in cache._CODE:
+        assert list(cache._PACKAGE.glob(pattern)), pattern

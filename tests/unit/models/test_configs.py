@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support.tiny_architectures import TINY_SDXL
 
 from sdengine.errors import ConfigError
-from sdengine.models.configs import TINY_SDXL, ModelFamily
+from sdengine.models.configs import ModelArchitecture
 from sdengine.models.controlnet import ControlNetConfig
 from sdengine.models.text_encoder import TextEncoderConfig
 from sdengine.models.unet import UNetConfig
@@ -68,7 +69,7 @@ def test_keys_that_change_nothing_are_ignored(network: str) -> None:
 
 
 def test_families_are_complete() -> None:
-    assert isinstance(TINY_SDXL, ModelFamily)
+    assert isinstance(TINY_SDXL, ModelArchitecture)
     assert len(TINY_SDXL.text_encoders) == len(TINY_SDXL.pad_tokens) == 2
     joined = sum(config.hidden_size for config in TINY_SDXL.text_encoders)
     assert joined == TINY_SDXL.unet.cross_attention_dim

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.tiny_architectures import TINY_SD15, TINY_SD21, TINY_SDXL
 from torch import nn
 
 from sdengine.checkpoints.synthetic import seed_weights
 from sdengine.models.attention import GEGLU, Attention, set_attention_impl
-from sdengine.models.configs import TINY_SD15, TINY_SD21, TINY_SDXL, ModelFamily
+from sdengine.models.configs import ModelArchitecture
 from sdengine.models.controlnet import ControlNetModel
 from sdengine.models.ops import PLAIN_ATTENTION_OPS, TORCH_OPS, OpsModule, TorchOps, set_ops
 from sdengine.models.text_encoder import CLIPTextEncoder
@@ -57,7 +58,9 @@ def count(model: nn.Module, *kinds: type[nn.Module]) -> int:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @torch.no_grad()
-def test_every_replaceable_operation_of_a_unet_goes_through_the_table(family: ModelFamily) -> None:
+def test_every_replaceable_operation_of_a_unet_goes_through_the_table(
+    family: ModelArchitecture,
+) -> None:
     unet = UNet2DConditionModel(family.unet).eval()
     ops = CountingOps()
     set_ops(unet, ops)

@@ -12,7 +12,7 @@ from sdengine.backends.native import packed_cache
 from sdengine.backends.tensorrt import runtime_cache
 from sdengine.cli.main import main
 from sdengine.compilers.tensorrt import timing_cache
-from sdengine.storage.cache_files import KeptFile, KeptFiles
+from sdengine.storage.cache_files import CacheFile, CacheFiles
 
 KINDS = {
     "packed": (packed_cache.KEPT, "unet-0123.weights", "packed weights of unet"),
@@ -27,7 +27,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def fill(kept: KeptFiles, name: str, size_bytes: int = 3, used: float = 0.0) -> Path:
+def fill(kept: CacheFiles, name: str, size_bytes: int = 3, used: float = 0.0) -> Path:
     path = kept.folder / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(bytes(size_bytes))
@@ -36,23 +36,23 @@ def fill(kept: KeptFiles, name: str, size_bytes: int = 3, used: float = 0.0) -> 
 
 
 def test_files_are_listed_by_their_last_use(place: Path) -> None:
-    kept = KeptFiles("things", "*.thing")
+    kept = CacheFiles("things", "*.thing")
     assert (kept.folder, kept.files(), kept.clear()) == (place / "things", [], 0)
     old, new, middle = (
         fill(kept, f"{name}.thing", size, used)
         for name, size, used in (("a", 1, 100.0), ("b", 2, 300.0), ("c", 4, 200.0))
     )
     assert kept.files() == [
-        KeptFile(new, 2, 300.0),
-        KeptFile(middle, 4, 200.0),
-        KeptFile(old, 1, 100.0),
+        CacheFile(new, 2, 300.0),
+        CacheFile(middle, 4, 200.0),
+        CacheFile(old, 1, 100.0),
     ]
     assert kept.clear() == 7
     assert os.listdir(kept.folder) == []
 
 
 def test_only_files_of_the_kind_are_touched(place: Path) -> None:
-    kept = KeptFiles("things", "a-*.thing")
+    kept = CacheFiles("things", "a-*.thing")
     fill(kept, "a-1.thing")
     fill(kept, ".a-1.thing.x8f2", 5)  # left by a writer that was killed
     others = [fill(kept, name) for name in ("b-1.thing", "a-1.other", ".b-1.thing.x8f2")]
@@ -69,7 +69,7 @@ def test_only_files_of_the_kind_are_touched(place: Path) -> None:
 def test_a_file_that_another_process_removed_is_passed_over(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = KeptFiles("things", "*.thing")
+    kept = CacheFiles("things", "*.thing")
     gone, there = fill(kept, "a.thing"), fill(kept, "b.thing", 5)
     look = Path.lstat
 

@@ -1,7 +1,7 @@
 """Stands for full TensorRT in the builder's process: engines are lists of a graph's operators.
 
 What it does follows from the environment variable FAKE_TENSORRT, a JSON object: `ms` has the time
-of an operator as "native" or as "triton", `fails` lists flags or "triton" that give no engine,
+of an operator as "native" or as "triton", `fails` has "triton" where plugins give no engine,
 `refuses_cache` makes it refuse what a timing cache holds, `waits` makes each step take long.
 """
 
@@ -49,8 +49,7 @@ class NetworkDefinitionCreationFlag(enum.IntEnum):
 class BuilderFlag(enum.Enum):
     """As TensorRT's, as far as builds go."""
 
-    REFIT = 0
-    STRIP_PLAN = 1
+    REQUIRE_USER_ALLOCATION = 0
 
 
 class MemoryPoolType(enum.Enum):

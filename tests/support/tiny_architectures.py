@@ -1,0 +1,67 @@
+"""Tiny architectures: one of each family, small enough to run in a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from sdengine.benchmarks.tiny import TINY_SD15 as TINY_SD15
+from sdengine.models.configs import SD21, SDXL, SDXL_REFINER, ModelArchitecture
+
+TINY_SD21 = replace(
+    SD21,
+    name="tiny-sd21",
+    text_encoders=(replace(TINY_SD15.text_encoder, hidden_act="gelu"),),
+    unet=replace(TINY_SD15.unet, attention_head_dim=(2, 4, 8, 8), use_linear_projection=True),
+    vae=TINY_SD15.vae,
+    resolution=64,
+)
+TINY_SDXL = replace(
+    SDXL,
+    name="tiny-sdxl",
+    text_encoders=(
+        TINY_SD15.text_encoder,
+        replace(TINY_SD15.text_encoder, hidden_act="gelu", with_projection=True),
+    ),
+    unet=replace(
+        SDXL.unet,
+        sample_size=8,
+        block_out_channels=(16, 32, 48),
+        norm_num_groups=4,
+        cross_attention_dim=64,
+        attention_head_dim=(2, 4, 8),
+        transformer_layers_per_block=(1, 2, 3),
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+    ),
+    vae=replace(TINY_SD15.vae, scaling_factor=0.13025),
+    resolution=64,
+)
+
+TINY_SDXL_REFINER = replace(
+    SDXL_REFINER,
+    name="tiny-sdxl-refiner",
+    text_encoders=TINY_SDXL.text_encoders[1:],
+    unet=replace(
+        SDXL_REFINER.unet,
+        sample_size=8,
+        block_out_channels=(16, 32, 48, 48),
+        norm_num_groups=4,
+        cross_attention_dim=32,
+        attention_head_dim=(2, 4, 8, 8),
+        transformer_layers_per_block=2,
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 5 * 8,
+    ),
+    vae=TINY_SDXL.vae,
+    resolution=64,
+)
+TINY_LCM = replace(TINY_SD15, name="tiny-lcm", unet=replace(TINY_SD15.unet, time_cond_proj_dim=12))
+
+TINY: Mapping[str, ModelArchitecture] = {
+    "tiny": TINY_SD15,  # which most tests take
+    **{
+        architecture.name: architecture
+        for architecture in (TINY_SD15, TINY_SD21, TINY_SDXL, TINY_SDXL_REFINER, TINY_LCM)
+    },
+}

@@ -1,0 +1,90 @@
+"""Build options: checked before any work, and listed once."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import pytest
+
+import sdengine
+from sdengine.building.options import BuildKeywords, BuildOptions
+from sdengine.cli.build import build as build_command
+from sdengine.errors import ConfigError
+
+# Of the command: what it calls an option, and those that it has in another unit or type.
+COMMAND_NAMES = {
+    "gpus": "gpu",
+    "workspace_bytes": "workspace",
+    "measure_layers": "report",
+}
+COMMAND_ONLY = {"checkpoint", "output", "variant", "vae", "family", "prediction_type", "as_json"}
+API_ONLY = {"progress", "cancel"}
+
+
+def test_keywords_are_the_fields_of_the_options() -> None:
+    assert get_type_hints(BuildKeywords) == get_type_hints(BuildOptions)
+
+
+def test_help_shows_every_option_and_explains_it() -> None:
+    shown = inspect.signature(sdengine.build).parameters
+    assert [*shown] == ["checkpoint", "output", *(field.name for field in fields(BuildOptions))]
+    for field in fields(BuildOptions):
+        assert shown[field.name].default == field.default
+        assert f"\n        {field.name}: " in (sdengine.build.__doc__ or "")
+
+
+def test_the_command_has_every_option_with_the_same_default() -> None:
+    command = dict(inspect.signature(build_command).parameters)
+    for field in fields(BuildOptions):
+        if field.name in API_ONLY:
+            continue
+        default = command.pop(COMMAND_NAMES.get(field.name, field.name)).default
+        wanted: Any = {"resolutions": "512", "gpus": None}.get(field.name, field.default)
+        assert default == wanted, field.name
+    assert command.keys() == COMMAND_ONLY
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("target", "cuda", "native, openvino, torch, tensorrt-rtx, tensorrt"),
+        ("precision", "int8", "fp32, bf16, fp16"),
+        ("batch", 0, "1 to 64"),
+        ("resolutions", [], "sides, or pairs"),
+        ("workspace_bytes", 0, "a positive integer"),
+        ("workspace_bytes", 0.5, "a positive integer"),
+        ("optimization_level", 6, "an integer from 0 to 5"),
+        ("optimization_level", True, "an integer from 0 to 5"),
+        ("gpus", ("sm89",), "target native is not built for one.*tensorrt-rtx and tensorrt are"),
+        ("kernels", "triton", "for target tensorrt, which alone has plugins"),
+        ("timing_cache", "/x", "only target tensorrt has one.*Leave '/x' out"),
+    ],
+)
+def test_an_invalid_option_is_named_before_any_work(option: str, value: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{option}: .*{told}"):
+        BuildOptions(**{option: value})
+
+
+def test_only_native_layers_are_measured() -> None:
+    assert BuildOptions(measure_layers=True).measure_layers
+    with pytest.raises(ConfigError, match=r"measure_layers: only .* native .* for torch"):
+        BuildOptions(target="torch", measure_layers=True)
+
+
+def test_the_compiler_is_told_what_was_asked_for() -> None:
+    cancel = threading.Event()
+    options = BuildOptions(
+        target="tensorrt-rtx", resolutions=(64, (64, 64), (128, 64)), batch=2, precision="bf16",
+        gpus=["sm89", "sm86"], cancel=cancel,
+    )  # fmt: skip
+    assert options.sizes == ((64, 64), (128, 64))
+    assert options.capabilities == [86, 89]
+    told: list[tuple[str, int, int]] = []
+    spec = options.compile_spec(lambda *step: told.append(step))
+    assert (spec.precision, spec.sizes, spec.batch) == ("bf16", options.sizes, 2)
+    assert spec.cancel is cancel and spec.progress is not None
+    spec.progress("unet", 1, 2)
+    assert told == [("unet", 1, 2)]
