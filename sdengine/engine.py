@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from sdengine.backends import select_backend
 from sdengine.backends.base import PRECISIONS, Backend, Module
-from sdengine.backends.memory_budget import plan_memory
 from sdengine.bundle.reader import Bundle, check_size, open_bundle
 from sdengine.errors import ConfigError
 from sdengine.images.result import Result, Step
@@ -59,7 +58,7 @@ def load(
         bundle: the folder that `sdengine.build` wrote, or "demo" for the one in the package.
         backend: "auto" for what the bundle was built for, or a backend's name.
         precision: what the networks compute in: "fp32", "bf16", or "auto" for the backend's choice;
-            of engines for a GPU what they were built in, also "fp16".
+            "int8" too on target native, "fp16" on a GPU; of engines, what they were built in.
         threads: CPU threads, or None for the runtime's choice.
         low_memory: free each network's memory once a request no longer needs it, and load it again
             for the next request.
@@ -121,12 +120,18 @@ class Engine:
     ) -> None:
         self.bundle = bundle
         self.backend = backend
-        self.precision = backend.resolve(precision, bundle.manifest.precision)
+        self.session = backend.open(
+            bundle,
+            precision=precision,
+            threads=threads,
+            memory_bytes=memory_bytes,
+            low_memory=low_memory,
+        )
+        self.precision = self.session.precision
         self.threads = threads
         self.low_memory = low_memory
-        self._budget = plan_memory(backend, bundle, memory_bytes, low_memory, precision)
-        self._networks = Networks(bundle, backend, self.precision, threads)
-        self._conditioner = TextConditioner(bundle)
+        self._networks = Networks(bundle, self.session)
+        self._conditioner = TextConditioner(bundle, self.session.max_chunks)
         noise_schedule = NoiseSchedule.from_config(bundle.manifest.architecture.scheduler)
         # A program is the same for every request of its sampler; nobody writes to one.
         make = functools.partial(build_program, noise_schedule=noise_schedule)
@@ -267,7 +272,7 @@ class Engine:
             raise ConfigError.for_field("preview_every", preview_every, "a whole number from 0")
         request = self._request(prompt, negative_prompt, options)
         check_size(request.width, request.height, self.bundle.manifest.resolutions)
-        self._budget.check(request.width, request.height)
+        self.session.budget.check(request.width, request.height)
         program = self._program(
             request.sampler, request.schedule, request.steps, options=_sampler_options(request)
         )

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from sdengine.backends import get_backend
 from sdengine.backends.native.graph import read_graph
-from sdengine.backends.native.prepare import EXACT_OPTION
 from sdengine.building.architecture import choose_defaults, describe, token_table_file
 from sdengine.building.options import TARGETS, BuildOptions, gpu_capabilities, versions
 from sdengine.building.peak_memory import PeakMemory
@@ -24,6 +23,7 @@ from sdengine.bundle.manifest import (
     TOKEN_TABLE_TENSOR,
     Manifest,
     NetworkEntry,
+    NetworkOptions,
     Source,
     TensorEntry,
 )
@@ -31,6 +31,7 @@ from sdengine.bundle.tensors import TensorSpec
 from sdengine.bundle.writer import check_target, write_bundle
 from sdengine.checkpoints import Checkpoint, load_checkpoint
 from sdengine.checkpoints.weights import save_tensors
+from sdengine.compilers import get_compiler
 from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.native.sensitivity import LayerError, exact_steps, layer_errors
 from sdengine.compilers.tensorrt.engine import FLAVOURS
@@ -142,6 +143,7 @@ def build(
     def fill(folder: Path) -> Manifest:
         with run.stage("read"):
             architecture, defaults = describe(source), choose_defaults(source, sizes)
+            run.leaves_fp16 = architecture.vae.compute_fp32
             origin = Source(name=source.name, sha256=source.sha256)
         entries = run.compile_networks(folder)
         with run.stage("tokenizer"):
@@ -196,6 +198,7 @@ class _Build:
     memory: PeakMemory
     progress: Progress | None
     measure_layers: bool
+    leaves_fp16: bool = False  # the autoencoder; known once the checkpoint is read
     seconds: dict[str, float] = field(default_factory=dict)
     max_error: dict[str, float] = field(default_factory=dict)
     replaced: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -246,7 +249,7 @@ class _Build:
         return entries
 
     def _compile(self, name: str, folder: Path) -> NetworkEntry:
-        options: dict[str, object] = {}
+        options: dict[str, Any] = {}
         if TARGETS[self.target]:
             with self.stage(f"export {name}"):
                 exported, precision = self._export(name)
@@ -263,9 +266,9 @@ class _Build:
         if name == "unet":
             options["controlnet"] = self.exporter.options["controlnet"]
         with self.stage(f"compile {name}"):
-            compiled = get_backend(self.target).compile(exported, folder, self.spec)
+            compiled = get_compiler(self.target)(exported, folder, self.spec)
             self.memory.add_process(compiled.peak_bytes)
-            options |= compiled.options
+            options |= compiled.options.model_dump()
             told = "scratch_bytes" in options
             if self.target in FLAVOURS and exported.onnx_path is not None and not told:
                 contract = self.exporter.contract(name, precision)
@@ -275,14 +278,14 @@ class _Build:
             with self.stage(f"measure {name}"):
                 self.layers[name] = self._measure(name, folder, compiled.files)
                 if exact := exact_steps(self.layers[name]):
-                    options[EXACT_OPTION] = exact
+                    options["exact"] = exact
         if compiled.replaced:
             self.replaced[name] = dict(compiled.replaced)
         return NetworkEntry(
             files=compiled.files,
             inputs=_entries(exported.inputs),
             outputs=_entries(exported.outputs),
-            options=options,
+            options=NetworkOptions.model_validate(options),
         )
 
     def _measure(self, name: str, folder: Path, files: list[str]) -> list[LayerError]:
@@ -301,8 +304,8 @@ class _Build:
             return self.exporter.export(name), "fp32"  # its compiler rounds the weights
         precision = self.spec.precision
         is_vae = name.startswith("vae")
-        if precision == "fp16" and is_vae and self.checkpoint.unet_config.addition_embed_type:
-            return self._export_wider(name)  # SDXL's published autoencoder leaves fp16's range
+        if precision == "fp16" and is_vae and self.leaves_fp16:
+            return self._export_wider(name)
         try:
             return self.exporter.export(name, precision), precision
         except ExportError:
@@ -311,7 +314,7 @@ class _Build:
             return self._export_wider(name)
 
     def _export_wider(self, name: str) -> tuple[ExportedNetwork, str]:
-        capabilities = gpu_capabilities(self.target, self.spec.gpus)
+        capabilities = gpu_capabilities(self.target, self.spec.tensorrt.gpus)
         precision = "bf16" if all(cc >= 80 for cc in capabilities) else "fp32"
         return self.exporter.export(name, precision), precision
 

@@ -18,13 +18,14 @@ from sdengine.compilers.tensorrt.engine import (
     target_capabilities,
 )
 from sdengine.compilers.tensorrt.kernel_choice import NATIVE, TRITON
+from sdengine.compilers.tensorrt.options import TensorRtOptions
 from sdengine.compilers.tensorrt.plugin_nodes import AUTO, KERNELS
 from sdengine.compilers.tensorrt.refit_probe import require_flags
 from sdengine.errors import ConfigError
 from sdengine.export.sizes import check_batch, parse_sizes
 from sdengine.models.contracts import PRECISIONS
 
-# Targets whose backend compiles ONNX; the others run the module itself.
+# Targets whose compiler reads ONNX; the others take the module itself.
 TARGETS = {"native": True, "openvino": True, "torch": False, **dict.fromkeys(FLAVOURS, True)}
 _DISTRIBUTIONS = ("torch", "onnx", "onnxruntime", "safetensors")
 _TARGET_DISTRIBUTIONS = {
@@ -70,10 +71,9 @@ class BuildOptions:
         capabilities = gpu_capabilities(self.target, tuple(self.gpus))
         self._check_kernels()
         if self.timing_cache is not None and self.target != FULL.target:
-            raise ConfigError.for_field(
-                "timing_cache",
-                str(self.timing_cache),
-                f"nothing but for target {FULL.target}, which alone has one",
+            raise ConfigError(
+                f"timing_cache: only target {FULL.target} keeps its measurements, and target "
+                f"{self.target} would not use {str(self.timing_cache)!r}. Leave timing_cache out."
             )
         if self.measure_layers and self.target != "native":
             raise ConfigError.for_field(
@@ -81,17 +81,20 @@ class BuildOptions:
             )
         flags = self._builder_flags(capabilities)
         cache = None if self.timing_cache is None else Path(self.timing_cache).absolute()
+        tensorrt = TensorRtOptions(
+            gpus=tuple(self.gpus),
+            workspace_bytes=self.workspace_bytes,
+            optimization_level=self.optimization_level,
+            kernels=self.kernels,
+            timing_cache=cache,
+            builder_flags=flags,
+        )
         spec = CompileSpec(
-            self.precision,
-            tuple(sizes),
-            self.batch,
-            tuple(self.gpus),
-            self.workspace_bytes,
-            self.optimization_level,
-            self.kernels,
-            cache,
-            flags,
+            precision=self.precision,
+            sizes=tuple(sizes),
+            batch=self.batch,
             cancel=self.cancel,
+            tensorrt=tensorrt,
         )
         return spec, capabilities
 
@@ -131,7 +134,10 @@ def gpu_capabilities(target: str, gpus: tuple[str, ...]) -> list[int]:
     if target in FLAVOURS:
         return target_capabilities(FLAVOURS[target], gpus)
     if gpus:
-        raise ConfigError.for_field("gpu", ", ".join(gpus), f"nothing for target {target}")
+        raise ConfigError(
+            f"gpu: target {target} runs on no GPU that a build would have to know, so "
+            f"{', '.join(gpus)} cannot be named. Leave gpu out."
+        )
     return []
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sdengine.errors import BundleError
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from sdengine.bundle.manifest import TensorEntry
 
 MAX_ELEMENTS = 1 << 31
+# Of each dtype that manifests name.
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ def resolve_shapes(
     return shapes
 
 
+def size_name(size: tuple[int, int]) -> str:
+    """Write width and height in pixels as people do: "512x768"."""
+    return f"{size[0]}x{size[1]}"
+
+
 def symbol_sizes(
     tensors: Sequence[TensorEntry], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, int]:
@@ -96,6 +104,14 @@ def require_tensors(
                 f"{network}: {name!r} is {spec.dtype} {list(spec.shape)}; expected "
                 f"{dtype or spec.dtype} {list(shape)}."
             )
+
+
+def bf16_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
+    """Round fp32 to bf16 and return its bits; ties go to the even number, NaN stays NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    # Adding may carry NaN's bits into infinity or zero.
+    return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:

@@ -1,4 +1,4 @@
-"""What each network reads and writes when it is exported: names, shapes, example inputs."""
+"""Network contracts: names, shapes, dtypes and examples of what each network reads and writes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL
 
 NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
+CONTROLNET = "controlnet"
 PRECISIONS: Mapping[str, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -24,8 +25,18 @@ PRECISIONS: Mapping[str, torch.dtype] = {
 }
 SEQUENCE = 77  # of one prompt; the U-Net takes several joined
 _FLOAT, _INT = "float32", "int64"
-# Timesteps up to 999 and sizes up to 4096 have more digits than a shorter type keeps.
-_ALWAYS_FP32 = ("timestep", "time_ids")
+# Inputs whose numbers have more digits than a shorter type keeps: timesteps up to 999, which bf16
+# would make 1000, and sizes up to 4096.
+KEPT_IN_FP32 = ("timestep", "time_ids")
+# Parts of its module that a network of a bundle leaves out: the autoencoder is two networks, and
+# the token table is looked up on the host.
+LEFT_OUT: Mapping[str, tuple[str, ...]] = {
+    "text_encoder": ("text_model.embeddings.token_embedding",),
+    "text_encoder_2": ("text_model.embeddings.token_embedding",),
+    "unet": (),
+    "vae_decoder": ("encoder", "quant_conv"),
+    "vae_encoder": ("decoder", "post_quant_conv"),
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ class NetworkContract:
         dtype = str(PRECISIONS[precision]).removeprefix("torch.")
 
         def changed(spec: TensorSpec) -> TensorSpec:
-            kept = spec.dtype == _INT or spec.name in _ALWAYS_FP32
+            kept = spec.dtype == _INT or spec.name in KEPT_IN_FP32
             return spec if kept else replace(spec, dtype=dtype)
 
         return replace(
@@ -208,6 +219,11 @@ def vae_encoder_contract(module: AutoencoderKL) -> NetworkContract:
         outputs=(moments,),
         multiple=config.downscale,
     )
+
+
+def has_weight(network: str, name: str) -> bool:
+    """Say whether a network of a bundle holds the weight of that name in its module."""
+    return not name.startswith(tuple(f"{part}." for part in LEFT_OUT[network]))
 
 
 def size_multiple(config: UNetConfig, downscale: int = 8) -> int:
@@ -354,6 +370,3 @@ def make_contract(
             f"{', '.join((*NETWORKS, CONTROLNET))} of its own module",
         )
     return contract.in_precision(precision)
-
-
-CONTROLNET = "controlnet"
