@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.reader import PathLike, load_checkpoint
 from sdengine.checkpoints.writer import Description, Part, Progress, write_checkpoint
 from sdengine.errors import ConfigError
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+from sdengine.models.contracts import PRECISIONS
 
 
 def convert(
@@ -46,8 +43,8 @@ def convert(
         ConfigError: an argument is invalid.
         OutputError: the folder exists already or cannot be written; nothing is left behind.
     """
-    if dtype not in DTYPES:
-        raise ConfigError.for_field("dtype", dtype, ", ".join(DTYPES))
+    if dtype not in PRECISIONS:
+        raise ConfigError.for_field("dtype", dtype, ", ".join(PRECISIONS))
     checkpoint = load_checkpoint(
         source,
         variant=variant,
@@ -64,7 +61,7 @@ def convert(
         zero_empty_negative=checkpoint.zero_empty_negative,
         requires_aesthetic_score=checkpoint.requires_aesthetic_score,
     )
-    return write_checkpoint(folder, parts, description, DTYPES[dtype], progress)
+    return write_checkpoint(folder, parts, description, PRECISIONS[dtype], progress)
 
 
 def _part(checkpoint: Checkpoint, name: str) -> Part:

@@ -129,7 +129,7 @@ def test_what_was_not_built_is_refused_before_anything_runs(bundle: Path) -> Non
 def test_more_chunks_than_the_engines_take_are_refused_before_anything_runs(
     bundle: Path, field: str
 ) -> None:
-    given = {"prompt": PROMPT, field: ", ".join([PROMPT] * 60)}
+    given: dict[str, Any] = {"prompt": PROMPT, field: ", ".join([PROMPT] * 60)}
     told = rf"{field}: 539 tokens fill 8 chunks of 75; at most 4 chunks, 300 tokens"
     with sdengine.load(bundle) as engine:
         with pytest.raises(ConfigError, match=told):
