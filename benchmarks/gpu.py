@@ -104,9 +104,9 @@ def _driver() -> str | None:
     return versions[0] if versions else None
 
 
-def kernels_of(backend: Any) -> dict[str, Any]:
+def kernels_of(session: Any) -> dict[str, Any]:
     """Return by network how many shapes our kernels computed, and why torch did the others."""
-    report = getattr(backend, "report", None)
+    report = getattr(session, "report", None)
     if report is None:
         return {}
     found = {}

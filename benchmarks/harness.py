@@ -85,7 +85,7 @@ def run(
         backends = {name: _label(engine) for name, engine in engines.items()}
         on_gpu = {}
         if case.device == "cuda":
-            on_gpu = {"gpu": gpu.describe(), "kernels": gpu.kernels_of(ours.backend)}
+            on_gpu = {"gpu": gpu.describe(), "kernels": gpu.kernels_of(ours.session)}
     return {
         "backends": backends,
         "build": {name: built[name].report for name in SIDES},

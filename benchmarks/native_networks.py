@@ -60,9 +60,9 @@ class Side:
         entry = bundle.network(network)
         sizes = {"batch": _ROWS.get(network, 1), "height": size, "width": size, "sequence": 77}
         shapes = resolve_shapes(network, entry.inputs, sizes)
-        return get_backend(self.backend).load(
-            bundle, network, shapes, precision=self.precision, threads=threads
-        )
+        backend = get_backend(self.backend)
+        session = backend.open(bundle, precision=self.precision, threads=threads)
+        return session.load(network, shapes)
 
 
 def make_inputs(module: Module) -> dict[str, Array]:

@@ -74,8 +74,8 @@ def network_outputs(
     """
     bundle = open_bundle(side.bundle)
     backend = select_backend(side.backend, bundle.manifest.target)
-    precision = backend.resolve(side.precision, bundle.manifest.precision)
-    networks = Networks(bundle, backend, precision, case.threads)
+    session = backend.open(bundle, precision=side.precision, threads=case.threads)
+    networks = Networks(bundle, session)
     prompts = 2 if case.request().uses_guidance else 1
     images = min(case.batch_size, bundle.manifest.max_batch)
     side_px = case.resolution

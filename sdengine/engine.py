@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sdengine.backends import select_backend
 from sdengine.backends.base import PRECISIONS, Backend
-from sdengine.backends.memory_budget import plan_memory
 from sdengine.bundle.reader import Bundle, check_size, open_bundle
 from sdengine.errors import ConfigError
 from sdengine.images.provenance import Provenance, processor
@@ -98,11 +97,17 @@ class Engine:
     ) -> None:
         self.bundle = bundle
         self.backend = backend
-        self.precision = backend.resolve(precision, bundle.manifest.precision)
+        self.session = backend.open(
+            bundle,
+            precision=precision,
+            threads=threads,
+            memory_bytes=memory_bytes,
+            low_memory=low_memory,
+        )
+        self.precision = self.session.precision
         self.threads = threads
         self.low_memory = low_memory
-        self._budget = plan_memory(backend, bundle, memory_bytes, low_memory, precision)
-        self._networks = Networks(bundle, backend, self.precision, threads)
+        self._networks = Networks(bundle, self.session)
         source = bundle.manifest.source
         self.provenance = Provenance(
             backend=backend.name,
@@ -114,7 +119,9 @@ class Engine:
             model_hash=source.sha256,
             bundle_hash=bundle.sha256,
         )
-        self._pipeline = Pipeline(bundle, self._networks, self.provenance, low_memory)
+        self._pipeline = Pipeline(
+            bundle, self._networks, self.provenance, low_memory, self.session.max_chunks
+        )
         self._turns = Turns()
         self._executor: ThreadPoolExecutor | None = None
         self._starting = threading.Lock()
@@ -363,7 +370,7 @@ class Engine:
             hint = "`generate` takes prompts."
             raise ConfigError.for_field("request", request, "a sdengine.Request", hint)
         check_size(request.width, request.height, self.bundle.manifest.resolutions)
-        self._budget.check(request.width, request.height)
+        self.session.budget.check(request.width, request.height)
         return self._pipeline.plan(request)
 
     def _in_turns(self, plan: Plan, watch: Watch) -> Iterator[Step]:

@@ -1,15 +1,14 @@
-"""What a backend is: it loads a bundle's networks as modules that map arrays to arrays."""
+"""Backend and session: a way to run bundles of a target, and one bundle that is opened with it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
+from sdengine.backends.memory_budget import MemoryBudget
 from sdengine.bundle.tensors import TensorSpec
-from sdengine.compilers.base import Compiled, CompileSpec
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +24,8 @@ class Module(Protocol):
 
     `run` reads its inputs where they lie when they have the input's dtype and C order: a caller
     that passes the same arrays again pays for no copy. The arrays it returns are the module's own
-    and hold until its next run. Not thread-safe.
+    and hold until its next run. Not thread-safe. What a module can do beside it is in
+    `sdengine.backends.device_protocols`.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -40,8 +40,39 @@ class Module(Protocol):
         ...
 
 
+class Session(Protocol):
+    """One open bundle on one backend: all that is kept between its networks and between requests.
+
+    Args:
+        precision: what the networks compute in: what "auto" came to, or what was asked for.
+        budget: which image sizes fit into the memory that may be taken.
+        max_chunks: the most chunks of a prompt that the networks take; None for any number.
+    """
+
+    precision: str
+    budget: MemoryBudget
+    max_chunks: int | None
+
+    def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
+        """Load one network for the given input shapes.
+
+        Args:
+            network: the network's name in the manifest.
+            shapes: shape of every input, by name.
+
+        Raises:
+            BundleError: the network is missing or damaged, or was not built for the shapes.
+            OutOfMemoryError: the memory is not enough.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the networks share; a second call does nothing. Modules are closed before."""
+        ...
+
+
 class Backend(Protocol):
-    """A way to run bundles of one target."""
+    """A way to run bundles of one target. It knows no bundle: what belongs to one is a session."""
 
     name: str
 
@@ -62,27 +93,30 @@ class Backend(Protocol):
         """
         ...
 
-    def compile(self, network: Any, out_dir: Path, spec: CompileSpec) -> Compiled:
-        """Write the network's files for this target below out_dir."""
-        ...
-
-    def load(
+    def open(
         self,
         bundle: Bundle,
-        network: str,
-        shapes: Mapping[str, tuple[int, ...]],
         *,
         precision: str = "auto",
         threads: int | None = None,
-    ) -> Module:
-        """Load one network for the given input shapes.
+        memory_bytes: int | None = None,
+        low_memory: bool = False,
+    ) -> Session:
+        """Make a session of a bundle; no network is loaded yet.
 
         Args:
-            bundle: an opened bundle of this backend's target.
-            network: the network's name in the manifest.
-            shapes: shape of every input, by name.
-            precision: "auto", or what `resolve` returns.
+            bundle: an open bundle of this backend's target.
+            precision: one of PRECISIONS.
             threads: CPU threads, or None for the runtime's own choice.
+            memory_bytes: the most memory that may be taken; None for what is free.
+            low_memory: each network is freed once a request is done with it.
+
+        Raises:
+            ConfigError: an argument is invalid, or memory_bytes is given for a backend whose
+                networks take memory as they need it.
+            BackendUnavailableError: this machine does not compute in the precision.
+            BundleError: the manifest is not one of the backend's target.
+            OutOfMemoryError: no image size of the bundle fits; nothing was allocated.
         """
         ...
 
@@ -91,7 +125,7 @@ def require_cpu_precision(precision: str) -> None:
     """Refuse what no backend computes in on a CPU.
 
     Raises:
-        ConfigError: it is fp16.
+        ConfigError: it is none of CPU_PRECISIONS.
     """
     if precision not in CPU_PRECISIONS:
         raise ConfigError.for_field("precision", precision, f"{', '.join(CPU_PRECISIONS)} on a CPU")

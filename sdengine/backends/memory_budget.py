@@ -1,13 +1,11 @@
-"""What running a bundle takes of a device's memory, and whether that may be had."""
+"""Memory budget: what each image size takes of a device's memory, and which sizes fit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
-from sdengine.backends.base import Backend
-from sdengine.bundle.reader import Bundle
+from sdengine.bundle.tensors import size_name
 from sdengine.errors import ConfigError, OutOfMemoryError
 
 MAX_MEMORY_BYTES = 1 << 50
@@ -15,7 +13,7 @@ MAX_MEMORY_BYTES = 1 << 50
 
 @dataclass(frozen=True)
 class SizeNeeds:
-    """What one image size takes, in bytes.
+    """Memory that one image size takes, in bytes.
 
     Args:
         width, height: of an image, in pixels.
@@ -45,7 +43,7 @@ class SizeNeeds:
     @property
     def name(self) -> str:
         """The size as people write it."""
-        return f"{self.width}x{self.height}"
+        return size_name((self.width, self.height))
 
     def described(self, low_memory: bool) -> str:
         """Say what it is made of."""
@@ -124,40 +122,11 @@ class MemoryBudget:
         )
 
 
-@runtime_checkable
-class PlansMemory(Protocol):
-    """A backend that plans the device's memory ahead."""
-
-    def plan_memory(
-        self, bundle: Bundle, memory_bytes: int | None, low_memory: bool, precision: str
-    ) -> MemoryBudget:
-        """Compare what the bundle takes with what may be had, before anything is allocated."""
-        ...
-
-    def close(self) -> None:
-        """Free what the networks shared; a second call does nothing."""
-        ...
-
-
-def plan_memory(
-    backend: Backend,
-    bundle: Bundle,
-    memory_bytes: int | None,
-    low_memory: bool,
-    precision: str = "auto",
-) -> MemoryBudget:
-    """Return the budget of a bundle on its backend.
-
-    Args:
-        backend: what runs the bundle.
-        bundle: an open bundle.
-        memory_bytes: the most that may be taken; None for what is free.
-        low_memory: networks are freed once a request is done with them.
-        precision: what the networks compute in.
+def check_memory_bytes(memory_bytes: int | None) -> None:
+    """Refuse what is no limit to memory.
 
     Raises:
-        ConfigError: memory_bytes is invalid, or given for a backend that does not plan memory.
-        OutOfMemoryError: no size of the bundle fits.
+        ConfigError: it is neither None nor a number of bytes.
     """
     if memory_bytes is not None and not (
         type(memory_bytes) is int and 0 < memory_bytes < MAX_MEMORY_BYTES
@@ -165,14 +134,25 @@ def plan_memory(
         raise ConfigError.for_field(
             "memory_bytes", memory_bytes, f"a number of bytes from 1 to {MAX_MEMORY_BYTES}, or None"
         )
-    if isinstance(backend, PlansMemory):
-        return backend.plan_memory(bundle, memory_bytes, low_memory, precision)
+
+
+def unplanned_budget(backend: str, memory_bytes: int | None) -> MemoryBudget:
+    """Return the budget of a backend whose networks take memory as they need it.
+
+    Args:
+        backend: its name.
+        memory_bytes: the limit that was asked for.
+
+    Raises:
+        ConfigError: there is a limit, which it would not keep to.
+    """
+    check_memory_bytes(memory_bytes)
     if memory_bytes is not None:
         raise ConfigError.for_field(
             "memory_bytes",
             memory_bytes,
-            f"None with backend {backend.name}, whose networks take the machine's memory as they "
-            "need it",
+            f"None with backend {backend}, whose networks take the machine's memory as they need "
+            "it",
             "Bundles for a GPU and those of target native keep to a limit.",
         )
     return MemoryBudget()

@@ -6,14 +6,14 @@ import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from sdengine.backends.base import Array, Module, require_cpu_precision
+from sdengine.backends.base import Array, Module, Session, require_cpu_precision
+from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, numpy_dtype
-from sdengine.compilers.base import Compiled, CompileSpec
 from sdengine.errors import (
     BackendUnavailableError,
     BundleError,
@@ -21,9 +21,6 @@ from sdengine.errors import (
     DeviceError,
     OutOfMemoryError,
 )
-
-if TYPE_CHECKING:
-    from sdengine.export.network import ExportedNetwork
 
 _log = logging.getLogger(__name__)
 _PRECISION_HINT = "INFERENCE_PRECISION_HINT"
@@ -91,38 +88,30 @@ class OpenVinoModule:
         self._request = None
 
 
-class OpenVinoBackend:
-    """Run bundles of target `openvino` on the CPU."""
+class OpenVinoSession:
+    """One bundle on OpenVINO; see `sdengine.backends.base.Session`. Networks share nothing."""
 
-    name = "openvino"
+    max_chunks: int | None = None
 
-    def available(self) -> tuple[bool, str]:
-        """Say whether OpenVINO is installed, and its version or what is lacking."""
-        try:
-            import openvino
-        except ImportError as error:
-            return False, f"{error}. Install it: pip install openvino."
-        return True, f"OpenVINO {openvino.__version__}"
+    def __init__(
+        self, bundle: Bundle, precision: str, threads: int | None, budget: MemoryBudget
+    ) -> None:
+        self.precision = precision
+        self.budget = budget
+        self._bundle = bundle
+        self._threads = threads
 
-    def load(
-        self,
-        bundle: Bundle,
-        network: str,
-        shapes: Mapping[str, tuple[int, ...]],
-        *,
-        precision: str = "auto",
-        threads: int | None = None,
-    ) -> Module:
-        """Read one network's IR, fix its shapes and compile it; see `Backend.load`."""
-        xml, weights = _ir_files(bundle, network)
+    def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
+        """Read one network's IR, fix its shapes and compile it."""
+        xml, weights = _ir_files(self._bundle, network)
         core = _core()
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
-            _PRECISION_HINT: "bf16" if self.resolve(precision) == "bf16" else "f32",
+            _PRECISION_HINT: "bf16" if self.precision == "bf16" else "f32",
         }
-        if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
+        if self._threads is not None:
+            config["INFERENCE_NUM_THREADS"] = self._threads
         try:
             model = core.read_model(str(xml), str(weights))
             model.reshape({name: list(shape) for name, shape in shapes.items()})
@@ -142,6 +131,23 @@ class OpenVinoBackend:
                 f"{network}: OpenVINO cannot load {xml} for {_shown(shapes)}: {_first_line(error)}"
             ) from error
 
+    def close(self) -> None:
+        """Do nothing: nothing is left once the modules are closed."""
+
+
+class OpenVinoBackend:
+    """Run bundles of target `openvino` on the CPU."""
+
+    name = "openvino"
+
+    def available(self) -> tuple[bool, str]:
+        """Say whether OpenVINO is installed, and its version or what is lacking."""
+        try:
+            import openvino
+        except ImportError as error:
+            return False, f"{error}. Install it: pip install openvino."
+        return True, f"OpenVINO {openvino.__version__}"
+
     def resolve(self, precision: str, stored: str = "fp16") -> str:
         """Return what `auto` means here: bf16 where the processor computes in it, else fp32."""
         require_cpu_precision(precision)
@@ -154,11 +160,18 @@ class OpenVinoBackend:
             )
         return "bf16" if has_bf16 else "fp32"
 
-    def compile(self, network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
-        """Write the network's IR; see `sdengine.compilers.openvino.compile_ir`."""
-        from sdengine.compilers.openvino import compile_ir
-
-        return Compiled(compile_ir(network, out_dir, spec.precision))
+    def open(
+        self,
+        bundle: Bundle,
+        *,
+        precision: str = "auto",
+        threads: int | None = None,
+        memory_bytes: int | None = None,
+        low_memory: bool = False,
+    ) -> Session:
+        """Make a session; see `Backend.open`. OpenVINO takes memory as it needs it."""
+        budget = unplanned_budget(self.name, memory_bytes)
+        return OpenVinoSession(bundle, self.resolve(precision), threads, budget)
 
 
 @functools.cache

@@ -47,7 +47,7 @@ def describe(checkpoint: Checkpoint) -> Architecture:
             "scaling_factor": vae.scaling_factor,
             "latent_channels": vae.latent_channels,
             "downscale": vae.downscale,
-            "compute_fp32": has_sizes,
+            "compute_fp32": has_sizes,  # the values of SDXL's published autoencoder leave fp16
             "config": vae.to_dict(),
         },
         "scheduler": checkpoint.scheduler_config,

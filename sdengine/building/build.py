@@ -7,13 +7,11 @@ import inspect
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sdengine.backends import get_backend
 from sdengine.backends.native.graph import read_graph
-from sdengine.backends.native.prepare import EXACT_OPTION
 from sdengine.building.architecture import choose_defaults, describe, token_table_file
 from sdengine.building.options import TARGETS, BuildOptions, versions
 from sdengine.building.peak_memory import PeakMemory
@@ -22,6 +20,7 @@ from sdengine.bundle.manifest import (
     TOKEN_TABLE_TENSOR,
     Manifest,
     NetworkEntry,
+    NetworkOptions,
     Source,
     TensorEntry,
 )
@@ -29,6 +28,7 @@ from sdengine.bundle.tensors import TensorSpec
 from sdengine.bundle.writer import check_target, write_bundle
 from sdengine.checkpoints import Checkpoint, load_checkpoint
 from sdengine.checkpoints.weights import save_tensors
+from sdengine.compilers import get_compiler
 from sdengine.compilers.native.sensitivity import LayerError, exact_steps, layer_errors
 from sdengine.compilers.tensorrt.engine import FLAVOURS
 from sdengine.compilers.tensorrt.scratch import scratch_by_size
@@ -195,7 +195,7 @@ class _Build:
 
     def _write_network(self, name: str, folder: Path, vae_needs_fp32: bool) -> NetworkEntry:
         target = self.options.target
-        options: dict[str, object] = {}
+        options: dict[str, Any] = {}
         if TARGETS[target]:
             with self.stages.stage(f"export {name}"):
                 exported, precision = self._export(name, vae_needs_fp32)
@@ -212,9 +212,9 @@ class _Build:
         if name == "unet":
             options["controlnet"] = self.options.controlnet
         with self.stages.stage(f"compile {name}"):
-            compiled = get_backend(target).compile(exported, folder, self.spec)
+            compiled = get_compiler(target)(exported, folder, self.spec)
             self.memory.add_process(compiled.peak_bytes)
-            options |= compiled.options
+            options |= compiled.options.model_dump()
             told = "scratch_bytes" in options
             if target in FLAVOURS and exported.onnx_path is not None and not told:
                 contract = self.exporter.contract(name, precision)
@@ -224,14 +224,14 @@ class _Build:
             with self.stages.stage(f"measure {name}"):
                 self.layers[name] = self._measure(name, folder, compiled.files)
                 if exact := exact_steps(self.layers[name]):
-                    options[EXACT_OPTION] = exact
+                    options["exact"] = exact
         if compiled.replaced:
             self.replaced[name] = dict(compiled.replaced)
         return NetworkEntry(
             files=compiled.files,
             inputs=_entries(exported.inputs),
             outputs=_entries(exported.outputs),
-            options=options,
+            options=NetworkOptions.model_validate(options),
         )
 
     def _measure(self, name: str, folder: Path, files: list[str]) -> list[LayerError]:

@@ -12,16 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
 
 import onnx
 
 from sdengine import _native
-from sdengine.backends.tensorrt.arena import MAX_EVALUATIONS, MAX_REGISTERS
+from sdengine.backends.tensorrt.arena import MAX_EVALUATIONS, MAX_REGISTERS, rows_of
 from sdengine.bundle.manifest import Manifest
 from sdengine.checkpoints.checkpoint import TEXT_ENCODERS
 from sdengine.checkpoints.part_source import PartSource
-from sdengine.compilers.tensorrt.engine import rows_of
 from sdengine.errors import ConfigError
 from sdengine.export.cache import OnnxCache
 from sdengine.export.exporter import Exporter
@@ -31,6 +29,7 @@ from sdengine.export.sizes import check_batch, check_multiples, parse_sizes
 from sdengine.export.static_shapes import fix_shapes
 from sdengine.export.trace import placeholders, trace
 from sdengine.export.weights import attach_weights
+from sdengine.models.contracts import has_weight
 from sdengine.models.dtypes import TORCH_DTYPES
 
 _RGB = 3
@@ -168,20 +167,15 @@ def built_memory(manifest: Manifest) -> BuiltMemory | None:
     scratch: dict[str, dict[tuple[int, int], int]] = {}
     for name, network in manifest.networks.items():
         options = network.options
-        if _is_size(options.get("weight_bytes")):
-            weight_bytes[name] = options["weight_bytes"]
-        told = options.get("scratch_bytes")
-        if options.get("scratch_from") != "builder" or not isinstance(told, dict):
+        if options.weight_bytes is not None:
+            weight_bytes[name] = options.weight_bytes
+        if options.scratch_from != "builder" or not options.scratch_bytes:
             continue
-        named = {size: told.get("x".join(map(str, size))) for size in manifest.resolutions}
-        scratch[name] = {size: value for size, value in named.items() if _is_size(value)}
+        told = {size: options.scratch_at(size) for size in manifest.resolutions}
+        scratch[name] = {size: value for size, value in told.items() if value is not None}
     if not weight_bytes and not scratch:
         return None
     return BuiltMemory(manifest.precision, manifest.max_batch, weight_bytes, scratch)
-
-
-def _is_size(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value < 1 << 50
 
 
 def _largest_stage(weight_bytes: dict[str, int], scratch_bytes: dict[str, int]) -> int:
@@ -198,12 +192,8 @@ def _largest_stage(weight_bytes: dict[str, int], scratch_bytes: dict[str, int]) 
 def _weight_bytes(source: PartSource, network: str, item_bytes: int) -> int:
     """Count a network's weights; the token table stays with the host."""
     part = {"vae_decoder": "vae"}.get(network, network)
-    left_out = ("encoder.", "quant_conv") if part == "vae" else ()
-    shapes = source.shapes(part).items()
     return item_bytes * sum(
-        math.prod(shape)
-        for name, shape in shapes
-        if not name.startswith(left_out or ("text_model.embeddings.token_embedding",))
+        math.prod(shape) for name, shape in source.shapes(part).items() if has_weight(network, name)
     )
 
 

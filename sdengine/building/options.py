@@ -14,12 +14,13 @@ from sdengine.building.report import Progress
 from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.tensorrt.engine import FLAVOURS, FULL, target_capabilities
 from sdengine.compilers.tensorrt.kernel_choice import NATIVE, TRITON
+from sdengine.compilers.tensorrt.options import TensorRtOptions
 from sdengine.compilers.tensorrt.plugin_nodes import AUTO, KERNELS
 from sdengine.errors import ConfigError
 from sdengine.export.sizes import check_batch, parse_sizes
 from sdengine.models.dtypes import TORCH_DTYPES
 
-# Targets whose backend compiles ONNX; the others run the module itself.
+# Targets whose compiler reads ONNX; the others take the module itself.
 TARGETS = {"native": True, "openvino": True, "torch": False, **dict.fromkeys(FLAVOURS, True)}
 _DISTRIBUTIONS = ("torch", "onnx", "onnxruntime", "safetensors")
 _TARGET_DISTRIBUTIONS = {
@@ -92,17 +93,20 @@ class BuildOptions:
             progress: told how far the compiler is.
         """
         cache = None if self.timing_cache is None else Path(self.timing_cache).absolute()
-        return CompileSpec(
-            precision=self.precision,
-            sizes=self.sizes,
-            batch=self.batch,
+        tensorrt = TensorRtOptions(
             gpus=tuple(self.gpus),
             workspace_bytes=self.workspace_bytes,
             optimization_level=self.optimization_level,
             kernels=self.kernels,
             timing_cache=cache,
+        )
+        return CompileSpec(
+            precision=self.precision,
+            sizes=self.sizes,
+            batch=self.batch,
             progress=progress,
             cancel=self.cancel,
+            tensorrt=tensorrt,
         )
 
     def _check_limits(self) -> None:

@@ -11,8 +11,18 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from sdengine.bundle.tensors import size_name
 from sdengine.errors import BundleError
 
 SCHEMA_VERSION = 2
@@ -27,6 +37,8 @@ _ShortText = Annotated[str, Field(max_length=200)]
 _Positive = Annotated[int, Field(ge=1, le=1 << 20)]
 _Dimension = Annotated[int, Field(ge=1, le=1 << 24)] | _ShortText
 _Size = Annotated[int, Field(ge=8, le=16384, multiple_of=8)]
+_Bytes = Annotated[int, Field(ge=0, lt=1 << 50)]
+_Text = Annotated[str, Field(max_length=2000)]
 
 
 class _Strict(BaseModel):
@@ -49,13 +61,71 @@ class TensorEntry(_Strict):
         return shape
 
 
+class KernelChoice(_Strict):
+    """Tell which kernels some nodes of an engine got, and the times that decided it.
+
+    `shapes` and `ms` are by image size, `ms` and `problems` by "native" and "triton"; a time is
+    None where it could not be measured.
+    """
+
+    op: _ShortText
+    dtype: _ShortText
+    nodes: list[_Text]
+    chosen: _ShortText
+    shapes: dict[_ShortText, list[list[int]]]
+    ms: dict[_ShortText, dict[_ShortText, Annotated[float, Field(ge=0)] | None]]
+    problems: dict[_ShortText, _Text] = Field(default_factory=dict)
+
+
+class NetworkOptions(_Strict):
+    """Say how a network was built, as far as its target has something to say.
+
+    Args:
+        controlnet: it reads ControlNet residuals.
+        precision: what an engine computes in; the bundle's own where None.
+        max_chunks: of a prompt, that an engine takes.
+        scratch_bytes: what a context of an engine computes in, by image size.
+        scratch_from: who says so: TensorRT's builder, or the graph that it was given.
+        weight_bytes: what an engine keeps on the GPU.
+        kernels: what was asked for; see `sdengine.build`.
+        kernels_reason: why no kernel became a plugin, where that was not asked for.
+        kernel_choices: what was chosen for nodes that have a plugin.
+        refittable, stripped: the engine's weights can be exchanged, were left out.
+        exact: by precision, outputs of the native steps that are computed plainly.
+    """
+
+    # What other releases say beside it changes nothing here.
+    model_config = ConfigDict(extra="ignore")
+
+    controlnet: bool | None = None
+    precision: _ShortText | None = None
+    max_chunks: _Positive | None = None
+    scratch_bytes: dict[_ShortText, _Bytes] = Field(default_factory=dict)
+    scratch_from: Literal["builder", "graph"] | None = None
+    weight_bytes: _Bytes | None = None
+    kernels: _ShortText | None = None
+    kernels_reason: _Text | None = None
+    kernel_choices: list[KernelChoice] = Field(default_factory=list)
+    refittable: bool = False
+    stripped: bool = False
+    exact: dict[_ShortText, list[_Text]] = Field(default_factory=dict)
+
+    def scratch_at(self, size: tuple[int, int]) -> int | None:
+        """Return the scratch at width and height in pixels; None where nothing is said of it."""
+        return self.scratch_bytes.get(size_name(size))
+
+    @model_serializer(mode="wrap")
+    def _only_what_was_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name in self.model_fields_set}
+
+
 class NetworkEntry(_Strict):
     """Name the files of one network and its inputs and outputs."""
 
     files: list[str] = Field(min_length=1, max_length=1000)
     inputs: list[TensorEntry] = Field(min_length=1, max_length=200)
     outputs: list[TensorEntry] = Field(min_length=1, max_length=200)
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: NetworkOptions = NetworkOptions()
 
 
 class FileEntry(_Strict):
@@ -127,7 +197,8 @@ class UNetArchitecture(_Strict):
 class VAEArchitecture(_Strict):
     """Describe the VAE: latents = scaling_factor * encoder output, H/downscale by W/downscale.
 
-    `compute_fp32` says that it overflows in fp16.
+    `compute_fp32` says that its values leave the range of fp16: where the rest computes in fp16, it
+    computes in bf16, or in fp32 on a device without bf16.
     """
 
     scaling_factor: Annotated[float, Field(gt=0, le=1e6)]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sdengine.bundle.manifest import TensorEntry
 
 MAX_ELEMENTS = 1 << 31
+# Of each dtype that manifests name.
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ def resolve_shapes(
         if math.prod(shape) > MAX_ELEMENTS:
             raise BundleError(f"{network}: input {name!r} would be {list(shape)}; too large.")
     return shapes
+
+
+def size_name(size: tuple[int, int]) -> str:
+    """Write width and height in pixels as people do: "512x768"."""
+    return f"{size[0]}x{size[1]}"
 
 
 def symbol_sizes(

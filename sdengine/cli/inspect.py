@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, TypeGuard
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ from sdengine.cli.terminal import parse_size
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdengine.bundle.manifest import Manifest, TensorEntry
+    from sdengine.bundle.manifest import KernelChoice, Manifest, NetworkOptions, TensorEntry
     from sdengine.bundle.reader import Bundle
 
 
@@ -119,53 +119,35 @@ def _lines(manifest: Manifest) -> list[str]:
     return lines
 
 
-def _engine_lines(options: dict[str, Any]) -> Iterator[str]:
-    """Say what an engine was built with; options are what a bundle claims, of any type."""
-    if "kernels" in options:
-        reason = options.get("kernels_reason")
-        yield f"kernels {options['kernels']}" + (f": {reason}" if reason else "")
-    choices = options.get("kernel_choices")
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict):
-            yield from _choice_lines(choice)
-    scratch = options.get("scratch_bytes")
-    if isinstance(scratch, dict):
-        sizes = ", ".join(f"{size} {_megabytes(value)}" for size, value in scratch.items())
-        told = "the builder" if options.get("scratch_from") == "builder" else "the graph"
+def _engine_lines(options: NetworkOptions) -> Iterator[str]:
+    """Say what an engine was built with."""
+    if options.kernels is not None:
+        reason = f": {options.kernels_reason}" if options.kernels_reason else ""
+        yield f"kernels {options.kernels}{reason}"
+    for choice in options.kernel_choices:
+        yield from _choice_lines(choice)
+    if options.scratch_bytes:
+        sizes = ", ".join(f"{size} {n / 1e6:.1f} MB" for size, n in options.scratch_bytes.items())
+        told = "the builder" if options.scratch_from == "builder" else "the graph"
         yield f"scratch {sizes} by {told}"
-    if options.get("stripped") is True:  # only older releases built such engines
+    if options.stripped:  # only older releases built such engines
         yield "stripped of its weights, so it does not run"
 
 
-def _choice_lines(choice: dict[str, Any]) -> Iterator[str]:
+def _choice_lines(choice: KernelChoice) -> Iterator[str]:
     """Say which kernel was faster for some nodes, and by how much at each size."""
-    nodes = choice.get("nodes")
-    count = len(nodes) if isinstance(nodes, list) else 0
-    yield f"  {choice.get('chosen')}: {count} {choice.get('op')} {choice.get('dtype')}"
-    shapes, times = choice.get("shapes"), choice.get("ms")
-    if isinstance(shapes, dict) and isinstance(times, dict):
-        for size, shape in shapes.items():
-            timed = ", ".join(
-                f"{kernels} {_milliseconds(by_size.get(size))}"
-                for kernels, by_size in times.items()
-                if isinstance(by_size, dict)
-            )
-            yield f"    {size}: {shape} {timed}"
-    problems = choice.get("problems")
-    for kernels, problem in problems.items() if isinstance(problems, dict) else ():
+    yield f"  {choice.chosen}: {len(choice.nodes)} {choice.op} {choice.dtype}"
+    for size, shape in choice.shapes.items():
+        timed = ", ".join(
+            f"{kernels} {_milliseconds(ms.get(size))}" for kernels, ms in choice.ms.items()
+        )
+        yield f"    {size}: {shape} {timed}"
+    for kernels, problem in choice.problems.items():
         yield f"    {kernels} was not measured: {problem}"
 
 
-def _milliseconds(value: object) -> str:
-    return f"{value:.4f} ms" if _is_plain(value) else "-"
-
-
-def _megabytes(value: object) -> str:
-    return f"{value / 1e6:.1f} MB" if _is_plain(value) else "-"
-
-
-def _is_plain(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and 0 <= value < 1 << 50
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f} ms"
 
 
 def _tensor(tensor: TensorEntry) -> str:

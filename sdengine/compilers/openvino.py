@@ -1,4 +1,4 @@
-"""Compile an ONNX graph to OpenVINO's intermediate representation, weights in a given precision."""
+"""Compiler of target openvino: OpenVINO's intermediate representation of an ONNX graph."""
 
 from __future__ import annotations
 
@@ -8,26 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sdengine.compilers.base import Compiled, CompileSpec
 from sdengine.errors import ConfigError, EngineBuildError
+from sdengine.models.dtypes import TORCH_DTYPES
 
 if TYPE_CHECKING:
     from sdengine.export.network import ExportedNetwork
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PRECISIONS = tuple(_DTYPES)
 
-
-def compile_ir(network: ExportedNetwork, out_dir: Path, precision: str) -> list[str]:
+def compile_openvino(network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
     """Write `<name>.xml` and `<name>.bin`; dimensions stay symbolic.
 
     Args:
         network: an exported network.
         out_dir: an existing folder.
-        precision: what weights are stored in: "fp32", "bf16" or "fp16". What is computed in is
-            the run time's choice.
-
-    Returns:
-        The names of the two files.
+        spec: only its precision is used, which weights are stored in. What is computed in is the
+            run time's choice.
 
     Raises:
         EngineBuildError: OpenVINO cannot read the graph or write the files, or a weight overflows.
@@ -35,8 +31,9 @@ def compile_ir(network: ExportedNetwork, out_dir: Path, precision: str) -> list[
     import openvino
     from openvino._offline_transformations import apply_moc_transformations
 
-    if precision not in PRECISIONS:
-        raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
+    precision = spec.precision
+    if precision not in TORCH_DTYPES:
+        raise ConfigError.for_field("precision", precision, ", ".join(TORCH_DTYPES))
     xml = out_dir / f"{network.name}.xml"
     try:
         model = openvino.Core().read_model(str(network.onnx_path))
@@ -44,7 +41,7 @@ def compile_ir(network: ExportedNetwork, out_dir: Path, precision: str) -> list[
         apply_moc_transformations(model, cf=False, smart_reshape=False)
         _name_ports(network, model)
         if precision != "fp32":
-            _store_weights(model, network.name, _weights_of(network), _DTYPES[precision])
+            _store_weights(model, network.name, _weights_of(network), TORCH_DTYPES[precision])
         # Its own compression would round the timestep frequencies as well.
         openvino.save_model(model, str(xml), compress_to_fp16=False)
     except RuntimeError as error:
@@ -52,7 +49,7 @@ def compile_ir(network: ExportedNetwork, out_dir: Path, precision: str) -> list[
             f"{network.name}: OpenVINO cannot compile {network.onnx_path}: {error}"
         ) from error
     _keep_angles_in_fp32(xml)
-    return [xml.name, xml.with_suffix(".bin").name]
+    return Compiled([xml.name, xml.with_suffix(".bin").name])
 
 
 def _name_ports(network: ExportedNetwork, model: Any) -> None:
@@ -64,7 +61,7 @@ def _name_ports(network: ExportedNetwork, model: Any) -> None:
             if len(names) != 1:
                 raise EngineBuildError(
                     f"{network.name}: OpenVINO merged or lost an input or output; found "
-                    f"{sorted(port.get_names())} in the place of one of {sorted(wanted)}."
+                    f"{sorted(port.get_names())} instead of one of {sorted(wanted)}."
                 )
             port.get_tensor().set_names(names)
 

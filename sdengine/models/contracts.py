@@ -1,4 +1,4 @@
-"""What each network reads and writes when it is exported: names, shapes, example inputs."""
+"""Network contracts: names, shapes, dtypes and examples of what each network reads and writes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,27 @@ from torch import Tensor, nn
 from sdengine.bundle.tensors import TensorSpec, resolve_shapes
 from sdengine.errors import ConfigError
 from sdengine.models.controlnet import ControlNetModel
+from sdengine.models.dtypes import TORCH_DTYPES
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL
 
 NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
-PRECISIONS: Mapping[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+CONTROLNET = "controlnet"
 SEQUENCE = 77  # of one prompt; the U-Net takes several joined
 _FLOAT, _INT = "float32", "int64"
-# Timesteps up to 999 and sizes up to 4096 have more digits than a shorter type keeps.
-_ALWAYS_FP32 = ("timestep", "time_ids")
+# Inputs whose numbers have more digits than a shorter type keeps: timesteps up to 999, which bf16
+# would make 1000, and sizes up to 4096.
+KEPT_IN_FP32 = ("timestep", "time_ids")
+# Parts of its module that a network of a bundle leaves out: the autoencoder is two networks, and
+# the token table is looked up on the host.
+LEFT_OUT: Mapping[str, tuple[str, ...]] = {
+    "text_encoder": ("text_model.embeddings.token_embedding",),
+    "text_encoder_2": ("text_model.embeddings.token_embedding",),
+    "unet": (),
+    "vae_decoder": ("encoder", "quant_conv"),
+    "vae_encoder": ("decoder", "post_quant_conv"),
+}
 
 
 @dataclass(frozen=True)
@@ -70,10 +77,10 @@ class NetworkContract:
 
     def in_precision(self, precision: str) -> NetworkContract:
         """Return the same network with other floats: "fp32", "bf16" or "fp16"."""
-        dtype = str(PRECISIONS[precision]).removeprefix("torch.")
+        dtype = str(TORCH_DTYPES[precision]).removeprefix("torch.")
 
         def changed(spec: TensorSpec) -> TensorSpec:
-            kept = spec.dtype == _INT or spec.name in _ALWAYS_FP32
+            kept = spec.dtype == _INT or spec.name in KEPT_IN_FP32
             return spec if kept else replace(spec, dtype=dtype)
 
         return replace(
@@ -210,6 +217,11 @@ def vae_encoder_contract(module: AutoencoderKL) -> NetworkContract:
     )
 
 
+def has_weight(network: str, name: str) -> bool:
+    """Say whether a network of a bundle holds the weight of that name in its module."""
+    return not name.startswith(tuple(f"{part}." for part in LEFT_OUT[network]))
+
+
 def size_multiple(config: UNetConfig, downscale: int = 8) -> int:
     """Return what height and width in pixels must be multiples of, so that levels fit together."""
     return int(downscale << (len(config.block_out_channels) - 1))
@@ -332,8 +344,8 @@ def make_contract(
     Raises:
         ConfigError: the precision or the network is unknown, or the module is of another kind.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
+    if precision not in TORCH_DTYPES:
+        raise ConfigError.for_field("precision", precision, ", ".join(TORCH_DTYPES))
     contract = None
     if name.startswith("text_encoder") and isinstance(module, CLIPTextEncoder):
         contract = text_encoder_contract(module, name)
@@ -354,6 +366,3 @@ def make_contract(
             f"{', '.join((*NETWORKS, CONTROLNET))} of its own module",
         )
     return contract.in_precision(precision)
-
-
-CONTROLNET = "controlnet"

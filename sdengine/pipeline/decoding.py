@@ -1,4 +1,4 @@
-"""From latents to pixels: full size for results, small for previews."""
+"""Decoding: latents to pixels, in full size for results and small for previews."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trajectories on a device that runs the sampler's steps itself, without the host between them."""
+"""Device trajectory: a device runs the sampler's steps itself, without the host between them."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""The networks of an open bundle, loaded for the sizes that requests ask for, and timed."""
+"""Loaded networks: those of an open bundle, at the sizes that requests ask for."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 
-from sdengine.backends.base import Backend, Module
-from sdengine.backends.memory_budget import PlansMemory
+from sdengine.backends.base import Module, Session
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import DeviceError
@@ -20,18 +20,12 @@ class Networks:
 
     Args:
         bundle: an open bundle.
-        backend: what runs it.
-        precision: "fp32" or "bf16".
-        threads: CPU threads, or None.
+        session: what runs it; it is closed with the networks.
     """
 
-    def __init__(
-        self, bundle: Bundle, backend: Backend, precision: str, threads: int | None
-    ) -> None:
+    def __init__(self, bundle: Bundle, session: Session) -> None:
         self.bundle = bundle
-        self.backend = backend
-        self.precision = precision
-        self.threads = threads
+        self._session = session
         self._loaded: dict[str, OrderedDict[tuple[int, ...], Module]] = {}
         self._loading = threading.Lock()
         self._closed = False
@@ -64,7 +58,7 @@ class Networks:
             if key in shapes_loaded:
                 shapes_loaded.move_to_end(key)
                 return shapes_loaded[key]
-            with (clock or StageClock()).stage("load"):
+            with contextlib.nullcontext() if clock is None else clock.stage("load"):
                 module = self._load(network, *key)
             shapes_loaded[key] = module
             if len(shapes_loaded) > MAX_SHAPES_LOADED:
@@ -81,13 +75,7 @@ class Networks:
     def _load(self, network: str, batch: int, height: int, width: int, sequence: int) -> Module:
         sizes = {"batch": batch, "height": height, "width": width, "sequence": sequence}
         entry = self.bundle.network(network)
-        return self.backend.load(
-            self.bundle,
-            network,
-            resolve_shapes(network, entry.inputs, sizes),
-            precision=self.precision,
-            threads=self.threads,
-        )
+        return self._session.load(network, resolve_shapes(network, entry.inputs, sizes))
 
     def close(self) -> None:
         """Free every network; a second call does nothing."""
@@ -97,5 +85,4 @@ class Networks:
                 for module in shapes_loaded.values():
                     module.close()
             self._loaded.clear()
-        if isinstance(self.backend, PlansMemory):
-            self.backend.close()
+        self._session.close()

@@ -83,16 +83,22 @@ class Pipeline:
         networks: of the bundle.
         provenance: what results say that made them.
         low_memory: each network's memory is freed once a request no longer needs it.
+        max_chunks: the most chunks of a prompt that the networks take; None for any number.
     """
 
     def __init__(
-        self, bundle: Bundle, networks: Networks, provenance: Provenance, low_memory: bool
+        self,
+        bundle: Bundle,
+        networks: Networks,
+        provenance: Provenance,
+        low_memory: bool = False,
+        max_chunks: int | None = None,
     ) -> None:
         self._manifest = bundle.manifest
         self._networks = networks
         self._provenance = provenance
         self._low_memory = low_memory
-        self._conditioner = TextConditioner(bundle)
+        self._conditioner = TextConditioner(bundle, max_chunks)
         noise_schedule = NoiseSchedule.from_config(bundle.manifest.architecture.scheduler)
         # A program is the same for every request of its sampler; nobody writes to one.
         make = functools.partial(build_program, noise_schedule=noise_schedule)

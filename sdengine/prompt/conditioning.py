@@ -42,12 +42,16 @@ class TextConditioner:
     The tables are looked up here and not in the networks, so that embeddings learned for new words
     need no new network.
 
+    Args:
+        bundle: an open bundle.
+        max_chunks: the most chunks of a prompt that its networks take; None for any number.
+
     Raises:
         BundleError: tokenizer, tables and manifest do not fit together.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.planner = PromptPlanner.from_bundle(bundle)
+    def __init__(self, bundle: Bundle, max_chunks: int | None = None) -> None:
+        self.planner = PromptPlanner.from_bundle(bundle, max_chunks)
         self.architecture = bundle.manifest.architecture
         self.token_tables: dict[str, NDArray[Any]] = {}
         for encoder in self.architecture.text_encoders:

@@ -23,7 +23,7 @@ from sdengine.prompt.plan import EncoderTokens, PromptOptions, PromptPlan
 from sdengine.prompt.tokenizer import ClipTokenizer
 from sdengine.request.request import PROMPT
 
-MAX_CHUNKS = 40
+MAX_CHUNKS = 40  # of a prompt, whatever the networks take
 MAX_TOTAL_CHUNKS = 2048
 
 _NEGATIVE = "negative_prompt"
@@ -36,13 +36,21 @@ class PromptPlanner:
     Args:
         architecture: of the bundle.
         vocab_file, merges_file: of the tokenizer.
+        max_chunks: the most chunks of a prompt that the networks take; None for any number.
 
     Raises:
         BundleError: the files are not a tokenizer, or not the architecture's.
     """
 
-    def __init__(self, architecture: Architecture, vocab_file: Path, merges_file: Path) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        vocab_file: Path,
+        merges_file: Path,
+        max_chunks: int | None = None,
+    ) -> None:
         self.architecture = architecture
+        self.max_chunks = min(MAX_CHUNKS, max_chunks or MAX_CHUNKS)
         encoders = architecture.text_encoders
         by_padding = {
             padding: ClipTokenizer(vocab_file, merges_file, padding)
@@ -62,10 +70,10 @@ class PromptPlanner:
                 )
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle) -> PromptPlanner:
+    def from_bundle(cls, bundle: Bundle, max_chunks: int | None = None) -> PromptPlanner:
         """Read a bundle's tokenizer; raises BundleError as the constructor does."""
         files = bundle.path(VOCAB_FILE), bundle.path(MERGES_FILE)
-        return cls(bundle.manifest.architecture, *files)
+        return cls(bundle.manifest.architecture, *files, max_chunks)
 
     def plan(
         self,
@@ -186,11 +194,16 @@ class _Rows:
         ]
         room = self._planner.architecture.text_encoders[0].max_length - 2
         chunks = split_chunks(tokens, room, tokenizer.comma_token_id)
-        if len(chunks) > MAX_CHUNKS:
+        most = self._planner.max_chunks
+        if len(chunks) > most:
             count = sum(len(section) for section in tokens)
+            where, hint = "", ""
+            if most < MAX_CHUNKS:
+                where = " by this bundle's engines"
+                hint = f", or use a bundle of target native, which takes {MAX_CHUNKS} chunks"
             raise ConfigError(
-                f"{field}: {count} tokens fill {len(chunks)} chunks of {room}; at most "
-                f"{MAX_CHUNKS} chunks, {MAX_CHUNKS * room} tokens, are accepted."
+                f"{field}: {count} tokens fill {len(chunks)} chunks of {room}; at most {most} "
+                f"chunks, {most * room} tokens, are accepted{where}. Shorten the text{hint}."
             )
         return chunks
 

@@ -73,7 +73,7 @@ def test_networks_compute_what_the_modules_do(
 
     bundle = bundles[target]
     shapes = resolve_shapes(network, bundle.network(network).inputs, SIZES)
-    module = get_backend(target).load(bundle, network, shapes, precision="fp32", threads=1)
+    module = get_backend(target).open(bundle, precision="fp32", threads=1).load(network, shapes)
     found = module.run(named)
     assert {spec.name: spec.shape for spec in module.inputs} == shapes
     for spec, value in zip(contract.outputs, expected, strict=True):
@@ -94,7 +94,7 @@ def test_the_torch_backend_computes_in_bf16(bundles: dict[str, Bundle]) -> None:
     inputs = {n: generator.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
     inputs["timestep"] = np.full(2, 999, dtype=np.float32)
     bf16, fp32 = (
-        backend.load(bundle, "unet", shapes, precision=precision).run(inputs)["noise_pred"]
+        backend.open(bundle, precision=precision).load("unet", shapes).run(inputs)["noise_pred"]
         for precision in ("bf16", "fp32")
     )
     assert not np.array_equal(bf16, fp32)
@@ -104,7 +104,7 @@ def test_the_torch_backend_computes_in_bf16(bundles: dict[str, Bundle]) -> None:
 def test_the_torch_backend_names_what_is_wrong(bundles: dict[str, Bundle]) -> None:
     bundle, backend = bundles["torch"], get_backend("torch")
     shapes = resolve_shapes("vae_decoder", bundle.network("vae_decoder").inputs, SIZES)
-    module = backend.load(bundle, "vae_decoder", shapes, precision="fp32")
+    module = backend.open(bundle, precision="fp32").load("vae_decoder", shapes)
     with pytest.raises(ConfigError, match="'latents' is not given"):
         module.run({})
     with pytest.raises(ConfigError, match=r"\[1, 4, 8, 8\].*\[2, 4, 8, 16\]"):
@@ -132,7 +132,7 @@ def test_the_manifest_describes_the_checkpoint(
     assert manifest.max_batch == 2
     assert manifest.source.sha256 == load_checkpoint(checkpoint).sha256
     assert manifest.architecture.unet.config["block_out_channels"] == [16, 32, 48, 48]
-    assert manifest.networks["unet"].options == {"controlnet": True}
+    assert manifest.networks["unet"].options.model_dump() == {"controlnet": True}
     assert "openvino" in manifest.versions
     table = bundles["openvino"].token_table(manifest.architecture.text_encoders[0])
     weight = load_checkpoint(checkpoint).text_encoder().text_model.embeddings.token_embedding
@@ -241,4 +241,4 @@ def test_weights_that_do_not_fit_the_manifest_are_refused(
     changed = Bundle(type(bundle.manifest).model_validate(content), bundle.root)
     shapes = resolve_shapes("unet", bundle.network("unet").inputs, SIZES)
     with pytest.raises(BundleError, match="unet"):
-        get_backend("torch").load(changed, "unet", shapes, precision="fp32")
+        get_backend("torch").open(changed, precision="fp32").load("unet", shapes)

@@ -18,6 +18,7 @@ from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.tensorrt import builder as tensorrt_builder
 from sdengine.compilers.tensorrt import plugin_nodes
 from sdengine.compilers.tensorrt.engine import FULL, RTX, compile_engine
+from sdengine.compilers.tensorrt.options import TensorRtOptions
 from sdengine.errors import ConfigError, EngineBuildError
 from sdengine.export.cache import OnnxCache
 from sdengine.export.exporter import Exporter
@@ -42,7 +43,8 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> ExportedNetwork:
 
 
 def spec_of(**options: Any) -> CompileSpec:
-    return CompileSpec("fp16", SIZES, **options)
+    common = {name: options.pop(name) for name in ("progress", "cancel") if name in options}
+    return CompileSpec("fp16", SIZES, **common, tensorrt=TensorRtOptions(**options))
 
 
 def supported_in(network: ExportedNetwork) -> list[str]:
@@ -73,22 +75,22 @@ def test_auto_keeps_the_faster_kernel_of_each_node(
     supported = supported_in(unet)
     assert sum(plugin for _, plugin in found) == supported.count("attention")
     assert any(name == "GroupNormalization" for name, _ in found)
-    assert compiled.options["kernels"] == "auto"
-    choices = compiled.options["kernel_choices"]
-    counted = sum(len(choice["nodes"]) for choice in choices)
+    assert compiled.options.kernels == "auto"
+    choices = compiled.options.kernel_choices
+    counted = sum(len(choice.nodes) for choice in choices)
     assert counted == len(supported)
     for choice in choices:
-        kind = "attention" if choice["op"] == "attention" else "group_norm"
-        assert choice["chosen"] == ("triton" if kind == "attention" else "native")
-        assert choice["ms"] == {
+        kind = "attention" if choice.op == "attention" else "group_norm"
+        assert choice.chosen == ("triton" if kind == "attention" else "native")
+        assert choice.ms == {
             kernels: dict.fromkeys(("64x64", "128x64"), times[kind])
             for kernels, times in TIMES.items()
         }
-        assert choice["shapes"].keys() == {"64x64", "128x64"}
-    attentions = [choice for choice in choices if choice["op"] == "attention"]
-    rows, tokens, heads, head_dim = attentions[0]["shapes"]["64x64"][0]
+        assert choice.shapes.keys() == {"64x64", "128x64"}
+    attentions = [choice for choice in choices if choice.op == "attention"]
+    rows, tokens, heads, head_dim = attentions[0].shapes["64x64"][0]
     assert rows == 2 and heads > 0 and head_dim > 0
-    assert attentions[0]["shapes"]["128x64"][0] == [rows, 2 * tokens, heads, head_dim]
+    assert attentions[0].shapes["128x64"][0] == [rows, 2 * tokens, heads, head_dim]
     # Fewer decisions than nodes: equal ones are measured once.
     assert len(choices) < counted
     assert {phase for phase, _, _ in told} == {"unet: timing kernels", "unet: Building"}
@@ -100,8 +102,8 @@ def test_kernels_by_name_measure_nothing(
     full_tensorrt.install(monkeypatch, tmp_path / "cache")
     for kernels, share in (("native", 0), ("triton", 1)):
         compiled = compile_engine(unet, tmp_path, spec_of(kernels=kernels), FULL)
-        assert compiled.options["kernels"] == kernels
-        assert "kernel_choices" not in compiled.options
+        assert compiled.options.kernels == kernels
+        assert compiled.options.kernel_choices == []
         plugins = sum(plugin for _, plugin in operators(tmp_path / "unet.engine"))
         assert plugins == share * len(supported_in(unet))
 
@@ -111,10 +113,10 @@ def test_plugins_that_do_not_build_leave_native_kernels(
 ) -> None:
     full_tensorrt.install(monkeypatch, tmp_path / "cache", ms=TIMES, fails=["triton"])
     options = compile_engine(unet, tmp_path, spec_of(), FULL).options
-    for choice in options["kernel_choices"]:
-        assert choice["chosen"] == "native"
-        assert "triton is what this one cannot do" in choice["problems"]["triton"]
-        assert set(choice["ms"]["triton"].values()) == {None}
+    for choice in options.kernel_choices:
+        assert choice.chosen == "native"
+        assert "triton is what this one cannot do" in choice.problems["triton"]
+        assert set(choice.ms["triton"].values()) == {None}
 
 
 def test_timing_that_fails_as_a_whole_leaves_native_kernels(
@@ -131,8 +133,9 @@ def test_timing_that_fails_as_a_whole_leaves_native_kernels(
     monkeypatch.setattr(plugin_nodes, "_measure", crash)
     with caplog.at_level(logging.WARNING):
         options = compile_engine(unet, tmp_path, spec_of(), FULL).options
-    assert options["kernels"] == "native"
-    assert options["kernels_reason"].endswith("it ended.")
+    assert options.kernels == "native"
+    assert options.kernels_reason is not None
+    assert options.kernels_reason.endswith("it ended.")
     assert "kernels were not timed" in caplog.text
 
 
@@ -150,7 +153,7 @@ def test_auto_says_why_it_means_native(
     else:
         monkeypatch.setattr(plugin_nodes, "dtype_of", lambda model: None)
     options = compile_engine(unet, tmp_path, spec_of(), FULL).options
-    assert options["kernels"] == "native" and told in options["kernels_reason"]
+    assert options.kernels == "native" and told in (options.kernels_reason or "")
     assert not any(plugin for _, plugin in operators(tmp_path / "unet.engine"))
 
 
@@ -276,11 +279,11 @@ def test_a_whole_bundle_says_what_was_chosen(
     manifest = open_bundle(place, verify="hash").manifest
     assert manifest.versions["tensorrt"] == "11.4.0"
     options = manifest.networks["unet"].options
-    assert options["kernels"] == "auto" and options["kernel_choices"]
-    assert options["scratch_bytes"] == {"64x64": 1000, "128x128": 2000}
-    assert (options["scratch_from"], options["weight_bytes"]) == ("builder", 77)
+    assert options.kernels == "auto" and options.kernel_choices
+    assert options.scratch_bytes == {"64x64": 1000, "128x128": 2000}
+    assert (options.scratch_from, options.weight_bytes) == ("builder", 77)
     encoder = manifest.networks["text_encoder"].options
-    assert encoder["scratch_bytes"] == {"64x64": 1000, "128x128": 1000}
+    assert encoder.scratch_bytes == {"64x64": 1000, "128x128": 1000}
     capsys.readouterr()
     assert main(["inspect", str(place)]) == 0
     shown = capsys.readouterr().out

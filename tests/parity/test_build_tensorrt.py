@@ -15,6 +15,7 @@ from sdengine.bundle.reader import open_bundle
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.tensorrt.engine import RTX, compile_engine
+from sdengine.compilers.tensorrt.options import TensorRtOptions
 from sdengine.errors import BackendUnavailableError, EngineBuildError
 from sdengine.export.network import ExportedNetwork
 
@@ -44,7 +45,7 @@ def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
     assert (manifest.target, manifest.precision) == ("tensorrt-rtx", "fp16")
     assert manifest.compute_capabilities == [86, 89]
     assert manifest.versions["tensorrt-rtx-cu13"] == tensorrt_rtx.__version__
-    precisions = {name: entry.options["precision"] for name, entry in manifest.networks.items()}
+    precisions = {name: entry.options.precision for name, entry in manifest.networks.items()}
     # SDXL's published autoencoder leaves the range of fp16.
     assert precisions == {
         "text_encoder": "fp16",
@@ -70,16 +71,16 @@ def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
         built=built_memory(manifest),
     )
     for name, entry in manifest.networks.items():
-        assert entry.options["kernels"] == "native"
-        assert entry.options["kernels_reason"] == "TensorRT-RTX has no plugins"
+        assert entry.options.kernels == "native"
+        assert entry.options.kernels_reason == "TensorRT-RTX has no plugins"
         # One figure a profile, as the builder's log has them.
-        scratch = entry.options["scratch_bytes"]
+        scratch = entry.options.scratch_bytes
         assert scratch.keys() == {"64x64", "128x64"}
-        assert entry.options["scratch_from"] == "builder" and min(scratch.values()) > 0
+        assert entry.options.scratch_from == "builder" and min(scratch.values()) > 0
         if name in planned.weight_bytes:
-            assert planned.weight_bytes[name] == entry.options["weight_bytes"]
+            assert planned.weight_bytes[name] == entry.options.weight_bytes
             assert [size.scratch_bytes[name] for size in planned.sizes] == [*scratch.values()]
-    assert manifest.networks["unet"].options["weight_bytes"] == pytest.approx(
+    assert manifest.networks["unet"].options.weight_bytes == pytest.approx(
         estimate_memory(sdengine.load_checkpoint(checkpoint), resolutions=[64]).weight_bytes[
             "unet"
         ],
@@ -110,8 +111,9 @@ def network_of(tmp_path: Path, op_type: str) -> ExportedNetwork:
 
 def test_phases_are_told(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
+    options = TensorRtOptions(gpus=("sm89",))
     spec = CompileSpec(
-        "fp16", ((64, 64),), gpus=("sm89",), progress=lambda *what: told.append(what)
+        "fp16", ((64, 64),), progress=lambda *what: told.append(what), tensorrt=options
     )
     compiled = compile_engine(network_of(tmp_path, "Sigmoid"), tmp_path, spec, RTX)
     assert compiled.files == ["vae_decoder.engine"]
@@ -121,7 +123,7 @@ def test_phases_are_told(tmp_path: Path) -> None:
 
 
 def test_what_the_parser_refuses_is_named(tmp_path: Path) -> None:
-    spec = CompileSpec("fp16", ((64, 64),), gpus=("sm89",))
+    spec = CompileSpec("fp16", ((64, 64),), tensorrt=TensorRtOptions(gpus=("sm89",)))
     with pytest.raises(EngineBuildError, match=r"vae_decoder: .*parser refuses.*the_node"):
         compile_engine(network_of(tmp_path, "NoSuchOperator"), tmp_path, spec, RTX)
     assert json.dumps([path.name for path in tmp_path.iterdir()]) == '["vae_decoder.onnx"]'

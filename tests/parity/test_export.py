@@ -17,7 +17,8 @@ from torch import nn
 
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.checkpoints.synthetic import seed_weights
-from sdengine.compilers.openvino import compile_ir
+from sdengine.compilers.base import CompileSpec
+from sdengine.compilers.openvino import compile_openvino
 from sdengine.errors import ConfigError, EngineBuildError, ExportError
 from sdengine.export.network import ExportedNetwork, export_network
 from sdengine.export.weights import attach_weights
@@ -137,7 +138,7 @@ def test_openvino_ir_computes_the_same(
     exports: dict[tuple[str, str], ExportedNetwork], network: str, precision: str, tmp_path: Path
 ) -> None:
     exported = next(e for (n, _), e in exports.items() if n == network)
-    xml, weights = compile_ir(exported, tmp_path, precision)
+    xml, weights = compile_openvino(exported, tmp_path, CompileSpec(precision, ())).files
     contract = make_contract(network, module_of(exported))
     inputs = contract.example(2, 64, 128, seed=14)
     compiled = compile_for(tmp_path / xml, contract, inputs, "f32")
@@ -148,7 +149,7 @@ def test_openvino_ir_computes_the_same(
     if precision != "fp32":
         fp32_dir = tmp_path / "fp32"
         fp32_dir.mkdir()
-        compile_ir(exported, fp32_dir, "fp32")
+        compile_openvino(exported, fp32_dir, CompileSpec("fp32", ()))
         ratio = (tmp_path / weights).stat().st_size / (fp32_dir / weights).stat().st_size
         assert ratio < 0.55
 
@@ -161,7 +162,7 @@ def test_late_timesteps_lose_nothing_in_bf16(
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor does not compute in bf16")
     exported = exports["unet", "tiny-sd15"]
-    xml, _ = compile_ir(exported, tmp_path, "fp16")
+    xml, _ = compile_openvino(exported, tmp_path, CompileSpec("fp16", ())).files
     contract = make_contract("unet", module_of(exported))
     inputs = list(contract.example(2, 64, 128, seed=15))
     inputs[1] = torch.full((2,), timestep)
@@ -186,8 +187,8 @@ def test_a_weight_that_overflows_is_named(tmp_path: Path) -> None:
         module.get_parameter("decoder.conv_in.weight")[0, 0, 0, 0] = 1e6
     exported = export_network("vae_decoder", module, tmp_path)
     with pytest.raises(EngineBuildError, match=r"decoder\.conv_in\.weight.*fp32"):
-        compile_ir(exported, tmp_path, "fp16")
-    compile_ir(exported, tmp_path, "bf16")
+        compile_openvino(exported, tmp_path, CompileSpec("fp16", ()))
+    compile_openvino(exported, tmp_path, CompileSpec("bf16", ()))
 
 
 def test_damaged_weights_and_a_wrong_module_are_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.controlnet import read_controlnet
 from sdengine.checkpoints.part_source import PartSource
 from sdengine.checkpoints.synthetic import seed_weights
+from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.native.compile import compile_native
 from sdengine.errors import ConfigError, EngineBuildError
 from sdengine.export.cache import OnnxCache
@@ -31,14 +32,16 @@ from sdengine.models.contracts import NetworkContract, unet_contract
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.storage.tensor_file import map_tensors
 
+FP16 = CompileSpec("fp16", ())
+
 
 def files_as_bundle(folder: Path, contract: NetworkContract, files: list[str]) -> Any:
     """Stand for a bundle with one network, which ControlNets have no other of."""
-    tensors = {
-        "inputs": [_entry(spec) for spec in contract.inputs],
-        "outputs": [_entry(spec) for spec in contract.outputs],
-    }
-    entry = NetworkEntry(files=files, options={}, **tensors)
+    entry = NetworkEntry(
+        files=files,
+        inputs=[_entry(spec) for spec in contract.inputs],
+        outputs=[_entry(spec) for spec in contract.outputs],
+    )
     listed = [SimpleNamespace(path=f, sha256=sha256_of(folder / f)) for f in files]
     return SimpleNamespace(
         network=lambda name: entry,
@@ -61,7 +64,7 @@ def test_the_demo_bundle_is_what_its_checkpoint_compiles_to(
     cache: OnnxCache, tmp_path: Path, network: str
 ) -> None:
     exported = Exporter(load_checkpoint("demo"), cache).export(network)
-    graph, weights = compile_native(exported, tmp_path, "fp16")
+    graph, weights = compile_native(exported, tmp_path, FP16).files
     assert read_graph(tmp_path / graph) == read_graph(DEMO_BUNDLE / graph)
     found, packaged = map_tensors(tmp_path / weights), map_tensors(DEMO_BUNDLE / weights)
     assert found.keys() == packaged.keys()
@@ -106,11 +109,13 @@ def test_unets_of_inpainting_that_read_no_residuals(
 def assert_runs_as_torch(contract: NetworkContract, exported: Any, folder: Path) -> None:
     """Compile the network and compare every output with the module's."""
     example = contract.example(2, 2 * contract.multiple, 3 * contract.multiple, seed=5)
-    files = compile_native(exported, folder, "fp32")
+    files = compile_native(exported, folder, CompileSpec("fp32", ())).files
     inputs = {s.name: x.numpy() for s, x in zip(contract.inputs, example, strict=True)}
     shapes = {name: array.shape for name, array in inputs.items()}
-    module = NativeBackend().load(
-        files_as_bundle(folder, contract, files), contract.name, shapes, precision="fp32"
+    module = (
+        NativeBackend()
+        .open(files_as_bundle(folder, contract, files), precision="fp32")
+        .load(contract.name, shapes)
     )
     found = module.run(inputs)
     with torch.no_grad():
@@ -124,7 +129,7 @@ def assert_runs_as_torch(contract: NetworkContract, exported: Any, folder: Path)
 def test_a_weight_that_overflows_is_named(tmp_path: Path, cache: OnnxCache) -> None:
     exported = Exporter(load_checkpoint("demo"), cache).export("vae_encoder")
     with pytest.raises(ConfigError, match=r"precision.*int4"):
-        compile_native(exported, tmp_path, "int4")
+        compile_native(exported, tmp_path, CompileSpec("int4", ()))
     assert exported.onnx_path is not None
     data = exported.onnx_path.with_name(exported.onnx_path.name + ".data")
     values = np.memmap(data, np.float32, "r+")
@@ -132,7 +137,7 @@ def test_a_weight_that_overflows_is_named(tmp_path: Path, cache: OnnxCache) -> N
     values[:16] = 1e6
     try:
         with pytest.raises(EngineBuildError, match=r"vae_encoder: weight '.*' is not finite"):
-            compile_native(exported, tmp_path, "fp16")
+            compile_native(exported, tmp_path, FP16)
         assert not list(tmp_path.glob("*.safetensors"))
     finally:
         values[:16] = kept

@@ -53,8 +53,10 @@ def run(
 ) -> dict[str, np.ndarray]:
     inputs = {s.name: x.numpy() for s, x in zip(contract.inputs, example, strict=True)}
     shapes = {name: array.shape for name, array in inputs.items()}
-    module = NativeBackend().load(
-        bundle, contract.name, shapes, precision=precision, threads=threads
+    module = (
+        NativeBackend()
+        .open(bundle, precision=precision, threads=threads)
+        .load(contract.name, shapes)
     )
     assert [spec.name for spec in module.outputs] == [spec.name for spec in contract.outputs]
     return {name: array.copy() for name, array in module.run(inputs).items()}
@@ -131,7 +133,7 @@ def test_zero_residuals_change_nothing(
         if "_residual" in name:
             array[...] = 0.0
     shapes = {name: array.shape for name, array in inputs.items()}
-    module = NativeBackend().load(bundle, "unet", shapes, precision="fp32")
+    module = NativeBackend().open(bundle, precision="fp32").load("unet", shapes)
     without = module.run(inputs)["noise_pred"].copy()
     inputs["mid_residual"][0, 0, 0, 0] = 1.0
     with_all = module.run(inputs)["noise_pred"].copy()

@@ -18,7 +18,9 @@ from support import fake_tensorrt
 
 import sdengine
 from sdengine.backends.tensorrt.backend import TensorRtRtxBackend
+from sdengine.backends.tensorrt.session import TensorRtSession
 from sdengine.benchmarks.harness import summarise
+from sdengine.bundle.reader import open_bundle
 from sdengine.errors import Cancelled, DeviceError, NonFiniteError
 
 OPTIONS: dict[str, Any] = {"steps": 6, "seed": 7, "sampler": "dpmpp_2m"}
@@ -42,10 +44,10 @@ def engine(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sdengine.E
         yield opened
 
 
-def session_of(engine: sdengine.Engine) -> Any:
-    backend = engine.backend
-    assert isinstance(backend, TensorRtRtxBackend)
-    return backend._session
+def arena_of(engine: sdengine.Engine) -> Any:
+    session = engine.session
+    assert isinstance(session, TensorRtSession)
+    return session.arena
 
 
 def picture(engine: sdengine.Engine, **options: Any) -> np.ndarray[Any, Any]:
@@ -58,7 +60,7 @@ def test_a_step_is_one_launch_and_python_stays_out_of_it(engine: sdengine.Engine
     # Once to let the engine settle, once to be captured.
     assert unet.enqueued == 2
     assert unet.runs == 1 + 6
-    launched = session_of(engine).graphs.report()
+    launched = arena_of(engine).graphs.report()
     assert launched["misses"] == 1 and launched["hits"] == 6
     again = engine.generate(PROMPT, **OPTIONS)
     assert np.array_equal(again.arrays[0], first.arrays[0])
@@ -66,7 +68,7 @@ def test_a_step_is_one_launch_and_python_stays_out_of_it(engine: sdengine.Engine
     engine.generate("a star", seed=1, steps=9, sampler="euler_a", guidance_scale=2.0)
     assert unet.enqueued == 2
     assert unet.runs == 1 + 6 + 6 + 9
-    launched = session_of(engine).graphs.report()
+    launched = arena_of(engine).graphs.report()
     assert (launched["misses"], launched["hits"], launched["num_graphs"]) == (1, 21, 1)
     assert again.timings.unet_calls == 6 and again.timings.load_ms == 0 < first.timings.load_ms
 
@@ -75,12 +77,12 @@ def test_a_step_is_one_launch_and_python_stays_out_of_it(engine: sdengine.Engine
 def test_a_warm_engine_has_captured_what_requests_use(engine: sdengine.Engine, batch: int) -> None:
     engine.warm_up([(128, 128)], batch=batch)
     (unet,) = fake_tensorrt.made("unet")
-    enqueued, captured = unet.enqueued, session_of(engine).graphs.report()["num_graphs"]
+    enqueued, captured = unet.enqueued, arena_of(engine).graphs.report()["num_graphs"]
     assert captured == (2 if batch == 3 else 1)  # runs of two images and of one
     options = {**OPTIONS, "width": 128, "height": 128, "batch_size": batch}
     assert engine.generate(PROMPT, **options).timings.load_ms == 0
     assert unet.enqueued == enqueued
-    assert session_of(engine).graphs.report()["num_graphs"] == captured
+    assert arena_of(engine).graphs.report()["num_graphs"] == captured
 
 
 @pytest.mark.parametrize(
@@ -120,19 +122,19 @@ def test_a_graph_for_each_size_batch_and_length(engine: sdengine.Engine) -> None
         picture(engine, **options)
         picture(engine, **options)
     engine.generate(", ".join([PROMPT] * 12), **OPTIONS)
-    assert session_of(engine).graphs.report()["misses"] == 5
+    assert arena_of(engine).graphs.report()["misses"] == 5
     # Of shapes that were forgotten, the graphs are gone with their contexts.
-    assert session_of(engine).graphs.report()["num_graphs"] < 5
+    assert arena_of(engine).graphs.report()["num_graphs"] < 5
 
 
 def test_nothing_is_allocated_and_addresses_stay(engine: sdengine.Engine) -> None:
     picture(engine)
-    session = session_of(engine)
+    arena = arena_of(engine)
 
     def addresses() -> dict[str, int]:
         return {
-            f"{name}/{region}": session.pool.address(name, region)
-            for name, regions in session.sets.items()
+            f"{name}/{region}": arena.pool.address(name, region)
+            for name, regions in arena.sets.items()
             for region in regions
         }
 
@@ -142,16 +144,16 @@ def test_nothing_is_allocated_and_addresses_stay(engine: sdengine.Engine) -> Non
         picture(engine, **options)
     assert addresses() == before
     assert fake_tensorrt.Gpu.device.num_allocations == allocations
-    report = session.pool.report()
+    report = arena.pool.report()
     assert report["reserved_bytes"] < report["sum_bytes"]  # networks share
 
 
 def test_networks_share_their_scratch(engine: sdengine.Engine) -> None:
     picture(engine)
-    session = session_of(engine)
-    for name, sizes in session.sets.items():
+    arena = arena_of(engine)
+    for name, sizes in arena.sets.items():
         places = {
-            network: (session.pool.address(name, f"{network}.scratch"), sizes[f"{network}.scratch"])
+            network: (arena.pool.address(name, f"{network}.scratch"), sizes[f"{network}.scratch"])
             for network in ("text_encoder", "unet", "vae_decoder")
         }
         ranges = sorted((first, first + size) for first, size in places.values())
@@ -206,7 +208,7 @@ def test_cancelling_ends_native_code_within_a_step(
 
     monkeypatch.setattr(fake_tensorrt.Context, "_run", slow)
     # Captured operations hold the method that they were captured with.
-    session_of(engine).graphs.clear()
+    arena_of(engine).graphs.clear()
     with pytest.raises(Cancelled):
         picture(engine, cancel=cancel, steps=20)
     assert unet.runs - started_with <= 4
@@ -239,7 +241,7 @@ def test_engines_that_cannot_be_captured_are_queued_step_by_step(
         with sdengine.load(bundle) as engine, caplog.at_level(logging.WARNING):
             assert np.array_equal(picture(engine), expected)
             assert np.array_equal(picture(engine), expected)
-            assert session_of(engine).graphs.report()["num_graphs"] == 0
+            assert arena_of(engine).graphs.report()["num_graphs"] == 0
         (unet,) = fake_tensorrt.made("unet")
         assert unet.enqueued == (1 if says_so else 2) + 12 and unet.runs == 13
         (record,) = [r for r in caplog.records if "without a graph" in r.message]
@@ -277,21 +279,45 @@ def test_low_memory_frees_what_a_request_is_done_with(
             assert np.array_equal(picture(engine), expected)
             assert living() == []
         assert most == 1
-        assert session_of(engine).graphs.report()["num_graphs"] == 0
+        assert arena_of(engine).graphs.report()["num_graphs"] == 0
         assert fake_tensorrt.Gpu.device.num_allocations == 1
     assert len(opened) == 3 + 6  # each once to be asked, then once a request
+
+
+def test_engines_on_one_backend_share_nothing(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tensorrt.install(monkeypatch)
+    options: dict[str, Any] = {"target": "tensorrt-rtx", "gpus": ["rtx4090"]}
+    sdengine.build("demo", tmp_path / "other", resolutions=(64,), **options)
+    with sdengine.load(bundle) as alone:
+        expected = picture(alone)
+    backend = TensorRtRtxBackend()
+    first = sdengine.Engine(open_bundle(bundle), backend)
+    second = sdengine.Engine(open_bundle(tmp_path / "other"), backend, low_memory=True)
+    assert np.array_equal(picture(first), expected)
+    small = picture(second, width=64, height=64)
+    assert list(arena_of(first).sets) == ["128x128", "192x128"]
+    assert list(arena_of(second).sets) == ["64x64"]
+    assert [budget.low_memory for budget in (first.session.budget, second.session.budget)] == [
+        False,
+        True,
+    ]
+    first.close()
+    assert np.array_equal(picture(second, width=64, height=64), small)
+    second.close()
 
 
 def test_closing_frees_everything(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_tensorrt.install(monkeypatch)
     engine = sdengine.load(bundle)
     picture(engine)
-    session = weakref.ref(session_of(engine))
+    arena = weakref.ref(arena_of(engine))
     engines = [weakref.ref(made) for made in fake_tensorrt.Engine.made]
     fake_tensorrt.Engine.made.clear()
     engine.close()
     engine.close()
     gc.collect()
-    assert session() is None and [reference() for reference in engines] == [None] * 3
+    assert arena() is None and [reference() for reference in engines] == [None] * 3
     with pytest.raises(DeviceError, match="was closed"):
         picture(engine)

@@ -14,7 +14,7 @@ from support import fake_tensorrt
 
 import sdengine
 from sdengine.backends.memory_budget import MemoryBudget
-from sdengine.backends.tensorrt.backend import TensorRtRtxBackend
+from sdengine.backends.tensorrt.session import TensorRtSession
 from sdengine.cli.main import main
 from sdengine.errors import BundleError, OutOfMemoryError
 
@@ -39,7 +39,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def budget_of(bundle: Path, **options: Any) -> MemoryBudget:
     with sdengine.load(bundle, **options) as engine:
-        return engine._budget
+        return engine.session.budget
 
 
 def scratch_of(budget: MemoryBudget) -> list[dict[str, int]]:
@@ -86,7 +86,7 @@ def test_the_gpus_own_memory_is_a_limit_too(bundle: Path, monkeypatch: pytest.Mo
 
 def total_of(engine: sdengine.Engine, side: int) -> int:
     """Return what a size takes by the figures of the open engines."""
-    (found,) = [size for size in engine._budget.needs if size.width == side]
+    (found,) = [size for size in engine.session.budget.needs if size.width == side]
     return found.total_bytes(engine.low_memory)
 
 
@@ -102,13 +102,13 @@ def test_a_limit_leaves_the_sizes_that_fit(bundle: Path) -> None:
         )
         with pytest.raises(OutOfMemoryError, match=r"256x256 takes .* a size of 128x128"):
             engine.generate(PROMPT, width=256, height=256, **OPTIONS)
-        backend = engine.backend
-        assert isinstance(backend, TensorRtRtxBackend) and backend._session is not None
-        report = backend._session.pool.report()
+        session = engine.session
+        assert isinstance(session, TensorRtSession) and session.arena is not None
+        report = session.arena.pool.report()
         assert 0 < report["reserved_bytes"] <= report["cap_bytes"]
         others = small - report["reserved_bytes"]
         assert report["cap_bytes"] + others == large - 1
-        assert list(backend._session.sets) == ["128x128"]
+        assert list(session.arena.sets) == ["128x128"]
     with sdengine.load(bundle, memory_bytes=large) as engine:
         engine.generate(PROMPT, width=256, height=256, **OPTIONS)
 

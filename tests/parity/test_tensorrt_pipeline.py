@@ -11,10 +11,13 @@ from support import fake_tensorrt
 from support.tiny_checkpoints import make_tiny
 
 import sdengine
-from sdengine.backends.tensorrt import backend as tensorrt
+from sdengine.backends.tensorrt import session as tensorrt_session
+from sdengine.backends.tensorrt.arena import max_chunks
 from sdengine.backends.tensorrt.module import GpuModule
 from sdengine.backends.tensorrt.unet import GpuUNet
-from sdengine.errors import BundleError, ConfigError, DeviceError, UnsupportedShapeError
+from sdengine.bundle.manifest import NetworkOptions
+from sdengine.bundle.reader import open_bundle
+from sdengine.errors import ConfigError, DeviceError, UnsupportedShapeError
 
 PROMPT = "a large red circle on a blue background"
 REQUESTS: dict[str, dict[str, Any]] = {
@@ -80,7 +83,7 @@ def test_the_gpus_path_is_the_hosts(
         on_host = unet.enqueued >= ours.timings.unet_calls
         assert on_host == (name in ON_HOST)
     monkeypatch.setattr(GpuUNet, "refuses", lambda self, kind: "for the comparison")
-    monkeypatch.setattr(tensorrt, "GpuDecoder", GpuModule)
+    monkeypatch.setattr(tensorrt_session, "GpuDecoder", GpuModule)
     with sdengine.load(bundle) as engine:
         theirs = engine.generate(**given)
     assert ours.timings.unet_calls == theirs.timings.unet_calls
@@ -118,8 +121,39 @@ def test_what_was_not_built_is_refused_before_anything_runs(bundle: Path) -> Non
         engine.generate(PROMPT, width=256, height=128)
     with pytest.raises(ConfigError, match="auto or fp16"):
         sdengine.load(bundle, precision="bf16")
-    with sdengine.load(bundle) as engine, pytest.raises(BundleError, match="has no profile"):
-        engine.generate(", ".join([PROMPT] * 60), steps=1)  # more chunks than a profile takes
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_more_chunks_than_the_engines_take_are_refused_before_anything_runs(
+    bundle: Path, field: str
+) -> None:
+    given: dict[str, Any] = {"prompt": PROMPT, field: ", ".join([PROMPT] * 60)}
+    told = rf"{field}: 539 tokens fill 8 chunks of 75; at most 4 chunks, 300 tokens"
+    with sdengine.load(bundle) as engine:
+        with pytest.raises(ConfigError, match=told):
+            engine.generate(**given, steps=1)
+        assert fake_tensorrt.Engine.made == []
+        # As many as they take do run.
+        engine.generate(" BREAK ".join([PROMPT] * 4), steps=1, sampler="euler")
+
+
+def test_a_bundle_says_how_many_chunks_its_engines_take(bundle: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    unet = manifest.networks["unet"]
+
+    def chunks_with(options: NetworkOptions, max_length: int = 77) -> int:
+        changed = unet.model_copy(update={"options": options})
+        (encoder,) = manifest.architecture.text_encoders
+        encoders = [encoder.model_copy(update={"max_length": max_length})]
+        architecture = manifest.architecture.model_copy(update={"text_encoders": encoders})
+        networks = {**manifest.networks, "unet": changed}
+        return max_chunks(
+            manifest.model_copy(update={"networks": networks, "architecture": architecture})
+        )
+
+    assert chunks_with(NetworkOptions()) == 4  # of bundles that say nothing
+    assert chunks_with(NetworkOptions(max_chunks=6)) == 6
+    assert chunks_with(NetworkOptions(), max_length=100) == 3
 
 
 def test_an_engine_of_another_gpu_says_how_to_build_one(

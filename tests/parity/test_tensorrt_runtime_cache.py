@@ -92,7 +92,7 @@ def test_pictures_are_made_whatever_is_kept(
     good = contents(kept)
     compiled()
     if how == "driver":
-        monkeypatch.setattr("sdengine.backends.tensorrt.backend.driver_version", lambda: "999.1")
+        monkeypatch.setattr("sdengine.backends.tensorrt.session.driver_version", lambda: "999.1")
     elif how == "refused":
         monkeypatch.setattr(fake_tensorrt.RuntimeCache, "START", b"kernels of 0.1: ")
     elif how == "no folder":

@@ -14,10 +14,10 @@ from support.interpreted import DTYPES
 from support.tiny_checkpoints import make_tiny
 from tolerances import assert_close
 
-from sdengine.backends.base import Array, Module
-from sdengine.backends.torch.cuda import TorchCudaBackend
+from sdengine.backends.base import Array, Module, Session
+from sdengine.backends.torch.cuda import TorchCudaBackend, TorchCudaSession
 from sdengine.backends.torch.eager import TorchBackend
-from sdengine.backends.torch.triton import TritonBackend
+from sdengine.backends.torch.triton import TritonBackend, TritonSession
 from sdengine.building.build import build
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.bundle.tensors import resolve_shapes
@@ -36,10 +36,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return open_bundle(report.path)
 
 
-def load(backend: TorchBackend, bundle: Bundle, network: str, size: int = SIZE) -> Module:
+def load(session: Session, bundle: Bundle, network: str, size: int = SIZE) -> Module:
     sizes = {"batch": 2, "height": size, "width": size, "sequence": 77}
     shapes = resolve_shapes(network, bundle.network(network).inputs, sizes)
-    return backend.load(bundle, network, shapes, precision="fp32")
+    return session.load(network, shapes)
 
 
 def inputs_of(module: Module, seed: int) -> dict[str, Array]:
@@ -64,7 +64,8 @@ def copied(outputs: Any) -> dict[str, Array]:
 def test_networks_replay_what_torch_computes(bundle: Bundle, network: str) -> None:
     cuda = FakeCuda()
     expected, ours = (
-        load(backend, bundle, network) for backend in (TorchBackend(), TritonBackend("cpu", cuda))
+        load(backend.open(bundle, precision="fp32"), bundle, network)
+        for backend in (TorchBackend(), TritonBackend("cpu", cuda))
     )
     assert (ours.inputs, ours.outputs) == (expected.inputs, expected.outputs)
     for seed in range(2):
@@ -88,29 +89,48 @@ def test_a_whole_request_makes_the_same_picture(bundle: Bundle) -> None:
     cuda = FakeCuda()
     with Engine(bundle, TorchBackend(), "fp32") as engine:
         (expected,) = engine.generate("a red circle", **request).arrays
-    backend = TritonBackend("cpu", cuda)
-    with Engine(bundle, backend, "fp32") as engine:
+    with Engine(bundle, TritonBackend("cpu", cuda), "fp32") as engine:
         (found,) = engine.generate("a red circle", **request).arrays
     assert np.abs(found.astype(int) - expected).max() <= 1
     assert cuda.log.count("pool") == 1  # which the stand-in overwrites after each replay
     # Text encoder, U-Net and decoder; the U-Net runs at each step.
     assert cuda.log.count("capture thread_local") == cuda.log.count("reset") == 3
     assert cuda.log.count("replay") == 1 + 2 + 1
-    report = backend.report()
+    assert isinstance(engine.session, TritonSession)
+    report = engine.session.report()
     assert set(report) == {"text_encoder", "unet", "vae_decoder"}
     assert any(choice.replaced for choice in report["unet"])
     assert any("head dimension" in choice.reason for choice in report["unet"])
 
 
 def test_weights_are_held_once_for_all_sizes_and_freed_with_the_last(bundle: Bundle) -> None:
-    backend = TorchCudaBackend("cpu")
-    small, large = (load(backend, bundle, "unet", size) for size in (SIZE, 2 * SIZE))
-    assert len(backend._weights) == 1
+    session = TorchCudaBackend("cpu").open(bundle, precision="fp32")
+    assert isinstance(session, TorchCudaSession)
+    small, large = (load(session, bundle, "unet", size) for size in (SIZE, 2 * SIZE))
+    assert len(session._modules) == 1
     assert small.outputs[0].shape != large.outputs[0].shape
     small.close()
     large.close()
     gc.collect()
-    assert len(backend._weights) == 0
+    assert len(session._modules) == 0
+
+
+def test_sessions_of_one_backend_share_neither_weights_nor_graphs(bundle: Bundle) -> None:
+    cuda = FakeCuda()
+    backend = TritonBackend("cpu", cuda)
+    first, second = (backend.open(bundle, precision="fp32") for _ in range(2))
+    modules = [load(session, bundle, "vae_decoder") for session in (first, second)]
+    inputs = inputs_of(modules[0], 0)
+    wanted = copied(modules[0].run(inputs))
+    assert isinstance(first, TritonSession) and isinstance(second, TritonSession)
+    assert set(first.report()) == {"vae_decoder"} and any(first.report().values())
+    assert not any(second.report().values())
+    assert first._modules["vae_decoder"] is not second._modules["vae_decoder"]
+    modules[0].close()
+    for name, array in modules[1].run(inputs).items():
+        assert_close("triton network", "float32", array, wanted[name])
+    assert cuda.log.count("pool") == 2
+    modules[1].close()
 
 
 def test_precisions() -> None:
@@ -128,16 +148,22 @@ def test_precisions() -> None:
 def test_an_autoencoder_that_overflows_fp16_is_computed_in_bf16(tmp_path: Path) -> None:
     checkpoint = make_tiny("tiny-sdxl", tmp_path / "checkpoint")
     bundle = open_bundle(build(checkpoint, tmp_path / "b", target="torch", resolutions=(64,)).path)
-    backend = TorchCudaBackend("cpu")
-    assert backend._dtype(bundle, "vae_decoder", "auto") is torch.bfloat16
-    assert backend._dtype(bundle, "unet", "auto") is torch.float16
-    assert backend._dtype(bundle, "vae_decoder", "fp32") is torch.float32
+    assert bundle.manifest.architecture.vae.compute_fp32
+
+    def dtype_of(network: str, precision: str) -> torch.dtype:
+        session = TorchCudaBackend("cpu").open(bundle, precision=precision)
+        assert isinstance(session, TorchCudaSession)
+        return session.dtype_of(network)
+
+    assert dtype_of("vae_decoder", "auto") is torch.bfloat16
+    assert dtype_of("unet", "auto") is torch.float16
+    assert dtype_of("vae_decoder", "fp32") is torch.float32
 
 
 def test_memory_that_runs_out_on_the_device_is_named(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = load(TorchCudaBackend("cpu"), bundle, "vae_decoder")
+    module = load(TorchCudaBackend("cpu").open(bundle, precision="fp32"), bundle, "vae_decoder")
 
     def exhausted(*_: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

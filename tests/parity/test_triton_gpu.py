@@ -45,7 +45,7 @@ def test_replays_follow_their_inputs_at_every_size(bundle: Bundle) -> None:
                 found = engine.generate(PROMPT, **options).arrays[0]
                 with sdengine.load(bundle.root, "torch-cuda", "fp32") as eager:
                     assert psnr(found, eager.generate(PROMPT, **options).arrays[0]) > 30
-        report: Any = engine.backend
+        report: Any = engine.session
         assert {c.op for c in report.report()["unet"] if c.replaced} >= {
             "group_norm_silu",
             "layer_norm",

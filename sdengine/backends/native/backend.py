@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sdengine.backends.base import Array, Module
-from sdengine.backends.memory_budget import MemoryBudget
+from sdengine.backends.base import Array, Module, Session
+from sdengine.backends.memory_budget import MemoryBudget, check_memory_bytes
 from sdengine.backends.native.instruction_set import chosen_isa
 from sdengine.backends.native.laid_out_network import LaidOutNetwork
 from sdengine.backends.native.memory_limit import plan_native_memory
@@ -16,11 +14,7 @@ from sdengine.backends.native.packed_cache import PackedWeights, packed_weights
 from sdengine.backends.native.prepare import DTYPES, Prepared, prepare
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec
-from sdengine.compilers.base import Compiled, CompileSpec
 from sdengine.errors import ConfigError, DeviceError
-
-if TYPE_CHECKING:
-    from sdengine.export.network import ExportedNetwork
 
 PRECISIONS = ("auto", *DTYPES)
 
@@ -55,9 +49,9 @@ class NativeModule:
 
     def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """Compute the outputs by name; every input must be given at its shape."""
-        laid = self._write(inputs)
-        laid.network.run()
-        return laid.outputs
+        laid_out = self._write(inputs)
+        laid_out.network.run()
+        return laid_out.outputs
 
     def run_timed(self, inputs: Mapping[str, Array]) -> list[float]:
         """Run, and return the seconds that each operation took, in the plan's order."""
@@ -79,23 +73,60 @@ class NativeModule:
                     f"{self.name}: input {spec.name!r} is {list(inputs[spec.name].shape)}; this "
                     f"network was loaded for {list(spec.shape)}."
                 )
-        laid = self._without
+        laid_out = self._without
         if any(inputs[name].any() for name in self._additive):
             if self._with_all is None:
                 program = self._prepared.program()
                 self._with_all = LaidOutNetwork(program, self._packed.tensors, self._threads)
-            laid = self._with_all
-        laid.write(inputs)
-        return laid
+            laid_out = self._with_all
+        laid_out.write(inputs)
+        return laid_out
+
+
+class NativeSession:
+    """One bundle on the native kernels; see `sdengine.backends.base.Session`.
+
+    Networks share only packed weights, which are freed with the last module that reads them.
+    """
+
+    max_chunks: int | None = None
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str,
+        threads: int | None,
+        memory_bytes: int | None,
+        low_memory: bool,
+    ) -> None:
+        check_memory_bytes(memory_bytes)
+        self.precision = precision
+        self.budget = MemoryBudget()
+        self._bundle = bundle
+        self._threads = threads or _all_threads()
+        self._limits: dict[str, int] = {}  # bytes of packed weights, by network
+        if memory_bytes is not None:
+            self.budget, self._limits = plan_native_memory(
+                bundle, memory_bytes, low_memory, precision, chosen_isa()
+            )
+
+    def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
+        """Lay one network out for its shapes and map its packed weights."""
+        limit = self._limits.get(network)
+        prepared = prepare(self._bundle, network, shapes, self.precision, chosen_isa(), limit)
+        entry = self._bundle.network(network)
+        specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
+        packed = packed_weights(network, prepared.origin, prepared.packing, prepared.weights)
+        return NativeModule(network, prepared, packed, specs, self._threads)
+
+    def close(self) -> None:
+        """Do nothing: nothing is left once the modules are closed."""
 
 
 class NativeBackend:
     """Run bundles of target `native` on the CPU."""
 
     name = "native"
-
-    def __init__(self) -> None:
-        self._limits: dict[str, int] = {}  # bytes of packed weights, by network
 
     def available(self) -> tuple[bool, str]:
         """Say which instruction set's kernels run; there is always one."""
@@ -109,42 +140,17 @@ class NativeBackend:
             return precision
         return "fp32" if chosen_isa() == "portable" else "bf16"
 
-    def compile(self, network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
-        """Write the network's graph and weights; see `sdengine.compilers.native`."""
-        from sdengine.compilers.native.compile import compile_native
-
-        return Compiled(compile_native(network, out_dir, spec.precision))
-
-    def plan_memory(
-        self, bundle: Bundle, memory_bytes: int | None, low_memory: bool, precision: str
-    ) -> MemoryBudget:
-        """Let weights shrink to a limit; see `sdengine.backends.native.memory_limit`."""
-        if memory_bytes is None:
-            return MemoryBudget()
-        budget, self._limits = plan_native_memory(
-            bundle, memory_bytes, low_memory, self.resolve(precision), chosen_isa()
-        )
-        return budget
-
-    def close(self) -> None:
-        """Do nothing: networks share only what is freed with the last of them."""
-
-    def load(
+    def open(
         self,
         bundle: Bundle,
-        network: str,
-        shapes: Mapping[str, tuple[int, ...]],
         *,
         precision: str = "auto",
         threads: int | None = None,
-    ) -> Module:
-        """Lay one network out for its shapes and map its packed weights; see `Backend.load`."""
-        limit = self._limits.get(network)
-        prepared = prepare(bundle, network, shapes, self.resolve(precision), chosen_isa(), limit)
-        entry = bundle.network(network)
-        specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
-        packed = packed_weights(network, prepared.origin, prepared.packing, prepared.weights)
-        return NativeModule(network, prepared, packed, specs, threads or _all_threads())
+        memory_bytes: int | None = None,
+        low_memory: bool = False,
+    ) -> Session:
+        """Make a session, its weights shrunk to a limit; see `Backend.open`, `memory_limit`."""
+        return NativeSession(bundle, self.resolve(precision), threads, memory_bytes, low_memory)
 
 
 def _all_threads() -> int:

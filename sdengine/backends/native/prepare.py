@@ -21,7 +21,6 @@ from sdengine.storage.tensor_file import map_tensors
 BF16_ISA = "avx512_bf16"  # the only one with products of bf16
 # What maps hold between steps, by precision.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "bfloat16"}
-EXACT_OPTION = "exact"  # of a network: by precision, outputs of the steps computed plainly
 
 
 @dataclass(frozen=True)
@@ -92,17 +91,9 @@ def prepare(
         sizes,
         precision,
         int16=isa != BF16_ISA,
-        exact=_exact_steps(entry.options, precision),
+        exact=entry.options.exact.get(precision, []),
         weight_bytes=weight_bytes,
     )
     graph, packing = plan_packing(chosen, sizes, weights)
     origin = next(e.sha256 for e in bundle.manifest.files if e.path == tensors[0])
     return Prepared(graph, shapes, DTYPES[precision], packing, weights, origin)
-
-
-def _exact_steps(options: Mapping[str, object], precision: str) -> list[str]:
-    by_precision = options.get(EXACT_OPTION, {})
-    listed = by_precision.get(precision, []) if isinstance(by_precision, dict) else None
-    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        raise BundleError(f"option {EXACT_OPTION!r} of a network lists no steps by precision.")
-    return listed

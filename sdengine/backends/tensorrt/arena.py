@@ -1,4 +1,4 @@
-"""Where a bundle's tensors lie in a GPU's memory: regions for every image size, planned ahead."""
+"""Arena: regions of a GPU's memory for a bundle's tensors at every image size, planned ahead."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sdengine import _native
 from sdengine.backends.memory_budget import SizeNeeds
 from sdengine.bundle.manifest import Manifest, NetworkEntry
 from sdengine.bundle.reader import Bundle
-from sdengine.bundle.tensors import resolve_shapes
+from sdengine.bundle.tensors import ITEM_BYTES, resolve_shapes
 from sdengine.errors import BundleError
 
 # Of a sampler program; what is longer or wider takes the host's path.
@@ -17,12 +17,15 @@ MAX_EVALUATIONS, MAX_REGISTERS = 2048, 8
 MAX_GRAPHS = 8
 # Kept back for the driver's side of captured graphs: an allowance, not a measurement.
 GRAPH_BYTES = MAX_GRAPHS * (8 << 20)
-MAX_CHUNKS = 4
+# Tokens of a chunk, and the most chunks of a prompt: what engines are built for.
+CHUNK_TOKENS, MAX_CHUNKS = 77, 4
 # U-Net, as the native runtime numbers it; text encoders come one before the other ahead of it.
 _DENOISE, _DECODE = 1, 2
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
-# Tensors of the U-Net that the native trajectory reads and writes, under its own names.
-STEP_TENSORS = ("sample", "timestep", "noise_pred")
+# Regions that the native runtime knows by name: tensors of the U-Net that sampler steps read and
+# write, the sampler's registers, the images' pixels, and whether a value was not finite.
+SAMPLE, TIMESTEP, NOISE_PRED = "sample", "timestep", "noise_pred"
+STEP_TENSORS = (SAMPLE, TIMESTEP, NOISE_PRED)
+REGISTERS, PIXELS, FLAG = "registers", "pixels", "flag"
 STEP_DTYPES = ("float32", "float16", "bfloat16")
 
 Region = tuple[str, int, int, int]
@@ -45,11 +48,42 @@ def text_encoders(manifest: Manifest) -> list[str]:
     return [encoder.network for encoder in manifest.architecture.text_encoders]
 
 
-def usual_sizes(manifest: Manifest, network: str, width: int, height: int) -> dict[str, int]:
-    """Return the sizes that an engine was built for, as builds choose them."""
-    rows = {"unet": 2 * manifest.max_batch, "vae_decoder": 1}.get(network, 2)
-    sequence = MAX_CHUNKS * manifest.architecture.text_encoders[0].max_length
-    return {"batch": rows, "height": height, "width": width, "sequence": sequence}
+def rows_of(network: str, batch: int) -> int:
+    """Return how many rows an engine computes at once.
+
+    Guidance evaluates prompt and negative prompt of each image together; images are decoded one
+    by one.
+    """
+    return 2 * batch if network == "unet" else 2 if network.startswith("text_encoder") else 1
+
+
+def engine_sizes(
+    network: str, size: tuple[int, int], batch: int, chunks: int = 1
+) -> dict[str, int]:
+    """Return the value of each symbol in an engine's shapes, for width and height in pixels.
+
+    All are fixed when it is built but the length of the prompt: 1 to MAX_CHUNKS chunks.
+    """
+    width, height = size
+    rows = rows_of(network, batch)
+    return {"batch": rows, "height": height, "width": width, "sequence": chunks * CHUNK_TOKENS}
+
+
+def built_chunks(manifest: Manifest) -> int:
+    """Return the most chunks of CHUNK_TOKENS that the U-Net's engine was built for."""
+    unet = manifest.networks.get("unet")
+    return (unet.options.max_chunks if unet is not None else None) or MAX_CHUNKS
+
+
+def max_chunks(manifest: Manifest) -> int:
+    """Return the most chunks of a prompt that a bundle's engines take."""
+    length = manifest.architecture.text_encoders[0].max_length
+    return max(1, built_chunks(manifest) * CHUNK_TOKENS // length)
+
+
+def used_networks(manifest: Manifest) -> list[str]:
+    """Return the names of the networks that requests run, in their order."""
+    return [*text_encoders(manifest), "unet", "vae_decoder"]
 
 
 def plan_size(
@@ -86,7 +120,7 @@ def plan_size(
         regions.append((scratch_of(name), scratch_bytes.get(name) or 0, stage, stage))
     regions += _step_regions(manifest, sizes["unet"])
     width, height = size
-    regions += [("pixels", 3 * width * height, _DECODE, _DECODE), ("flag", 4, _DECODE, _DECODE)]
+    regions += [(PIXELS, 3 * width * height, _DECODE, _DECODE), (FLAG, 4, _DECODE, _DECODE)]
     return regions
 
 
@@ -94,18 +128,18 @@ def _step_regions(manifest: Manifest, sizes: Sizes) -> list[Region]:
     entry = manifest.networks["unet"]
     shapes = resolve_shapes("unet", entry.inputs, sizes)
     dtypes = {tensor.name: tensor.dtype for tensor in entry.inputs}
-    if len(shapes.get("sample", ())) != 4 or dtypes["sample"] not in STEP_DTYPES:
+    if len(shapes.get(SAMPLE, ())) != 4 or dtypes[SAMPLE] not in STEP_DTYPES:
         raise BundleError("unet: its input 'sample' is missing or not [rows,C,h,w] of floats.")
-    rows, *rest = shapes["sample"]
+    rows, *rest = shapes[SAMPLE]
     # Two rows an image, which is what engines are built for.
     shape = (-(-rows // 2), manifest.architecture.vae.latent_channels, *rest[1:])
     regions = _native.trajectory_regions(
-        shape, 2, MAX_EVALUATIONS, MAX_REGISTERS, dtypes["sample"], rows
+        shape, 2, MAX_EVALUATIONS, MAX_REGISTERS, dtypes[SAMPLE], rows
     )
     # Wider than the latents where the U-Net reads more channels than it predicts.
-    wide = _ITEM_BYTES[dtypes["sample"]] * math.prod(shapes["sample"])
+    wide = ITEM_BYTES[dtypes[SAMPLE]] * math.prod(shapes[SAMPLE])
     return [
-        (name, max(size, wide) if name == "sample" else size, first, last)
+        (name, max(size, wide) if name == SAMPLE else size, first, last)
         for name, size, first, last in regions
     ]
 
@@ -114,7 +148,7 @@ def tensor_bytes(network: str, entry: NetworkEntry, sizes: Sizes) -> dict[str, i
     """Return what each input and output of a network takes."""
     tensors = (*entry.inputs, *entry.outputs)
     shapes = resolve_shapes(network, tensors, sizes)
-    return {t.name: math.prod(shapes[t.name]) * _ITEM_BYTES[t.dtype] for t in tensors}
+    return {t.name: math.prod(shapes[t.name]) * ITEM_BYTES[t.dtype] for t in tensors}
 
 
 def needs_of(
@@ -145,10 +179,6 @@ def needs_of(
 
 def recorded_scratch(manifest: Manifest, size: tuple[int, int]) -> dict[str, int | None]:
     """Return the scratch that a build wrote down for each network that requests run."""
-    found: dict[str, int | None] = {}
-    for name in (*text_encoders(manifest), "unet", "vae_decoder"):
-        if name in manifest.networks:
-            recorded = manifest.networks[name].options.get("scratch_bytes")
-            value = recorded.get("x".join(map(str, size))) if isinstance(recorded, dict) else None
-            found[name] = value if type(value) is int and 0 <= value < 1 << 50 else None
-    return found
+    return {
+        name: manifest.networks[name].options.scratch_at(size) for name in used_networks(manifest)
+    }

@@ -1,4 +1,4 @@
-"""One engine file on a GPU, and execution contexts of it that compute in memory of the arena."""
+"""Engine on a GPU: one file, and execution contexts of it that compute in memory of the arena."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdengine import _native
 from sdengine.backends.tensorrt.arena import region_of, scratch_of
 from sdengine.backends.tensorrt.runtime_cache import RuntimeCache
-from sdengine.backends.tensorrt.session import GpuSession
+from sdengine.backends.tensorrt.shared_arena import SharedArena
 from sdengine.bundle.manifest import NetworkEntry
 from sdengine.bundle.tensors import TensorSpec, symbol_sizes
 from sdengine.errors import BundleError, DeviceError, OutOfMemoryError
@@ -39,7 +40,7 @@ class GpuEngine:
         entry: NetworkEntry,
         kernels: RuntimeCache | None = None,
     ) -> None:
-        if entry.options.get("stripped"):  # it would compute with whatever lies in their place
+        if entry.options.stripped:  # it would compute with whatever lies in their place
             raise BundleError(
                 f"{name}: the engine was built without its weights (--strip), so it does not run."
             )
@@ -84,17 +85,35 @@ class GpuEngine:
         return int(self._engine.get_device_memory_size_for_profile_v2(profile))
 
     def context(
-        self, session: GpuSession, set_name: str, profile: int, shapes: Shapes
+        self, arena: SharedArena, set_name: str, profile: int, shapes: Shapes
     ) -> GpuContext:
         """Make a context at fixed shapes, bound to the arena's addresses.
 
         Args:
-            session: whose arena.
+            arena: of the bundle.
             set_name: the image size whose regions it uses.
             profile: of the engine.
             shapes: of every input, at the engine's own rows.
+
+        Raises:
+            OutOfMemoryError: the GPU has no memory for it.
+            DeviceError: the engine refuses the profile, a shape or an address.
         """
-        return GpuContext(self, session, set_name, profile, shapes)
+        return GpuContext(self, arena, set_name, profile, shapes)
+
+    def open_context(self, profile: int, queue: _native.Queue) -> tuple[Any, Any]:
+        """Return a context of TensorRT's, and what must live as long as it does."""
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        # Kept kernels are checked against this thread's CUDA context, which this makes current.
+        queue.synchronize()
+        config = None if self.kernels is None else self.kernels.config(self._engine, strategy)
+        context = self._engine.create_execution_context(strategy if config is None else config)
+        if context is None:
+            raise OutOfMemoryError(f"{self.name}: the GPU has no memory for an execution context.")
+        if not context.set_optimization_profile_async(profile, queue.stream):
+            raise DeviceError(f"{self.name}: the engine refuses its profile {profile}.")
+        queue.synchronize()
+        return context, config
 
 
 class GpuContext:
@@ -103,46 +122,34 @@ class GpuContext:
     def __init__(
         self,
         engine: GpuEngine,
-        session: GpuSession,
+        arena: SharedArena,
         set_name: str,
         profile: int,
         shapes: Shapes,
     ) -> None:
         self.name = engine.name
         self._engine = engine  # whose weights it reads
-        trt, queue = engine._trt, session.queue
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        # Kept kernels are checked against this thread's CUDA context, which this makes current.
-        queue.synchronize()
-        kernels = engine.kernels
-        self._config = None if kernels is None else kernels.config(engine._engine, strategy)
+        self._context, self._config = engine.open_context(profile, arena.queue)
         self._has_run = False
-        how = strategy if self._config is None else self._config
-        self._context: Any = engine._engine.create_execution_context(how)
-        if self._context is None:
-            raise OutOfMemoryError(f"{self.name}: the GPU has no memory for an execution context.")
-        if not self._context.set_optimization_profile_async(profile, queue.stream):
-            raise DeviceError(f"{self.name}: the engine refuses its profile {profile}.")
-        queue.synchronize()
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
                 raise DeviceError(f"{self.name}: the engine refuses {name} {list(shape)}.")
         for tensor in (*engine.entry.inputs, *engine.entry.outputs):
-            address = session.pool.address(set_name, region_of(self.name, tensor.name))
+            address = arena.pool.address(set_name, region_of(self.name, tensor.name))
             if not self._context.set_tensor_address(tensor.name, address):
                 raise DeviceError(f"{self.name}: the engine has no tensor {tensor.name!r}.")
-        self._use_scratch(session, set_name)
+        self._use_scratch(arena, set_name)
 
-    def _use_scratch(self, session: GpuSession, set_name: str) -> None:
+    def _use_scratch(self, arena: SharedArena, set_name: str) -> None:
         region = scratch_of(self.name)
-        planned = session.sets[set_name][region]
+        planned = arena.sets[set_name][region]
         needed = int(self._context.update_device_memory_size_for_shapes())
         if needed > planned:
             raise DeviceError(
                 f"{self.name}: the engine computes in {needed} bytes at this size, and "
                 f"{planned} were planned from what it said before."
             )
-        self._context.set_device_memory(session.pool.address(set_name, region), planned)
+        self._context.set_device_memory(arena.pool.address(set_name, region), planned)
 
     def enqueue(self, stream: int) -> None:
         """Queue one run, or have it recorded where the stream captures."""

@@ -1,22 +1,41 @@
-"""Networks on a GPU as modules: through the host row by row, and the decoder's way to pixels."""
+"""Modules on a GPU: networks that the host runs row by row, and the decoder's way to pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.backends.base import Array
-from sdengine.backends.tensorrt.arena import region_of
+from sdengine.backends.tensorrt.arena import FLAG, PIXELS, REGISTERS, region_of
 from sdengine.backends.tensorrt.engine import GpuContext, piece_shape, row_axis
-from sdengine.backends.tensorrt.session import GpuSession
+from sdengine.backends.tensorrt.shared_arena import SharedArena
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import DeviceError
 from sdengine.storage.tensor_file import to_bf16_bits, to_float32
 
 NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int64": np.int64}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """How a module's tensors are bound to the arena and to the caller's arrays.
+
+    Args:
+        set_name: the image size whose regions they lie in.
+        rows: of the engine.
+        inputs, outputs: at the caller's rows.
+        engine_dtypes: of the engine's tensors, by name.
+    """
+
+    set_name: str
+    rows: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    engine_dtypes: Mapping[str, str]
 
 
 class GpuModule:
@@ -27,48 +46,36 @@ class GpuModule:
 
     Args:
         context: bound to the arena.
-        session: whose arena.
-        set_name: the image size whose regions it uses.
-        rows: of the engine.
-        inputs, outputs: at the caller's rows.
-        engine_dtypes: of the engine's tensors.
+        arena: of the bundle.
+        binding: where the tensors are.
     """
 
-    def __init__(
-        self,
-        context: GpuContext,
-        session: GpuSession,
-        set_name: str,
-        rows: int,
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-        engine_dtypes: Mapping[str, str],
-    ) -> None:
+    def __init__(self, context: GpuContext, arena: SharedArena, binding: Binding) -> None:
         self.name = context.name
-        self.inputs = inputs
-        self.outputs = outputs
+        self.inputs = binding.inputs
+        self.outputs = binding.outputs
         self._context: GpuContext | None = context
-        self._session = session
-        self._set = set_name
-        self._rows = rows
-        self._dtypes = dict(engine_dtypes)
+        self._arena = arena
+        self._set = binding.set_name
+        self._rows = binding.rows
+        self._dtypes = dict(binding.engine_dtypes)
         self._host = {
-            spec.name: np.zeros(piece_shape(spec, rows), NUMPY[self._dtypes[spec.name]])
-            for spec in (*inputs, *outputs)
+            spec.name: np.zeros(piece_shape(spec, self._rows), NUMPY[self._dtypes[spec.name]])
+            for spec in (*self.inputs, *self.outputs)
         }
         self._results = {
-            spec.name: np.empty(tuple(map(int, spec.shape)), np.float32) for spec in outputs
+            spec.name: np.empty(tuple(map(int, spec.shape)), np.float32) for spec in self.outputs
         }
 
     def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """Compute the outputs by name; every input must be given at its shape."""
-        context, queue = self._opened(), self._session.queue
-        self._session.take(self)
+        context, queue = self._opened(), self._arena.queue
+        self._arena.take(self)
         total = int(self.inputs[0].shape[0])
         for first in range(0, total, self._rows):
             count = min(self._rows, total - first)
             for spec in self.inputs:
-                self._send(spec.name, inputs[spec.name][first : first + count])
+                self.send(spec.name, inputs[spec.name][first : first + count])
             context.enqueue(queue.stream)
             for spec in self.outputs:
                 host = self._host[spec.name]
@@ -93,11 +100,11 @@ class GpuModule:
             raise DeviceError(f"{self.name}: the network was closed.")
         return self._context
 
-    def _send(self, name: str, values: Array) -> None:
+    def send(self, name: str, values: Array) -> None:
         """Queue the copy of an input's rows, which come first of the engine's."""
         host = self._host[name]
         host[: len(values)] = to_engine(values, host.dtype)
-        self._session.queue.upload(self._set, region_of(self.name, name), host)
+        self._arena.queue.upload(self._set, region_of(self.name, name), host)
 
 
 class GpuDecoder(GpuModule):
@@ -105,18 +112,18 @@ class GpuDecoder(GpuModule):
 
     def decode(self, latents: Array, index: int, scale: float) -> NDArray[np.uint8]:
         """Turn one image's latents into pixels; see `DecodesPixels`."""
-        context, queue = self._opened(), self._session.queue
+        context, queue = self._opened(), self._arena.queue
         count = latents[0].size
-        self._session.bring_latents(self, self._set, latents)
+        self._arena.bring_latents(self, self._set, latents)
         source = region_of(self.name, "latents")
         queue.scale(
-            self._set, "registers", index * count, count, scale, source, self._dtypes["latents"]
+            self._set, REGISTERS, index * count, count, scale, source, self._dtypes["latents"]
         )
         context.enqueue(queue.stream)
         height, width = (int(size) for size in self.outputs[0].shape[2:])
         images = region_of(self.name, "images")
         dtype = self._dtypes["images"]
-        pixels = queue.to_pixels(self._set, images, dtype, height, width, "pixels", "flag")
+        pixels = queue.to_pixels(self._set, images, dtype, height, width, PIXELS, FLAG)
         context.has_run()
         return pixels
 

@@ -1,4 +1,4 @@
-"""Kernels that TensorRT-RTX compiles where an engine first runs, kept for later processes."""
+"""Runtime cache: kernels that TensorRT-RTX compiled at an engine's first run, for later loads."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdengine.backends.tensorrt.kept_content import (
+from sdengine.backends.tensorrt.cache_file import (
     MAX_BYTES,
     Key,
     Kind,
-    kept_path,
+    cache_path,
     load,
     save,
 )
@@ -60,7 +60,7 @@ class RuntimeCache:
 
     def __init__(self, key: RuntimeKey) -> None:
         self._key = key
-        self._path = kept_path(KIND, key, key.engine[:32])
+        self._path = cache_path(KIND, key, key.engine[:32])
         self._cache: Any = None
         self._kept_sha256 = ""  # of what the file holds, as far as it is known here
         self._is_used = True

@@ -1,64 +1,196 @@
-"""What a bundle's networks share on a GPU: arena, queue, captured graphs, whose turn it is."""
+"""Session of a bundle of engines on a GPU: engines, memory budget, and the arena they share."""
 
 from __future__ import annotations
 
+import importlib
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
 
 from sdengine import _native
-from sdengine.backends.base import Array
-from sdengine.backends.tensorrt.arena import MAX_GRAPHS, Region
+from sdengine.backends.base import Module
+from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds, check_memory_bytes
+from sdengine.backends.tensorrt.arena import (
+    Region,
+    Sizes,
+    built_chunks,
+    engine_sizes,
+    max_chunks,
+    needs_of,
+    plan_size,
+    recorded_scratch,
+    used_networks,
+)
+from sdengine.backends.tensorrt.cache_file import present_gpu
+from sdengine.backends.tensorrt.engine import GpuEngine, Shapes, piece_shape
+from sdengine.backends.tensorrt.module import Binding, GpuDecoder, GpuModule
+from sdengine.backends.tensorrt.runtime_cache import RuntimeCache, RuntimeKey, driver_version
+from sdengine.backends.tensorrt.shared_arena import SharedArena
+from sdengine.backends.tensorrt.unet import GpuUNet
+from sdengine.bundle.reader import Bundle
+from sdengine.bundle.tensors import TensorSpec, resolve_shapes, size_name, symbol_sizes
+from sdengine.errors import BundleError
+
+_Size = tuple[int, int]
 
 
-class Tenant(Protocol):
-    """Who has its tensors in the arena."""
+class TensorRtSession:
+    """One bundle of engines on a GPU; see `sdengine.backends.base.Session`.
 
-    def leave(self) -> None:
-        """Save what is needed later: others write to the arena from now on."""
-        ...
-
-
-class GpuSession:
-    """Hold the memory that a bundle's networks use in turns.
+    Opening it adds up what the bundle takes by what its manifest says. Engines and arena come with
+    the first network that is loaded; the budget then has the engines' own figures.
 
     Args:
-        device: of the native runtime.
-        sets: the regions of each image size, by its name.
-        cap_bytes: the most that the arena may take; 0 for what is free.
+        bundle: of target tensorrt or tensorrt-rtx.
+        precision: what the engines compute in.
+        module: name of TensorRT's Python module.
+        memory_bytes: the most of the GPU's memory that may be taken; None for what is free.
+        low_memory: an engine is freed once a request is done with it.
+
+    Raises:
+        ConfigError: memory_bytes is invalid.
+        BundleError: the manifest does not describe such a bundle.
+        OutOfMemoryError: no image size fits.
     """
 
     def __init__(
-        self, device: _native.Device, sets: Mapping[str, Sequence[Region]], cap_bytes: int
+        self,
+        bundle: Bundle,
+        precision: str,
+        module: str,
+        memory_bytes: int | None,
+        low_memory: bool,
     ) -> None:
-        self.device = device
-        self.pool = _native.MemoryPool(sets, cap_bytes=cap_bytes, device=device)
-        self.queue = _native.Queue(self.pool)
-        self.graphs = _native.GraphCache(self.pool, MAX_GRAPHS)
-        self.sets = {name: {region: size for region, size, _, _ in sets[name]} for name in sets}
-        self._tenant: weakref.ref[Any] | None = None
-        self._latents: Array | None = None
-        self._latents_set = ""
+        check_memory_bytes(memory_bytes)
+        self.bundle = bundle
+        self.precision = precision
+        self.max_chunks: int | None = max_chunks(bundle.manifest)
+        self._module = module
+        self._device = _native.cuda_device()
+        self.budget = self._foretold_budget(memory_bytes, low_memory)
+        self.arena: SharedArena | None = None  # until the first network is loaded
+        self._engines: weakref.WeakValueDictionary[str, GpuEngine] = weakref.WeakValueDictionary()
+        self._kept: list[GpuEngine] = []  # unless memory is low, until the session is closed
 
-    def take(self, tenant: Tenant) -> bool:
-        """Give the arena to a tenant, and say whether it had it already."""
-        current = None if self._tenant is None else self._tenant()
-        if current is tenant:
-            return True
-        if current is not None:
-            current.leave()
-        self._tenant = weakref.ref(tenant)
-        self._latents = None
-        return False
+    def load(self, network: str, shapes: Shapes) -> Module:
+        """Open one network's engine at the profile of an image size."""
+        entry = self.bundle.network(network)
+        arena = self._opened_arena()
+        engine = self._engine(network)
+        profile = engine.profile_of(shapes)
+        size = self._size_of(network, shapes)
+        rows = engine.largest_sizes(profile)["batch"]
+        found = resolve_shapes(network, entry.outputs, symbol_sizes(entry.inputs, shapes))
+        binding = Binding(
+            set_name=self._set_for(arena, size),
+            rows=rows,
+            inputs=tuple(TensorSpec(t.name, shapes[t.name], _seen(t.dtype)) for t in entry.inputs),
+            outputs=tuple(TensorSpec(t.name, found[t.name], _seen(t.dtype)) for t in entry.outputs),
+            engine_dtypes={t.name: t.dtype for t in (*entry.inputs, *entry.outputs)},
+        )
+        pieces = {spec.name: piece_shape(spec, rows) for spec in binding.inputs}
+        context = engine.context(arena, binding.set_name, profile, pieces)
+        if network == "unet" and size is not None:
+            return GpuUNet(context, arena, binding, image_size=(size[1], size[0]))
+        return (GpuDecoder if network == "vae_decoder" else GpuModule)(context, arena, binding)
 
-    def keep_latents(self, set_name: str, latents: Array) -> None:
-        """Remember which array the registers hold."""
-        self._latents, self._latents_set = latents, set_name
+    def close(self) -> None:
+        """Free engines and arena; a second call does nothing."""
+        for engine in list(self._engines.values()):
+            if engine.kernels is not None:  # some may be compiled while an engine runs
+                engine.kernels.save()
+        self._kept.clear()
+        self.arena = None
 
-    def bring_latents(self, tenant: Tenant, set_name: str, latents: Array) -> None:
-        """Let the registers hold an array, copying it unless they do."""
-        if self._latents is latents and self._latents_set == set_name:
-            return
-        self.take(tenant)
-        self.queue.upload(set_name, "registers", latents)
-        self.keep_latents(set_name, latents)
+    def _foretold_budget(self, memory_bytes: int | None, low_memory: bool) -> MemoryBudget:
+        """Compare weights, scratch and tensors with the limit and with what the GPU has free."""
+        free_bytes, _ = self._device.memory_info()
+        available = min(free_bytes, memory_bytes or free_bytes)
+        source = "memory_bytes" if available == memory_bytes else "free on the GPU"
+        manifest = self.bundle.manifest
+        for name in used_networks(manifest):
+            self.bundle.network(name)  # or the bundle is no good
+        needs = []
+        for size in manifest.resolutions:
+            scratch = recorded_scratch(manifest, size)
+            sizes = {
+                name: engine_sizes(name, size, manifest.max_batch, built_chunks(manifest))
+                for name in scratch
+            }
+            regions = plan_size(manifest, size, sizes, scratch)
+            needs.append(needs_of(self.bundle, size, regions, scratch))
+        return MemoryBudget(needs, available, source, low_memory)
+
+    def _opened_arena(self) -> SharedArena:
+        """Return the arena, planned once from what the engines say."""
+        if self.arena is None:
+            budget = self.budget
+            try:
+                sets, needs = self._measured_sets(budget.low_memory)
+                budget.update(needs)
+            except BaseException:
+                self._kept.clear()
+                raise
+            fitting = budget.fitting()
+            largest = max(fitting, key=lambda size: size.arena_bytes)
+            others = largest.total_bytes(budget.low_memory) - largest.arena_bytes
+            self.arena = SharedArena(
+                self._device,
+                {size.name: sets[size.name] for size in fitting},
+                cap_bytes=budget.available_bytes - others,
+            )
+        return self.arena
+
+    def _measured_sets(self, low_memory: bool) -> tuple[dict[str, list[Region]], list[SizeNeeds]]:
+        """Ask each engine what it computes in; keep all open, or one at a time."""
+        manifest = self.bundle.manifest
+        scratch: dict[_Size, dict[str, int | None]] = {s: {} for s in manifest.resolutions}
+        sizes: dict[_Size, dict[str, Sizes]] = {s: {} for s in manifest.resolutions}
+        for name in used_networks(manifest):
+            engine = self._engine(name)
+            for size in manifest.resolutions:
+                usual = engine_sizes(name, size, manifest.max_batch)
+                profile = engine.profile_of(resolve_shapes(name, engine.entry.inputs, usual))
+                sizes[size][name] = engine.largest_sizes(profile)
+                scratch[size][name] = engine.scratch_bytes(profile)
+            if not low_memory:
+                self._kept.append(engine)
+            del engine  # or it would be there beside the next one
+        sets, needs = {}, []
+        for size in manifest.resolutions:
+            regions = plan_size(manifest, size, sizes[size], scratch[size])
+            needs.append(needs_of(self.bundle, size, regions, scratch[size]))
+            sets[needs[-1].name] = regions
+        return sets, needs
+
+    def _set_for(self, arena: SharedArena, size: _Size | None) -> str:
+        """Return the set of regions for an image size; any where a network has none."""
+        if size is None:
+            return next(iter(arena.sets))
+        self.budget.check(*size)
+        if size_name(size) not in arena.sets:
+            raise BundleError(f"the bundle was not built for {size_name(size)}.")
+        return size_name(size)
+
+    def _size_of(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> _Size | None:
+        """Return width and height of an image in pixels, where the network's inputs tell."""
+        found = symbol_sizes(self.bundle.network(network).inputs, shapes)
+        return (found["width"], found["height"]) if "height" in found else None
+
+    def _engine(self, network: str) -> GpuEngine:
+        """Return a network's engine; its weights are on the GPU once, whatever its sizes."""
+        engine = self._engines.get(network)
+        if engine is None:
+            trt = importlib.import_module(self._module)
+            entry = self.bundle.network(network)
+            (sha256,) = (f.sha256 for f in self.bundle.manifest.files if f.path == entry.files[0])
+            kernels = RuntimeCache(
+                RuntimeKey(str(trt.__version__), *present_gpu(), driver_version(), sha256)
+            )
+            engine = GpuEngine(trt, network, self.bundle.path(entry.files[0]), entry, kernels)
+            self._engines[network] = engine
+        return engine
+
+
+def _seen(dtype: str) -> str:
+    """Return a tensor's dtype on the caller's side."""
+    return "int64" if dtype == "int64" else "float32"

@@ -1,10 +1,10 @@
-"""The U-Net on a GPU, with the sampler's steps beside it: a step is one launch of a graph."""
+"""U-Net on a GPU, with the sampler's steps beside it: a step is one launch of a graph."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+import weakref
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -14,12 +14,15 @@ from sdengine.backends.device_protocols import TrajectoryKind
 from sdengine.backends.tensorrt.arena import (
     MAX_EVALUATIONS,
     MAX_REGISTERS,
+    NOISE_PRED,
+    SAMPLE,
     STEP_TENSORS,
+    TIMESTEP,
     region_of,
 )
 from sdengine.backends.tensorrt.engine import GpuContext
-from sdengine.backends.tensorrt.module import GpuModule
-from sdengine.backends.tensorrt.session import GpuSession
+from sdengine.backends.tensorrt.module import Binding, GpuModule
+from sdengine.backends.tensorrt.shared_arena import SharedArena
 from sdengine.errors import DeviceError
 from sdengine.samplers import SamplerProgram
 from sdengine.samplers.noise import NoiseSource
@@ -29,13 +32,27 @@ _Key = tuple[str, int, int, int, str]
 
 
 class GpuUNet(GpuModule):
-    """The U-Net; see `sdengine.backends.device_protocols.RunsTrajectories` for what it adds."""
+    """The U-Net; see `sdengine.backends.device_protocols.RunsTrajectories` for what it adds.
 
-    def __init__(self, *arguments: Any, image_size: tuple[int, int]) -> None:
-        super().__init__(*arguments)
+    Args:
+        context, arena, binding: as for `GpuModule`.
+        image_size: height and width in pixels.
+    """
+
+    def __init__(
+        self,
+        context: GpuContext,
+        arena: SharedArena,
+        binding: Binding,
+        image_size: tuple[int, int],
+    ) -> None:
+        super().__init__(context, arena, binding)
         self._image_size = image_size
         self._captured: dict[_Key, bool] = {}
-        self._graphs = _Graphs(self._session, self._opened())
+        self._graph_keys: list[_Key] = []
+        # Graphs hold what was captured of the context, so they go first: also where the module is
+        # forgotten and nobody closes it.
+        self._drop_graphs = weakref.finalize(self, _drop, arena, self._graph_keys, context)
 
     def refuses(self, kind: TrajectoryKind) -> str:
         """Say why a trajectory cannot run beside the network; nothing where it can."""
@@ -47,11 +64,11 @@ class GpuUNet(GpuModule):
                 f"its sampler takes {kind.evaluations} evaluations of {kind.registers} registers; "
                 f"{MAX_EVALUATIONS} and {MAX_REGISTERS} were planned"
             )
-        if self._dtypes["sample"] != self._dtypes["noise_pred"]:
+        if self._dtypes[SAMPLE] != self._dtypes[NOISE_PRED]:
             return "the engine reads and writes different number types"
-        if self._dtypes["timestep"] != "float32":
+        if self._dtypes[TIMESTEP] != "float32":
             return f"the engine reads timesteps as {self._dtypes['timestep']}"
-        (sample,) = (spec.shape for spec in self.inputs if spec.name == "sample")
+        (sample,) = (spec.shape for spec in self.inputs if spec.name == SAMPLE)
         if sample[1] != kind.channels:
             return f"the engine reads {sample[1]} channels, {kind.channels} are latents"
         return ""
@@ -62,22 +79,26 @@ class GpuUNet(GpuModule):
 
     def prepare(self, kind: TrajectoryKind) -> None:
         """Run the engine once and capture the step's graph, ahead of the first trajectory."""
-        self._session.take(self)
+        self._arena.take(self)
         self._captured[self._key(kind)] = self._capture(kind)
 
     def begin(
         self, kind: TrajectoryKind, program: SamplerProgram, guidance_scale: float, initial: Array
     ) -> GpuRun:
         """Bring a program and its first latents to the GPU."""
-        return GpuRun(self, kind, program, guidance_scale, initial)
+        # Runs of a kind share their graph, but not the program that they have brought.
+        steps = self._make(kind, self._captured[self._key(kind)])
+        run = GpuRun(self._arena, self._set, steps, self.send, len(program.t))
+        run.start(program, guidance_scale, initial)
+        return run
 
     def close(self) -> None:
         """Free the context and its graphs; a second call does nothing."""
-        self._graphs.drop()
+        self._drop_graphs()
         super().close()
 
     def _capture(self, kind: TrajectoryKind) -> bool:
-        context, queue = self._opened(), self._session.queue
+        context, queue = self._opened(), self._arena.queue
         for spec in self.inputs:  # rows that no image has are computed too
             host = np.zeros_like(self._host[spec.name])
             queue.upload(self._set, region_of(self.name, spec.name), host)
@@ -88,7 +109,7 @@ class GpuUNet(GpuModule):
         reason = context.why_not_capturable(queue.stream)
         if not reason:
             try:
-                self._graphs.keys.append(self._key(kind))
+                self._graph_keys.append(self._key(kind))
                 self._make(kind, captured=True).warm_up()
                 return True
             except DeviceError as error:
@@ -104,62 +125,60 @@ class GpuUNet(GpuModule):
 
     def _make(self, kind: TrajectoryKind, captured: bool) -> _native.Trajectory:
         return _native.Trajectory(
-            self._session.pool,
+            self._arena.pool,
             self._set,
-            self._session.graphs,
+            self._arena.graphs,
             self._key(kind),
-            (kind.batch, *self._host["sample"].shape[1:]),
+            (kind.batch, *self._host[SAMPLE].shape[1:]),
             kind.copies,
             MAX_EVALUATIONS,
             MAX_REGISTERS,
             self._opened().enqueue,
-            dtype=self._dtypes["sample"],
+            dtype=self._dtypes[SAMPLE],
             num_timesteps=self._rows,
             captured=captured,
-            queue=self._session.queue,
+            queue=self._arena.queue,
         )
 
 
-class _Graphs:
-    """The graphs that were captured from a context, which is there until they are gone."""
-
-    def __init__(self, session: GpuSession, context: GpuContext) -> None:
-        self._session = session
-        self._context: GpuContext | None = context
-        self.keys: list[_Key] = []
-
-    def drop(self) -> None:
-        for key in self.keys:
-            self._session.graphs.drop(key)
-        self.keys.clear()
-        self._context = None
-
-    def __del__(self) -> None:
-        self.drop()
+def _drop(arena: SharedArena, keys: list[_Key], context: GpuContext) -> None:
+    """Drop the graphs that were captured from a context, which is there until they are gone."""
+    for key in keys:
+        arena.graphs.drop(key)
 
 
 class GpuRun:
     """One trajectory on the GPU; see `sdengine.backends.device_protocols.DeviceRun`.
 
     When others use the arena meanwhile, its registers wait in the host's memory.
+
+    Args:
+        arena: of the bundle.
+        set_name: the image size whose regions it uses.
+        steps: of the native runtime, not started.
+        send: queues the copy of one of the U-Net's inputs.
+        evaluations: of the program.
     """
 
     def __init__(
         self,
-        unet: GpuUNet,
-        kind: TrajectoryKind,
-        program: SamplerProgram,
-        guidance_scale: float,
-        initial: Array,
+        arena: SharedArena,
+        set_name: str,
+        steps: _native.Trajectory,
+        send: Callable[[str, Array], None],
+        evaluations: int,
     ) -> None:
-        self._unet = unet
-        self._session = unet._session
+        self._arena = arena
+        self._set = set_name
+        self._steps = steps
+        self._send = send
         self._inputs: Mapping[str, Array] = {}
         self._registers: Array | None = None
-        self._left = len(program.t)
-        self._session.take(self)
-        # Runs of a kind share their graph, but not the program that they have brought.
-        self._steps = unet._make(kind, unet._captured[unet._key(kind)])
+        self._left = evaluations
+
+    def start(self, program: SamplerProgram, guidance_scale: float, initial: Array) -> None:
+        """Bring the program and its first latents to the GPU."""
+        self._arena.take(self)
         tables = program.t, program.c_in, program.A, program.b, program.d
         self._steps.start(*tables, guidance_scale, initial)
 
@@ -180,7 +199,7 @@ class GpuRun:
         self._return()
         latents = self._steps.read()
         latents.flags.writeable = False
-        self._session.keep_latents(self._unet._set, latents)
+        self._arena.keep_latents(self._set, latents)
         return latents
 
     def cancel(self) -> None:
@@ -194,7 +213,7 @@ class GpuRun:
 
     def _return(self) -> None:
         """Take the arena back if others have used it."""
-        if self._session.take(self) or self._registers is None:
+        if self._arena.take(self) or self._registers is None:
             return
         self._steps.resume(self._registers)
         self._registers = None
@@ -203,4 +222,4 @@ class GpuRun:
     def _send_inputs(self) -> None:
         for name, values in self._inputs.items():
             if name not in STEP_TENSORS:
-                self._unet._send(name, values)
+                self._send(name, values)

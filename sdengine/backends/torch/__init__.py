@@ -1,1 +1,1 @@
-"""The triton backend: torch modules with sdengine's Triton kernels, replayed as CUDA graphs."""
+"""Backends on torch: eagerly on CPU or GPU, or with Triton kernels replayed as CUDA graphs."""

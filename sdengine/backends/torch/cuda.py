@@ -3,24 +3,56 @@
 from __future__ import annotations
 
 import weakref
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from sdengine.backends.torch.eager import STORED, TorchBackend
+from sdengine.backends.base import Session
+from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
+from sdengine.backends.torch.eager import TorchSession
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import BackendUnavailableError, ConfigError
-
-if TYPE_CHECKING:
-    from sdengine.models.contracts import NetworkContract
+from sdengine.models.dtypes import TORCH_DTYPES
 
 
-class TorchCudaBackend(TorchBackend):
-    """Run bundles of target `torch` on the GPU, as torch does by default.
+class TorchCudaSession(TorchSession):
+    """One bundle of target `torch` on the GPU.
 
     A network's weights are on the GPU once, whatever the sizes that it is loaded for.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str,
+        threads: int | None,
+        budget: MemoryBudget,
+        device: str = "cuda",
+    ) -> None:
+        super().__init__(bundle, precision, threads, budget, device)
+        self._modules: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
+
+    def dtype_of(self, network: str) -> torch.dtype:
+        """Return what a network computes in: not fp16 where its values leave that range."""
+        vae = self.bundle.manifest.architecture.vae
+        if self.precision == "fp16" and network.startswith("vae") and vae.compute_fp32:
+            return torch.bfloat16 if has_bf16(self.device) else torch.float32
+        return super().dtype_of(network)
+
+    def _module(self, network: str, dtype: torch.dtype) -> nn.Module:
+        module = self._modules.get(network)
+        if module is None:
+            module = super()._module(network, dtype)
+            self._prepare(network, module)
+            self._modules[network] = module
+        return module
+
+    def _prepare(self, network: str, module: nn.Module) -> None:
+        """Change a network just read into what shall be computed."""
+
+
+class TorchCudaBackend:
+    """Run bundles of target `torch` on the GPU, as torch does by default.
 
     Args:
         device: where networks compute.
@@ -30,9 +62,6 @@ class TorchCudaBackend(TorchBackend):
 
     def __init__(self, device: str = "cuda") -> None:
         self.device = device
-        self._weights: weakref.WeakValueDictionary[tuple[Path, str, torch.dtype], nn.Module] = (
-            weakref.WeakValueDictionary()
-        )
 
     def available(self) -> tuple[bool, str]:
         """Say whether torch can use a GPU, and which, or what is lacking."""
@@ -53,35 +82,36 @@ class TorchCudaBackend(TorchBackend):
             ConfigError: it is none of fp32, bf16 and fp16.
             BackendUnavailableError: bf16 on a GPU without it.
         """
-        if precision != "auto" and precision not in STORED:
-            raise ConfigError.for_field("precision", precision, f"auto, {', '.join(STORED)}")
+        if precision != "auto" and precision not in TORCH_DTYPES:
+            raise ConfigError.for_field("precision", precision, f"auto, {', '.join(TORCH_DTYPES)}")
         chosen = stored if precision == "auto" else precision
-        if chosen == "bf16" and not self._has_bf16():
+        if chosen == "bf16" and not has_bf16(self.device):
             raise BackendUnavailableError(
                 "this GPU does not compute in bf16; compute capability 8.0 and newer do. Ask for "
                 "--precision fp16 or fp32."
             )
         return chosen
 
-    def _dtype(self, bundle: Bundle, network: str, precision: str) -> torch.dtype:
-        stored = self.resolve(precision, bundle.manifest.precision)
-        has_sizes = bundle.manifest.architecture.unet.size_conditioning != "none"
-        if stored == "fp16" and network.startswith("vae") and has_sizes:
-            # The values of SDXL's published autoencoder leave the range of fp16.
-            return torch.bfloat16 if self._has_bf16() else torch.float32
-        return STORED[stored]
+    def open(
+        self,
+        bundle: Bundle,
+        *,
+        precision: str = "auto",
+        threads: int | None = None,
+        memory_bytes: int | None = None,
+        low_memory: bool = False,
+    ) -> Session:
+        """Make a session; see `Backend.open`. torch takes memory as it needs it."""
+        budget = unplanned_budget(self.name, memory_bytes)
+        resolved = self.resolve(precision, bundle.manifest.precision)
+        return self._session(bundle, resolved, threads, budget)
 
-    def _contract(self, bundle: Bundle, network: str, dtype: torch.dtype) -> NetworkContract:
-        key = bundle.root, network, dtype
-        module = self._weights.get(key)
-        if module is None:
-            module = self._read(bundle, network, dtype)
-            self._prepare(network, module)
-            self._weights[key] = module
-        return self._describe(bundle, network, module)
+    def _session(
+        self, bundle: Bundle, precision: str, threads: int | None, budget: MemoryBudget
+    ) -> TorchCudaSession:
+        return TorchCudaSession(bundle, precision, threads, budget, self.device)
 
-    def _prepare(self, network: str, module: nn.Module) -> None:
-        """Change a network just read into what shall be computed."""
 
-    def _has_bf16(self) -> bool:
-        return self.device == "cpu" or torch.cuda.get_device_capability(self.device) >= (8, 0)
+def has_bf16(device: str) -> bool:
+    """Say whether a device of torch's computes in bf16."""
+    return device == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)

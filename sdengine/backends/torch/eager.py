@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-from sdengine.backends.base import Array, Module, require_cpu_precision
+from sdengine.backends.base import Array, Module, Session, require_cpu_precision
+from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, resolve_shapes, symbol_sizes
-from sdengine.compilers.base import Compiled, CompileSpec
+from sdengine.checkpoints.weights import Weights
 from sdengine.errors import (
     BundleError,
     CheckpointError,
     ConfigError,
     DeviceError,
-    EngineBuildError,
     OutOfMemoryError,
 )
-
-if TYPE_CHECKING:
-    from sdengine.export.network import ExportedNetwork
-    from sdengine.models.contracts import NetworkContract
+from sdengine.models.contracts import (
+    KEPT_IN_FP32,
+    LEFT_OUT,
+    NetworkContract,
+    make_contract,
+)
+from sdengine.models.dtypes import TORCH_DTYPES
+from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
+from sdengine.models.unet import UNet2DConditionModel, UNetConfig
+from sdengine.models.vae import AutoencoderKL, VAEConfig
 
 Compute = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]
-STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_COMPUTED = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Numbers with more digits than a shorter type keeps: in bf16, 999 would become 1000.
-_KEPT_IN_FP32 = ("timestep", "time_ids")
-# What a network of a bundle leaves out of its module: the autoencoder is two networks, and the
-# token table is looked up on the host.
-_LEFT_OUT = {
-    "text_encoder": ("text_model.embeddings.token_embedding",),
-    "text_encoder_2": ("text_model.embeddings.token_embedding",),
-    "unet": (),
-    "vae_decoder": ("encoder", "quant_conv"),
-    "vae_encoder": ("decoder", "post_quant_conv"),
-}
 
 
 class TorchModule:
@@ -110,7 +101,7 @@ class TorchModule:
         array = np.asarray(array, dtype=spec.dtype, order="C")
         # A read-only array, such as a view of the latents, is fine: nothing here writes to it.
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-        if spec.name in _KEPT_IN_FP32 or not tensor.is_floating_point():
+        if spec.name in KEPT_IN_FP32 or not tensor.is_floating_point():
             return tensor
         return tensor.to(self._dtype)
 
@@ -122,69 +113,39 @@ class TorchModule:
             close()
 
 
-class TorchBackend:
-    """Run bundles of target `torch` on the CPU."""
+class TorchSession:
+    """One bundle of target `torch` on the CPU; see `sdengine.backends.base.Session`.
 
-    name = "torch"
-    device = "cpu"
+    Args:
+        bundle: an open bundle.
+        precision: a key of `TORCH_DTYPES`.
+        threads: CPU threads, or None for torch's choice.
+        budget: of memory.
+        device: where networks compute.
+    """
 
-    def available(self) -> tuple[bool, str]:
-        """Say which torch runs the networks."""
-        return True, f"torch {torch.__version__}"
+    max_chunks: int | None = None
 
-    def resolve(self, precision: str, stored: str = "fp16") -> str:
-        """Return what `auto` means here: bf16 where the processor computes in it, else fp32."""
-        require_cpu_precision(precision)
-        if precision != "auto":
-            return precision
-        return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
-
-    def compile(self, network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
-        """Write the network's weights as safetensors, named as in the checkpoint.
-
-        Args:
-            network: only its module is used.
-            out_dir: an existing folder.
-            spec: only its precision is used.
-
-        Raises:
-            EngineBuildError: a weight is not finite in this precision.
-        """
-        from sdengine.checkpoints.weights import save_tensors
-
-        precision = spec.precision
-        if precision not in STORED:
-            raise ConfigError.for_field("precision", precision, ", ".join(STORED))
-        left_out = tuple(f"{part}." for part in _LEFT_OUT[network.name])
-        assert network.module is not None  # builds for this target do not export
-        state = {}
-        for name, tensor in network.module.state_dict().items():
-            if name.startswith(left_out):
-                continue
-            state[name] = tensor.to(STORED[precision]).contiguous()
-            if not torch.isfinite(state[name]).all():
-                raise EngineBuildError(
-                    f"{network.name}: weight {name!r} is not finite in {precision}. Build with "
-                    "--precision fp32."
-                )
-        path = out_dir / f"{network.name}.safetensors"
-        save_tensors(state, path)
-        return Compiled([path.name])
-
-    def load(
+    def __init__(
         self,
         bundle: Bundle,
-        network: str,
-        shapes: Mapping[str, tuple[int, ...]],
-        *,
-        precision: str = "auto",
-        threads: int | None = None,
-    ) -> Module:
-        """Build one network's module and give it its weights; see `Backend.load`."""
-        entry = bundle.network(network)
-        dtype = self._dtype(bundle, network, precision)
+        precision: str,
+        threads: int | None,
+        budget: MemoryBudget,
+        device: str = "cpu",
+    ) -> None:
+        self.bundle = bundle
+        self.precision = precision
+        self.budget = budget
+        self.device = device
+        self._threads = threads
+
+    def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
+        """Build one network's module and give it its weights."""
+        entry = self.bundle.network(network)
+        dtype = self.dtype_of(network)
         try:
-            contract = self._contract(bundle, network, dtype)
+            contract = self._describe(network, self._module(network, dtype))
         except (CheckpointError, ConfigError) as error:
             raise BundleError(f"{network}: {error}") from None
         except (MemoryError, torch.OutOfMemoryError):
@@ -198,49 +159,70 @@ class TorchBackend:
             tuple(TensorSpec(s.name, shapes[s.name], s.dtype) for s in contract.inputs),
             tuple(TensorSpec(s.name, output_shapes[s.name], s.dtype) for s in contract.outputs),
             dtype,
-            threads,
+            self._threads,
             self.device,
         )
 
-    def _dtype(self, bundle: Bundle, network: str, precision: str) -> torch.dtype:
-        return _COMPUTED[self.resolve(precision)]
+    def dtype_of(self, network: str) -> torch.dtype:
+        """Return what a network computes in."""
+        return TORCH_DTYPES[self.precision]
 
-    def _contract(self, bundle: Bundle, network: str, dtype: torch.dtype) -> NetworkContract:
-        return self._describe(bundle, network, self._read(bundle, network, dtype))
+    def close(self) -> None:
+        """Do nothing: nothing is left once the modules are closed."""
 
     def _compute(self, module: nn.Module) -> Compute:
         return module
 
-    def _read(self, bundle: Bundle, network: str, dtype: torch.dtype) -> nn.Module:
-        from sdengine.checkpoints.weights import Weights
-
-        files = [bundle.path(name) for name in bundle.network(network).files]
+    def _module(self, network: str, dtype: torch.dtype) -> nn.Module:
+        """Return a network's module with its weights."""
+        files = [self.bundle.path(name) for name in self.bundle.network(network).files]
         weights = Weights(files, lambda name: name)
-        return weights.load_into(lambda: _build(bundle, network), dtype, self.device)
+        return weights.load_into(lambda: _build(self.bundle, network), dtype, self.device)
 
-    def _describe(self, bundle: Bundle, network: str, module: nn.Module) -> NetworkContract:
-        from sdengine.models.contracts import make_contract
-
-        inputs = bundle.network(network).inputs
+    def _describe(self, network: str, module: nn.Module) -> NetworkContract:
+        inputs = self.bundle.network(network).inputs
+        architecture = self.bundle.manifest.architecture
         return make_contract(
             network,
             module,
-            downscale=bundle.manifest.architecture.vae.downscale,
+            downscale=architecture.vae.downscale,
             controlnet=any(tensor.name == "mid_residual" for tensor in inputs),
-            num_time_ids=_num_time_ids(bundle),
+            num_time_ids=5 if architecture.unet.size_conditioning == "aesthetic" else 6,
         )
 
 
-def _num_time_ids(bundle: Bundle) -> int:
-    kind = bundle.manifest.architecture.unet.size_conditioning
-    return 5 if kind == "aesthetic" else 6
+class TorchBackend:
+    """Run bundles of target `torch` on the CPU."""
+
+    name = "torch"
+
+    def available(self) -> tuple[bool, str]:
+        """Say which torch runs the networks."""
+        return True, f"torch {torch.__version__}"
+
+    def resolve(self, precision: str, stored: str = "fp16") -> str:
+        """Return what `auto` means here: bf16 where the processor computes in it, else fp32."""
+        require_cpu_precision(precision)
+        if precision != "auto":
+            return precision
+        return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+    def open(
+        self,
+        bundle: Bundle,
+        *,
+        precision: str = "auto",
+        threads: int | None = None,
+        memory_bytes: int | None = None,
+        low_memory: bool = False,
+    ) -> Session:
+        """Make a session; see `Backend.open`. torch takes memory as it needs it."""
+        budget = unplanned_budget(self.name, memory_bytes)
+        return TorchSession(bundle, self.resolve(precision), threads, budget)
 
 
 def _build(bundle: Bundle, network: str) -> nn.Module:
-    from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
-    from sdengine.models.unet import UNet2DConditionModel, UNetConfig
-    from sdengine.models.vae import AutoencoderKL, VAEConfig
-
+    """Return a network's module without weights."""
     architecture = bundle.manifest.architecture
     module: nn.Module
     encoders = {encoder.network: encoder for encoder in architecture.text_encoders}
@@ -248,11 +230,11 @@ def _build(bundle: Bundle, network: str) -> nn.Module:
         module = CLIPTextEncoder(TextEncoderConfig.from_dict(encoders[network].config))
     elif network == "unet":
         module = UNet2DConditionModel(UNetConfig.from_dict(architecture.unet.config))
-    elif network in _LEFT_OUT:
+    elif network in LEFT_OUT:
         module = AutoencoderKL(VAEConfig.from_dict(architecture.vae.config))
     else:
         raise BundleError(f"network {network!r} is unknown to this release.")
-    for part in _LEFT_OUT[network]:
+    for part in LEFT_OUT[network]:
         parent, _, name = part.rpartition(".")
         delattr(module.get_submodule(parent), name)
     return module

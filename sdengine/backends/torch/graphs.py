@@ -1,4 +1,4 @@
-"""A function's work on the GPU, captured once as a CUDA graph and replayed."""
+"""CUDA graphs: a function's work on the GPU, captured once and replayed."""
 
 from __future__ import annotations
 

@@ -8,11 +8,49 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdengine.backends.torch.cuda import TorchCudaBackend
+from sdengine.backends.memory_budget import MemoryBudget
+from sdengine.backends.torch.cuda import TorchCudaBackend, TorchCudaSession
 from sdengine.backends.torch.eager import Compute
 from sdengine.backends.torch.graphs import GraphedFunction, GraphPool
 from sdengine.backends.torch.triton_ops import Choice, TritonOps
+from sdengine.bundle.reader import Bundle
 from sdengine.models.ops import set_ops
+
+
+class TritonSession(TorchCudaSession):
+    """One bundle of target `torch` on the GPU, by Triton kernels and CUDA graphs.
+
+    Args:
+        bundle, precision, threads, budget, device: as for `TorchCudaSession`.
+        cuda: torch's interface to streams and graphs.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str,
+        threads: int | None,
+        budget: MemoryBudget,
+        device: str,
+        cuda: Any,
+    ) -> None:
+        super().__init__(bundle, precision, threads, budget, device)
+        self._cuda = cuda
+        self._pool = GraphPool(cuda)  # a bundle's networks never run at once
+        self._ops: dict[str, TritonOps] = {}
+
+    def report(self) -> dict[str, tuple[Choice, ...]]:
+        """Return by network which kernels computed what, as far as networks have run yet."""
+        return {network: ops.report() for network, ops in self._ops.items()}
+
+    def _prepare(self, network: str, module: nn.Module) -> None:
+        set_ops(module, self._ops.setdefault(network, TritonOps()))
+        for parameter in module.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+    def _compute(self, module: nn.Module) -> Compute:
+        return GraphedFunction(module, self.device, self._cuda, self._pool)
 
 
 class TritonBackend(TorchCudaBackend):
@@ -28,8 +66,6 @@ class TritonBackend(TorchCudaBackend):
     def __init__(self, device: str = "cuda", cuda: Any = torch.cuda) -> None:
         super().__init__(device)
         self._cuda = cuda
-        self._pool = GraphPool(cuda)  # a bundle's networks never run at once
-        self._ops: dict[str, TritonOps] = {}
 
     def available(self) -> tuple[bool, str]:
         """Say whether torch, triton and a GPU are there, and the versions or what is lacking."""
@@ -46,15 +82,7 @@ class TritonBackend(TorchCudaBackend):
             return False, "TRITON_INTERPRET is set, so that triton would compute on the CPU."
         return True, f"triton {__version__}, {found}"
 
-    def report(self) -> dict[str, tuple[Choice, ...]]:
-        """Return by network which kernels computed what, as far as networks have run yet."""
-        return {network: ops.report() for network, ops in self._ops.items()}
-
-    def _prepare(self, network: str, module: nn.Module) -> None:
-        set_ops(module, self._ops.setdefault(network, TritonOps()))
-        for parameter in module.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-    def _compute(self, module: nn.Module) -> Compute:
-        return GraphedFunction(module, self.device, self._cuda, self._pool)
+    def _session(
+        self, bundle: Bundle, precision: str, threads: int | None, budget: MemoryBudget
+    ) -> TritonSession:
+        return TritonSession(bundle, precision, threads, budget, self.device, self._cuda)

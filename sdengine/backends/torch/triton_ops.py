@@ -1,4 +1,4 @@
-"""The networks' operations by Triton kernels where they compute them, by torch elsewhere."""
+"""Triton operations: by Triton kernels where these compute a shape, by torch elsewhere."""
 
 from __future__ import annotations
 

@@ -12,37 +12,36 @@ import torch
 from numpy.typing import NDArray
 
 from sdengine.backends.native.graph import write_graph
+from sdengine.compilers.base import Compiled, CompileSpec
 from sdengine.compilers.native.importer import Imported, import_graph
 from sdengine.errors import ConfigError, EngineBuildError
 from sdengine.export.network import data_file
+from sdengine.models.dtypes import TORCH_DTYPES
 from sdengine.storage.tensor_file import Kinds, write_tensors
 
 if TYPE_CHECKING:
     from sdengine.export.network import ExportedNetwork
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _KINDS = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 Array = NDArray[Any]
 
 
-def compile_native(network: ExportedNetwork, out_dir: Path, precision: str) -> list[str]:
+def compile_native(network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
     """Write `<name>.graph.json` and `<name>.safetensors`.
 
     Args:
         network: an exported network, in fp32.
         out_dir: an existing folder.
-        precision: what matrices and kernels are stored in: "fp32", "bf16" or "fp16"; vectors stay
-            in fp32. What is computed in is the run time's choice.
-
-    Returns:
-        The names of the two files.
+        spec: only its precision is used, which matrices and kernels are stored in; vectors stay in
+            fp32. What is computed in is the run time's choice.
 
     Raises:
         ExportError: an operator has no step.
         EngineBuildError: a weight is not finite in this precision.
     """
-    if precision not in _DTYPES:
-        raise ConfigError.for_field("precision", precision, ", ".join(_DTYPES))
+    precision = spec.precision
+    if precision not in TORCH_DTYPES:
+        raise ConfigError.for_field("precision", precision, ", ".join(TORCH_DTYPES))
     assert network.onnx_path is not None
     model = onnx.load(str(network.onnx_path), load_external_data=False)
     imported = import_graph(model, network.inputs, network.outputs, network.name)
@@ -59,7 +58,7 @@ def compile_native(network: ExportedNetwork, out_dir: Path, precision: str) -> l
     kinds = dict(sorted(kinds.items(), key=lambda item: (item[1][0] != "F32", item[0])))
     tensors = _tensors(network, imported, stored, kinds, precision)
     write_tensors(weights_path, kinds, tensors)
-    return [graph_path.name, weights_path.name]
+    return Compiled([graph_path.name, weights_path.name])
 
 
 def _tensors(
@@ -84,7 +83,7 @@ def _tensors(
 
 
 def _rounded(network: str, name: str, values: Array, precision: str) -> Array:
-    rounded = torch.from_numpy(np.array(values)).to(_DTYPES[precision])
+    rounded = torch.from_numpy(np.array(values)).to(TORCH_DTYPES[precision])
     if not torch.isfinite(rounded).all():
         raise EngineBuildError(
             f"{network}: weight {name!r} is not finite in {precision}. Build with --precision fp32."

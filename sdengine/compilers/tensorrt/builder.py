@@ -1,4 +1,4 @@
-"""Build engines with TensorRT's or TensorRT-RTX's Python module, and read what its log tells."""
+"""Builder of TensorRT or TensorRT-RTX: make engines with it, and read what its log tells."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sdengine.backends.tensorrt.kept_content import Key
+from sdengine.backends.tensorrt.cache_file import Key
 from sdengine.building.peak_memory import PeakMemory
 from sdengine.compilers.tensorrt import timing_cache
 
@@ -182,7 +182,7 @@ def open_timing_cache(trt: Any, wanted: dict[str, Any] | None) -> TimingCache | 
         return None
     version, cc = str(trt.__version__), int(wanted["compute_capability"])
     key = Key(version, str(wanted["gpu"]), cc)
-    path = timing_cache.kept_path(key) if wanted["path"] is None else Path(wanted["path"])
+    path = timing_cache.cache_path(key) if wanted["path"] is None else Path(wanted["path"])
     return TimingCache(path, key)
 
 

@@ -1,7 +1,8 @@
-"""Compile an ONNX graph to a TensorRT or TensorRT-RTX engine, in a process of its own."""
+"""Compiler of targets tensorrt and tensorrt-rtx: an engine of an ONNX graph, built in a process."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from sdengine import _native
-from sdengine.backends.tensorrt.kept_content import present_gpu
+from sdengine.backends.tensorrt.arena import MAX_CHUNKS, engine_sizes
+from sdengine.backends.tensorrt.cache_file import present_gpu
 from sdengine.building.peak_memory import free_bytes
-from sdengine.bundle.tensors import resolve_shapes
+from sdengine.bundle.manifest import NetworkOptions
+from sdengine.bundle.tensors import resolve_shapes, size_name
 from sdengine.compilers.base import Compiled, CompileSpec
 from sdengine.compilers.tensorrt.gpus import compute_capabilities, known_gpus
 from sdengine.compilers.tensorrt.kernel_choice import NATIVE, TRITON, node_name
@@ -27,15 +30,13 @@ from sdengine.compilers.tensorrt.plugin_nodes import (
     supported_nodes,
 )
 from sdengine.compilers.tensorrt.process import run_job
-from sdengine.errors import ConfigError, OutOfMemoryError
+from sdengine.errors import BackendUnavailableError, ConfigError, OutOfMemoryError
 from sdengine.export.fusion import FusionReport, fuse
 from sdengine.export.lowering import to_plugins, to_standard
 
 if TYPE_CHECKING:
     from sdengine.export.network import ExportedNetwork
 
-CHUNK_TOKENS = 77
-MAX_CHUNKS = 4
 _log = logging.getLogger(__name__)
 # Peak of the builder's process by size of the graph's weights: what was seen, rounded up.
 _MEMORY_PER_WEIGHT_BYTE = 3.0
@@ -75,59 +76,38 @@ def target_capabilities(flavour: Flavour, gpus: tuple[str, ...]) -> list[int]:
             none is present.
     """
     if gpus and not flavour.capabilities:
-        raise ConfigError.for_field(
-            "gpu",
-            ", ".join(gpus),
-            f"nothing: target {flavour.target} builds for the GPU of the machine that it runs on",
-            f"Target {RTX.target} builds ahead for other GPUs.",
+        raise ConfigError(
+            f"gpu: target {flavour.target} builds for the GPU of the machine that it runs on, so "
+            f"{', '.join(gpus)} cannot be named. Leave gpu out, or build for target {RTX.target}, "
+            "which builds ahead for other GPUs."
         )
     if not gpus and not _native.cuda_available()[0]:
-        raise ConfigError.for_field(
-            "gpu",
-            "nothing",
-            f"for target {flavour.target} on a machine without a GPU: "
-            + (known_gpus(flavour.capabilities) or "nothing; build on a machine that has one"),
+        if not flavour.capabilities:
+            raise ConfigError(
+                f"gpu: this machine has none, and target {flavour.target} builds for the GPU that "
+                f"is present. Build on a machine that has one, or for target {RTX.target}."
+            )
+        raise ConfigError(
+            f"gpu: this machine has none to build for, so target {flavour.target} wants to be told "
+            f"one: {known_gpus(flavour.capabilities)}."
         )
     return compute_capabilities(gpus, flavour.target, flavour.capabilities)
 
 
-def rows_of(network: str, batch: int) -> int:
-    """Return how many rows an engine computes at once.
-
-    Guidance evaluates prompt and negative prompt of each image together; images are decoded one
-    by one.
-    """
-    return 2 * batch if network == "unet" else 2 if network.startswith("text_encoder") else 1
-
-
-def usual_sizes(network: str, size: tuple[int, int], batch: int) -> dict[str, int]:
-    """Return the value of each symbol in an engine's shapes, for width and height in pixels."""
-    width, height = size
-    rows = rows_of(network, batch)
-    return {"batch": rows, "height": height, "width": width, "sequence": CHUNK_TOKENS}
-
-
 def profiles_by_size(network: ExportedNetwork, spec: CompileSpec) -> dict[str, Shapes]:
-    """Return the least, usual and largest shape of each input, by image size: "512x768".
-
-    All are fixed but the length of the prompt, in chunks of CHUNK_TOKENS.
-    """
+    """Return the least, usual and largest shape of each input, by image size: "512x768"."""
     found: dict[str, Shapes] = {}
     for size in spec.sizes:
-        sizes = usual_sizes(network.name, size, spec.batch)
         least, most = (
-            resolve_shapes(network.name, network.inputs, {**sizes, "sequence": CHUNK_TOKENS * n})
-            for n in (1, MAX_CHUNKS)
+            resolve_shapes(
+                network.name, network.inputs, engine_sizes(network.name, size, spec.batch, chunks)
+            )
+            for chunks in (1, MAX_CHUNKS)
         )
         found[size_name(size)] = {
             name: (list(least[name]), list(least[name]), list(most[name])) for name in least
         }
     return found
-
-
-def size_name(size: tuple[int, int]) -> str:
-    """Write width and height as people do."""
-    return "x".join(map(str, size))
 
 
 def make_profiles(network: ExportedNetwork, spec: CompileSpec) -> list[Shapes]:
@@ -137,6 +117,27 @@ def make_profiles(network: ExportedNetwork, spec: CompileSpec) -> list[Shapes]:
         if shapes not in profiles:
             profiles.append(shapes)
     return profiles
+
+
+def compile_rtx(network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
+    """Write an engine of TensorRT-RTX; see `compile_engine`."""
+    return _compile_installed(network, out_dir, spec, RTX)
+
+
+def compile_full(network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
+    """Write an engine of full TensorRT; see `compile_engine`."""
+    return _compile_installed(network, out_dir, spec, FULL)
+
+
+def _compile_installed(
+    network: ExportedNetwork, out_dir: Path, spec: CompileSpec, flavour: Flavour
+) -> Compiled:
+    if importlib.util.find_spec(flavour.module) is None:
+        raise BackendUnavailableError(
+            f"target {flavour.target} needs {flavour.module}, which is not installed. Install it: "
+            f"pip install 'sdengine[{flavour.extra}]'."
+        )
+    return compile_engine(network, out_dir, spec, flavour)
 
 
 def compile_engine(
@@ -159,9 +160,9 @@ def compile_engine(
     output = out_dir / f"{network.name}.engine"
     shared = {
         "module": flavour.module,
-        "capabilities": target_capabilities(flavour, spec.gpus),
-        "workspace_bytes": spec.workspace_bytes,
-        "optimization_level": spec.optimization_level,
+        "capabilities": target_capabilities(flavour, spec.tensorrt.gpus),
+        "workspace_bytes": spec.tensorrt.workspace_bytes,
+        "optimization_level": spec.tensorrt.optimization_level,
         "timing_cache": _timing_cache(flavour, spec),
     }
     _check_memory(network.name, network.onnx_path)
@@ -191,7 +192,10 @@ def compile_engine(
         except BaseException:
             output.unlink(missing_ok=True)
             raise
-    options = {**plan.options, **_memory_options(result, network, spec)}
+    told: dict[str, Any] = {**plan.options, **_memory_options(result, network, spec)}
+    if network.name == "unet":
+        told["max_chunks"] = MAX_CHUNKS
+    options = NetworkOptions.model_validate(told)
     return Compiled([output.name], result["peak_bytes"], dict(report.replaced), options)
 
 
@@ -204,16 +208,16 @@ def _plan_kernels(
     run: Run,
 ) -> KernelPlan:
     if plugins_for is None:
-        no_choice = spec.kernels == NATIVE
+        no_choice = spec.tensorrt.kernels == NATIVE
         return native_plan("" if no_choice else "TensorRT-RTX has no plugins")
     supported = supported_nodes(*fused, plugins_for)
-    if spec.kernels == TRITON:
+    if spec.tensorrt.kernels == TRITON:
         return KernelPlan(supported, {"kernels": TRITON})
     profiles = make_profiles(network, spec)
     usual: dict[str, dict[str, int]] = {}
     for size, shapes in zip(spec.sizes, profiles_by_size(network, spec).values(), strict=True):
         if len(usual) < len(profiles) and shapes == profiles[len(usual)]:
-            usual[size_name(size)] = usual_sizes(network.name, size, spec.batch)
+            usual[size_name(size)] = engine_sizes(network.name, size, spec.batch)
     return measured_plan(
         network, model, supported, usual, lambda job: run({**job, "plugins_for": plugins_for})
     )
@@ -237,7 +241,7 @@ def _beside(path: Path, model: onnx.ModelProto) -> Iterator[Path]:
 
 
 def _plugin_target(flavour: Flavour, spec: CompileSpec) -> int | None:
-    if spec.kernels == NATIVE or flavour is RTX:  # which has no plugins
+    if spec.tensorrt.kernels == NATIVE or flavour is RTX:  # which has no plugins
         return None
     return present_gpu()[1]
 
@@ -246,7 +250,7 @@ def _timing_cache(flavour: Flavour, spec: CompileSpec) -> dict[str, Any] | None:
     if flavour is RTX:  # where it has no effect, and would ask the GPU for it
         return None
     gpu, capability = present_gpu()
-    path = None if spec.timing_cache is None else str(spec.timing_cache)
+    path = None if spec.tensorrt.timing_cache is None else str(spec.tensorrt.timing_cache)
     return {"path": path, "gpu": gpu, "compute_capability": capability}
 
 

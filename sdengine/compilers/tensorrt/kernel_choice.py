@@ -1,4 +1,4 @@
-"""Decide node by node whether TensorRT's own kernels or ours compute it, from measured times.
+"""Kernel choice: TensorRT's own kernels or ours for each node, from measured times.
 
 Nodes that compute the same on the same shapes are measured once. Each is timed alone, so what its
 neighbours would be fused with does not show; a plugin, which ends such fusions, must be faster by a

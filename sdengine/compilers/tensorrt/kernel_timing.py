@@ -1,4 +1,4 @@
-"""Time single-node engines on the GPU, in the process that holds the builder.
+"""Kernel timing: engines of one node on the GPU, in the process that holds the builder.
 
 Each candidate is compared with the others of its case in turns, so that a clock that changes
 changes it for all of them.

@@ -1,4 +1,4 @@
-"""Say which fused nodes of a network become plugins of full TensorRT, and why."""
+"""Plugin nodes: which fused nodes of a network become plugins of full TensorRT, and why."""
 
 from __future__ import annotations
 

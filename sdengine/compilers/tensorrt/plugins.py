@@ -1,4 +1,4 @@
-"""The Triton kernels as ahead-of-time plugins of full TensorRT, several tactics each.
+"""Plugins of full TensorRT: the Triton kernels, compiled ahead of time, several tactics each.
 
 TensorRT calls these functions while it builds: one says what comes out, one which tactics there
 are, one gives the machine code of a tactic and how to launch it. The engine then needs no Python.

@@ -1,4 +1,4 @@
-"""Run TensorRT's builder in a process of its own: send a job, pass on progress, end it when asked.
+"""Builder process: send it a job, pass on its progress, end it when asked.
 
 The builder takes several times the network's weights, and it cannot be stopped from outside while
 it computes; a process can be ended at any time and gives everything back.
@@ -39,7 +39,7 @@ def run_job(
     """Let a worker do a job, and pass on how far it is.
 
     Args:
-        job: see `tensorrt_worker`.
+        job: see `worker`.
         name: of the network, for messages.
         progress: told the phase, the steps done and all steps.
         cancel: once set, the worker is ended.

@@ -1,4 +1,4 @@
-"""Foretell what a network computes in at each image size, for bundles to say before they load."""
+"""Scratch of a network at each image size, from its graph, for bundles to say before they load."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import onnx
 
+from sdengine.backends.tensorrt.arena import rows_of
+from sdengine.bundle.tensors import size_name
 from sdengine.compilers.base import CompileSpec
-from sdengine.compilers.tensorrt.engine import rows_of
 from sdengine.export.fusion import fuse
 from sdengine.export.liveness import peak_activation_bytes
 from sdengine.export.static_shapes import fix_shapes
@@ -31,5 +32,5 @@ def scratch_by_size(path: Path, contract: NetworkContract, spec: CompileSpec) ->
         shapes = str(fixed.inputs)
         if shapes not in by_shapes:
             by_shapes[shapes] = peak_activation_bytes(fuse(fix_shapes(model, fixed))[0])
-        found[f"{width}x{height}"] = by_shapes[shapes]
+        found[size_name((width, height))] = by_shapes[shapes]
     return found

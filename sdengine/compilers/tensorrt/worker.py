@@ -1,4 +1,4 @@
-"""Do one job with TensorRT's builder in a process of its own, which `builder_process` starts.
+"""Worker: one job with TensorRT's builder in a process of its own, which `process` starts.
 
 The builder takes several times the network's weights, and what else lies in a process adds to it;
 so this one holds nothing but the builder. It reads a job as JSON from standard input and writes

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds, plan_memory
+from sdengine.backends import get_backend
+from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds
 from sdengine.backends.openvino import OpenVinoBackend
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import ConfigError, OutOfMemoryError
@@ -69,12 +72,13 @@ def bundle() -> Bundle:
 
 
 def test_backends_of_the_processor_do_not_plan(bundle: Bundle) -> None:
-    plan_memory(OpenVinoBackend(), bundle, None, False).check(512, 512)
+    OpenVinoBackend().open(bundle).budget.check(512, 512)
     with pytest.raises(ConfigError, match=r"memory_bytes: 1000 .* None with backend openvino"):
-        plan_memory(OpenVinoBackend(), bundle, 1000, False)
+        OpenVinoBackend().open(bundle, memory_bytes=1000)
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "8GiB", 1 << 50])
-def test_what_is_no_number_of_bytes(bundle: Bundle, value: object) -> None:
+@pytest.mark.parametrize("name", ["openvino", "native"])
+def test_what_is_no_number_of_bytes(bundle: Bundle, name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=r"memory_bytes: .* expected a number of bytes from 1"):
-        plan_memory(OpenVinoBackend(), bundle, value, False)  # type: ignore[arg-type]
+        get_backend(name).open(bundle, memory_bytes=value)

@@ -28,7 +28,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def unet(bundle: Bundle) -> Module:
-    return get_backend("openvino").load(bundle, "unet", SHAPES, precision="fp32", threads=1)
+    return get_backend("openvino").open(bundle, precision="fp32", threads=1).load("unet", SHAPES)
 
 
 def random_inputs() -> dict[str, np.ndarray]:
@@ -93,15 +93,16 @@ def test_closed_module(unet: Module) -> None:
 
 def test_unloadable_network(bundle: Bundle, tmp_path: Path) -> None:
     backend = get_backend("openvino")
+    session = backend.open(bundle)
     with pytest.raises(BundleError, match="no network"):
-        backend.load(bundle, "controlnet", {})
+        session.load("controlnet", {})
     with pytest.raises(BundleError, match="cannot load"):
-        backend.load(bundle, "unet", {"nothing": (1,)})
+        session.load("unet", {"nothing": (1,)})
     broken = make_tiny_bundle(tmp_path / "broken")
     (broken / "unet.xml").write_text("<net")
     manifest = open_bundle_without_checks(broken)
     with pytest.raises(BundleError, match="cannot load"):
-        backend.load(manifest, "unet", SHAPES)
+        backend.open(manifest).load("unet", SHAPES)
 
 
 def open_bundle_without_checks(root: Path) -> Bundle:

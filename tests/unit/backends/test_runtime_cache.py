@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from sdengine.backends.tensorrt import kept_content, runtime_cache
-from sdengine.backends.tensorrt.kept_content import kept_path, load, save
+from sdengine.backends.tensorrt import cache_file, runtime_cache
+from sdengine.backends.tensorrt.cache_file import cache_path, load, save
 from sdengine.backends.tensorrt.runtime_cache import (
     KIND,
     RuntimeCache,
@@ -72,7 +72,7 @@ class Engine:
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path / "kept"))
-    return kept_path(KIND, KEY, KEY.engine[:32])
+    return cache_path(KIND, KEY, KEY.engine[:32])
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -121,7 +121,7 @@ def test_kernels_of_others_are_not_used(
     change: dict[str, Any], expected: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = replace(KEY, **change)
-    place = kept_path(KIND, key, key.engine[:32])
+    place = cache_path(KIND, key, key.engine[:32])
     save(place, KIND, KEY, b"compiled")  # as after an update, or copied there by hand
     cache, engine = RuntimeCache(key), Engine(b"fresh")
     assert cache.config(engine, "user") is not None
@@ -299,7 +299,7 @@ def test_the_driver_is_part_of_the_key_where_it_is_known(
 def test_names_of_kept_files_stay_in_their_folder(place: Path) -> None:
     assert place.name == f"runtime-1.7.1-nvidia-geforce-rtx-4090-sm89-{'ab' * 16}.cache"
     hostile = replace(KEY, tensorrt="../../x", gpu="../../../etc")
-    assert kept_content.kept_path(KIND, hostile, "ab").parent == place.parent
+    assert cache_file.cache_path(KIND, hostile, "ab").parent == place.parent
 
 
 @pytest.mark.tensorrt

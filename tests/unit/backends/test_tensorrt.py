@@ -16,15 +16,18 @@ import torch
 
 from sdengine import _native
 from sdengine.backends import get_backend
+from sdengine.backends.tensorrt.arena import rows_of
 from sdengine.backends.tensorrt.backend import TensorRtBackend, TensorRtRtxBackend
 from sdengine.backends.tensorrt.engine import GpuContext, GpuEngine
-from sdengine.backends.tensorrt.module import GpuModule, from_engine, to_engine
-from sdengine.backends.tensorrt.session import GpuSession
+from sdengine.backends.tensorrt.module import Binding, GpuModule, from_engine, to_engine
+from sdengine.backends.tensorrt.shared_arena import SharedArena
 from sdengine.bundle.manifest import NetworkEntry, TensorEntry
 from sdengine.bundle.tensors import TensorSpec
+from sdengine.compilers import get_compiler
 from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.tensorrt import engine as tensorrt_engine
-from sdengine.compilers.tensorrt.engine import FULL, RTX, compile_engine, make_profiles, rows_of
+from sdengine.compilers.tensorrt.engine import FULL, RTX, compile_engine, make_profiles
+from sdengine.compilers.tensorrt.options import TensorRtOptions
 from sdengine.errors import (
     BackendUnavailableError,
     BundleError,
@@ -46,7 +49,9 @@ UNET = ExportedNetwork(
     None,
     None,
 )
-SPEC = CompileSpec("fp16", ((512, 512), (768, 512)), batch=2, gpus=("sm89",))
+SPEC = CompileSpec(
+    "fp16", ((512, 512), (768, 512)), batch=2, tensorrt=TensorRtOptions(gpus=("sm89",))
+)
 
 
 def test_each_size_has_a_profile_of_fixed_shapes() -> None:
@@ -70,7 +75,7 @@ def test_networks_without_a_size_have_one_profile() -> None:
 def test_gpus_that_nothing_can_be_built_for(tmp_path: Path, gpus: tuple[str, ...]) -> None:
     if not gpus and _native.cuda_available()[0]:
         pytest.skip("this machine has a GPU to build for")
-    spec = CompileSpec("fp16", ((512, 512),), gpus=gpus)
+    spec = CompileSpec("fp16", ((512, 512),), tensorrt=TensorRtOptions(gpus=gpus))
     network = ExportedNetwork("unet", tmp_path / "unet.onnx", UNET.inputs, (), None, None)
     with pytest.raises(ConfigError, match=r"gpu: .*sm89 \(l4, .*rtx4090"):
         compile_engine(network, tmp_path, spec, RTX)
@@ -125,7 +130,9 @@ def test_an_interruption_ends_the_worker_and_leaves_nothing(
         assert (phase, step, steps) == ("unet: Building", 1, 6)
         raise KeyboardInterrupt
 
-    spec = CompileSpec("fp16", ((512, 512),), gpus=("sm89",), progress=interrupt)
+    spec = CompileSpec(
+        "fp16", ((512, 512),), tensorrt=TensorRtOptions(gpus=("sm89",)), progress=interrupt
+    )
     with pytest.raises(KeyboardInterrupt):
         compile_engine(network, tmp_path, spec, RTX)
     with pytest.raises(ProcessLookupError):
@@ -161,7 +168,7 @@ def test_without_the_package_a_build_says_what_to_install(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("tensorrt-rtx", "tensorrt"):
         with pytest.raises(BackendUnavailableError, match=rf"sdengine\[{name}\]"):
-            get_backend(name).compile(UNET, tmp_path, SPEC)
+            get_compiler(name)(UNET, tmp_path, SPEC)
         assert not get_backend(name).available()[0]
 
 
@@ -207,12 +214,12 @@ def make(total: int) -> tuple[GpuModule, Context]:
     """Make a module of any number of rows on an engine of two."""
     device = _native.CpuDevice()
     regions = [("net.x", 12, 0, 0), ("net.t", 8, 0, 0), ("net.y", 12, 0, 0)]
-    session = GpuSession(device, {"set": regions}, 0)
-    context = Context(session.pool, device)
+    arena = SharedArena(device, {"set": regions}, 0)
+    context = Context(arena.pool, device)
     dtypes = {"x": "float16", "t": "float32", "y": "float16"}
     inputs = (TensorSpec("x", (total, 3), "float32"), TensorSpec("t", (total,), "float32"))
     outputs = (TensorSpec("y", (total, 3), "float32"),)
-    return GpuModule(context, session, "set", 2, inputs, outputs, dtypes), context
+    return GpuModule(context, arena, Binding("set", 2, inputs, outputs, dtypes)), context
 
 
 @pytest.mark.parametrize(("total", "runs"), [(1, 1), (2, 1), (3, 2), (6, 3)])
@@ -316,21 +323,21 @@ def test_what_a_context_may_refuse(tmp_path: Path, change: dict[str, Any], messa
         [TensorEntry(name="x", shape=[2, 3], dtype="float32")],
     )
     regions = [("net.x", 24, 0, 0), ("net.scratch", 256, 0, 0)]
-    session = GpuSession(_native.CpuDevice(), {"set": regions}, 0)
+    arena = SharedArena(_native.CpuDevice(), {"set": regions}, 0)
     with pytest.raises(OutOfMemoryError, match="no memory for an execution context"):
-        opened.context(session, "set", 0, {"x": (2, 3)})
+        opened.context(arena, "set", 0, {"x": (2, 3)})
     assert made == ["user"]
     engine.create_execution_context = lambda strategy: context(values)
-    found = opened.context(session, "set", 0, {"x": (2, 3)})
-    at = session.pool.address("set", "net.x"), session.pool.address("set", "net.scratch")
+    found = opened.context(arena, "set", 0, {"x": (2, 3)})
+    at = arena.pool.address("set", "net.x"), arena.pool.address("set", "net.scratch")
     assert ("set_tensor_address", ("x", at[0])) in given
     assert given[-1] == ("set_device_memory", (at[1], 256))
     with pytest.raises(DeviceError, match="net: the engine did not run"):
-        found.enqueue(session.queue.stream)
+        found.enqueue(arena.queue.stream)
     assert found.why_not_capturable(0) == ""  # full TensorRT does not say
     engine.create_execution_context = lambda strategy: context(values | change)
     with pytest.raises(DeviceError, match=message):
-        opened.context(session, "set", 0, {"x": (2, 3)})
+        opened.context(arena, "set", 0, {"x": (2, 3)})
 
 
 def test_precision_is_that_of_the_engine() -> None:

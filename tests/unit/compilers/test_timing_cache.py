@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdengine.backends.tensorrt.kept_content import Key, Loaded
+from sdengine.backends.tensorrt.cache_file import Key, Loaded
 from sdengine.compilers.tensorrt import timing_cache
 from sdengine.compilers.tensorrt.timing_cache import load, save
 
@@ -64,9 +64,9 @@ def test_kept_files_are_named_by_what_they_hold_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path))
-    path = timing_cache.kept_path(KEY)
+    path = timing_cache.cache_path(KEY)
     assert path == tmp_path / "tensorrt/timing-11.4.0-nvidia-geforce-rtx-4090-sm89.cache"
-    hostile = timing_cache.kept_path(Key("../../x", "../../../etc", 89))
+    hostile = timing_cache.cache_path(Key("../../x", "../../../etc", 89))
     assert hostile.parent == path.parent
     save(path, KEY, b"measured")
     assert [file.path for file in timing_cache.KEPT.files()] == [path]

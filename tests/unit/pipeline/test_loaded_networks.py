@@ -8,68 +8,75 @@ from typing import Any
 import pytest
 from support.tiny_bundle import make_tiny_bundle
 
-from sdengine.bundle.reader import Bundle, open_bundle
+from sdengine.backends.memory_budget import MemoryBudget
+from sdengine.bundle.reader import open_bundle
 from sdengine.errors import BundleError, DeviceError
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.loaded_networks import MAX_SHAPES_LOADED, Networks
 
 
-class RecordingBackend:
+class RecordingSession:
     """Loads nothing, and remembers what it was asked for."""
 
-    name = "recording"
+    precision = "fp32"
+    budget = MemoryBudget()
+    max_chunks: int | None = None
 
     def __init__(self) -> None:
-        self.loaded: list[tuple[str, Mapping[str, tuple[int, ...]], dict[str, Any]]] = []
+        self.loaded: list[tuple[str, Mapping[str, tuple[int, ...]]]] = []
+        self.modules_closed = 0
         self.closed = 0
 
-    def load(self, bundle: Bundle, network: str, shapes: Any, **options: Any) -> Any:
-        self.loaded.append((network, shapes, options))
-        return SimpleNamespace(close=self._close)
+    def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        self.loaded.append((network, shapes))
+        return SimpleNamespace(close=self._close_module)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self.closed += 1
 
+    def _close_module(self) -> None:
+        assert not self.closed, "a module is closed after its session"
+        self.modules_closed += 1
+
 
 @pytest.fixture
-def backend() -> RecordingBackend:
-    return RecordingBackend()
+def session() -> RecordingSession:
+    return RecordingSession()
 
 
 @pytest.fixture
-def networks(backend: RecordingBackend, tmp_path: Path) -> Networks:
+def networks(session: RecordingSession, tmp_path: Path) -> Networks:
     bundle = open_bundle(make_tiny_bundle(tmp_path / "tiny"))
-    return Networks(bundle, backend, "fp32", 3)  # type: ignore[arg-type]
+    return Networks(bundle, session)
 
 
-def test_shapes_follow_the_request(networks: Networks, backend: RecordingBackend) -> None:
+def test_shapes_follow_the_request(networks: Networks, session: RecordingSession) -> None:
     networks.get("unet", 2, 64, 128)
-    network, shapes, options = backend.loaded[0]
+    network, shapes = session.loaded[0]
     assert network == "unet"
     assert shapes["sample"] == (2, 4, 8, 16)
     assert shapes["encoder_hidden_states"] == (2, 77, 8)
     assert shapes["mid_residual"] == (2, 4, 1, 2)
-    assert options == {"precision": "fp32", "threads": 3}
 
 
-def test_a_shape_loads_once(networks: Networks, backend: RecordingBackend) -> None:
+def test_a_shape_loads_once(networks: Networks, session: RecordingSession) -> None:
     first = networks.get("unet", 2, 64, 64)
     assert networks.get("unet", 2, 64, 64) is first
     assert networks.get("unet", 1, 64, 64) is not first
-    assert len(backend.loaded) == 2
+    assert len(session.loaded) == 2
 
 
-def test_only_the_latest_shapes_stay(networks: Networks, backend: RecordingBackend) -> None:
+def test_only_the_latest_shapes_stay(networks: Networks, session: RecordingSession) -> None:
     for batch in range(1, MAX_SHAPES_LOADED + 1):
         networks.get("unet", batch, 64, 64)
     networks.get("unet", 1, 64, 64)
     networks.get("unet", 9, 64, 64)
-    loads = len(backend.loaded)
+    loads = len(session.loaded)
     networks.get("unet", 1, 64, 64)
-    assert len(backend.loaded) == loads
+    assert len(session.loaded) == loads
     networks.get("unet", 2, 64, 64)
-    assert len(backend.loaded) == loads + 1
-    assert backend.closed == 0  # whoever still uses it may go on
+    assert len(session.loaded) == loads + 1
+    assert session.modules_closed == 0  # whoever still uses it may go on
 
 
 def test_unknown_network(networks: Networks) -> None:
@@ -77,12 +84,12 @@ def test_unknown_network(networks: Networks) -> None:
         networks.get("controlnet", 1, 64, 64)
 
 
-def test_close(networks: Networks, backend: RecordingBackend) -> None:
+def test_close(networks: Networks, session: RecordingSession) -> None:
     networks.get("unet", 1, 64, 64)
     networks.get("vae_decoder", 1, 64, 64)
     networks.close()
     networks.close()
-    assert backend.closed == 2
+    assert session.modules_closed == 2 and session.closed
     with pytest.raises(DeviceError, match="closed"):
         networks.get("unet", 1, 64, 64)
 

@@ -203,6 +203,21 @@ def test_encoders_may_differ_in_chunks() -> None:
     assert second.num_tokens.tolist() == [[75, 5]]
 
 
+def test_networks_may_take_fewer_chunks_than_the_planner() -> None:
+    architecture = make_planner().architecture
+    files = FILES / "vocab.json", FILES / "merges.txt"
+    options = PromptOptions()
+    few = PromptPlanner(architecture, *files, max_chunks=4)
+    assert few.plan(["cat " * 300], [], 1, options).num_chunks == 4
+    told = (
+        r"negative_prompt: 301 tokens fill 5 chunks of 75; at most 4 chunks, 300 tokens, are "
+        r"accepted by this bundle's engines\. .* target native, which takes 40"
+    )
+    with pytest.raises(ConfigError, match=told):
+        few.plan(["a"], ["cat " * 301], 1, options)
+    assert PromptPlanner(architecture, *files, max_chunks=99).max_chunks == 40
+
+
 def test_limits_name_field_and_numbers(planner: PromptPlanner) -> None:
     options = PromptOptions()
     assert planner.plan(["cat " * 3000], [], 1, options).num_chunks == 40

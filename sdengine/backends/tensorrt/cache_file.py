@@ -1,4 +1,4 @@
-"""Files that keep what TensorRT worked out on one machine, for as long as it holds there.
+"""Cache files of TensorRT: what it worked out on one machine, for as long as it holds there.
 
 A file is a line of text that names its kind, a line of JSON that says what its content holds for,
 and the bytes that TensorRT gave. It is checked before TensorRT sees any of it.
@@ -78,7 +78,7 @@ def present_gpu() -> tuple[str, int]:
     return info["name"], 10 * int(major) + int(minor)
 
 
-def kept_path(kind: Kind, key: Key, of: str = "") -> Path:
+def cache_path(kind: Kind, key: Key, of: str = "") -> Path:
     """Return where a content is kept; see `cache_dir`.
 
     Args:
