@@ -9,8 +9,8 @@
 #include <mutex>
 
 #include "common/errors.h"
-#include "nn/plain.h"
 #include "nn/plan_reader.h"
+#include "nn/rare_ops.h"
 #include "nn/scratch.h"
 
 namespace sdengine::nn {

@@ -8,7 +8,7 @@
 #include <chrono>
 #include <mutex>
 
-#include "nn/isa.h"
+#include "nn/instruction_sets.h"
 #include "nn/network.h"
 #include "nn/packing.h"
 #include "python/arrays.h"

@@ -1,10 +1,10 @@
 // The runtime's devices, memory, graphs and streams. Python names memory by set and region, and
 // what it copies is checked against the region's size.
 
-#include "cuda/cuda_device.h"
+#include "cpu/device.h"
+#include "cuda/device.h"
 #include "python/bindings.h"
 #include "python/queue.h"
-#include "runtime/cpu_device.h"
 
 namespace py = pybind11;
 
@@ -12,6 +12,7 @@ namespace sdengine::python {
 namespace {
 
 using namespace runtime;
+using cpu::CpuDevice;
 using namespace py::literals;
 
 using RegionTuple = std::tuple<std::string, std::size_t, int, int>;

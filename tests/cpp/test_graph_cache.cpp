@@ -2,12 +2,13 @@
 #include <thread>
 
 #include "check.h"
-#include "runtime/cpu_device.h"
+#include "cpu/device.h"
 #include "runtime/graph_cache.h"
 
 namespace {
 
 using namespace sdengine::runtime;
+using sdengine::cpu::CpuDevice;
 
 GraphKey size_key(std::size_t size) { return {"unet", 1, size, size, ""}; }
 

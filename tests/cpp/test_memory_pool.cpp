@@ -1,13 +1,14 @@
 #include <random>
 
 #include "check.h"
-#include "runtime/cpu_device.h"
+#include "cpu/device.h"
 #include "runtime/errors.h"
 #include "runtime/memory_pool.h"
 
 namespace {
 
 using namespace sdengine::runtime;
+using sdengine::cpu::CpuDevice;
 
 bool overlap(std::size_t first, std::size_t first_bytes, std::size_t second,
              std::size_t second_bytes) {

@@ -8,7 +8,7 @@
 
 #include "check.h"
 #include "common/errors.h"
-#include "nn/isa.h"
+#include "nn/instruction_sets.h"
 #include "nn/network.h"
 #include "nn/packing.h"
 

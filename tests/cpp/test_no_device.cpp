@@ -1,7 +1,7 @@
 // Built without CUDA: every entry says why it cannot work instead of doing nothing.
 
 #include "check.h"
-#include "cuda/cuda_device.h"
+#include "cuda/device.h"
 #include "cuda/kernels.h"
 
 namespace {

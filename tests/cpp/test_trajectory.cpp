@@ -7,6 +7,7 @@
 namespace {
 
 using namespace sdengine::runtime;
+using sdengine::cpu::CpuDevice;
 
 constexpr std::size_t kElements = 300;
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "check.h"
-#include "cuda/cuda_device.h"
+#include "cuda/device.h"
 #include "cuda/kernels.h"
 #include "network.h"
 #include "runtime/errors.h"

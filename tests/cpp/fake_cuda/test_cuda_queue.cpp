@@ -3,7 +3,7 @@
 #include "check.h"
 #include "cpu/kernels.h"
 #include "cpu/philox_normal.h"
-#include "cuda/cuda_device.h"
+#include "cuda/device.h"
 #include "network.h"
 #include "runtime/errors.h"
 

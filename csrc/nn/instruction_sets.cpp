@@ -1,4 +1,4 @@
-#include "nn/isa.h"
+#include "nn/instruction_sets.h"
 
 #include <stdexcept>
 

@@ -1,4 +1,4 @@
-#include "nn/plain.h"
+#include "nn/rare_ops.h"
 
 #include <algorithm>
 #include <cmath>
