@@ -2,6 +2,7 @@
 
 #include "cuda/check.h"
 #include "cuda/device.h"
+#include "cuda/info.h"
 #include "cuda/step_kernels.h"
 #include "runtime/errors.h"
 
@@ -157,7 +158,7 @@ class CudaDevice final : public runtime::Device {
                  std::size_t num_pixels, std::uint8_t* out, std::int32_t* not_finite,
                  RawHandle stream) override {
     use();
-    cuda::images_to_uint8(images, type, batch, num_pixels, out, not_finite, stream);
+    cuda::to_pixels(images, type, batch, num_pixels, out, not_finite, as<cudaStream_t>(stream));
   }
 
   void draw_philox(std::uint64_t seed, std::uint32_t number, float* out, std::size_t count,

@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "cuda/check.h"
+#include "cuda/info.h"
 
 namespace sdengine::cuda {
 namespace {
@@ -51,9 +52,7 @@ DeviceInfo device_info(int device) {
   return info;
 }
 
-void synchronize(Stream stream) {
-  check(cudaStreamSynchronize(stream_of(stream)), "waiting for the GPU");
-}
+void synchronize() { check(cudaStreamSynchronize(nullptr), "waiting for the GPU"); }
 
 Buffer::Buffer(std::size_t size_bytes) : size_bytes_(size_bytes) {
   const std::string doing = "allocating " + std::to_string(size_bytes) + " bytes on the GPU";

@@ -1,6 +1,6 @@
 #include "cuda/device.h"
 
-#include "cuda/kernels.h"
+#include "cuda/info.h"
 
 namespace sdengine::cuda {
 

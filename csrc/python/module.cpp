@@ -1,5 +1,5 @@
 #include "common/errors.h"
-#include "cuda/kernels.h"
+#include "cuda/info.h"
 #include "nn/network.h"
 #include "python/bindings.h"
 #include "runtime/errors.h"

@@ -1,5 +1,5 @@
-// Trajectories. Python runs when a step is recorded, where a network cannot be captured, and where
-// noise is a Python function; the interpreter's lock is free otherwise.
+// Trajectories. Python runs when a step is recorded and where a network cannot be captured; the
+// interpreter's lock is free otherwise.
 
 #include <optional>
 #include <variant>
@@ -134,21 +134,21 @@ class SharedTrajectory {
     if (Shape(initial.shape(), initial.shape() + initial.ndim()) != latents_shape_) {
       wrong_shape("initial", initial, "the trajectory's own shape");
     }
-    progress_.cancel = false;
-    progress_.steps_done = next_ = 0;
+    cancel_ = false;
+    next_ = 0;
     program_.emplace(std::move(program));
     const py::gil_scoped_release unlocked;
     const MemoryPool::Lease lease(*pool_, set_);
     trajectory_.start(program_->view, guidance_scale, first);
   }
 
-  void advance(std::size_t count, const py::object& noise) {
+  void advance(std::size_t count, const std::optional<Generators>& noise) {
     const HeldProgram& program = started();
     const DeviceNoise draw = device_noise(noise);
     const std::size_t end = next_ + count;
     const py::gil_scoped_release unlocked;
     const MemoryPool::Lease lease(*pool_, set_);
-    trajectory_.advance(program.view, next_, end, network_, draw, progress_);
+    trajectory_.advance(program.view, next_, end, network_, draw, cancel_);
     next_ = end;
   }
 
@@ -161,7 +161,6 @@ class SharedTrajectory {
       const MemoryPool::Lease lease(*pool_, set_);
       trajectory_.read(program.view.num_steps, target);
     }
-    progress_.steps_done = next_;
     return latents;
   }
 
@@ -188,26 +187,9 @@ class SharedTrajectory {
     trajectory_.resume(program.view, program.guidance_scale, values, next_);
   }
 
-  py::array_t<float> run(const py::array& t, const py::array& c_in, const py::array& A,
-                         const py::array& b, const py::array& d, double guidance_scale,
-                         const py::array& initial, const py::object& noise) {
-    const ClearAtEnd clear{progress_.cancel};
-    const bool is_cancelled = progress_.cancel;
-    start(t, c_in, A, b, d, guidance_scale, initial);
-    if (is_cancelled) progress_.cancel = true;
-    advance(program_->view.num_steps, noise);
-    return read();
-  }
-
-  void cancel() { progress_.cancel = true; }
-  std::size_t steps_done() const { return progress_.steps_done; }
+  void cancel() { cancel_ = true; }
 
  private:
-  struct ClearAtEnd {
-    std::atomic<bool>& flag;
-    ~ClearAtEnd() { flag = false; }
-  };
-
   const HeldProgram& started() const {
     if (!program_) throw py::value_error("start: a program is started first");
     return *program_;
@@ -227,14 +209,13 @@ class SharedTrajectory {
     };
   }
 
-  DeviceNoise device_noise(const py::object& noise) {
-    if (noise.is_none()) {
+  DeviceNoise device_noise(const std::optional<Generators>& noise) {
+    if (!noise.has_value()) {
       return [](float*, RawHandle) {
         throw std::invalid_argument("noise: is None; the program needs noise");
       };
     }
-    if (PyCallable_Check(noise.ptr()) != 0) return called_noise(noise);
-    const auto generators = noise.cast<Generators>();
+    const Generators& generators = *noise;
     const auto batch = static_cast<std::size_t>(latents_shape_[0]);
     if (generators.size() != batch) {
       throw py::value_error("noise: has " + std::to_string(generators.size()) + " generators for " +
@@ -245,19 +226,6 @@ class SharedTrajectory {
         std::visit([&](auto* generator) { draw(*generator, i * count, count, target, stream); },
                    generators[i]);
       }
-    };
-  }
-
-  DeviceNoise called_noise(const py::object& noise) {
-    // The caller keeps it alive for as long as it is called.
-    return [this, function = noise.ptr()](float* target, RawHandle stream) {
-      {
-        const py::gil_scoped_acquire locked;
-        py::array_t<float> fresh(latents_shape_);
-        py::reinterpret_borrow<py::function>(function)(fresh);
-        std::copy_n(fresh.data(), fresh.size(), staged_.data());
-      }
-      upload_staged(0, num_elements_, target, stream);
     };
   }
 
@@ -289,7 +257,7 @@ class SharedTrajectory {
   std::vector<float> staged_;  // noise on its way to the device
   Trajectory trajectory_;
   Network network_;
-  Progress progress_;
+  std::atomic<bool> cancel_{false};
   std::optional<HeldProgram> program_;
   std::size_t next_ = 0;
 };
@@ -313,17 +281,13 @@ void bind_trajectory(py::module_& module) {
            "A"_a.noconvert(), "b"_a.noconvert(), "d"_a.noconvert(), "guidance_scale"_a,
            "initial"_a.noconvert(), "Bring a program and r[0] to the device.")
       .def("advance", &SharedTrajectory::advance, "count"_a, "noise"_a = py::none(),
-           "Queue the next evaluations. noise: a function that fills an array, or generators.")
+           "Queue the next evaluations. noise: a generator for each image of the batch.")
       .def("read", &SharedTrajectory::read, "Wait for what is queued; return r[0].")
       .def("save", &SharedTrajectory::save, "Wait; return all registers, for `resume`.")
       .def("resume", &SharedTrajectory::resume, "registers"_a.noconvert(),
            "Bring the program and saved registers back to the device.")
-      .def("run", &SharedTrajectory::run, "t"_a.noconvert(), "c_in"_a.noconvert(),
-           "A"_a.noconvert(), "b"_a.noconvert(), "d"_a.noconvert(), "guidance_scale"_a,
-           "initial"_a.noconvert(), "noise"_a = py::none(), "Run a program; return the last r[0].")
       .def("cancel", &SharedTrajectory::cancel,
-           "End the run before its next evaluation, or the next run if none is going on.")
-      .def_property_readonly("steps_done", &SharedTrajectory::steps_done);
+           "End `advance`, in another thread, before its next evaluation.");
 }
 
 }  // namespace sdengine::python

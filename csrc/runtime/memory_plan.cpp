@@ -18,7 +18,7 @@ std::size_t aligned(std::size_t size_bytes) {
   return (size_bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-std::size_t checked_sum(const std::vector<Region>& regions) {
+void check_regions(const std::vector<Region>& regions) {
   // Half of the address space, so that no sum below can wrap.
   constexpr std::size_t kMost = std::numeric_limits<std::size_t>::max() / 2;
   std::set<std::string> names;
@@ -37,7 +37,6 @@ std::size_t checked_sum(const std::vector<Region>& regions) {
     }
     sum += aligned(region.size_bytes);
   }
-  return sum;
 }
 
 // The lowest offset at which `size_bytes` fit between the taken ranges.
@@ -56,7 +55,7 @@ std::size_t lowest_gap(std::vector<std::pair<std::size_t, std::size_t>> taken,
 
 MemoryPlan plan_memory(const std::vector<Region>& regions) {
   MemoryPlan plan;
-  plan.sum_bytes = checked_sum(regions);
+  check_regions(regions);
   plan.regions = regions;
   plan.offsets.assign(regions.size(), 0);
 

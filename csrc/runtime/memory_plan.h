@@ -21,7 +21,6 @@ struct MemoryPlan {
   std::vector<Region> regions;
   std::vector<std::size_t> offsets;  // one a region, multiples of kAlignment
   std::size_t size_bytes = 0;
-  std::size_t sum_bytes = 0;  // what the regions would take side by side
 };
 
 // Lays the largest regions out first, each at the lowest place where it fits.

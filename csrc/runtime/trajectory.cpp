@@ -89,23 +89,12 @@ Trajectory::Trajectory(const MemoryPool& pool, const std::string& set, const Tra
       buffers_(buffers_in(pool, set, shape)),
       stream_(stream != nullptr ? std::move(stream)
                                 : std::make_shared<const Stream>(make_stream(device_))),
-      step_events_{make_event(device_), make_event(device_)},
-      noise_(shape.num_elements) {}
+      step_events_{make_event(device_), make_event(device_)} {}
 
 Trajectory::~Trajectory() { come_to_rest(); }
 
 void Trajectory::warm_up(const Network& network) {
   if (launch_ == Launch::kGraph) graphs_.warm_up(key_, record_step(network));
-}
-
-void Trajectory::run(const Program& program, double guidance_scale, const Network& network,
-                     const float* initial, const NoiseSource& noise, Progress& progress,
-                     float* latents) {
-  start(program, guidance_scale, initial);
-  progress.steps_done = 0;
-  advance(program, 0, program.num_steps, network, uploaded(noise), progress);
-  read(program.num_steps, latents);
-  progress.steps_done = program.num_steps;
 }
 
 void Trajectory::start(const Program& program, double guidance_scale, const float* initial) {
@@ -119,9 +108,10 @@ void Trajectory::start(const Program& program, double guidance_scale, const floa
 }
 
 void Trajectory::advance(const Program& program, std::size_t first, std::size_t end,
-                         const Network& network, const DeviceNoise& noise, Progress& progress) {
+                         const Network& network, const DeviceNoise& noise,
+                         const std::atomic<bool>& cancel) {
   check_range("end", end, 0, program.num_steps);
-  or_rest([&] { queue_steps(program, first, end, network, noise, progress); });
+  or_rest([&] { queue_steps(program, first, end, network, noise, cancel); });
 }
 
 void Trajectory::read(std::size_t num_steps, float* latents) {
@@ -175,30 +165,18 @@ GraphCache::Record Trajectory::record_step(const Network& network) const {
   };
 }
 
-DeviceNoise Trajectory::uploaded(const NoiseSource& noise) {
-  return [this, &noise](float* target, RawHandle stream) {
-    noise(noise_.data());
-    device_->upload(target, noise_.data(), shape_.num_elements * sizeof(float), stream);
-  };
-}
-
 void Trajectory::upload_table(const Program& program, double guidance_scale, std::size_t next) {
   const StepTable table(program, guidance_scale, shape_.max_steps, shape_.max_registers, next);
   device_->upload(buffers_.state, table.data(), table.size_bytes(), stream());
 }
 
 void Trajectory::queue_steps(const Program& program, std::size_t first, std::size_t end,
-                             const Network& network, const DeviceNoise& noise, Progress& progress) {
+                             const Network& network, const DeviceNoise& noise,
+                             const std::atomic<bool>& cancel) {
   const GraphCache::Record record = record_step(network);
   for (std::size_t k = first; k < end; ++k) {
-    if (k >= first + kQueueDepth) {
-      device_->wait_for(step_events_[k % kQueueDepth].raw());
-      progress.steps_done = k - kQueueDepth + 1;
-    }
-    if (k > first && device_->is_done(step_events_[(k - 1) % kQueueDepth].raw())) {
-      progress.steps_done = k;
-    }
-    if (progress.cancel) {
+    if (k >= first + kQueueDepth) device_->wait_for(step_events_[k % kQueueDepth].raw());
+    if (cancel) {
       throw Cancelled("cancelled before evaluation " + std::to_string(k + 1) + " of " +
                       std::to_string(program.num_steps));
     }

@@ -100,7 +100,7 @@ struct Server {
   std::shared_ptr<const Stream> stream = std::make_shared<const Stream>(make_stream(device));
   MemoryPool pool{device, {{"set", trajectory_regions(shape)}}, 0};
   GraphCache graphs{device, 2};
-  Progress progress;
+  std::atomic<bool> cancel{false};
   std::vector<float> initial = unit_noise(kElements), latents = std::vector<float>(kElements);
   std::size_t recordings = 0;
 
@@ -112,15 +112,6 @@ struct Server {
     return [this, whole = fake_cuda_network<__half>(of.buffers())](RawHandle target) {
       ++recordings;
       whole(target);
-    };
-  }
-
-  // Noise that is drawn on the device: of the host's formula, so that results can be compared.
-  DeviceNoise noise(std::size_t& draws) {
-    return [this, &draws](float* target, RawHandle where) {
-      std::vector<float> fresh(kElements);
-      counted_noise(kElements, draws)(fresh.data());
-      device->upload(target, fresh.data(), kElements * sizeof(float), where);
     };
   }
 
@@ -148,7 +139,8 @@ void parts_equal_the_whole() {
     trajectory.start(program.view(), 3.0, server.initial.data());
     for (const std::size_t end : {1, 2, 9, 17}) {
       const std::size_t first = end == 1 ? 0 : end == 2 ? 1 : end == 9 ? 2 : 9;
-      trajectory.advance(program.view(), first, end, network, server.noise(draws), server.progress);
+      trajectory.advance(program.view(), first, end, network,
+                         counted_noise(server.device, kElements, draws), server.cancel);
       // Somebody else writes where the registers were, and this goes on from what it saved.
       trajectory.save(3, registers.data());
       server.device->fill(trajectory.buffers().registers, 0xff, 3 * kElements * sizeof(float),
@@ -179,12 +171,12 @@ void a_dropped_graph_goes_before_what_it_came_from() {
   server.graphs.drop({"unet", 1, 8, 8, ""});
   CHECK(fake_cuda::counters().live_graphs == 0);
   std::size_t draws = 0;
-  trajectory.run(program.view(), 3.0, network, server.initial.data(),
-                 counted_noise(kElements, draws), server.progress, server.latents.data());
+  run_program(trajectory, program, 3.0, network, server.initial,
+              counted_noise(server.device, kElements, draws), server.cancel, server.latents);
   server.check_result(program);
   CHECK(server.recordings == 2);
   CHECK_THROWS(std::invalid_argument,
-               trajectory.advance(program.view(), 0, 5, network, nullptr, server.progress));
+               trajectory.advance(program.view(), 0, 5, network, nullptr, server.cancel));
   CHECK_THROWS(std::invalid_argument,
                trajectory.resume(program.view(), 3.0, server.initial.data(), 5));
   CHECK_THROWS(std::invalid_argument, trajectory.save(5, server.initial.data()));
