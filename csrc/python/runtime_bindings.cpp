@@ -106,7 +106,7 @@ void bind_runtime(py::module_& module) {
            "target"_a, "dtype"_a, "Queue target = factor * source[first:first+count].")
       .def("to_pixels", &Queue::to_pixels, "set"_a, "images"_a, "dtype"_a, "height"_a, "width"_a,
            "pixels"_a, "flag"_a, "Turn an image of -1 to 1 into [H,W,3] uint8 on the device.");
-  bind_trajectory(module);
+  bind_program_runner(module);
 }
 
 }  // namespace sdengine::python

@@ -4,7 +4,7 @@
 #include "sample_program.h"
 
 // SampleProgram::predict as a network of the CPU device.
-inline sdengine::runtime::Network cpu_network(
+inline sdengine::runtime::Denoiser cpu_network(
     const std::shared_ptr<sdengine::cpu::CpuDevice>& device,
     const sdengine::runtime::StepBuffers& buffers, Evaluations* evaluations = nullptr) {
   return [device, buffers, evaluations](sdengine::runtime::RawHandle stream) {

@@ -4,7 +4,7 @@
 #include <random>
 #include <vector>
 
-#include "runtime/trajectory.h"
+#include "runtime/program_runner.h"
 
 // A made-up sampler program, and the same trajectory computed in plain double arithmetic.
 struct SampleProgram {
@@ -88,14 +88,14 @@ inline sdengine::runtime::DeviceNoise counted_noise(
 }
 
 // Runs a program from its first step to its last and writes the last r[0] to latents.
-inline void run_program(sdengine::runtime::Trajectory& trajectory, const SampleProgram& program,
-                        double guidance_scale, const sdengine::runtime::Network& network,
+inline void run_program(sdengine::runtime::ProgramRunner& runner, const SampleProgram& program,
+                        double guidance_scale, const sdengine::runtime::Denoiser& network,
                         const std::vector<float>& initial,
                         const sdengine::runtime::DeviceNoise& noise,
                         const std::atomic<bool>& cancel, std::vector<float>& latents) {
-  trajectory.start(program.view(), guidance_scale, initial.data());
-  trajectory.advance(program.view(), 0, program.K, network, noise, cancel);
-  trajectory.read(program.K, latents.data());
+  runner.start(program.view(), guidance_scale, initial.data());
+  runner.advance(program.view(), 0, program.K, network, noise, cancel);
+  runner.read(program.K, latents.data());
 }
 
 inline std::vector<float> unit_noise(std::size_t count, unsigned seed = 7) {

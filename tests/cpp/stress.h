@@ -13,7 +13,7 @@ namespace stress {
 
 using namespace sdengine::runtime;
 
-using MakeNetwork = std::function<Network(const StepBuffers&, Evaluations*)>;
+using MakeNetwork = std::function<Denoiser(const StepBuffers&, Evaluations*)>;
 
 inline std::size_t num_requests() {
   const char* const given = std::getenv("SDENGINE_STRESS_REQUESTS");
@@ -52,20 +52,20 @@ struct Desk {
   Size size;
   std::atomic<bool> cancel{false};
   Evaluations evaluations;
-  Trajectory trajectory;
+  ProgramRunner runner;
   std::size_t recordings = 0;
-  Network network;
+  Denoiser network;
   const StepBuffers first_addresses;
 
   Desk(const Size& its_size, const MemoryPool& pool, GraphCache& graphs, const MakeNetwork& make)
       : size(its_size),
-        trajectory(pool, size.set, size.shape, graphs,
-                   {"unet", size.shape.copies, size.edge, size.edge, ""}),
-        network([this, whole = make(trajectory.buffers(), &evaluations)](RawHandle stream) {
+        runner(pool, size.set, size.shape, graphs,
+               {"unet", size.shape.copies, size.edge, size.edge, ""}),
+        network([this, whole = make(runner.buffers(), &evaluations)](RawHandle stream) {
           ++recordings;
           whole(stream);
         }),
-        first_addresses(trajectory.buffers()) {
+        first_addresses(runner.buffers()) {
     evaluations.cancel = &cancel;
   }
 };
@@ -100,7 +100,7 @@ inline void serve(Desk& desk, MemoryPool& pool, std::mt19937& engine, Tally& tal
   std::size_t draws = 0;
   const MemoryPool::Lease lease(pool, desk.size.set);
   try {
-    run_program(desk.trajectory, program, guidance_scale, desk.network, initial,
+    run_program(desk.runner, program, guidance_scale, desk.network, initial,
                 counted_noise(pool.device(), initial.size(), draws), desk.cancel, latents);
     CHECK(fate != 0 && desk.evaluations.num_done == K);
     check_latents(desk, program, initial, guidance_scale, latents);
@@ -128,7 +128,7 @@ inline void run(const std::shared_ptr<Device>& device, const MakeNetwork& make) 
   for (std::size_t request = 0; request < num_requests(); ++request) {
     Desk& desk = *desks[engine() % desks.size()];
     serve(desk, pool, engine, tally);
-    const StepBuffers& now = desk.trajectory.buffers();
+    const StepBuffers& now = desk.runner.buffers();
     CHECK(now.registers == desk.first_addresses.registers && now.rows == desk.first_addresses.rows);
     if (request % 100 == 0) {
       CHECK_THROWS(sdengine::OutOfMemoryError, Block(device, std::size_t{1} << 40));

@@ -24,22 +24,22 @@ struct Server {
   std::shared_ptr<Device> device = sdengine::cuda::make_device(0);
   MemoryPool pool;
   GraphCache graphs{device, 1};
-  Trajectory trajectory;
+  ProgramRunner runner;
   std::atomic<bool> cancel{false};
   std::size_t recordings = 0;
   Evaluations evaluations;
-  Network network;
+  Denoiser network;
   std::vector<float> initial = unit_noise(kElements), latents = std::vector<float>(kElements);
 
   explicit Server(DataType type, std::size_t copies = 2)
       : shape{kElements, copies, 3, 20, 4, type},
         pool(device, {{"set", trajectory_regions(shape)}}, 0),
-        trajectory(pool, "set", shape, graphs, {"unet", 1, 8, 8, ""}),
-        network([this, whole = fake_cuda_network<T>(trajectory.buffers(), &evaluations)](
-                    RawHandle stream) {
-          ++recordings;
-          whole(stream);
-        }) {
+        runner(pool, "set", shape, graphs, {"unet", 1, 8, 8, ""}),
+        network(
+            [this, whole = fake_cuda_network<T>(runner.buffers(), &evaluations)](RawHandle stream) {
+              ++recordings;
+              whole(stream);
+            }) {
     evaluations.cancel = &cancel;
   }
 
@@ -47,7 +47,7 @@ struct Server {
     std::size_t draws = 0;
     evaluations.num_done = 0;
     cancel = false;
-    run_program(trajectory, program, 3.0, network, initial, counted_noise(device, kElements, draws),
+    run_program(runner, program, 3.0, network, initial, counted_noise(device, kElements, draws),
                 cancel, latents);
   }
 
@@ -203,7 +203,7 @@ void a_fault_is_an_error_and_not_a_crash() {
   fake_cuda::reset();
   {
     Server<float> server(DataType::kFloat32);
-    server.trajectory.warm_up(server.network);
+    server.runner.warm_up(server.network);
     fake_cuda::fault_next_kernel();
     CHECK_THROWS(sdengine::DeviceError, server.run(SampleProgram(5, 1, false)));
     CHECK_THROWS(sdengine::DeviceError, server.run(SampleProgram(5, 1, false)));

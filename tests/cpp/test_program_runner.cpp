@@ -16,9 +16,9 @@ struct Fixture {
   std::shared_ptr<CpuDevice> device = std::make_shared<CpuDevice>();
   MemoryPool pool;
   GraphCache graphs;
-  Trajectory trajectory;
+  ProgramRunner runner;
   std::size_t recordings = 0;
-  Network network;
+  Denoiser network;
   std::atomic<bool> cancel{false};
   std::vector<float> initial = unit_noise(kElements);
   std::vector<float> latents = std::vector<float>(kElements);
@@ -27,15 +27,15 @@ struct Fixture {
       : shape{kElements, copies, 3, 60, 4, DataType::kFloat32},
         pool(device, {{"set", trajectory_regions(shape)}}, 0),
         graphs(device, 2),
-        trajectory(pool, "set", shape, graphs, {"unet", 1, 8, 8, ""}),
-        network([this, whole = cpu_network(device, trajectory.buffers())](RawHandle stream) {
+        runner(pool, "set", shape, graphs, {"unet", 1, 8, 8, ""}),
+        network([this, whole = cpu_network(device, runner.buffers())](RawHandle stream) {
           ++recordings;
           whole(stream);
         }) {}
 
   void run(const SampleProgram& program, double guidance_scale = 7.5) {
     std::size_t draws = 0;
-    run_program(trajectory, program, guidance_scale, network, initial,
+    run_program(runner, program, guidance_scale, network, initial,
                 counted_noise(device, kElements, draws), cancel, latents);
   }
 
@@ -68,12 +68,12 @@ void matches_the_formula_with_one_graph() {
 void every_timestep_value_is_written() {
   Fixture f;
   f.run(SampleProgram(5, 1, false));
-  for (std::size_t i = 0; i < 3; ++i) CHECK(f.trajectory.buffers().timestep[i] == 1.0f);
+  for (std::size_t i = 0; i < 3; ++i) CHECK(f.runner.buffers().timestep[i] == 1.0f);
 }
 
 void warms_up_without_running() {
   Fixture f;
-  f.trajectory.warm_up(f.network);
+  f.runner.warm_up(f.network);
   CHECK(f.recordings == 1);
   f.run(SampleProgram(4, 1, false));
   CHECK(f.recordings == 1);
@@ -81,7 +81,7 @@ void warms_up_without_running() {
 
 void cancels_in_the_middle_and_runs_again() {
   Fixture f;
-  const Network whole = f.network;
+  const Denoiser whole = f.network;
   int evaluations = 0;
   f.network = [&](RawHandle stream) {
     whole(stream);
@@ -118,7 +118,7 @@ void passes_on_what_networks_and_noise_throw() {
   Fixture f;
   const SampleProgram program(6, 1, true);
   bool fails = true;
-  const Network whole = f.network;
+  const Denoiser whole = f.network;
   f.network = [&](RawHandle stream) {
     f.device->enqueue(
         [&] {
@@ -130,8 +130,8 @@ void passes_on_what_networks_and_noise_throw() {
   CHECK_THROWS(std::logic_error, f.run(program));
   fails = false;
   const auto no_noise = [](float*, RawHandle) { throw std::logic_error("noise"); };
-  CHECK_THROWS(std::logic_error, run_program(f.trajectory, program, 1.0, f.network, f.initial,
-                                             no_noise, f.cancel, f.latents));
+  CHECK_THROWS(std::logic_error, run_program(f.runner, program, 1.0, f.network, f.initial, no_noise,
+                                             f.cancel, f.latents));
   f.run(program);
   f.check_result(program);
 }
@@ -143,8 +143,8 @@ void refuses_what_does_not_fit() {
   CHECK_THROWS(std::invalid_argument, f.run(SampleProgram(0, 1, false)));
   TrajectoryShape larger = f.shape;
   larger.num_elements *= 2;
-  CHECK_THROWS(std::invalid_argument, Trajectory(f.pool, "set", larger, f.graphs, {}));
-  CHECK_THROWS(std::invalid_argument, Trajectory(f.pool, "other", f.shape, f.graphs, {}));
+  CHECK_THROWS(std::invalid_argument, ProgramRunner(f.pool, "set", larger, f.graphs, {}));
+  CHECK_THROWS(std::invalid_argument, ProgramRunner(f.pool, "other", f.shape, f.graphs, {}));
   for (const TrajectoryShape bad : {TrajectoryShape{0, 1, 1, 1, 1, DataType::kFloat32},
                                     TrajectoryShape{SIZE_MAX, 1, 1, 1, 1, DataType::kFloat32},
                                     TrajectoryShape{1, 3, 1, 1, 1, DataType::kFloat32},

@@ -31,7 +31,7 @@ std::vector<Region> trajectory_regions(const TrajectoryShape& shape);
 
 // Queues one evaluation of the network: reads sample and timestep, writes noise_pred. It is
 // recorded into a graph once and not called again for that graph's key.
-using Network = std::function<void(RawHandle stream)>;
+using Denoiser = std::function<void(RawHandle stream)>;
 
 // Queues [num_elements] unit noise for the next evaluation that needs some: target is the region
 // "noise".
@@ -51,21 +51,21 @@ enum class Launch { kGraph, kPlain };
 //
 // Whatever throws, DeviceError or what the network or the noise throws, leaves nothing queued, and
 // the object can start again.
-class Trajectory {
+class ProgramRunner {
  public:
   // pool: holds trajectory_regions(shape) in the set named `set`. Pool and graphs must outlive this
   // object. stream: where to queue; null for one of its own.
   // Throws std::invalid_argument for a region that is missing or too small.
-  Trajectory(const MemoryPool& pool, const std::string& set, const TrajectoryShape& shape,
-             GraphCache& graphs, GraphKey key, Launch launch = Launch::kGraph,
-             std::shared_ptr<const Stream> stream = nullptr);
+  ProgramRunner(const MemoryPool& pool, const std::string& set, const TrajectoryShape& shape,
+                GraphCache& graphs, GraphKey key, Launch launch = Launch::kGraph,
+                std::shared_ptr<const Stream> stream = nullptr);
   // Waits for what is queued.
-  ~Trajectory();
-  Trajectory(const Trajectory&) = delete;
-  Trajectory& operator=(const Trajectory&) = delete;
+  ~ProgramRunner();
+  ProgramRunner(const ProgramRunner&) = delete;
+  ProgramRunner& operator=(const ProgramRunner&) = delete;
 
   // Captures the step's graph ahead of the first image.
-  void warm_up(const Network& network);
+  void warm_up(const Denoiser& network);
 
   // Brings a program and r[0] [num_elements] to the device; the other registers start as zero.
   // Throws std::invalid_argument for a program that is too long or has too many registers.
@@ -74,7 +74,7 @@ class Trajectory {
   // Queues the evaluations `first` to `end` - 1 of the program that was started. The work may still
   // run when this returns. cancel: set by another thread to end before the next evaluation.
   // Throws Cancelled.
-  void advance(const Program& program, std::size_t first, std::size_t end, const Network& network,
+  void advance(const Program& program, std::size_t first, std::size_t end, const Denoiser& network,
                const DeviceNoise& noise, const std::atomic<bool>& cancel);
 
   // Waits, and writes r[0] [num_elements]. Throws NonFiniteError naming the evaluation of
@@ -95,10 +95,10 @@ class Trajectory {
   // Steps that may be queued ahead: enough to keep a GPU busy, few enough to cancel at once.
   static constexpr std::size_t kQueueDepth = 2;
 
-  GraphCache::Record record_step(const Network& network) const;
+  GraphCache::Record record_step(const Denoiser& network) const;
   void upload_table(const Program& program, double guidance_scale, std::size_t next);
   void queue_steps(const Program& program, std::size_t first, std::size_t end,
-                   const Network& network, const DeviceNoise& noise,
+                   const Denoiser& network, const DeviceNoise& noise,
                    const std::atomic<bool>& cancel);
   void come_to_rest() noexcept;
   template <typename Work>

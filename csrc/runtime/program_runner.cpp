@@ -1,4 +1,4 @@
-#include "runtime/trajectory.h"
+#include "runtime/program_runner.h"
 
 #include <limits>
 #include <stdexcept>
@@ -78,9 +78,9 @@ std::vector<Region> trajectory_regions(const TrajectoryShape& shape) {
   };
 }
 
-Trajectory::Trajectory(const MemoryPool& pool, const std::string& set, const TrajectoryShape& shape,
-                       GraphCache& graphs, GraphKey key, Launch launch,
-                       std::shared_ptr<const Stream> stream)
+ProgramRunner::ProgramRunner(const MemoryPool& pool, const std::string& set,
+                             const TrajectoryShape& shape, GraphCache& graphs, GraphKey key,
+                             Launch launch, std::shared_ptr<const Stream> stream)
     : device_(pool.device()),
       shape_(shape),
       graphs_(graphs),
@@ -91,13 +91,13 @@ Trajectory::Trajectory(const MemoryPool& pool, const std::string& set, const Tra
                                 : std::make_shared<const Stream>(make_stream(device_))),
       step_events_{make_event(device_), make_event(device_)} {}
 
-Trajectory::~Trajectory() { come_to_rest(); }
+ProgramRunner::~ProgramRunner() { come_to_rest(); }
 
-void Trajectory::warm_up(const Network& network) {
+void ProgramRunner::warm_up(const Denoiser& network) {
   if (launch_ == Launch::kGraph) graphs_.warm_up(key_, record_step(network));
 }
 
-void Trajectory::start(const Program& program, double guidance_scale, const float* initial) {
+void ProgramRunner::start(const Program& program, double guidance_scale, const float* initial) {
   or_rest([&] {
     upload_table(program, guidance_scale, 0);
     const std::size_t size_bytes = shape_.num_elements * sizeof(float);
@@ -107,14 +107,14 @@ void Trajectory::start(const Program& program, double guidance_scale, const floa
   });
 }
 
-void Trajectory::advance(const Program& program, std::size_t first, std::size_t end,
-                         const Network& network, const DeviceNoise& noise,
-                         const std::atomic<bool>& cancel) {
+void ProgramRunner::advance(const Program& program, std::size_t first, std::size_t end,
+                            const Denoiser& network, const DeviceNoise& noise,
+                            const std::atomic<bool>& cancel) {
   check_range("end", end, 0, program.num_steps);
   or_rest([&] { queue_steps(program, first, end, network, noise, cancel); });
 }
 
-void Trajectory::read(std::size_t num_steps, float* latents) {
+void ProgramRunner::read(std::size_t num_steps, float* latents) {
   or_rest([&] {
     StepState state{};
     device_->download(&state, buffers_.state, sizeof state, stream());
@@ -127,7 +127,7 @@ void Trajectory::read(std::size_t num_steps, float* latents) {
   });
 }
 
-void Trajectory::save(std::size_t num_registers, float* registers) {
+void ProgramRunner::save(std::size_t num_registers, float* registers) {
   check_range("registers", num_registers, 1, shape_.max_registers);
   or_rest([&] {
     device_->download(registers, buffers_.registers,
@@ -136,8 +136,8 @@ void Trajectory::save(std::size_t num_registers, float* registers) {
   });
 }
 
-void Trajectory::resume(const Program& program, double guidance_scale, const float* registers,
-                        std::size_t next) {
+void ProgramRunner::resume(const Program& program, double guidance_scale, const float* registers,
+                           std::size_t next) {
   check_range("next", next, 0, program.num_steps);
   or_rest([&] {
     upload_table(program, guidance_scale, next);
@@ -148,7 +148,7 @@ void Trajectory::resume(const Program& program, double guidance_scale, const flo
 
 // What is queued still uses the buffers when something throws; the next run must find them at rest.
 template <typename Work>
-void Trajectory::or_rest(const Work& work) {
+void ProgramRunner::or_rest(const Work& work) {
   try {
     work();
   } catch (...) {
@@ -157,7 +157,7 @@ void Trajectory::or_rest(const Work& work) {
   }
 }
 
-GraphCache::Record Trajectory::record_step(const Network& network) const {
+GraphCache::Record ProgramRunner::record_step(const Denoiser& network) const {
   return [this, &network](RawHandle stream) {
     device_->prepare_step(buffers_, stream);
     network(stream);
@@ -165,14 +165,14 @@ GraphCache::Record Trajectory::record_step(const Network& network) const {
   };
 }
 
-void Trajectory::upload_table(const Program& program, double guidance_scale, std::size_t next) {
+void ProgramRunner::upload_table(const Program& program, double guidance_scale, std::size_t next) {
   const StepTable table(program, guidance_scale, shape_.max_steps, shape_.max_registers, next);
   device_->upload(buffers_.state, table.data(), table.size_bytes(), stream());
 }
 
-void Trajectory::queue_steps(const Program& program, std::size_t first, std::size_t end,
-                             const Network& network, const DeviceNoise& noise,
-                             const std::atomic<bool>& cancel) {
+void ProgramRunner::queue_steps(const Program& program, std::size_t first, std::size_t end,
+                                const Denoiser& network, const DeviceNoise& noise,
+                                const std::atomic<bool>& cancel) {
   const GraphCache::Record record = record_step(network);
   for (std::size_t k = first; k < end; ++k) {
     if (k >= first + kQueueDepth) device_->wait_for(step_events_[k % kQueueDepth].raw());
@@ -190,7 +190,7 @@ void Trajectory::queue_steps(const Program& program, std::size_t first, std::siz
   }
 }
 
-void Trajectory::come_to_rest() noexcept {
+void ProgramRunner::come_to_rest() noexcept {
   try {
     device_->synchronize(stream());
   } catch (const DeviceError&) {

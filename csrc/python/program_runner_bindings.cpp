@@ -1,12 +1,12 @@
-// Trajectories. Python runs when a step is recorded and where a network cannot be captured; the
-// interpreter's lock is free otherwise.
+// Sampler programs on a device. Python runs when a step is recorded and where a network cannot be
+// captured; the interpreter's lock is free otherwise.
 
 #include <optional>
 #include <variant>
 
 #include "python/generators.h"
 #include "python/queue.h"
-#include "runtime/trajectory.h"
+#include "runtime/program_runner.h"
 
 namespace py = pybind11;
 
@@ -99,23 +99,23 @@ class WithoutCollection {
   const bool was_enabled_;
 };
 
-class SharedTrajectory {
+class SharedRunner {
  public:
-  SharedTrajectory(std::shared_ptr<MemoryPool> pool, std::string set,
-                   std::shared_ptr<SharedGraphs> graphs, const KeyTuple& key, const Shape& shape,
-                   std::size_t copies, std::size_t max_steps, std::size_t max_registers,
-                   py::function network, const std::string& dtype,
-                   std::optional<std::size_t> num_timesteps, bool captured,
-                   const std::shared_ptr<Queue>& queue)
+  SharedRunner(std::shared_ptr<MemoryPool> pool, std::string set,
+               std::shared_ptr<SharedGraphs> graphs, const KeyTuple& key, const Shape& shape,
+               std::size_t copies, std::size_t max_steps, std::size_t max_registers,
+               py::function network, const std::string& dtype,
+               std::optional<std::size_t> num_timesteps, bool captured,
+               const std::shared_ptr<Queue>& queue)
       : pool_(std::move(pool)),
         graphs_(std::move(graphs)),
         queue_(queue),
         set_(std::move(set)),
         latents_shape_(shape),
-        trajectory_(*pool_, set_,
-                    shape_of(shape, copies, max_steps, max_registers, dtype, num_timesteps),
-                    graphs_of(*graphs_), key_of(key), captured ? Launch::kGraph : Launch::kPlain,
-                    queue_ == nullptr ? nullptr : queue_->stream()),
+        runner_(*pool_, set_,
+                shape_of(shape, copies, max_steps, max_registers, dtype, num_timesteps),
+                graphs_of(*graphs_), key_of(key), captured ? Launch::kGraph : Launch::kPlain,
+                queue_ == nullptr ? nullptr : queue_->stream()),
         network_(wrap(std::move(network))) {
     num_elements_ = 1;
     for (const py::ssize_t size : shape) num_elements_ *= static_cast<std::size_t>(size);
@@ -124,7 +124,7 @@ class SharedTrajectory {
 
   void warm_up() {
     const py::gil_scoped_release unlocked;
-    trajectory_.warm_up(network_);
+    runner_.warm_up(network_);
   }
 
   void start(const py::array& t, const py::array& c_in, const py::array& A, const py::array& b,
@@ -139,7 +139,7 @@ class SharedTrajectory {
     program_.emplace(std::move(program));
     const py::gil_scoped_release unlocked;
     const MemoryPool::Lease lease(*pool_, set_);
-    trajectory_.start(program_->view, guidance_scale, first);
+    runner_.start(program_->view, guidance_scale, first);
   }
 
   void advance(std::size_t count, const std::optional<Generators>& noise) {
@@ -148,7 +148,7 @@ class SharedTrajectory {
     const std::size_t end = next_ + count;
     const py::gil_scoped_release unlocked;
     const MemoryPool::Lease lease(*pool_, set_);
-    trajectory_.advance(program.view, next_, end, network_, draw, cancel_);
+    runner_.advance(program.view, next_, end, network_, draw, cancel_);
     next_ = end;
   }
 
@@ -159,7 +159,7 @@ class SharedTrajectory {
     {
       const py::gil_scoped_release unlocked;
       const MemoryPool::Lease lease(*pool_, set_);
-      trajectory_.read(program.view.num_steps, target);
+      runner_.read(program.view.num_steps, target);
     }
     return latents;
   }
@@ -172,7 +172,7 @@ class SharedTrajectory {
     float* const target = registers.mutable_data();
     const py::gil_scoped_release unlocked;
     const MemoryPool::Lease lease(*pool_, set_);
-    trajectory_.save(R, target);
+    runner_.save(R, target);
     return registers;
   }
 
@@ -184,7 +184,7 @@ class SharedTrajectory {
     }
     const py::gil_scoped_release unlocked;
     const MemoryPool::Lease lease(*pool_, set_);
-    trajectory_.resume(program.view, program.guidance_scale, values, next_);
+    runner_.resume(program.view, program.guidance_scale, values, next_);
   }
 
   void cancel() { cancel_ = true; }
@@ -201,7 +201,7 @@ class SharedTrajectory {
   }
 
   // Graphs of the CPU device may outlive this object, so the network owns all that it touches.
-  static Network wrap(py::function network) {
+  static Denoiser wrap(py::function network) {
     return [function = share(std::move(network))](RawHandle stream) {
       const py::gil_scoped_acquire locked;
       const WithoutCollection uncollected;
@@ -255,8 +255,8 @@ class SharedTrajectory {
   const Shape latents_shape_;
   std::size_t num_elements_ = 0;
   std::vector<float> staged_;  // noise on its way to the device
-  Trajectory trajectory_;
-  Network network_;
+  ProgramRunner runner_;
+  Denoiser network_;
   std::atomic<bool> cancel_{false};
   std::optional<HeldProgram> program_;
   std::size_t next_ = 0;
@@ -264,11 +264,12 @@ class SharedTrajectory {
 
 }  // namespace
 
-void bind_trajectory(py::module_& module) {
+void bind_program_runner(py::module_& module) {
   module.def("trajectory_regions", &regions, "shape"_a, "copies"_a, "max_steps"_a,
              "max_registers"_a, "dtype"_a = "float32", "num_timesteps"_a = py::none(),
              "Tell which regions a trajectory needs in its memory pool.");
-  py::class_<SharedTrajectory>(module, "Trajectory", "Sampler programs run without Python between.")
+  py::class_<SharedRunner>(module, "ProgramRunner",
+                           "Runs sampler programs on a device without Python between the steps.")
       .def(py::init<std::shared_ptr<MemoryPool>, std::string, std::shared_ptr<SharedGraphs>,
                     const KeyTuple&, const Shape&, std::size_t, std::size_t, std::size_t,
                     py::function, const std::string&, std::optional<std::size_t>, bool,
@@ -276,17 +277,17 @@ void bind_trajectory(py::module_& module) {
            "pool"_a, "set"_a, "graphs"_a, "key"_a, "shape"_a, "copies"_a, "max_steps"_a,
            "max_registers"_a, "network"_a, "dtype"_a = "float32", "num_timesteps"_a = py::none(),
            "captured"_a = true, "queue"_a = nullptr)
-      .def("warm_up", &SharedTrajectory::warm_up, "Capture the step ahead of the first image.")
-      .def("start", &SharedTrajectory::start, "t"_a.noconvert(), "c_in"_a.noconvert(),
+      .def("warm_up", &SharedRunner::warm_up, "Capture the step ahead of the first image.")
+      .def("start", &SharedRunner::start, "t"_a.noconvert(), "c_in"_a.noconvert(),
            "A"_a.noconvert(), "b"_a.noconvert(), "d"_a.noconvert(), "guidance_scale"_a,
            "initial"_a.noconvert(), "Bring a program and r[0] to the device.")
-      .def("advance", &SharedTrajectory::advance, "count"_a, "noise"_a = py::none(),
+      .def("advance", &SharedRunner::advance, "count"_a, "noise"_a = py::none(),
            "Queue the next evaluations. noise: a generator for each image of the batch.")
-      .def("read", &SharedTrajectory::read, "Wait for what is queued; return r[0].")
-      .def("save", &SharedTrajectory::save, "Wait; return all registers, for `resume`.")
-      .def("resume", &SharedTrajectory::resume, "registers"_a.noconvert(),
+      .def("read", &SharedRunner::read, "Wait for what is queued; return r[0].")
+      .def("save", &SharedRunner::save, "Wait; return all registers, for `resume`.")
+      .def("resume", &SharedRunner::resume, "registers"_a.noconvert(),
            "Bring the program and saved registers back to the device.")
-      .def("cancel", &SharedTrajectory::cancel,
+      .def("cancel", &SharedRunner::cancel,
            "End `advance`, in another thread, before its next evaluation.");
 }
 
