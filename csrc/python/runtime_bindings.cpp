@@ -17,13 +17,17 @@ using namespace py::literals;
 
 using RegionTuple = std::tuple<std::string, std::size_t, int, int>;
 
+std::vector<Region> regions_of(const std::vector<RegionTuple>& given) {
+  std::vector<Region> regions;
+  for (const auto& [name, size_bytes, first_stage, last_stage] : given) {
+    regions.push_back({name, size_bytes, first_stage, last_stage});
+  }
+  return regions;
+}
+
 MemoryPool::Sets sets_of(const std::map<std::string, std::vector<RegionTuple>>& given) {
   MemoryPool::Sets sets;
-  for (const auto& [name, regions] : given) {
-    for (const auto& [region, size_bytes, first_stage, last_stage] : regions) {
-      sets[name].push_back({region, size_bytes, first_stage, last_stage});
-    }
-  }
+  for (const auto& [name, regions] : given) sets[name] = regions_of(regions);
   return sets;
 }
 
@@ -76,11 +80,12 @@ void bind_memory(py::module_& module) {
           "set"_a, "region"_a, "Tell where a region lies.");
   module.def(
       "plan_regions",
-      [](const std::vector<RegionTuple>& regions) {
-        const MemoryPlan plan = plan_memory(sets_of({{"set", regions}}).at("set"));
-        return plan.size_bytes;
+      [](const std::vector<RegionTuple>& regions, std::size_t alignment) {
+        const MemoryPlan plan = plan_memory(regions_of(regions), alignment);
+        return py::make_tuple(plan.size_bytes, plan.offsets);
       },
-      "regions"_a, "Tell how many bytes regions take in an arena.");
+      "regions"_a, "alignment"_a = kAlignment,
+      "Lay regions out in an arena; return its bytes and where each region begins.");
 }
 
 }  // namespace

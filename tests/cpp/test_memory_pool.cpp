@@ -58,6 +58,7 @@ void refuses_bad_regions() {
   CHECK_THROWS(std::invalid_argument, plan_memory({{"a", 1, 0, 0}, {"a", 1, 1, 1}}));
   CHECK_THROWS(std::invalid_argument, plan_memory({{"a", 1, 1, 0}}));
   CHECK_THROWS(std::invalid_argument, plan_memory({{"a", SIZE_MAX, 0, 0}}));
+  CHECK_THROWS(std::invalid_argument, plan_memory({{"a", 1, 0, 0}}, 48));
   CHECK_THROWS(std::invalid_argument,
                plan_memory({{"a", SIZE_MAX / 2, 0, 0}, {"b", SIZE_MAX / 2, 0, 0}}));
 }

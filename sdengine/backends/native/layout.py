@@ -12,15 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sdengine.backends.native.buffers import Buffer, plan_buffers, whole_lines
+from sdengine import _native
 from sdengine.backends.native.graph import Graph, Port, Step
 from sdengine.backends.native.map_sizes import Size, map_sizes, port_shape
 
+_CACHE_LINE_BYTES = 64
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int64": 8}
 _VIEWS = ("concat", "stack", "slice", "cut", "constant")
 # What can write another type than it reads.
 _WIDENING = ("linear", "conv", "add", "activation", "select")
 _Map = dict[str, Any]
+_Region = tuple[str, int, int, int]
 
 
 @dataclass
@@ -72,7 +74,9 @@ class _Layout:
     dtype: str
     places: dict[str, _Place] = field(default_factory=dict)
     copied: dict[str, list[tuple[int, str, _Place]]] = field(default_factory=dict)
-    buffers: dict[str, Buffer] = field(default_factory=dict)
+    # By the value or the crossing that it holds: name, bytes, first and last moment in use.
+    regions: dict[str, _Region] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         steps = self.graph.steps
@@ -130,7 +134,7 @@ class _Layout:
         item = ITEM_BYTES[self.types[root]]
         start = image * whole.height * whole.width * whole.channels + channel
         return {
-            "offset": self.buffers[root].offset + start * item,
+            "offset": self.offsets[root] + start * item,
             "type": self.types[root],
             "images": size.images,
             "height": size.height,
@@ -198,18 +202,20 @@ class _Layout:
             use(port.value, end)
         for root, moments in spans.items():
             size = self.sizes[root].elements * ITEM_BYTES[self.types[root]]
-            self.buffers[root] = Buffer(whole_lines(size), min(moments), max(moments))
+            self.regions[root] = (root, size, min(moments), max(moments))
         for port in self.graph.inputs:
             if self._needs_region(port, True):
                 self._add_region(f"input {port.name}", port, 0)
         for port in self.graph.outputs:
             if self._needs_region(port, False):
                 self._add_region(f"output {port.name}", port, end)
-        self.total = plan_buffers(list(self.buffers.values()))
+        regions = list(self.regions.values())
+        self.total, offsets = _native.plan_regions(regions, _CACHE_LINE_BYTES)
+        self.offsets = dict(zip(self.regions, offsets, strict=True))
 
     def _add_region(self, key: str, port: Port, moment: int) -> None:
         size = self.sizes[port.value].elements * ITEM_BYTES[port.dtype]
-        self.buffers[key] = Buffer(whole_lines(size), moment, moment)
+        self.regions[key] = (key, size, moment, moment)
 
     def _cross(self, port: Port, key: str, *, inward: bool) -> tuple[_Map, _Map]:
         """Return the map of what is outside, and the copy between it and the value."""
@@ -222,7 +228,7 @@ class _Layout:
             outer_size = size
             outer_strides = [height * width * channels, width * channels, channels, 1]
         outer = {
-            "offset": self.buffers[key].offset,
+            "offset": self.offsets[key],
             "type": port.dtype,
             "images": outer_size.images,
             "height": outer_size.height,

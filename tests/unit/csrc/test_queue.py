@@ -216,8 +216,3 @@ def test_parts_want_to_be_started_and_cancelled_ones_go_on() -> None:
         runner.advance(1, noise_source().generators[:1])
     with pytest.raises(DeviceError):
         _native.cuda_device(999)
-
-
-def test_regions_of_stages_that_never_meet_are_counted_once() -> None:
-    regions = [("text", 1000, 0, 0), ("unet", 3000, 1, 1), ("latents", 256, 0, 1)]
-    assert _native.plan_regions(regions) == 3072 + 256
