@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 class _BuildInfo(TypedDict):
     compiler: str
-    isa: str
+    instruction_sets: list[str]
     cuda: str | None
 
 class _DeviceInfo(TypedDict):

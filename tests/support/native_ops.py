@@ -164,7 +164,12 @@ def conv(
         op.weight("scales", scales)
     if bias is not None:
         op.weight("bias", bias.astype(np.float32))
-    op.record["numbers"] = {"kernel": kernel, "step": step, "pad": pad, "upsample": int(upsample)}
+    op.record["numbers"] = {
+        "kernel": kernel,
+        "stride": step,
+        "padding": pad,
+        "upsample": int(upsample),
+    }
     set_words(op, {"weight_kind": kind, "activation": "none"})
     return op
 

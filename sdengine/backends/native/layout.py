@@ -275,7 +275,7 @@ class _Layout:
             numbers["upsample"] = int(step.upsample)
             if step.tile:
                 return _record("winograd", step, maps, numbers | {"tile": step.tile}, words)
-            numbers |= {"kernel": step.kernel, "step": step.step, "pad": step.pad}
+            numbers |= {"kernel": step.kernel, "stride": step.step, "padding": step.pad}
         elif kind == "group_norm":
             numbers = {"groups": step.groups, "epsilon": step.epsilon}
             words = {"activation": step.activation}
