@@ -7,19 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdengine.errors import ConfigError
-from sdengine.kernels.launching import compute_capability, dtype_name, launch
+from sdengine.kernels import dtypes, grids, launching, support
 from sdengine.kernels.targets import target_of
-from sdengine.kernels.variants import (
-    ELEMENT_BYTES,
-    MAX_GRID_YZ,
-    MAX_INT32,
-    POINTER_TYPES,
-    Specialisation,
-    Variant,
-    cdiv,
-    dtype_support,
-    require,
-)
+from sdengine.kernels.variants import Specialisation, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +90,7 @@ def supports(shape: AttentionShape, dtype: str, cc: int | None) -> tuple[bool, s
         dtype: of q, k, v and the output.
         cc: compute capability times ten, or None for Triton's interpreter.
     """
-    known, reason = dtype_support(dtype, cc)
+    known, reason = support.of_dtype(dtype, cc)
     if not known:
         return known, reason
     if cc is None and dtype == "bfloat16":
@@ -116,8 +106,8 @@ def supports(shape: AttentionShape, dtype: str, cc: int | None) -> tuple[bool, s
         return False, f"head dimension {shape.head_dim} is none of {', '.join(map(str, HEAD_DIMS))}"
     if shape.keys < 1:
         return False, "there are no keys, so the softmax has no value"
-    if max(shape.heads, shape.batch) > MAX_GRID_YZ:
-        return False, f"{shape.heads} heads of {shape.batch} images; at most {MAX_GRID_YZ} of each"
+    if max(shape.heads, shape.batch) > grids.MAX_YZ:
+        return False, f"{shape.heads} heads of {shape.batch} images; at most {grids.MAX_YZ} of each"
     if cc is not None and not variants(shape, dtype, cc):
         return False, f"no variant fits the shared memory of compute capability {cc / 10}"
     return True, ""
@@ -132,7 +122,7 @@ def variants(shape: AttentionShape, dtype: str, cc: int | None) -> tuple[Variant
 
     def rank(variant: Variant) -> tuple[int, int]:
         m, n = variant.constants["BLOCK_M"], variant.constants["BLOCK_N"]
-        return cdiv(shape.queries, m) * m * cdiv(shape.keys, n) * n, -m * n
+        return grids.cdiv(shape.queries, m) * m * grids.cdiv(shape.keys, n) * n, -m * n
 
     limit = None if cc is None else target_of(cc).shared_bytes_per_block
     fitting = [
@@ -167,7 +157,7 @@ def specialise(
     if not 0 < scale < math.inf:
         raise ConfigError.for_field("scale", scale, "a positive number or None")
     main, tail = HEAD_DIMS[shape.head_dim]
-    pointer = POINTER_TYPES[dtype]
+    pointer = dtypes.POINTER_TYPES[dtype]
     integers = ("num_queries", "num_keys", *_STRIDES)
     return Specialisation(
         OP,
@@ -183,7 +173,7 @@ def specialise(
             "MAIN": main,
             "TAIL": tail,
             "TAIL_DOT": max(tail, _MIN_TERMS) if tail else 0,
-            "UNIT": unit or 16 // ELEMENT_BYTES[dtype],
+            "UNIT": unit or 16 // dtypes.ELEMENT_BYTES[dtype],
             **variant.constants,
         },
         variant,
@@ -197,7 +187,7 @@ def cost(shape: AttentionShape, dtype: str) -> tuple[int, int]:
     Keys and values count once: that they are read again is left to the L2 cache.
     """
     rows = shape.batch * shape.heads
-    moved = 2 * rows * (shape.queries + shape.keys) * shape.head_dim * ELEMENT_BYTES[dtype]
+    moved = 2 * rows * (shape.queries + shape.keys) * shape.head_dim * dtypes.ELEMENT_BYTES[dtype]
     seen = shape.queries * shape.keys
     if shape.causal:
         seen = sum(min(query + 1, shape.keys) for query in range(shape.queries))
@@ -233,9 +223,9 @@ def attention(
     import torch
 
     shape = _shape_of(q, k, v, causal)
-    dtype = dtype_name(q)
-    cc = compute_capability({"q": q, "k": k, "v": v})
-    require(supports(shape, dtype, cc), OP)
+    dtype = dtypes.dtype_name(q)
+    cc = launching.compute_capability({"q": q, "k": k, "v": v})
+    support.require(supports(shape, dtype, cc), OP)
     B, S, heads, D = shape.batch, shape.queries, shape.heads, shape.head_dim
     out = torch.empty((B, S, heads, D), dtype=q.dtype, device=q.device).transpose(1, 2)
     tensors = {"q": q, "k": k, "v": v, "out": out}
@@ -246,8 +236,8 @@ def attention(
         for name, tensor in tensors.items()
         for i, axis in enumerate(("batch", "head", "row"))
     }
-    grid = (cdiv(S, chosen.constants["BLOCK_M"]), heads, B)
-    launch(
+    grid = (grids.cdiv(S, chosen.constants["BLOCK_M"]), heads, B)
+    launching.launch(
         specialise(shape, dtype, chosen, scale, unit),
         grid,
         {**tensors, "num_queries": S, "num_keys": shape.keys, **strides},
@@ -264,7 +254,7 @@ def _shape_of(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> AttentionShape:
         and q.dtype == k.dtype == v.dtype
     )
     if not fits:
-        found = [(list(tensor.shape), dtype_name(tensor)) for tensor in (q, k, v)]
+        found = [(list(tensor.shape), dtypes.dtype_name(tensor)) for tensor in (q, k, v)]
         accepted = "[B,heads,S,D], [B,heads,T,D], [B,heads,T,D] of one type"
         raise ConfigError.for_field("q, k, v", found, accepted)
     batch, heads, queries, head_dim = q.shape
@@ -273,7 +263,7 @@ def _shape_of(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> AttentionShape:
 
 def _unit(tensors: dict[str, Tensor]) -> int:
     """Return the largest unit of up to 16 bytes that all strides are multiples of."""
-    unit = 16 // int(ELEMENT_BYTES[dtype_name(tensors["q"])])
+    unit = 16 // int(dtypes.ELEMENT_BYTES[dtypes.dtype_name(tensors["q"])])
     for name, tensor in tensors.items():
         *strides, last = tensor.stride()
         if last != 1 and tensor.shape[3] > 1:
@@ -281,9 +271,9 @@ def _unit(tensors: dict[str, Tensor]) -> int:
             raise ConfigError.for_field(
                 f"{name}.stride()", tensor.stride(), "a last one of 1", hint
             )
-        if tensor.shape[2] * strides[2] > MAX_INT32 or max(strides) > MAX_INT32:
+        if tensor.shape[2] * strides[2] > grids.MAX_INT32 or max(strides) > grids.MAX_INT32:
             raise ConfigError.for_field(
-                f"{name}.stride()", tensor.stride(), f"up to {MAX_INT32} elements a head"
+                f"{name}.stride()", tensor.stride(), f"up to {grids.MAX_INT32} elements a head"
             )
         unit = math.gcd(unit, *strides)
     return unit

@@ -1,11 +1,11 @@
-"""Compile kernels ahead of time, for any target, on a machine without a GPU."""
+"""Compiler of kernels ahead of time, for any target, on a machine without a GPU."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from sdengine.errors import ConfigError, EngineBuildError
-from sdengine.kernels.launching import interprets
+from sdengine.kernels.launching import interprets, kernel_of
 from sdengine.kernels.ptx import assemble, parse_entry, without_scratch
 from sdengine.kernels.targets import WARP_SIZE, target_of
 from sdengine.kernels.variants import Specialisation
@@ -54,7 +54,7 @@ def compile_kernel(
         raise ConfigError(
             "TRITON_INTERPRET: is set, so kernels are interpreted; unset it to compile them."
         )
-    kernel = specialisation.kernel()
+    kernel = kernel_of(specialisation)
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 

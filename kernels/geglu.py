@@ -6,18 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdengine.errors import ConfigError
-from sdengine.kernels.launching import compute_capability, dtype_name, launch
-from sdengine.kernels.variants import (
-    ELEMENT_BYTES,
-    MAX_GRID_YZ,
-    MAX_INT32,
-    POINTER_TYPES,
-    Specialisation,
-    Variant,
-    cdiv,
-    dtype_support,
-    require,
-)
+from sdengine.kernels import dtypes, grids, launching, support
+from sdengine.kernels.variants import Specialisation, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,14 +37,14 @@ def supports(shape: GegluShape, dtype: str, cc: int | None) -> tuple[bool, str]:
         dtype: of input and output.
         cc: compute capability times ten, or None for Triton's interpreter.
     """
-    known, reason = dtype_support(dtype, cc)
+    known, reason = support.of_dtype(dtype, cc)
     if not known:
         return known, reason
     smallest = min(variant.constants["BLOCK_WIDTH"] for variant in VARIANTS)
-    if not 1 <= shape.width <= smallest * MAX_GRID_YZ:
-        return False, f"rows of {shape.width} results; 1 to {smallest * MAX_GRID_YZ} are covered"
-    if shape.rows > MAX_INT32:
-        return False, f"{shape.rows} rows; at most {MAX_INT32}"
+    if not 1 <= shape.width <= smallest * grids.MAX_YZ:
+        return False, f"rows of {shape.width} results; 1 to {smallest * grids.MAX_YZ} are covered"
+    if shape.rows > grids.MAX_INT32:
+        return False, f"{shape.rows} rows; at most {grids.MAX_INT32}"
     return True, ""
 
 
@@ -63,7 +53,7 @@ def variants(shape: GegluShape, dtype: str, cc: int | None) -> tuple[Variant, ..
 
     def idle(variant: Variant) -> int:
         rows, block = variant.constants["ROWS"], variant.constants["BLOCK_WIDTH"]
-        computed = cdiv(shape.rows, rows) * rows * cdiv(shape.width, block) * block
+        computed = grids.cdiv(shape.rows, rows) * rows * grids.cdiv(shape.width, block) * block
         return int(computed) - shape.rows * shape.width
 
     return tuple(sorted(VARIANTS, key=idle))
@@ -77,7 +67,7 @@ def specialise(shape: GegluShape, dtype: str, variant: Variant) -> Specialisatio
         dtype: of input and output.
         variant: one of `variants`.
     """
-    pointer = POINTER_TYPES[dtype]
+    pointer = dtypes.POINTER_TYPES[dtype]
     return Specialisation(
         OP,
         "geglu.geglu_kernel",
@@ -91,7 +81,7 @@ def specialise(shape: GegluShape, dtype: str, variant: Variant) -> Specialisatio
 def cost(shape: GegluShape, dtype: str) -> tuple[int, int]:
     """Return the bytes that must move and the operations, erf counted as one."""
     elements = shape.rows * shape.width
-    return 3 * elements * ELEMENT_BYTES[dtype], 6 * elements
+    return 3 * elements * dtypes.ELEMENT_BYTES[dtype], 6 * elements
 
 
 def geglu(x: Tensor, *, variant: Variant | None = None) -> Tensor:
@@ -115,13 +105,13 @@ def geglu(x: Tensor, *, variant: Variant | None = None) -> Tensor:
         raise ConfigError.for_field("x", found, "[...,2N] with N of 1 and more, contiguous")
     width = x.shape[-1] // 2
     shape = GegluShape(x.numel() // (2 * width), width)
-    dtype = dtype_name(x)
-    cc = compute_capability({"x": x})
-    require(supports(shape, dtype, cc), OP)
+    dtype = dtypes.dtype_name(x)
+    cc = launching.compute_capability({"x": x})
+    support.require(supports(shape, dtype, cc), OP)
     chosen = variant or variants(shape, dtype, cc)[0]
     out = torch.empty((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
     rows, block = chosen.constants["ROWS"], chosen.constants["BLOCK_WIDTH"]
-    grid = (cdiv(shape.rows, rows), cdiv(width, block))
+    grid = (grids.cdiv(shape.rows, rows), grids.cdiv(width, block))
     arguments = {"x": x, "num_rows": shape.rows, "out": out}
-    launch(specialise(shape, dtype, chosen), grid, arguments)
+    launching.launch(specialise(shape, dtype, chosen), grid, arguments)
     return out

@@ -6,19 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sdengine.errors import ConfigError
-from sdengine.kernels.launching import compute_capability, dtype_name, launch
-from sdengine.kernels.variants import (
-    ELEMENT_BYTES,
-    MAX_GRID_YZ,
-    MAX_INT32,
-    POINTER_TYPES,
-    Specialisation,
-    Variant,
-    cdiv,
-    dtype_support,
-    next_power_of_two,
-    require,
-)
+from sdengine.kernels import dtypes, grids, launching, support
+from sdengine.kernels.variants import Specialisation, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +55,7 @@ class GroupNormShape:
     @property
     def pad_channels(self) -> int:
         """Channels of a group with those that only fill it up to a power of two."""
-        return int(next_power_of_two(self.group_channels))
+        return int(grids.next_power_of_two(self.group_channels))
 
 
 def supports(shape: GroupNormShape, dtype: str, cc: int | None) -> tuple[bool, str]:
@@ -77,7 +66,7 @@ def supports(shape: GroupNormShape, dtype: str, cc: int | None) -> tuple[bool, s
         dtype: of the maps.
         cc: compute capability times ten, or None for Triton's interpreter.
     """
-    known, reason = dtype_support(dtype, cc)
+    known, reason = support.of_dtype(dtype, cc)
     if not known:
         return known, reason
     if shape.num_groups < 1 or shape.channels < 1 or shape.channels % shape.num_groups:
@@ -88,10 +77,10 @@ def supports(shape: GroupNormShape, dtype: str, cc: int | None) -> tuple[bool, s
         )
     if shape.positions < 1:
         return False, "a map without positions has no mean"
-    if shape.channels * shape.positions > MAX_INT32:
+    if shape.channels * shape.positions > grids.MAX_INT32:
         return False, f"an image of {shape.channels} x {shape.positions} elements; at most 2^31 - 1"
-    if max(shape.batch, shape.num_groups) > MAX_GRID_YZ:
-        return False, f"{shape.batch} images, {shape.num_groups} groups; at most {MAX_GRID_YZ}"
+    if max(shape.batch, shape.num_groups) > grids.MAX_YZ:
+        return False, f"{shape.batch} images, {shape.num_groups} groups; at most {grids.MAX_YZ}"
     return True, ""
 
 
@@ -102,10 +91,10 @@ def variants(shape: GroupNormShape, dtype: str, cc: int | None) -> tuple[Variant
     two kernels, `specialise_partial` and `specialise_apply`.
     """
     found = []
-    padded = shape.pad_channels * next_power_of_two(shape.positions)
+    padded = shape.pad_channels * grids.next_power_of_two(shape.positions)
     for warps, most in _RESIDENT_ELEMENTS.items():
         if padded <= most:
-            block = next_power_of_two(shape.positions)
+            block = grids.next_power_of_two(shape.positions)
             constants = {"BLOCK_P": block, "RESIDENT": 1}
             found.append(Variant(f"resident_p{block}w{warps}", constants, warps, 1, _SHARED_BYTES))
     looped = []
@@ -116,7 +105,7 @@ def variants(shape: GroupNormShape, dtype: str, cc: int | None) -> tuple[Variant
     if shape.group_channels * shape.positions <= _SPLIT_ABOVE_ELEMENTS:
         return (*found, *looped)
     block = max(1, _TILE_ELEMENTS // shape.pad_channels)
-    fewest = next_power_of_two(cdiv(shape.positions, _MAX_CHUNKS))
+    fewest = grids.next_power_of_two(grids.cdiv(shape.positions, _MAX_CHUNKS))
     chunk = max(block, _CHUNK_ELEMENTS // shape.pad_channels, fewest)
     constants = {"BLOCK_P": block, "CHUNK_P": chunk}
     return (Variant(f"split_p{block}c{chunk}w8", constants, 8, 1, _SHARED_BYTES), *looped)
@@ -156,11 +145,11 @@ def specialise_apply(
 ) -> Specialisation:
     """Return the second kernel of a split variant: reads the partials and writes the result."""
     names = ("x", "weight", "bias", "residual", "embedding", "partials")
-    chunks = cdiv(shape.positions, variant.constants["CHUNK_P"])
+    chunks = grids.cdiv(shape.positions, variant.constants["CHUNK_P"])
     constants = {
         "EPS": eps,
         "SILU": silu,
-        "PAD_CHUNKS": next_power_of_two(chunks),
+        "PAD_CHUNKS": grids.next_power_of_two(chunks),
         **_layout(shape),
         **variant.constants,
     }
@@ -194,7 +183,7 @@ def _specialisation(
     absent = {name for name in (*inputs, *outputs) if not present.get(name, True)}
     types = {"partials": "*fp32", "num_positions": "i32"}
     arguments = tuple(
-        (name, types.get(name, POINTER_TYPES[dtype]))
+        (name, types.get(name, dtypes.POINTER_TYPES[dtype]))
         for name in (*inputs, "num_positions", *outputs)
         if name not in absent
     )
@@ -214,7 +203,7 @@ def cost(shape: GroupNormShape, dtype: str) -> tuple[int, int]:
     vectors = 2 * shape.channels + shape.time_embedding * shape.batch * shape.channels
     added = shape.residual + shape.time_embedding
     # Mean, deviation and its square: 4. Normalise, scale and shift: 4. SiLU: 4.
-    return (maps * elements + vectors) * ELEMENT_BYTES[dtype], (12 + added) * elements
+    return (maps * elements + vectors) * dtypes.ELEMENT_BYTES[dtype], (12 + added) * elements
 
 
 def group_norm_silu(
@@ -307,16 +296,16 @@ def _run(
         time_embedding is not None,
         wants_total,
     )
-    dtype = dtype_name(x)
-    cc = compute_capability(given)
-    require(supports(shape, dtype, cc), OP)
+    dtype = dtypes.dtype_name(x)
+    cc = launching.compute_capability(given)
+    support.require(supports(shape, dtype, cc), OP)
     outputs = {"out": torch.empty_like(x)}
     if wants_total:
         outputs["total_out"] = torch.empty_like(x)
     values = {**given, **outputs, "num_positions": shape.positions}
     chosen = variant or variants(shape, dtype, cc)[0]
     if is_split(chosen):
-        chunks = cdiv(shape.positions, chosen.constants["CHUNK_P"])
+        chunks = grids.cdiv(shape.positions, chosen.constants["CHUNK_P"])
         grid = (chunks, num_groups, shape.batch)
         sizes = (shape.batch, num_groups, chunks, 2)
         values["partials"] = torch.empty(sizes, dtype=torch.float32, device=x.device)
@@ -330,7 +319,7 @@ def _run(
 
 def _launch(specialisation: Specialisation, grid: tuple[int, ...], values: dict[str, Any]) -> None:
     arguments = {name: values[name] for name, _ in specialisation.arguments}
-    launch(specialisation, grid, arguments)
+    launching.launch(specialisation, grid, arguments)
 
 
 def _check_shapes(given: dict[str, Tensor]) -> None:
@@ -353,8 +342,8 @@ def _check_shapes(given: dict[str, Tensor]) -> None:
         if name == "x":
             continue
         if tensor.shape != expected[name] or tensor.dtype != x.dtype:
-            found = (list(tensor.shape), dtype_name(tensor))
-            accepted = f"{list(expected[name])} of type {dtype_name(x)}"
+            found = (list(tensor.shape), dtypes.dtype_name(tensor))
+            accepted = f"{list(expected[name])} of type {dtypes.dtype_name(x)}"
             raise ConfigError.for_field(name, found, accepted)
         if name == "residual" and not x.is_contiguous():
             tensor = tensor.permute(0, 2, 3, 1)

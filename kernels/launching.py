@@ -1,19 +1,15 @@
-"""Run a kernel on torch tensors: on their GPU, or in Triton's interpreter on the CPU."""
+"""Launcher of kernels on torch tensors: on their GPU, or in Triton's interpreter on the CPU."""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from sdengine.errors import ConfigError
-from sdengine.kernels.variants import Specialisation, require_triton
+from sdengine.errors import BackendUnavailableError, ConfigError
+from sdengine.kernels.variants import Specialisation
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def dtype_name(tensor: Tensor) -> str:
-    """Return a tensor's data type as kernels name it, such as float16."""
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def compute_capability(tensors: dict[str, Tensor]) -> int | None:
@@ -66,7 +62,7 @@ def launch(
         "num_stages": variant.num_stages,
         "enable_fp_fusion": True,
     }
-    specialisation.kernel()[grid](**arguments, **specialisation.constants, **options)
+    kernel_of(specialisation)[grid](**arguments, **specialisation.constants, **options)
 
 
 def interprets() -> bool:
@@ -80,3 +76,29 @@ def interprets() -> bool:
     from triton.language import sum as reduction
 
     return not isinstance(reduction, JITFunction)
+
+
+def kernel_of(specialisation: Specialisation) -> Any:
+    """Return the Triton function of a specialisation.
+
+    Raises:
+        BackendUnavailableError: triton is not installed.
+    """
+    module, _, name = specialisation.function.partition(".")
+    require_triton()
+    return getattr(importlib.import_module(f"sdengine.kernels.device.{module}"), name)
+
+
+def require_triton() -> None:
+    """Import triton.
+
+    Raises:
+        BackendUnavailableError: it is not installed.
+    """
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"Kernels need triton, which does not import ({error}). "
+            "Install it with: pip install triton (Linux)."
+        ) from None

@@ -6,18 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdengine.errors import ConfigError
-from sdengine.kernels.launching import compute_capability, dtype_name, launch
-from sdengine.kernels.variants import (
-    ELEMENT_BYTES,
-    MAX_INT32,
-    POINTER_TYPES,
-    Specialisation,
-    Variant,
-    cdiv,
-    dtype_support,
-    next_power_of_two,
-    require,
-)
+from sdengine.kernels import dtypes, grids, launching, support
+from sdengine.kernels.variants import Specialisation, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,19 +34,19 @@ def supports(shape: LayerNormShape, dtype: str, cc: int | None) -> tuple[bool, s
         dtype: of all tensors.
         cc: compute capability times ten, or None for Triton's interpreter.
     """
-    known, reason = dtype_support(dtype, cc)
+    known, reason = support.of_dtype(dtype, cc)
     if not known:
         return known, reason
     if not 1 <= shape.width <= MAX_WIDTH:
         return False, f"rows of {shape.width}; 1 to {MAX_WIDTH} fit a program's registers"
-    if shape.rows > MAX_INT32:
-        return False, f"{shape.rows} rows; at most {MAX_INT32}"
+    if shape.rows > grids.MAX_INT32:
+        return False, f"{shape.rows} rows; at most {grids.MAX_INT32}"
     return True, ""
 
 
 def variants(shape: LayerNormShape, dtype: str, cc: int | None) -> tuple[Variant, ...]:
     """Return the variants for a width, the presumably fastest first: about 2048 numbers each."""
-    pad = next_power_of_two(shape.width)
+    pad = grids.next_power_of_two(shape.width)
     found = []
     for elements, warps in ((2048, 4), (1024, 4), (4096, 8), (8192, 8)):
         rows = elements // pad
@@ -83,14 +73,14 @@ def specialise(shape: LayerNormShape, dtype: str, variant: Variant, eps: float) 
     constants = {
         "EPS": eps,
         "WIDTH": shape.width,
-        "PAD_WIDTH": next_power_of_two(shape.width),
+        "PAD_WIDTH": grids.next_power_of_two(shape.width),
         **variant.constants,
         **absent,
     }
     return Specialisation(
         OP,
         "layer_norm.layer_norm_kernel",
-        tuple((name, types.get(name, POINTER_TYPES[dtype])) for name in present),
+        tuple((name, types.get(name, dtypes.POINTER_TYPES[dtype])) for name in present),
         constants,
         variant,
         frozenset(present) - {"num_rows"},
@@ -101,7 +91,7 @@ def cost(shape: LayerNormShape, dtype: str) -> tuple[int, int]:
     """Return the bytes that must move, each read or written once, and the operations."""
     elements = shape.rows * shape.width
     tensors = 4 if shape.residual else 2
-    moved = (tensors * elements + 2 * shape.width) * ELEMENT_BYTES[dtype]
+    moved = (tensors * elements + 2 * shape.width) * dtypes.ELEMENT_BYTES[dtype]
     return moved, (7 + shape.residual) * elements
 
 
@@ -152,15 +142,15 @@ def _run(given: dict[str, Tensor], eps: float, variant: Variant | None) -> dict[
     _check(given)
     width = x.shape[-1]
     shape = LayerNormShape(x.numel() // width, width, "residual" in given)
-    dtype = dtype_name(x)
-    cc = compute_capability(given)
-    require(supports(shape, dtype, cc), OP)
+    dtype = dtypes.dtype_name(x)
+    cc = launching.compute_capability(given)
+    support.require(supports(shape, dtype, cc), OP)
     chosen = variant or variants(shape, dtype, cc)[0]
     names = ("out", "total_out") if shape.residual else ("out",)
     outputs = {name: torch.empty_like(x) for name in names}
-    grid = (cdiv(shape.rows, chosen.constants["ROWS"]),)
+    grid = (grids.cdiv(shape.rows, chosen.constants["ROWS"]),)
     arguments = {**given, "num_rows": shape.rows, **outputs}
-    launch(specialise(shape, dtype, chosen, eps), grid, arguments)
+    launching.launch(specialise(shape, dtype, chosen, eps), grid, arguments)
     return outputs
 
 
@@ -171,6 +161,6 @@ def _check(given: dict[str, Tensor]) -> None:
     for name, tensor in given.items():
         expected = x.shape if name in ("x", "residual") else x.shape[-1:]
         if tensor.shape != expected or tensor.dtype != x.dtype or not tensor.is_contiguous():
-            found = (list(tensor.shape), dtype_name(tensor), tensor.stride())
-            accepted = f"{list(expected)} of type {dtype_name(x)}, contiguous"
+            found = (list(tensor.shape), dtypes.dtype_name(tensor), tensor.stride())
+            accepted = f"{list(expected)} of type {dtypes.dtype_name(x)}, contiguous"
             raise ConfigError.for_field(name, found, accepted)

@@ -1,4 +1,4 @@
-"""Read and correct the entry of compiled kernels, and assemble them with triton's own `ptxas`.
+"""PTX of compiled kernels: their entry read and corrected, assembled with triton's own `ptxas`.
 
 Triton ends an entry's parameters with pointers to scratch memory that only its own launcher passes.
 A plugin passes the kernel's arguments and nothing else, so those parameters have to go.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdengine.errors import EngineBuildError
-from sdengine.kernels.variants import require_triton
+from sdengine.kernels.launching import require_triton
 
 _ENTRY = re.compile(r"\.visible\s+\.entry\s+(?P<name>[\w$]+)\s*\((?P<parameters>[^)]*)\)")
 _PARAMETER = re.compile(r"\.param\s+\.[a-z](?P<bits>\d+)\b.*\s(?P<name>[\w$]+)$")

@@ -1,4 +1,4 @@
-"""What each kernel computes, in plain torch and fp32: what the fast versions are tested against."""
+"""Reference of each kernel in plain torch and fp32: what the fast versions are tested against."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operations by name, for whoever chooses kernels node by node."""
+"""Registry of the operations by name, for whoever chooses kernels node by node."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdengine.errors import ConfigError
-from sdengine.kernels import attention, geglu, group_norm, layer_norm
-from sdengine.kernels.variants import Variant, require
+from sdengine.kernels import attention, geglu, group_norm, layer_norm, support
+from sdengine.kernels.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -60,5 +60,5 @@ def choose(op: str, shape: Any, dtype: str, cc: int | None) -> Variant:
         raise ConfigError.for_field("op", op, f"one of {', '.join(OPS)}")
     if not isinstance(shape, found.shape):
         raise ConfigError.for_field("shape", shape, f"a {found.shape.__name__}")
-    require(found.supports(shape, dtype, cc), op)
+    support.require(found.supports(shape, dtype, cc), op)
     return found.variants(shape, dtype, cc)[0]

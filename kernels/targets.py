@@ -1,4 +1,4 @@
-"""What the GPUs that kernels are compiled for offer: limits of a multiprocessor and peaks."""
+"""Targets that kernels are compiled for: limits of a multiprocessor and published peaks."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 class _BuildInfo(TypedDict):
     compiler: str
-    isa: str
+    instruction_sets: list[str]
     cuda: str | None
 
 class _DeviceInfo(TypedDict):
@@ -43,7 +43,7 @@ class PhiloxNormal:
 
 def cuda_available() -> tuple[bool, str]: ...
 def cuda_device_info(device: int = 0) -> _DeviceInfo: ...
-def cuda_synchronize(stream: int = 0) -> None: ...
+def cuda_synchronize() -> None: ...
 
 class CudaBuffer:
     def __init__(self, size_bytes: int) -> None: ...
@@ -53,37 +53,6 @@ class CudaBuffer:
     def size_bytes(self) -> int: ...
     def upload(self, array: NDArray[Any]) -> None: ...
     def download(self, array: NDArray[Any]) -> None: ...
-
-def cuda_guided_step(
-    registers: int,
-    noise_pred: int,
-    noise: int,
-    num_elements: int,
-    has_guidance: bool,
-    guidance_scale: float,
-    table: int,
-    step: int,
-    num_registers: int,
-    not_finite: int,
-    stream: int = 0,
-) -> None: ...
-def cuda_scale_duplicate(
-    latents: int,
-    num_elements: int,
-    scales: int,
-    step: int,
-    copies: int,
-    out: int,
-    stream: int = 0,
-) -> None: ...
-def cuda_images_to_uint8(
-    images: int,
-    batch: int,
-    num_pixels: int,
-    out: int,
-    not_finite: int,
-    stream: int = 0,
-) -> None: ...
 
 class Device:
     @property
@@ -111,18 +80,12 @@ class MemoryPool:
     @property
     def device(self) -> Device: ...
     def address(self, set: str, region: str) -> int: ...
-    def view(
-        self, set: str, region: str, shape: Sequence[int], dtype: Any, writeable: bool = True
-    ) -> NDArray[Any]: ...
-    def report(self) -> dict[str, int]: ...
 
-def plan_regions(regions: Sequence[_Region]) -> int: ...
+def plan_regions(regions: Sequence[_Region], alignment: int = 256) -> tuple[int, list[int]]: ...
 
 class GraphCache:
     def __init__(self, pool: MemoryPool, max_graphs: int) -> None: ...
     def drop(self, key: _Key) -> None: ...
-    def clear(self) -> None: ...
-    def report(self) -> dict[str, int]: ...
 
 class Queue:
     def __init__(self, pool: MemoryPool) -> None: ...
@@ -152,9 +115,7 @@ class Queue:
         flag: str,
     ) -> NDArray[np.uint8]: ...
 
-_Noise = Callable[[NDArray[np.float32]], object] | Sequence[MersenneNormal | PhiloxNormal]
-
-class Trajectory:
+class ProgramRunner:
     def __init__(
         self,
         pool: MemoryPool,
@@ -182,24 +143,13 @@ class Trajectory:
         guidance_scale: float,
         initial: NDArray[np.float32],
     ) -> None: ...
-    def advance(self, count: int, noise: _Noise | None = None) -> None: ...
+    def advance(
+        self, count: int, noise: Sequence[MersenneNormal | PhiloxNormal] | None = None
+    ) -> None: ...
     def read(self) -> NDArray[np.float32]: ...
     def save(self) -> NDArray[np.float32]: ...
     def resume(self, registers: NDArray[np.float32]) -> None: ...
-    def run(
-        self,
-        t: NDArray[np.float64],
-        c_in: NDArray[np.float64],
-        A: NDArray[np.float64],
-        b: NDArray[np.float64],
-        d: NDArray[np.float64],
-        guidance_scale: float,
-        initial: NDArray[np.float32],
-        noise: _Noise | None = None,
-    ) -> NDArray[np.float32]: ...
     def cancel(self) -> None: ...
-    @property
-    def steps_done(self) -> int: ...
 
 def trajectory_regions(
     shape: Sequence[int],

@@ -1,81 +1,200 @@
-#include <cuda_runtime_api.h>
-
-#include <stdexcept>
+#include <cuda_runtime.h>
 
 #include "cuda/check.h"
+#include "cuda/device.h"
+#include "cuda/info.h"
+#include "cuda/step_kernels.h"
+#include "runtime/errors.h"
 
 namespace sdengine::cuda {
 namespace {
 
-std::string version_text(int version) {
-  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+using runtime::RawHandle;
+
+template <typename Pointer>
+Pointer as(RawHandle handle) {
+  return reinterpret_cast<Pointer>(handle);
 }
+
+template <typename Pointer>
+RawHandle raw(Pointer pointer) {
+  return reinterpret_cast<RawHandle>(pointer);
+}
+
+// For cleaning up, where nothing can be done about a failure but not to leave it to the next check.
+void forget_errors(cudaError_t status) noexcept {
+  if (status != cudaSuccess) cudaGetLastError();
+}
+
+class CudaDevice final : public runtime::Device {
+ public:
+  explicit CudaDevice(int index) : index_(index), name_(device_info(index).name) {}
+
+  std::string name() const override { return name_; }
+
+  runtime::MemoryInfo memory_info() const override {
+    use();
+    runtime::MemoryInfo info{};
+    check(cudaMemGetInfo(&info.free_bytes, &info.total_bytes), "reading the GPU's memory");
+    return info;
+  }
+
+  RawHandle create_stream() override {
+    use();
+    cudaStream_t stream = nullptr;
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+    return raw(stream);
+  }
+
+  void destroy_stream(RawHandle stream) noexcept override {
+    forget_errors(cudaStreamDestroy(as<cudaStream_t>(stream)));
+  }
+
+  void synchronize(RawHandle stream) override {
+    use();
+    check(cudaStreamSynchronize(as<cudaStream_t>(stream)), "waiting for a stream");
+  }
+
+  RawHandle create_event() override {
+    use();
+    cudaEvent_t event = nullptr;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+    return raw(event);
+  }
+
+  void destroy_event(RawHandle event) noexcept override {
+    forget_errors(cudaEventDestroy(as<cudaEvent_t>(event)));
+  }
+
+  void record(RawHandle event, RawHandle stream) override {
+    use();
+    check(cudaEventRecord(as<cudaEvent_t>(event), as<cudaStream_t>(stream)), "recording an event");
+  }
+
+  bool is_done(RawHandle event) override {
+    use();
+    const cudaError_t status = cudaEventQuery(as<cudaEvent_t>(event));
+    if (status != cudaErrorNotReady) check(status, "asking for an event");
+    return status == cudaSuccess;
+  }
+
+  void wait_for(RawHandle event) override {
+    use();
+    check(cudaEventSynchronize(as<cudaEvent_t>(event)), "waiting for an event");
+  }
+
+  // CUDA has read pageable memory when the call returns. The runtime uploads no other.
+  void upload(void* target, const void* host, std::size_t size_bytes, RawHandle stream) override {
+    use();
+    check(
+        cudaMemcpyAsync(target, host, size_bytes, cudaMemcpyHostToDevice, as<cudaStream_t>(stream)),
+        "copying to the GPU");
+  }
+
+  void download(void* host, const void* source, std::size_t size_bytes, RawHandle stream) override {
+    use();
+    check(
+        cudaMemcpyAsync(host, source, size_bytes, cudaMemcpyDeviceToHost, as<cudaStream_t>(stream)),
+        "copying from the GPU");
+  }
+
+  void fill(void* target, std::uint8_t byte, std::size_t size_bytes, RawHandle stream) override {
+    use();
+    check(cudaMemsetAsync(target, byte, size_bytes, as<cudaStream_t>(stream)),
+          "filling memory of the GPU");
+  }
+
+  // Thread-local: what other threads do on the GPU meanwhile cannot break the capture.
+  void begin_capture(RawHandle stream) override {
+    use();
+    check(cudaStreamBeginCapture(as<cudaStream_t>(stream), cudaStreamCaptureModeThreadLocal),
+          "beginning to capture a graph");
+  }
+
+  RawHandle end_capture(RawHandle stream) override {
+    use();
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamEndCapture(as<cudaStream_t>(stream), &graph), "capturing a graph");
+    cudaGraphExec_t executable = nullptr;
+    const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+    forget_errors(cudaGraphDestroy(graph));
+    check(status, "making a graph executable");
+    return raw(executable);
+  }
+
+  void abort_capture(RawHandle stream) noexcept override {
+    cudaGraph_t graph = nullptr;
+    forget_errors(cudaStreamEndCapture(as<cudaStream_t>(stream), &graph));
+    if (graph != nullptr) forget_errors(cudaGraphDestroy(graph));
+  }
+
+  void launch(RawHandle graph, RawHandle stream) override {
+    use();
+    check(cudaGraphLaunch(as<cudaGraphExec_t>(graph), as<cudaStream_t>(stream)),
+          "launching a graph");
+  }
+
+  void destroy_graph(RawHandle graph) noexcept override {
+    forget_errors(cudaGraphExecDestroy(as<cudaGraphExec_t>(graph)));
+  }
+
+  void prepare_step(const runtime::StepBuffers& buffers, RawHandle stream) override {
+    use();
+    cuda::prepare_step(buffers, as<cudaStream_t>(stream));
+  }
+
+  void finish_step(const runtime::StepBuffers& buffers, RawHandle stream) override {
+    use();
+    cuda::finish_step(buffers, as<cudaStream_t>(stream));
+  }
+
+  void scale(const float* source, std::size_t num_elements, double factor, void* out,
+             runtime::DataType type, RawHandle stream) override {
+    use();
+    cuda::scale(source, num_elements, factor, out, type, as<cudaStream_t>(stream));
+  }
+
+  void to_pixels(const void* images, runtime::DataType type, std::size_t batch,
+                 std::size_t num_pixels, std::uint8_t* out, std::int32_t* not_finite,
+                 RawHandle stream) override {
+    use();
+    cuda::to_pixels(images, type, batch, num_pixels, out, not_finite, as<cudaStream_t>(stream));
+  }
+
+  void draw_philox(std::uint64_t seed, std::uint32_t number, float* out, std::size_t count,
+                   RawHandle stream) override {
+    use();
+    cuda::draw_philox(seed, number, out, count, as<cudaStream_t>(stream));
+  }
+
+ protected:
+  void* do_allocate(std::size_t size_bytes) override {
+    use();
+    void* block = nullptr;
+    const cudaError_t status = cudaMalloc(&block, size_bytes);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      throw runtime::MemoryBudgetError("an allocation on the GPU", size_bytes,
+                                       memory_info().free_bytes, 0);
+    }
+    check(status, "allocating memory on the GPU");
+    return block;
+  }
+
+  void do_release(void* block) noexcept override { forget_errors(cudaFree(block)); }
+
+ private:
+  // The current GPU belongs to the calling thread, whichever that is.
+  void use() const { check(cudaSetDevice(index_), "choosing the GPU"); }
+
+  const int index_;
+  const std::string name_;
+};
 
 }  // namespace
 
-std::string compiled_version() { return version_text(CUDART_VERSION); }
-
-Availability available() {
-  int driver = 0;
-  cudaDriverGetVersion(&driver);
-  if (driver == 0) return {false, "no NVIDIA driver is installed"};
-  int count = 0;
-  const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status == cudaErrorInsufficientDriver) {
-    return {false, "the NVIDIA driver supports CUDA " + version_text(driver) +
-                       "; this build needs " + compiled_version()};
-  }
-  if (status != cudaSuccess) return {false, cudaGetErrorString(status)};
-  if (count == 0) return {false, "no NVIDIA GPU was found"};
-  try {
-    const DeviceInfo info = device_info(0);
-    return {true, info.name + ", compute capability " +
-                      std::to_string(info.compute_capability_major) + "." +
-                      std::to_string(info.compute_capability_minor)};
-  } catch (const DeviceError& error) {
-    return {false, error.what()};
-  }
-}
-
-DeviceInfo device_info(int device) {
-  cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, device), "reading the GPU's properties");
-  int current = 0;
-  check(cudaGetDevice(&current), "reading the current GPU");
-  DeviceInfo info{
-      properties.name, properties.major, properties.minor, properties.multiProcessorCount, 0, 0};
-  check(cudaSetDevice(device), "choosing the GPU");
-  const cudaError_t status = cudaMemGetInfo(&info.free_bytes, &info.total_bytes);
-  check(cudaSetDevice(current), "choosing the GPU");
-  check(status, "reading the GPU's memory");
-  return info;
-}
-
-void synchronize(Stream stream) {
-  check(cudaStreamSynchronize(stream_of(stream)), "waiting for the GPU");
-}
-
-Buffer::Buffer(std::size_t size_bytes) : size_bytes_(size_bytes) {
-  const std::string doing = "allocating " + std::to_string(size_bytes) + " bytes on the GPU";
-  check(cudaMalloc(&data_, size_bytes), doing.c_str());
-}
-
-Buffer::~Buffer() { cudaFree(data_); }
-
-void Buffer::upload(const void* host, std::size_t size_bytes) {
-  if (size_bytes > size_bytes_) {
-    throw std::invalid_argument("array: has " + std::to_string(size_bytes) + " bytes, the buffer " +
-                                std::to_string(size_bytes_));
-  }
-  check(cudaMemcpy(data_, host, size_bytes, cudaMemcpyHostToDevice), "copying to the GPU");
-}
-
-void Buffer::download(void* host, std::size_t size_bytes) const {
-  if (size_bytes > size_bytes_) {
-    throw std::invalid_argument("array: has " + std::to_string(size_bytes) + " bytes, the buffer " +
-                                std::to_string(size_bytes_));
-  }
-  check(cudaMemcpy(host, data_, size_bytes, cudaMemcpyDeviceToHost), "copying from the GPU");
+std::shared_ptr<runtime::Device> make_device(int index) {
+  return std::make_shared<CudaDevice>(index);
 }
 
 }  // namespace sdengine::cuda

@@ -2,6 +2,9 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <cstddef>
+
 #include "cuda/check.h"
 
 // Element-wise kernels as plain functors: body(e) computes element e and may run on any thread.
@@ -11,9 +14,19 @@ namespace sdengine::cuda {
 
 #define SDENGINE_BODY __host__ __device__
 
+constexpr unsigned kThreads = 256;
+
+// One thread an element up to a bound that fills every GPU; beyond it, threads take several.
+inline unsigned blocks_for(std::size_t num_elements) {
+  const std::size_t blocks = (num_elements + kThreads - 1) / kThreads;
+  return static_cast<unsigned>(std::min<std::size_t>(blocks, 8192));
+}
+
 template <typename Body>
 __global__ void for_each_element(const Body body, std::size_t num_elements) {
-  for (std::size_t e = SDENGINE_FIRST_INDEX; e < num_elements; e += SDENGINE_STRIDE) body(e);
+  const std::size_t stride = static_cast<std::size_t>(gridDim.x) * blockDim.x;
+  std::size_t e = static_cast<std::size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (; e < num_elements; e += stride) body(e);
 }
 
 template <typename Body>

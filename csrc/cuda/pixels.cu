@@ -1,25 +1,12 @@
-// Both kernels move each value once and compute next to nothing. Neighbouring threads read
-// neighbouring values; the three bytes of a pixel are written by one thread, so that a warp's
-// writes fill whole 32-byte sectors.
+// Moves each value once and computes next to nothing. Neighbouring threads read neighbouring
+// values; the three bytes of a pixel are written by one thread, so that a warp's writes fill whole
+// 32-byte sectors.
 
 #include "cuda/numbers.h"
+#include "cuda/step_kernels.h"
 
 namespace sdengine::cuda {
 namespace {
-
-struct ScaleDuplicateBody {
-  const float* latents;
-  std::size_t num_elements;
-  const double* scales;
-  const std::int32_t* step;
-  std::size_t copies;
-  float* out;
-
-  SDENGINE_BODY void operator()(std::size_t e) const {
-    const float value = static_cast<float>(scales[step == nullptr ? 0 : *step]) * latents[e];
-    for (std::size_t copy = 0; copy < copies; ++copy) out[copy * num_elements + e] = value;
-  }
-};
 
 // The CPU's levels to the bit: halving is exact, so a fused multiply-add changes nothing.
 SDENGINE_BODY std::uint8_t to_level(float value) {
@@ -51,27 +38,16 @@ struct PixelBody {
 
 template <typename T>
 void convert(const void* images, std::size_t batch, std::size_t num_pixels, std::uint8_t* out,
-             std::int32_t* not_finite, Stream stream) {
+             std::int32_t* not_finite, cudaStream_t stream) {
   const PixelBody<T> body{static_cast<const T*>(images), num_pixels, out, not_finite};
-  launch(body, batch * num_pixels, stream_of(stream), "starting images_to_uint8");
+  launch(body, batch * num_pixels, stream, "starting to_pixels");
 }
 
 }  // namespace
 
-void scale_duplicate(const float* latents, std::size_t num_elements, const double* scales,
-                     const std::int32_t* step, std::size_t copies, float* out, Stream stream) {
-  const ScaleDuplicateBody body{latents, num_elements, scales, step, copies, out};
-  launch(body, num_elements, stream_of(stream), "starting scale_duplicate");
-}
-
-void images_to_uint8(const float* images, std::size_t batch, std::size_t num_pixels,
-                     std::uint8_t* out, std::int32_t* not_finite, Stream stream) {
-  convert<float>(images, batch, num_pixels, out, not_finite, stream);
-}
-
-void images_to_uint8(const void* images, runtime::DataType type, std::size_t batch,
-                     std::size_t num_pixels, std::uint8_t* out, std::int32_t* not_finite,
-                     Stream stream) {
+void to_pixels(const void* images, runtime::DataType type, std::size_t batch,
+               std::size_t num_pixels, std::uint8_t* out, std::int32_t* not_finite,
+               cudaStream_t stream) {
   switch (type) {
     case runtime::DataType::kFloat32:
       return convert<float>(images, batch, num_pixels, out, not_finite, stream);

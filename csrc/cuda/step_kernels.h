@@ -6,13 +6,22 @@
 
 namespace sdengine::cuda {
 
-// Device::prepare_step and Device::finish_step for each number type; see runtime/device.h.
+// What a GPU's device queues: the kernels of runtime/device.h, for every number type. They allocate
+// nothing, wait for nothing and read what varies from step to step in device memory, so that a CUDA
+// graph can hold them.
+
+// Device::prepare_step and Device::finish_step.
 void prepare_step(const runtime::StepBuffers& buffers, cudaStream_t stream);
 void finish_step(const runtime::StepBuffers& buffers, cudaStream_t stream);
 
 // Device::scale.
 void scale(const float* source, std::size_t num_elements, double factor, void* out,
            runtime::DataType type, cudaStream_t stream);
+
+// Device::to_pixels.
+void to_pixels(const void* images, runtime::DataType type, std::size_t batch,
+               std::size_t num_pixels, std::uint8_t* out, std::int32_t* not_finite,
+               cudaStream_t stream);
 
 // Device::draw_philox.
 void draw_philox(std::uint64_t seed, std::uint32_t number, float* out, std::size_t count,

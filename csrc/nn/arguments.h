@@ -1,76 +1,26 @@
 #pragma once
 
-// What the operations of a network take. Every pointer and size was checked when the network was
+// What each operation of a network takes. Every pointer and size was checked when the network was
 // put together (network.cpp); the operations themselves check nothing.
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
 
+#include "nn/feature_map.h"
+#include "nn/panels.h"
+
 namespace sdengine::nn {
-
-class ThreadPool;
-
-enum class Type : std::uint8_t { Float32, BFloat16, Int64 };
-constexpr std::size_t size_of(Type type) {
-  return type == Type::Int64 ? 8 : type == Type::Float32 ? 4 : 2;
-}
-
-// What the four bytes of a lane of a packed panel are.
-enum class Kind : std::uint8_t { Float32, BFloat16, Int16, Int8 };
-constexpr int kPanel = 32;  // columns
-// Values of the inner dimension that share a lane.
-constexpr int values_per_lane(Kind kind) {
-  return kind == Kind::Float32 ? 1 : kind == Kind::Int8 ? 4 : 2;
-}
-constexpr int lanes_for(Kind kind, int inner) {
-  return (inner + values_per_lane(kind) - 1) / values_per_lane(kind);
-}
 
 enum class Activation : std::uint8_t { None, Silu, Gelu, QuickGelu, Geglu };
 
-// A feature map in NHWC order, or tokens as one row of pixels. Pixels follow each other `stride`
-// values apart, so that a map can be a slice of another's channels.
-struct Map {
-  char* data = nullptr;
-  Type type = Type::Float32;
-  int images = 0, height = 0, width = 0, channels = 0;
-  std::ptrdiff_t stride = 0;
-
-  std::ptrdiff_t pixels() const { return std::ptrdiff_t{height} * width; }
-  std::ptrdiff_t rows() const { return images * pixels(); }
-  char* row(std::ptrdiff_t index) const { return data + index * stride * size_of(type); }
-};
-
-// A matrix [columns, inner] as panels [columns/32][lanes][32] of four bytes, zero beyond its edges.
-struct Panels {
-  const char* data = nullptr;
-  Kind kind = Kind::Float32;
-  int columns = 0, inner = 0;
-  // Of whole numbers: what a value of each column counts. Int8 only: the sum of its values.
-  const float* column_scales = nullptr;
-  const std::int32_t* column_sums = nullptr;
-
-  int panels() const { return (columns + kPanel - 1) / kPanel; }
-  int lanes() const { return lanes_for(kind, inner); }
-  std::size_t panel_bytes() const { return std::size_t(lanes()) * kPanel * 4; }
-};
-
 // What happens to a sum before it is stored: + bias, + the image's row, activation, + residual.
 struct Epilogue {
-  const float* bias = nullptr;     // [columns]
-  const Map* per_image = nullptr;  // [images,1,1,columns]
+  const float* bias = nullptr;     // [n]
+  const Map* per_image = nullptr;  // [images,1,1,n]
   const Map* residual = nullptr;   // shaped as out
   Activation activation = Activation::None;
   Map out;
-};
-
-// Memory that operations use while they run.
-struct Scratch {
-  char* shared = nullptr;
-  char* own = nullptr;  // of the first thread
-  std::size_t own_bytes = 0;
-  char* of(int thread) const { return own + thread * own_bytes; }
 };
 
 struct LinearArguments {
@@ -79,23 +29,23 @@ struct LinearArguments {
   Epilogue epilogue;
 };
 
-// A convolution by gathering the pixels under the kernel. Its inner dimension is [ky][kx][channel].
+// A convolution by gathering the pixels under the kernel. Its k is [ky][kx][channel].
 struct ConvArguments {
   Map x;
   Panels weight;
   Epilogue epilogue;
-  int kernel = 3, step = 1, pad = 1;
+  int kernel = 3, stride = 1, padding = 1;
   bool upsample = false;  // x is read as if every pixel were repeated twice in both directions
 };
 
-// A 3x3 convolution of step 1 and padding 1 as F(tile x tile, 3x3).
+// A 3x3 convolution of stride 1 and padding 1 as F(tile x tile, 3x3).
 // Source: "Fast Algorithms for Convolutional Neural Networks" (Lavin and Gray 2016).
 struct WinogradArguments {
   Map x;
-  const char* weight = nullptr;   // [columns/32][(tile+2)^2][lanes][32] of four bytes
-  const float* scales = nullptr;  // Int16: [columns/32][(tile+2)^2][32]
+  const char* weight = nullptr;   // [out_channels/32][(tile+2)^2][words][32] of four bytes
+  const float* scales = nullptr;  // Int16: [out_channels/32][(tile+2)^2][32]
   Kind kind = Kind::Float32;
-  int columns = 0;
+  int out_channels = 0;
   int tile = 4;
   Epilogue epilogue;
   bool upsample = false;
@@ -173,23 +123,9 @@ struct CopyArguments {
   std::ptrdiff_t from_strides[4] = {0, 0, 0, 0}, to_strides[4] = {0, 0, 0, 0};
 };
 
-// Bytes of scratch, for all threads together and for each.
-struct ScratchNeed {
-  std::size_t shared = 0, own = 0;
-};
-template <typename Arguments>
-ScratchNeed scratch_for(const Arguments&) {
-  return {};
-}
-ScratchNeed scratch_for(const LinearArguments& arguments);
-ScratchNeed scratch_for(const ConvArguments& arguments);
-ScratchNeed scratch_for(const WinogradArguments& arguments);
-ScratchNeed scratch_for(const GroupNormArguments& arguments);
-ScratchNeed scratch_for(const AttentionArguments& arguments);
-
 // Every operation that is compiled for each instruction set, and its arguments: from this list
-// follow the table below, the kernels' declarations (ops/operations.h), the reader's
-// (plan_reader.h), and what a network does with a record of this kind (network.cpp).
+// follow the table of kernels (operation_table.h), their declarations (ops/operations.h), the
+// reader's (plan_reader.h), and what a network does with a record of this kind (network.cpp).
 #define SDENGINE_OPERATIONS(X)      \
   X(linear, LinearArguments)        \
   X(conv, ConvArguments)            \
@@ -199,16 +135,5 @@ ScratchNeed scratch_for(const AttentionArguments& arguments);
   X(attention, AttentionArguments)  \
   X(add, AddArguments)              \
   X(activation, ActivationArguments)
-
-// The operations, compiled for one instruction set.
-struct Operations {
-  const char* name;
-#define SDENGINE_MEMBER(name, Arguments) \
-  void (*name)(const Arguments&, ThreadPool&, const Scratch&);
-  SDENGINE_OPERATIONS(SDENGINE_MEMBER)
-#undef SDENGINE_MEMBER
-  // Adds up products at full speed; returns the multiplications and additions done.
-  std::int64_t (*peak)(Kind, std::int64_t rounds);
-};
 
 }  // namespace sdengine::nn

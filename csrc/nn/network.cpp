@@ -10,8 +10,8 @@
 #include <type_traits>
 
 #include "common/errors.h"
-#include "nn/plain.h"
 #include "nn/plan_reader.h"
+#include "nn/rare_ops.h"
 #include "nn/scratch.h"
 
 namespace sdengine::nn {

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "nn/arguments.h"
+#include "nn/operation_table.h"
 #include "nn/thread_pool.h"
 
 namespace sdengine::nn {

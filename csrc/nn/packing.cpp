@@ -5,21 +5,16 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/numbers.h"
+
 namespace sdengine::nn {
 namespace {
 
 constexpr double kLength = 65000.0;  // below 2^16 by more than rounding adds
 
-std::uint16_t to_bf16(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (std::isnan(value)) return 0x7fc0;
-  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
 // Where value `k` of a column lies in its panel, in bytes.
 std::size_t place(Kind kind, int k, int column) {
-  const int values = values_per_lane(kind);
+  const int values = values_per_word(kind);
   return (std::size_t(k / values) * kPanel + column % kPanel) * 4 +
          std::size_t(k % values) * (4 / values);
 }
@@ -51,28 +46,28 @@ double factor_for(const float* values, int count) {
 
 }  // namespace
 
-std::size_t panels_bytes(Kind kind, int columns, int inner) {
-  return std::size_t((columns + kPanel - 1) / kPanel) * lanes_for(kind, inner) * kPanel * 4;
+std::size_t panels_bytes(Kind kind, int n, int k) {
+  return std::size_t((n + kPanel - 1) / kPanel) * words_for(kind, k) * kPanel * 4;
 }
 
-void pack_panels(Kind kind, const float* matrix, int columns, int inner, char* to, float* scales,
+void pack_panels(Kind kind, const float* matrix, int n, int k, char* to, float* scales,
                  std::int32_t* sums) {
-  std::memset(to, 0, panels_bytes(kind, columns, inner));
-  const std::size_t panel_bytes = std::size_t(lanes_for(kind, inner)) * kPanel * 4;
-  const int padded = (columns + kPanel - 1) / kPanel * kPanel;
+  std::memset(to, 0, panels_bytes(kind, n, k));
+  const std::size_t panel_bytes = std::size_t(words_for(kind, k)) * kPanel * 4;
+  const int padded = (n + kPanel - 1) / kPanel * kPanel;
   if (kind == Kind::Int8 || kind == Kind::Int16) std::fill_n(scales, padded, 0.0f);
   if (kind == Kind::Int8) std::fill_n(sums, padded, 0);
-  for (int column = 0; column < columns; ++column) {
-    const float* row = matrix + std::size_t(column) * inner;
+  for (int column = 0; column < n; ++column) {
+    const float* row = matrix + std::size_t(column) * k;
     char* panel = to + column / kPanel * panel_bytes;
     if (kind == Kind::Int8) {
       float peak = 0.0f;
-      for (int k = 0; k < inner; ++k) peak = std::max(peak, std::fabs(row[k]));
+      for (int i = 0; i < k; ++i) peak = std::max(peak, std::fabs(row[i]));
       const float scale = peak > 0.0f ? peak / 127.0f : 1.0f;
       std::int32_t sum = 0;
-      for (int k = 0; k < inner; ++k) {
-        const auto value = static_cast<std::int8_t>(std::lrintf(row[k] / scale));
-        panel[place(kind, k, column)] = static_cast<char>(value);
+      for (int i = 0; i < k; ++i) {
+        const auto value = static_cast<std::int8_t>(std::lrintf(row[i] / scale));
+        panel[place(kind, i, column)] = static_cast<char>(value);
         sum += value;
       }
       scales[column] = scale;
@@ -80,43 +75,43 @@ void pack_panels(Kind kind, const float* matrix, int columns, int inner, char* t
       continue;
     }
     if (kind == Kind::Int16) {
-      const double factor = factor_for(row, inner);
-      for (int k = 0; k < inner; ++k) {
-        const auto value = static_cast<std::int16_t>(std::lrint(row[k] * factor));
-        std::memcpy(panel + place(kind, k, column), &value, sizeof value);
+      const double factor = factor_for(row, k);
+      for (int i = 0; i < k; ++i) {
+        const auto value = static_cast<std::int16_t>(std::lrint(row[i] * factor));
+        std::memcpy(panel + place(kind, i, column), &value, sizeof value);
       }
       scales[column] = factor > 0.0 ? static_cast<float>(1.0 / factor) : 0.0f;
       continue;
     }
-    for (int k = 0; k < inner; ++k) {
-      char* at = panel + place(kind, k, column);
+    for (int i = 0; i < k; ++i) {
+      char* at = panel + place(kind, i, column);
       if (kind == Kind::BFloat16) {
-        const std::uint16_t half = to_bf16(row[k]);
+        const auto half = cpu::from_float<cpu::BFloat16>(row[i]);
         std::memcpy(at, &half, sizeof half);
       } else {
-        std::memcpy(at, &row[k], sizeof row[k]);
+        std::memcpy(at, &row[i], sizeof row[i]);
       }
     }
   }
 }
 
-std::size_t winograd_bytes(Kind kind, int tile, int columns, int channels) {
-  return panels_bytes(kind, columns, channels) * (tile + 2) * (tile + 2);
+std::size_t winograd_bytes(Kind kind, int tile, int out_channels, int in_channels) {
+  return panels_bytes(kind, out_channels, in_channels) * (tile + 2) * (tile + 2);
 }
 
-void pack_winograd(Kind kind, int tile, const float* kernels, int columns, int channels, char* to,
-                   float* scales) {
+void pack_winograd(Kind kind, int tile, const float* kernels, int out_channels, int in_channels,
+                   char* to, float* scales) {
   const int side = tile + 2, points = side * side;
   const std::vector<double> g = transform_rows(tile);
-  const std::size_t panel_bytes = std::size_t(lanes_for(kind, channels)) * kPanel * 4;
-  std::memset(to, 0, winograd_bytes(kind, tile, columns, channels));
+  const std::size_t panel_bytes = std::size_t(words_for(kind, in_channels)) * kPanel * 4;
+  std::memset(to, 0, winograd_bytes(kind, tile, out_channels, in_channels));
   if (kind == Kind::Int16) {
-    std::fill_n(scales, std::size_t((columns + kPanel - 1) / kPanel) * points * kPanel, 0.0f);
+    std::fill_n(scales, std::size_t((out_channels + kPanel - 1) / kPanel) * points * kPanel, 0.0f);
   }
-  std::vector<float> transformed(std::size_t(points) * channels);
-  for (int column = 0; column < columns; ++column) {
-    for (int c = 0; c < channels; ++c) {
-      const float* w = kernels + (std::size_t(column) * channels + c) * 9;
+  std::vector<float> transformed(std::size_t(points) * in_channels);
+  for (int column = 0; column < out_channels; ++column) {
+    for (int c = 0; c < in_channels; ++c) {
+      const float* w = kernels + (std::size_t(column) * in_channels + c) * 9;
       double half[6][3];
       for (int i = 0; i < side; ++i) {
         for (int j = 0; j < 3; ++j) {
@@ -127,20 +122,20 @@ void pack_winograd(Kind kind, int tile, const float* kernels, int columns, int c
         for (int j = 0; j < side; ++j) {
           const double value =
               g[j * 3] * half[i][0] + g[j * 3 + 1] * half[i][1] + g[j * 3 + 2] * half[i][2];
-          transformed[std::size_t(i * side + j) * channels + c] = static_cast<float>(value);
+          transformed[std::size_t(i * side + j) * in_channels + c] = static_cast<float>(value);
         }
       }
     }
     for (int point = 0; point < points; ++point) {
-      const float* row = transformed.data() + std::size_t(point) * channels;
+      const float* row = transformed.data() + std::size_t(point) * in_channels;
       const std::size_t panel = std::size_t(column / kPanel) * points + point;
       char* at = to + panel * panel_bytes;
       if (kind == Kind::Float32) {
-        for (int c = 0; c < channels; ++c) std::memcpy(at + place(kind, c, column), row + c, 4);
+        for (int c = 0; c < in_channels; ++c) std::memcpy(at + place(kind, c, column), row + c, 4);
         continue;
       }
-      const double factor = factor_for(row, channels);
-      for (int c = 0; c < channels; ++c) {
+      const double factor = factor_for(row, in_channels);
+      for (int c = 0; c < in_channels; ++c) {
         const auto value = static_cast<std::int16_t>(std::lrint(row[c] * factor));
         std::memcpy(at + place(kind, c, column), &value, sizeof value);
       }

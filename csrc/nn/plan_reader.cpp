@@ -80,7 +80,7 @@ Map OperationReader::map(const std::string& role) const {
 
 Map OperationReader::floats(const std::string& role) const {
   const Map found = map(role);
-  require(found.type != Type::Int64, "has whole numbers for '" + role + "'");
+  require(found.type != Type::Int64, "has integers for '" + role + "'");
   return found;
 }
 
@@ -110,7 +110,7 @@ double OperationReader::number(const std::string& role) const {
   return found->second;
 }
 
-int OperationReader::whole(const std::string& role, int least, int most) const {
+int OperationReader::integer(const std::string& role, int least, int most) const {
   const double value = number(role);
   require(value >= least && value <= most && value == std::floor(value),
           "has " + std::to_string(value) + " for '" + role + "'");
@@ -135,20 +135,20 @@ const float* OperationReader::vector(const std::string& role, std::size_t count)
   return reinterpret_cast<const float*>(found.data);
 }
 
-Panels OperationReader::panels(int columns, int inner, Type type) const {
-  require(columns <= 2 * kMostChannels, "is too wide");
+Panels OperationReader::panels(int n, int k, Type type) const {
+  require(n <= 2 * kMostChannels, "is too wide");
   const auto word = record_.words.find("weight_kind");
   require(word != record_.words.end() && kKinds.count(word->second) > 0,
           "has no 'weight_kind' that is known");
   Panels panels;
   panels.kind = kKinds.at(word->second);
-  panels.columns = columns;
-  panels.inner = inner;
+  panels.n = n;
+  panels.k = k;
   const Kind wanted = type == Type::BFloat16 ? Kind::BFloat16 : Kind::Float32;
   require(panels.kind == wanted || panels.kind == Kind::Int16 ||
               (panels.kind == Kind::Int8 && kind() == "linear"),
           "has weights of another kind than its input");
-  panels.data = weight("weight", panels_bytes(panels.kind, columns, inner)).data;
+  panels.data = weight("weight", panels_bytes(panels.kind, n, k)).data;
   const std::size_t padded = std::size_t(panels.panels()) * kPanel;
   if (panels.kind == Kind::Int8 || panels.kind == Kind::Int16) {
     panels.column_scales = vector("scales", padded);
@@ -168,10 +168,10 @@ Activation OperationReader::activation_word(bool gated) const {
   return found;
 }
 
-Epilogue OperationReader::epilogue(int columns) const {
+Epilogue OperationReader::epilogue(int n) const {
   Epilogue epilogue;
   epilogue.out = floats("out");
-  if (record_.weights.count("bias") > 0) epilogue.bias = vector("bias", columns);
+  if (record_.weights.count("bias") > 0) epilogue.bias = vector("bias", n);
   return epilogue;
 }
 
@@ -182,12 +182,12 @@ LinearArguments OperationReader::linear() const {
   const bool gated = activation == Activation::Geglu;
   const int out_channels = floats("out").channels;
   require(arguments.x.channels <= kMostChannels && out_channels <= kMostChannels, "is too wide");
-  const int columns = gated ? 2 * out_channels : out_channels;
-  arguments.epilogue = epilogue(columns);
+  const int n = gated ? 2 * out_channels : out_channels;
+  arguments.epilogue = epilogue(n);
   arguments.epilogue.activation = activation;
-  arguments.weight = panels(columns, arguments.x.channels, arguments.x.type);
+  arguments.weight = panels(n, arguments.x.channels, arguments.x.type);
   require(arguments.x.rows() == arguments.epilogue.out.rows(), "has rows that do not match");
-  require(!gated || (columns % kPanel == 0 && !has("per_image")),
+  require(!gated || (n % kPanel == 0 && !has("per_image")),
           "is gated and not of a multiple of 16 columns, or has a 'per_image'");
   return arguments;
 }
@@ -196,10 +196,10 @@ ConvArguments OperationReader::conv() const {
   ConvArguments arguments;
   arguments.x = floats("x");
   const Map out = floats("out");
-  arguments.kernel = whole("kernel", 1, 15);
-  arguments.step = whole("step", 1, 15);
-  arguments.pad = whole("pad", 0, 15);
-  arguments.upsample = whole("upsample", 0, 1) == 1;
+  arguments.kernel = integer("kernel", 1, 15);
+  arguments.stride = integer("stride", 1, 15);
+  arguments.padding = integer("padding", 0, 15);
+  arguments.upsample = integer("upsample", 0, 1) == 1;
   require(arguments.x.images == out.images, "has images that do not match");
   require(out.height <= (1 << 24) && out.width <= (1 << 24) && arguments.x.height <= (1 << 24) &&
               arguments.x.width <= (1 << 24),
@@ -207,8 +207,8 @@ ConvArguments OperationReader::conv() const {
   require(arguments.x.channels <= kMostChannels, "is too wide");
   arguments.epilogue = epilogue(out.channels);
   arguments.epilogue.activation = activation_word(false);
-  const int inner = arguments.x.channels * arguments.kernel * arguments.kernel;
-  arguments.weight = panels(out.channels, inner, arguments.x.type);
+  const int k = arguments.x.channels * arguments.kernel * arguments.kernel;
+  arguments.weight = panels(out.channels, k, arguments.x.type);
   return arguments;
 }
 
@@ -216,8 +216,8 @@ WinogradArguments OperationReader::winograd() const {
   WinogradArguments arguments;
   arguments.x = floats("x");
   const Map out = floats("out");
-  arguments.tile = whole("tile", 2, 4);
-  arguments.upsample = whole("upsample", 0, 1) == 1;
+  arguments.tile = integer("tile", 2, 4);
+  arguments.upsample = integer("upsample", 0, 1) == 1;
   require(arguments.tile != 3, "has tiles of 3; 2 and 4 are known");
   require(arguments.x.channels <= kMostChannels && out.channels <= kMostChannels, "is too wide");
   const int factor = arguments.upsample ? 2 : 1;
@@ -226,19 +226,19 @@ WinogradArguments OperationReader::winograd() const {
               arguments.x.width * factor == out.width,
           "has maps of sizes that do not match");
   const auto word = record_.words.find("weight_kind");
-  const bool whole_numbers = word != record_.words.end() && word->second == "int16";
-  require(whole_numbers || (word != record_.words.end() && word->second == "float32" &&
-                            arguments.x.type == Type::Float32),
+  const bool in_16_bits = word != record_.words.end() && word->second == "int16";
+  require(in_16_bits || (word != record_.words.end() && word->second == "float32" &&
+                         arguments.x.type == Type::Float32),
           "has no 'weight_kind' that fits its input");
-  arguments.kind = whole_numbers ? Kind::Int16 : Kind::Float32;
-  arguments.columns = out.channels;
+  arguments.kind = in_16_bits ? Kind::Int16 : Kind::Float32;
+  arguments.out_channels = out.channels;
   arguments.epilogue = epilogue(out.channels);
   const int points = (arguments.tile + 2) * (arguments.tile + 2);
   arguments.weight = weight("weight", winograd_bytes(arguments.kind, arguments.tile, out.channels,
                                                      arguments.x.channels))
                          .data;
   const std::size_t panels = (std::size_t(out.channels) + kPanel - 1) / kPanel;
-  if (whole_numbers) arguments.scales = vector("scales", panels * points * kPanel);
+  if (in_16_bits) arguments.scales = vector("scales", panels * points * kPanel);
   return arguments;
 }
 
@@ -247,7 +247,7 @@ GroupNormArguments OperationReader::group_norm() const {
   arguments.x = floats("x");
   arguments.out = like("out", arguments.x);
   require(arguments.x.type == arguments.out.type, "has maps of different types");
-  arguments.groups = whole("groups", 1, 1 << 20);
+  arguments.groups = integer("groups", 1, 1 << 20);
   require(arguments.x.channels % arguments.groups == 0,
           "has groups that do not divide its channels");
   arguments.epsilon = static_cast<float>(number("epsilon"));
@@ -279,12 +279,12 @@ AttentionArguments OperationReader::attention() const {
           "has queries and keys that do not match");
   require(q.type == k.type && q.type == arguments.v.type && q.type == arguments.out.type,
           "has maps of different types");
-  arguments.heads = whole("heads", 1, 1 << 20);
+  arguments.heads = integer("heads", 1, 1 << 20);
   require(q.channels % arguments.heads == 0, "has heads that do not divide its channels");
   const std::size_t head_bytes = std::size_t(q.channels / arguments.heads) * size_of(q.type);
   require(head_bytes % 4 == 0, "has heads of an odd number of channels");
   arguments.scale = static_cast<float>(number("scale"));
-  arguments.causal = whole("causal", 0, 1) == 1;
+  arguments.causal = integer("causal", 0, 1) == 1;
   return arguments;
 }
 
@@ -313,7 +313,7 @@ SinusoidArguments OperationReader::sinusoid() const {
   SinusoidArguments arguments;
   arguments.x = floats("x");
   arguments.out = floats("out");
-  arguments.count = whole("count", 1, 1 << 20);
+  arguments.count = integer("count", 1, 1 << 20);
   require(arguments.x.rows() == arguments.out.rows() &&
               std::int64_t{2} * arguments.count * arguments.x.channels == arguments.out.channels,
           "has maps of sizes that do not match");
@@ -350,7 +350,7 @@ void OperationReader::check_copy(const std::vector<std::int64_t>& strides, const
 CopyArguments OperationReader::copy() const {
   CopyArguments arguments;
   const Map from = map("from"), to = map("to");
-  require(to.type != Type::Int64, "writes whole numbers");
+  require(to.type != Type::Int64, "writes integers");
   arguments.from = from.data;
   arguments.to = to.data;
   arguments.from_type = from.type;

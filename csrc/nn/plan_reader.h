@@ -42,11 +42,11 @@ class OperationReader {
   Map floats(const std::string& role) const;
   const WeightBytes& weight(const std::string& role, std::size_t bytes) const;
   const float* vector(const std::string& role, std::size_t count) const;
-  Panels panels(int columns, int inner, Type type) const;
-  Epilogue epilogue(int columns) const;
+  Panels panels(int n, int k, Type type) const;
+  Epilogue epilogue(int n) const;
   Activation activation_word(bool gated) const;
   double number(const std::string& role) const;
-  int whole(const std::string& role, int least, int most) const;
+  int integer(const std::string& role, int least, int most) const;
   void require(bool holds, const std::string& problem) const;
   void require_same(const Map& a, const Map& b, const std::string& names) const;
   void check_copy(const std::vector<std::int64_t>& strides, const int* sizes, std::int64_t offset,

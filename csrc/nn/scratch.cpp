@@ -10,11 +10,11 @@ WinogradSizes::WinogradSizes(const WinogradArguments& arguments) {
   tiles_y = (out.height + arguments.tile - 1) / arguments.tile;
   tiles = out.images * tiles_x * tiles_y;
   points = (arguments.tile + 2) * (arguments.tile + 2);
-  lanes = lanes_for(arguments.kind, arguments.x.channels);
-  row_bytes = round_up(std::size_t(lanes) * 4);
+  words = words_for(arguments.kind, arguments.x.channels);
+  row_bytes = round_up(std::size_t(words) * 4);
   shares_tiles = tiles <= kSharedTiles;
   block = shares_tiles ? tiles : std::min(tiles, kTileBlock);
-  // One line more, so that the points of a tile do not fall into the same sets of a cache.
+  // One cache line more, so that the points of a tile do not fall into the same sets of a cache.
   plane_bytes = block * row_bytes + kCacheLine;
 }
 
@@ -22,19 +22,19 @@ AttentionSizes::AttentionSizes(const AttentionArguments& arguments) {
   head_dim = arguments.q.channels / arguments.heads;
   key_blocks = (arguments.k.width + kKeys - 1) / kKeys;
   item_bytes = static_cast<int>(size_of(arguments.q.type));
-  // A line more than the block, for the same reason as above.
+  // A cache line more than the block, for the same reason as above.
   value_row_bytes = kKeys * item_bytes + kCacheLine;
   value_block_bytes = round_up(head_dim * value_row_bytes);
-  const std::size_t head_lanes = (std::size_t(head_dim) * item_bytes + 3) / 4;
-  query_bytes = head_lanes * kPanel * 4;
+  const std::size_t head_words = (std::size_t(head_dim) * item_bytes + 3) / 4;
+  query_bytes = head_words * kPanel * 4;
   // One key more, which an odd last one is paired with.
   weight_bytes = std::size_t(kKeys + 2) * item_bytes / 4 * kPanel * 4;
   score_bytes = std::size_t(kKeys + 2) * kPanel * 4;
   sum_bytes = std::size_t(head_dim) * kPanel * 4;
-  whole_row_bytes = round_up(std::size_t(head_dim) * 2);
-  whole_block_bytes =
-      round_up(kKeys * whole_row_bytes + (std::size_t(kKeys) + head_dim + kPanel) * 4);
-  whole_own_bytes = round_up(kQueries * whole_row_bytes + sum_bytes + kPanel * 4);
+  int16_row_bytes = round_up(std::size_t(head_dim) * 2);
+  int16_block_bytes =
+      round_up(kKeys * int16_row_bytes + (std::size_t(kKeys) + head_dim + kPanel) * 4);
+  int16_own_bytes = round_up(kQueries * int16_row_bytes + sum_bytes + kPanel * 4);
 }
 
 ScratchNeed scratch_for(const LinearArguments& arguments) {
@@ -42,7 +42,7 @@ ScratchNeed scratch_for(const LinearArguments& arguments) {
   const std::size_t row_bytes = quantized_row_bytes(arguments.weight);
   const Kind kind = arguments.weight.kind;
   if (kind == Kind::Int8 || kind == Kind::Int16) return {round_up(rows * 4) + rows * row_bytes, 0};
-  const bool padded = arguments.x.channels % values_per_lane(arguments.weight.kind) != 0;
+  const bool padded = arguments.x.channels % values_per_word(arguments.weight.kind) != 0;
   return {padded ? rows * row_bytes : 0, 0};
 }
 
@@ -80,7 +80,7 @@ ScratchNeed scratch_for(const AttentionArguments& arguments) {
   const std::size_t heads = std::size_t(arguments.q.images) * arguments.heads;
   return {heads * sizes.key_blocks * sizes.block_bytes(), sizes.query_bytes + sizes.weight_bytes +
                                                               sizes.score_bytes + sizes.sum_bytes +
-                                                              sizes.whole_own_bytes};
+                                                              sizes.int16_own_bytes};
 }
 
 }  // namespace sdengine::nn

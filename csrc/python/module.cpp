@@ -1,5 +1,8 @@
+#include <pybind11/stl.h>
+
 #include "common/errors.h"
-#include "cuda/kernels.h"
+#include "cuda/info.h"
+#include "nn/instruction_sets.h"
 #include "nn/network.h"
 #include "python/bindings.h"
 #include "runtime/errors.h"
@@ -17,23 +20,10 @@ constexpr const char* kCompiler =
     "unknown";
 #endif
 
-constexpr const char* kIsa =
-#if defined(__AVX512F__)
-    "x86-64 AVX-512";
-#elif defined(__AVX2__)
-    "x86-64 AVX2";
-#elif defined(__x86_64__)
-    "x86-64 SSE2";
-#elif defined(__aarch64__)
-        "aarch64 NEON";
-#else
-        "generic";
-#endif
-
 py::dict build_info() {
   py::dict info;
   info["compiler"] = kCompiler;
-  info["isa"] = kIsa;
+  info["instruction_sets"] = sdengine::nn::built_instruction_sets();
   const std::string version = sdengine::cuda::compiled_version();
   info["cuda"] = version.empty() ? py::object(py::none()) : py::str(version);
   return info;

@@ -8,7 +8,7 @@
 #include <chrono>
 #include <mutex>
 
-#include "nn/isa.h"
+#include "nn/instruction_sets.h"
 #include "nn/network.h"
 #include "nn/packing.h"
 #include "python/arrays.h"
@@ -144,12 +144,11 @@ double peak_rate(const std::string& kind_name, int threads, const std::string& i
 py::tuple pack_panels(const std::string& kind_name, const py::array& matrix) {
   const nn::Kind kind = to_kind(kind_name);
   const float* values = input<float>("matrix", matrix);
-  if (matrix.ndim() != 2) wrong_shape("matrix", matrix, "[columns, inner]");
-  const int columns = static_cast<int>(matrix.shape(0)), inner = static_cast<int>(matrix.shape(1));
-  py::array_t<std::uint8_t> packed(
-      static_cast<py::ssize_t>(nn::panels_bytes(kind, columns, inner)));
+  if (matrix.ndim() != 2) wrong_shape("matrix", matrix, "[n, k]");
+  const int n = static_cast<int>(matrix.shape(0)), k = static_cast<int>(matrix.shape(1));
+  py::array_t<std::uint8_t> packed(static_cast<py::ssize_t>(nn::panels_bytes(kind, n, k)));
   const py::ssize_t padded = kind == nn::Kind::Int8 || kind == nn::Kind::Int16
-                                 ? (columns + nn::kPanel - 1) / nn::kPanel * nn::kPanel
+                                 ? (n + nn::kPanel - 1) / nn::kPanel * nn::kPanel
                                  : 0;
   py::array_t<float> scales(padded);
   py::array_t<std::int32_t> sums(padded);
@@ -158,7 +157,7 @@ py::tuple pack_panels(const std::string& kind_name, const py::array& matrix) {
     float* to_scales = scales.mutable_data();
     std::int32_t* to_sums = sums.mutable_data();
     const py::gil_scoped_release release;
-    nn::pack_panels(kind, values, columns, inner, to, to_scales, to_sums);
+    nn::pack_panels(kind, values, n, k, to, to_scales, to_sums);
   }
   return py::make_tuple(packed, scales, sums);
 }
@@ -171,20 +170,20 @@ py::tuple pack_winograd(const std::string& kind_name, int tile, const py::array&
   if (tile != 2 && tile != 4) throw py::value_error("tile: expected 2 or 4");
   const float* values = input<float>("kernels", kernels);
   if (kernels.ndim() != 4 || kernels.shape(2) != 3 || kernels.shape(3) != 3) {
-    wrong_shape("kernels", kernels, "[columns, channels, 3, 3]");
+    wrong_shape("kernels", kernels, "[out_channels, in_channels, 3, 3]");
   }
-  const int columns = static_cast<int>(kernels.shape(0));
-  const int channels = static_cast<int>(kernels.shape(1));
+  const int out_channels = static_cast<int>(kernels.shape(0));
+  const int in_channels = static_cast<int>(kernels.shape(1));
   py::array_t<std::uint8_t> packed(
-      static_cast<py::ssize_t>(nn::winograd_bytes(kind, tile, columns, channels)));
-  const py::ssize_t panels = (columns + nn::kPanel - 1) / nn::kPanel;
+      static_cast<py::ssize_t>(nn::winograd_bytes(kind, tile, out_channels, in_channels)));
+  const py::ssize_t panels = (out_channels + nn::kPanel - 1) / nn::kPanel;
   py::array_t<float> scales(kind == nn::Kind::Int16 ? panels * (tile + 2) * (tile + 2) * nn::kPanel
                                                     : py::ssize_t{0});
   {
     auto* to = reinterpret_cast<char*>(packed.mutable_data());
     float* to_scales = scales.mutable_data();
     const py::gil_scoped_release release;
-    nn::pack_winograd(kind, tile, values, columns, channels, to, to_scales);
+    nn::pack_winograd(kind, tile, values, out_channels, in_channels, to, to_scales);
   }
   return py::make_tuple(packed, scales);
 }
@@ -198,10 +197,11 @@ void bind_network(py::module_& module) {
              "Measure the multiplications and additions a second that products of this kind of "
              "value reach where nothing waits for memory.");
   module.def("pack_panels", &pack_panels, py::arg("kind"), py::arg("matrix"),
-             "Lay out a matrix [columns, inner] fp32 for products; returns the bytes, and for int8 "
+             "Lay out a matrix [n, k] fp32 for products; returns the bytes, and for int8 "
              "and int16 the scale of each column, for int8 its sum, too.");
   module.def("pack_winograd", &pack_winograd, py::arg("kind"), py::arg("tile"), py::arg("kernels"),
-             "Transform and lay out kernels [columns, channels, 3, 3] fp32; returns the bytes, and "
+             "Transform and lay out kernels [out_channels, in_channels, 3, 3] fp32; returns the "
+             "bytes, and "
              "for int16 the scales.");
   py::class_<PyNetwork>(module, "Network", "A network of the native CPU runtime.")
       .def(py::init<const py::list&, const py::dict&, int, const std::string&>(),

@@ -1,10 +1,10 @@
 // The runtime's devices, memory, graphs and streams. Python names memory by set and region, and
 // what it copies is checked against the region's size.
 
-#include "cuda/cuda_device.h"
+#include "cpu/device.h"
+#include "cuda/device.h"
 #include "python/bindings.h"
 #include "python/queue.h"
-#include "runtime/cpu_device.h"
 
 namespace py = pybind11;
 
@@ -12,17 +12,22 @@ namespace sdengine::python {
 namespace {
 
 using namespace runtime;
+using cpu::CpuDevice;
 using namespace py::literals;
 
 using RegionTuple = std::tuple<std::string, std::size_t, int, int>;
 
+std::vector<Region> regions_of(const std::vector<RegionTuple>& given) {
+  std::vector<Region> regions;
+  for (const auto& [name, size_bytes, first_stage, last_stage] : given) {
+    regions.push_back({name, size_bytes, first_stage, last_stage});
+  }
+  return regions;
+}
+
 MemoryPool::Sets sets_of(const std::map<std::string, std::vector<RegionTuple>>& given) {
   MemoryPool::Sets sets;
-  for (const auto& [name, regions] : given) {
-    for (const auto& [region, size_bytes, first_stage, last_stage] : regions) {
-      sets[name].push_back({region, size_bytes, first_stage, last_stage});
-    }
-  }
+  for (const auto& [name, regions] : given) sets[name] = regions_of(regions);
   return sets;
 }
 
@@ -30,45 +35,6 @@ std::shared_ptr<MemoryPool> make_pool(const std::map<std::string, std::vector<Re
                                       std::size_t cap_bytes, std::shared_ptr<Device> device) {
   if (device == nullptr) device = std::make_shared<CpuDevice>();
   return std::make_shared<MemoryPool>(std::move(device), sets_of(sets), cap_bytes);
-}
-
-py::dict pool_report(const MemoryPool& pool) {
-  const MemoryReport found = pool.report();
-  return py::dict("reserved_bytes"_a = found.reserved_bytes, "in_use_bytes"_a = found.in_use_bytes,
-                  "peak_bytes"_a = found.peak_bytes, "cap_bytes"_a = found.cap_bytes,
-                  "sum_bytes"_a = found.sum_bytes,
-                  "num_allocations"_a = pool.device()->num_allocations());
-}
-
-// An array over a region of host memory, which it keeps alive.
-py::array view(const std::shared_ptr<MemoryPool>& pool, const std::string& set,
-               const std::string& region, const Shape& shape, const py::object& kind,
-               bool writeable) {
-  if (dynamic_cast<const CpuDevice*>(pool->device().get()) == nullptr) {
-    throw DeviceError("view: memory of " + pool->device()->name() + " is not the processor's");
-  }
-  const py::dtype dtype = py::dtype::from_args(kind);
-  auto size_bytes = static_cast<std::size_t>(dtype.itemsize());
-  for (const py::ssize_t size : shape) size_bytes *= static_cast<std::size_t>(size);
-  void* const data = region_bytes(*pool, set, region, 0, size_bytes);
-  const py::capsule owner(new std::shared_ptr<MemoryPool>(pool), [](void* held) {
-    delete static_cast<std::shared_ptr<MemoryPool>*>(held);
-  });
-  py::array array(dtype, shape, data, owner);
-  if (!writeable) array.attr("setflags")("write"_a = false);
-  return array;
-}
-
-py::dict graphs_report(const SharedGraphs& graphs) {
-  GraphCacheReport found{};
-  {
-    // Whoever holds the cache's lock may need the interpreter's, to drop a network.
-    const py::gil_scoped_release unlocked;
-    found = graphs.cache.report();
-  }
-  return py::dict("num_graphs"_a = found.num_graphs, "num_retired"_a = found.num_retired,
-                  "hits"_a = found.hits, "misses"_a = found.misses,
-                  "evictions"_a = found.evictions);
 }
 
 // The processor's device runs a Python function where a GPU would run a network.
@@ -111,17 +77,15 @@ void bind_memory(py::module_& module) {
           [](const MemoryPool& pool, const std::string& set, const std::string& region) {
             return reinterpret_cast<std::uintptr_t>(pool.address(set, region));
           },
-          "set"_a, "region"_a, "Tell where a region lies.")
-      .def("view", &view, "set"_a, "region"_a, "shape"_a, "dtype"_a, "writeable"_a = true,
-           "Give an array over a region of the processor's memory.")
-      .def("report", &pool_report, "Tell the bytes reserved, in use, at the peak and capped.");
+          "set"_a, "region"_a, "Tell where a region lies.");
   module.def(
       "plan_regions",
-      [](const std::vector<RegionTuple>& regions) {
-        const MemoryPlan plan = plan_memory(sets_of({{"set", regions}}).at("set"));
-        return plan.size_bytes;
+      [](const std::vector<RegionTuple>& regions, std::size_t alignment) {
+        const MemoryPlan plan = plan_memory(regions_of(regions), alignment);
+        return py::make_tuple(plan.size_bytes, plan.offsets);
       },
-      "regions"_a, "Tell how many bytes regions take in an arena.");
+      "regions"_a, "alignment"_a = kAlignment,
+      "Lay regions out in an arena; return its bytes and where each region begins.");
 }
 
 }  // namespace
@@ -134,11 +98,7 @@ void bind_runtime(py::module_& module) {
       .def(py::init<std::shared_ptr<MemoryPool>, std::size_t>(), "pool"_a, "max_graphs"_a)
       .def(
           "drop", [](SharedGraphs& graphs, const KeyTuple& key) { graphs.cache.drop(key_of(key)); },
-          "key"_a, "Drop one graph, if it is there.", py::call_guard<py::gil_scoped_release>())
-      .def(
-          "clear", [](SharedGraphs& graphs) { graphs.cache.clear(); }, "Drop every graph.",
-          py::call_guard<py::gil_scoped_release>())
-      .def("report", &graphs_report, "Tell the graphs held and the hits, misses, evictions.");
+          "key"_a, "Drop one graph, if it is there.", py::call_guard<py::gil_scoped_release>());
   py::class_<Queue, std::shared_ptr<Queue>>(module, "Queue", "A stream over a pool's memory.")
       .def(py::init<std::shared_ptr<MemoryPool>>(), "pool"_a)
       .def_property_readonly("stream", &Queue::handle, "As TensorRT takes it: a cudaStream_t.")
@@ -151,7 +111,7 @@ void bind_runtime(py::module_& module) {
            "target"_a, "dtype"_a, "Queue target = factor * source[first:first+count].")
       .def("to_pixels", &Queue::to_pixels, "set"_a, "images"_a, "dtype"_a, "height"_a, "width"_a,
            "pixels"_a, "flag"_a, "Turn an image of -1 to 1 into [H,W,3] uint8 on the device.");
-  bind_trajectory(module);
+  bind_program_runner(module);
 }
 
 }  // namespace sdengine::python

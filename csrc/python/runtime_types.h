@@ -62,6 +62,6 @@ inline unsigned char* region_bytes(const runtime::MemoryPool& pool, const std::s
   return address + offset_bytes;
 }
 
-void bind_trajectory(pybind11::module_& module);
+void bind_program_runner(pybind11::module_& module);
 
 }  // namespace sdengine::python

@@ -8,7 +8,7 @@
 #include "common/errors.h"
 #include "runtime/step_buffers.h"
 
-// What the runtime asks of a device. runtime/cpu_device.h and cuda/cuda_device.h implement it.
+// What the runtime asks of a device. cpu/device.h and cuda/device.h implement it.
 //
 // Work is queued on streams and runs in their order; only synchronize, wait_for, allocate and
 // release may wait. While a stream captures, queued work is recorded instead of run, and allocating

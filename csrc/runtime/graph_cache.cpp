@@ -49,33 +49,17 @@ void GraphCache::drop(const GraphKey& key) {
   destroy_ended();
 }
 
-void GraphCache::clear() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  while (!entries_.empty()) retire(entries_.begin());
-  destroy_ended();
-}
-
-GraphCacheReport GraphCache::report() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return {entries_.size(), retired_.size(), hits_, misses_, evictions_};
-}
-
 std::shared_ptr<GraphCache::Entry> GraphCache::find_or_capture(const GraphKey& key,
                                                                const Record& record) {
   const auto found = positions_.find(key);
   if (found != positions_.end()) {
-    ++hits_;
     entries_.splice(entries_.begin(), entries_, found->second);
     return entries_.front();
   }
-  ++misses_;
   const RawHandle stream = capture_stream_.raw();
   Graph graph = capture(device_, stream, [&] { record(stream); });
   auto entry = std::make_shared<Entry>(Entry{key, std::move(graph), make_event(device_)});
-  if (entries_.size() == max_graphs_) {
-    ++evictions_;
-    retire(std::prev(entries_.end()));
-  }
+  if (entries_.size() == max_graphs_) retire(std::prev(entries_.end()));
   entries_.push_front(entry);
   positions_[key] = entries_.begin();
   destroy_ended();

@@ -27,14 +27,6 @@ struct GraphKey {
   }
 };
 
-struct GraphCacheReport {
-  std::size_t num_graphs;
-  std::size_t num_retired;  // evicted, perhaps still running
-  std::size_t hits;
-  std::size_t misses;
-  std::size_t evictions;
-};
-
 // Keeps the graphs that were used last.
 class GraphCache {
  public:
@@ -57,11 +49,6 @@ class GraphCache {
   // Drops the graph of `key` if it is there, before what it was captured from goes.
   void drop(const GraphKey& key);
 
-  // Drops every graph; those that run are destroyed once they have ended.
-  void clear();
-
-  GraphCacheReport report() const;
-
  private:
   struct Entry {
     GraphKey key;
@@ -77,13 +64,10 @@ class GraphCache {
   std::shared_ptr<Device> device_;
   const std::size_t max_graphs_;
   Stream capture_stream_;
-  mutable std::mutex mutex_;  // guards all below
-  Entries entries_;           // the last used first
+  std::mutex mutex_;  // guards all below
+  Entries entries_;   // the last used first
   std::map<GraphKey, Entries::iterator> positions_;
   Entries retired_;
-  std::size_t hits_ = 0;
-  std::size_t misses_ = 0;
-  std::size_t evictions_ = 0;
 };
 
 }  // namespace sdengine::runtime

@@ -8,7 +8,8 @@
 
 namespace sdengine::runtime {
 
-// A piece of memory that is needed from one stage of an image to another, both included.
+// A piece of memory that is needed from one stage to another, both included: stages of an image, or
+// the operations of a network.
 struct Region {
   std::string name;
   std::size_t size_bytes;
@@ -19,14 +20,16 @@ struct Region {
 // Where regions lie in an arena. Regions share bytes only if no stage needs both.
 struct MemoryPlan {
   std::vector<Region> regions;
-  std::vector<std::size_t> offsets;  // one a region, multiples of kAlignment
+  std::vector<std::size_t> offsets;  // one a region, multiples of the alignment
   std::size_t size_bytes = 0;
-  std::size_t sum_bytes = 0;  // what the regions would take side by side
 };
 
-// Lays the largest regions out first, each at the lowest place where it fits.
-// Throws std::invalid_argument for equal names, stages in the wrong order and sizes whose sum is
-// beyond what can be addressed.
-MemoryPlan plan_memory(const std::vector<Region>& regions);
+// Lays the largest regions out first, each into the smallest gap that holds it.
+// Throws std::invalid_argument for an alignment that is not a power of two, equal names, stages in
+// the wrong order and sizes whose sum is beyond what can be addressed.
+//
+// Source: "Efficient Memory Management for Deep Neural Net Inference" (Pisarchyk and Lee 2020),
+// greedy by size.
+MemoryPlan plan_memory(const std::vector<Region>& regions, std::size_t alignment = kAlignment);
 
 }  // namespace sdengine::runtime

@@ -9,7 +9,7 @@
 namespace sdengine::runtime {
 
 MemoryPool::MemoryPool(std::shared_ptr<Device> device, const Sets& sets, std::size_t cap_bytes)
-    : device_(std::move(device)), cap_bytes_(cap_bytes) {
+    : device_(std::move(device)) {
   if (sets.empty()) throw std::invalid_argument("sets: there is none; expected one an image size");
   const MemoryPlan* largest = nullptr;
   std::string largest_name;
@@ -20,7 +20,6 @@ MemoryPool::MemoryPool(std::shared_ptr<Device> device, const Sets& sets, std::si
       largest_name = name;
     }
   }
-  sum_bytes_ = largest->sum_bytes;
   const std::size_t free_bytes = device_->memory_info().free_bytes;
   const std::size_t available = cap_bytes == 0 ? free_bytes : std::min(free_bytes, cap_bytes);
   if (largest->size_bytes > available) {
@@ -32,19 +31,11 @@ MemoryPool::MemoryPool(std::shared_ptr<Device> device, const Sets& sets, std::si
 }
 
 MemoryPool::Lease::Lease(MemoryPool& pool, const std::string& set) : pool_(pool) {
-  const std::size_t size_bytes = pool_.plan(set).size_bytes;
-  const std::lock_guard<std::mutex> lock(pool_.mutex_);
-  if (pool_.is_leased_) throw DeviceError("memory pool: is in use by another image");
-  pool_.is_leased_ = true;
-  pool_.in_use_bytes_ = size_bytes;
-  pool_.peak_bytes_ = std::max(pool_.peak_bytes_, size_bytes);
+  pool_.plan(set);
+  if (pool_.is_leased_.exchange(true)) throw DeviceError("memory pool: is in use by another image");
 }
 
-MemoryPool::Lease::~Lease() {
-  const std::lock_guard<std::mutex> lock(pool_.mutex_);
-  pool_.is_leased_ = false;
-  pool_.in_use_bytes_ = 0;
-}
+MemoryPool::Lease::~Lease() { pool_.is_leased_ = false; }
 
 const MemoryPlan& MemoryPool::plan(const std::string& set) const {
   const auto found = plans_.find(set);
@@ -62,11 +53,6 @@ void* MemoryPool::address(const std::string& set, const std::string& region) con
     }
   }
   throw std::invalid_argument("region: \"" + region + "\" was not planned in set " + set);
-}
-
-MemoryReport MemoryPool::report() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return {arena_->size_bytes(), in_use_bytes_, peak_bytes_, cap_bytes_, sum_bytes_};
 }
 
 }  // namespace sdengine::runtime

@@ -1,8 +1,8 @@
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -10,14 +10,6 @@
 #include "runtime/memory_plan.h"
 
 namespace sdengine::runtime {
-
-struct MemoryReport {
-  std::size_t reserved_bytes;  // the arena
-  std::size_t in_use_bytes;    // of the set that is leased now, or 0
-  std::size_t peak_bytes;      // the most that was in use
-  std::size_t cap_bytes;       // 0 where none was set
-  std::size_t sum_bytes;       // what the largest set would take if no regions shared bytes
-};
 
 // One arena for all that a bundle can be asked for. Each set of regions (one image size and batch)
 // has its own plan in the same memory, since one set runs at a time; addresses never change, so
@@ -51,19 +43,13 @@ class MemoryPool {
   // Throws std::invalid_argument for a set that was not planned.
   const MemoryPlan& plan(const std::string& set) const;
 
-  MemoryReport report() const;
   const std::shared_ptr<Device>& device() const { return device_; }
 
  private:
   std::shared_ptr<Device> device_;
-  const std::size_t cap_bytes_;
   std::map<std::string, MemoryPlan> plans_;
-  std::size_t sum_bytes_ = 0;
   std::unique_ptr<Block> arena_;
-  mutable std::mutex mutex_;  // guards the three below
-  bool is_leased_ = false;
-  std::size_t in_use_bytes_ = 0;
-  std::size_t peak_bytes_ = 0;
+  std::atomic<bool> is_leased_{false};
 };
 
 }  // namespace sdengine::runtime

@@ -92,6 +92,7 @@ def run_checks() -> list[Check]:
         _cpu,
         _memory,
         _native_extension,
+        _cpu_kernels,
         _native_cuda,
         _nvidia_driver,
     )
@@ -131,8 +132,20 @@ def _native_extension() -> Check:
         info = _native.build_info()
     except ImportError as error:
         return Check("native extension", False, str(error), cost, remedy, True)
-    found = ", ".join(f"{key} {value}" for key, value in info.items() if value)
-    return Check("native extension", True, found, required=True)
+    cuda = f"CUDA {info['cuda']}" if info["cuda"] else "without CUDA"
+    return Check("native extension", True, f"{info['compiler']}, {cuda}", required=True)
+
+
+def _cpu_kernels() -> Check:
+    cost, remedy = "bundles of target native do not run", "unset SDENGINE_ISA, or name one of these"
+    try:
+        from sdengine import _native
+        from sdengine.backends.native.instruction_set import chosen_isa
+
+        chosen, built = chosen_isa(), _native.build_info()["instruction_sets"]
+    except (ImportError, SdengineError) as error:
+        return Check("CPU kernels", False, str(error), cost, remedy)
+    return Check("CPU kernels", True, f"{chosen} run here; built for {', '.join(built)}")
 
 
 def _native_cuda() -> Check:

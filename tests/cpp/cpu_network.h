@@ -1,11 +1,11 @@
 #pragma once
 
-#include "runtime/cpu_device.h"
+#include "cpu/device.h"
 #include "sample_program.h"
 
 // SampleProgram::predict as a network of the CPU device.
-inline sdengine::runtime::Network cpu_network(
-    const std::shared_ptr<sdengine::runtime::CpuDevice>& device,
+inline sdengine::runtime::Denoiser cpu_network(
+    const std::shared_ptr<sdengine::cpu::CpuDevice>& device,
     const sdengine::runtime::StepBuffers& buffers, Evaluations* evaluations = nullptr) {
   return [device, buffers, evaluations](sdengine::runtime::RawHandle stream) {
     device->enqueue(

@@ -1,9 +1,10 @@
 #pragma once
 
+#include <atomic>
 #include <random>
 #include <vector>
 
-#include "runtime/trajectory.h"
+#include "runtime/program_runner.h"
 
 // A made-up sampler program, and the same trajectory computed in plain double arithmetic.
 struct SampleProgram {
@@ -65,22 +66,36 @@ struct SampleProgram {
 
 // Counts a network's evaluations and cancels in one of them.
 struct Evaluations {
-  sdengine::runtime::Progress* progress = nullptr;
+  std::atomic<bool>* cancel = nullptr;
   std::size_t num_done = 0;
   std::size_t cancel_in = 0;  // 1 for the first evaluation, 0 for never
 
   void count() {
-    if (++num_done == cancel_in) progress->cancel = true;
+    if (++num_done == cancel_in) *cancel = true;
   }
 };
 
 // Draws what SampleProgram::expected takes as noise.
-inline sdengine::runtime::NoiseSource counted_noise(std::size_t num_elements,
-                                                    std::size_t& num_draws) {
-  return [num_elements, &num_draws](float* noise) {
+inline sdengine::runtime::DeviceNoise counted_noise(
+    const std::shared_ptr<sdengine::runtime::Device>& device, std::size_t num_elements,
+    std::size_t& num_draws) {
+  return [device, num_elements, &num_draws](float* target, sdengine::runtime::RawHandle stream) {
+    std::vector<float> noise(num_elements);
     for (std::size_t e = 0; e < num_elements; ++e) noise[e] = SampleProgram::noise_at(num_draws, e);
     ++num_draws;
+    device->upload(target, noise.data(), num_elements * sizeof(float), stream);
   };
+}
+
+// Runs a program from its first step to its last and writes the last r[0] to latents.
+inline void run_program(sdengine::runtime::ProgramRunner& runner, const SampleProgram& program,
+                        double guidance_scale, const sdengine::runtime::Denoiser& network,
+                        const std::vector<float>& initial,
+                        const sdengine::runtime::DeviceNoise& noise,
+                        const std::atomic<bool>& cancel, std::vector<float>& latents) {
+  runner.start(program.view(), guidance_scale, initial.data());
+  runner.advance(program.view(), 0, program.K, network, noise, cancel);
+  runner.read(program.K, latents.data());
 }
 
 inline std::vector<float> unit_noise(std::size_t count, unsigned seed = 7) {

@@ -8,7 +8,7 @@
 
 #include "check.h"
 #include "common/errors.h"
-#include "nn/isa.h"
+#include "nn/instruction_sets.h"
 #include "nn/network.h"
 #include "nn/packing.h"
 
@@ -61,20 +61,20 @@ Case product(const char* kind, Kind weights, const char* type) {
   made.record.kind = kind;
   made.record.name = "tested";
   const bool is_linear = std::string(kind) == "linear";
-  const int inner = is_linear ? kChannels : 9 * kChannels;
-  std::vector<char> packed(panels_bytes(weights, kChannels, inner));
+  const int k = is_linear ? kChannels : 9 * kChannels;
+  std::vector<char> packed(panels_bytes(weights, kChannels, k));
   std::vector<float> scales(kPanel);
   std::vector<std::int32_t> sums(kPanel);
-  std::vector<float> matrix = ramp(kChannels * inner);
+  std::vector<float> matrix = ramp(kChannels * k);
   if (!is_linear) {
     // Kernels come as [column][channel][y][x]; here the channels are innermost.
     const std::vector<float> kernels = matrix;
-    for (int at = 0; at < kChannels * inner; ++at) {
-      const int column = at / inner, point = at % inner / kChannels, channel = at % kChannels;
+    for (int at = 0; at < kChannels * k; ++at) {
+      const int column = at / k, point = at % k / kChannels, channel = at % kChannels;
       matrix[at] = kernels[(column * kChannels + channel) * 9 + point];
     }
   }
-  pack_panels(weights, matrix.data(), kChannels, inner, packed.data(), scales.data(), sums.data());
+  pack_panels(weights, matrix.data(), kChannels, k, packed.data(), scales.data(), sums.data());
   keep(made, "weight", packed);
   keep(made, "bias", ramp(kChannels));
   if (weights == Kind::Int8 || weights == Kind::Int16) keep(made, "scales", scales);
@@ -84,7 +84,7 @@ Case product(const char* kind, Kind weights, const char* type) {
                                      : weights == Kind::BFloat16 ? "bfloat16"
                                                                  : "float32";
   made.record.words["activation"] = "none";
-  made.record.numbers = {{"kernel", 3}, {"step", 1}, {"pad", 1}, {"upsample", 0}};
+  made.record.numbers = {{"kernel", 3}, {"stride", 1}, {"padding", 1}, {"upsample", 0}};
   const auto next = place(made, "x", type, kSide, kSide, kChannels, 0);
   place(made, "out", type, kSide, kSide, kChannels, next);
   return made;

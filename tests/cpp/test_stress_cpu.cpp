@@ -4,7 +4,7 @@
 namespace {
 
 void serves_many_requests() {
-  const auto device = std::make_shared<stress::CpuDevice>(std::size_t{16} << 20);
+  const auto device = std::make_shared<sdengine::cpu::CpuDevice>(std::size_t{16} << 20);
   stress::run(device, [&](const stress::StepBuffers& buffers, Evaluations* evaluations) {
     return cpu_network(device, buffers, evaluations);
   });

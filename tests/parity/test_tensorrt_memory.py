@@ -13,6 +13,7 @@ import pytest
 from support import fake_tensorrt
 
 import sdengine
+from sdengine import _native
 from sdengine.backends.memory_budget import MemoryBudget
 from sdengine.backends.tensorrt.session import TensorRtSession
 from sdengine.cli.main import main
@@ -90,12 +91,22 @@ def total_of(engine: sdengine.Engine, side: int) -> int:
     return found.total_bytes(engine.low_memory)
 
 
-def test_a_limit_leaves_the_sizes_that_fit(bundle: Path) -> None:
+def test_a_limit_leaves_the_sizes_that_fit(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools = []
+    make = _native.MemoryPool
+
+    def make_pool(sets: Any, cap_bytes: int, device: _native.Device) -> _native.MemoryPool:
+        pools.append(
+            (max(_native.plan_regions(regions)[0] for regions in sets.values()), cap_bytes)
+        )
+        return make(sets, cap_bytes, device)
+
     with sdengine.load(bundle) as engine:
         expected = engine.generate(PROMPT, width=128, height=128, **OPTIONS).arrays[0]
         small, large = total_of(engine, 128), total_of(engine, 256)
     assert small < large
     fake_tensorrt.Engine.made.clear()
+    monkeypatch.setattr(_native, "MemoryPool", make_pool)
     with sdengine.load(bundle, memory_bytes=large - 1) as engine:
         assert np.array_equal(
             engine.generate(PROMPT, width=128, height=128, **OPTIONS).arrays[0], expected
@@ -104,11 +115,10 @@ def test_a_limit_leaves_the_sizes_that_fit(bundle: Path) -> None:
             engine.generate(PROMPT, width=256, height=256, **OPTIONS)
         session = engine.session
         assert isinstance(session, TensorRtSession) and session.arena is not None
-        report = session.arena.pool.report()
-        assert 0 < report["reserved_bytes"] <= report["cap_bytes"]
-        others = small - report["reserved_bytes"]
-        assert report["cap_bytes"] + others == large - 1
         assert list(session.arena.sets) == ["128x128"]
+        ((reserved, cap),) = pools
+        assert 0 < reserved <= cap
+        assert cap + small - reserved == large - 1
     with sdengine.load(bundle, memory_bytes=large) as engine:
         engine.generate(PROMPT, width=256, height=256, **OPTIONS)
 

@@ -9,7 +9,6 @@ first run compiles its kernels, unless the runtime cache that it was made with h
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import json
 import math
@@ -22,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnxruntime
 import pytest
+from support.host_memory import memory_at
 
 from sdengine import _native
 from sdengine.backends.tensorrt import backend as tensorrt
@@ -36,13 +36,6 @@ class Gpu:
     """The device that contexts compute on, and how much of it may be had."""
 
     device: ClassVar[_native.CpuDevice] = _native.CpuDevice()
-
-
-def memory_at(address: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Give an array over memory."""
-    size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    content: Any = (ctypes.c_ubyte * size_bytes).from_address(address)
-    return np.frombuffer(content, dtype).reshape(shape)
 
 
 class ExecutionContextAllocationStrategy(enum.Enum):
@@ -128,6 +121,7 @@ class Context:
         self.addresses: dict[str, int] = {}
         self.scratch = (0, 0)
         self.runs = 0
+        engine.contexts.add(self)
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self.profile = index
@@ -216,6 +210,7 @@ class Engine:
         ports = (*self.session.get_inputs(), *self.session.get_outputs())
         self.names = {port.name for port in ports}
         self.caches: weakref.WeakSet[RuntimeCache] = weakref.WeakSet()  # of its contexts
+        self.contexts: weakref.WeakSet[Context] = weakref.WeakSet()  # graphs hold theirs
         self.enqueued = 0  # calls from Python
         self.runs = 0
         self.gives_nan_in_run = 0

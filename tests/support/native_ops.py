@@ -150,8 +150,8 @@ def conv(
         op.weight("bias", bias.astype(np.float32))
     op.record["numbers"] = {
         "kernel": kernel,
-        "step": stride,
-        "pad": padding,
+        "stride": stride,
+        "padding": padding,
         "upsample": int(upsample),
     }
     set_words(op, {"weight_kind": kind, "activation": "none"})

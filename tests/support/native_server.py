@@ -1,16 +1,19 @@
-"""The native runtime on the CPU device with a network that is a Python function over arrays."""
+"""Native program runners on the CPU device, whose network is a Python function over arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from support.host_memory import memory_at
 
 from sdengine import _native
 from sdengine.samplers import SAMPLERS, NoiseSchedule, SamplerProgram, build_program
+from sdengine.samplers.noise import NoiseSource
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Generators = Sequence[_native.MersenneNormal | _native.PhiloxNormal]
 Network = Callable[[Array, Array, Array], object]
 
 SHAPE = (2, 4, 5, 6)
@@ -28,7 +31,7 @@ def predict(sample: Array, timestep: Array, noise_pred: Array) -> None:
 
 
 class Server:
-    """A pool, a cache and one trajectory."""
+    """A pool, a graph cache and one runner; the pool must live as long as the runners."""
 
     def __init__(self, network: Network = predict, copies: int = 1, max_graphs: int = 2) -> None:
         regions = _native.trajectory_regions(SHAPE, copies, MAX_STEPS, MAX_REGISTERS)
@@ -36,21 +39,21 @@ class Server:
         self.pool = _native.MemoryPool({"set": regions}, device=self.device)
         self.graphs = _native.GraphCache(self.pool, max_graphs)
         self.recordings = 0
-        self.trajectory = self.desk(network, copies)
+        self.runner = self.desk(network, copies)
 
     def desk(
         self, network: Network, copies: int = 1, name: str = "unet", captured: bool = True
-    ) -> _native.Trajectory:
+    ) -> _native.ProgramRunner:
         rows = (copies * SHAPE[0], *SHAPE[1:])
-        sample = self.pool.view("set", "sample", rows, "float32", writeable=False)
-        timestep = self.pool.view("set", "timestep", rows[:1], "float32", writeable=False)
-        noise_pred = self.pool.view("set", "noise_pred", rows, "float32")
+        sample = region(self.pool, "sample", rows)
+        timestep = region(self.pool, "timestep", rows[:1])
+        noise_pred = region(self.pool, "noise_pred", rows)
 
         def record(stream: int) -> None:
             self.recordings += 1
             self.device.enqueue(stream, lambda: network(sample, timestep, noise_pred))
 
-        return _native.Trajectory(
+        return _native.ProgramRunner(
             self.pool,
             "set",
             self.graphs,
@@ -64,22 +67,45 @@ class Server:
         )
 
     def run(self, program: SamplerProgram, guidance_scale: float = 1.0) -> Array:
-        draws = iter([k for k, needed in enumerate(program.needs_noise) if needed])
-
-        def draw(out: Array) -> None:
-            out[:] = unit_noise(next(draws))
-
-        return run(self.trajectory, program, guidance_scale, draw)
+        return run(self.runner, program, guidance_scale, noise_source().generators)
 
 
 def run(
-    trajectory: _native.Trajectory,
+    runner: _native.ProgramRunner,
     program: SamplerProgram,
     guidance_scale: float = 1.0,
-    noise: Callable[[Array], object] | None = None,
+    noise: Generators | None = None,
 ) -> Array:
-    tables = program.t, program.c_in, program.A, program.b, program.d
-    return trajectory.run(*tables, guidance_scale, initial(program), noise)
+    """Run a program from its first step to its last; return the latents."""
+    runner.start(*tables(program), guidance_scale, initial(program))
+    runner.advance(len(program.t), noise)
+    return runner.read()
+
+
+def tables(program: SamplerProgram) -> tuple[Array, Array, Array, Array, Array]:
+    return program.t, program.c_in, program.A, program.b, program.d
+
+
+def region(
+    pool: _native.MemoryPool, name: str, shape: tuple[int, ...], dtype: str = "float32"
+) -> Array:
+    """Give an array over a region of the set "set", for as long as the pool lives."""
+    return memory_at(pool.address("set", name), dtype, shape)
+
+
+def noise_source(kind: str = "cpu") -> NoiseSource:
+    """Start the noise of the steps of every run."""
+    return NoiseSource([3, 4], SHAPE[1:], kind=kind)
+
+
+def step_noise(program: SamplerProgram, source: NoiseSource) -> dict[int, Array]:
+    """Draw what a source gives to the evaluations of a program that need some."""
+    drawn = {}
+    for k, needed in enumerate(program.needs_noise):
+        if needed:
+            drawn[k] = np.empty(SHAPE, np.float32)
+            source.step(drawn[k])
+    return drawn
 
 
 def unit_noise(k: int) -> Array:

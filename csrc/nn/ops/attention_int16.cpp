@@ -1,4 +1,4 @@
-// Attention of bf16 maps in 16-bit whole numbers, which processors without products of bf16
+// Attention of bf16 maps in 16-bit integers, which processors without products of bf16
 // multiply twice as fast as floats, and which keep more bits.
 //
 // Queries and keys have a scale each, such that their vectors are no longer than 2^15;
@@ -22,7 +22,7 @@ constexpr float kWeightBits = 13.0f;
 // could be more than rounding weights to bf16 does, bf16 is multiplied exactly, if slower.
 constexpr float kLargestScore = 128.0f;
 
-// A block of keys of one head, as whole numbers.
+// A block of keys of one head, as integers.
 struct KeyBlock {
   char* values;  // [channel][key]
   char* keys;    // [key][channel]
@@ -34,9 +34,9 @@ KeyBlock block_at(char* shared, std::ptrdiff_t index, const AttentionSizes& size
   KeyBlock block;
   block.values = shared + index * sizes.block_bytes();
   block.keys = block.values + sizes.value_block_bytes;
-  block.key_scales = reinterpret_cast<float*>(block.keys + kKeys * sizes.whole_row_bytes);
+  block.key_scales = reinterpret_cast<float*>(block.keys + kKeys * sizes.int16_row_bytes);
   block.value_scales = block.key_scales + kKeys;
-  block.longest = reinterpret_cast<float*>(block.keys + sizes.whole_block_bytes);
+  block.longest = reinterpret_cast<float*>(block.keys + sizes.int16_block_bytes);
   return block;
 }
 
@@ -107,7 +107,7 @@ float largest_of(const float* scales, int count) {
   return found;
 }
 
-// Turns sums, whole ones where key_scales is given, into powers of two to be, in place, and finds
+// Turns sums, integers where key_scales is given, into powers of two to be, in place, and finds
 // the largest of each query.
 void scale_scores(float* scores, int keys, const float* key_scales, const Floats* query_scales,
                   Floats* highest) {
@@ -154,9 +154,9 @@ void attend(const AttentionArguments& arguments, const AttentionSizes& sizes, in
   const Map &q = arguments.q, &k = arguments.k;
   const int head_dim = sizes.head_dim, keys = k.width;
   const int count = least(kQueries, q.width - query);
-  const int lanes = lanes_for(Kind::Int16, head_dim);
+  const int words = words_for(Kind::Int16, head_dim);
   round_rows(halves(q, image, query, head, head_dim), q.stride, count, head_dim,
-             sizes.whole_row_bytes, own.query_rows, own.query_scales);
+             sizes.int16_row_bytes, own.query_rows, own.query_scales);
   float longest = 0.0f;
   for (int i = 0; i < sizes.key_blocks; ++i) {
     const float scale = *block_at(shared, first_block + i, sizes).longest;
@@ -170,8 +170,8 @@ void attend(const AttentionArguments& arguments, const AttentionSizes& sizes, in
   }
   transpose_queries(
       exact ? head_row(q, image, query, head, head_dim) : own.query_rows,
-      static_cast<std::ptrdiff_t>(exact ? q.stride * sizeof(std::uint16_t) : sizes.whole_row_bytes),
-      count, lanes, own.queries);
+      static_cast<std::ptrdiff_t>(exact ? q.stride * sizeof(std::uint16_t) : sizes.int16_row_bytes),
+      count, words, own.queries);
   Floats query_scales[kVectors], highest[kVectors], total[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     query_scales[v] = mul(load(own.query_scales + v * kLanes), set(arguments.scale * 1.44269504f));
@@ -186,11 +186,11 @@ void attend(const AttentionArguments& arguments, const AttentionSizes& sizes, in
     Floats block_highest[kVectors], block_total[kVectors];
     if (exact) {
       multiply(Kind::BFloat16, seen, head_row(k, image, first, head, head_dim),
-               k.stride * static_cast<std::ptrdiff_t>(sizeof(std::uint16_t)), own.queries, lanes,
+               k.stride * static_cast<std::ptrdiff_t>(sizeof(std::uint16_t)), own.queries, words,
                own.scores, false, nullptr);
     } else {
-      multiply(Kind::Int16, seen, block.keys, static_cast<std::ptrdiff_t>(sizes.whole_row_bytes),
-               own.queries, lanes, own.scores, false, nullptr);
+      multiply(Kind::Int16, seen, block.keys, static_cast<std::ptrdiff_t>(sizes.int16_row_bytes),
+               own.queries, words, own.scores, false, nullptr);
     }
     scale_scores(own.scores, seen, exact ? nullptr : block.key_scales, query_scales, block_highest);
     if (arguments.causal && first + seen > query) {
@@ -206,7 +206,7 @@ void attend(const AttentionArguments& arguments, const AttentionSizes& sizes, in
     weigh(own.scores, seen, block_highest, own.weights, block_total);
     multiply(Kind::Int16, head_dim, block.values,
              static_cast<std::ptrdiff_t>(sizes.value_row_bytes), own.weights,
-             lanes_for(Kind::Int16, seen), own.sums, false, nullptr);
+             words_for(Kind::Int16, seen), own.sums, false, nullptr);
     Floats before[kVectors], now[kVectors];
     for (int v = 0; v < kVectors; ++v) {
       const Floats raised = larger(highest[v], block_highest[v]);
@@ -233,8 +233,8 @@ void attend(const AttentionArguments& arguments, const AttentionSizes& sizes, in
 
 }  // namespace
 
-void attention_in_whole_numbers(const AttentionArguments& arguments, ThreadPool& pool,
-                                const Scratch& scratch) {
+void attention_int16(const AttentionArguments& arguments, ThreadPool& pool,
+                     const Scratch& scratch) {
   const AttentionSizes sizes(arguments);
   const Map &q = arguments.q, &k = arguments.k, &v = arguments.v;
   const std::ptrdiff_t heads = std::ptrdiff_t{q.images} * arguments.heads;
@@ -246,7 +246,7 @@ void attention_in_whole_numbers(const AttentionArguments& arguments, ThreadPool&
       const int image = index / arguments.heads, head = index % arguments.heads;
       const KeyBlock block = block_at(scratch.shared, at, sizes);
       round_rows(halves(k, image, key, head, sizes.head_dim), k.stride, count, sizes.head_dim,
-                 sizes.whole_row_bytes, block.keys, block.key_scales);
+                 sizes.int16_row_bytes, block.keys, block.key_scales);
       *block.longest = largest_of(block.key_scales, count);
       round_values(halves(v, image, key, head, sizes.head_dim), v.stride, count, sizes.head_dim,
                    sizes.value_row_bytes, block.values, block.value_scales);

@@ -1,6 +1,7 @@
 #pragma once
 
-// What attention in floats and in whole numbers have in common: 32 queries in the lanes of vectors.
+// What attention by blocks and attention in 16-bit integers have in common: 32 queries in the lanes
+// of vectors.
 
 #include "nn/ops/epilogue.h"
 #include "nn/ops/tile.h"
@@ -17,21 +18,21 @@ inline const char* head_row(const Map& map, int image, int row, int head, int he
          std::ptrdiff_t{head} * head_dim * size_of(map.type);
 }
 
-// Writes queries as [lane of channels][query], zero beyond the last query. Reads up to a vector
+// Writes queries as [word of channels][query], zero beyond the last query. Reads up to a vector
 // beyond a head's channels, which are the next head's or lie in the arena's margin.
-inline void transpose_queries(const char* from, std::ptrdiff_t row_bytes, int count, int lanes,
+inline void transpose_queries(const char* from, std::ptrdiff_t row_bytes, int count, int words,
                               char* to) {
   for (int query = 0; query < kQueries; query += kLanes) {
-    for (int lane = 0; lane < lanes; lane += kLanes) {
-      Lanes square[kLanes];
+    for (int word = 0; word < words; word += kLanes) {
+      Words square[kLanes];
       for (int i = 0; i < kLanes; ++i) {
-        square[i] = query + i < count ? load_lanes(from + (query + i) * row_bytes + lane * 4)
-                                      : load_lanes(kZeros);
+        square[i] = query + i < count ? load_words(from + (query + i) * row_bytes + word * 4)
+                                      : load_words(kZeros);
       }
       transpose(square);
-      const int stored = least(kLanes, lanes - lane);
+      const int stored = least(kLanes, words - word);
       for (int i = 0; i < stored; ++i) {
-        store_lanes(to + ((lane + i) * kQueries + query) * 4, square[i]);
+        store_words(to + ((word + i) * kQueries + query) * 4, square[i]);
       }
     }
   }
@@ -63,10 +64,10 @@ inline void store_rows(const float* sums, const Map& out, int image, int first, 
     const int queries = least(kLanes, count - query);
     for (int channel = 0; channel < head_dim; channel += kLanes) {
       const int channels = least(kLanes, head_dim - channel);
-      Lanes square[kLanes];
+      Words square[kLanes];
       for (int i = 0; i < kLanes; ++i) {
         const float* from = sums + (channel + i) * kQueries + query;
-        square[i] = i < channels ? load_lanes(from) : load_lanes(kZeros);
+        square[i] = i < channels ? load_words(from) : load_words(kZeros);
       }
       transpose(square);
       for (int i = 0; i < queries; ++i) {
@@ -76,9 +77,5 @@ inline void store_rows(const float* sums, const Map& out, int image, int first, 
     }
   }
 }
-
-// Attention of bf16 maps in 16-bit whole numbers, where bf16 has no products of its own.
-void attention_in_whole_numbers(const AttentionArguments& arguments, ThreadPool& pool,
-                                const Scratch& scratch);
 
 }  // namespace sdengine::nn::SDENGINE_ISA

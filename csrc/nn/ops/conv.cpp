@@ -1,4 +1,4 @@
-// Convolutions of any kernel and step: the pixels under the kernel are gathered into rows of a
+// Convolutions of any kernel and stride: the pixels under the kernel are gathered into rows of a
 // small block, which is then multiplied like a linear layer's.
 
 #include <cstring>
@@ -18,10 +18,10 @@ void gather(const ConvArguments& conv, std::ptrdiff_t row, char* to, int row_byt
   const int shift = conv.upsample ? 1 : 0;
   const int height = x.height << shift, width = x.width << shift;
   const std::ptrdiff_t image = row / out.pixels(), pixel = row % out.pixels();
-  const int top = static_cast<int>(pixel / out.width) * conv.step - conv.pad;
-  const int left = static_cast<int>(pixel % out.width) * conv.step - conv.pad;
+  const int top = static_cast<int>(pixel / out.width) * conv.stride - conv.padding;
+  const int left = static_cast<int>(pixel % out.width) * conv.stride - conv.padding;
   const std::size_t bytes = x.channels * size_of(x.type);
-  // The last lane may be wider than what is left of the row.
+  // The last word may be wider than what is left of the row.
   std::memset(to + row_bytes - 4, 0, 4);
   for (int dy = 0; dy < conv.kernel; ++dy) {
     for (int dx = 0; dx < conv.kernel; ++dx) {
@@ -44,10 +44,9 @@ void conv(const ConvArguments& arguments, ThreadPool& pool, const Scratch& scrat
   const Epilogue& epilogue = arguments.epilogue;
   const std::ptrdiff_t row_count = epilogue.out.rows();
   // A row of 16-bit weights is gathered as it is and rounded afterwards.
-  const int row_bytes =
-      weight.kind == Kind::Int16
-          ? static_cast<int>((weight.inner * size_of(arguments.x.type) + 3) / 4 * 4)
-          : weight.lanes() * 4;
+  const int row_bytes = weight.kind == Kind::Int16
+                            ? static_cast<int>((weight.k * size_of(arguments.x.type) + 3) / 4 * 4)
+                            : weight.words() * 4;
   const auto rounded_bytes = static_cast<std::ptrdiff_t>(quantized_row_bytes(weight));
   const auto compute = [&](std::ptrdiff_t first, std::ptrdiff_t last, int panel, int last_panel,
                            int thread) {
@@ -61,9 +60,9 @@ void conv(const ConvArguments& arguments, ThreadPool& pool, const Scratch& scrat
         gather(arguments, row + r, gathered, row_bytes);
         if (weight.kind != Kind::Int16) continue;
         const Type type = arguments.x.type;
-        scales[r] = quantize_int16(
-            [&](int c, int some) { return load_as(type, gathered, c, some); }, weight.inner,
-            reinterpret_cast<std::int16_t*>(rounded + r * rounded_bytes));
+        scales[r] =
+            quantize_int16([&](int c, int some) { return load_as(type, gathered, c, some); },
+                           weight.k, reinterpret_cast<std::int16_t*>(rounded + r * rounded_bytes));
       }
       if (weight.kind == Kind::Int16) {
         multiply_block({rounded, rounded_bytes, scales}, row, count, weight, panel, last_panel,

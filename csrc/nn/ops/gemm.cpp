@@ -9,7 +9,9 @@
 namespace sdengine::nn::SDENGINE_ISA {
 namespace {
 
+// Rows of a strip: whole register tiles of every instruction set, one of AVX-512's.
 constexpr int kStrip = 12;
+static_assert(kStrip % kTileRows == 0);
 constexpr std::size_t kBlockBytes = 512 * 1024;
 // Zero of unsigned activations; see quantize in linear.cpp.
 constexpr int kZeroPoint = 128;
@@ -106,12 +108,36 @@ void finish_gated(const Finish& finish, std::ptrdiff_t first, int rows, int colu
   }
 }
 
+// Stores the sums of a strip of rows from a panel's column on.
+void finish_strip(const Finish& finisher, const Epilogue& epilogue, std::ptrdiff_t at, int height,
+                  int column, int columns, const float* sums) {
+  switch (epilogue.activation) {
+    case Activation::None:
+      if (!finish_quickly(epilogue, at, height, column, columns, sums)) {
+        finish<Activation::None>(finisher, at, height, column, columns, sums);
+      }
+      break;
+    case Activation::Silu:
+      finish<Activation::Silu>(finisher, at, height, column, columns, sums);
+      break;
+    case Activation::Gelu:
+      finish<Activation::Gelu>(finisher, at, height, column, columns, sums);
+      break;
+    case Activation::QuickGelu:
+      finish<Activation::QuickGelu>(finisher, at, height, column, columns, sums);
+      break;
+    case Activation::Geglu:
+      finish_gated(finisher, at, height, column, columns, sums);
+      break;
+  }
+}
+
 }  // namespace
 
 void multiply_block(const Rows& rows, std::ptrdiff_t first, int count, const Panels& weight,
                     int panel, int last_panel, const Epilogue& epilogue) {
   const Finish finisher(epilogue);
-  const int lanes = weight.lanes();
+  const int words = weight.words();
   const std::size_t panel_bytes = weight.panel_bytes();
   const int per_block = kBlockBytes > panel_bytes ? static_cast<int>(kBlockBytes / panel_bytes) : 1;
   const int blocks = (last_panel - panel + per_block - 1) / per_block;
@@ -137,32 +163,13 @@ void multiply_block(const Rows& rows, std::ptrdiff_t first, int count, const Pan
           const char* out = epilogue.out.row(first + row + r);
           __builtin_prefetch(out + out_column * size_of(epilogue.out.type), 1, 3);
         }
-        multiply(weight.kind, height, a, rows.bytes, here, lanes, sums, false, next);
+        multiply(weight.kind, height, a, rows.bytes, here, words, sums, false, next);
         const int column = p * kPanel;
         if (rows.scales != nullptr) {
           dequantize(sums, height, rows.scales + row, weight, column);
         }
-        const int columns = least(kPanel, weight.columns - column);
-        const std::ptrdiff_t at = first + row;
-        switch (epilogue.activation) {
-          case Activation::None:
-            if (!finish_quickly(epilogue, at, height, column, columns, sums)) {
-              finish<Activation::None>(finisher, at, height, column, columns, sums);
-            }
-            break;
-          case Activation::Silu:
-            finish<Activation::Silu>(finisher, at, height, column, columns, sums);
-            break;
-          case Activation::Gelu:
-            finish<Activation::Gelu>(finisher, at, height, column, columns, sums);
-            break;
-          case Activation::QuickGelu:
-            finish<Activation::QuickGelu>(finisher, at, height, column, columns, sums);
-            break;
-          case Activation::Geglu:
-            finish_gated(finisher, at, height, column, columns, sums);
-            break;
-        }
+        const int columns = least(kPanel, weight.n - column);
+        finish_strip(finisher, epilogue, first + row, height, column, columns, sums);
       }
     }
   }

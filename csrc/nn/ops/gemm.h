@@ -4,7 +4,7 @@
 
 namespace sdengine::nn::SDENGINE_ISA {
 
-// Rows of A: four-byte lanes, rows a_bytes apart; rows of whole numbers have a scale each.
+// Rows of A: four-byte words, rows a_bytes apart; rows of integers have a scale each.
 struct Rows {
   const char* data;
   std::ptrdiff_t bytes;

@@ -21,7 +21,7 @@ void normalize(const T* from, T* to, const LayerNormArguments& arguments) {
     const int count = least(kLanes, channels - c);
     const Floats gap = sub(load_some(from + c, count), means);
     squares = fma(gap, gap, squares);
-    // Lanes beyond the end hold the mean's square.
+    // Words beyond the end hold the mean's square.
     if (count < kLanes) squares = sub(squares, from_lane(count, mul(gap, gap), zeros()));
   }
   const float variance = sum(squares) / static_cast<float>(channels);

@@ -49,7 +49,7 @@ void linear(const LinearArguments& arguments, ThreadPool& pool, const Scratch& s
       for (std::ptrdiff_t row = first; row < last; ++row) {
         std::uint8_t* to = bytes + row * row_bytes;
         if (weight.kind == Kind::Int8) {
-          quantize(x, row, to, scales + row, weight.lanes() * 4);
+          quantize(x, row, to, scales + row, weight.words() * 4);
         } else {
           const char* values = x.row(row);
           scales[row] =
@@ -59,7 +59,7 @@ void linear(const LinearArguments& arguments, ThreadPool& pool, const Scratch& s
       }
     });
     rows = {reinterpret_cast<const char*>(bytes), row_bytes, scales};
-  } else if (x.channels % values_per_lane(weight.kind) != 0) {
+  } else if (x.channels % values_per_word(weight.kind) != 0) {
     // The last pair of a row would reach into the next row.
     char* padded = scratch.shared;
     in_parallel(pool, row_count, [&](std::ptrdiff_t first, std::ptrdiff_t last, int) {

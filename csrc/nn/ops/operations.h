@@ -1,6 +1,6 @@
 #pragma once
 
-#include "nn/arguments.h"
+#include "nn/operation_table.h"
 
 namespace sdengine::nn::SDENGINE_ISA {
 
@@ -8,6 +8,10 @@ namespace sdengine::nn::SDENGINE_ISA {
   void name(const Arguments& arguments, ThreadPool& pool, const Scratch& scratch);
 SDENGINE_OPERATIONS(SDENGINE_DECLARE)
 #undef SDENGINE_DECLARE
+// What `attention` does with bf16 maps: one where the set multiplies bf16 (kMultipliesBf16), the
+// other elsewhere.
+void attention_bf16(const AttentionArguments& arguments, ThreadPool& pool, const Scratch& scratch);
+void attention_int16(const AttentionArguments& arguments, ThreadPool& pool, const Scratch& scratch);
 std::int64_t peak(Kind kind, std::int64_t rounds);
 
 }  // namespace sdengine::nn::SDENGINE_ISA

@@ -21,12 +21,12 @@ __attribute__((noinline)) void add_up(std::int64_t rounds) {
   for (std::int64_t round = 0; round < rounds; ++round) {
     // Both may hold other values now, so that nothing can be left out.
     asm volatile("" : : "r"(a), "r"(b) : "memory");
-    Lanes columns[kTileVectors];
+    Words columns[kTileVectors];
     SDENGINE_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-      columns[v] = load_lanes(b + v * kLanes * 4);
+      columns[v] = load_words(b + v * kLanes * 4);
     }
     SDENGINE_UNROLL for (int r = 0; r < kTileRows; ++r) {
-      const Lanes row = broadcast(a + r * 4);
+      const Words row = broadcast(a + r * 4);
       SDENGINE_UNROLL for (int v = 0; v < kTileVectors; ++v) {
         sums[r][v] = Dot::dot(sums[r][v], row, columns[v]);
       }
@@ -43,7 +43,7 @@ __attribute__((noinline)) void add_up(std::int64_t rounds) {
 }  // namespace
 
 std::int64_t peak(Kind kind, std::int64_t rounds) {
-  std::int64_t values = 1;  // of each side in a lane
+  std::int64_t values = 1;  // of each side in a word
   if (kind == Kind::Float32) {
     add_up<DotFloat>(rounds);
   } else if (kind == Kind::BFloat16) {

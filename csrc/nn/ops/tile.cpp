@@ -1,5 +1,5 @@
 // The register tile that linear layers, convolutions and attention are made of: kTileRows rows
-// times kTileVectors vectors stay in registers while the inner dimension passes by. Each step reads
+// times kTileVectors vectors stay in registers while k passes by. Each step reads
 // one vector row of the panel and broadcasts four bytes of every row, so that A needs no packing.
 
 #include "nn/ops/tile.h"
@@ -9,12 +9,12 @@ namespace {
 
 constexpr int kPanelBytes = kPanel * 4;
 constexpr int kTileBytes = kTileVectors * kLanes * 4;
-// Steps ahead that the panel is fetched; measured at 320 to 1280 inner values.
+// Steps ahead that the panel is fetched; measured at k of 320 to 1280.
 constexpr int kAhead = 16;
 
 template <typename Dot, int Rows>
 __attribute__((noinline)) void tile(const char* a, std::ptrdiff_t a_bytes, const char* panel,
-                                    int lanes, char* sums, bool accumulate, const char* next) {
+                                    int words, char* sums, bool accumulate, const char* next) {
   typename Dot::Sum sum[Rows][kTileVectors];
   SDENGINE_UNROLL for (int r = 0; r < Rows; ++r) {
     SDENGINE_UNROLL for (int v = 0; v < kTileVectors; ++v) {
@@ -27,10 +27,10 @@ __attribute__((noinline)) void tile(const char* a, std::ptrdiff_t a_bytes, const
   }
   const std::ptrdiff_t step = next == nullptr ? 0 : 64;
   if (next == nullptr) next = a;
-  for (int lane = 0; lane < lanes; ++lane) {
-    Lanes b[kTileVectors];
+  for (int word = 0; word < words; ++word) {
+    Words b[kTileVectors];
     SDENGINE_UNROLL for (int v = 0; v < kTileVectors; ++v) {
-      b[v] = load_lanes(panel + v * kLanes * 4);
+      b[v] = load_words(panel + v * kLanes * 4);
     }
     for (int line = 0; line < kTileBytes; line += 64) {
       __builtin_prefetch(panel + kAhead * kPanelBytes + line);
@@ -38,7 +38,7 @@ __attribute__((noinline)) void tile(const char* a, std::ptrdiff_t a_bytes, const
     __builtin_prefetch(next, 0, 2);
     next += step;
     SDENGINE_UNROLL for (int r = 0; r < Rows; ++r) {
-      const Lanes value = broadcast(a + r * a_bytes);
+      const Words value = broadcast(a + r * a_bytes);
       SDENGINE_UNROLL for (int v = 0; v < kTileVectors; ++v) {
         sum[r][v] = Dot::dot(sum[r][v], value, b[v]);
       }
@@ -80,7 +80,7 @@ struct Tiles {
 }  // namespace
 
 void multiply(Kind kind, int rows, const char* a, std::ptrdiff_t a_bytes, const char* panel,
-              int lanes, void* sums, bool accumulate, const char* next) {
+              int words, void* sums, bool accumulate, const char* next) {
   static const Tiles tiles;
   const Tile* table = tiles.of[static_cast<int>(kind)];
   const int strips = (rows + kTileRows - 1) / kTileRows;
@@ -89,10 +89,10 @@ void multiply(Kind kind, int rows, const char* a, std::ptrdiff_t a_bytes, const 
     const int first = rows * strip / strips;
     const int count = rows * (strip + 1) / strips - first;
     for (int column = 0; column < kPanelBytes; column += kTileBytes) {
-      table[count](a + first * a_bytes, a_bytes, panel + column, lanes,
+      table[count](a + first * a_bytes, a_bytes, panel + column, words,
                    static_cast<char*>(sums) + first * kPanelBytes + column, accumulate, next);
     }
-    if (next != nullptr) next += std::ptrdiff_t{lanes} * 64;
+    if (next != nullptr) next += std::ptrdiff_t{words} * 64;
   }
 }
 

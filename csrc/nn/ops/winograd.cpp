@@ -5,7 +5,7 @@
 // In 16 bits each tile has its own scale at each point, so that the vector over the channels has a
 // length of at most 2^15; the weights' have at most 2^16. By Cauchy and Schwarz no sum of products
 // then leaves 32 bits, whatever the data. The points are 0, +-2/3, +-4/3 and infinity, at which the
-// transforms magnify rounding least (see README, numerics).
+// transforms magnify rounding least (csrc/README.md, numerics).
 
 #include <cstring>
 
@@ -174,7 +174,7 @@ void transform_back(const WinogradArguments& conv, const Finish& finish, const P
                     std::ptrdiff_t scale_pitch) {
   constexpr int kSide = Tile + 2;
   const Map& out = conv.epilogue.out;
-  const int column = panel * kPanel, columns = least(kPanel, conv.columns - column);
+  const int column = panel * kPanel, columns = least(kPanel, conv.out_channels - column);
   const int height = least(Tile, out.height - at.y), width = least(Tile, out.width - at.x);
   Finish::Row rows[Tile * Tile];
   for (int i = 0; i < height; ++i) {
@@ -188,16 +188,16 @@ void transform_back(const WinogradArguments& conv, const Finish& finish, const P
     }
   }
   const float* scales = conv.scales + std::ptrdiff_t{panel} * kSide * kSide * kPanel;
-  for (int lane = 0; lane < columns; lane += kLanes) {
+  for (int c = 0; c < columns; c += kLanes) {
     Floats half[Tile][kSide];
     SDENGINE_UNROLL for (int j = 0; j < kSide; ++j) {
       Floats m[kSide], y[Tile];
       SDENGINE_UNROLL for (int i = 0; i < kSide; ++i) {
         const int point = i * kSide + j;
-        const float* from = sums + point * pitch + lane;
+        const float* from = sums + point * pitch + c;
         if constexpr (Scaled) {
           const Floats scale =
-              mul(load(scales + point * kPanel + lane), set(tile_scales[point * scale_pitch]));
+              mul(load(scales + point * kPanel + c), set(tile_scales[point * scale_pitch]));
           m[i] = mul(load_int32(reinterpret_cast<const std::int32_t*>(from)), scale);
         } else {
           m[i] = load(from);
@@ -206,14 +206,14 @@ void transform_back(const WinogradArguments& conv, const Finish& finish, const P
       Transform<Tile>::back(m, y);
       SDENGINE_UNROLL for (int i = 0; i < Tile; ++i) half[i][j] = y[i];
     }
-    const int count = least(kLanes, columns - lane);
+    const int count = least(kLanes, columns - c);
     SDENGINE_UNROLL for (int i = 0; i < Tile; ++i) {
       Floats y[Tile];
       Transform<Tile>::back(half[i], y);
       if (i >= height) break;
       SDENGINE_UNROLL for (int j = 0; j < Tile; ++j) {
         if (j < width) {
-          finish.put<Activation::None>(rows[i * Tile + j], column + lane, y[j], count);
+          finish.put<Activation::None>(rows[i * Tile + j], column + c, y[j], count);
         }
       }
     }
@@ -229,13 +229,13 @@ void multiply_tiles(const WinogradArguments& conv, const Tiles& tiles, const Fin
   const WinogradSizes& sizes = tiles.sizes;
   const int count = last - first;
   const std::ptrdiff_t pitch = std::ptrdiff_t{sizes.block} * kPanel + kCacheLine / 4;
-  const std::size_t panel_bytes = std::size_t(sizes.lanes) * kPanel * 4;
+  const std::size_t panel_bytes = std::size_t(sizes.words) * kPanel * 4;
   for (; panel < last_panel; ++panel) {
     const char* weight = conv.weight + panel * kPoints * panel_bytes;
     for (int point = 0; point < kPoints; ++point, weight += panel_bytes) {
       const bool end = panel + 1 == last_panel && point + 1 == kPoints;
       multiply(conv.kind, count, block.rows + point * sizes.plane_bytes, sizes.row_bytes, weight,
-               sizes.lanes, sums + point * pitch, false, end ? nullptr : weight + panel_bytes);
+               sizes.words, sums + point * pitch, false, end ? nullptr : weight + panel_bytes);
     }
     for (int tile = 0; tile < count; ++tile) {
       const Place at = tiles.place(first + tile);
@@ -255,7 +255,7 @@ void convolve(const WinogradArguments& conv, ThreadPool& pool, const Scratch& sc
   const Tiles tiles(conv);
   const WinogradSizes& sizes = tiles.sizes;
   const Finish finish(conv.epilogue);
-  const int panels = (conv.columns + kPanel - 1) / kPanel;
+  const int panels = (conv.out_channels + kPanel - 1) / kPanel;
   const std::size_t zero_bytes = round_up((std::size_t(conv.x.channels) + kPanel) * 4);
   const std::size_t transformed_bytes = sizes.points * sizes.plane_bytes;
   struct Own {

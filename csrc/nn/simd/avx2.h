@@ -10,8 +10,9 @@
 namespace sdengine::nn::SDENGINE_ISA {
 
 using Floats = __m256;
-using Lanes = __m256i;
+using Words = __m256i;
 constexpr int kLanes = 8;
+constexpr bool kMultipliesBf16 = false;
 // 12 accumulators, two vectors of the panel and a broadcast: 16 registers.
 constexpr int kTileRows = 6;
 constexpr int kTileVectors = 2;
@@ -100,9 +101,9 @@ inline Floats load_int32(const std::int32_t* from) {
   return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
-// Exchanges rows and columns of a square of four-byte lanes.
-inline void transpose(Lanes (&r)[kLanes]) {
-  Lanes t[kLanes];
+// Exchanges rows and columns of a square of four-byte words.
+inline void transpose(Words (&r)[kLanes]) {
+  Words t[kLanes];
   for (int i = 0; i < 8; i += 2) {
     t[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
     t[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
@@ -119,18 +120,18 @@ inline void transpose(Lanes (&r)[kLanes]) {
   }
   for (int i = 0; i < 8; ++i) r[i] = t[i];
 }
-inline void store_lanes(void* to, Lanes a) { _mm256_storeu_si256(static_cast<__m256i*>(to), a); }
-inline Floats as_floats(Lanes a) { return _mm256_castsi256_ps(a); }
+inline void store_words(void* to, Words a) { _mm256_storeu_si256(static_cast<__m256i*>(to), a); }
+inline Floats as_floats(Words a) { return _mm256_castsi256_ps(a); }
 
 struct DotFloat {
   using Sum = __m256;
-  static Sum dot(Sum c, Lanes a, Lanes b) {
+  static Sum dot(Sum c, Words a, Words b) {
     return _mm256_fmadd_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), c);
   }
 };
 struct DotBf16 {
   using Sum = __m256;
-  static Sum dot(Sum c, Lanes a, Lanes b) {
+  static Sum dot(Sum c, Words a, Words b) {
     const __m256i high = _mm256_set1_epi32(~0xffff);
     c = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
                         _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)), c);
@@ -140,11 +141,11 @@ struct DotBf16 {
 };
 struct DotInt16 {
   using Sum = __m256i;
-  static Sum dot(Sum c, Lanes a, Lanes b) { return _mm256_add_epi32(c, _mm256_madd_epi16(a, b)); }
+  static Sum dot(Sum c, Words a, Words b) { return _mm256_add_epi32(c, _mm256_madd_epi16(a, b)); }
 };
 struct DotInt8 {
   using Sum = __m256i;
-  static Sum dot(Sum c, Lanes a, Lanes b) {
+  static Sum dot(Sum c, Words a, Words b) {
     const __m256i low = _mm256_set1_epi16(0xff);
     const __m256i even =
         _mm256_madd_epi16(_mm256_and_si256(a, low), _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
@@ -154,10 +155,10 @@ struct DotInt8 {
 };
 inline __m256 zero_sum(__m256) { return _mm256_setzero_ps(); }
 inline __m256i zero_sum(__m256i) { return _mm256_setzero_si256(); }
-inline Lanes load_lanes(const void* from) {
+inline Words load_words(const void* from) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }
-inline Lanes broadcast(const void* from) {
+inline Words broadcast(const void* from) {
   std::int32_t value;  // rows of bf16 may begin at any even address
   std::memcpy(&value, from, sizeof value);
   return _mm256_set1_epi32(value);
@@ -165,7 +166,7 @@ inline Lanes broadcast(const void* from) {
 inline void load_sum(__m256& to, const void* from) {
   to = _mm256_loadu_ps(static_cast<const float*>(from));
 }
-inline void load_sum(__m256i& to, const void* from) { to = load_lanes(from); }
+inline void load_sum(__m256i& to, const void* from) { to = load_words(from); }
 inline void store_sum(void* to, __m256 a) { _mm256_storeu_ps(static_cast<float*>(to), a); }
 inline void store_sum(void* to, __m256i a) { _mm256_storeu_si256(static_cast<__m256i*>(to), a); }
 

@@ -11,8 +11,13 @@
 namespace sdengine::nn::SDENGINE_ISA {
 
 using Floats = __m512;
-using Lanes = __m512i;
+using Words = __m512i;
 constexpr int kLanes = 16;
+#ifdef __AVX512BF16__
+constexpr bool kMultipliesBf16 = true;
+#else
+constexpr bool kMultipliesBf16 = false;
+#endif
 // Rows of a register tile of kTileVectors vectors; with the two of the panel it fills 32 registers.
 constexpr int kTileRows = 12;
 constexpr int kTileVectors = 2;
@@ -69,7 +74,7 @@ inline void store(std::uint16_t* to, Floats a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), halves);
 }
 
-// Writes kLanes pairs of whole numbers in 16 bits: first[i], second[i].
+// Writes kLanes pairs of integers in 16 bits: first[i], second[i].
 inline void store_int16_pairs(std::uint32_t* to, Floats first, Floats second) {
   const __m512i low = _mm512_cvtps_epi32(first);
   const __m512i high = _mm512_slli_epi32(_mm512_cvtps_epi32(second), 16);
@@ -90,9 +95,9 @@ inline Floats load_int32(const std::int32_t* from) {
   return _mm512_cvtepi32_ps(_mm512_loadu_si512(from));
 }
 
-// Exchanges rows and columns of a square of four-byte lanes.
-inline void transpose(Lanes (&r)[kLanes]) {
-  Lanes t[kLanes];
+// Exchanges rows and columns of a square of four-byte words.
+inline void transpose(Words (&r)[kLanes]) {
+  Words t[kLanes];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
     t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
@@ -116,19 +121,19 @@ inline void transpose(Lanes (&r)[kLanes]) {
     r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
   }
 }
-inline void store_lanes(void* to, Lanes a) { _mm512_storeu_si512(to, a); }
-inline Floats as_floats(Lanes a) { return _mm512_castsi512_ps(a); }
+inline void store_words(void* to, Words a) { _mm512_storeu_si512(to, a); }
+inline Floats as_floats(Words a) { return _mm512_castsi512_ps(a); }
 
 // Accumulators of a register tile: each lane adds up products of 4 bytes of a with 4 of b.
 struct DotFloat {
   using Sum = __m512;
-  static Sum dot(Sum c, Lanes a, Lanes b) {
+  static Sum dot(Sum c, Words a, Words b) {
     return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), c);
   }
 };
 struct DotBf16 {
   using Sum = __m512;
-  static Sum dot(Sum c, Lanes a, Lanes b) {
+  static Sum dot(Sum c, Words a, Words b) {
 #ifdef __AVX512BF16__
     return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 #else
@@ -142,7 +147,7 @@ struct DotBf16 {
 };
 struct DotInt16 {
   using Sum = __m512i;
-  static Sum dot(Sum c, Lanes a, Lanes b) {
+  static Sum dot(Sum c, Words a, Words b) {
 #ifdef __AVX512VNNI__
     // Not the intrinsic: GCC 12 copies the accumulator around each of them.
     asm("vpdpwssd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
@@ -155,7 +160,7 @@ struct DotInt16 {
 // a: unsigned, b: signed.
 struct DotInt8 {
   using Sum = __m512i;
-  static Sum dot(Sum c, Lanes a, Lanes b) {
+  static Sum dot(Sum c, Words a, Words b) {
 #ifdef __AVX512VNNI__
     asm("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
     return c;
@@ -170,8 +175,8 @@ struct DotInt8 {
 };
 inline __m512 zero_sum(__m512) { return _mm512_setzero_ps(); }
 inline __m512i zero_sum(__m512i) { return _mm512_setzero_si512(); }
-inline Lanes load_lanes(const void* from) { return _mm512_loadu_si512(from); }
-inline Lanes broadcast(const void* from) {
+inline Words load_words(const void* from) { return _mm512_loadu_si512(from); }
+inline Words broadcast(const void* from) {
   std::int32_t value;  // rows of bf16 may begin at any even address
   std::memcpy(&value, from, sizeof value);
   return _mm512_set1_epi32(value);

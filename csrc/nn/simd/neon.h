@@ -12,10 +12,11 @@ namespace sdengine::nn::SDENGINE_ISA {
 struct Floats {
   float32x4_t low, high;
 };
-struct Lanes {
+struct Words {
   int32x4_t low, high;
 };
 constexpr int kLanes = 8;
+constexpr bool kMultipliesBf16 = false;
 // 24 registers of sums, four of the panel and a broadcast, out of 32.
 constexpr int kTileRows = 6;
 constexpr int kTileVectors = 2;
@@ -27,10 +28,10 @@ inline void store(float* to, Floats a) {
   vst1q_f32(to, a.low);
   vst1q_f32(to + 4, a.high);
 }
-inline Lanes as_lanes(Floats a) {
+inline Words as_words(Floats a) {
   return {vreinterpretq_s32_f32(a.low), vreinterpretq_s32_f32(a.high)};
 }
-inline Floats as_floats(Lanes a) {
+inline Floats as_floats(Words a) {
   return {vreinterpretq_f32_s32(a.low), vreinterpretq_f32_s32(a.high)};
 }
 
@@ -69,10 +70,10 @@ inline Floats with_sign(Floats a, Floats b) {
   return select(sign, sign, b, a);
 }
 inline Floats nearest(Floats a) { return {vrndnq_f32(a.low), vrndnq_f32(a.high)}; }
-inline Lanes whole(Floats a) { return {vcvtnq_s32_f32(a.low), vcvtnq_s32_f32(a.high)}; }
+inline Words whole(Floats a) { return {vcvtnq_s32_f32(a.low), vcvtnq_s32_f32(a.high)}; }
 // For n of -126 to 127 and normal results.
 inline Floats scale_by_power(Floats a, Floats n) {
-  const Lanes power = whole(n), bits = as_lanes(a);
+  const Words power = whole(n), bits = as_words(a);
   return as_floats({vaddq_s32(bits.low, vshlq_n_s32(power.low, 23)),
                     vaddq_s32(bits.high, vshlq_n_s32(power.high, 23))});
 }
@@ -102,14 +103,14 @@ inline void store(std::uint16_t* to, Floats a) {
   vst1q_u16(to, vcombine_u16(rounded_bf16(a.low), rounded_bf16(a.high)));
 }
 inline void store_int16_pairs(std::uint32_t* to, Floats first, Floats second) {
-  // Each shifted into the upper half of its lane, over the lower half of the other.
-  const Lanes low = whole(first), high = whole(second);
+  // Each shifted into the upper half of its word, over the lower half of the other.
+  const Words low = whole(first), high = whole(second);
   vst1q_u32(to, vsliq_n_u32(vreinterpretq_u32_s32(low.low), vreinterpretq_u32_s32(high.low), 16));
   vst1q_u32(to + 4,
             vsliq_n_u32(vreinterpretq_u32_s32(low.high), vreinterpretq_u32_s32(high.high), 16));
 }
 inline int16x8_t narrow(Floats a) {
-  const Lanes kept = whole(a);
+  const Words kept = whole(a);
   return vcombine_s16(vqmovn_s32(kept.low), vqmovn_s32(kept.high));
 }
 inline void store_int16(std::int16_t* to, Floats a) { vst1q_s16(to, narrow(a)); }
@@ -128,8 +129,8 @@ inline void transpose(int32x4_t& a, int32x4_t& b, int32x4_t& c, int32x4_t& d) {
   c = vreinterpretq_s32_s64(vtrn2q_s64(ab_even, cd_even));
   d = vreinterpretq_s32_s64(vtrn2q_s64(ab_odd, cd_odd));
 }
-// Exchanges rows and columns of a square of four-byte lanes.
-inline void transpose(Lanes (&r)[kLanes]) {
+// Exchanges rows and columns of a square of four-byte words.
+inline void transpose(Words (&r)[kLanes]) {
   transpose(r[0].low, r[1].low, r[2].low, r[3].low);
   transpose(r[0].high, r[1].high, r[2].high, r[3].high);
   transpose(r[4].low, r[5].low, r[6].low, r[7].low);
@@ -143,69 +144,69 @@ inline void transpose(Lanes (&r)[kLanes]) {
 
 struct DotFloat {
   using Sum = Floats;
-  static Sum dot(Sum c, Lanes a, Lanes b) { return fma(as_floats(a), as_floats(b), c); }
+  static Sum dot(Sum c, Words a, Words b) { return fma(as_floats(a), as_floats(b), c); }
 };
 struct DotBf16 {
   using Sum = Floats;
-  static Floats first(Lanes a) {
+  static Floats first(Words a) {
     return as_floats({vshlq_n_s32(a.low, 16), vshlq_n_s32(a.high, 16)});
   }
-  static Floats second(Lanes a) {
+  static Floats second(Words a) {
     const int32x4_t upper = vdupq_n_s32(~0xffff);
     return as_floats({vandq_s32(a.low, upper), vandq_s32(a.high, upper)});
   }
-  static Sum dot(Sum c, Lanes a, Lanes b) {
+  static Sum dot(Sum c, Words a, Words b) {
     return fma(second(a), second(b), fma(first(a), first(b), c));
   }
 };
-inline Lanes add_products(Lanes c, int16x8_t a, int16x8_t b) {
+inline Words add_products(Words c, int16x8_t a, int16x8_t b) {
   return {vmlal_s16(c.low, vget_low_s16(a), vget_low_s16(b)), vmlal_high_s16(c.high, a, b)};
 }
 struct DotInt16 {
-  using Sum = Lanes;
-  // The first and the second halves of all lanes: done once for all rows, so that products need
+  using Sum = Words;
+  // The first and the second halves of all words: done once for all rows, so that products need
   // no additions of neighbours.
-  static int16x8_t first(Lanes a) {
+  static int16x8_t first(Words a) {
     return vuzp1q_s16(vreinterpretq_s16_s32(a.low), vreinterpretq_s16_s32(a.high));
   }
-  static int16x8_t second(Lanes a) {
+  static int16x8_t second(Words a) {
     return vuzp2q_s16(vreinterpretq_s16_s32(a.low), vreinterpretq_s16_s32(a.high));
   }
-  static Sum dot(Sum c, Lanes a, Lanes b) {
+  static Sum dot(Sum c, Words a, Words b) {
     return add_products(add_products(c, first(a), first(b)), second(a), second(b));
   }
 };
 struct DotInt8 {
-  using Sum = Lanes;
-  static Lanes add_bytes(Lanes c, int16x8_t a, int16x8_t b) {
+  using Sum = Words;
+  static Words add_bytes(Words c, int16x8_t a, int16x8_t b) {
     const uint16x8_t bits = vreinterpretq_u16_s16(a);
     c = add_products(c, vandq_s16(a, vdupq_n_s16(0xff)), vshrq_n_s16(vshlq_n_s16(b, 8), 8));
     return add_products(c, vreinterpretq_s16_u16(vshrq_n_u16(bits, 8)), vshrq_n_s16(b, 8));
   }
-  static Sum dot(Sum c, Lanes a, Lanes b) {
+  static Sum dot(Sum c, Words a, Words b) {
     c = add_bytes(c, DotInt16::first(a), DotInt16::first(b));
     return add_bytes(c, DotInt16::second(a), DotInt16::second(b));
   }
 };
 inline Floats zero_sum(const Floats&) { return zeros(); }
-inline Lanes zero_sum(const Lanes&) { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
-inline Lanes load_lanes(const void* from) {
+inline Words zero_sum(const Words&) { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
+inline Words load_words(const void* from) {
   const auto* bytes = static_cast<const std::uint8_t*>(from);
   return {vreinterpretq_s32_u8(vld1q_u8(bytes)), vreinterpretq_s32_u8(vld1q_u8(bytes + 16))};
 }
-inline void store_lanes(void* to, Lanes a) {
+inline void store_words(void* to, Words a) {
   auto* bytes = static_cast<std::uint8_t*>(to);
   vst1q_u8(bytes, vreinterpretq_u8_s32(a.low));
   vst1q_u8(bytes + 16, vreinterpretq_u8_s32(a.high));
 }
-inline Lanes broadcast(const void* from) {
+inline Words broadcast(const void* from) {
   std::int32_t value;  // rows of bf16 may begin at any even address
   std::memcpy(&value, from, sizeof value);
   return {vdupq_n_s32(value), vdupq_n_s32(value)};
 }
-inline void load_sum(Floats& to, const void* from) { to = as_floats(load_lanes(from)); }
-inline void load_sum(Lanes& to, const void* from) { to = load_lanes(from); }
-inline void store_sum(void* to, const Floats& a) { store_lanes(to, as_lanes(a)); }
-inline void store_sum(void* to, const Lanes& a) { store_lanes(to, a); }
+inline void load_sum(Floats& to, const void* from) { to = as_floats(load_words(from)); }
+inline void load_sum(Words& to, const void* from) { to = load_words(from); }
+inline void store_sum(void* to, const Floats& a) { store_words(to, as_words(a)); }
+inline void store_sum(void* to, const Words& a) { store_words(to, a); }
 
 }  // namespace sdengine::nn::SDENGINE_ISA

@@ -9,13 +9,14 @@
 namespace sdengine::nn::SDENGINE_ISA {
 
 constexpr int kLanes = 8;
+constexpr bool kMultipliesBf16 = false;
 constexpr int kTileRows = 2;
 constexpr int kTileVectors = 2;
 
 struct Floats {
   float lane[kLanes];
 };
-struct Lanes {
+struct Words {
   std::uint32_t lane[kLanes];
 };
 
@@ -137,8 +138,8 @@ inline Floats load_int32(const std::int32_t* from) {
   return each([&](int i) { return static_cast<float>(from[i]); });
 }
 
-// Exchanges rows and columns of a square of four-byte lanes.
-inline void transpose(Lanes (&r)[kLanes]) {
+// Exchanges rows and columns of a square of four-byte words.
+inline void transpose(Words (&r)[kLanes]) {
   for (int i = 0; i < kLanes; ++i) {
     for (int j = 0; j < i; ++j) {
       const std::uint32_t kept = r[i].lane[j];
@@ -147,20 +148,20 @@ inline void transpose(Lanes (&r)[kLanes]) {
     }
   }
 }
-inline void store_lanes(void* to, const Lanes& a) { std::memcpy(to, a.lane, sizeof a.lane); }
-inline Floats as_floats(const Lanes& a) {
+inline void store_words(void* to, const Words& a) { std::memcpy(to, a.lane, sizeof a.lane); }
+inline Floats as_floats(const Words& a) {
   return each([&](int i) { return float_of(a.lane[i]); });
 }
 
 struct DotFloat {
   using Sum = Floats;
-  static Sum dot(Sum c, Lanes a, Lanes b) {
+  static Sum dot(Sum c, Words a, Words b) {
     return each([&](int i) { return c.lane[i] + float_of(a.lane[i]) * float_of(b.lane[i]); });
   }
 };
 struct DotBf16 {
   using Sum = Floats;
-  static Sum dot(Sum c, Lanes a, Lanes b) {
+  static Sum dot(Sum c, Words a, Words b) {
     return each([&](int i) {
       const float low = c.lane[i] + float_of(a.lane[i] << 16) * float_of(b.lane[i] << 16);
       return low + float_of(a.lane[i] & 0xffff0000u) * float_of(b.lane[i] & 0xffff0000u);
@@ -169,8 +170,8 @@ struct DotBf16 {
 };
 // Sums wrap around, as those of the processors' instructions do.
 struct DotInt16 {
-  using Sum = Lanes;
-  static Sum dot(Sum c, Lanes a, Lanes b) {
+  using Sum = Words;
+  static Sum dot(Sum c, Words a, Words b) {
     for (int i = 0; i < kLanes; ++i) {
       for (int shift = 0; shift < 32; shift += 16) {
         const std::int32_t product = static_cast<std::int16_t>(a.lane[i] >> shift) *
@@ -182,8 +183,8 @@ struct DotInt16 {
   }
 };
 struct DotInt8 {
-  using Sum = Lanes;
-  static Sum dot(Sum c, Lanes a, Lanes b) {
+  using Sum = Words;
+  static Sum dot(Sum c, Words a, Words b) {
     for (int i = 0; i < kLanes; ++i) {
       for (int shift = 0; shift < 32; shift += 8) {
         const std::int32_t product = static_cast<std::uint8_t>(a.lane[i] >> shift) *
@@ -195,22 +196,22 @@ struct DotInt8 {
   }
 };
 inline Floats zero_sum(const Floats&) { return zeros(); }
-inline Lanes zero_sum(const Lanes&) { return Lanes{}; }
-inline Lanes load_lanes(const void* from) {
-  Lanes out;
+inline Words zero_sum(const Words&) { return Words{}; }
+inline Words load_words(const void* from) {
+  Words out;
   std::memcpy(out.lane, from, sizeof out.lane);
   return out;
 }
-inline Lanes broadcast(const void* from) {
+inline Words broadcast(const void* from) {
   std::uint32_t value;
   std::memcpy(&value, from, sizeof value);
-  Lanes out;
+  Words out;
   for (std::uint32_t& lane : out.lane) lane = value;
   return out;
 }
 inline void load_sum(Floats& to, const void* from) { std::memcpy(to.lane, from, sizeof to.lane); }
-inline void load_sum(Lanes& to, const void* from) { std::memcpy(to.lane, from, sizeof to.lane); }
+inline void load_sum(Words& to, const void* from) { std::memcpy(to.lane, from, sizeof to.lane); }
 inline void store_sum(void* to, const Floats& a) { std::memcpy(to, a.lane, sizeof a.lane); }
-inline void store_sum(void* to, const Lanes& a) { std::memcpy(to, a.lane, sizeof a.lane); }
+inline void store_sum(void* to, const Words& a) { std::memcpy(to, a.lane, sizeof a.lane); }
 
 }  // namespace sdengine::nn::SDENGINE_ISA

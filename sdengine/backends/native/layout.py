@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sdengine.backends.native.buffers import Buffer, plan_buffers, whole_lines
+from sdengine import _native
 from sdengine.backends.native.graph import Graph, Port
 from sdengine.backends.native.map_sizes import map_sizes, port_shape
 from sdengine.backends.native.operations import OPERATIONS, make_record
@@ -26,6 +26,9 @@ from sdengine.backends.native.records import (
 )
 from sdengine.backends.native.size_rules import Size
 from sdengine.backends.native.step import Step
+
+_CACHE_LINE_BYTES = 64
+_Region = tuple[str, int, int, int]
 
 
 @dataclass
@@ -77,7 +80,9 @@ class _Layout:
     dtype: str
     places: dict[str, _Place] = field(default_factory=dict)
     copied: dict[str, list[tuple[int, str, _Place]]] = field(default_factory=dict)
-    buffers: dict[str, Buffer] = field(default_factory=dict)
+    # By the value or the crossing that it holds: name, bytes, first and last moment in use.
+    regions: dict[str, _Region] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         steps = self.graph.steps
@@ -135,7 +140,7 @@ class _Layout:
         size, whole = self.sizes[value], self.sizes[root]
         item = ITEM_BYTES[self.types[root]]
         start = image * whole.height * whole.width * whole.channels + channel
-        offset = self.buffers[root].offset + start * item
+        offset = self.offsets[root] + start * item
         return make_map(offset, self.types[root], size, whole.channels)
 
     def _needs_region(self, port: Port, is_input: bool) -> bool:
@@ -198,18 +203,20 @@ class _Layout:
             use(port.value, end)
         for root, moments in spans.items():
             size = self.sizes[root].elements * ITEM_BYTES[self.types[root]]
-            self.buffers[root] = Buffer(whole_lines(size), min(moments), max(moments))
+            self.regions[root] = (root, size, min(moments), max(moments))
         for port in self.graph.inputs:
             if self._needs_region(port, True):
                 self._add_region(f"input {port.name}", port, 0)
         for port in self.graph.outputs:
             if self._needs_region(port, False):
                 self._add_region(f"output {port.name}", port, end)
-        self.total = plan_buffers(list(self.buffers.values()))
+        regions = list(self.regions.values())
+        self.total, offsets = _native.plan_regions(regions, _CACHE_LINE_BYTES)
+        self.offsets = dict(zip(self.regions, offsets, strict=True))
 
     def _add_region(self, key: str, port: Port, moment: int) -> None:
         size = self.sizes[port.value].elements * ITEM_BYTES[port.dtype]
-        self.buffers[key] = Buffer(whole_lines(size), moment, moment)
+        self.regions[key] = (key, size, moment, moment)
 
     def _cross(self, port: Port, key: str, *, inward: bool) -> tuple[Map, Record]:
         """Return the map of what is outside, and the copy between it and the value."""
@@ -221,7 +228,7 @@ class _Layout:
         else:
             outer_size = size
             outer_strides = [height * width * channels, width * channels, channels, 1]
-        outer = make_map(self.buffers[key].offset, port.dtype, outer_size, outer_size.channels)
+        outer = make_map(self.offsets[key], port.dtype, outer_size, outer_size.channels)
         pair = (outer, outer_strides), (inner, pixel_strides(size, inner["stride"]))
         source, target = pair if inward else pair[::-1]
         return outer, copy_record(key, size, source, target)

@@ -170,8 +170,8 @@ def needs_of(
         *size,
         weight_bytes=weights,
         scratch_bytes=dict(scratch_bytes),
-        tensor_bytes=_native.plan_regions([r for r in regions if r[0] not in scratch]),
-        arena_bytes=_native.plan_regions(regions),
+        tensor_bytes=_native.plan_regions([r for r in regions if r[0] not in scratch])[0],
+        arena_bytes=_native.plan_regions(regions)[0],
         graph_bytes=GRAPH_BYTES,
         stage_weight_bytes=max([sum(weights.get(name, 0) for name in encoders), *others]),
     )

@@ -123,8 +123,8 @@ class GpuUNet(GpuModule):
         guided = "guided" if kind.copies == 2 else "unguided"
         return (self.name, kind.batch, height, width, f"{tokens} tokens, {guided}")
 
-    def _make(self, kind: TrajectoryKind, captured: bool) -> _native.Trajectory:
-        return _native.Trajectory(
+    def _make(self, kind: TrajectoryKind, captured: bool) -> _native.ProgramRunner:
+        return _native.ProgramRunner(
             self._arena.pool,
             self._set,
             self._arena.graphs,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sdengine.errors import ConfigError
 from sdengine.kernels import attention, geglu, group_norm, layer_norm
-from sdengine.kernels.launching import compute_capability, dtype_name
+from sdengine.kernels.dtypes import dtype_name
+from sdengine.kernels.launching import compute_capability
 from sdengine.kernels.registry import OPS
 from sdengine.models.ops import TorchOps
 

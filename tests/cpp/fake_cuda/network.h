@@ -20,8 +20,8 @@ struct PredictBody {
 };
 
 template <typename T>
-sdengine::runtime::Network fake_cuda_network(const sdengine::runtime::StepBuffers& buffers,
-                                             Evaluations* evaluations = nullptr) {
+sdengine::runtime::Denoiser fake_cuda_network(const sdengine::runtime::StepBuffers& buffers,
+                                              Evaluations* evaluations = nullptr) {
   return [buffers, evaluations](sdengine::runtime::RawHandle stream) {
     sdengine::cuda::launch(PredictBody<T>{buffers, evaluations},
                            buffers.copies * buffers.num_elements,

@@ -4,8 +4,8 @@
 
 #include "check.h"
 #include "cpu/kernels.h"
-#include "cuda/kernels.h"
 #include "cuda/numbers.h"
+#include "cuda/step_kernels.h"
 #include "fake_cuda.h"
 #include "sample_program.h"
 
@@ -23,7 +23,6 @@ struct Queue {
     cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   }
   ~Queue() { cudaStreamDestroy(stream); }
-  cuda::Stream raw() const { return reinterpret_cast<cuda::Stream>(stream); }
 };
 
 // Kernels of the fake read host memory as well as its own.
@@ -40,34 +39,20 @@ void check_levels(DataType type) {
   }
   std::vector<std::uint8_t> pixels(images.size()), wanted(images.size());
   std::int32_t not_finite = 0;
-  cuda::images_to_uint8(given.data(), type, kBatch, kPixels, pixels.data(), &not_finite,
-                        queue.raw());
-  cuda::synchronize(queue.raw());
+  cuda::to_pixels(given.data(), type, kBatch, kPixels, pixels.data(), &not_finite, queue.stream);
+  cudaStreamSynchronize(queue.stream);
   CHECK(sdengine::cpu::images_to_uint8(images.data(), kBatch, kPixels, wanted.data()));
   CHECK(pixels == wanted && not_finite == 0);
 
   given[kPixels] = cuda::from_float<T>(std::numeric_limits<float>::quiet_NaN());
-  cuda::images_to_uint8(given.data(), type, kBatch, kPixels, pixels.data(), &not_finite,
-                        queue.raw());
-  cuda::synchronize(queue.raw());
+  cuda::to_pixels(given.data(), type, kBatch, kPixels, pixels.data(), &not_finite, queue.stream);
+  cudaStreamSynchronize(queue.stream);
   CHECK(not_finite == 1 && pixels[1] == 0);
 }
 
 void fp32_images_equal_the_cpus() { check_levels<float>(DataType::kFloat32); }
 void fp16_images_equal_the_cpus() { check_levels<__half>(DataType::kFloat16); }
 void bf16_images_equal_the_cpus() { check_levels<__nv_bfloat16>(DataType::kBFloat16); }
-
-void scaling_equals_the_cpus() {
-  const Queue queue;
-  const std::vector<float> latents = unit_noise(333);
-  const double scales[] = {0.3, 0.07};
-  const std::int32_t step = 1;
-  std::vector<float> out(666), wanted(666);
-  cuda::scale_duplicate(latents.data(), 333, scales, &step, 2, out.data(), queue.raw());
-  cuda::synchronize(queue.raw());
-  sdengine::cpu::scale_duplicate(latents.data(), 333, 0.07f, 2, wanted.data());
-  CHECK(out == wanted);
-}
 
 // Of the fake's own conversions, which all checks above lean on.
 void halves_round_as_the_formats_say() {
@@ -91,6 +76,5 @@ int main() {
   return check::run_all({{"fp32_images_equal_the_cpus", fp32_images_equal_the_cpus},
                          {"fp16_images_equal_the_cpus", fp16_images_equal_the_cpus},
                          {"bf16_images_equal_the_cpus", bf16_images_equal_the_cpus},
-                         {"scaling_equals_the_cpus", scaling_equals_the_cpus},
                          {"halves_round_as_the_formats_say", halves_round_as_the_formats_say}});
 }

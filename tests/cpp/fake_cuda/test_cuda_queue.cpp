@@ -3,7 +3,7 @@
 #include "check.h"
 #include "cpu/kernels.h"
 #include "cpu/philox_normal.h"
-#include "cuda/cuda_device.h"
+#include "cuda/device.h"
 #include "network.h"
 #include "runtime/errors.h"
 
@@ -100,27 +100,18 @@ struct Server {
   std::shared_ptr<const Stream> stream = std::make_shared<const Stream>(make_stream(device));
   MemoryPool pool{device, {{"set", trajectory_regions(shape)}}, 0};
   GraphCache graphs{device, 2};
-  Progress progress;
+  std::atomic<bool> cancel{false};
   std::vector<float> initial = unit_noise(kElements), latents = std::vector<float>(kElements);
   std::size_t recordings = 0;
 
-  Trajectory trajectory(Launch launch) {
+  ProgramRunner runner(Launch launch) {
     return {pool, "set", shape, graphs, {"unet", 1, 8, 8, ""}, launch, stream};
   }
 
-  Network network(const Trajectory& of) {
+  Denoiser network(const ProgramRunner& of) {
     return [this, whole = fake_cuda_network<__half>(of.buffers())](RawHandle target) {
       ++recordings;
       whole(target);
-    };
-  }
-
-  // Noise that is drawn on the device: of the host's formula, so that results can be compared.
-  DeviceNoise noise(std::size_t& draws) {
-    return [this, &draws](float* target, RawHandle where) {
-      std::vector<float> fresh(kElements);
-      counted_noise(kElements, draws)(fresh.data());
-      device->upload(target, fresh.data(), kElements * sizeof(float), where);
     };
   }
 
@@ -137,26 +128,27 @@ void parts_equal_the_whole() {
   Server server;
   const SampleProgram program(17, 3, true);
   for (const Launch launch : {Launch::kGraph, Launch::kPlain}) {
-    Trajectory trajectory = server.trajectory(launch);
-    CHECK(trajectory.stream() == server.stream->raw());
-    const Network network = server.network(trajectory);
+    ProgramRunner runner = server.runner(launch);
+    CHECK(runner.stream() == server.stream->raw());
+    const Denoiser network = server.network(runner);
     const std::size_t allocations = fake_cuda::counters().allocations;
     const std::size_t launches = fake_cuda::counters().launches;
     server.recordings = 0;
     std::size_t draws = 0;
     std::vector<float> registers(3 * kElements);
-    trajectory.start(program.view(), 3.0, server.initial.data());
+    runner.start(program.view(), 3.0, server.initial.data());
     for (const std::size_t end : {1, 2, 9, 17}) {
       const std::size_t first = end == 1 ? 0 : end == 2 ? 1 : end == 9 ? 2 : 9;
-      trajectory.advance(program.view(), first, end, network, server.noise(draws), server.progress);
+      runner.advance(program.view(), first, end, network,
+                     counted_noise(server.device, kElements, draws), server.cancel);
       // Somebody else writes where the registers were, and this goes on from what it saved.
-      trajectory.save(3, registers.data());
-      server.device->fill(trajectory.buffers().registers, 0xff, 3 * kElements * sizeof(float),
-                          trajectory.stream());
-      server.device->fill(trajectory.buffers().state, 0xff, sizeof(StepState), trajectory.stream());
-      trajectory.resume(program.view(), 3.0, registers.data(), end);
+      runner.save(3, registers.data());
+      server.device->fill(runner.buffers().registers, 0xff, 3 * kElements * sizeof(float),
+                          runner.stream());
+      server.device->fill(runner.buffers().state, 0xff, sizeof(StepState), runner.stream());
+      runner.resume(program.view(), 3.0, registers.data(), end);
     }
-    trajectory.read(17, server.latents.data());
+    runner.read(17, server.latents.data());
     server.check_result(program);
     const bool captured = launch == Launch::kGraph;
     CHECK(server.recordings == (captured ? 1u : 17u));
@@ -170,24 +162,23 @@ void a_dropped_graph_goes_before_what_it_came_from() {
   fake_cuda::reset();
   Server server;
   const SampleProgram program(4, 1, false);
-  Trajectory trajectory = server.trajectory(Launch::kGraph);
-  const Network network = server.network(trajectory);
-  trajectory.warm_up(network);
+  ProgramRunner runner = server.runner(Launch::kGraph);
+  const Denoiser network = server.network(runner);
+  runner.warm_up(network);
   CHECK(fake_cuda::counters().live_graphs == 1 && server.recordings == 1);
   server.graphs.drop({"another", 1, 8, 8, ""});
   CHECK(fake_cuda::counters().live_graphs == 1);
   server.graphs.drop({"unet", 1, 8, 8, ""});
   CHECK(fake_cuda::counters().live_graphs == 0);
   std::size_t draws = 0;
-  trajectory.run(program.view(), 3.0, network, server.initial.data(),
-                 counted_noise(kElements, draws), server.progress, server.latents.data());
+  run_program(runner, program, 3.0, network, server.initial,
+              counted_noise(server.device, kElements, draws), server.cancel, server.latents);
   server.check_result(program);
   CHECK(server.recordings == 2);
   CHECK_THROWS(std::invalid_argument,
-               trajectory.advance(program.view(), 0, 5, network, nullptr, server.progress));
-  CHECK_THROWS(std::invalid_argument,
-               trajectory.resume(program.view(), 3.0, server.initial.data(), 5));
-  CHECK_THROWS(std::invalid_argument, trajectory.save(5, server.initial.data()));
+               runner.advance(program.view(), 0, 5, network, nullptr, server.cancel));
+  CHECK_THROWS(std::invalid_argument, runner.resume(program.view(), 3.0, server.initial.data(), 5));
+  CHECK_THROWS(std::invalid_argument, runner.save(5, server.initial.data()));
   check_no_violations();
 }
 

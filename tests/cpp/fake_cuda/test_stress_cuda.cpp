@@ -1,4 +1,4 @@
-#include "cuda/cuda_device.h"
+#include "cuda/device.h"
 #include "network.h"
 #include "stress.h"
 

@@ -13,7 +13,6 @@ import sdengine
 from sdengine import _native
 from sdengine.backends.native import packed_cache
 from sdengine.backends.native.backend import NativeBackend
-from sdengine.backends.native.buffers import Buffer, plan_buffers
 from sdengine.backends.native.graph import Graph, Port, parse_graph, read_graph, write_graph
 from sdengine.backends.native.map_sizes import map_sizes
 from sdengine.backends.native.methods import choose_methods
@@ -44,23 +43,6 @@ def unet(bundle: Bundle) -> Graph:
 
 def shapes_of(bundle: Bundle, network: str = "unet") -> dict[str, tuple[int, ...]]:
     return resolve_shapes(network, bundle.network(network).inputs, SIZES)
-
-
-def test_buffers_overlap_only_where_they_are_not_in_use_together() -> None:
-    rng = np.random.default_rng(0)
-    buffers = [
-        Buffer(64 * int(rng.integers(1, 9)), int(first), int(first + rng.integers(0, 6)))
-        for first in rng.integers(0, 40, 200)
-    ]
-    total = plan_buffers(buffers)
-    for index, one in enumerate(buffers):
-        assert one.offset >= 0 and one.offset + one.size <= total
-        for other in buffers[:index]:
-            together = one.first <= other.last and other.first <= one.last
-            apart = one.offset + one.size <= other.offset or other.offset + other.size <= one.offset
-            assert apart or not together
-    at_once = max(sum(b.size for b in buffers if b.first <= t <= b.last) for t in range(50))
-    assert total <= 1.3 * at_once
 
 
 @pytest.mark.parametrize("network", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])

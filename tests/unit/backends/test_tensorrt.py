@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from support.native_server import region
 
 from sdengine import _native
 from sdengine.backends import get_backend
@@ -195,9 +196,10 @@ class Context(GpuContext):
         self.name = "net"
         self.runs = 0
         self.device = device
-        self.x = pool.view("set", "net.x", (2, 3), "float16")
-        self.t = pool.view("set", "net.t", (2,), "float32")
-        self.y = pool.view("set", "net.y", (2, 3), "float16")
+        self.pool = pool
+        self.x = region(pool, "net.x", (2, 3), "float16")
+        self.t = region(pool, "net.t", (2,))
+        self.y = region(pool, "net.y", (2, 3), "float16")
 
     def enqueue(self, stream: int) -> None:
         self.device.enqueue(stream, self.compute)

@@ -91,9 +91,27 @@ def test_what_the_extension_lacks(
     cuda: str, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(_native, "cuda_available", lambda: (False, "no driver"))
-    monkeypatch.setattr(_native, "build_info", lambda: {"compiler": "GCC", "cuda": cuda})
+    info = {"compiler": "GCC", "instruction_sets": ["portable"], "cuda": cuda}
+    monkeypatch.setattr(_native, "build_info", lambda: info)
     _, found, _ = doctor(capsys)
     assert remedy in found["native CUDA"]["remedy"]
+
+
+def test_the_cpu_kernels_that_run_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SDENGINE_ISA", raising=False)
+    fastest, *_ = _native.instruction_sets()
+    _, found, _ = doctor(capsys)
+    built = ", ".join(_native.build_info()["instruction_sets"])
+    assert found["CPU kernels"]["found"] == f"{fastest} run here; built for {built}"
+    monkeypatch.setenv("SDENGINE_ISA", "portable")
+    _, found, _ = doctor(capsys)
+    assert found["CPU kernels"]["found"].startswith("portable run here")
+    monkeypatch.setenv("SDENGINE_ISA", "mmx")
+    status, found, _ = doctor(capsys)
+    assert status == 0 and not found["CPU kernels"]["present"]
+    assert "SDENGINE_ISA: 'mmx'" in found["CPU kernels"]["found"]
 
 
 def test_required_parts_make_it_fail(
@@ -117,4 +135,4 @@ def test_required_parts_make_it_fail(
     monkeypatch.setattr(builtins, "__import__", without_extension)
     check = checks._native_extension()
     assert not check.present and check.required and check.found == "_native cannot be loaded"
-    assert not checks._native_cuda().present
+    assert not checks._native_cuda().present and not checks._cpu_kernels().present

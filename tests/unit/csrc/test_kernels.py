@@ -197,7 +197,7 @@ def test_other_threads_run_meanwhile() -> None:
 
 def test_build_info_and_cuda_state_agree() -> None:
     info = _native.build_info()
-    assert set(info) == {"compiler", "isa", "cuda"}
+    assert set(info) == {"compiler", "instruction_sets", "cuda"}
     usable, reason = _native.cuda_available()
     assert reason
     if info["cuda"] is None:

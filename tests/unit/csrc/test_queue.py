@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.native_server import SHAPE, Array, Server, initial, predict, program_of, unit_noise
+from support.native_server import (
+    SHAPE,
+    Server,
+    initial,
+    noise_source,
+    predict,
+    program_of,
+    region,
+    run,
+    step_noise,
+    tables,
+)
 
 from sdengine import _native
 from sdengine.errors import Cancelled, DeviceError, NonFiniteError
-from sdengine.samplers import SamplerProgram
-from sdengine.samplers.noise import NoiseSource
-
-
-def tables(program: SamplerProgram) -> tuple[Array, Array, Array, Array, Array]:
-    return program.t, program.c_in, program.A, program.b, program.d
-
-
-def noise_of(kind: str) -> NoiseSource:
-    return NoiseSource([3, 4], SHAPE[1:], kind=kind)
 
 
 @pytest.mark.parametrize("sampler", ["euler_a", "dpmpp_2m"])
@@ -25,29 +26,21 @@ def test_parts_equal_the_whole_whoever_uses_the_memory_between(sampler: str) -> 
     server = Server(copies=2)
     program = program_of(sampler)
     expected = server.run(program, 5.0)
-    draws = iter(range(100))
-    needed = [k for k, wanted in enumerate(program.needs_noise) if wanted]
-
-    def draw(out: Array) -> None:
-        out[:] = unit_noise(needed[next(draws)])
-
-    trajectory = server.trajectory
-    trajectory.start(*tables(program), 5.0, initial(program))
+    noise = noise_source().generators
+    other = server.desk(predict, 2, name="other")
+    runner = server.runner
+    runner.start(*tables(program), 5.0, initial(program))
     seen = []
     for count in (1, 3, 1, 3):
-        trajectory.advance(count, draw)
-        seen.append(trajectory.read())
-        registers = trajectory.save()
+        runner.advance(count, noise)
+        seen.append(runner.read())
+        registers = runner.save()
         assert registers.shape == (program.num_registers, *SHAPE)
         np.testing.assert_array_equal(registers[0], seen[-1])
-        server.desk(predict, 2, name="other").run(*tables(program), 2.0, initial(program), draw_any)
-        trajectory.resume(registers)
+        run(other, program, 2.0, noise_source("cuda").generators)
+        runner.resume(registers)
     np.testing.assert_array_equal(seen[-1], expected)
-    assert trajectory.steps_done == 8 and server.pool.report()["num_allocations"] == 1
-
-
-def draw_any(out: Array) -> None:
-    out[:] = 1
+    assert server.device.num_allocations == 1
 
 
 def test_a_network_is_recorded_once_and_replayed() -> None:
@@ -55,24 +48,23 @@ def test_a_network_is_recorded_once_and_replayed() -> None:
     server.run(program_of("euler", 20))
     assert server.recordings == 1
     plain = Server()
-    plain.trajectory = plain.desk(predict, captured=False)
+    plain.runner = plain.desk(predict, captured=False)
     np.testing.assert_array_equal(
         plain.run(program_of("euler", 20)), server.run(program_of("euler", 20))
     )
-    assert plain.recordings == 20 and plain.graphs.report()["misses"] == 0
+    assert plain.recordings == 20
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_generators_draw_without_python_what_they_draw_with_it(kind: str) -> None:
+def test_generators_draw_for_the_device_what_they_draw_for_the_host(kind: str) -> None:
     program = program_of("euler_a")
-    called, drawn = noise_of(kind), noise_of(kind)
-    expected = Server().trajectory.run(*tables(program), 1.0, initial(program), called.step)
-    found = Server().trajectory.run(*tables(program), 1.0, initial(program), drawn.generators)
-    np.testing.assert_array_equal(found, expected)
+    on_host, on_device = noise_source(kind), noise_source(kind)
+    run(Server().runner, program, noise=on_device.generators)
+    step_noise(program, on_host)
     # Both streams have come as far.
     after = np.empty(SHAPE, np.float32), np.empty(SHAPE, np.float32)
-    called.step(after[0])
-    drawn.step(after[1])
+    on_host.step(after[0])
+    on_device.step(after[1])
     np.testing.assert_array_equal(*after)
 
 
@@ -82,9 +74,12 @@ def test_networks_of_16_bits(dtype: str) -> None:
     rows = (2 * SHAPE[0], *SHAPE[1:])
     regions = _native.trajectory_regions(SHAPE, 2, 8, 8, dtype, 6)
     pool = _native.MemoryPool({"set": regions}, device=device)
-    sample = pool.view("set", "sample", rows, dtype)
-    timestep = pool.view("set", "timestep", (6,), "float32")
-    noise_pred = pool.view("set", "noise_pred", rows, dtype)
+    sample, noise_pred = (
+        region(pool, "sample", rows, dtype),
+        region(pool, "noise_pred", rows, dtype),
+    )
+    timestep = region(pool, "timestep", (6,))
+    recordings = []
 
     def network() -> None:
         assert (timestep == timestep[0]).all()
@@ -94,19 +89,23 @@ def test_networks_of_16_bits(dtype: str) -> None:
 
     graphs = _native.GraphCache(pool, 1)
     key = ("unet", 1, 8, 8, "")
-    trajectory = _native.Trajectory(
-        pool, "set", graphs, key, SHAPE, 2, 8, 8,
-        lambda stream: device.enqueue(stream, network), dtype=dtype, num_timesteps=6,
-    )  # fmt: skip
+
+    def record(stream: int) -> None:
+        recordings.append(stream)
+        device.enqueue(stream, network)
+
+    runner = _native.ProgramRunner(
+        pool, "set", graphs, key, SHAPE, 2, 8, 8, record, dtype=dtype, num_timesteps=6
+    )
     program = program_of("euler")
-    found = trajectory.run(*tables(program), 3.0, initial(program))
+    found = run(runner, program, 3.0)
     expected = Server(copies=2).run(program, 3.0)
     limit = 0 if dtype == "float32" else 2e-3
     assert np.abs(found - expected).max() <= limit * np.abs(expected).max()
-    graphs.drop(("another", 1, 8, 8, ""))
-    assert graphs.report()["num_graphs"] == 1
-    graphs.drop(key)
-    assert graphs.report()["num_graphs"] == 0
+    for dropped, recorded in ((("another", 1, 8, 8, ""), 1), (key, 2)):
+        graphs.drop(dropped)
+        run(runner, program, 3.0)
+        assert len(recordings) == recorded
 
 
 class Desk:
@@ -184,7 +183,6 @@ def test_copies_stay_in_their_region() -> None:
         lambda: desk.queue.scale("set", "latents", 101, 100, 1.0, "scaled", "float32"),
         lambda: desk.queue.scale("set", "latents", 0, 101, 1.0, "scaled", "float32"),
         lambda: desk.queue.to_pixels("set", "images", "float32", 20, 20, "pixels", "flag"),
-        lambda: desk.pool.view("set", "flag", (2,), "float32"),
     ):
         with pytest.raises(ValueError, match=r"region \w+: has \d+ bytes"):
             call()
@@ -198,28 +196,23 @@ def test_copies_stay_in_their_region() -> None:
 
 def test_parts_want_to_be_started_and_cancelled_ones_go_on() -> None:
     server = Server()
-    trajectory = server.trajectory
-    for call in (lambda: trajectory.advance(1), trajectory.read, trajectory.save):
+    runner = server.runner
+    for call in (lambda: runner.advance(1), runner.read, runner.save):
         with pytest.raises(ValueError, match="start: a program is started first"):
             call()
     program = program_of("euler")
-    trajectory.start(*tables(program), 1.0, initial(program))
-    trajectory.advance(2)
-    trajectory.cancel()
+    runner.start(*tables(program), 1.0, initial(program))
+    runner.advance(2)
+    runner.cancel()
     with pytest.raises(Cancelled, match="before evaluation 3 of 8"):
-        trajectory.advance(6)
+        runner.advance(6)
     with pytest.raises(ValueError, match="end: 9 is not accepted"):
-        trajectory.advance(7)
-    trajectory.start(*tables(program), 1.0, initial(program))
-    trajectory.advance(8)
-    np.testing.assert_array_equal(trajectory.read(), server.run(program))
+        runner.advance(7)
+    runner.start(*tables(program), 1.0, initial(program))
+    runner.advance(8)
+    np.testing.assert_array_equal(runner.read(), server.run(program))
     with pytest.raises(ValueError, match="1 generators for 2 images"):
-        trajectory.start(*tables(program), 1.0, initial(program))
-        trajectory.advance(1, noise_of("cpu").generators[:1])
+        runner.start(*tables(program), 1.0, initial(program))
+        runner.advance(1, noise_source().generators[:1])
     with pytest.raises(DeviceError):
         _native.cuda_device(999)
-
-
-def test_regions_of_stages_that_never_meet_are_counted_once() -> None:
-    regions = [("text", 1000, 0, 0), ("unet", 3000, 1, 1), ("latents", 256, 0, 1)]
-    assert _native.plan_regions(regions) == 3072 + 256

@@ -3,11 +3,14 @@
 #include <string>
 #include <vector>
 
-#include "nn/arguments.h"
+#include "nn/operation_table.h"
 
 namespace sdengine::nn {
 
-// Names of the instruction sets that this build has and this processor runs, the fastest first.
+// Names of the instruction sets that the kernels of this build were compiled for.
+std::vector<std::string> built_instruction_sets();
+
+// Names of those that this processor runs, the fastest first.
 std::vector<std::string> instruction_sets();
 
 // The operations of the one named; of the fastest for "".

@@ -4,6 +4,8 @@
 
 namespace sdengine::nn {
 
+class ThreadPool;
+
 // Small or rare operations, in plain C++ on the calling thread.
 void sinusoid(const SinusoidArguments& arguments);
 void select(const SelectArguments& arguments);

@@ -29,20 +29,12 @@ enum Stage : int { kTextStage = 0, kDenoiseStage = 1, kDecodeStage = 2 };
 // Throws std::invalid_argument for a shape that no step kernel runs.
 std::vector<Region> trajectory_regions(const TrajectoryShape& shape);
 
-// Watched and set by other threads while a trajectory runs.
-struct Progress {
-  std::atomic<bool> cancel{false};
-  std::atomic<std::size_t> steps_done{0};
-};
-
 // Queues one evaluation of the network: reads sample and timestep, writes noise_pred. It is
 // recorded into a graph once and not called again for that graph's key.
-using Network = std::function<void(RawHandle stream)>;
+using Denoiser = std::function<void(RawHandle stream)>;
 
-// Writes [num_elements] unit noise for the next evaluation that needs some.
-using NoiseSource = std::function<void(float* noise)>;
-
-// The same, queued on the device: target is the region "noise".
+// Queues [num_elements] unit noise for the next evaluation that needs some: target is the region
+// "noise".
 using DeviceNoise = std::function<void(float* target, RawHandle stream)>;
 
 // How a step reaches the device: as one captured graph, or piece by piece where a network cannot be
@@ -53,44 +45,40 @@ enum class Launch { kGraph, kPlain };
 // allocates nothing on the device: a step is one graph launch, plus one upload where fresh noise
 // of the host enters. One image at a time; the pool's lease is the caller's.
 //
-// `run` is all of a program. start, advance and read are its parts, for a caller who changes the
-// network's other inputs or looks at the latents between two steps; what it queues on stream()
-// meanwhile is in order with the steps. save and resume give the memory to somebody else between.
-// Each throws DeviceError, and leaves nothing queued when it throws.
-class Trajectory {
+// A caller may change the network's other inputs or look at the latents between two steps; what it
+// queues on stream() meanwhile is in order with the steps. save and resume give the memory to
+// somebody else between.
+//
+// Whatever throws, DeviceError or what the network or the noise throws, leaves nothing queued, and
+// the object can start again.
+class ProgramRunner {
  public:
   // pool: holds trajectory_regions(shape) in the set named `set`. Pool and graphs must outlive this
   // object. stream: where to queue; null for one of its own.
   // Throws std::invalid_argument for a region that is missing or too small.
-  Trajectory(const MemoryPool& pool, const std::string& set, const TrajectoryShape& shape,
-             GraphCache& graphs, GraphKey key, Launch launch = Launch::kGraph,
-             std::shared_ptr<const Stream> stream = nullptr);
+  ProgramRunner(const MemoryPool& pool, const std::string& set, const TrajectoryShape& shape,
+                GraphCache& graphs, GraphKey key, Launch launch = Launch::kGraph,
+                std::shared_ptr<const Stream> stream = nullptr);
   // Waits for what is queued.
-  ~Trajectory();
-  Trajectory(const Trajectory&) = delete;
-  Trajectory& operator=(const Trajectory&) = delete;
+  ~ProgramRunner();
+  ProgramRunner(const ProgramRunner&) = delete;
+  ProgramRunner& operator=(const ProgramRunner&) = delete;
 
   // Captures the step's graph ahead of the first image.
-  void warm_up(const Network& network);
+  void warm_up(const Denoiser& network);
 
-  // Runs a program and writes the last r[0] to latents [num_elements].
-  //
-  // initial: [num_elements] of r[0] before the first step; the other registers start as zero.
-  // Throws Cancelled between two steps, NonFiniteError naming the evaluation, DeviceError,
-  // std::invalid_argument for a program that is too long or has too many registers, and whatever
-  // the network or the noise source throws. The object can run again after each of them.
-  void run(const Program& program, double guidance_scale, const Network& network,
-           const float* initial, const NoiseSource& noise, Progress& progress, float* latents);
-
-  // Brings a program and r[0] to the device; the other registers start as zero.
+  // Brings a program and r[0] [num_elements] to the device; the other registers start as zero.
+  // Throws std::invalid_argument for a program that is too long or has too many registers.
   void start(const Program& program, double guidance_scale, const float* initial);
 
   // Queues the evaluations `first` to `end` - 1 of the program that was started. The work may still
-  // run when this returns.
-  void advance(const Program& program, std::size_t first, std::size_t end, const Network& network,
-               const DeviceNoise& noise, Progress& progress);
+  // run when this returns. cancel: set by another thread to end before the next evaluation.
+  // Throws Cancelled.
+  void advance(const Program& program, std::size_t first, std::size_t end, const Denoiser& network,
+               const DeviceNoise& noise, const std::atomic<bool>& cancel);
 
-  // Waits, and writes r[0]. Throws NonFiniteError naming the evaluation of `num_steps`.
+  // Waits, and writes r[0] [num_elements]. Throws NonFiniteError naming the evaluation of
+  // `num_steps`.
   void read(std::size_t num_steps, float* latents);
 
   // Waits, and writes the registers [num_registers,num_elements].
@@ -107,11 +95,11 @@ class Trajectory {
   // Steps that may be queued ahead: enough to keep a GPU busy, few enough to cancel at once.
   static constexpr std::size_t kQueueDepth = 2;
 
-  GraphCache::Record record_step(const Network& network) const;
-  DeviceNoise uploaded(const NoiseSource& noise);
+  GraphCache::Record record_step(const Denoiser& network) const;
   void upload_table(const Program& program, double guidance_scale, std::size_t next);
   void queue_steps(const Program& program, std::size_t first, std::size_t end,
-                   const Network& network, const DeviceNoise& noise, Progress& progress);
+                   const Denoiser& network, const DeviceNoise& noise,
+                   const std::atomic<bool>& cancel);
   void come_to_rest() noexcept;
   template <typename Work>
   void or_rest(const Work& work);
@@ -124,7 +112,6 @@ class Trajectory {
   StepBuffers buffers_;
   std::shared_ptr<const Stream> stream_;
   Event step_events_[kQueueDepth];
-  std::vector<float> noise_;  // on its way to the device
 };
 
 }  // namespace sdengine::runtime

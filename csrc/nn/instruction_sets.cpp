@@ -1,6 +1,7 @@
-#include "nn/isa.h"
+#include "nn/instruction_sets.h"
 
 #include <stdexcept>
+#include <utility>
 
 namespace sdengine::nn {
 
@@ -29,32 +30,50 @@ extern const Operations kOperations;
 
 namespace {
 
-std::vector<const Operations*> runnable() {
-  std::vector<const Operations*> found;
+struct InstructionSet {
+  const Operations* operations;
+  bool runs;  // on this processor
+};
+
+// The fastest first.
+std::vector<InstructionSet> built() {
+  std::vector<InstructionSet> found;
 #ifdef SDENGINE_X86_SETS
   __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
-  // Intel's processors add up pairs of bf16 at half the speed of floats; whole numbers at twice.
-  const bool slow_bf16 = __builtin_cpu_is("intel");
-  if (bf16 && !slow_bf16) found.push_back(&avx512_bf16::kOperations);
-  if (vnni) found.push_back(&avx512_vnni::kOperations);
-  if (bf16 && slow_bf16) found.push_back(&avx512_bf16::kOperations);
-  if (avx512) found.push_back(&avx512::kOperations);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    found.push_back(&avx2::kOperations);
-  }
+  found = {{&avx512_bf16::kOperations, bf16},
+           {&avx512_vnni::kOperations, vnni},
+           {&avx512::kOperations, avx512},
+           {&avx2::kOperations, avx2}};
+  // Intel's processors add up pairs of bf16 at half the speed of floats; integers at twice.
+  if (__builtin_cpu_is("intel")) std::swap(found[0], found[1]);
 #endif
 #ifdef SDENGINE_NEON_SET
-  found.push_back(&neon::kOperations);
+  found.push_back({&neon::kOperations, true});
 #endif
-  found.push_back(&portable::kOperations);
+  found.push_back({&portable::kOperations, true});
+  return found;
+}
+
+std::vector<const Operations*> runnable() {
+  std::vector<const Operations*> found;
+  for (const InstructionSet& one : built()) {
+    if (one.runs) found.push_back(one.operations);
+  }
   return found;
 }
 
 }  // namespace
+
+std::vector<std::string> built_instruction_sets() {
+  std::vector<std::string> names;
+  for (const InstructionSet& one : built()) names.emplace_back(one.operations->name);
+  return names;
+}
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;

@@ -1,4 +1,4 @@
-#include "runtime/trajectory.h"
+#include "runtime/program_runner.h"
 
 #include <limits>
 #include <stdexcept>
@@ -78,9 +78,9 @@ std::vector<Region> trajectory_regions(const TrajectoryShape& shape) {
   };
 }
 
-Trajectory::Trajectory(const MemoryPool& pool, const std::string& set, const TrajectoryShape& shape,
-                       GraphCache& graphs, GraphKey key, Launch launch,
-                       std::shared_ptr<const Stream> stream)
+ProgramRunner::ProgramRunner(const MemoryPool& pool, const std::string& set,
+                             const TrajectoryShape& shape, GraphCache& graphs, GraphKey key,
+                             Launch launch, std::shared_ptr<const Stream> stream)
     : device_(pool.device()),
       shape_(shape),
       graphs_(graphs),
@@ -89,26 +89,15 @@ Trajectory::Trajectory(const MemoryPool& pool, const std::string& set, const Tra
       buffers_(buffers_in(pool, set, shape)),
       stream_(stream != nullptr ? std::move(stream)
                                 : std::make_shared<const Stream>(make_stream(device_))),
-      step_events_{make_event(device_), make_event(device_)},
-      noise_(shape.num_elements) {}
+      step_events_{make_event(device_), make_event(device_)} {}
 
-Trajectory::~Trajectory() { come_to_rest(); }
+ProgramRunner::~ProgramRunner() { come_to_rest(); }
 
-void Trajectory::warm_up(const Network& network) {
+void ProgramRunner::warm_up(const Denoiser& network) {
   if (launch_ == Launch::kGraph) graphs_.warm_up(key_, record_step(network));
 }
 
-void Trajectory::run(const Program& program, double guidance_scale, const Network& network,
-                     const float* initial, const NoiseSource& noise, Progress& progress,
-                     float* latents) {
-  start(program, guidance_scale, initial);
-  progress.steps_done = 0;
-  advance(program, 0, program.num_steps, network, uploaded(noise), progress);
-  read(program.num_steps, latents);
-  progress.steps_done = program.num_steps;
-}
-
-void Trajectory::start(const Program& program, double guidance_scale, const float* initial) {
+void ProgramRunner::start(const Program& program, double guidance_scale, const float* initial) {
   or_rest([&] {
     upload_table(program, guidance_scale, 0);
     const std::size_t size_bytes = shape_.num_elements * sizeof(float);
@@ -118,13 +107,14 @@ void Trajectory::start(const Program& program, double guidance_scale, const floa
   });
 }
 
-void Trajectory::advance(const Program& program, std::size_t first, std::size_t end,
-                         const Network& network, const DeviceNoise& noise, Progress& progress) {
+void ProgramRunner::advance(const Program& program, std::size_t first, std::size_t end,
+                            const Denoiser& network, const DeviceNoise& noise,
+                            const std::atomic<bool>& cancel) {
   check_range("end", end, 0, program.num_steps);
-  or_rest([&] { queue_steps(program, first, end, network, noise, progress); });
+  or_rest([&] { queue_steps(program, first, end, network, noise, cancel); });
 }
 
-void Trajectory::read(std::size_t num_steps, float* latents) {
+void ProgramRunner::read(std::size_t num_steps, float* latents) {
   or_rest([&] {
     StepState state{};
     device_->download(&state, buffers_.state, sizeof state, stream());
@@ -137,7 +127,7 @@ void Trajectory::read(std::size_t num_steps, float* latents) {
   });
 }
 
-void Trajectory::save(std::size_t num_registers, float* registers) {
+void ProgramRunner::save(std::size_t num_registers, float* registers) {
   check_range("registers", num_registers, 1, shape_.max_registers);
   or_rest([&] {
     device_->download(registers, buffers_.registers,
@@ -146,8 +136,8 @@ void Trajectory::save(std::size_t num_registers, float* registers) {
   });
 }
 
-void Trajectory::resume(const Program& program, double guidance_scale, const float* registers,
-                        std::size_t next) {
+void ProgramRunner::resume(const Program& program, double guidance_scale, const float* registers,
+                           std::size_t next) {
   check_range("next", next, 0, program.num_steps);
   or_rest([&] {
     upload_table(program, guidance_scale, next);
@@ -158,7 +148,7 @@ void Trajectory::resume(const Program& program, double guidance_scale, const flo
 
 // What is queued still uses the buffers when something throws; the next run must find them at rest.
 template <typename Work>
-void Trajectory::or_rest(const Work& work) {
+void ProgramRunner::or_rest(const Work& work) {
   try {
     work();
   } catch (...) {
@@ -167,7 +157,7 @@ void Trajectory::or_rest(const Work& work) {
   }
 }
 
-GraphCache::Record Trajectory::record_step(const Network& network) const {
+GraphCache::Record ProgramRunner::record_step(const Denoiser& network) const {
   return [this, &network](RawHandle stream) {
     device_->prepare_step(buffers_, stream);
     network(stream);
@@ -175,30 +165,18 @@ GraphCache::Record Trajectory::record_step(const Network& network) const {
   };
 }
 
-DeviceNoise Trajectory::uploaded(const NoiseSource& noise) {
-  return [this, &noise](float* target, RawHandle stream) {
-    noise(noise_.data());
-    device_->upload(target, noise_.data(), shape_.num_elements * sizeof(float), stream);
-  };
-}
-
-void Trajectory::upload_table(const Program& program, double guidance_scale, std::size_t next) {
+void ProgramRunner::upload_table(const Program& program, double guidance_scale, std::size_t next) {
   const StepTable table(program, guidance_scale, shape_.max_steps, shape_.max_registers, next);
   device_->upload(buffers_.state, table.data(), table.size_bytes(), stream());
 }
 
-void Trajectory::queue_steps(const Program& program, std::size_t first, std::size_t end,
-                             const Network& network, const DeviceNoise& noise, Progress& progress) {
+void ProgramRunner::queue_steps(const Program& program, std::size_t first, std::size_t end,
+                                const Denoiser& network, const DeviceNoise& noise,
+                                const std::atomic<bool>& cancel) {
   const GraphCache::Record record = record_step(network);
   for (std::size_t k = first; k < end; ++k) {
-    if (k >= first + kQueueDepth) {
-      device_->wait_for(step_events_[k % kQueueDepth].raw());
-      progress.steps_done = k - kQueueDepth + 1;
-    }
-    if (k > first && device_->is_done(step_events_[(k - 1) % kQueueDepth].raw())) {
-      progress.steps_done = k;
-    }
-    if (progress.cancel) {
+    if (k >= first + kQueueDepth) device_->wait_for(step_events_[k % kQueueDepth].raw());
+    if (cancel) {
       throw Cancelled("cancelled before evaluation " + std::to_string(k + 1) + " of " +
                       std::to_string(program.num_steps));
     }
@@ -212,7 +190,7 @@ void Trajectory::queue_steps(const Program& program, std::size_t first, std::siz
   }
 }
 
-void Trajectory::come_to_rest() noexcept {
+void ProgramRunner::come_to_rest() noexcept {
   try {
     device_->synchronize(stream());
   } catch (const DeviceError&) {

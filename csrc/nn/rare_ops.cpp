@@ -1,9 +1,10 @@
-#include "nn/plain.h"
+#include "nn/rare_ops.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
+#include "cpu/numbers.h"
 #include "nn/thread_pool.h"
 
 namespace sdengine::nn {
@@ -11,17 +12,14 @@ namespace {
 
 float read(Type type, const char* from) {
   if (type == Type::BFloat16) {
-    std::uint16_t half;
+    cpu::BFloat16 half;
     std::memcpy(&half, from, sizeof half);
-    const std::uint32_t bits = std::uint32_t{half} << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+    return cpu::to_float(half);
   }
   if (type == Type::Int64) {
-    std::int64_t whole;
-    std::memcpy(&whole, from, sizeof whole);
-    return static_cast<float>(whole);
+    std::int64_t integer;
+    std::memcpy(&integer, from, sizeof integer);
+    return static_cast<float>(integer);
   }
   float value;
   std::memcpy(&value, from, sizeof value);
@@ -30,10 +28,7 @@ float read(Type type, const char* from) {
 
 void write(Type type, char* to, float value) {
   if (type == Type::BFloat16) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    bits = std::isnan(value) ? 0x7fc00000u : bits + 0x7fffu + ((bits >> 16) & 1u);
-    const auto half = static_cast<std::uint16_t>(bits >> 16);
+    const auto half = cpu::from_float<cpu::BFloat16>(value);
     std::memcpy(to, &half, sizeof half);
   } else {
     std::memcpy(to, &value, sizeof value);

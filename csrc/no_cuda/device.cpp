@@ -1,6 +1,6 @@
-#include "cuda/cuda_device.h"
+#include "cuda/device.h"
 
-#include "cuda/kernels.h"
+#include "cuda/info.h"
 
 namespace sdengine::cuda {
 

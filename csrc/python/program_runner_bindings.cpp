@@ -1,12 +1,12 @@
-// Trajectories. Python runs when a step is recorded, where a network cannot be captured, and where
-// noise is a Python function; the interpreter's lock is free otherwise.
+// Sampler programs on a device. Python runs when a step is recorded and where a network cannot be
+// captured; the interpreter's lock is free otherwise.
 
 #include <optional>
 #include <variant>
 
 #include "python/generators.h"
 #include "python/queue.h"
-#include "runtime/trajectory.h"
+#include "runtime/program_runner.h"
 
 namespace py = pybind11;
 
@@ -99,23 +99,23 @@ class WithoutCollection {
   const bool was_enabled_;
 };
 
-class SharedTrajectory {
+class SharedRunner {
  public:
-  SharedTrajectory(std::shared_ptr<MemoryPool> pool, std::string set,
-                   std::shared_ptr<SharedGraphs> graphs, const KeyTuple& key, const Shape& shape,
-                   std::size_t copies, std::size_t max_steps, std::size_t max_registers,
-                   py::function network, const std::string& dtype,
-                   std::optional<std::size_t> num_timesteps, bool captured,
-                   const std::shared_ptr<Queue>& queue)
+  SharedRunner(std::shared_ptr<MemoryPool> pool, std::string set,
+               std::shared_ptr<SharedGraphs> graphs, const KeyTuple& key, const Shape& shape,
+               std::size_t copies, std::size_t max_steps, std::size_t max_registers,
+               py::function network, const std::string& dtype,
+               std::optional<std::size_t> num_timesteps, bool captured,
+               const std::shared_ptr<Queue>& queue)
       : pool_(std::move(pool)),
         graphs_(std::move(graphs)),
         queue_(queue),
         set_(std::move(set)),
         latents_shape_(shape),
-        trajectory_(*pool_, set_,
-                    shape_of(shape, copies, max_steps, max_registers, dtype, num_timesteps),
-                    graphs_of(*graphs_), key_of(key), captured ? Launch::kGraph : Launch::kPlain,
-                    queue_ == nullptr ? nullptr : queue_->stream()),
+        runner_(*pool_, set_,
+                shape_of(shape, copies, max_steps, max_registers, dtype, num_timesteps),
+                graphs_of(*graphs_), key_of(key), captured ? Launch::kGraph : Launch::kPlain,
+                queue_ == nullptr ? nullptr : queue_->stream()),
         network_(wrap(std::move(network))) {
     num_elements_ = 1;
     for (const py::ssize_t size : shape) num_elements_ *= static_cast<std::size_t>(size);
@@ -124,7 +124,7 @@ class SharedTrajectory {
 
   void warm_up() {
     const py::gil_scoped_release unlocked;
-    trajectory_.warm_up(network_);
+    runner_.warm_up(network_);
   }
 
   void start(const py::array& t, const py::array& c_in, const py::array& A, const py::array& b,
@@ -134,21 +134,21 @@ class SharedTrajectory {
     if (Shape(initial.shape(), initial.shape() + initial.ndim()) != latents_shape_) {
       wrong_shape("initial", initial, "the trajectory's own shape");
     }
-    progress_.cancel = false;
-    progress_.steps_done = next_ = 0;
+    cancel_ = false;
+    next_ = 0;
     program_.emplace(std::move(program));
     const py::gil_scoped_release unlocked;
     const MemoryPool::Lease lease(*pool_, set_);
-    trajectory_.start(program_->view, guidance_scale, first);
+    runner_.start(program_->view, guidance_scale, first);
   }
 
-  void advance(std::size_t count, const py::object& noise) {
+  void advance(std::size_t count, const std::optional<Generators>& noise) {
     const HeldProgram& program = started();
     const DeviceNoise draw = device_noise(noise);
     const std::size_t end = next_ + count;
     const py::gil_scoped_release unlocked;
     const MemoryPool::Lease lease(*pool_, set_);
-    trajectory_.advance(program.view, next_, end, network_, draw, progress_);
+    runner_.advance(program.view, next_, end, network_, draw, cancel_);
     next_ = end;
   }
 
@@ -159,9 +159,8 @@ class SharedTrajectory {
     {
       const py::gil_scoped_release unlocked;
       const MemoryPool::Lease lease(*pool_, set_);
-      trajectory_.read(program.view.num_steps, target);
+      runner_.read(program.view.num_steps, target);
     }
-    progress_.steps_done = next_;
     return latents;
   }
 
@@ -173,7 +172,7 @@ class SharedTrajectory {
     float* const target = registers.mutable_data();
     const py::gil_scoped_release unlocked;
     const MemoryPool::Lease lease(*pool_, set_);
-    trajectory_.save(R, target);
+    runner_.save(R, target);
     return registers;
   }
 
@@ -185,29 +184,12 @@ class SharedTrajectory {
     }
     const py::gil_scoped_release unlocked;
     const MemoryPool::Lease lease(*pool_, set_);
-    trajectory_.resume(program.view, program.guidance_scale, values, next_);
+    runner_.resume(program.view, program.guidance_scale, values, next_);
   }
 
-  py::array_t<float> run(const py::array& t, const py::array& c_in, const py::array& A,
-                         const py::array& b, const py::array& d, double guidance_scale,
-                         const py::array& initial, const py::object& noise) {
-    const ClearAtEnd clear{progress_.cancel};
-    const bool is_cancelled = progress_.cancel;
-    start(t, c_in, A, b, d, guidance_scale, initial);
-    if (is_cancelled) progress_.cancel = true;
-    advance(program_->view.num_steps, noise);
-    return read();
-  }
-
-  void cancel() { progress_.cancel = true; }
-  std::size_t steps_done() const { return progress_.steps_done; }
+  void cancel() { cancel_ = true; }
 
  private:
-  struct ClearAtEnd {
-    std::atomic<bool>& flag;
-    ~ClearAtEnd() { flag = false; }
-  };
-
   const HeldProgram& started() const {
     if (!program_) throw py::value_error("start: a program is started first");
     return *program_;
@@ -219,7 +201,7 @@ class SharedTrajectory {
   }
 
   // Graphs of the CPU device may outlive this object, so the network owns all that it touches.
-  static Network wrap(py::function network) {
+  static Denoiser wrap(py::function network) {
     return [function = share(std::move(network))](RawHandle stream) {
       const py::gil_scoped_acquire locked;
       const WithoutCollection uncollected;
@@ -227,14 +209,13 @@ class SharedTrajectory {
     };
   }
 
-  DeviceNoise device_noise(const py::object& noise) {
-    if (noise.is_none()) {
+  DeviceNoise device_noise(const std::optional<Generators>& noise) {
+    if (!noise.has_value()) {
       return [](float*, RawHandle) {
         throw std::invalid_argument("noise: is None; the program needs noise");
       };
     }
-    if (PyCallable_Check(noise.ptr()) != 0) return called_noise(noise);
-    const auto generators = noise.cast<Generators>();
+    const Generators& generators = *noise;
     const auto batch = static_cast<std::size_t>(latents_shape_[0]);
     if (generators.size() != batch) {
       throw py::value_error("noise: has " + std::to_string(generators.size()) + " generators for " +
@@ -245,19 +226,6 @@ class SharedTrajectory {
         std::visit([&](auto* generator) { draw(*generator, i * count, count, target, stream); },
                    generators[i]);
       }
-    };
-  }
-
-  DeviceNoise called_noise(const py::object& noise) {
-    // The caller keeps it alive for as long as it is called.
-    return [this, function = noise.ptr()](float* target, RawHandle stream) {
-      {
-        const py::gil_scoped_acquire locked;
-        py::array_t<float> fresh(latents_shape_);
-        py::reinterpret_borrow<py::function>(function)(fresh);
-        std::copy_n(fresh.data(), fresh.size(), staged_.data());
-      }
-      upload_staged(0, num_elements_, target, stream);
     };
   }
 
@@ -287,20 +255,21 @@ class SharedTrajectory {
   const Shape latents_shape_;
   std::size_t num_elements_ = 0;
   std::vector<float> staged_;  // noise on its way to the device
-  Trajectory trajectory_;
-  Network network_;
-  Progress progress_;
+  ProgramRunner runner_;
+  Denoiser network_;
+  std::atomic<bool> cancel_{false};
   std::optional<HeldProgram> program_;
   std::size_t next_ = 0;
 };
 
 }  // namespace
 
-void bind_trajectory(py::module_& module) {
+void bind_program_runner(py::module_& module) {
   module.def("trajectory_regions", &regions, "shape"_a, "copies"_a, "max_steps"_a,
              "max_registers"_a, "dtype"_a = "float32", "num_timesteps"_a = py::none(),
              "Tell which regions a trajectory needs in its memory pool.");
-  py::class_<SharedTrajectory>(module, "Trajectory", "Sampler programs run without Python between.")
+  py::class_<SharedRunner>(module, "ProgramRunner",
+                           "Runs sampler programs on a device without Python between the steps.")
       .def(py::init<std::shared_ptr<MemoryPool>, std::string, std::shared_ptr<SharedGraphs>,
                     const KeyTuple&, const Shape&, std::size_t, std::size_t, std::size_t,
                     py::function, const std::string&, std::optional<std::size_t>, bool,
@@ -308,22 +277,18 @@ void bind_trajectory(py::module_& module) {
            "pool"_a, "set"_a, "graphs"_a, "key"_a, "shape"_a, "copies"_a, "max_steps"_a,
            "max_registers"_a, "network"_a, "dtype"_a = "float32", "num_timesteps"_a = py::none(),
            "captured"_a = true, "queue"_a = nullptr)
-      .def("warm_up", &SharedTrajectory::warm_up, "Capture the step ahead of the first image.")
-      .def("start", &SharedTrajectory::start, "t"_a.noconvert(), "c_in"_a.noconvert(),
+      .def("warm_up", &SharedRunner::warm_up, "Capture the step ahead of the first image.")
+      .def("start", &SharedRunner::start, "t"_a.noconvert(), "c_in"_a.noconvert(),
            "A"_a.noconvert(), "b"_a.noconvert(), "d"_a.noconvert(), "guidance_scale"_a,
            "initial"_a.noconvert(), "Bring a program and r[0] to the device.")
-      .def("advance", &SharedTrajectory::advance, "count"_a, "noise"_a = py::none(),
-           "Queue the next evaluations. noise: a function that fills an array, or generators.")
-      .def("read", &SharedTrajectory::read, "Wait for what is queued; return r[0].")
-      .def("save", &SharedTrajectory::save, "Wait; return all registers, for `resume`.")
-      .def("resume", &SharedTrajectory::resume, "registers"_a.noconvert(),
+      .def("advance", &SharedRunner::advance, "count"_a, "noise"_a = py::none(),
+           "Queue the next evaluations. noise: a generator for each image of the batch.")
+      .def("read", &SharedRunner::read, "Wait for what is queued; return r[0].")
+      .def("save", &SharedRunner::save, "Wait; return all registers, for `resume`.")
+      .def("resume", &SharedRunner::resume, "registers"_a.noconvert(),
            "Bring the program and saved registers back to the device.")
-      .def("run", &SharedTrajectory::run, "t"_a.noconvert(), "c_in"_a.noconvert(),
-           "A"_a.noconvert(), "b"_a.noconvert(), "d"_a.noconvert(), "guidance_scale"_a,
-           "initial"_a.noconvert(), "noise"_a = py::none(), "Run a program; return the last r[0].")
-      .def("cancel", &SharedTrajectory::cancel,
-           "End the run before its next evaluation, or the next run if none is going on.")
-      .def_property_readonly("steps_done", &SharedTrajectory::steps_done);
+      .def("cancel", &SharedRunner::cancel,
+           "End `advance`, in another thread, before its next evaluation.");
 }
 
 }  // namespace sdengine::python

@@ -1,16 +1,17 @@
-#pragma once
+// Attention of bf16 maps, where the processor multiplies bf16: exponentials in 16-bit arithmetic,
+// and a product of queries and keys that makes weights of its sums while they are in registers.
+// Compiled for the instruction sets that have kMultipliesBf16.
 
-// Attention's weights in bf16, where the processor multiplies bf16: exponentials in 16-bit
-// arithmetic, and a product of queries and keys that makes weights of its sums while they are in
-// registers.
-
-#include "nn/ops/attention_parts.h"
+#include "nn/ops/attention_blocks.h"
+#include "nn/ops/operations.h"
 
 namespace sdengine::nn::SDENGINE_ISA {
+namespace {
 
-// The same for bf16 in 16-bit arithmetic. The exponent of a power of two is kept with 8 bits behind
-// the point, which added to the bits of 1.0 is a bf16 of linear mantissa; a table of 64 entries
-// says what 2^f is above that line. RMS error 2.5e-3, where rounding the exact value gives 2.3e-3.
+// Exponentials for bf16 in 16-bit arithmetic. The exponent of a power of two is kept with 8 bits
+// behind the point, which added to the bits of 1.0 is a bf16 of linear mantissa; a table of 64
+// entries says what 2^f is above that line. RMS error 2.5e-3, where rounding the exact value
+// gives 2.3e-3.
 struct PowerTable {
   alignas(64) std::int16_t above[64];
   PowerTable() {
@@ -55,8 +56,8 @@ struct Powers {
 };
 
 // scores: [keys][queries], keys even. highest, total: [kVectors].
-inline void exponentiate_halves(const float* scores, int keys, float factor, const Floats* highest,
-                                Floats* total, char* weights) {
+void exponentiate_halves(const float* scores, int keys, float factor, const Floats* highest,
+                         Floats* total, char* weights) {
   const Powers powers;
   const Floats factors = set(factor * 256.0f);
   Floats totals[kVectors], shift[kVectors];
@@ -81,17 +82,17 @@ constexpr float kBound = 90.0f;
 // Multiplies Rows keys, an even number, by the queries and writes their weights.
 template <int Rows>
 __attribute__((noinline)) void weigh_tile(const char* keys, std::ptrdiff_t key_bytes,
-                                          const char* queries, int lanes, Floats factor,
+                                          const char* queries, int words, Floats factor,
                                           Floats* total, char* weights) {
   Floats sum[Rows][kVectors];
   SDENGINE_UNROLL for (int r = 0; r < Rows; ++r) {
     SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) sum[r][v] = zeros();
   }
-  for (int lane = 0; lane < lanes; ++lane) {
-    Lanes b[kVectors];
-    SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) b[v] = load_lanes(queries + v * 64);
+  for (int word = 0; word < words; ++word) {
+    Words b[kVectors];
+    SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) b[v] = load_words(queries + v * 64);
     SDENGINE_UNROLL for (int r = 0; r < Rows; ++r) {
-      const Lanes value = broadcast(keys + r * key_bytes);
+      const Words value = broadcast(keys + r * key_bytes);
       SDENGINE_UNROLL for (int v = 0; v < kVectors; ++v) {
         sum[r][v] = DotBf16::dot(sum[r][v], value, b[v]);
       }
@@ -111,8 +112,8 @@ __attribute__((noinline)) void weigh_tile(const char* keys, std::ptrdiff_t key_b
 }
 
 // Writes the weights of a block of keys against 32 queries, none of whose scores exceeds kBound.
-inline void weigh_keys(const char* keys, std::ptrdiff_t key_bytes, int count, const char* queries,
-                       int lanes, float factor, Floats* total, float* scores, char* weights) {
+void weigh_bounded_keys(const char* keys, std::ptrdiff_t key_bytes, int count, const char* queries,
+                        int words, float factor, Floats* total, float* scores, char* weights) {
   using Tile = void (*)(const char*, std::ptrdiff_t, const char*, int, Floats, Floats*, char*);
   static constexpr Tile kTiles[] = {nullptr,        &weigh_tile<2>,  &weigh_tile<4>, &weigh_tile<6>,
                                     &weigh_tile<8>, &weigh_tile<10>, &weigh_tile<12>};
@@ -121,11 +122,11 @@ inline void weigh_keys(const char* keys, std::ptrdiff_t key_bytes, int count, co
   const int pairs = count / 2, strips = (pairs + kMost - 1) / kMost;
   for (int strip = 0; strip < strips; ++strip) {
     const int first = pairs * strip / strips, last = pairs * (strip + 1) / strips;
-    kTiles[last - first](keys + 2 * first * key_bytes, key_bytes, queries, lanes, factors, total,
+    kTiles[last - first](keys + 2 * first * key_bytes, key_bytes, queries, words, factors, total,
                          weights + std::ptrdiff_t{first} * kQueries * 4);
   }
   if (count % 2 == 1) {
-    multiply(Kind::BFloat16, 1, keys + (count - 1) * key_bytes, key_bytes, queries, lanes, scores,
+    multiply(Kind::BFloat16, 1, keys + (count - 1) * key_bytes, key_bytes, queries, words, scores,
              false, nullptr);
     Floats none[kVectors];
     for (int v = 0; v < kVectors; ++v) {
@@ -138,12 +139,12 @@ inline void weigh_keys(const char* keys, std::ptrdiff_t key_bytes, int count, co
 }
 
 // The largest power of two that a score of these queries with keys of at most that length can be.
-inline float largest_power(const char* queries, int lanes, float factor, float key_length) {
+float largest_power(const char* queries, int words, float factor, float key_length) {
   Floats squares = zeros();
   for (int v = 0; v < kVectors; ++v) {
     Floats own = zeros();
-    for (int lane = 0; lane < lanes; ++lane) {
-      const Lanes value = load_lanes(queries + lane * kPanel * 4 + v * 64);
+    for (int word = 0; word < words; ++word) {
+      const Words value = load_words(queries + word * kPanel * 4 + v * 64);
       own = DotBf16::dot(own, value, value);
     }
     squares = larger(squares, own);
@@ -152,7 +153,7 @@ inline float largest_power(const char* queries, int lanes, float factor, float k
 }
 
 // The length of the longest of some rows of channels.
-inline float longest_row(const char* row, std::ptrdiff_t row_bytes, int count, int channels) {
+float longest_row_of(const char* row, std::ptrdiff_t row_bytes, int count, int channels) {
   float longest = 0.0f;
   for (int r = 0; r < count; ++r, row += row_bytes) {
     const auto* values = reinterpret_cast<const std::uint16_t*>(row);
@@ -166,6 +167,26 @@ inline float longest_row(const char* row, std::ptrdiff_t row_bytes, int count, i
     if (!(length == length)) return length;  // not a number: no bound holds
   }
   return longest;
+}
+
+struct BFloat16Numbers {
+  using Value = std::uint16_t;
+  static constexpr Kind kKind = Kind::BFloat16;
+  static constexpr bool kBoundsScores = true;
+
+  static constexpr auto exponentiate = exponentiate_halves;
+  static constexpr auto longest_row = longest_row_of;
+  static constexpr auto weigh_keys = weigh_bounded_keys;
+
+  static bool are_bounded(const char* queries, int words, float factor, float key_length) {
+    return largest_power(queries, words, factor, key_length) <= kBound;
+  }
+};
+
+}  // namespace
+
+void attention_bf16(const AttentionArguments& arguments, ThreadPool& pool, const Scratch& scratch) {
+  attend_by_blocks<BFloat16Numbers>(arguments, pool, scratch);
 }
 
 }  // namespace sdengine::nn::SDENGINE_ISA

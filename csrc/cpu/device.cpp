@@ -1,4 +1,4 @@
-#include "runtime/cpu_device.h"
+#include "cpu/device.h"
 
 #include <unistd.h>
 
@@ -9,10 +9,17 @@
 #include <vector>
 
 #include "cpu/philox_normal.h"
-#include "runtime/cpu_kernels.h"
+#include "cpu/step_kernels.h"
 #include "runtime/errors.h"
 
-namespace sdengine::runtime {
+namespace sdengine::cpu {
+
+using runtime::DataType;
+using runtime::MemoryBudgetError;
+using runtime::MemoryInfo;
+using runtime::RawHandle;
+using runtime::StepBuffers;
+
 namespace {
 
 using Work = std::vector<std::function<void()>>;
@@ -55,7 +62,8 @@ void* CpuDevice::do_allocate(std::size_t size_bytes) {
   if (limit_bytes_ != 0 && size_bytes > limit_bytes_ - live_bytes_) {
     throw MemoryBudgetError("an allocation", size_bytes, limit_bytes_ - live_bytes_, limit_bytes_);
   }
-  void* const block = ::operator new(size_bytes, std::align_val_t{kAlignment}, std::nothrow);
+  void* const block =
+      ::operator new(size_bytes, std::align_val_t{runtime::kAlignment}, std::nothrow);
   if (block == nullptr) {
     throw MemoryBudgetError("an allocation", size_bytes, physical_bytes(_SC_AVPHYS_PAGES), 0);
   }
@@ -69,7 +77,7 @@ void CpuDevice::do_release(void* block) noexcept {
   const auto found = sizes_.find(block);
   live_bytes_ -= found->second;
   sizes_.erase(found);
-  ::operator delete(block, std::align_val_t{kAlignment});
+  ::operator delete(block, std::align_val_t{runtime::kAlignment});
 }
 
 RawHandle CpuDevice::create_stream() { return reinterpret_cast<RawHandle>(new CpuStream); }
@@ -129,27 +137,27 @@ void CpuDevice::launch(RawHandle graph, RawHandle stream) {
 void CpuDevice::destroy_graph(RawHandle graph) noexcept { delete reinterpret_cast<Work*>(graph); }
 
 void CpuDevice::prepare_step(const StepBuffers& buffers, RawHandle stream) {
-  enqueue([buffers] { cpu_prepare_step(buffers); }, stream);
+  enqueue([buffers] { cpu::prepare_step(buffers); }, stream);
 }
 
 void CpuDevice::finish_step(const StepBuffers& buffers, RawHandle stream) {
-  enqueue([buffers] { cpu_finish_step(buffers); }, stream);
+  enqueue([buffers] { cpu::finish_step(buffers); }, stream);
 }
 
 void CpuDevice::scale(const float* source, std::size_t num_elements, double factor, void* out,
                       DataType type, RawHandle stream) {
-  enqueue([=] { cpu_scale(source, num_elements, factor, out, type); }, stream);
+  enqueue([=] { cpu::scale(source, num_elements, factor, out, type); }, stream);
 }
 
 void CpuDevice::to_pixels(const void* images, DataType type, std::size_t batch,
                           std::size_t num_pixels, std::uint8_t* out, std::int32_t* not_finite,
                           RawHandle stream) {
-  enqueue([=] { cpu_to_pixels(images, type, batch, num_pixels, out, not_finite); }, stream);
+  enqueue([=] { cpu::to_pixels(images, type, batch, num_pixels, out, not_finite); }, stream);
 }
 
 void CpuDevice::draw_philox(std::uint64_t seed, std::uint32_t number, float* out, std::size_t count,
                             RawHandle stream) {
-  enqueue([=] { cpu::PhiloxNormal::draw(seed, number, out, count); }, stream);
+  enqueue([=] { PhiloxNormal::draw(seed, number, out, count); }, stream);
 }
 
-}  // namespace sdengine::runtime
+}  // namespace sdengine::cpu

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <cstdint>
+
+#include "nn/arguments.h"
+#include "nn/scratch.h"
+
+namespace sdengine::nn {
+
+class ThreadPool;
+
+// The operations, compiled for one instruction set.
+struct Operations {
+  const char* name;
+#define SDENGINE_MEMBER(name, Arguments) \
+  void (*name)(const Arguments&, ThreadPool&, const Scratch&);
+  SDENGINE_OPERATIONS(SDENGINE_MEMBER)
+#undef SDENGINE_MEMBER
+  // Adds up products at full speed; returns the multiplications and additions done.
+  std::int64_t (*peak)(Kind, std::int64_t rounds);
+};
+
+}  // namespace sdengine::nn
