@@ -99,7 +99,7 @@ struct ActivationArguments {
 struct SinusoidArguments {
   Map x;  // [images,1,1,1]; or several values a row, whose results follow each other
   const float* frequencies = nullptr;
-  int count = 0;
+  int channels = 0;
   Map out;
 
   static auto maps() { return std::array{&SinusoidArguments::x, &SinusoidArguments::out}; }

@@ -313,11 +313,11 @@ SinusoidArguments OperationReader::sinusoid() const {
   SinusoidArguments arguments;
   arguments.x = floats("x");
   arguments.out = floats("out");
-  arguments.count = integer("count", 1, 1 << 20);
+  arguments.channels = integer("channels", 1, 1 << 20);
   require(arguments.x.rows() == arguments.out.rows() &&
-              std::int64_t{2} * arguments.count * arguments.x.channels == arguments.out.channels,
+              std::int64_t{2} * arguments.channels * arguments.x.channels == arguments.out.channels,
           "has maps of sizes that do not match");
-  arguments.frequencies = vector("frequencies", arguments.count);
+  arguments.frequencies = vector("frequencies", arguments.channels);
   return arguments;
 }
 

@@ -87,11 +87,11 @@ void sinusoid(const SinusoidArguments& arguments) {
   for (std::ptrdiff_t row = 0; row < x.rows(); ++row) {
     for (int column = 0; column < x.channels; ++column) {
       const float t = read(x.type, x.row(row) + column * size_of(x.type));
-      char* to = out.row(row) + std::ptrdiff_t{2} * arguments.count * column * size_of(out.type);
-      for (int i = 0; i < arguments.count; ++i) {
+      char* to = out.row(row) + std::ptrdiff_t{2} * arguments.channels * column * size_of(out.type);
+      for (int i = 0; i < arguments.channels; ++i) {
         const double angle = t * arguments.frequencies[i];  // rounded to a float, as in training
         write(out.type, to + i * size_of(out.type), static_cast<float>(std::cos(angle)));
-        write(out.type, to + (arguments.count + i) * size_of(out.type),
+        write(out.type, to + (arguments.channels + i) * size_of(out.type),
               static_cast<float>(std::sin(angle)));
       }
     }

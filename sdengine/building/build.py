@@ -14,7 +14,6 @@ import torch
 from sdengine.backends.native.graph import read_graph
 from sdengine.building.architecture import choose_defaults, describe, token_table_file
 from sdengine.building.options import TARGETS, BuildOptions, versions
-from sdengine.building.peak_memory import PeakMemory
 from sdengine.building.report import BuildReport, Stages
 from sdengine.bundle.manifest import (
     TOKEN_TABLE_TENSOR,
@@ -36,6 +35,7 @@ from sdengine.errors import EngineBuildError, ExportError
 from sdengine.export.cache import open_cache
 from sdengine.export.exporter import Exporter
 from sdengine.export.network import ExportedNetwork
+from sdengine.export.process_memory import PeakMemory
 from sdengine.export.sizes import check_multiples
 from sdengine.models.contracts import size_multiple
 from sdengine.storage.tensor_file import map_tensors

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from sdengine.errors import BundleError
-
-if TYPE_CHECKING:
-    from sdengine.bundle.manifest import TensorEntry
 
 MAX_ELEMENTS = 1 << 31
 # Of each dtype that manifests name.
@@ -28,9 +25,23 @@ class TensorSpec:
     dtype: str
 
 
+class Shaped(Protocol):
+    """A tensor by its name and shape: a `TensorSpec`, or a manifest's entry."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def shape(self) -> Sequence[int | str]:
+        """Numbers, and symbols for what is known when a network is loaded."""
+        ...
+
+
 def resolve_shapes(
     network: str,
-    tensors: Sequence[TensorEntry] | Sequence[TensorSpec],
+    tensors: Sequence[Shaped],
     sizes: Mapping[str, int],
 ) -> dict[str, tuple[int, ...]]:
     """Put numbers in the place of a network's symbolic dimensions.
@@ -67,7 +78,7 @@ def size_name(size: tuple[int, int]) -> str:
 
 
 def symbol_sizes(
-    tensors: Sequence[TensorEntry], shapes: Mapping[str, tuple[int, ...]]
+    tensors: Sequence[Shaped], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, int]:
     """Read the value of each symbol off the shapes of a network's inputs."""
     sizes: dict[str, int] = {}

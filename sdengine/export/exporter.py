@@ -10,13 +10,13 @@ import onnx
 import torch
 from torch import nn
 
-from sdengine.building.peak_memory import free_bytes
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.part_source import PartSource
 from sdengine.errors import ConfigError
 from sdengine.export.cache import Entry, OnnxCache, Record, make_key
 from sdengine.export.comparison import compare_with_module
 from sdengine.export.network import ExportedNetwork, data_file, export_contract
+from sdengine.export.process_memory import free_bytes
 from sdengine.export.static_shapes import fix_shapes, largest_tensor_bytes
 from sdengine.export.weights import written_weights
 from sdengine.models.contracts import (

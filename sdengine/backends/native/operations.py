@@ -44,7 +44,6 @@ class Operation:
         weights: by role.
         sizing: fields of a step that count for the size alone.
         numbers, words: fields of a step that its kernel takes.
-        keys: what the kernel calls some of the numbers, where that differs.
         flops: multiplications and additions of the plain algorithm.
         is_view: it moves nothing: its output lies in its input, or the other way round.
         is_method: no graph's file has it; another kind is computed so.
@@ -61,7 +60,6 @@ class Operation:
     sizing: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-    keys: Mapping[str, str] = field(default_factory=dict)
     flops: Callable[[Record], int] = lambda _: 0
     is_view: bool = False
     is_method: bool = False
@@ -110,7 +108,6 @@ OPERATIONS: Mapping[str, Operation] = {
         sizing=("channels", "padding_after"),
         numbers=("kernel", "stride", "padding", "upsample"),
         words=("weight_kind", "activation"),
-        keys={"stride": "step", "padding": "pad"},
         flops=_conv_flops,
         can_widen=True,
     ),
@@ -145,7 +142,6 @@ OPERATIONS: Mapping[str, Operation] = {
         size_rules.cosines_and_sines,
         weights={"frequencies": Weight(length=lambda step, _: step.channels)},
         numbers=("channels",),
-        keys={"channels": "count"},
         keeps_fp32=True,
     ),
     "select": Operation(size_rules.selected, inputs=("x", "index"), can_widen=True),
@@ -217,7 +213,7 @@ def make_record(step: Step, maps: dict[str, Map]) -> Record:
         "name": step.name,
         "maps": maps,
         "weights": dict(step.weights),
-        "numbers": {row.keys.get(name, name): _number(step, name) for name in row.numbers},
+        "numbers": {name: _number(step, name) for name in row.numbers},
         "words": {name: str(getattr(step, name)) for name in row.words},
         "lists": {},
     }

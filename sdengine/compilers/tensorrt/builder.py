@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sdengine.backends.tensorrt.cache_file import Key
-from sdengine.building.peak_memory import PeakMemory
 from sdengine.compilers.tensorrt import timing_cache
+from sdengine.export.process_memory import PeakMemory
 
 # Told the phase, the step that was done, all steps; False cancels the build.
 Tell = Callable[[str, int, int], bool]

@@ -16,7 +16,6 @@ import onnx
 from sdengine import _native
 from sdengine.backends.tensorrt.arena import MAX_CHUNKS, engine_sizes
 from sdengine.backends.tensorrt.cache_file import present_gpu
-from sdengine.building.peak_memory import free_bytes
 from sdengine.bundle.manifest import NetworkOptions
 from sdengine.bundle.tensors import resolve_shapes, size_name
 from sdengine.compilers.base import Compiled, CompileSpec
@@ -33,6 +32,7 @@ from sdengine.compilers.tensorrt.process import run_job
 from sdengine.errors import BackendUnavailableError, ConfigError, OutOfMemoryError
 from sdengine.export.fusion import FusionReport, fuse
 from sdengine.export.lowering import to_plugins, to_standard
+from sdengine.export.process_memory import free_bytes
 
 if TYPE_CHECKING:
     from sdengine.export.network import ExportedNetwork

@@ -1,4 +1,4 @@
-"""Peak memory: how much a build takes, and how much this machine can give."""
+"""Process memory: the peak of what a build takes, and what this machine can give."""
 
 from __future__ import annotations
 
