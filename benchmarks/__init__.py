@@ -1,1 +1,1 @@
-"""What is measured: cases, a harness that verifies before it times, records of results."""
+"""Benchmarks: cases, a harness that verifies before it times, records of results."""

@@ -1,4 +1,4 @@
-"""What measuring on a GPU needs besides: waiting for it, its memory, exact products, its name."""
+"""GPU measurements: waiting for the GPU, its memory, exact products, its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is computed from raw figures: spreads, errors of outputs, peak memory."""
+"""Measures: spreads, errors of outputs, peak memory, from raw figures."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ AT_THE_ROOT = {
 
 def sources() -> dict[str, Path]:
     """Return every module of the package by name, with kernels and benchmarks as installed."""
-    found = {}
+    found: dict[str, Path] = {}
     for folder, name in ((PACKAGE, "sdengine"), (ROOT / "kernels", "sdengine.kernels")):
         found |= _modules(folder, name)
     return found | _modules(ROOT / "benchmarks", "sdengine.benchmarks")

@@ -103,7 +103,9 @@ def test_every_command_has_a_task() -> None:
 @pytest.mark.parametrize("path", READMES, ids=name_of)
 def test_python_names_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    for owner, what in (("sdengine", sdengine), ("engine", sdengine.Engine)):
+    with sdengine.load("demo") as engine:
+        owners = {"sdengine": sdengine, "engine": engine}
+    for owner, what in owners.items():
         code = [*re.findall(r"```python\n(.*?)```", text, re.DOTALL), *re.findall(r"`(.*?)`", text)]
         for name in re.findall(rf"(?<![\w./]){owner}\.(\w+)(?=\W)", "\n".join(code)):
             assert hasattr(what, name) or find_spec(f"sdengine.{name}"), f"{owner}.{name}"

@@ -164,7 +164,7 @@ class GpuRun:
         self,
         arena: SharedArena,
         set_name: str,
-        steps: _native.Trajectory,
+        steps: _native.ProgramRunner,
         send: Callable[[str, Array], None],
         evaluations: int,
     ) -> None:
