@@ -9,7 +9,7 @@ namespace sdengine::cpu {
 namespace {
 
 // Values are made in blocks of this many, whose loops the compiler turns into vector code.
-constexpr std::size_t kLanes = 64;
+constexpr std::size_t kBlock = 64;
 
 }  // namespace
 
@@ -29,18 +29,18 @@ void PhiloxNormal::fill(float* out, std::size_t count) {
 }
 
 void PhiloxNormal::draw(std::uint64_t seed, std::uint32_t number, float* out, std::size_t count) {
-  std::uint32_t radius_words[kLanes], angle_words[kLanes];
-  float values[kLanes];
-  for (std::size_t first = 0; first < count; first += kLanes) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane) {
-      const philox::Words words = philox::words_at(seed, number, first + lane);
-      radius_words[lane] = words.word[0];
-      angle_words[lane] = words.word[1];
+  std::uint32_t radius_words[kBlock], angle_words[kBlock];
+  float values[kBlock];
+  for (std::size_t first = 0; first < count; first += kBlock) {
+    for (std::size_t i = 0; i < kBlock; ++i) {
+      const philox::Words words = philox::words_at(seed, number, first + i);
+      radius_words[i] = words.word[0];
+      angle_words[i] = words.word[1];
     }
-    for (std::size_t lane = 0; lane < kLanes; ++lane) {
-      values[lane] = philox::normal_of(radius_words[lane], angle_words[lane]);
+    for (std::size_t i = 0; i < kBlock; ++i) {
+      values[i] = philox::normal_of(radius_words[i], angle_words[i]);
     }
-    std::memcpy(out + first, values, std::min(kLanes, count - first) * sizeof(float));
+    std::memcpy(out + first, values, std::min(kBlock, count - first) * sizeof(float));
   }
 }
 
