@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.backends import get_backend
-from sdengine.backends.base import Module
+from sdengine.backends.base import Module, SessionOptions
 from sdengine.benchmarks.measures import OtherLoad, Spread, relative_rms
 from sdengine.benchmarks.native_tables import network_records
 from sdengine.benchmarks.records import append_record, stamped
@@ -61,7 +61,7 @@ class Side:
         sizes = {"batch": _ROWS.get(network, 1), "height": size, "width": size, "sequence": 77}
         shapes = resolve_shapes(network, entry.inputs, sizes)
         backend = get_backend(self.backend)
-        session = backend.open(bundle, precision=self.precision, threads=threads)
+        session = backend.open(bundle, SessionOptions(precision=self.precision, threads=threads))
         return session.load(network, shapes)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import sdengine
 from sdengine.backends import select_backend
+from sdengine.backends.base import SessionOptions
 from sdengine.benchmarks.cases import Case
 from sdengine.benchmarks.measures import psnr, relative_rms
 from sdengine.bundle.manifest import TextEncoderArchitecture
@@ -74,7 +75,7 @@ def network_outputs(
     """
     bundle = open_bundle(side.bundle)
     backend = select_backend(side.backend, bundle.manifest.target)
-    session = backend.open(bundle, precision=side.precision, threads=case.threads)
+    session = backend.open(bundle, SessionOptions(precision=side.precision, threads=case.threads))
     networks = Networks(bundle, session)
     prompts = 2 if case.request().uses_guidance else 1
     images = min(case.batch_size, bundle.manifest.max_batch)

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 from sdengine.backends import select_backend
-from sdengine.backends.base import PRECISIONS, Backend
+from sdengine.backends.base import DEFAULTS, PRECISIONS, Backend, SessionOptions
 from sdengine.bundle.reader import Bundle, check_size, open_bundle
 from sdengine.errors import ConfigError
 from sdengine.images.provenance import Provenance, processor
@@ -75,7 +75,7 @@ def load(
     if not isinstance(low_memory, bool):
         raise ConfigError.for_field("low_memory", low_memory, "True or False")
     chosen = select_backend(backend, opened.manifest.target)
-    return Engine(opened, chosen, precision, threads, low_memory, memory_bytes)
+    return Engine(opened, chosen, SessionOptions(precision, threads, memory_bytes, low_memory))
 
 
 class Engine:
@@ -87,32 +87,20 @@ class Engine:
     """
 
     def __init__(
-        self,
-        bundle: Bundle,
-        backend: Backend,
-        precision: str = "auto",
-        threads: int | None = None,
-        low_memory: bool = False,
-        memory_bytes: int | None = None,
+        self, bundle: Bundle, backend: Backend, options: SessionOptions = DEFAULTS
     ) -> None:
         self.bundle = bundle
         self.backend = backend
-        self.session = backend.open(
-            bundle,
-            precision=precision,
-            threads=threads,
-            memory_bytes=memory_bytes,
-            low_memory=low_memory,
-        )
+        self.session = backend.open(bundle, options)
         self.precision = self.session.precision
-        self.threads = threads
-        self.low_memory = low_memory
+        self.threads = options.threads
+        self.low_memory = options.low_memory
         self._networks = Networks(bundle, self.session)
         source = bundle.manifest.source
         self.provenance = Provenance(
             backend=backend.name,
             precision=self.precision,
-            threads=threads,
+            threads=self.threads,
             version=__version__,
             processor=processor(),
             model=source.name,
@@ -120,7 +108,7 @@ class Engine:
             bundle_hash=bundle.sha256,
         )
         self._pipeline = Pipeline(
-            bundle, self._networks, self.provenance, low_memory, self.session.max_chunks
+            bundle, self._networks, self.provenance, self.low_memory, self.session.max_chunks
         )
         self._turns = Turns()
         self._executor: ThreadPoolExecutor | None = None

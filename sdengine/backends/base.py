@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
@@ -38,6 +39,26 @@ class Module(Protocol):
     def close(self) -> None:
         """Free the network's memory; a second call does nothing."""
         ...
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """Say how a bundle is run.
+
+    Args:
+        precision: one of PRECISIONS.
+        threads: CPU threads, or None for the runtime's own choice.
+        memory_bytes: the most memory that may be taken; None for what is free.
+        low_memory: each network is freed once a request is done with it.
+    """
+
+    precision: str = "auto"
+    threads: int | None = None
+    memory_bytes: int | None = None
+    low_memory: bool = False
+
+
+DEFAULTS = SessionOptions()
 
 
 class Session(Protocol):
@@ -93,26 +114,15 @@ class Backend(Protocol):
         """
         ...
 
-    def open(
-        self,
-        bundle: Bundle,
-        *,
-        precision: str = "auto",
-        threads: int | None = None,
-        memory_bytes: int | None = None,
-        low_memory: bool = False,
-    ) -> Session:
+    def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session of a bundle; no network is loaded yet.
 
         Args:
             bundle: an open bundle of this backend's target.
-            precision: one of PRECISIONS.
-            threads: CPU threads, or None for the runtime's own choice.
-            memory_bytes: the most memory that may be taken; None for what is free.
-            low_memory: each network is freed once a request is done with it.
+            options: how it is run.
 
         Raises:
-            ConfigError: an argument is invalid, or memory_bytes is given for a backend whose
+            ConfigError: an option is invalid, or memory_bytes is given for a backend whose
                 networks take memory as they need it.
             BackendUnavailableError: this machine does not compute in the precision.
             BundleError: the manifest is not one of the backend's target.

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from sdengine.backends.base import Array, Module, Session, require_cpu_precision
+from sdengine.backends.base import (
+    DEFAULTS,
+    Array,
+    Module,
+    Session,
+    SessionOptions,
+    require_cpu_precision,
+)
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, numpy_dtype
@@ -160,18 +167,10 @@ class OpenVinoBackend:
             )
         return "bf16" if has_bf16 else "fp32"
 
-    def open(
-        self,
-        bundle: Bundle,
-        *,
-        precision: str = "auto",
-        threads: int | None = None,
-        memory_bytes: int | None = None,
-        low_memory: bool = False,
-    ) -> Session:
+    def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session; see `Backend.open`. OpenVINO takes memory as it needs it."""
-        budget = unplanned_budget(self.name, memory_bytes)
-        return OpenVinoSession(bundle, self.resolve(precision), threads, budget)
+        budget = unplanned_budget(self.name, options.memory_bytes)
+        return OpenVinoSession(bundle, self.resolve(options.precision), options.threads, budget)
 
 
 @functools.cache

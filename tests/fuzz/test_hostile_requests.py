@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.tiny_bundle import make_tiny_bundle
 
+from sdengine.backends.base import SessionOptions
 from sdengine.bundle.manifest import Manifest
 from sdengine.bundle.reader import Bundle
 from sdengine.engine import Engine, load
@@ -134,7 +135,8 @@ def test_foreign_bundle_with_right_hashes(engine: Engine, data: st.DataObject) -
     except ValueError:
         return
     try:
-        with Engine(Bundle(manifest, Path(engine.bundle.root)), engine.backend, "fp32", 1) as other:
+        bundle = Bundle(manifest, Path(engine.bundle.root))
+        with Engine(bundle, engine.backend, SessionOptions("fp32", 1)) as other:
             other.generate("a circle", width=64, height=64, steps=2)
     except SdengineError:
         return

@@ -16,6 +16,7 @@ from tolerances import assert_close
 
 import sdengine
 from sdengine.backends import get_backend
+from sdengine.backends.base import SessionOptions
 from sdengine.building.report import BuildReport
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.bundle.tensors import resolve_shapes
@@ -73,7 +74,7 @@ def test_networks_compute_what_the_modules_do(
 
     bundle = bundles[target]
     shapes = resolve_shapes(network, bundle.network(network).inputs, SIZES)
-    module = get_backend(target).open(bundle, precision="fp32", threads=1).load(network, shapes)
+    module = get_backend(target).open(bundle, SessionOptions("fp32", 1)).load(network, shapes)
     found = module.run(named)
     assert {spec.name: spec.shape for spec in module.inputs} == shapes
     for spec, value in zip(contract.outputs, expected, strict=True):
@@ -94,7 +95,9 @@ def test_the_torch_backend_computes_in_bf16(bundles: dict[str, Bundle]) -> None:
     inputs = {n: generator.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
     inputs["timestep"] = np.full(2, 999, dtype=np.float32)
     bf16, fp32 = (
-        backend.open(bundle, precision=precision).load("unet", shapes).run(inputs)["noise_pred"]
+        backend.open(bundle, SessionOptions(precision))
+        .load("unet", shapes)
+        .run(inputs)["noise_pred"]
         for precision in ("bf16", "fp32")
     )
     assert not np.array_equal(bf16, fp32)
@@ -104,7 +107,7 @@ def test_the_torch_backend_computes_in_bf16(bundles: dict[str, Bundle]) -> None:
 def test_the_torch_backend_names_what_is_wrong(bundles: dict[str, Bundle]) -> None:
     bundle, backend = bundles["torch"], get_backend("torch")
     shapes = resolve_shapes("vae_decoder", bundle.network("vae_decoder").inputs, SIZES)
-    module = backend.open(bundle, precision="fp32").load("vae_decoder", shapes)
+    module = backend.open(bundle, SessionOptions("fp32")).load("vae_decoder", shapes)
     with pytest.raises(ConfigError, match="'latents' is not given"):
         module.run({})
     with pytest.raises(ConfigError, match=r"\[1, 4, 8, 8\].*\[2, 4, 8, 16\]"):
@@ -241,4 +244,4 @@ def test_weights_that_do_not_fit_the_manifest_are_refused(
     changed = Bundle(type(bundle.manifest).model_validate(content), bundle.root)
     shapes = resolve_shapes("unet", bundle.network("unet").inputs, SIZES)
     with pytest.raises(BundleError, match="unet"):
-        get_backend("torch").open(changed, precision="fp32").load("unet", shapes)
+        get_backend("torch").open(changed, SessionOptions("fp32")).load("unet", shapes)

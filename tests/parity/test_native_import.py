@@ -14,6 +14,7 @@ from support.tiny_architectures import TINY_SD15, TINY_SDXL
 from support.tiny_checkpoints import FAMILIES, make_tiny, save_controlnet
 from tolerances import assert_close
 
+from sdengine.backends.base import SessionOptions
 from sdengine.backends.native.backend import NativeBackend
 from sdengine.backends.native.graph import read_graph
 from sdengine.bundle.manifest import NetworkEntry, TensorEntry
@@ -114,7 +115,7 @@ def assert_runs_as_torch(contract: NetworkContract, exported: Any, folder: Path)
     shapes = {name: array.shape for name, array in inputs.items()}
     module = (
         NativeBackend()
-        .open(files_as_bundle(folder, contract, files), precision="fp32")
+        .open(files_as_bundle(folder, contract, files), SessionOptions(precision="fp32"))
         .load(contract.name, shapes)
     )
     found = module.run(inputs)

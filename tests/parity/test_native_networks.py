@@ -11,6 +11,7 @@ import torch
 from tolerances import assert_close
 
 import sdengine
+from sdengine.backends.base import SessionOptions
 from sdengine.backends.native.backend import NativeBackend
 from sdengine.backends.native.graph import read_graph
 from sdengine.backends.native.layout import lay_out
@@ -54,7 +55,7 @@ def run(
     shapes = {name: array.shape for name, array in inputs.items()}
     module = (
         NativeBackend()
-        .open(bundle, precision=precision, threads=threads)
+        .open(bundle, SessionOptions(precision=precision, threads=threads))
         .load(contract.name, shapes)
     )
     assert [spec.name for spec in module.outputs] == [spec.name for spec in contract.outputs]
@@ -132,7 +133,7 @@ def test_zero_residuals_change_nothing(
         if "_residual" in name:
             array[...] = 0.0
     shapes = {name: array.shape for name, array in inputs.items()}
-    module = NativeBackend().open(bundle, precision="fp32").load("unet", shapes)
+    module = NativeBackend().open(bundle, SessionOptions(precision="fp32")).load("unet", shapes)
     without = module.run(inputs)["noise_pred"].copy()
     inputs["mid_residual"][0, 0, 0, 0] = 1.0
     with_all = module.run(inputs)["noise_pred"].copy()

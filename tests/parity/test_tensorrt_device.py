@@ -17,6 +17,7 @@ import pytest
 from support import fake_tensorrt
 
 import sdengine
+from sdengine.backends.base import SessionOptions
 from sdengine.backends.tensorrt.backend import TensorRtRtxBackend
 from sdengine.backends.tensorrt.session import TensorRtSession
 from sdengine.benchmarks.harness import summarise
@@ -289,7 +290,9 @@ def test_engines_on_one_backend_share_nothing(
         expected = picture(alone)
     backend = TensorRtRtxBackend()
     first = sdengine.Engine(open_bundle(bundle), backend)
-    second = sdengine.Engine(open_bundle(tmp_path / "other"), backend, low_memory=True)
+    second = sdengine.Engine(
+        open_bundle(tmp_path / "other"), backend, SessionOptions(low_memory=True)
+    )
     assert np.array_equal(picture(first), expected)
     small = picture(second, width=64, height=64)
     assert list(arena_of(first).sets) == ["128x128", "192x128"]

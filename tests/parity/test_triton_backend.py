@@ -14,7 +14,7 @@ from support.interpreted import DTYPES
 from support.tiny_checkpoints import make_tiny
 from tolerances import assert_close
 
-from sdengine.backends.base import Array, Module, Session
+from sdengine.backends.base import Array, Module, Session, SessionOptions
 from sdengine.backends.torch.cuda import TorchCudaBackend, TorchCudaSession
 from sdengine.backends.torch.eager import TorchBackend
 from sdengine.backends.torch.triton import TritonBackend, TritonSession
@@ -64,7 +64,7 @@ def copied(outputs: Any) -> dict[str, Array]:
 def test_networks_replay_what_torch_computes(bundle: Bundle, network: str) -> None:
     cuda = FakeCuda()
     expected, ours = (
-        load(backend.open(bundle, precision="fp32"), bundle, network)
+        load(backend.open(bundle, SessionOptions("fp32")), bundle, network)
         for backend in (TorchBackend(), TritonBackend("cpu", cuda))
     )
     assert (ours.inputs, ours.outputs) == (expected.inputs, expected.outputs)
@@ -87,9 +87,9 @@ def test_a_whole_request_makes_the_same_picture(bundle: Bundle) -> None:
     request: dict[str, Any] = {"steps": 2, "seed": 5, "guidance_scale": 4.0}
     request |= {"width": SIZE, "height": SIZE}
     cuda = FakeCuda()
-    with Engine(bundle, TorchBackend(), "fp32") as engine:
+    with Engine(bundle, TorchBackend(), SessionOptions("fp32")) as engine:
         (expected,) = engine.generate("a red circle", **request).arrays
-    with Engine(bundle, TritonBackend("cpu", cuda), "fp32") as engine:
+    with Engine(bundle, TritonBackend("cpu", cuda), SessionOptions("fp32")) as engine:
         (found,) = engine.generate("a red circle", **request).arrays
     assert np.abs(found.astype(int) - expected).max() <= 1
     assert cuda.log.count("pool") == 1  # which the stand-in overwrites after each replay
@@ -104,7 +104,7 @@ def test_a_whole_request_makes_the_same_picture(bundle: Bundle) -> None:
 
 
 def test_weights_are_held_once_for_all_sizes_and_freed_with_the_last(bundle: Bundle) -> None:
-    session = TorchCudaBackend("cpu").open(bundle, precision="fp32")
+    session = TorchCudaBackend("cpu").open(bundle, SessionOptions("fp32"))
     assert isinstance(session, TorchCudaSession)
     small, large = (load(session, bundle, "unet", size) for size in (SIZE, 2 * SIZE))
     assert len(session._modules) == 1
@@ -118,7 +118,7 @@ def test_weights_are_held_once_for_all_sizes_and_freed_with_the_last(bundle: Bun
 def test_sessions_of_one_backend_share_neither_weights_nor_graphs(bundle: Bundle) -> None:
     cuda = FakeCuda()
     backend = TritonBackend("cpu", cuda)
-    first, second = (backend.open(bundle, precision="fp32") for _ in range(2))
+    first, second = (backend.open(bundle, SessionOptions("fp32")) for _ in range(2))
     modules = [load(session, bundle, "vae_decoder") for session in (first, second)]
     inputs = inputs_of(modules[0], 0)
     wanted = copied(modules[0].run(inputs))
@@ -151,7 +151,7 @@ def test_an_autoencoder_that_overflows_fp16_is_computed_in_bf16(tmp_path: Path) 
     assert bundle.manifest.architecture.vae.compute_fp32
 
     def dtype_of(network: str, precision: str) -> torch.dtype:
-        session = TorchCudaBackend("cpu").open(bundle, precision=precision)
+        session = TorchCudaBackend("cpu").open(bundle, SessionOptions(precision))
         assert isinstance(session, TorchCudaSession)
         return session.dtype_of(network)
 
@@ -163,7 +163,11 @@ def test_an_autoencoder_that_overflows_fp16_is_computed_in_bf16(tmp_path: Path) 
 def test_memory_that_runs_out_on_the_device_is_named(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = load(TorchCudaBackend("cpu").open(bundle, precision="fp32"), bundle, "vae_decoder")
+    module = load(
+        TorchCudaBackend("cpu").open(bundle, SessionOptions("fp32")),
+        bundle,
+        "vae_decoder",
+    )
 
     def exhausted(*_: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from sdengine.backends.base import Array, Module, Session
+from sdengine.backends.base import DEFAULTS, Array, Module, Session, SessionOptions
 from sdengine.backends.memory_budget import MemoryBudget, check_memory_bytes
 from sdengine.backends.native.instruction_set import chosen_isa
 from sdengine.backends.native.laid_out_network import LaidOutNetwork
@@ -91,23 +92,16 @@ class NativeSession:
 
     max_chunks: int | None = None
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        precision: str,
-        threads: int | None,
-        memory_bytes: int | None,
-        low_memory: bool,
-    ) -> None:
-        check_memory_bytes(memory_bytes)
-        self.precision = precision
+    def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
+        check_memory_bytes(options.memory_bytes)
+        self.precision = options.precision
         self.budget = MemoryBudget()
         self._bundle = bundle
-        self._threads = threads or _all_threads()
+        self._threads = options.threads or _all_threads()
         self._limits: dict[str, int] = {}  # bytes of packed weights, by network
-        if memory_bytes is not None:
+        if options.memory_bytes is not None:
             self.budget, self._limits = plan_native_memory(
-                bundle, memory_bytes, low_memory, precision, chosen_isa()
+                bundle, options.memory_bytes, options.low_memory, self.precision, chosen_isa()
             )
 
     def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
@@ -140,17 +134,9 @@ class NativeBackend:
             return precision
         return "fp32" if chosen_isa() == "portable" else "bf16"
 
-    def open(
-        self,
-        bundle: Bundle,
-        *,
-        precision: str = "auto",
-        threads: int | None = None,
-        memory_bytes: int | None = None,
-        low_memory: bool = False,
-    ) -> Session:
+    def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session, its weights shrunk to a limit; see `Backend.open`, `memory_limit`."""
-        return NativeSession(bundle, self.resolve(precision), threads, memory_bytes, low_memory)
+        return NativeSession(bundle, replace(options, precision=self.resolve(options.precision)))
 
 
 def _all_threads() -> int:

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 
 from sdengine import _native
-from sdengine.backends.base import Session
+from sdengine.backends.base import DEFAULTS, Session, SessionOptions
 from sdengine.backends.tensorrt.session import TensorRtSession
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import ConfigError
@@ -36,18 +36,12 @@ class TensorRtRtxBackend:
             )
         return stored
 
-    def open(
-        self,
-        bundle: Bundle,
-        *,
-        precision: str = "auto",
-        threads: int | None = None,
-        memory_bytes: int | None = None,
-        low_memory: bool = False,
-    ) -> Session:
+    def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session that keeps to a limit of the GPU's memory; see `Backend.open`."""
-        resolved = self.resolve(precision, bundle.manifest.precision)
-        return TensorRtSession(bundle, resolved, self.module, memory_bytes, low_memory)
+        precision = self.resolve(options.precision, bundle.manifest.precision)
+        return TensorRtSession(
+            bundle, precision, self.module, options.memory_bytes, options.low_memory
+        )
 
 
 class TensorRtBackend(TensorRtRtxBackend):

@@ -7,7 +7,7 @@ import weakref
 import torch
 from torch import nn
 
-from sdengine.backends.base import Session
+from sdengine.backends.base import DEFAULTS, Session, SessionOptions
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
 from sdengine.backends.torch.eager import TorchSession
 from sdengine.bundle.reader import Bundle
@@ -92,19 +92,11 @@ class TorchCudaBackend:
             )
         return chosen
 
-    def open(
-        self,
-        bundle: Bundle,
-        *,
-        precision: str = "auto",
-        threads: int | None = None,
-        memory_bytes: int | None = None,
-        low_memory: bool = False,
-    ) -> Session:
+    def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session; see `Backend.open`. torch takes memory as it needs it."""
-        budget = unplanned_budget(self.name, memory_bytes)
-        resolved = self.resolve(precision, bundle.manifest.precision)
-        return self._session(bundle, resolved, threads, budget)
+        budget = unplanned_budget(self.name, options.memory_bytes)
+        precision = self.resolve(options.precision, bundle.manifest.precision)
+        return self._session(bundle, precision, options.threads, budget)
 
     def _session(
         self, bundle: Bundle, precision: str, threads: int | None, budget: MemoryBudget

@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from sdengine.backends.base import Array, Module, Session, require_cpu_precision
+from sdengine.backends.base import (
+    DEFAULTS,
+    Array,
+    Module,
+    Session,
+    SessionOptions,
+    require_cpu_precision,
+)
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, resolve_shapes, symbol_sizes
@@ -207,18 +214,10 @@ class TorchBackend:
             return precision
         return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
-    def open(
-        self,
-        bundle: Bundle,
-        *,
-        precision: str = "auto",
-        threads: int | None = None,
-        memory_bytes: int | None = None,
-        low_memory: bool = False,
-    ) -> Session:
+    def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session; see `Backend.open`. torch takes memory as it needs it."""
-        budget = unplanned_budget(self.name, memory_bytes)
-        return TorchSession(bundle, self.resolve(precision), threads, budget)
+        budget = unplanned_budget(self.name, options.memory_bytes)
+        return TorchSession(bundle, self.resolve(options.precision), options.threads, budget)
 
 
 def _build(bundle: Bundle, network: str) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sdengine.backends import get_backend
+from sdengine.backends.base import SessionOptions
 from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds
 from sdengine.backends.openvino import OpenVinoBackend
 from sdengine.bundle.reader import Bundle
@@ -74,11 +75,11 @@ def bundle() -> Bundle:
 def test_backends_of_the_processor_do_not_plan(bundle: Bundle) -> None:
     OpenVinoBackend().open(bundle).budget.check(512, 512)
     with pytest.raises(ConfigError, match=r"memory_bytes: 1000 .* None with backend openvino"):
-        OpenVinoBackend().open(bundle, memory_bytes=1000)
+        OpenVinoBackend().open(bundle, SessionOptions(memory_bytes=1000))
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "8GiB", 1 << 50])
 @pytest.mark.parametrize("name", ["openvino", "native"])
 def test_what_is_no_number_of_bytes(bundle: Bundle, name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=r"memory_bytes: .* expected a number of bytes from 1"):
-        get_backend(name).open(bundle, memory_bytes=value)
+        get_backend(name).open(bundle, SessionOptions(memory_bytes=value))

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 import sdengine
 from sdengine import _native
+from sdengine.backends.base import SessionOptions
 from sdengine.backends.native import packed_cache
 from sdengine.backends.native.backend import NativeBackend
 from sdengine.backends.native.graph import Graph, Port, parse_graph, read_graph, write_graph
@@ -233,14 +234,14 @@ def test_weights_are_packed_in_memory_where_none_can_be_kept(
     blocked.write_text("no folder")
     monkeypatch.setenv("SDENGINE_CACHE", str(blocked))
     shapes = shapes_of(bundle, "vae_decoder")
-    module = NativeBackend().open(bundle, precision="bf16").load("vae_decoder", shapes)
+    module = NativeBackend().open(bundle, SessionOptions("bf16")).load("vae_decoder", shapes)
     latents = np.zeros(shapes["latents"], np.float32)
     assert np.isfinite(module.run({"latents": latents})["images"]).all()
 
 
 def test_wrong_inputs_and_closed_networks_are_refused(bundle: Bundle) -> None:
     shapes = shapes_of(bundle, "vae_decoder")
-    module = NativeBackend().open(bundle, precision="fp32").load("vae_decoder", shapes)
+    module = NativeBackend().open(bundle, SessionOptions("fp32")).load("vae_decoder", shapes)
     with pytest.raises(ConfigError, match="'latents' is not given"):
         module.run({})
     with pytest.raises(ConfigError, match=r"'latents' is \[1\].*loaded for \[2, 4, 8, 8\]"):

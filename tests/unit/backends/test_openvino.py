@@ -7,7 +7,7 @@ import pytest
 from support.tiny_bundle import make_tiny_bundle, unet_reference
 
 from sdengine.backends import get_backend
-from sdengine.backends.base import Module
+from sdengine.backends.base import Module, SessionOptions
 from sdengine.backends.openvino import _bf16_attention_is_wrong
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.errors import BackendUnavailableError, BundleError, ConfigError, DeviceError
@@ -28,7 +28,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def unet(bundle: Bundle) -> Module:
-    return get_backend("openvino").open(bundle, precision="fp32", threads=1).load("unet", SHAPES)
+    return get_backend("openvino").open(bundle, SessionOptions("fp32", 1)).load("unet", SHAPES)
 
 
 def random_inputs() -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import sdengine
+from sdengine.backends.base import SessionOptions
 from sdengine.backends.native.backend import NativeBackend, NativeSession
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.engine import Engine
@@ -19,7 +20,7 @@ def bundle() -> Bundle:
 def test_a_limit_of_one_native_session_is_not_the_others(bundle: Bundle) -> None:
     backend = NativeBackend()
     before, limited, after = (
-        backend.open(bundle, precision="bf16", memory_bytes=limit)
+        backend.open(bundle, SessionOptions(precision="bf16", memory_bytes=limit))
         for limit in (None, 50_000_000, None)
     )
     assert limited.budget.available_bytes == 50_000_000 and limited.budget.needs
@@ -31,7 +32,10 @@ def test_a_limit_of_one_native_session_is_not_the_others(bundle: Bundle) -> None
 
 def test_engines_on_one_backend_have_precisions_and_threads_of_their_own(bundle: Bundle) -> None:
     backend = NativeBackend()
-    with Engine(bundle, backend, "fp32", 1) as first, Engine(bundle, backend, "bf16", 2) as second:
+    with (
+        Engine(bundle, backend, SessionOptions("fp32", 1)) as first,
+        Engine(bundle, backend, SessionOptions("bf16", 2)) as second,
+    ):
         assert first.session is not second.session
         options = {"steps": 1, "seed": 3}
         exact, rounded = (e.generate("a star", **options).arrays[0] for e in (first, second))  # type: ignore[arg-type]
