@@ -63,7 +63,7 @@ class Case:
             accepted = f"{', '.join(TARGETS[self.device])} on device {self.device}"
             raise ConfigError.for_field("target", self.target, accepted)
         if not 1 <= self.runs <= 1000:
-            raise ConfigError.for_field("runs", self.runs, "a whole number from 1 to 1000")
+            raise ConfigError.for_field("runs", self.runs, "an integer from 1 to 1000")
         for field, precisions in (
             ("precision", _PRECISIONS[self.device]),
             ("baseline_precision", _BASELINE_PRECISIONS[self.device]),
@@ -71,7 +71,7 @@ class Case:
             if getattr(self, field) not in precisions:
                 raise ConfigError.for_field(field, getattr(self, field), ", ".join(precisions))
         if self.threads is not None and not 1 <= self.threads <= 4096:
-            raise ConfigError.for_field("threads", self.threads, "a whole number from 1 to 4096")
+            raise ConfigError.for_field("threads", self.threads, "an integer from 1 to 4096")
         self.request()
 
     @property

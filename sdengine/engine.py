@@ -21,7 +21,7 @@ from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.pipeline import Pipeline, Plan, Watch
 from sdengine.pipeline.turns import Turns
 from sdengine.pipeline.warm_up import warm_up_requests
-from sdengine.request.fields import Whole, as_arguments
+from sdengine.request.fields import Integer, as_arguments
 from sdengine.request.keywords import given_fields
 from sdengine.request.request import FIELDS, Request, random_seed
 from sdengine.samplers import resolve_names
@@ -70,7 +70,7 @@ def load(
     if precision not in PRECISIONS:
         raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
     if threads is not None:
-        threads = Whole(1, 4096)("threads", threads)
+        threads = Integer(1, 4096)("threads", threads)
     opened = open_bundle(bundle)
     if not isinstance(low_memory, bool):
         raise ConfigError.for_field("low_memory", low_memory, "True or False")

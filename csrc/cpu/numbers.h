@@ -38,7 +38,7 @@ inline float to_float(Half value) {
   const std::uint32_t magnitude = value.bits & 0x7fffu;
   // Infinity and NaN keep their fraction.
   if (magnitude >= 0x7c00u) return float_of(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
-  // Numbers that are subnormal here are normal in fp32: 2^-24 times a whole number.
+  // Numbers that are subnormal here are normal in fp32: 2^-24 times an integer.
   if (magnitude < 0x400u) {
     const float small = static_cast<float>(magnitude) * 0x1p-24f;
     return float_of(sign | bits_of(small));

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sdengine.errors import ConfigError
-from sdengine.request.fields import Choice, FieldInfo, Number, OneOrEach, Pair, Whole
+from sdengine.request.fields import Choice, FieldInfo, Integer, Number, OneOrEach, Pair
 from sdengine.request.keywords import IMAGES_PER_PROMPT
 from sdengine.request.request import FIELDS
 
@@ -70,7 +70,7 @@ def _parameter(
 
 def _kind(info: FieldInfo) -> type:
     check = info.check.check if isinstance(info.check, OneOrEach) else info.check
-    kinds: dict[type, type] = {Whole: int, Number: float}
+    kinds: dict[type, type] = {Integer: int, Number: float}
     return kinds.get(type(check), str)
 
 
@@ -102,4 +102,4 @@ def _pair(option: str, value: str) -> tuple[int, int]:
     try:
         return int(first), int(second)
     except ValueError:
-        raise ConfigError.for_field(option, value, "two whole numbers such as 512x768") from None
+        raise ConfigError.for_field(option, value, "two integers such as 512x768") from None

@@ -61,7 +61,7 @@ class Watch:
         sees_steps: somebody looks at every step; if not, a device may run several at a time.
 
     Raises:
-        ConfigError: preview_every is no whole number from 0.
+        ConfigError: preview_every is no integer from 0.
     """
 
     cancel: threading.Event | None = None
@@ -70,9 +70,7 @@ class Watch:
 
     def __post_init__(self) -> None:
         if type(self.preview_every) is not int or self.preview_every < 0:
-            raise ConfigError.for_field(
-                "preview_every", self.preview_every, "a whole number from 0"
-            )
+            raise ConfigError.for_field("preview_every", self.preview_every, "an integer from 0")
 
 
 class Pipeline:

@@ -8,7 +8,7 @@ from sdengine.bundle.manifest import Manifest
 from sdengine.errors import ConfigError
 from sdengine.pipeline.loaded_networks import MAX_SHAPES_LOADED
 from sdengine.prompt.planner import MAX_CHUNKS
-from sdengine.request.fields import Pair, Whole
+from sdengine.request.fields import Integer, Pair
 from sdengine.request.request import MAX_BATCH, MAX_SIDE, Request
 
 _SAMPLER = "euler"
@@ -28,8 +28,8 @@ def warm_up_requests(
     """
     defaults = manifest.defaults
     wanted = [(defaults.width, defaults.height)] if sizes is None else _distinct(sizes)
-    Whole(1, MAX_BATCH)("batch", batch)
-    Whole(1, MAX_CHUNKS)("prompt_chunks", prompt_chunks)
+    Integer(1, MAX_BATCH)("batch", batch)
+    Integer(1, MAX_CHUNKS)("prompt_chunks", prompt_chunks)
     # The U-Net is loaded for a full chunk of the batch, and for what is left over.
     per_size = len({min(batch, manifest.max_batch), batch % manifest.max_batch} - {0})
     if len(wanted) * per_size > MAX_SHAPES_LOADED:

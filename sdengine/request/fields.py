@@ -97,8 +97,8 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A whole number in a range; NumPy's count, booleans do not."""
+class Integer:
+    """An integer in a range; NumPy's count, booleans do not."""
 
     low: int
     high: int
@@ -107,7 +107,7 @@ class Whole:
     @property
     def accepted(self) -> str:
         """The range in words."""
-        return f"a whole number from {self.range}"
+        return f"an integer from {self.range}"
 
     @property
     def range(self) -> str:
@@ -163,7 +163,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two whole numbers in a range."""
+    """Two integers in a range."""
 
     low: int
     high: int
@@ -171,7 +171,7 @@ class Pair:
     @property
     def accepted(self) -> str:
         """The range in words."""
-        return f"two whole numbers from {self.range}"
+        return f"two integers from {self.range}"
 
     @property
     def range(self) -> str:
@@ -181,8 +181,8 @@ class Pair:
     def __call__(self, name: str, value: Any) -> tuple[int, int]:
         """Return a tuple of ints."""
         if not isinstance(value, (list, tuple)) or len(value) != 2:
-            raise ConfigError.for_field(name, value, "two whole numbers")
-        side = Whole(self.low, self.high)
+            raise ConfigError.for_field(name, value, "two integers")
+        side = Integer(self.low, self.high)
         return side(name, value[0]), side(name, value[1])
 
 
@@ -277,7 +277,7 @@ def _lines(info: FieldInfo, width: int) -> list[str]:
 
 
 class _Shown:
-    """Show a whole number however long: Python refuses to print the longest ones in full."""
+    """Show an integer however long: Python refuses to print the longest ones in full."""
 
     def __init__(self, value: int) -> None:
         self._value = value

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, TypedDict
 
 from sdengine.errors import ConfigError
-from sdengine.request.fields import Whole
+from sdengine.request.fields import Integer
 from sdengine.request.request import FIELDS, MAX_BATCH, refuse_unknown
 
 IMAGES_PER_PROMPT = "num_images_per_prompt"
@@ -74,7 +74,7 @@ def given_fields(
     fields = {ALIASES.get(name, name): value for name, value in values.items()}
     texts = {"prompt": prompt, "negative_prompt": negative_prompt}
     if IMAGES_PER_PROMPT in values:
-        count = Whole(1, MAX_BATCH)(IMAGES_PER_PROMPT, values[IMAGES_PER_PROMPT])
+        count = Integer(1, MAX_BATCH)(IMAGES_PER_PROMPT, values[IMAGES_PER_PROMPT])
         lists = {name: text for name, text in texts.items() if isinstance(text, (list, tuple))}
         fields["batch_size"] = count * max([1, *map(len, lists.values())])
         if fields["batch_size"] <= MAX_BATCH:  # a request refuses more, and says so

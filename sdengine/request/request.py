@@ -18,12 +18,12 @@ from sdengine.errors import ConfigError
 from sdengine.request.fields import (
     Choice,
     FieldInfo,
+    Integer,
     Name,
     Number,
     OneOrEach,
     Pair,
     Text,
-    Whole,
     about,
     as_arguments,
     field_infos,
@@ -40,8 +40,8 @@ JSON_VERSION = 1
 
 PROMPT = Text(100_000)
 _PROMPTS = OneOrEach(PROMPT)
-_SIDE = Whole(SIZE_MULTIPLE, MAX_SIDE, SIZE_MULTIPLE)
-_SEED = Whole(0, MAX_SEED)
+_SIDE = Integer(SIZE_MULTIPLE, MAX_SIDE, SIZE_MULTIPLE)
+_SEED = Integer(0, MAX_SEED)
 _SHARE = Number(0, 1)
 _NAME = Name("a name; `sdengine samplers` lists them")
 
@@ -70,7 +70,7 @@ class Request:
     height: int = field(default=512, metadata=about(_SIDE, "pixels, multiples of 8", ("Size",)))
     steps: int = field(
         default=25,
-        metadata=about(Whole(1, MAX_STEPS), "sampler steps", ("Steps",), "num_inference_steps"),
+        metadata=about(Integer(1, MAX_STEPS), "sampler steps", ("Steps",), "num_inference_steps"),
     )
     guidance_scale: float = field(
         default=7.5,
@@ -133,7 +133,7 @@ class Request:
     batch_size: int = field(
         default=1,
         metadata=about(
-            Whole(1, MAX_BATCH),
+            Integer(1, MAX_BATCH),
             "images; by default as many as a list of prompts or seeds has",
             alias="num_images_per_prompt",
             option="batch",
@@ -175,7 +175,7 @@ class Request:
     clip_skip: int | None = field(
         default=None,
         metadata=about(
-            Whole(1, 12),
+            Integer(1, 12),
             "1, the default, takes the hidden state that the checkpoint asks for, 2 that of the "
             "layer before it; diffusers counts from 0, so that its clip_skip=1 is 2 here",
             ("Clip skip",),

@@ -32,7 +32,7 @@ def build_program(
         options: those that the sampler has.
 
     Raises:
-        ConfigError: a name is unknown, steps is not a whole number in the range, or the sampler
+        ConfigError: a name is unknown, steps is not an integer in the range, or the sampler
             has no such option.
     """
     info = SAMPLERS[_resolve("sampler", sampler, SAMPLERS)]

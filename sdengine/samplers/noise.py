@@ -201,5 +201,5 @@ def _placed_in_the_middle(noise: Array, base: Array) -> Array:
 
 def _checked(seed: int) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _SEED_LIMIT:
-        raise ConfigError.for_field("seed", seed, "a whole number from 0 to 2**64 - 1")
+        raise ConfigError.for_field("seed", seed, "an integer from 0 to 2**64 - 1")
     return seed

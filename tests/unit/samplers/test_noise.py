@@ -191,7 +191,7 @@ def test_cuda_generator_follows_philox(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "1", True, None])
 def test_refuses_what_is_no_seed(seed: object) -> None:
-    with pytest.raises(ConfigError, match=r"^seed: .* a whole number from 0 to 2\*\*64 - 1"):
+    with pytest.raises(ConfigError, match=r"^seed: .* an integer from 0 to 2\*\*64 - 1"):
         CpuGenerator(seed)  # type: ignore[arg-type]
 
 
