@@ -13,7 +13,7 @@ import torch
 
 from sdengine.backends.native.graph import read_graph
 from sdengine.building.architecture import choose_defaults, describe, token_table_file
-from sdengine.building.options import TARGETS, BuildOptions, versions
+from sdengine.building.options import BuildOptions, versions
 from sdengine.building.report import BuildReport, Stages
 from sdengine.bundle.manifest import (
     TOKEN_TABLE_TENSOR,
@@ -27,8 +27,9 @@ from sdengine.bundle.tensors import TensorSpec
 from sdengine.bundle.writer import check_target, write_bundle
 from sdengine.checkpoints import Checkpoint, load_checkpoint
 from sdengine.checkpoints.weights import save_tensors
-from sdengine.compilers import get_compiler
+from sdengine.compilers import COMPILERS, get_compiler
 from sdengine.compilers.native.sensitivity import LayerError, exact_steps, layer_errors
+from sdengine.compilers.registry import Compile
 from sdengine.compilers.tensorrt.engine import FLAVOURS
 from sdengine.compilers.tensorrt.scratch import scratch_by_size
 from sdengine.errors import EngineBuildError, ExportError
@@ -99,6 +100,7 @@ def build(
         Cancelled: `cancel` was set.
     """
     options = BuildOptions(**keywords)
+    compiler = get_compiler(options.target)
     place = Path(output)
     check_target(place, force=options.force)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
@@ -109,7 +111,7 @@ def build(
     try:
         with open_cache(options.cache, beside=place) as exports:
             exporter = Exporter(source, exports, controlnet=options.controlnet)
-            work = _Build(source, exporter, options, memory)
+            work = _Build(source, exporter, options, compiler, memory)
             path = write_bundle(place, work.write, force=options.force)
     finally:
         peak_bytes = memory.end()
@@ -148,6 +150,7 @@ class _Build:
     checkpoint: Checkpoint
     exporter: Exporter
     options: BuildOptions
+    compiler: Compile
     memory: PeakMemory
     max_error: dict[str, float] = field(default_factory=dict)
     replaced: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -196,7 +199,7 @@ class _Build:
     def _write_network(self, name: str, folder: Path, vae_needs_fp32: bool) -> NetworkEntry:
         target = self.options.target
         options: dict[str, Any] = {}
-        if TARGETS[target]:
+        if COMPILERS[target].reads_onnx:
             with self.stages.stage(f"export {name}"):
                 exported, precision = self._export(name, vae_needs_fp32)
                 if target in FLAVOURS:
@@ -212,7 +215,7 @@ class _Build:
         if name == "unet":
             options["controlnet"] = self.options.controlnet
         with self.stages.stage(f"compile {name}"):
-            compiled = get_compiler(target)(exported, folder, self.spec)
+            compiled = self.compiler(exported, folder, self.spec)
             self.memory.add_process(compiled.peak_bytes)
             options |= compiled.options.model_dump()
             told = "scratch_bytes" in options

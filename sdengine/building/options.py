@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from sdengine.building.report import Progress
+from sdengine.compilers import COMPILERS
 from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.tensorrt.engine import FLAVOURS, FULL, target_capabilities
 from sdengine.compilers.tensorrt.kernel_choice import NATIVE, TRITON
@@ -20,14 +21,7 @@ from sdengine.errors import ConfigError
 from sdengine.export.sizes import check_batch, parse_sizes
 from sdengine.models.dtypes import TORCH_DTYPES
 
-# Targets whose compiler reads ONNX; the others take the module itself.
-TARGETS = {"native": True, "openvino": True, "torch": False, **dict.fromkeys(FLAVOURS, True)}
 _DISTRIBUTIONS = ("torch", "onnx", "onnxruntime", "safetensors")
-_TARGET_DISTRIBUTIONS = {
-    "openvino": "openvino",
-    "tensorrt-rtx": "tensorrt-rtx-cu13",
-    "tensorrt": "tensorrt",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +50,8 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         """Refuse what no build can do; `capabilities` refuses GPUs."""
-        if self.target not in TARGETS:
-            raise ConfigError.for_field("target", self.target, ", ".join(TARGETS))
+        if self.target not in COMPILERS:
+            raise ConfigError.for_field("target", self.target, ", ".join(COMPILERS))
         if self.precision not in TORCH_DTYPES:
             raise ConfigError.for_field("precision", self.precision, ", ".join(TORCH_DTYPES))
         check_batch(self.batch)
@@ -164,7 +158,5 @@ def gpu_capabilities(target: str, gpus: tuple[str, ...]) -> list[int]:
 
 def versions(target: str) -> dict[str, str]:
     """Return the versions of what a build for a target uses."""
-    names = [*_DISTRIBUTIONS]
-    if target in _TARGET_DISTRIBUTIONS:
-        names.append(_TARGET_DISTRIBUTIONS[target])
-    return {name: importlib.metadata.version(name) for name in names}
+    names = (*_DISTRIBUTIONS, COMPILERS[target].distribution)
+    return {name: importlib.metadata.version(name) for name in names if name}

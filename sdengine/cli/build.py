@@ -12,6 +12,7 @@ import typer
 
 from sdengine.cli import checkpoint_options as options
 from sdengine.cli.terminal import parse_resolutions, progress_bar
+from sdengine.compilers import COMPILERS
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 def build(
     checkpoint: Annotated[str, typer.Argument(help="Folder or single file, or demo.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="BUNDLE", help="New folder.")],
-    target: Annotated[
-        str, typer.Option(help="native, openvino, torch, tensorrt-rtx or tensorrt.")
-    ] = "native",
+    target: Annotated[str, typer.Option(help=f"One of {', '.join(COMPILERS)}.")] = "native",
     resolutions: Annotated[
         str, typer.Option(metavar="LIST", help="Pixels, such as 512,768 or 512x768.")
     ] = "512",

@@ -12,6 +12,7 @@ import pytest
 import sdengine
 from sdengine.building.options import BuildKeywords, BuildOptions
 from sdengine.cli.build import build as build_command
+from sdengine.compilers import COMPILERS
 from sdengine.errors import ConfigError
 
 # Of the command: what it calls an option, and those that it has in another unit or type.
@@ -50,7 +51,7 @@ def test_the_command_has_every_option_with_the_same_default() -> None:
 @pytest.mark.parametrize(
     ("option", "value", "told"),
     [
-        ("target", "cuda", "native, openvino, torch, tensorrt-rtx, tensorrt"),
+        ("target", "cuda", ", ".join(COMPILERS)),
         ("precision", "int8", "fp32, bf16, fp16"),
         ("batch", 0, "1 to 64"),
         ("resolutions", [], "sides, or pairs"),

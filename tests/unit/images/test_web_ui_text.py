@@ -8,7 +8,7 @@ import pytest
 
 from sdengine.images.provenance import Provenance
 from sdengine.images.web_ui_text import parameters_text, parse_parameters
-from sdengine.request.request import Request
+from sdengine.request.request import FIELDS, Request
 
 FULL: dict[str, Any] = {
     "prompt": 'a "red" circle, (blue:1.2)\nsecond line: x',
@@ -34,6 +34,13 @@ FULL: dict[str, Any] = {
     "emphasis": "no_norm",
     "clip_skip": 2,
 }
+
+
+def test_every_field_with_a_label_is_tried() -> None:
+    labelled = {name for name, info in FIELDS.items() if info.labels}
+    assert labelled | {"prompt", "negative_prompt"} == FULL.keys()
+    defaults = Request("").__dict__
+    assert all(value != defaults[name] for name, value in FULL.items())
 
 
 def test_own_text_comes_back() -> None:

@@ -207,3 +207,10 @@ def test_bad_step_counts_are_refused(steps: object) -> None:
 def test_bad_scheduler_configs_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change)).split("_")[0]):
         NoiseSchedule.from_config({**CONFIG, **change})
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_a_program_carries_the_names_that_it_was_asked_for(name: str) -> None:
+    schedule = SAMPLERS[name].default_schedule
+    program = build_program(name, schedule, 5, NoiseSchedule.from_config(CONFIG))
+    assert (program.sampler, program.schedule) == (name, schedule)
