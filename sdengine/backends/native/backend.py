@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sdengine.backends.base import DEFAULTS, Array, Module, Session, SessionOptions
+from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, check_memory_bytes
 from sdengine.backends.native.instruction_set import chosen_isa
 from sdengine.backends.native.laid_out_network import LaidOutNetwork
@@ -97,7 +97,7 @@ class NativeSession:
         self.precision = options.precision
         self.budget = MemoryBudget()
         self._bundle = bundle
-        self._threads = options.threads or _all_threads()
+        self._threads = options.threads or usable_processors().threads
         self._limits: dict[str, int] = {}  # bytes of packed weights, by network
         if options.memory_bytes is not None:
             self.budget, self._limits = plan_native_memory(
@@ -137,8 +137,3 @@ class NativeBackend:
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session, its weights shrunk to a limit; see `Backend.open`, `memory_limit`."""
         return NativeSession(bundle, replace(options, precision=self.resolve(options.precision)))
-
-
-def _all_threads() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
