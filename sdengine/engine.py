@@ -154,7 +154,7 @@ class Engine:
 
         Raises:
             ConfigError: an argument is invalid; nothing has run.
-            UnsupportedShapeError: the bundle was not built for the size.
+            UnsupportedShapeError: the bundle does not run the size.
             OutOfMemoryError: the size takes more memory than may be had.
             NonFiniteError: a network gave NaN or infinity.
             Cancelled: `cancel` was set.
@@ -357,7 +357,7 @@ class Engine:
         if not isinstance(request, Request):
             hint = "`generate` takes prompts."
             raise ConfigError.for_field("request", request, "a sdengine.Request", hint)
-        check_size(request.width, request.height, self.bundle.manifest.resolutions)
+        check_size(request.width, request.height, self.bundle.manifest)
         self.session.budget.check(request.width, request.height)
         return self._pipeline.plan(request)
 

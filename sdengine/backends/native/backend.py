@@ -10,7 +10,7 @@ from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, check_memory_bytes
 from sdengine.backends.native.instruction_set import chosen_isa
 from sdengine.backends.native.laid_out_network import LaidOutNetwork
-from sdengine.backends.native.memory_limit import plan_native_memory
+from sdengine.backends.native.memory_limit import NativeBudget
 from sdengine.backends.native.packed_cache import PackedWeights, packed_weights
 from sdengine.backends.native.prepare import DTYPES, Prepared, prepare
 from sdengine.bundle.reader import Bundle
@@ -95,14 +95,13 @@ class NativeSession:
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
         check_memory_bytes(options.memory_bytes)
         self.precision = options.precision
-        self.budget = MemoryBudget()
         self._bundle = bundle
         self._threads = options.threads or usable_processors().threads
-        self._limits: dict[str, int] = {}  # bytes of packed weights, by network
-        if options.memory_bytes is not None:
-            self.budget, self._limits = plan_native_memory(
-                bundle, options.memory_bytes, options.low_memory, self.precision, chosen_isa()
-            )
+        budget = NativeBudget(
+            bundle, options.memory_bytes, options.low_memory, self.precision, chosen_isa()
+        )
+        self.budget: MemoryBudget = budget
+        self._limits = budget.weight_limits
 
     def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
         """Lay one network out for its shapes and map its packed weights."""
