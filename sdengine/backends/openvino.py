@@ -100,6 +100,7 @@ class OpenVinoSession:
     """One bundle on OpenVINO; see `sdengine.backends.base.Session`. Networks share nothing."""
 
     max_chunks: int | None = None
+    works_after_fork: bool = False  # OpenVINO's threads stay in the parent
 
     def __init__(
         self, bundle: Bundle, precision: str, threads: int | None, budget: MemoryBudget

@@ -91,6 +91,7 @@ class NativeSession:
     """
 
     max_chunks: int | None = None
+    works_after_fork: bool = True  # the kernels' threads start anew
 
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
         check_memory_bytes(options.memory_bytes)

@@ -133,6 +133,7 @@ class TorchSession:
     """
 
     max_chunks: int | None = None
+    works_after_fork: bool = False  # torch's threads stay in the parent
 
     def __init__(
         self,
