@@ -63,7 +63,8 @@ def build(
         output: the bundle's folder; its parent must exist.
         target: "native", "openvino", "torch", "tensorrt-rtx" or "tensorrt".
         resolutions: sizes in pixels that requests may ask for: sides of squares, or pairs of width
-            and height. Requests that name no size take the checkpoint's own, or the first.
+            and height. Requests that name no size take the checkpoint's own, or the first. Bundles
+            of target native run others too.
         batch: images that one run makes; larger requests take several runs.
         precision: what weights are stored in: "fp32", "bf16" or "fp16". TensorRT's engines compute
             in it too, but for an autoencoder whose values leave the range of fp16.

@@ -277,6 +277,18 @@ class Manifest(_Strict):
         default_factory=list, max_length=16
     )
 
+    @property
+    def size_multiple(self) -> int | None:
+        """Pixels that the sides of any image size are multiples of; None if only resolutions run.
+
+        Networks of target native are laid out for a size when they are loaded. A U-Net halves its
+        maps between its levels.
+        """
+        levels = self.architecture.unet.config.get("block_out_channels")
+        if self.target != "native" or not isinstance(levels, list) or not 1 <= len(levels) <= 8:
+            return None
+        return self.architecture.vae.downscale << (len(levels) - 1)
+
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
         paths = [entry.path for entry in self.files]

@@ -178,18 +178,29 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_size(width: int, height: int, resolutions: list[tuple[int, int]]) -> None:
-    """Refuse an image size that is not among those that a bundle was built for.
+def check_size(width: int, height: int, manifest: Manifest) -> None:
+    """Refuse an image size that a bundle does not run.
 
     Raises:
-        UnsupportedShapeError: it is not; the message names the nearest.
+        UnsupportedShapeError: it is neither one that the bundle was built for, nor are its sides
+            multiples of what a bundle of target native takes; the message names the nearest.
     """
-    if (width, height) in resolutions:
+    if (width, height) in manifest.resolutions:
         return
-    nearest = min(resolutions, key=lambda size: abs(size[0] - width) + abs(size[1] - height))
-    built = ", ".join(f"{w}x{h}" for w, h in resolutions[:20])
+    multiple = manifest.size_multiple
+    if multiple is not None:
+        if min(width, height) >= multiple and width % multiple == height % multiple == 0:
+            return
+        near = [max(1, round(side / multiple)) * multiple for side in (width, height)]
+        raise UnsupportedShapeError(
+            f"width, height: {width}x{height} is not accepted; expected multiples of {multiple} "
+            f"pixels, which the levels of this model need. The nearest is {near[0]}x{near[1]}."
+        )
+    sizes = manifest.resolutions
+    nearest = min(sizes, key=lambda size: abs(size[0] - width) + abs(size[1] - height))
+    built = ", ".join(f"{w}x{h}" for w, h in sizes[:20])
     raise UnsupportedShapeError(
         f"width, height: the bundle was not built for {width}x{height}; the nearest that it was "
         f"built for is {nearest[0]}x{nearest[1]} (all: {built}). Other sizes need "
-        "`sdengine build --resolutions`."
+        "`sdengine build --resolutions`; bundles of target native take any."
     )

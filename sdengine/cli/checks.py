@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 
+from sdengine.backends.machine import usable_processors
 from sdengine.errors import SdengineError
 from sdengine.images.provenance import cpu_info
 
@@ -90,6 +91,7 @@ def run_checks() -> list[Check]:
     single: tuple[Callable[[], Check], ...] = (
         _python,
         _cpu,
+        _threads,
         _memory,
         _native_extension,
         _cpu_kernels,
@@ -111,7 +113,16 @@ def _python() -> Check:
 def _cpu() -> Check:
     model, features = cpu_info()
     known = " ".join(features) or "no vector features known"
-    return Check("cpu", True, f"{model}, {os.cpu_count()} threads, {known}")
+    return Check("cpu", True, f"{model}, {os.cpu_count()} processors, {known}")
+
+
+def _threads() -> Check:
+    processors = usable_processors()
+    quota = "without a quota"
+    if processors.quota is not None:
+        quota = f"{processors.quota:g} by the control group's quota"
+    found = f"{processors.affinity} processors may be used, {quota}: {processors.threads}"
+    return Check("threads", True, f"{found} by default")
 
 
 def _memory() -> Check:

@@ -70,7 +70,7 @@ def generate(
     if recorded is not None:
         options = _merged(recorded, options)
         precision = precision or recorded.provenance.precision
-        threads = threads or recorded.provenance.threads
+        threads = threads or _threads_here(recorded.provenance.threads)
     if "prompt" not in options:
         raise ConfigError(
             "prompt: it is missing. Give a prompt, or an image with --from. See "
@@ -112,6 +112,13 @@ def _merged(recorded: Metadata, options: dict[str, Any]) -> dict[str, Any]:
     if IMAGES_PER_PROMPT in options:
         fields.pop("batch_size", None)
     return {**fields, **options}
+
+
+def _threads_here(recorded: int | None) -> int | None:
+    """Return the threads that an image records, but no more than this machine is good for."""
+    from sdengine.backends.machine import usable_processors
+
+    return None if recorded is None else min(recorded, usable_processors().threads)
 
 
 def _one_or_many(prompts: list[str]) -> str | list[str]:

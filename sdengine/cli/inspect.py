@@ -46,6 +46,7 @@ def _show_plan(
     """Print a network's operations, for the rows that guidance needs for one picture."""
     from sdengine.backends.native.prepare import DTYPES
     from sdengine.backends.native.report import report_network
+    from sdengine.bundle.reader import check_size
     from sdengine.bundle.tensors import resolve_shapes
 
     manifest = bundle.manifest
@@ -53,7 +54,8 @@ def _show_plan(
         raise ConfigError.for_field("--plan", network, "a network of a bundle of target native")
     if precision not in DTYPES:
         raise ConfigError.for_field("--precision", precision, ", ".join(DTYPES))
-    width, height = _size(size) if size else manifest.resolutions[0]
+    width, height = parse_size("--size", size) if size else manifest.resolutions[0]
+    check_size(width, height, manifest)
     length = manifest.architecture.text_encoders[0].max_length
     rows = 1 if network.startswith("vae") else 2
     sizes = {"batch": rows, "height": height, "width": width, "sequence": length}
@@ -79,13 +81,6 @@ def _show_plan(
     )
 
 
-def _size(text: str) -> tuple[int, int]:
-    width, height = parse_size("--size", text)
-    if min(width, height) < 8:
-        raise ConfigError.for_field("--size", text, "sides of at least 8 pixels")
-    return width, height
-
-
 def _lines(manifest: Manifest) -> list[str]:
     defaults = manifest.defaults
     architecture = manifest.architecture
@@ -95,7 +90,7 @@ def _lines(manifest: Manifest) -> list[str]:
         f"source      {manifest.source.name} (SHA-256 {manifest.source.sha256[:16]}...)",
         f"family      {architecture.family}",
         f"target      {manifest.target}, weights {manifest.precision}",
-        f"sizes       {', '.join(f'{w}x{h}' for w, h in manifest.resolutions)}",
+        f"sizes       {_sizes(manifest)}",
         f"max batch   {manifest.max_batch}",
         f"defaults    {defaults.width}x{defaults.height}, {defaults.steps} steps, "
         f"guidance {defaults.guidance_scale:g}, {defaults.sampler} {defaults.schedule}",
@@ -117,6 +112,15 @@ def _lines(manifest: Manifest) -> list[str]:
         lines += [f"              out {_tensor(tensor)}" for tensor in network.outputs]
         lines += [f"              {line}" for line in _engine_lines(network.options)]
     return lines
+
+
+def _sizes(manifest: Manifest) -> str:
+    from sdengine.bundle.tensors import size_name
+
+    built = ", ".join(size_name(size) for size in manifest.resolutions)
+    if manifest.size_multiple is None:
+        return built
+    return f"all multiples of {manifest.size_multiple}; built for {built}"
 
 
 def _engine_lines(options: NetworkOptions) -> Iterator[str]:

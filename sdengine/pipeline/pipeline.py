@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -234,6 +234,20 @@ class Pipeline:
     def _done_with(self, *networks: str) -> None:
         if self._low_memory:
             self._networks.release(*networks)
+
+
+def finish(
+    steps: Generator[Step, None, Result], progress: Callable[[Step], None] | None = None
+) -> Result:
+    """Run a request to its end, show each step to `progress`, and return the result."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        if progress is not None:
+            progress(step)
 
 
 def _held(step: Step, clock: StageClock) -> Generator[Step, None, None]:

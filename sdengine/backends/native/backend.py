@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sdengine.backends.base import DEFAULTS, Array, Module, Session, SessionOptions
+from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, check_memory_bytes
 from sdengine.backends.native.instruction_set import chosen_isa
 from sdengine.backends.native.laid_out_network import LaidOutNetwork
-from sdengine.backends.native.memory_limit import plan_native_memory
+from sdengine.backends.native.memory_limit import NativeBudget
 from sdengine.backends.native.packed_cache import PackedWeights, packed_weights
 from sdengine.backends.native.prepare import DTYPES, Prepared, prepare
 from sdengine.bundle.reader import Bundle
@@ -91,18 +91,18 @@ class NativeSession:
     """
 
     max_chunks: int | None = None
+    works_after_fork: bool = True  # the kernels' threads start anew
 
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
         check_memory_bytes(options.memory_bytes)
         self.precision = options.precision
-        self.budget = MemoryBudget()
         self._bundle = bundle
-        self._threads = options.threads or _all_threads()
-        self._limits: dict[str, int] = {}  # bytes of packed weights, by network
-        if options.memory_bytes is not None:
-            self.budget, self._limits = plan_native_memory(
-                bundle, options.memory_bytes, options.low_memory, self.precision, chosen_isa()
-            )
+        self._threads = options.threads or usable_processors().threads
+        budget = NativeBudget(
+            bundle, options.memory_bytes, options.low_memory, self.precision, chosen_isa()
+        )
+        self.budget: MemoryBudget = budget
+        self._limits = budget.weight_limits
 
     def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
         """Lay one network out for its shapes and map its packed weights."""
@@ -137,8 +137,3 @@ class NativeBackend:
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session, its weights shrunk to a limit; see `Backend.open`, `memory_limit`."""
         return NativeSession(bundle, replace(options, precision=self.resolve(options.precision)))
-
-
-def _all_threads() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

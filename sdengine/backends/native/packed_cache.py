@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import threading
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
@@ -16,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from numpy.typing import NDArray
 
+from sdengine.backends.forks import ForkSafeLock
 from sdengine.backends.native.packing import Packing, pack, packed_bytes, packed_kinds
 from sdengine.errors import BundleError
 from sdengine.storage.cache_files import CacheFiles
@@ -36,7 +36,7 @@ class PackedWeights:
 
 
 _open: WeakValueDictionary[str, PackedWeights] = WeakValueDictionary()
-_opening = threading.Lock()
+_opening = ForkSafeLock()
 
 
 def packed_weights(

@@ -52,6 +52,8 @@ class TensorRtSession:
         OutOfMemoryError: no image size fits.
     """
 
+    works_after_fork: bool = False  # CUDA does not
+
     def __init__(
         self,
         bundle: Bundle,
