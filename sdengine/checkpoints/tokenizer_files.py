@@ -7,6 +7,7 @@ from typing import Any
 
 from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.errors import CheckpointError
+from sdengine.storage.regular_file import open_regular
 
 VOCAB, MERGES, COMBINED = "vocab.json", "merges.txt", "tokenizer.json"
 _HEADER = "#version: 0.2"
@@ -53,7 +54,7 @@ def read_vocabulary(files: dict[str, bytes]) -> tuple[object, list[bytes]]:
 def _read(folder: CheckpointFolder, name: str) -> bytes:
     path = folder.file(name)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sdengine.cli.terminal import print_table, spinner
-from sdengine.storage.cache_files import cache_dir
+from sdengine.storage.cache_place import cache_dir
 
 BUSY_PERCENT = 5.0
 

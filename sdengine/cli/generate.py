@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdengine.cli.request_options import request_options
-from sdengine.cli.terminal import parse_bytes, progress_bar
+from sdengine.cli.terminal import progress_bar
 from sdengine.errors import ConfigError
 from sdengine.request.keywords import IMAGES_PER_PROMPT
+from sdengine.storage.byte_size import parse_bytes
 
 if TYPE_CHECKING:
     from sdengine.cli.terminal import ProgressBar
@@ -63,7 +64,7 @@ def generate(
     from sdengine.images.metadata import read_metadata
     from sdengine.images.png import check_output
 
-    memory_bytes = None if memory is None else parse_bytes(memory)
+    memory_bytes = None if memory is None else parse_bytes("--memory", memory)
     options = {**fields, "prompt": _one_or_many(prompt)} if prompt else fields
     check_output(output)
     recorded = read_metadata(source) if source is not None else None

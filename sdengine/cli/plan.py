@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdengine.cli.terminal import parse_bytes, parse_resolutions, print_table, progress_bar
+from sdengine.cli.terminal import parse_resolutions, print_table, progress_bar
 from sdengine.errors import ConfigError
+from sdengine.storage.byte_size import parse_bytes
 
 if TYPE_CHECKING:
     from sdengine.building.memory_estimate import MemoryEstimate
@@ -42,7 +43,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Estimate the memory that engines of a model take on a GPU: weights, scratch, latents."""
-    limit = None if memory is None else parse_bytes(memory)
+    limit = None if memory is None else parse_bytes("--memory", memory)
     sizes = None if resolutions is None else parse_resolutions(resolutions)
     from sdengine.building.memory_estimate import built_memory, estimate_memory
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +12,6 @@ from sdengine.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-          "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}  # fmt: skip
 # Of tables that go to a file or another program.
 _WIDTH = 160
 
@@ -91,19 +88,6 @@ def print_table(table: RenderableType) -> None:
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else _WIDTH, markup=False).print(table)
-
-
-def parse_bytes(text: str) -> int:
-    """Read "8GiB", "8 GB", "500MB" or a number of bytes.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]i?)?b?\s*", text.lower())
-    number = 0 if match is None else int(float(match[1]) * _UNITS[match[2] or ""])
-    if not 0 < number < 1 << 50:
-        raise ConfigError.for_field("--memory", text, "a size such as 8GiB, 24 GB or 500MB")
-    return number
 
 
 def parse_size(option: str, text: str) -> tuple[int, int]:

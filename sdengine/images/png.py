@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdengine.errors import ConfigError, OutputError
+from sdengine.storage.temporary import remove_abandoned, temporary_file
+from sdengine.storage.whole_file import whole_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,9 +57,8 @@ def check_output(path: str | os.PathLike[str]) -> None:
         if target.is_dir():
             raise OutputError(f"{str(target)!r} is a folder; give a file name.")
         # Permission bits do not tell a read-only mount or a full table of files: try it.
-        handle, name = _temporary_beside(target)
-        os.close(handle)
-        os.unlink(name)
+        with temporary_file(target):
+            pass
     except OSError as error:
         raise OutputError(f"{str(target)[:200]!r} cannot be written: {error.strerror}.") from None
 
@@ -68,26 +69,24 @@ def write_all(targets: Sequence[Path], contents: Sequence[bytes]) -> None:
     Raises:
         OutputError: one cannot be written.
     """
-    temporary: list[str] = []
     try:
-        for target, content in zip(targets, contents, strict=True):
-            handle, name = _temporary_beside(target)
-            temporary.append(name)
-            with os.fdopen(handle, "wb") as file:
+        _tidy(targets[0].parent)
+        with contextlib.ExitStack() as written:
+            for target, content in zip(targets, contents, strict=True):
+                file = written.enter_context(whole_file(target))
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # a full disk may show itself only here
-        for name, target in zip(list(temporary), targets, strict=True):
-            os.replace(name, target)
-            temporary.remove(name)
     except OSError as error:
         raise OutputError(
             f"{str(targets[0])!r} cannot be written: {error.strerror}. Nothing was left behind."
         ) from error
-    finally:
-        for name in temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
+
+
+@functools.cache
+def _tidy(folder: Path) -> None:
+    """Remove what killed writers left, once a process: a folder may hold many pictures."""
+    remove_abandoned(folder)
 
 
 def _checked_path(path: str | os.PathLike[str]) -> Path:
@@ -98,10 +97,3 @@ def _checked_path(path: str | os.PathLike[str]) -> Path:
     if target.suffix.lower() != ".png" or "\0" in str(target):
         raise ConfigError.for_field("output", str(path), "a file name ending in .png")
     return target
-
-
-def _temporary_beside(target: Path) -> tuple[int, str]:
-    # Not tempfile: its files are private, and the umask cannot be read without changing it.
-    name = str(target.parent / f".sdengine-{secrets.token_hex(8)}.tmp")
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
-    return os.open(name, flags, 0o666), name

@@ -6,9 +6,7 @@ and 11.3.3 for tEXt, zTXt and iTXt.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import struct
 import zlib
 from collections.abc import Collection
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sdengine.errors import ConfigError
+from sdengine.storage.regular_file import open_regular
 
 MAX_TEXT_BYTES = 4 << 20
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -44,7 +43,7 @@ def read_text(path: str | os.PathLike[str], keys: Collection[str]) -> dict[str, 
         ConfigError: it is no file, not readable, no PNG, or damaged.
     """
     try:
-        with _open(Path(path)) as file:
+        with open_regular(Path(path)) as file:
             return _texts(file, keys)
     except _Damaged as damage:
         raise ConfigError(f"from: {str(path)!r} is not a usable PNG: {damage}.") from None
@@ -52,12 +51,6 @@ def read_text(path: str | os.PathLike[str], keys: Collection[str]) -> dict[str, 
         raise ConfigError(f"from: {str(path)!r} cannot be read: {error.strerror}.") from None
     except (TypeError, ValueError):  # no name, or a NUL in it
         raise ConfigError.for_field("from", path, "the name of a PNG file") from None
-
-
-def _open(path: Path) -> BinaryIO:
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-        raise OSError(errno.EINVAL, "it is not a file")
-    return path.open("rb")
 
 
 def _texts(file: BinaryIO, keys: Collection[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdengine.errors import BundleError
+from sdengine.storage.regular_file import open_regular
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -104,7 +105,8 @@ def _read(path: Path) -> str:
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise BundleError(f"{path}: larger than {_MAX_FILE_BYTES} bytes.")
-        return path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            return file.read().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} cannot be read: {error}.") from None
 

@@ -110,7 +110,7 @@ class NativeSession:
         prepared = prepare(self._bundle, network, shapes, self.precision, chosen_isa(), limit)
         entry = self._bundle.network(network)
         specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
-        packed = packed_weights(network, prepared.origin, prepared.packing, prepared.weights)
+        packed = packed_weights(network, prepared.source, prepared.packing, prepared.weights)
         return NativeModule(network, prepared, packed, specs, self._threads)
 
     def close(self) -> None:

@@ -22,12 +22,12 @@ from sdengine.bundle.reader import open_bundle
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.architecture_source import published_architecture, source_of
 from sdengine.cli.main import main
-from sdengine.cli.terminal import parse_bytes
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.export.liveness import peak_activation_bytes
 from sdengine.export.trace import trace
 from sdengine.models.contracts import NetworkContract
 from sdengine.models.unet import UNet2DConditionModel
+from sdengine.storage.byte_size import parse_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -216,13 +216,13 @@ def test_bad_arguments() -> None:
     [("8GiB", 8 << 30), ("24 GB", 24 * 10**9), ("500mb", 5 * 10**8), ("1.5gi", 3 << 29), ("7", 7)],
 )
 def test_sizes_of_memory(text: str, expected: int) -> None:
-    assert parse_bytes(text) == expected
+    assert parse_bytes("--memory", text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1GiB", "8 bananas", "1e9", "9" * 20, "GiB"])
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--memory"):
-        parse_bytes(text)
+        parse_bytes("--memory", text)
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

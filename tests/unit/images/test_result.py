@@ -150,3 +150,10 @@ def test_images_are_made_once() -> None:
     result = example_result()
     assert result.images[0] is result.images[0]
     assert result.images[0].size == (16, 8)
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".out.png.1234abcd.sdengine").write_bytes(b"half")
+    (tmp_path / ".mine").write_bytes(b"precious")
+    example_result().save(tmp_path / "out.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", "out.png"]
