@@ -12,7 +12,7 @@ from sdengine.bundle.manifest import Architecture, Defaults
 from sdengine.checkpoints import Checkpoint
 from sdengine.errors import BundleError, CheckpointError, ConfigError
 from sdengine.prompt.tokenizer import ClipTokenizer
-from sdengine.samplers import NoiseSchedule, build_program
+from sdengine.samplers import NoiseSchedule, build_program, read_scheduler_keys
 
 
 def describe(checkpoint: Checkpoint) -> Architecture:
@@ -23,10 +23,7 @@ def describe(checkpoint: Checkpoint) -> Architecture:
     """
     _check_parts_fit(checkpoint)
     unet, vae = checkpoint.unet_config, checkpoint.vae_config
-    try:
-        NoiseSchedule.from_config(checkpoint.scheduler_config)
-    except ConfigError as error:
-        raise CheckpointError(f"{checkpoint.root}/scheduler: {error}") from None
+    scheduler, not_taken_over = _scheduler(checkpoint)
     has_sizes = unet.addition_embed_type is not None
     kind = "aesthetic" if checkpoint.requires_aesthetic_score else "size"
     content = {
@@ -50,12 +47,23 @@ def describe(checkpoint: Checkpoint) -> Architecture:
             "compute_fp32": has_sizes,  # the values of SDXL's published autoencoder leave fp16
             "config": vae.to_dict(),
         },
-        "scheduler": checkpoint.scheduler_config,
+        "scheduler": scheduler,
+        "not_taken_over": [*checkpoint.not_taken_over, *not_taken_over],
     }
     try:
         return Architecture.model_validate(content)
     except ValidationError as error:
         raise CheckpointError(f"{checkpoint.root}: {_first(error)}.") from None
+
+
+def _scheduler(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str]]:
+    """Return the scheduler's configuration, and what of it is not taken over."""
+    try:
+        config, not_taken_over = read_scheduler_keys(checkpoint.scheduler_config)
+        NoiseSchedule.from_config(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint.root}/scheduler: {error}") from None
+    return config, not_taken_over
 
 
 def token_table_file(part: str) -> str:
@@ -96,7 +104,7 @@ def choose_defaults(checkpoint: Checkpoint, sizes: list[tuple[int, int]]) -> Def
     try:
         given: dict[str, Any] = {"width": width, "height": height, **checkpoint.defaults}
         defaults = Defaults.model_validate(given)
-        schedule = NoiseSchedule.from_config(checkpoint.scheduler_config)
+        schedule = NoiseSchedule.from_config(_scheduler(checkpoint)[0])
         build_program(defaults.sampler, defaults.schedule, defaults.steps, schedule)
     except ValidationError as error:
         raise CheckpointError(f"{checkpoint.root}: defaults: {_first(error)}.") from None

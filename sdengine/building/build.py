@@ -125,6 +125,7 @@ def build(
         bundle_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         replaced=work.replaced,
         layers=work.layers,
+        not_taken_over=work.not_taken_over,
     )
 
 
@@ -156,6 +157,7 @@ class _Build:
     max_error: dict[str, float] = field(default_factory=dict)
     replaced: dict[str, dict[str, int]] = field(default_factory=dict)
     layers: dict[str, list[LayerError]] = field(default_factory=dict)
+    not_taken_over: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Count the stages: read, export, compile and measure each network, tokenizer, hash."""
@@ -168,6 +170,7 @@ class _Build:
         source, options = self.checkpoint, self.options
         with self.stages.stage("read"):
             architecture = describe(source)
+            self.not_taken_over = architecture.not_taken_over
             defaults = choose_defaults(source, [*options.sizes])
             origin = Source(name=source.name, sha256=source.sha256)
         networks = {}

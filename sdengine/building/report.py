@@ -31,6 +31,7 @@ class BuildReport:
         replaced: by network and operator, how many patterns of the graph became one node; empty
             for targets whose own compiler fuses.
         layers: by network, the errors of its layers; empty unless they were measured.
+        not_taken_over: a line for each thing in the checkpoint's files that has no effect here.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class BuildReport:
     bundle_bytes: int
     replaced: dict[str, dict[str, int]]
     layers: dict[str, list[LayerError]]
+    not_taken_over: list[str]
 
 
 @dataclass

@@ -213,7 +213,8 @@ class Architecture(_Strict):
 
     The outputs of `text_encoders` are joined in their order; `pooled_from` names the one whose
     pooled output conditions the U-Net. `zero_empty_negative` asks for zeros in place of an empty
-    negative prompt's embeddings.
+    negative prompt's embeddings. `not_taken_over` has a line for each thing in the checkpoint's
+    files that has no effect here.
     """
 
     family: _ShortText
@@ -223,6 +224,7 @@ class Architecture(_Strict):
     unet: UNetArchitecture
     vae: VAEArchitecture
     scheduler: dict[str, Any]
+    not_taken_over: list[_Text] = Field(default_factory=list, max_length=100)
 
     @model_validator(mode="after")
     def _encoders_fit(self) -> Architecture:

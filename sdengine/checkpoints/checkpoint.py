@@ -44,6 +44,7 @@ class Checkpoint(PartSource):
         open_weights: opens the files of a part.
         read_tokenizer: returns the contents of vocab.json and merges.txt, which serve every
             encoder.
+        not_taken_over: a line for each thing in its files that has no effect here.
     """
 
     root: Path
@@ -58,6 +59,7 @@ class Checkpoint(PartSource):
     requires_aesthetic_score: bool
     open_weights: Callable[[str], Weights] = field(repr=False)
     read_tokenizer: Callable[[], dict[str, bytes]] = field(repr=False)
+    not_taken_over: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit each other.

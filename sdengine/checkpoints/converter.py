@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.reader import PathLike, load_checkpoint
@@ -21,6 +23,7 @@ def convert(
     vae: PathLike | None = None,
     family: str | ModelArchitecture | None = None,
     prediction_type: str | None = None,
+    scheduler: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write a checkpoint, usually a single file, as a folder that diffusers' pipelines load.
@@ -32,7 +35,7 @@ def convert(
         source: what `load_checkpoint` opens.
         folder: the new folder; its parent must exist.
         dtype: of the weights: "fp16", "bf16" or "fp32".
-        variant, vae, family, prediction_type: see `load_checkpoint`.
+        variant, vae, family, prediction_type, scheduler: see `load_checkpoint`.
         progress: called with a network's name, the tensors done and how many there are.
 
     Returns:
@@ -52,6 +55,7 @@ def convert(
         vae=vae,
         family=family,
         prediction_type=prediction_type,
+        scheduler=scheduler,
     )
     parts = {name: _part(checkpoint, name) for name in checkpoint.parts}
     description = Description(

@@ -8,6 +8,7 @@ from typing import Any
 
 from sdengine.checkpoints.checkpoint import TEXT_ENCODERS, Checkpoint
 from sdengine.checkpoints.folder import CheckpointFolder
+from sdengine.checkpoints.model_index import read_entries
 from sdengine.checkpoints.tokenizer_files import read_tokenizer, read_vocabulary
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
@@ -45,11 +46,12 @@ def read_folder(root: Path, *, variant: str | None = None) -> Checkpoint:
     """
     folder = CheckpointFolder(root)
     index = folder.json("model_index.json")
+    not_taken_over = _not_taken_over(root, index)
     parts = _parts(root, index)
     texts = [part for part in TEXT_ENCODERS if part in parts]
     unet = part_config(folder, "unet", UNetConfig.from_dict)
     is_xl = unet.addition_embed_type is not None
-    scheduler = folder.json(SCHEDULER_FILE)
+    scheduler = _scheduler(folder, index)
     return Checkpoint(
         root=root,
         name=root.resolve().name[:200] or "checkpoint",
@@ -66,6 +68,7 @@ def read_folder(root: Path, *, variant: str | None = None) -> Checkpoint:
         requires_aesthetic_score=_flag(root, index, "requires_aesthetics_score", False),
         open_weights=lambda part: open_folder_weights(folder, part, part, variant),
         read_tokenizer=lambda: _tokenizer_files(folder, [TOKENIZERS[part] for part in texts]),
+        not_taken_over=not_taken_over,
     )
 
 
@@ -137,6 +140,22 @@ def _parts(root: Path, index: dict[str, Any]) -> set[str]:
             "Diffusion checkpoint."
         )
     return found
+
+
+def _not_taken_over(root: Path, index: dict[str, Any]) -> tuple[str, ...]:
+    try:
+        return tuple(read_entries(index))
+    except ConfigError as error:
+        raise CheckpointError(f"{root / 'model_index.json'}: {error}") from None
+
+
+def _scheduler(folder: CheckpointFolder, index: dict[str, Any]) -> dict[str, Any]:
+    """Return the scheduler's file; the index names its class where it does not."""
+    config = folder.json(SCHEDULER_FILE)
+    entry = index.get("scheduler")
+    if "_class_name" in config or not isinstance(entry, list) or not entry:
+        return config
+    return {"_class_name": entry[-1], **config}
 
 
 def _flag(root: Path, index: dict[str, Any], key: str, default: bool) -> bool:

@@ -55,6 +55,7 @@ def build(
     vae: options.Vae = None,
     family: options.Family = None,
     prediction_type: options.PredictionType = None,
+    scheduler: options.Scheduler = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an older bundle.")] = False,
     cache: Annotated[bool, typer.Option(help="Keep exports for later, and use kept ones.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -65,7 +66,7 @@ def build(
 
     with progress_bar("reading") as progress:
         built = run_build(
-            options.open_if_changed(checkpoint, variant, vae, family, prediction_type),
+            options.open_if_changed(checkpoint, variant, vae, family, prediction_type, scheduler),
             output,
             target=target,
             resolutions=sizes,
@@ -88,6 +89,8 @@ def build(
     print(f"{built.path} ({built.bundle_bytes / 1e6:.1f} MB)")
     for line in layer_lines(built):
         print(line)
+    for line in built.not_taken_over:
+        print(f"not taken over: {line}", file=sys.stderr)
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in built.seconds.items())
     print(f"{stages}; peak memory {built.peak_bytes / 1e9:.1f} GB", file=sys.stderr)
     if built.max_error:
@@ -126,6 +129,7 @@ def describe(report: BuildReport) -> dict[str, object]:
         "seconds": report.seconds,
         "max_error": report.max_error,
         "replaced": report.replaced,
+        "not_taken_over": report.not_taken_over,
         "layers": {name: [asdict(e) for e in errors] for name, errors in report.layers.items()},
     }
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import json
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
     from sdengine.checkpoints import Checkpoint
@@ -23,6 +26,14 @@ PredictionType = Annotated[
     typer.Option(help="epsilon, v_prediction or sample; what the checkpoint says if not given."),
 ]
 
+Scheduler = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Replace a key of the scheduler's file, as clip_sample=false; may be repeated.",
+    ),
+]
+
 
 def open_if_changed(
     path: str,
@@ -30,12 +41,37 @@ def open_if_changed(
     vae: str | None,
     family: str | None,
     prediction_type: str | None,
+    scheduler: list[str] | None,
 ) -> str | Checkpoint:
     """Open a checkpoint if an option changes how it is read; else leave that to others."""
-    if variant is None and vae is None and family is None and prediction_type is None:
+    changes = scheduler_changes(scheduler)
+    if not changes and all(option is None for option in (variant, vae, family, prediction_type)):
         return path
     from sdengine.checkpoints import load_checkpoint
 
     return load_checkpoint(
-        path, variant=variant, vae=vae, family=family, prediction_type=prediction_type
+        path,
+        variant=variant,
+        vae=vae,
+        family=family,
+        prediction_type=prediction_type,
+        scheduler=changes,
     )
+
+
+def scheduler_changes(given: list[str] | None) -> dict[str, Any]:
+    """Read KEY=VALUE; a value is JSON, or else the text itself.
+
+    Raises:
+        ConfigError: there is no "=".
+    """
+    changes: dict[str, Any] = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise ConfigError.for_field("--scheduler", text, "KEY=VALUE, as clip_sample=false")
+        try:
+            changes[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            changes[key] = value
+    return changes

@@ -20,6 +20,7 @@ def convert(
     vae: options.Vae = None,
     family: options.Family = None,
     prediction_type: options.PredictionType = None,
+    scheduler: options.Scheduler = None,
 ) -> None:
     """Write a checkpoint's networks as a folder that diffusers and `sdengine build` read."""
     from sdengine.checkpoints import convert as run_convert
@@ -33,6 +34,7 @@ def convert(
             vae=vae,
             family=family,
             prediction_type=prediction_type,
+            scheduler=options.scheduler_changes(scheduler),
             progress=progress,
         )
     print(folder)

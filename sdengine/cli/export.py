@@ -46,6 +46,7 @@ def export(
     vae: options.Vae = None,
     family: options.Family = None,
     prediction_type: options.PredictionType = None,
+    scheduler: options.Scheduler = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     cache: Annotated[bool, typer.Option(help="Keep exports for later, and use kept ones.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -56,7 +57,7 @@ def export(
 
     with progress_bar("reading") as progress:
         report = export_onnx(
-            options.open_if_changed(checkpoint, variant, vae, family, prediction_type),
+            options.open_if_changed(checkpoint, variant, vae, family, prediction_type, scheduler),
             output,
             networks=None if networks is None else [name.strip() for name in networks.split(",")],
             precision=precision,

@@ -101,6 +101,7 @@ def _lines(manifest: Manifest) -> list[str]:
         ),
         f"latents     {architecture.vae.latent_channels} channels, 1/{architecture.vae.downscale}"
         f" size, scaling {architecture.vae.scaling_factor:g}",
+        *(f"not taken   {line}" for line in architecture.not_taken_over),
         f"built by    sdengine {manifest.sdengine_version}"
         + "".join(f", {name} {version}" for name, version in manifest.versions.items()),
         f"total       {sum(size_bytes.values()) / 1e6:.1f} MB in {len(size_bytes)} files",

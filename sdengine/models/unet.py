@@ -28,7 +28,7 @@ _WITH_ATTENTION = {
     "CrossAttnUpBlock2D": True,
 }
 # What diffusers can vary and the published Stable Diffusion networks do not.
-_FIXED = {
+FIXED = {
     "act_fn": "silu",
     "attention_type": "default",
     "center_input_sample": False,
@@ -56,6 +56,21 @@ _FIXED = {
     "time_embedding_type": "positional",
     "timestep_post_act": None,
 }
+# What needs one of those switches, changes no result, or only training reads or left behind.
+HARMLESS = (
+    "addition_embed_type_num_heads",
+    "class_embeddings_concat",
+    "decay",
+    "dropout",
+    "inv_gamma",
+    "mid_block_only_cross_attention",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "upcast_attention",
+    "update_after_step",
+    "use_ema_warmup",
+)
 _MAX_BLOCKS = 1024
 
 
@@ -142,8 +157,9 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> UNetConfig:
-        """Read diffusers' ``unet/config.json``; keys that change nothing here are ignored."""
-        return cls(**read_fields(cls, config, "unet", _FIXED))
+        """Read diffusers' ``unet/config.json``, a missing key as diffusers does."""
+        complete = {"cross_attention_dim": 1280, **config}
+        return cls(**read_fields(cls, complete, "unet", FIXED, HARMLESS))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as diffusers' UNet2DConditionModel reads it."""

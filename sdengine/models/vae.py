@@ -26,7 +26,7 @@ from sdengine.models.ops import OpsModule
 
 _EPS = 1e-6
 # What diffusers can vary and the published Stable Diffusion autoencoders do not.
-_FIXED = {
+FIXED = {
     "act_fn": "silu",
     "latents_mean": None,
     "latents_std": None,
@@ -35,6 +35,10 @@ _FIXED = {
     "use_post_quant_conv": True,
     "use_quant_conv": True,
 }
+# Where diffusers computes in fp32 besides, and what training left behind.
+HARMLESS = ("down_block_types", "force_upcast", "up_block_types")
+_BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+_DEFAULTS = {"block_out_channels": [64], "layers_per_block": 1, "sample_size": 32}
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,14 @@ class VAEConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> VAEConfig:
-        """Read diffusers' ``vae/config.json``; keys that change nothing here are ignored."""
-        return cls(**read_fields(cls, config, "vae", _FIXED))
+        """Read diffusers' ``vae/config.json``, a missing key as diffusers does."""
+        complete = {**_DEFAULTS, **config}
+        values = cls(**read_fields(cls, complete, "vae", FIXED, HARMLESS))
+        for key, only in _BLOCK_TYPES.items():
+            expected = [only] * len(values.block_out_channels)
+            if complete.get(key, [only]) != expected:
+                raise ConfigError.for_field(f"vae.{key}", complete.get(key), repr(expected))
+        return values
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as diffusers' AutoencoderKL reads it."""

@@ -21,7 +21,16 @@ COMMAND_NAMES = {
     "workspace_bytes": "workspace",
     "measure_layers": "report",
 }
-COMMAND_ONLY = {"checkpoint", "output", "variant", "vae", "family", "prediction_type", "as_json"}
+COMMAND_ONLY = {
+    "checkpoint",
+    "output",
+    "variant",
+    "vae",
+    "family",
+    "prediction_type",
+    "scheduler",
+    "as_json",
+}
 API_ONLY = {"progress", "cancel"}
 
 
