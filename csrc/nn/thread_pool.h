@@ -19,7 +19,7 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  static constexpr int kMaxThreads = 256;
+  static constexpr int kMaxThreads = 4096;  // as `sdengine.load` accepts
 
   int threads() const { return threads_; }
 

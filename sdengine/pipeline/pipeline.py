@@ -98,9 +98,12 @@ class Pipeline:
         self._low_memory = low_memory
         self._conditioner = TextConditioner(bundle, max_chunks)
         noise_schedule = NoiseSchedule.from_config(bundle.manifest.architecture.scheduler)
-        # A program is the same for every request of its sampler; nobody writes to one.
+        # What follows from a few fields of a request is often the same for the next one; nobody
+        # writes to it.
         make = functools.partial(build_program, noise_schedule=noise_schedule)
         self._program = functools.lru_cache(maxsize=32)(make)
+        self._prompts = functools.lru_cache(maxsize=8)(self._conditioner.plan)
+        self._row_plans = functools.lru_cache(maxsize=8)(lay_out_rows)
 
     def plan(self, request: Request) -> Plan:
         """Work out what needs no network.
@@ -109,10 +112,11 @@ class Pipeline:
             ConfigError: the sampler has no such name or option, or a prompt is not accepted.
         """
         sampler, schedule = resolve_names(request.sampler, request.schedule)
-        request = replace(request, sampler=sampler, schedule=schedule)
+        if (sampler, schedule) != (request.sampler, request.schedule):
+            request = replace(request, sampler=sampler, schedule=schedule)
         program = self._program(sampler, schedule, request.steps, options=_sampler_options(request))
         is_distilled = self._manifest.architecture.unet.guidance_embed_dim is not None
-        prompts = self._conditioner.plan(
+        prompts = self._prompts(
             request.prompts,
             request.negative_prompts,
             request.steps,
@@ -182,8 +186,11 @@ class Pipeline:
         evaluations = trajectory.run(noise, clock, watch.preview_every, watch.sees_steps)
         while True:
             evaluation = next(evaluations)
+            is_last = evaluation.index + 1 == len(plan.program.t)
+            if not (is_last or watch.sees_steps):
+                continue
             step = self._step(plan, chunk, evaluation, clock)
-            if evaluation.index + 1 == len(plan.program.t):
+            if is_last:
                 return step
             yield from _held(step, clock)
 
@@ -197,7 +204,7 @@ class Pipeline:
     ) -> Trajectory:
         """Load the U-Net for a chunk's rows."""
         request, architecture = plan.request, self._manifest.architecture
-        row_plans = lay_out_rows(plan.prompts.steps, chunk)
+        row_plans = self._row_plans(plan.prompts.steps, chunk)
         rows, size = len(row_plans[0].rows), (request.height, request.width)
         sequence = conditioning.prompt_embeds.shape[1]
         unet = self._networks.get("unet", rows, *size, sequence=sequence, clock=clock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,24 @@ class EncoderTokens:
     weights: NDArray[np.float32]
     num_tokens: NDArray[np.int64]
     hidden_state: HiddenState
+
+    @cached_property
+    def is_weighted(self) -> bool:
+        """Whether a token has another weight than 1."""
+        return bool((self.weights != 1).any())
+
+    @cached_property
+    def distinct(self) -> tuple[NDArray[np.int64], list[int]]:
+        """The chunks that differ [M,length], and which one each of the N*chunks is.
+
+        Often some are equal, those that fill up short texts above all: each runs once.
+        """
+        flat = self.token_ids.reshape(-1, self.token_ids.shape[-1])
+        firsts: dict[bytes, int] = {}
+        for index, row in enumerate(flat):
+            firsts.setdefault(row.tobytes(), index)
+        numbers = {row: number for number, row in enumerate(firsts)}
+        return flat[list(firsts.values())], [numbers[row.tobytes()] for row in flat]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from sdengine.backends.base import DEFAULTS, Array, Module, Session, SessionOptions
 from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, check_memory_bytes
@@ -23,8 +25,8 @@ PRECISIONS = ("auto", *DTYPES)
 class NativeModule:
     """One network at fixed shapes, on memory of its own; see `sdengine.backends.base.Module`.
 
-    What only adds inputs that are all zero is left out of a run; a second layout with it is made
-    at the first run where they are not.
+    What only adds inputs that are not given or all zero is left out of a run; a second layout with
+    it is made at the first run where they are not.
     """
 
     def __init__(
@@ -48,8 +50,12 @@ class NativeModule:
             TensorSpec(key, shape, "float32") for key, (_, shape) in program.outputs.items()
         )
 
+    def zero_unless_given(self) -> frozenset[str]:
+        """Name the inputs that are only added to something."""
+        return self._additive
+
     def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Compute the outputs by name; every input must be given at its shape."""
+        """Compute the outputs by name; inputs must be given at their shapes."""
         laid_out = self._write(inputs)
         laid_out.network.run()
         return laid_out.outputs
@@ -67,15 +73,19 @@ class NativeModule:
         if self._without is None:
             raise DeviceError(f"{self.name}: the network was closed.")
         for spec in self.inputs:
-            if spec.name not in inputs:
-                raise ConfigError(f"{self.name}: input {spec.name!r} is not given.")
-            if inputs[spec.name].shape != spec.shape:
+            given = inputs.get(spec.name)
+            if given is None:
+                if spec.name not in self._additive:
+                    raise ConfigError(f"{self.name}: input {spec.name!r} is not given.")
+            elif given.shape != spec.shape:
                 raise ConfigError(
-                    f"{self.name}: input {spec.name!r} is {list(inputs[spec.name].shape)}; this "
-                    f"network was loaded for {list(spec.shape)}."
+                    f"{self.name}: input {spec.name!r} is {list(given.shape)}; this network was "
+                    f"loaded for {list(spec.shape)}."
                 )
         laid_out = self._without
-        if any(inputs[name].any() for name in self._additive):
+        if any(name in inputs and inputs[name].any() for name in self._additive):
+            lacking = [spec for spec in self.inputs if spec.name not in inputs]
+            inputs = {**inputs, **{s.name: np.zeros(s.shape, np.float32) for s in lacking}}
             if self._with_all is None:
                 program = self._prepared.program()
                 self._with_all = LaidOutNetwork(program, self._packed.tensors, self._threads)
