@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sdengine.bundle.manifest import (
+    ADDED_TOKENS_FILE,
     MERGES_FILE,
     VOCAB_FILE,
     Architecture,
@@ -37,6 +38,7 @@ class PromptPlanner:
         architecture: of the bundle.
         vocab_file, merges_file: of the tokenizer.
         max_chunks: the most chunks of a prompt that the networks take; None for any number.
+        added_file: of the tokenizer too; None where the vocabulary is all of it.
 
     Raises:
         BundleError: the files are not a tokenizer, or not the architecture's.
@@ -48,12 +50,13 @@ class PromptPlanner:
         vocab_file: Path,
         merges_file: Path,
         max_chunks: int | None = None,
+        added_file: Path | None = None,
     ) -> None:
         self.architecture = architecture
         self.max_chunks = min(MAX_CHUNKS, max_chunks or MAX_CHUNKS)
         encoders = architecture.text_encoders
         by_padding = {
-            padding: ClipTokenizer(vocab_file, merges_file, padding)
+            padding: ClipTokenizer(vocab_file, merges_file, padding, added_file)
             for padding in {encoder.pad_token for encoder in encoders}
         }
         self.tokenizers: dict[str, ClipTokenizer] = {
@@ -73,7 +76,9 @@ class PromptPlanner:
     def from_bundle(cls, bundle: Bundle, max_chunks: int | None = None) -> PromptPlanner:
         """Read a bundle's tokenizer; raises BundleError as the constructor does."""
         files = bundle.path(VOCAB_FILE), bundle.path(MERGES_FILE)
-        return cls(bundle.manifest.architecture, *files, max_chunks)
+        has_added = any(entry.path == ADDED_TOKENS_FILE for entry in bundle.manifest.files)
+        added = bundle.path(ADDED_TOKENS_FILE) if has_added else None
+        return cls(bundle.manifest.architecture, *files, max_chunks, added)
 
     def plan(
         self,
@@ -192,7 +197,7 @@ class _Rows:
             [(token_id, run.weight) for run in section for token_id in tokenizer.encode(run.text)]
             for section in sections
         ]
-        room = self._planner.architecture.text_encoders[0].max_length - 2
+        room = self._planner.architecture.text_encoders[0].chunk_length - 2
         chunks = split_chunks(tokens, room, tokenizer.comma_token_id)
         most = self._planner.max_chunks
         if len(chunks) > most:
@@ -210,7 +215,7 @@ class _Rows:
     def tokens(self, network: str, hidden_state: HiddenState) -> EncoderTokens:
         """Return all rows as one text encoder reads them, filled up to equally many chunks."""
         tokenizer = self._planner.tokenizers[network]
-        length = self._planner.architecture.text_encoders[0].max_length
+        length = self._planner.architecture.text_encoders[0].chunk_length
         rows = self._chunks[network]
         flat = [
             chunk

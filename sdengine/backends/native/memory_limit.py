@@ -59,7 +59,7 @@ def _prepared(
     limits: Mapping[str, int],
 ) -> dict[str, Prepared]:
     """Prepare what an image needs, with the rows that guidance takes for one."""
-    length = bundle.manifest.architecture.text_encoders[0].max_length
+    length = bundle.manifest.architecture.text_encoders[0].chunk_length
     found = {}
     for name, entry in bundle.manifest.networks.items():
         if name == "vae_encoder":
