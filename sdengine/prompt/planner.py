@@ -20,6 +20,7 @@ from sdengine.errors import BundleError, ConfigError
 from sdengine.prompt.chunks import Chunk, pad_token_ids, pad_weights, split_chunks
 from sdengine.prompt.editing import EditedText, Part, split_parts
 from sdengine.prompt.emphasis import Run, parse_emphasis, parse_unweighted
+from sdengine.prompt.network_tags import split_tags
 from sdengine.prompt.plan import EncoderTokens, PromptOptions, PromptPlan
 from sdengine.prompt.tokenizer import ClipTokenizer
 from sdengine.request.request import PROMPT
@@ -118,6 +119,7 @@ class PromptPlanner:
             texts=tuple(text for text, _ in rows.numbers),
             encoders={name: rows.tokens(name, state) for name, state in states.items()},
             emphasis=options.emphasis,
+            not_applied=tuple(rows.tags),
             zero_rows=tuple(row for (_, is_zero), row in rows.numbers.items() if is_zero),
             steps=tuple(
                 tuple(
@@ -138,12 +140,29 @@ def skip_layers(encoder: TextEncoderArchitecture, clip_skip: int | None) -> Hidd
     own = encoder.hidden_state
     if clip_skip in (None, 1):
         return own
-    from_end = own.index if own.index < 0 else own.index - encoder.num_layers - 1
+    from_end = -_from_end(encoder)
     most = max(1, encoder.num_layers + from_end + 1)
     if clip_skip > most:
         accepted = f"1 to {most} for {encoder.network} of {encoder.num_layers} layers"
         raise ConfigError.for_field("clip_skip", clip_skip, accepted)
     return HiddenState(index=from_end - (clip_skip - 1), kind=own.kind)
+
+
+def usual_clip_skip(architecture: Architecture) -> int:
+    """Return what the web UI calls the layer that a checkpoint reads.
+
+    It counts layers of the text encoder from the last one, so that 1 is what the first family
+    reads, and 2, the last but one, is what XL does: asking XL for 1 changes nothing. The encoder of
+    the second family is published without its last layer.
+    """
+    if architecture.family == "sd2":
+        return 2
+    return max(_from_end(encoder) for encoder in architecture.text_encoders)
+
+
+def _from_end(encoder: TextEncoderArchitecture) -> int:
+    index = encoder.hidden_state.index
+    return -index if index < 0 else encoder.num_layers + 1 - index
 
 
 class _Rows:
@@ -156,6 +175,13 @@ class _Rows:
         self._num_chunks = 1
         # (text, whether its conditioning is zero) -> row
         self.numbers: dict[tuple[str, bool], int] = {}
+        self.tags: dict[str, None] = {}  # in the order in which they are met
+
+    def without_tags(self, text: str) -> str:
+        """Return a prompt as it is read, and remember what it asks for beside the text."""
+        plain, tags = split_tags(text)
+        self.tags |= dict.fromkeys(tags)
+        return plain
 
     def number(self, field: str, text: str) -> int:
         """Return the row of a text whose edits are resolved."""
@@ -239,7 +265,7 @@ def _schedules(rows: _Rows, name: str, texts: Sequence[str], steps: int) -> list
         if text not in made:
             field = f"{name}[{index}]" if len(texts) > 1 else name
             PROMPT(field, text)
-            made[text] = _schedule(rows, field, text, steps)
+            made[text] = _schedule(rows, field, rows.without_tags(text), steps)
     return [made[text] for text in texts]
 
 
