@@ -22,6 +22,7 @@ from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.pipeline import Pipeline, Plan, Watch, finish
 from sdengine.pipeline.turns import Turns
 from sdengine.pipeline.warm_up import warm_up_requests
+from sdengine.prompt.planner import usual_clip_skip
 from sdengine.request.fields import Integer, as_arguments
 from sdengine.request.keywords import given_fields
 from sdengine.request.request import FIELDS, Request, random_seed
@@ -112,6 +113,7 @@ class Engine:
             model=source.name,
             model_hash=source.sha256,
             bundle_hash=bundle.sha256,
+            usual_clip_skip=usual_clip_skip(bundle.manifest.architecture),
         )
         self._pipeline = Pipeline(
             bundle, self._networks, self.provenance, self.low_memory, self.session.max_chunks
@@ -199,9 +201,11 @@ class Engine:
             num_images_per_prompt: images of each prompt, in place of batch_size: for prompts a, b
                 and 2 the images are a, a, b, b. Image i of them all uses seed + i; a list of seeds
                 has one an image.
+            web_ui_clip_skip (1 to 12): clip_skip as web UIs count it, from the last layer of the
+                text encoder whichever the checkpoint reads.
 
-        An option that is left out or None is the bundle's default; the seed is random then, and
-        the result's request records all of them.
+        An option that is left out or None is the bundle's default; the seed is random then, as it
+        is with -1, and the result's request records all of them.
 
         Returns:
             The images, their seeds, and where the time went.
@@ -314,7 +318,8 @@ class Engine:
             ConfigError: an argument is invalid.
         """
         defaults = self.bundle.manifest.defaults
-        given = given_fields(prompt, negative_prompt, options)
+        usual = self.provenance.usual_clip_skip
+        given = given_fields(prompt, negative_prompt, options, usual)
         values: dict[str, Any] = {
             **defaults.model_dump(exclude={"sampler", "schedule"}),
             "seed": random_seed(),

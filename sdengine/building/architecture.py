@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from sdengine.bundle.manifest import Architecture, Defaults
 from sdengine.checkpoints import Checkpoint
+from sdengine.checkpoints.added_tokens import ADDED
+from sdengine.checkpoints.tokenizer_files import MERGES, VOCAB
 from sdengine.errors import BundleError, CheckpointError, ConfigError
 from sdengine.prompt.tokenizer import ClipTokenizer
 from sdengine.samplers import NoiseSchedule, build_program, read_scheduler_keys
@@ -73,7 +75,7 @@ def token_table_file(part: str) -> str:
 
 def _text_encoder(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
     config = checkpoint.text_encoder_configs[part]
-    tokenizer = _tokenizer(checkpoint, part)
+    tokenizer, length = _tokenizer(checkpoint, part), checkpoint.prompt_length(part)
     # SDXL was trained on the last layer but one, as it is; the others on the normed last one.
     reads_inner = checkpoint.unet_config.addition_embed_type is not None
     state = {"index": -2, "kind": "raw"} if reads_inner else {"index": -1, "kind": "normed"}
@@ -81,6 +83,7 @@ def _text_encoder(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
         "network": part,
         "token_table": token_table_file(part),
         "max_length": config.max_position_embeddings,
+        "prompt_length": None if length == config.max_position_embeddings else length,
         "hidden_size": config.hidden_size,
         "num_layers": config.num_hidden_layers,
         "hidden_state": state,
@@ -150,15 +153,19 @@ def _tokenizer(checkpoint: Checkpoint, part: str) -> ClipTokenizer:
             paths[name].write_bytes(content)
         try:
             tokenizer = ClipTokenizer(
-                paths["vocab.json"], paths["merges.txt"], pad_token=checkpoint.pad_tokens[part]
+                paths[VOCAB],
+                paths[MERGES],
+                pad_token=checkpoint.pad_tokens[part],
+                added_file=paths.get(ADDED),
             )
         except BundleError as error:
             raise CheckpointError(f"{checkpoint.root}/tokenizer: {error}") from None
     table = checkpoint.text_encoder_configs[part].vocab_size
     if tokenizer.vocab_size > table:
         raise CheckpointError(
-            f"{checkpoint.root}: the tokenizer knows {tokenizer.vocab_size} tokens, the text "
-            f"encoder {table}."
+            f"{checkpoint.root}: the tokenizer knows {tokenizer.vocab_size} tokens, the last one "
+            f"{tokenizer.token(tokenizer.vocab_size - 1)!r}; {part}'s token table has {table} "
+            "rows. The tokenizer's files or the text encoder's are of another fine-tune."
         )
     return tokenizer
 

@@ -17,6 +17,7 @@ from sdengine.building.options import BuildOptions, versions
 from sdengine.building.report import BuildReport, Stages
 from sdengine.bundle.manifest import (
     TOKEN_TABLE_TENSOR,
+    Architecture,
     Manifest,
     NetworkEntry,
     NetworkOptions,
@@ -32,7 +33,7 @@ from sdengine.compilers.native.sensitivity import LayerError, exact_steps, layer
 from sdengine.compilers.registry import Compile
 from sdengine.compilers.tensorrt.engine import FLAVOURS
 from sdengine.compilers.tensorrt.scratch import scratch_by_size
-from sdengine.errors import EngineBuildError, ExportError
+from sdengine.errors import CheckpointError, EngineBuildError, ExportError
 from sdengine.export.cache import open_cache
 from sdengine.export.exporter import Exporter
 from sdengine.export.network import ExportedNetwork
@@ -171,6 +172,7 @@ class _Build:
         with self.stages.stage("read"):
             architecture = describe(source)
             self.not_taken_over = architecture.not_taken_over
+            _check_chunks(architecture, options.target)
             defaults = choose_defaults(source, [*options.sizes])
             origin = Source(name=source.name, sha256=source.sha256)
         networks = {}
@@ -270,6 +272,16 @@ class _Build:
         """Export in bf16, whose range is that of fp32, where every GPU computes in it."""
         precision = "bf16" if all(cc >= 80 for cc in self.options.capabilities) else "fp32"
         return self.exporter.export(name, precision), precision
+
+
+def _check_chunks(architecture: Architecture, target: str) -> None:
+    """Refuse prompts shorter than the engines of TensorRT are laid out for."""
+    encoder = architecture.text_encoders[0]
+    if target in FLAVOURS and encoder.chunk_length < encoder.max_length:
+        raise CheckpointError(
+            f"tokenizer: model_max_length is {encoder.chunk_length}; engines of target {target} "
+            f"read prompts of {encoder.max_length} tokens. Build for native, openvino or torch."
+        )
 
 
 def _write_token_table(checkpoint: Checkpoint, part: str, path: Path, precision: str) -> None:

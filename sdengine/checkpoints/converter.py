@@ -65,6 +65,7 @@ def convert(
         defaults=checkpoint.defaults,
         zero_empty_negative=checkpoint.zero_empty_negative,
         requires_aesthetic_score=checkpoint.requires_aesthetic_score,
+        prompt_lengths={part: checkpoint.prompt_length(part) for part in checkpoint.pad_tokens},
     )
     return write_checkpoint(folder, parts, description, TORCH_DTYPES[dtype], progress)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sdengine.checkpoints.added_tokens import ADDED, TokenizerSettings
 from sdengine.checkpoints.checkpoint import TEXT_ENCODERS, Checkpoint
 from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.checkpoints.model_index import read_entries
@@ -52,6 +53,7 @@ def read_folder(root: Path, *, variant: str | None = None) -> Checkpoint:
     unet = part_config(folder, "unet", UNetConfig.from_dict)
     is_xl = unet.addition_embed_type is not None
     scheduler = _scheduler(folder, index)
+    tokenizers = {part: TokenizerSettings(folder, TOKENIZERS[part]) for part in texts}
     return Checkpoint(
         root=root,
         name=root.resolve().name[:200] or "checkpoint",
@@ -60,7 +62,7 @@ def read_folder(root: Path, *, variant: str | None = None) -> Checkpoint:
         text_encoder_configs={
             part: part_config(folder, part, TextEncoderConfig.from_dict) for part in texts
         },
-        pad_tokens={part: _pad_token(folder, TOKENIZERS[part]) for part in texts},
+        pad_tokens={part: tokenizers[part].pad_token for part in texts},
         scheduler_config=scheduler,
         defaults=_defaults(folder, unet, scheduler),
         # What diffusers assumes of SDXL folders that do not say it.
@@ -68,6 +70,7 @@ def read_folder(root: Path, *, variant: str | None = None) -> Checkpoint:
         requires_aesthetic_score=_flag(root, index, "requires_aesthetics_score", False),
         open_weights=lambda part: open_folder_weights(folder, part, part, variant),
         read_tokenizer=lambda: _tokenizer_files(folder, [TOKENIZERS[part] for part in texts]),
+        max_lengths={part: one.max_length for part, one in tokenizers.items()},
         not_taken_over=not_taken_over,
     )
 
@@ -197,21 +200,10 @@ def distilled_defaults(unet: UNetConfig, scheduler: dict[str, Any]) -> dict[str,
     return {}
 
 
-def _pad_token(folder: CheckpointFolder, tokenizer: str) -> str:
-    name = f"{tokenizer}/tokenizer_config.json"
-    token = folder.json(name).get("pad_token") if folder.find(name) else None
-    if isinstance(token, dict):
-        token = token.get("content")
-    if token is None:
-        return END_OF_TEXT
-    if not isinstance(token, str) or not 0 < len(token) <= 200:
-        raise CheckpointError(f"{folder.root / name}: pad_token is not a token.")
-    return token
-
-
 def _tokenizer_files(folder: CheckpointFolder, tokenizers: list[str]) -> dict[str, bytes]:
     files = [read_tokenizer(folder, tokenizer) for tokenizer in tokenizers]
-    if any(read_vocabulary(other) != read_vocabulary(files[0]) for other in files[1:]):
+    contents = [(read_vocabulary(one), one.get(ADDED)) for one in files]
+    if any(other != contents[0] for other in contents[1:]):
         raise CheckpointError(
             f"{folder.root}: {' and '.join(tokenizers)} differ; the text encoders of Stable "
             "Diffusion share one vocabulary."

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sdengine.checkpoints.added_tokens import ADDED
 from sdengine.checkpoints.diffusers_folder import (
     DIFFUSERS_STEMS,
     END_OF_TEXT,
@@ -74,11 +75,12 @@ class Description:
 
     Args:
         scheduler_config: content of scheduler_config.json, with the scheduler's `_class_name`.
-        tokenizer_files: contents of vocab.json and merges.txt.
+        tokenizer_files: what `read_tokenizer` returns.
         pad_tokens: what prompts are padded with, by text encoder.
         defaults: values for requests that name none: steps, guidance_scale, sampler, schedule.
         zero_empty_negative: an empty negative prompt is conditioned by zeros.
         requires_aesthetic_score: the U-Net's time ids hold a score.
+        prompt_lengths: tokens of a prompt, by text encoder, where not all that it could read.
     """
 
     scheduler_config: Mapping[str, Any]
@@ -87,6 +89,7 @@ class Description:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     zero_empty_negative: bool = False
     requires_aesthetic_score: bool = False
+    prompt_lengths: Mapping[str, int] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -212,19 +215,26 @@ def _converted(part: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) -
 
 
 def _write_description(folder: Path, parts: Mapping[str, Part], description: Description) -> None:
+    added = json.loads(description.tokenizer_files.get(ADDED, "[]"))
     for part, pad_token in description.pad_tokens.items():
         place = folder / TOKENIZERS[part]
         place.mkdir()
         for name, content in description.tokenizer_files.items():
-            (place / name).write_bytes(content)
+            if name != ADDED:  # whose form here is not transformers'
+                (place / name).write_bytes(content)
         tokens = {**_SPECIAL_TOKENS, "pad_token": pad_token}
         _write_json(place / "special_tokens_map.json", tokens)
+        length = parts[part].config["max_position_embeddings"]
         settings = {
             "add_prefix_space": False,
             "do_lower_case": True,
-            "model_max_length": parts[part].config["max_position_embeddings"],
+            "model_max_length": description.prompt_lengths.get(part, length),
             "tokenizer_class": "CLIPTokenizer",
         }
+        if added:
+            settings["added_tokens_decoder"] = {
+                token.pop("id"): token for token in map(dict, added)
+            }
         _write_json(place / "tokenizer_config.json", {**settings, **tokens})
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", description.scheduler_config)

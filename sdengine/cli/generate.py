@@ -14,7 +14,7 @@ import typer
 from sdengine.cli.request_options import request_options
 from sdengine.cli.terminal import progress_bar
 from sdengine.errors import ConfigError
-from sdengine.request.keywords import IMAGES_PER_PROMPT
+from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
 from sdengine.storage.byte_size import parse_bytes
 
 if TYPE_CHECKING:
@@ -36,8 +36,11 @@ def generate(
     ] = "out.png",
     source: Annotated[
         str | None,
-        typer.Option("--from", metavar="PNG", help="Take everything not given from this image."),
+        typer.Option("--from", metavar="IMAGE", help="Take everything not given from this image."),
     ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Make what --from asks for however much it is.")
+    ] = False,
     fields: dict[str, Any],
     bundle: Annotated[str, typer.Option(metavar="PATH", help="Bundle, or demo.")] = "demo",
     backend: Annotated[
@@ -69,6 +72,11 @@ def generate(
     check_output(output)
     recorded = read_metadata(source) if source is not None else None
     if recorded is not None:
+        if not yes and (asked := recorded.beyond_limits(options)):
+            raise ConfigError(
+                f"from: {source!r} asks for {', '.join(asked)}. Add --yes to make it all the same, "
+                "or give smaller values as options."
+            )
         options = _merged(recorded, options)
         precision = precision or recorded.provenance.precision
         threads = threads or _threads_here(recorded.provenance.threads)
@@ -85,6 +93,8 @@ def generate(
             for line in recorded.differences(engine.provenance):
                 print(f"warning: {line}", file=sys.stderr)
         result = engine.generate(progress=_shown_by(bar), **options)
+    for line in result.warnings:
+        print(f"warning: {line}", file=sys.stderr)
     files = result.save(output)
     if as_json:
         print(json.dumps(describe(result, files)))
@@ -104,6 +114,7 @@ def describe(result: Result, files: list[Path]) -> dict[str, Any]:
         "backend": result.provenance.backend,
         "precision": result.provenance.precision,
         "timings": result.timings.to_dict(),
+        "warnings": list(result.warnings),
     }
 
 
@@ -112,6 +123,8 @@ def _merged(recorded: Metadata, options: dict[str, Any]) -> dict[str, Any]:
     fields = recorded.request_fields()
     if IMAGES_PER_PROMPT in options:
         fields.pop("batch_size", None)
+    if options.keys() & {"clip_skip", WEB_UI_CLIP_SKIP}:
+        fields = {name: fields[name] for name in fields.keys() - {"clip_skip", WEB_UI_CLIP_SKIP}}
     return {**fields, **options}
 
 

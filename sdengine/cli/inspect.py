@@ -56,7 +56,7 @@ def _show_plan(
         raise ConfigError.for_field("--precision", precision, ", ".join(DTYPES))
     width, height = parse_size("--size", size) if size else manifest.resolutions[0]
     check_size(width, height, manifest)
-    length = manifest.architecture.text_encoders[0].max_length
+    length = manifest.architecture.text_encoders[0].chunk_length
     rows = 1 if network.startswith("vae") else 2
     sizes = {"batch": rows, "height": height, "width": width, "sequence": length}
     shapes = resolve_shapes(network, bundle.network(network).inputs, sizes)
@@ -96,7 +96,7 @@ def _lines(manifest: Manifest) -> list[str]:
         f"guidance {defaults.guidance_scale:g}, {defaults.sampler} {defaults.schedule}",
         *(
             f"text        {encoder.num_layers} layers of {encoder.hidden_size}, "
-            f"{encoder.max_length} tokens"
+            f"{encoder.chunk_length} tokens"
             for encoder in architecture.text_encoders
         ),
         f"latents     {architecture.vae.latent_channels} channels, 1/{architecture.vae.downscale}"

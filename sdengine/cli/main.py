@@ -92,7 +92,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = any(command.name == given[0] for command in SUBCOMMANDS) if given else False
         where = f"sdengine {given[0]}" if known else "sdengine"
         text = message().rstrip(".")
+        if known and given[0] == "generate" and (wrong := getattr(error, "option_name", "")):
+            text = _with_near_option(text, wrong)
         return _fail(f"{text}. See `{where} --help`.", getattr(error, "exit_code", 2))
+
+
+def _with_near_option(text: str, wrong: str) -> str:
+    from sdengine.cli.request_options import near_option
+
+    near = near_option(wrong) if text.startswith("No such option") else None
+    return f"{text.partition(' (Possible')[0]}; did you mean {near}" if near else text
 
 
 def _run(arguments: list[str]) -> int:

@@ -37,13 +37,16 @@ def tokens(
     plan = planner.plan([prompt], [], steps, PromptOptions(emphasis=emphasis))
     texts = describe(planner, plan)
     if as_json:
-        print(json.dumps({"prompt": prompt, "steps": steps, "texts": texts}))
+        told = {"prompt": prompt, "steps": steps, "texts": texts}
+        print(json.dumps({**told, "not_applied": plan.not_applied}))
         return
     from rich.console import Console
 
     console = Console(highlight=False)
     for text in texts:
         console.print(*_shown(text, len(texts), steps), sep="\n", markup=False, soft_wrap=True)
+    for tag in plan.not_applied:
+        console.print(f"not applied: {_printable(tag)}", markup=False, soft_wrap=True)
 
 
 def describe(planner: PromptPlanner, plan: PromptPlan) -> list[dict[str, Any]]:

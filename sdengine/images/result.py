@@ -54,12 +54,14 @@ class Result:
         request: what was asked, with every default filled in; `Engine.run` takes it again.
         timings: where the time went.
         provenance: what made the images.
+        warnings: sentences on what the request asked for and did not get, none where all was done.
     """
 
     arrays: tuple[NDArray[np.uint8], ...]
     request: Request
     timings: Timings
     provenance: Provenance
+    warnings: tuple[str, ...] = ()
     _images: list[Image] = field(default_factory=list, repr=False)
 
     @property

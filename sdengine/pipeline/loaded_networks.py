@@ -56,7 +56,7 @@ class Networks:
             if self._closed:
                 raise DeviceError("the engine was closed; load the bundle again.")
             shapes_loaded = self._loaded.setdefault(network, OrderedDict())
-            length = self.bundle.manifest.architecture.text_encoders[0].max_length
+            length = self.bundle.manifest.architecture.text_encoders[0].chunk_length
             key = (batch, height, width, sequence or length)
             if key in shapes_loaded:
                 shapes_loaded.move_to_end(key)

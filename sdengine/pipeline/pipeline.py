@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, fields, replace
@@ -33,6 +34,9 @@ from sdengine.samplers import (
     resolve_names,
 )
 
+_log = logging.getLogger(__name__)
+_MAX_NAMED = 20
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -43,12 +47,14 @@ class Plan:
         program: the sampler's numbers.
         prompts: the texts and where they hold.
         chunks: the images that are made together, by index; at least one chunk.
+        warnings: what of the request cannot be done, in sentences.
     """
 
     request: Request
     program: SamplerProgram
     prompts: PromptPlan
     chunks: tuple[range, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -123,9 +129,11 @@ class Pipeline:
             PromptOptions(emphasis=request.emphasis, clip_skip=request.clip_skip),
             is_guided=request.uses_guidance and not is_distilled,
         )
-        return Plan(
-            request, program, prompts, _chunks(request.batch_size, self._manifest.max_batch)
-        )
+        chunks = _chunks(request.batch_size, self._manifest.max_batch)
+        warnings = _warnings(prompts)
+        for line in warnings:
+            _log.info("%s", line)
+        return Plan(request, program, prompts, chunks, warnings)
 
     def run(self, plan: Plan, watch: Watch) -> Generator[Step, None, Result]:
         """Make the images, step by step.
@@ -140,7 +148,9 @@ class Pipeline:
         clock = StageClock()
         conditioning = self._condition(plan, clock)
         last, images = yield from self._steps(plan, watch, conditioning, clock)
-        result = Result(tuple(images), plan.request, clock.timings(), self._provenance)
+        result = Result(
+            tuple(images), plan.request, clock.timings(), self._provenance, plan.warnings
+        )
         yield replace(last, result=result)
         return result
 
@@ -255,6 +265,19 @@ def finish(
             return result
         if progress is not None:
             progress(step)
+
+
+def _warnings(prompts: PromptPlan) -> tuple[str, ...]:
+    """Say what the prompts ask for and do not get; a hostile one may ask for thousands."""
+    tags = prompts.not_applied
+    more = [f"and {len(tags) - _MAX_NAMED} more"] if len(tags) > _MAX_NAMED else []
+    shown = [tag if tag.isprintable() else ascii(tag) for tag in tags[:_MAX_NAMED]]
+    named = [tag if len(tag) <= 120 else f"{tag[:117]}..." for tag in shown]
+    return tuple(
+        f"prompt: {tag} is not applied: this release loads no such networks, and the picture is "
+        "made without."
+        for tag in named + more
+    )
 
 
 def _held(step: Step, clock: StageClock) -> Generator[Step, None, None]:

@@ -132,8 +132,12 @@ class TextConditioner:
         token_ids: NDArray[np.int64],
         get_encoder: Callable[[str, int], Module],
     ) -> tuple[_Floats, _Floats | None]:
-        """Return the hidden state [M,77,D] and pooled [M,P] of token_ids [M,77]."""
-        count = len(token_ids)
+        """Return the hidden state [M,77,D] and pooled [M,P] of token_ids [M,77].
+
+        Where a chunk has fewer tokens than the network reads, the rest is padding: no token sees
+        what follows it, so that the chunk's own states are those of a shorter network.
+        """
+        count, length = token_ids.shape
         rows = min(count, MAX_ROWS)
         module = get_encoder(encoder.network, rows)
         choice = tokens.hidden_state
@@ -145,12 +149,14 @@ class TextConditioner:
             group = token_ids[first : first + rows]
             if len(group) < rows:
                 group = np.concatenate([group, group[:1].repeat(rows - len(group), axis=0)])
+            if length < encoder.max_length:
+                group = np.pad(group, ((0, 0), (0, encoder.max_length - length)), mode="edge")
             inputs = {
                 "inputs_embeds": self.token_tables[encoder.network][group],
                 "eos_index": np.argmax(group == encoder.eos_token_id, axis=1),
             }
             outputs = module.run(_in_dtypes(encoder.network, module.inputs, inputs))
-            states.append(np.array(outputs[output][choice.index], dtype=np.float32))
+            states.append(np.array(outputs[output][choice.index][:, :length], dtype=np.float32))
             if is_pooled:
                 pooled.append(np.array(outputs["pooled"], dtype=np.float32))
         all_pooled = np.concatenate(pooled)[:count] if is_pooled else None

@@ -24,6 +24,7 @@ class PromptOptions:
         emphasis: "original" multiplies a token's embedding by its weight and then brings the
             chunk's mean back to what it was; "no_norm" only multiplies; "none" reads the syntax
             but ignores weights; "literal" takes the whole syntax as text, AND, BREAK and edits too.
+            Tags of other networks are no text under any of them.
         clip_skip: 1 is the hidden state that the checkpoint asks for, 2 the layer before it, and
             so on, with the final norm wherever the checkpoint applies it. A checkpoint of the
             first family asks for the last layer, so n is the n-th layer from the end there; one
@@ -84,6 +85,8 @@ class PromptPlan:
         texts: N texts, one a row of the conditioning; edits are resolved, emphasis is not.
         encoders: what each text encoder reads, by the network's name.
         emphasis: as in `PromptOptions`.
+        not_applied: tags of the prompts that ask for other networks, such as `<lora:name:0.8>`;
+            they are in no text.
         zero_rows: rows whose conditioning is zero: empty negatives, where the checkpoint says so.
         steps: for each step the rows of every image.
     """
@@ -91,6 +94,7 @@ class PromptPlan:
     texts: tuple[str, ...]
     encoders: Mapping[str, EncoderTokens]
     emphasis: str
+    not_applied: tuple[str, ...]
     zero_rows: tuple[int, ...]
     steps: tuple[tuple[ImageRows, ...], ...]
 

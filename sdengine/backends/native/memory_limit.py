@@ -99,7 +99,7 @@ class NativeBudget(MemoryBudget):
     def _prepared(self, width: int, height: int) -> dict[str, Prepared]:
         """Prepare what an image needs, with the rows that guidance takes for one."""
         manifest = self._bundle.manifest
-        length = manifest.architecture.text_encoders[0].max_length
+        length = manifest.architecture.text_encoders[0].chunk_length
         found = {}
         for name, entry in manifest.networks.items():
             if name == "vae_encoder":
