@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,9 @@ class Checkpoint(PartSource):
         open_weights: opens the files of a part.
         read_tokenizer: returns the contents of vocab.json and merges.txt, which serve every
             encoder.
+        resolutions: sides, or pairs of width and height, that bundles are built for if none are
+            named; empty for the size that the U-Net was trained at.
+        batch: images that one run of such a bundle makes.
     """
 
     root: Path
@@ -58,6 +61,8 @@ class Checkpoint(PartSource):
     requires_aesthetic_score: bool
     open_weights: Callable[[str], Weights] = field(repr=False)
     read_tokenizer: Callable[[], dict[str, bytes]] = field(repr=False)
+    resolutions: Sequence[Any] = ()
+    batch: int = 1
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit each other.

@@ -61,6 +61,8 @@ def convert(
         defaults=checkpoint.defaults,
         zero_empty_negative=checkpoint.zero_empty_negative,
         requires_aesthetic_score=checkpoint.requires_aesthetic_score,
+        resolutions=checkpoint.resolutions,
+        batch=checkpoint.batch,
     )
     return write_checkpoint(folder, parts, description, TORCH_DTYPES[dtype], progress)
 
