@@ -11,8 +11,13 @@ from pydantic import ValidationError
 from sdengine.bundle.manifest import Architecture, Defaults
 from sdengine.checkpoints import Checkpoint
 from sdengine.checkpoints.added_tokens import ADDED
+from sdengine.checkpoints.diffusers_folder import EXTRAS_FILE
 from sdengine.checkpoints.tokenizer_files import MERGES, VOCAB
 from sdengine.errors import BundleError, CheckpointError, ConfigError
+from sdengine.export.sizes import check_batch, parse_sizes
+from sdengine.models.contracts import size_multiple
+from sdengine.models.unet import UNetConfig
+from sdengine.models.vae import VAEConfig
 from sdengine.prompt.tokenizer import ClipTokenizer
 from sdengine.samplers import NoiseSchedule, build_program, read_scheduler_keys
 
@@ -94,6 +99,28 @@ def _text_encoder(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
     }
 
 
+def own_size(unet: UNetConfig, vae: VAEConfig) -> tuple[int, int]:
+    """Return width and height in pixels of what a U-Net was trained at."""
+    multiple = size_multiple(unet, vae.downscale)
+    side = max(1, round(unet.sample_size * vae.downscale / multiple)) * multiple
+    return side, side
+
+
+def sizes_to_build(checkpoint: Checkpoint) -> list[tuple[int, int]]:
+    """Return the sizes that a bundle is built for where none are named.
+
+    Raises:
+        CheckpointError: what the checkpoint says is invalid.
+    """
+    if not checkpoint.resolutions:
+        return [own_size(checkpoint.unet_config, checkpoint.vae_config)]
+    try:
+        check_batch(checkpoint.batch)
+        return parse_sizes(checkpoint.resolutions)
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint.root}/{EXTRAS_FILE}: {error}") from None
+
+
 def choose_defaults(checkpoint: Checkpoint, sizes: list[tuple[int, int]]) -> Defaults:
     """Return the values of a request that names none.
 
@@ -102,8 +129,8 @@ def choose_defaults(checkpoint: Checkpoint, sizes: list[tuple[int, int]]) -> Def
     Raises:
         CheckpointError: the checkpoint's own defaults are invalid.
     """
-    side = checkpoint.unet_config.sample_size * checkpoint.vae_config.downscale
-    width, height = (side, side) if (side, side) in sizes else sizes[0]
+    own = own_size(checkpoint.unet_config, checkpoint.vae_config)
+    width, height = own if own in sizes else sizes[0]
     try:
         given: dict[str, Any] = {"width": width, "height": height, **checkpoint.defaults}
         defaults = Defaults.model_validate(given)

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sdengine.backends.native.graph import read_graph
-from sdengine.building.architecture import choose_defaults, describe, token_table_file
+from sdengine.building.architecture import (
+    choose_defaults,
+    describe,
+    sizes_to_build,
+    token_table_file,
+)
 from sdengine.building.options import BuildOptions, versions
 from sdengine.building.report import BuildReport, Stages
 from sdengine.bundle.manifest import (
@@ -64,9 +69,10 @@ def build(
         output: the bundle's folder; its parent must exist.
         target: "native", "openvino", "torch", "tensorrt-rtx" or "tensorrt".
         resolutions: sizes in pixels that requests may ask for: sides of squares, or pairs of width
-            and height. Requests that name no size take the checkpoint's own, or the first. Bundles
-            of target native run others too.
-        batch: images that one run makes; larger requests take several runs.
+            and height; None is what the checkpoint was trained at, or says. Requests that name no
+            size take the checkpoint's own, or the first. Bundles of target native run others too.
+        batch: images that one run makes; larger requests take several runs. None is what the
+            checkpoint says, or 1.
         precision: what weights are stored in: "fp32", "bf16" or "fp16". TensorRT's engines compute
             in it too, but for an autoencoder whose values leave the range of fp16.
         controlnet: let the U-Net read ControlNet residuals.
@@ -106,6 +112,7 @@ def build(
     place = Path(output)
     check_target(place, force=options.force)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+    options = options.completed(sizes_to_build(source), source.batch)
     check_multiples(
         [*options.sizes], size_multiple(source.unet_config, source.vae_config.downscale)
     )
@@ -193,7 +200,7 @@ class _Build:
             target=options.target,
             precision=options.precision,
             resolutions=[*options.sizes],
-            max_batch=options.batch,
+            max_batch=self.spec.batch,
             architecture=architecture,
             defaults=defaults,
             networks=networks,

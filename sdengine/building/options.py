@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -33,8 +33,8 @@ class BuildOptions:
     """
 
     target: str = "native"
-    resolutions: Sequence[int | tuple[int, int]] = (512,)
-    batch: int = 1
+    resolutions: Sequence[int | tuple[int, int]] | None = None
+    batch: int | None = None
     precision: str = "fp16"
     controlnet: bool = True
     gpus: Sequence[str] = ()
@@ -54,8 +54,10 @@ class BuildOptions:
             raise ConfigError.for_field("target", self.target, ", ".join(COMPILERS))
         if self.precision not in TORCH_DTYPES:
             raise ConfigError.for_field("precision", self.precision, ", ".join(TORCH_DTYPES))
-        check_batch(self.batch)
-        parse_sizes(self.resolutions)
+        if self.batch is not None:
+            check_batch(self.batch)
+        if self.resolutions is not None:
+            parse_sizes(self.resolutions)
         self._check_limits()
         gpu_capabilities(self.target, tuple(self.gpus))
         self._check_kernels()
@@ -70,9 +72,18 @@ class BuildOptions:
                 f"for {self.target}."
             )
 
+    def completed(self, sizes: Sequence[tuple[int, int]], batch: int) -> BuildOptions:
+        """Return the options with a checkpoint's own sizes and batch where none were named."""
+        return replace(
+            self,
+            resolutions=sizes if self.resolutions is None else self.resolutions,
+            batch=batch if self.batch is None else self.batch,
+        )
+
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        """Width and height in pixels of each of the resolutions, each once."""
+        """Width and height in pixels of each of the resolutions, each once, once completed."""
+        assert self.resolutions is not None
         return tuple(parse_sizes(self.resolutions))
 
     @property
@@ -86,6 +97,7 @@ class BuildOptions:
         Args:
             progress: told how far the compiler is.
         """
+        assert self.batch is not None
         cache = None if self.timing_cache is None else Path(self.timing_cache).absolute()
         tensorrt = TensorRtOptions(
             gpus=tuple(self.gpus),
@@ -124,8 +136,8 @@ class BuildKeywords(TypedDict, total=False):
     """The fields of `BuildOptions` for type checkers; a test compares the two."""
 
     target: str
-    resolutions: Sequence[int | tuple[int, int]]
-    batch: int
+    resolutions: Sequence[int | tuple[int, int]] | None
+    batch: int | None
     precision: str
     controlnet: bool
     gpus: Sequence[str]

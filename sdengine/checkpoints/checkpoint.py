@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +46,9 @@ class Checkpoint(PartSource):
             there are such tokens; they serve every encoder.
         max_lengths: the most tokens of a prompt, by text encoder, where the tokenizer has a limit.
         not_taken_over: a line for each thing in its files that has no effect here.
+        resolutions: sides, or pairs of width and height, that bundles are built for if none are
+            named; empty for the size that the U-Net was trained at.
+        batch: images that one run of such a bundle makes.
     """
 
     root: Path
@@ -62,6 +65,8 @@ class Checkpoint(PartSource):
     read_tokenizer: Callable[[], dict[str, bytes]] = field(repr=False)
     max_lengths: dict[str, int | None] = field(default_factory=dict)
     not_taken_over: tuple[str, ...] = ()
+    resolutions: Sequence[Any] = ()
+    batch: int = 1
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit each other.

@@ -66,6 +66,8 @@ def convert(
         zero_empty_negative=checkpoint.zero_empty_negative,
         requires_aesthetic_score=checkpoint.requires_aesthetic_score,
         prompt_lengths={part: checkpoint.prompt_length(part) for part in checkpoint.pad_tokens},
+        resolutions=checkpoint.resolutions,
+        batch=checkpoint.batch,
     )
     return write_checkpoint(folder, parts, description, TORCH_DTYPES[dtype], progress)
 

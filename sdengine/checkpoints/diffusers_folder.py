@@ -72,6 +72,7 @@ def read_folder(root: Path, *, variant: str | None = None) -> Checkpoint:
         read_tokenizer=lambda: _tokenizer_files(folder, [TOKENIZERS[part] for part in texts]),
         max_lengths={part: one.max_length for part, one in tokenizers.items()},
         not_taken_over=not_taken_over,
+        **_build_defaults(folder),
     )
 
 
@@ -171,13 +172,30 @@ def _flag(root: Path, index: dict[str, Any], key: str, default: bool) -> bool:
 def _defaults(
     folder: CheckpointFolder, unet: UNetConfig, scheduler: dict[str, Any]
 ) -> dict[str, Any]:
-    """Read the optional `sdengine.json`, which diffusers does not know; else see how it works."""
-    if folder.find(EXTRAS_FILE) is None:
+    """Return what requests take that name nothing: as the folder says, or as the model works."""
+    extras = _extras(folder)
+    if "defaults" not in extras:
         return distilled_defaults(unet, scheduler)
-    defaults = folder.json(EXTRAS_FILE).get("defaults", {})
+    defaults = extras["defaults"]
     if not isinstance(defaults, dict):
         raise CheckpointError(f"{folder.root / EXTRAS_FILE}: defaults is not an object.")
     return defaults
+
+
+def _extras(folder: CheckpointFolder) -> dict[str, Any]:
+    """Read the optional `sdengine.json`, which diffusers does not know."""
+    return {} if folder.find(EXTRAS_FILE) is None else folder.json(EXTRAS_FILE)
+
+
+def _build_defaults(folder: CheckpointFolder) -> dict[str, Any]:
+    """Return the sizes and the batch that bundles are built for if none are named."""
+    extras = _extras(folder)
+    resolutions, batch = extras.get("resolutions", []), extras.get("batch", 1)
+    if not isinstance(resolutions, list) or type(batch) is not int:
+        raise CheckpointError(
+            f"{folder.root / EXTRAS_FILE}: resolutions is not a list, or batch is not an integer."
+        )
+    return {"resolutions": tuple(resolutions), "batch": batch}
 
 
 def distilled_defaults(unet: UNetConfig, scheduler: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -81,6 +81,7 @@ class Description:
         zero_empty_negative: an empty negative prompt is conditioned by zeros.
         requires_aesthetic_score: the U-Net's time ids hold a score.
         prompt_lengths: tokens of a prompt, by text encoder, where not all that it could read.
+        resolutions, batch: what bundles are built for if nothing is named.
     """
 
     scheduler_config: Mapping[str, Any]
@@ -90,6 +91,8 @@ class Description:
     zero_empty_negative: bool = False
     requires_aesthetic_score: bool = False
     prompt_lengths: Mapping[str, int] = field(default_factory=dict)
+    resolutions: Sequence[Any] = ()
+    batch: int = 1
 
 
 def save_checkpoint(
@@ -105,6 +108,8 @@ def save_checkpoint(
     pad_tokens: Mapping[str, str] | None = None,
     requires_aesthetic_score: bool = False,
     defaults: Mapping[str, Any] | None = None,
+    resolutions: Sequence[Any] = (),
+    batch: int = 1,
     progress: Progress | None = None,
 ) -> Path:
     """Write networks that are in memory as a folder that diffusers' pipelines load.
@@ -119,6 +124,7 @@ def save_checkpoint(
         pad_tokens: what prompts are padded with, by text encoder, where not as in PAD_TOKENS.
         requires_aesthetic_score: the U-Net reads a score in place of the target size.
         defaults: values for requests that name none: steps, guidance_scale, sampler, schedule.
+        resolutions, batch: what bundles are built for if nothing is named.
         progress: called with a network's name, the tensors written and how many there are.
 
     Returns:
@@ -137,6 +143,8 @@ def save_checkpoint(
         defaults=defaults or {},
         zero_empty_negative=len(modules) > 1,
         requires_aesthetic_score=requires_aesthetic_score,
+        resolutions=resolutions,
+        batch=batch,
     )
     modules |= {"unet": unet, "vae": vae}
     parts = {
@@ -239,8 +247,13 @@ def _write_description(folder: Path, parts: Mapping[str, Part], description: Des
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", description.scheduler_config)
     _write_json(folder / "model_index.json", _model_index(parts, description))
+    extras: dict[str, Any] = {}
     if description.defaults:
-        _write_json(folder / EXTRAS_FILE, {"defaults": dict(description.defaults)})
+        extras["defaults"] = dict(description.defaults)
+    if description.resolutions:
+        extras |= {"resolutions": [*description.resolutions], "batch": description.batch}
+    if extras:
+        _write_json(folder / EXTRAS_FILE, extras)
 
 
 def _model_index(parts: Mapping[str, Part], description: Description) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdengine.cli.terminal import progress_bar, say, say_json
 from sdengine.errors import OutputError
 
 if TYPE_CHECKING:
@@ -20,9 +22,10 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List what is kept, newest first: exports, packed weights, TensorRT's timings and kernels."""
+    """List what is kept, newest first: exports, packed weights, TensorRT's files, estimates."""
     from sdengine.backends.native import packed_cache
     from sdengine.backends.tensorrt import runtime_cache
+    from sdengine.building import kept_scratch
     from sdengine.compilers.tensorrt import timing_cache
     from sdengine.export.cache import OnnxCache
     from sdengine.storage.cache_files import REMEMBERED
@@ -38,16 +41,18 @@ def cache(
         "packed": packed_cache.KEPT,
         "timings": timing_cache.KEPT,
         "kernels": runtime_cache.KEPT,
+        "plans": kept_scratch.KEPT,
     }
     if clear:
-        REMEMBERED.clear()
-        freed_bytes = exports.clear() + sum(kept.clear() for kept in kinds.values())
+        with progress_bar("removing", quiet=as_json):
+            REMEMBERED.clear()
+            freed_bytes = exports.clear() + sum(kept.clear() for kept in kinds.values())
         if as_json:
-            print(json.dumps({"path": str(place), "freed_bytes": freed_bytes}))
+            say_json({"path": str(place), "freed_bytes": freed_bytes})
         else:
-            print(f"{place.parent}: {freed_bytes / 1e6:.1f} MB removed")
+            say(f"{place.parent}: {freed_bytes / 1e6:.1f} MB removed")
     elif as_json:
-        print(json.dumps(_described(exports, kinds)))
+        say_json(_described(exports, kinds))
     else:
         _list(exports, kinds)
 
@@ -89,9 +94,7 @@ def _list(exports: OnnxCache, kinds: dict[str, CacheFiles]) -> None:
         sizes.append(entry.size_bytes)
     for kind, kept in kinds.items():
         for file in kept.files():
-            packed = f"packed weights of {file.path.name.rpartition('-')[0]}"
-            what = packed if kind == "packed" else f"TensorRT's {file.path.stem}"
-            _show(file.used, file.size_bytes, what)
+            _show(file.used, file.size_bytes, _KINDS[kind](file.path))
             sizes.append(file.size_bytes)
     for path, size_bytes in _leftovers(exports, kinds).items():
         what = "left by a process that was killed; the next run removes it"
@@ -99,7 +102,7 @@ def _list(exports: OnnxCache, kinds: dict[str, CacheFiles]) -> None:
         sizes.append(size_bytes)
     limit = f"at most {cache_limit_bytes() / (1 << 30):.1f} GiB of each kind"
     shown = f"{sum(sizes) / 1e6:.1f} MB in {len(sizes)} entries"
-    print(f"{exports.folder.parent}: {shown}, {limit} (SDENGINE_CACHE_LIMIT)")
+    say(f"{exports.folder.parent}: {shown}, {limit} (SDENGINE_CACHE_LIMIT)")
 
 
 def _leftovers(exports: OnnxCache, kinds: dict[str, CacheFiles]) -> dict[str, int]:
@@ -112,6 +115,14 @@ def _leftovers(exports: OnnxCache, kinds: dict[str, CacheFiles]) -> dict[str, in
     return found
 
 
+_KINDS: dict[str, Callable[[Path], str]] = {
+    "packed": lambda path: f"packed weights of {path.name.rpartition('-')[0]}",
+    "timings": lambda path: f"TensorRT's {path.stem}",
+    "kernels": lambda path: f"TensorRT's {path.stem}",
+    "plans": lambda path: f"memory of a network {path.stem[:16]}",
+}
+
+
 def _show(used: float, size_bytes: int, what: str) -> None:
     shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
-    print(f"{shown}  {size_bytes / 1e6:8.1f} MB  {what}")
+    say(f"{shown}  {size_bytes / 1e6:8.1f} MB  {what}")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sdengine.cli import checkpoint_options as options
-from sdengine.cli.terminal import progress_bar
+from sdengine.cli.terminal import progress_bar, say
 
 
 def convert(
@@ -23,9 +23,9 @@ def convert(
     scheduler: options.Scheduler = None,
 ) -> None:
     """Write a checkpoint's networks as a folder that diffusers and `sdengine build` read."""
-    from sdengine.checkpoints import convert as run_convert
-
     with progress_bar("reading") as progress:
+        from sdengine.checkpoints import convert as run_convert
+
         folder = run_convert(
             source,
             output,
@@ -37,4 +37,4 @@ def convert(
             scheduler=options.scheduler_changes(scheduler),
             progress=progress,
         )
-    print(folder)
+    say(str(folder))

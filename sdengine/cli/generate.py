@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdengine.cli.request_options import request_options
-from sdengine.cli.terminal import progress_bar
+from sdengine.cli.terminal import note, progress_bar, say, say_json
 from sdengine.errors import ConfigError
 from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
 from sdengine.storage.byte_size import parse_bytes
@@ -34,6 +32,10 @@ def generate(
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", help="PNG; a batch gets -1, -2, ...")
     ] = "out.png",
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace files; else the next free number is taken."),
+    ] = False,
     source: Annotated[
         str | None,
         typer.Option("--from", metavar="IMAGE", help="Take everything not given from this image."),
@@ -86,22 +88,22 @@ def generate(
             "`sdengine generate --help`."
         )
     with (
+        progress_bar("loading", remaining=True, quiet=as_json) as bar,
         load(bundle, backend, precision or "auto", threads, low_memory, memory_bytes) as engine,
-        progress_bar("loading", remaining=True) as bar,
     ):
         if recorded is not None:
             for line in recorded.differences(engine.provenance):
-                print(f"warning: {line}", file=sys.stderr)
+                note(f"warning: {line}")
         result = engine.generate(progress=_shown_by(bar), **options)
     for line in result.warnings:
-        print(f"warning: {line}", file=sys.stderr)
-    files = result.save(output)
+        note(f"warning: {line}")
+    files = result.save(output, overwrite=overwrite)
     if as_json:
-        print(json.dumps(describe(result, files)))
+        say_json(describe(result, files))
     else:
         for file, image_seed in zip(files, result.seeds, strict=True):
-            print(f"{file} (seed {image_seed})")
-        print(_summary(result), file=sys.stderr)
+            say(f"{file} (seed {image_seed})")
+        note(_summary(result))
 
 
 def describe(result: Result, files: list[Path]) -> dict[str, Any]:
@@ -150,7 +152,5 @@ def _summary(result: Result) -> str:
     return f"{shown}; total {timings.total_ms:.1f} ms ({how})"
 
 
-def _shown_by(bar: ProgressBar | None) -> Callable[[Step], None] | None:
-    if bar is None:
-        return None
+def _shown_by(bar: ProgressBar) -> Callable[[Step], None]:
     return lambda step: bar("generating", step.index + 1, step.total)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdengine.cli.terminal import parse_size
+from sdengine.cli.terminal import parse_size, progress_bar, say, say_json
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,9 +34,10 @@ def inspect(
     if plan is not None:
         _show_plan(opened, plan, size, precision, as_json)
     elif as_json:
-        print(json.dumps(manifest.model_dump(mode="json")))
+        say_json(manifest.model_dump(mode="json"))
     else:
-        print("\n".join(_lines(manifest)))
+        for line in _lines(manifest):
+            say(line)
 
 
 def _show_plan(
@@ -60,21 +60,22 @@ def _show_plan(
     rows = 1 if network.startswith("vae") else 2
     sizes = {"batch": rows, "height": height, "width": width, "sequence": length}
     shapes = resolve_shapes(network, bundle.network(network).inputs, sizes)
-    operations, arena_bytes = report_network(bundle, network, shapes, precision)
+    with progress_bar(f"laying out {network}", quiet=as_json):
+        operations, arena_bytes = report_network(bundle, network, shapes, precision)
     if as_json:
         listed = [asdict(operation) for operation in operations]
-        print(json.dumps({"arena_bytes": arena_bytes, "operations": listed}))
+        say_json({"arena_bytes": arena_bytes, "operations": listed})
         return
     for operation in operations:
         shape = "x".join(map(str, operation.shape))
-        print(
+        say(
             f"{operation.kind:11} {shape:>20} {operation.flops / 1e9:9.3f} GFLOP "
             f"{operation.map_bytes / 1e6:9.2f} MB maps {operation.weight_bytes / 1e6:8.2f} MB "
             f"weights  {operation.name}"
         )
     flops = sum(operation.flops for operation in operations)
     weight_bytes = sum(operation.weight_bytes for operation in operations)
-    print(
+    say(
         f"{network} at {width}x{height}, {rows} rows, {precision}: {len(operations)} operations, "
         f"{flops / 1e9:.1f} GFLOP, {weight_bytes / 1e6:.1f} MB of packed weights, "
         f"{arena_bytes / 1e6:.1f} MB for maps"

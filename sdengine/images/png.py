@@ -6,7 +6,8 @@ import contextlib
 import functools
 import io
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,12 +39,22 @@ def encode_png(image: Image, texts: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def output_paths(path: str | os.PathLike[str], count: int) -> list[Path]:
-    """Return the files that `count` images are written to."""
+def output_paths(
+    path: str | os.PathLike[str], count: int, *, overwrite: bool = False
+) -> list[Path]:
+    """Return the files that `count` images are written to.
+
+    One image is called as the path says, those of a batch have numbers from 1. Where one of these
+    is there and shall not be replaced, all get the numbers behind the highest that is in use.
+    """
     target = _checked_path(path)
-    if count == 1:
-        return [target]
-    return [target.with_name(f"{target.stem}-{i + 1}{target.suffix}") for i in range(count)]
+    first = [target] if count == 1 else _numbered(target, 1, count)
+    if overwrite or not any(os.path.lexists(file) for file in first):
+        return first
+    number = 1 + max(_numbers_in_use(target), default=0)
+    while any(os.path.lexists(file) for file in _numbered(target, number, count)):
+        number += 1  # file systems may know names under other spellings
+    return _numbered(target, number, count)
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
@@ -63,12 +74,36 @@ def check_output(path: str | os.PathLike[str]) -> None:
         raise OutputError(f"{str(target)[:200]!r} cannot be written: {error.strerror}.") from None
 
 
-def write_all(targets: Sequence[Path], contents: Sequence[bytes]) -> None:
-    """Write files so that either all of them appear or none.
+def write_images(
+    path: str | os.PathLike[str], contents: Sequence[bytes], *, overwrite: bool = False
+) -> list[Path]:
+    """Write images so that either all of them appear or none, and return their files.
+
+    Args:
+        path: see `output_paths`.
+        contents: of the files.
+        overwrite: replace files; else no file that is there is, not even one that another process
+            writes meanwhile.
 
     Raises:
         OutputError: one cannot be written.
     """
+    while True:
+        targets = output_paths(path, len(contents), overwrite=overwrite)
+        try:
+            _write_all(targets, contents, overwrite)
+        except FileExistsError:
+            continue  # somebody was quicker: take the next numbers
+        except OSError as error:
+            raise OutputError(
+                f"{str(targets[0])!r} cannot be written: {error.strerror}. Nothing was left behind."
+            ) from error
+        return targets
+
+
+def _write_all(targets: Sequence[Path], contents: Sequence[bytes], overwrite: bool) -> None:
+    _tidy(targets[0].parent)
+    taken: list[Path] = []
     try:
         _tidy(targets[0].parent)
         with contextlib.ExitStack() as written:
@@ -77,16 +112,33 @@ def write_all(targets: Sequence[Path], contents: Sequence[bytes]) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # a full disk may show itself only here
-    except OSError as error:
-        raise OutputError(
-            f"{str(targets[0])!r} cannot be written: {error.strerror}. Nothing was left behind."
-        ) from error
+            for target in targets if not overwrite else ():
+                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+                taken.append(target)
+        taken.clear()
+    finally:
+        for left in taken:
+            with contextlib.suppress(OSError):
+                left.unlink()
 
 
 @functools.cache
 def _tidy(folder: Path) -> None:
     """Remove what killed writers left, once a process: a folder may hold many pictures."""
     remove_abandoned(folder)
+
+
+def _numbered(target: Path, first: int, count: int) -> list[Path]:
+    numbers = range(first, first + count)
+    return [target.with_name(f"{target.stem}-{number}{target.suffix}") for number in numbers]
+
+
+def _numbers_in_use(target: Path) -> Iterator[int]:
+    pattern = re.compile(rf"{re.escape(target.stem)}-(\d{{1,18}}){re.escape(target.suffix)}")
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(target.parent):
+            if (match := pattern.fullmatch(name)) is not None:
+                yield int(match[1])
 
 
 def _checked_path(path: str | os.PathLike[str]) -> Path:

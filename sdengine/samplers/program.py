@@ -74,6 +74,6 @@ class SamplerProgram:
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
         """The numbers of each evaluation, for a loop over them."""
-        scalars = zip(self.step.tolist(), self.t.tolist(), self.c_in.tolist(), strict=True)
-        rows = zip(self.A, self.b, self.d, self.needs_noise, strict=True)
-        return tuple(Evaluation(*one, *row) for one, row in zip(scalars, rows, strict=True))
+        steps, t, c_in = self.step.tolist(), self.t.tolist(), self.c_in.tolist()
+        rows = zip(steps, t, c_in, self.A, self.b, self.d, self.needs_noise, strict=True)
+        return tuple(Evaluation(*row) for row in rows)

@@ -17,7 +17,7 @@ from sdengine.bundle.writer import write_bundle
 from sdengine.checkpoints.converter import convert
 from sdengine.export.cache import OnnxCache, Record
 from sdengine.export.folder import export_onnx
-from sdengine.images.png import write_all
+from sdengine.images.png import write_images
 from sdengine.storage.checked_tensors import map_checked, write_checked
 from sdengine.storage.whole_file import whole_file
 from sdengine.storage.whole_folder import write_folder
@@ -75,7 +75,7 @@ def exported_files(place: Path) -> None:
 
 
 def pictures(place: Path) -> None:
-    write_all([place / "a.png", place / "b.png"], [b"a", b"b"])
+    write_images(place / "a.png", [b"a", b"b"])
 
 
 def packed_weights(place: Path) -> None:

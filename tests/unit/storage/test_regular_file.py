@@ -20,7 +20,7 @@ from sdengine.checkpoints.formats.tensor_files import open_tensor_file
 from sdengine.checkpoints.reader import load_checkpoint
 from sdengine.errors import SdengineError
 from sdengine.export.cache import RECORD_FILE, OnnxCache
-from sdengine.images.png_text import read_text
+from sdengine.images.picture_text import read_text
 from sdengine.storage.content_hash import sha256_of
 from sdengine.storage.regular_file import open_regular
 from sdengine.storage.tensor_file import map_tensors
