@@ -105,7 +105,6 @@ def _write_all(targets: Sequence[Path], contents: Sequence[bytes], overwrite: bo
     _tidy(targets[0].parent)
     taken: list[Path] = []
     try:
-        _tidy(targets[0].parent)
         with contextlib.ExitStack() as written:
             for target, content in zip(targets, contents, strict=True):
                 file = written.enter_context(whole_file(target))

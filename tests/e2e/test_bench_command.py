@@ -19,7 +19,8 @@ def test_measures_the_tiny_architecture_and_keeps_its_bundles(run: Run, tmp_path
     options += ["--threads", "1", "--cache", "cache", "--json", "results.jsonl"]
     done = run("bench", *options, timeout=500)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "" or "measure again on an idle machine" in done.stderr
+    said = [line for line in done.stderr.splitlines() if not line.endswith(" ...")]
+    assert not said or "measure again on an idle machine" in said[-1]
     assert "U-Net step, ms" in done.stdout
     record = json.loads((tmp_path / "results.jsonl").read_text())
     assert record["backends"] == {"ours": "native fp32", "baseline": "torch eager fp32"}
@@ -62,9 +63,9 @@ def test_a_bad_value_is_one_paragraph_and_leaves_nothing(
 ) -> None:
     done = run("bench", *arguments, "--cache", "cache")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    *progress, error = done.stderr.splitlines()  # a log says where it is when that takes long
+    assert error.startswith("error: ") and message in error
+    assert all(line.endswith(" ...") for line in progress)
     assert os.listdir(tmp_path) == []
 
 

@@ -40,7 +40,6 @@ def start(body: str, folder: Path, ignored: int | None = None) -> subprocess.Pop
         preexec_fn=prepare,
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    assert len(os.listdir(folder)) == 1
     return process
 
 
@@ -54,6 +53,7 @@ def start(body: str, folder: Path, ignored: int | None = None) -> subprocess.Pop
 )
 def test_a_signal_that_ends_it_leaves_nothing(number: int, said: str, tmp_path: Path) -> None:
     with start("time.sleep(60)", tmp_path) as process:
+        assert len(os.listdir(tmp_path)) == 1
         process.send_signal(number)
         out, error = process.communicate(timeout=30)
     assert (process.returncode, out, error) == (128 + number, "", said)
