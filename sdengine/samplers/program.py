@@ -74,6 +74,8 @@ class SamplerProgram:
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
         """The numbers of each evaluation, for a loop over them."""
-        scalars = zip(self.step.tolist(), self.t.tolist(), self.c_in.tolist(), strict=True)
-        rows = zip(self.A, self.b, self.d, self.needs_noise, strict=True)
-        return tuple(Evaluation(*one, *row) for one, row in zip(scalars, rows, strict=True))
+        step, t, c_in = self.step.tolist(), self.t.tolist(), self.c_in.tolist()
+        return tuple(
+            Evaluation(step[k], t[k], c_in[k], self.A[k], self.b[k], self.d[k], has_noise)
+            for k, has_noise in enumerate(self.needs_noise)
+        )

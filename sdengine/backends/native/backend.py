@@ -85,7 +85,8 @@ class NativeModule:
         laid_out = self._without
         if any(name in inputs and inputs[name].any() for name in self._additive):
             lacking = [spec for spec in self.inputs if spec.name not in inputs]
-            inputs = {**inputs, **{s.name: np.zeros(s.shape, np.float32) for s in lacking}}
+            zeros = {s.name: np.zeros([int(n) for n in s.shape], np.float32) for s in lacking}
+            inputs = {**inputs, **zeros}
             if self._with_all is None:
                 program = self._prepared.program()
                 self._with_all = LaidOutNetwork(program, self._packed.tensors, self._threads)
