@@ -84,8 +84,8 @@ class NativeModule:
                 )
         laid_out = self._without
         if any(name in inputs and inputs[name].any() for name in self._additive):
-            lacking = {s.name: s.shape for s in self.inputs if s.name not in inputs}
-            zeros = {n: np.zeros([int(x) for x in s], np.float32) for n, s in lacking.items()}
+            lacking = [spec for spec in self.inputs if spec.name not in inputs]
+            zeros = {s.name: np.zeros([int(n) for n in s.shape], np.float32) for s in lacking}
             inputs = {**inputs, **zeros}
             if self._with_all is None:
                 program = self._prepared.program()

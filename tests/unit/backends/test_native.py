@@ -218,6 +218,25 @@ def test_wrong_inputs_and_closed_networks_are_refused(bundle: Bundle) -> None:
         module.run({"latents": np.zeros(shapes["latents"], np.float32)})
 
 
+def test_inputs_that_are_only_added_may_be_left_out(bundle: Bundle) -> None:
+    shapes = shapes_of(bundle)
+    random = np.random.default_rng(1)
+    inputs = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    module: Any = (
+        NativeBackend().open(bundle, SessionOptions(precision="fp32")).load("unet", shapes)
+    )
+    added = module.zero_unless_given()
+    assert added == {name for name in shapes if "_residual" in name}
+    some = {name: inputs[name] for name in shapes if name not in added}
+    zeros = {name: np.zeros(shapes[name], np.float32) for name in added}
+    without = module.run({**some, **zeros})["noise_pred"].copy()
+    assert np.array_equal(module.run(some)["noise_pred"], without)
+    one = {"mid_residual": inputs["mid_residual"]}
+    with_one = module.run({**some, **zeros, **one})["noise_pred"].copy()
+    assert not np.array_equal(with_one, without)
+    assert np.array_equal(module.run({**some, **one})["noise_pred"], with_one)
+
+
 def test_weights_give_way_to_a_memory_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

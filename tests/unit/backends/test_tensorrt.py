@@ -167,6 +167,7 @@ def test_without_the_package_a_build_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sdengine.compilers.registry.find_spec", lambda name: None)
     for name in ("tensorrt-rtx", "tensorrt"):
         with pytest.raises(BackendUnavailableError, match=rf"sdengine\[{name}\]"):
             get_compiler(name)(UNET, tmp_path, SPEC)

@@ -195,6 +195,16 @@ def test_async_reports_a_bad_request(engine: Engine) -> None:
         asyncio.run(engine.generate_async("a circle", steps=0))
 
 
+def test_equal_prompts_are_planned_once(engine: Engine) -> None:
+    plans = [
+        engine._plan(engine.request(prompt, steps=steps, seed=seed))
+        for prompt, steps, seed in (("a [b|c]", 4, 1), ("a [b|c]", 4, 2), ("a [b|c]", 5, 1))
+    ]
+    assert plans[0].prompts is plans[1].prompts is not plans[2].prompts
+    first, again = (engine.generate("a [b|c]", steps=3, seed=1).arrays[0] for _ in range(2))
+    assert np.array_equal(first, again)
+
+
 def test_two_engines_beside_each_other(tiny: Path, engine: Engine) -> None:
     expected = engine.generate("a circle", seed=1).arrays[0]
     with load(tiny, precision="fp32", threads=1) as other:
