@@ -265,6 +265,15 @@ class Architecture(_Strict):
             raise ValueError("unet.size_conditioning needs pooled_from")
         return self
 
+    @model_serializer(mode="wrap")
+    def _as_older_releases_where_all_is_taken_over(
+        self, dump: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        if not self.not_taken_over:
+            del content["not_taken_over"]
+        return content
+
 
 class Defaults(_Strict):
     """Give the values of a request that names none."""

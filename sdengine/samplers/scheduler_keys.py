@@ -225,7 +225,7 @@ def read_scheduler_keys(config: Mapping[str, Any]) -> tuple[dict[str, Any], list
                 f"scheduler.{key}",
                 config[key],
                 "a key of diffusers' schedulers",
-                f"If it changes nothing, override it: scheduler {key}=null.",
+                f"If it changes nothing, override it (--scheduler {key}=null).",
             )
     not_taken_over = []
     for key, default in defaults.items():
@@ -250,5 +250,5 @@ def _check_only(kind: str, key: str, value: object) -> None:
             f"scheduler.{key}",
             value,
             f"{shown} of a {kind}; {reason}",
-            f"Override it to sample without: scheduler {key}={shown}.",
+            f"Override it to sample without (--scheduler {key}={shown}).",
         )

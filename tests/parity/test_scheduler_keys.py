@@ -13,8 +13,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from support.checkpoint_folders import edit_json
+from support.tiny_checkpoints import make_tiny
 from tolerances import assert_close
 
+import sdengine
+from sdengine.benchmarks.measures import psnr
 from sdengine.samplers import NoiseSchedule, SamplerOptions, build_program, read_scheduler_keys
 from sdengine.samplers.reference import sample_reference
 from sdengine.samplers.scheduler_keys import CLASSES, HARMLESS, NOT_TAKEN_OVER, ONLY, USED
@@ -196,6 +200,41 @@ def test_missing_keys_are_what_the_class_assumes(monkeypatch: pytest.MonkeyPatch
         scheduler = getattr(diffusers, name)()
         scheduler.set_timesteps(4)
         np.testing.assert_allclose(program.t, scheduler.timesteps.double().numpy(), rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "changes", "asked", "theirs"),
+    [
+        ("TCDScheduler", {}, {"sampler": "tcd", "eta": 0.0}, {}),
+        ("TCDScheduler", {}, {"sampler": "tcd"}, {"eta": 0.3}),
+        ("LCMScheduler", {"original_inference_steps": 25}, {"sampler": "lcm"}, {}),
+        ("EDMEulerScheduler", {"sigma_max": 120.0}, {"sampler": "euler"}, {}),
+    ],
+)
+def test_pictures_equal_diffusers(
+    name: str,
+    changes: dict[str, Any],
+    asked: dict[str, Any],
+    theirs: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    folder = make_tiny("tiny", tmp_path / "checkpoint")
+    getattr(diffusers, name)(**changes).save_pretrained(folder / "scheduler")
+    edit_json(folder / "model_index.json", scheduler=["diffusers", name])
+    library: Any = diffusers  # its annotations are incomplete
+    pipeline = library.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(torch.float32)
+    size: dict[str, Any] = {"height": 64, "width": 64, "guidance_scale": 3.0}
+    generator = torch.Generator().manual_seed(3)
+    made = pipeline("a circle", num_inference_steps=4, generator=generator, **size, **theirs)
+    sdengine.build(
+        folder, tmp_path / "bundle", resolutions=(64,), precision="fp32", controlnet=False
+    )
+    with sdengine.load(tmp_path / "bundle", "auto", "fp32") as engine:
+        ours = engine.generate("a circle", steps=4, schedule="normal", seed=3, **size, **asked)
+    assert psnr(ours.arrays[0], np.asarray(made.images[0])) > 60
 
 
 def test_tcd_without_eta_is_its_scheduler_and_0_its_pipeline() -> None:
