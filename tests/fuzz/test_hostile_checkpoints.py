@@ -159,6 +159,7 @@ def test_damaged_pickled_files(tmp_path: Path, pickled_bytes: bytes, data: st.Da
 @SETTINGS
 @given(program=st.binary(max_size=200))
 @example(program=b"\x80\x02}.")
+@example(program=b"i\\\x00\n")
 def test_random_programs(tmp_path: Path, program: bytes) -> None:
     path = tmp_path / "model.ckpt"
     with zipfile.ZipFile(path, "w") as archive:

@@ -16,6 +16,7 @@ Source: the documentation of `pickletools`, and the layout of torch.save's pickl
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
@@ -114,7 +115,10 @@ def read_pickle(file: IO[bytes], storages: dict[str, StorageRecord] | None = Non
             something that is not on the list.
     """
     try:
-        return _Machine({} if storages is None else storages).run(file)
+        with warnings.catch_warnings():
+            # Of escapes in text that the pickle holds, which Python's decoder warns about.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return _Machine({} if storages is None else storages).run(file)
     except CheckpointError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
