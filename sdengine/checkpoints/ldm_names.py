@@ -74,7 +74,10 @@ _TEXT_UNUSED = ("logit_scale", "attn_mask", "position_ids")
 
 def unet_names(config: UNetConfig) -> Renamer:
     """Return the renamer of what follows ``model.diffusion_model.``."""
-    per_level = config.layers_per_block + 1
+    # In the file blocks are counted through; a level's downsampler is a block of its own.
+    layers = config.num_layers
+    down_places = [(level, index) for level, n in enumerate(layers) for index in range(n + 1)]
+    up_places = [(level, index) for level, n in enumerate(layers[::-1]) for index in range(n + 1)]
 
     def rename(name: str) -> str:
         stem, _, kind = name.rpartition(".")
@@ -87,7 +90,10 @@ def unet_names(config: UNetConfig) -> Renamer:
             return name
         down = block[1] == "input_blocks"
         # Input block 0 is the first convolution, which belongs to no level.
-        level, index = divmod(int(block[2]) - down, per_level)
+        places, number = (down_places, int(block[2]) - 1) if down else (up_places, int(block[2]))
+        if not 0 <= number < len(places):
+            return name
+        level, index = places[number]
         place, rest = f"{'down' if down else 'up'}_blocks.{level}", block[4]
         if down and rest.startswith("op."):
             return f"{place}.downsamplers.0.conv.{rest.removeprefix('op.')}"

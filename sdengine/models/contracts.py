@@ -295,7 +295,7 @@ def _residuals(config: UNetConfig, downscale: int) -> list[TensorSpec]:
 def _residual_levels(config: UNetConfig) -> list[int]:
     levels = [0]
     for level in range(len(config.block_out_channels)):
-        levels += [level] * config.layers_per_block
+        levels += [level] * config.num_layers[level]
         if level < len(config.block_out_channels) - 1:
             levels.append(level + 1)
     return levels

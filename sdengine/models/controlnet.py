@@ -126,7 +126,7 @@ class ControlNetModel(ConditionedEncoder):
         temb = self.embed_time(timestep, sample.dtype, text_embeds, time_ids, None)
         x = self.conv_in(sample) + self.controlnet_cond_embedding(controlnet_cond)
         x, kept = self.descend(x, temb, encoder_hidden_states)
-        x = self.mid_block(x, temb, encoder_hidden_states)
+        x = self.middle(x, temb, encoder_hidden_states)
         down = [conv(k) for conv, k in zip(self.controlnet_down_blocks, kept, strict=True)]
         return down, self.controlnet_mid_block(x)
 
