@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,7 @@ def build(
     check_multiples(
         [*options.sizes], size_multiple(source.unet_config, source.vae_config.downscale)
     )
+    ignored = source.ignored
     memory = PeakMemory()
     try:
         with open_cache(options.cache, beside=place) as exports:
@@ -122,6 +123,8 @@ def build(
         bundle_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         replaced=work.replaced,
         layers=work.layers,
+        guesses=source.guesses,
+        ignored=ignored,
     )
 
 
@@ -165,7 +168,10 @@ class _Build:
         with self.stages.stage("read"):
             architecture = describe(source)
             defaults = choose_defaults(source, [*options.sizes])
-            origin = Source(name=source.name, sha256=source.sha256)
+            guesses = [asdict(guess) for guess in source.guesses]
+            origin = Source.model_validate(
+                {"name": source.name, "sha256": source.sha256, "guesses": guesses}
+            )
         networks = {}
         for name in self.exporter.networks:
             networks[name] = self._write_network(name, folder, architecture.vae.compute_fp32)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sdengine.checkpoints.guesses import Guess
 from sdengine.compilers.native.sensitivity import LayerError
 from sdengine.errors import Cancelled
 
@@ -31,6 +32,8 @@ class BuildReport:
         replaced: by network and operator, how many patterns of the graph became one node; empty
             for targets whose own compiler fuses.
         layers: by network, the errors of its layers; empty unless they were measured.
+        guesses: what the checkpoint does not say and was assumed.
+        ignored: tensors of its files that are none of the networks', and what each is.
     """
 
     path: Path
@@ -40,6 +43,8 @@ class BuildReport:
     bundle_bytes: int
     replaced: dict[str, dict[str, int]]
     layers: dict[str, list[LayerError]]
+    guesses: tuple[Guess, ...] = ()
+    ignored: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sdengine.checkpoints.guesses import Guess
 from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError
@@ -44,6 +45,7 @@ class Checkpoint(PartSource):
         open_weights: opens the files of a part.
         read_tokenizer: returns the contents of vocab.json and merges.txt, which serve every
             encoder.
+        guesses: what the files do not say and was assumed.
     """
 
     root: Path
@@ -58,6 +60,7 @@ class Checkpoint(PartSource):
     requires_aesthetic_score: bool
     open_weights: Callable[[str], Weights] = field(repr=False)
     read_tokenizer: Callable[[], dict[str, bytes]] = field(repr=False)
+    guesses: tuple[Guess, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit each other.

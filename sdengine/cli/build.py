@@ -53,6 +53,7 @@ def build(
         typer.Option("--report", help="Of target native: measure layers, keep loud ones exact."),
     ] = False,
     variant: options.Variant = None,
+    base: options.Base = None,
     vae: options.Vae = None,
     family: options.Family = None,
     prediction_type: options.PredictionType = None,
@@ -66,7 +67,7 @@ def build(
 
     with progress_bar("reading") as progress:
         built = run_build(
-            options.open_if_changed(checkpoint, variant, vae, family, prediction_type),
+            options.open_if_changed(checkpoint, variant, base, vae, family, prediction_type),
             output,
             target=target,
             resolutions=sizes,
@@ -89,6 +90,10 @@ def build(
     print(f"{built.path} ({built.bundle_bytes / 1e6:.1f} MB)")
     for line in layer_lines(built):
         print(line)
+    for line in options.assumed_lines(built.guesses):
+        print(line, file=sys.stderr)
+    if built.ignored:
+        print(f"left out: {_count(built.ignored)}; `sdengine inspect` lists them", file=sys.stderr)
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in built.seconds.items())
     print(f"{stages}; peak memory {built.peak_bytes / 1e9:.1f} GB", file=sys.stderr)
     if built.max_error:
@@ -118,6 +123,12 @@ def layer_lines(built: BuildReport, most: int = 5) -> Iterator[str]:
                 yield f"    {layer.error:.1e}  {mark:14}  {layer.name}"
 
 
+def _count(ignored: dict[str, str]) -> str:
+    first = next(iter(ignored))
+    more = "" if len(ignored) == 1 else f" and {len(ignored) - 1} more"
+    return f"{first}{more}, which are none of the networks'"
+
+
 def describe(report: BuildReport) -> dict[str, object]:
     """Return what `--json` prints."""
     return {
@@ -127,6 +138,8 @@ def describe(report: BuildReport) -> dict[str, object]:
         "seconds": report.seconds,
         "max_error": report.max_error,
         "replaced": report.replaced,
+        "guesses": [asdict(guess) for guess in report.guesses],
+        "ignored": report.ignored,
         "layers": {name: [asdict(e) for e in errors] for name, errors in report.layers.items()},
     }
 

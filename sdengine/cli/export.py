@@ -43,6 +43,7 @@ def export(
         bool, typer.Option(help="Compare files of fixed shapes too; slow at large sizes.")
     ] = True,
     variant: options.Variant = None,
+    base: options.Base = None,
     vae: options.Vae = None,
     family: options.Family = None,
     prediction_type: options.PredictionType = None,
@@ -56,7 +57,7 @@ def export(
 
     with progress_bar("reading") as progress:
         report = export_onnx(
-            options.open_if_changed(checkpoint, variant, vae, family, prediction_type),
+            options.open_if_changed(checkpoint, variant, base, vae, family, prediction_type),
             output,
             networks=None if networks is None else [name.strip() for name in networks.split(",")],
             precision=precision,
