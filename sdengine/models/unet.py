@@ -93,8 +93,14 @@ class UNetConfig:
     def __post_init__(self) -> None:
         """Refuse what this network cannot be built as."""
         levels = len(self.block_out_channels)
-        for field in ("in_channels", "out_channels", "cross_attention_dim", "norm_num_groups"):
-            if getattr(self, field) < 1:
+        for field in (
+            "in_channels",
+            "out_channels",
+            "cross_attention_dim",
+            "norm_num_groups",
+            "time_cond_proj_dim",
+        ):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ConfigError.for_field(f"unet.{field}", getattr(self, field), "at least 1")
         for field in ("down_block_types", "up_block_types"):
             types = getattr(self, field)

@@ -72,8 +72,9 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot make a network."""
-        if self.norm_num_groups < 1:
-            raise ConfigError.for_field("vae.norm_num_groups", self.norm_num_groups, "at least 1")
+        for field in ("norm_num_groups", "in_channels", "out_channels"):
+            if getattr(self, field) < 1:
+                raise ConfigError.for_field(f"vae.{field}", getattr(self, field), "at least 1")
         for channels in self.block_out_channels:
             if channels <= 0 or channels % self.norm_num_groups:
                 raise ConfigError.for_field(
