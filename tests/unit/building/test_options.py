@@ -20,7 +20,16 @@ COMMAND_NAMES = {
     "workspace_bytes": "workspace",
     "measure_layers": "report",
 }
-COMMAND_ONLY = {"checkpoint", "output", "variant", "vae", "family", "prediction_type", "as_json"}
+COMMAND_ONLY = {
+    "checkpoint",
+    "output",
+    "variant",
+    "base",
+    "vae",
+    "family",
+    "prediction_type",
+    "as_json",
+}
 API_ONLY = {"progress", "cancel"}
 
 
