@@ -39,7 +39,7 @@ PROMPT := a large red circle on a blue background
 
 demo: $(DEMO)/installed
 	@echo "Prompt: $(PROMPT)"
-	@$(DEMO)/bin/sdengine generate "$(PROMPT)" --seed 7 -o demo.png
+	@$(DEMO)/bin/sdengine generate "$(PROMPT)" --seed 7 -o demo.png --overwrite
 	@echo "The picture is $(CURDIR)/demo.png"
 
 test: lint cpp pytest

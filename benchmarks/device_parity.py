@@ -29,7 +29,7 @@ from sdengine.benchmarks.pictures import (
 )
 from sdengine.benchmarks.records import RESULTS, stamped
 from sdengine.errors import SdengineError
-from sdengine.storage.cache_files import cache_dir
+from sdengine.storage.cache_place import cache_dir
 
 REQUIRED_DB = 30.0
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from sdengine.version import __version__
 
 # Names are looked up on first use, so that importing the package costs next to nothing and the
-# run time never pulls in the build world.
+# run time never pulls in the build world. Type checkers know the constant; importing `typing` for
+# it would take longer than all the rest.
+TYPE_CHECKING = False
 _HOMES = {
     "load": "sdengine.engine",
     "Engine": "sdengine.engine",
@@ -29,6 +30,7 @@ _HOMES = {
     "ExportError": "sdengine.errors",
     "BundleError": "sdengine.errors",
     "BackendUnavailableError": "sdengine.errors",
+    "IncompleteInstallationError": "sdengine.errors",
     "EngineBuildError": "sdengine.errors",
     "DeviceError": "sdengine.errors",
     "NonFiniteError": "sdengine.errors",
@@ -40,6 +42,8 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from sdengine.building.build import build as build
     from sdengine.checkpoints import load_checkpoint as load_checkpoint
     from sdengine.engine import Engine as Engine
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
     from sdengine.errors import DeviceError as DeviceError
     from sdengine.errors import EngineBuildError as EngineBuildError
     from sdengine.errors import ExportError as ExportError
+    from sdengine.errors import IncompleteInstallationError as IncompleteInstallationError
     from sdengine.errors import NonFiniteError as NonFiniteError
     from sdengine.errors import OutOfMemoryError as OutOfMemoryError
     from sdengine.errors import OutputError as OutputError
@@ -68,12 +73,23 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "_native":
+        return _native_extension()
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'sdengine' has no attribute {name!r}")
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
+
+
+def _native_extension() -> Any:
+    try:
+        return importlib.import_module("sdengine._native")
+    except ModuleNotFoundError:
+        from sdengine.errors import IncompleteInstallationError
+
+        raise IncompleteInstallationError.of("_native", __path__[0]) from None
 
 
 def __dir__() -> list[str]:

@@ -6,21 +6,23 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 from sdengine.backends import select_backend
 from sdengine.backends.base import DEFAULTS, PRECISIONS, Backend, SessionOptions
+from sdengine.backends.forks import ForkSafeLock, watch_forks
 from sdengine.bundle.reader import Bundle, check_size, open_bundle
 from sdengine.errors import ConfigError
 from sdengine.images.provenance import Provenance, processor
 from sdengine.images.result import Result, Step
 from sdengine.pipeline.loaded_networks import Networks
-from sdengine.pipeline.pipeline import Pipeline, Plan, Watch
+from sdengine.pipeline.pipeline import Pipeline, Plan, Watch, finish
 from sdengine.pipeline.turns import Turns
 from sdengine.pipeline.warm_up import warm_up_requests
+from sdengine.prompt.planner import usual_clip_skip
 from sdengine.request.fields import Integer, as_arguments
 from sdengine.request.keywords import given_fields
 from sdengine.request.request import FIELDS, Request, random_seed
@@ -84,6 +86,11 @@ class Engine:
     Networks load on first use for each image size, or in `warm_up`; later requests reuse them.
     Requests of several threads are served in the order in which they came; trajectories of `stream`
     take turns with them step by step. A second engine runs beside this one.
+
+    `progress` may call every method: a request that it makes is served before its own goes on, and
+    `close` takes effect at the end of its request. It must not wait for another thread's request.
+    In a child process of fork the engine works on if its bundle is of target native; others belong
+    to the process that loaded them, and say so.
     """
 
     def __init__(
@@ -106,13 +113,15 @@ class Engine:
             model=source.name,
             model_hash=source.sha256,
             bundle_hash=bundle.sha256,
+            usual_clip_skip=usual_clip_skip(bundle.manifest.architecture),
         )
         self._pipeline = Pipeline(
             bundle, self._networks, self.provenance, self.low_memory, self.session.max_chunks
         )
         self._turns = Turns()
         self._executor: ThreadPoolExecutor | None = None
-        self._starting = threading.Lock()
+        self._starting = ForkSafeLock()
+        watch_forks(self)
 
     def __enter__(self) -> Engine:
         return self
@@ -126,11 +135,19 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Wait for requests that have begun and free the networks; a second call does nothing."""
-        with self._turns.take():
-            self._networks.close()
-        if self._executor is not None:
-            self._executor.shutdown(wait=False)
+        """Wait for requests that have begun and free the networks; a second call does nothing.
+
+        Called by `progress`, it returns at once, and the networks are freed after the request.
+        """
+        self._turns.at_end(self._networks.close)
+        with self._starting:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=False)
+
+    def after_fork(self) -> None:
+        """Forget the thread of `generate_async`, which a child process does not have."""
+        self._executor = None
 
     def run(
         self,
@@ -154,15 +171,16 @@ class Engine:
 
         Raises:
             ConfigError: an argument is invalid; nothing has run.
-            UnsupportedShapeError: the bundle was not built for the size.
+            UnsupportedShapeError: the bundle does not run the size.
             OutOfMemoryError: the size takes more memory than may be had.
             NonFiniteError: a network gave NaN or infinity.
             Cancelled: `cancel` was set.
+            DeviceError: the engine was closed, or belongs to the parent process.
         """
         watch = Watch(cancel, preview_every, sees_steps=progress is not None)
         plan = self._plan(request)
         with self._turns.take(cancel):
-            return _finish(self._pipeline.run(plan, watch), progress)
+            return finish(self._pipeline.run(plan, watch), progress)
 
     def generate(
         self,
@@ -183,9 +201,11 @@ class Engine:
             num_images_per_prompt: images of each prompt, in place of batch_size: for prompts a, b
                 and 2 the images are a, a, b, b. Image i of them all uses seed + i; a list of seeds
                 has one an image.
+            web_ui_clip_skip (1 to 12): clip_skip as web UIs count it, from the last layer of the
+                text encoder whichever the checkpoint reads.
 
-        An option that is left out or None is the bundle's default; the seed is random then, and
-        the result's request records all of them.
+        An option that is left out or None is the bundle's default; the seed is random then, as it
+        is with -1, and the result's request records all of them.
 
         Returns:
             The images, their seeds, and where the time went.
@@ -225,6 +245,8 @@ class Engine:
                 **options,
             )
 
+        if self._turns.is_own:  # `progress` runs a loop of its own: nobody else could serve it
+            return work()
         # Shielded, because a cancelled future would not wait for its thread: the request itself is
         # told to end, and has ended when the task has. See test_engine_requests.py,
         # test_async_requests_and_their_cancellation.
@@ -296,7 +318,8 @@ class Engine:
             ConfigError: an argument is invalid.
         """
         defaults = self.bundle.manifest.defaults
-        given = given_fields(prompt, negative_prompt, options)
+        usual = self.provenance.usual_clip_skip
+        given = given_fields(prompt, negative_prompt, options, usual)
         values: dict[str, Any] = {
             **defaults.model_dump(exclude={"sampler", "schedule"}),
             "seed": random_seed(),
@@ -351,13 +374,14 @@ class Engine:
             if progress is not None:
                 progress(f"{plan.request.width}x{plan.request.height}", number, len(plans))
             with self._turns.take():
-                _finish(self._pipeline.run(plan, Watch(sees_steps=False)))
+                finish(self._pipeline.run(plan, Watch(sees_steps=False)))
 
     def _plan(self, request: Request) -> Plan:
         if not isinstance(request, Request):
             hint = "`generate` takes prompts."
             raise ConfigError.for_field("request", request, "a sdengine.Request", hint)
-        check_size(request.width, request.height, self.bundle.manifest.resolutions)
+        self._networks.require_own()
+        check_size(request.width, request.height, self.bundle.manifest)
         self.session.budget.check(request.width, request.height)
         return self._pipeline.plan(request)
 
@@ -365,6 +389,7 @@ class Engine:
         run = self._pipeline.run(plan, watch)
         while True:
             with self._turns.take(watch.cancel):
+                self._networks.require_own()
                 step = next(run, None)
             if step is None:
                 return
@@ -375,17 +400,3 @@ class Engine:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="sdengine")
             return self._executor
-
-
-def _finish(
-    steps: Generator[Step, None, Result], progress: Callable[[Step], None] | None = None
-) -> Result:
-    """Run to the end and return the result."""
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-        if progress is not None:
-            progress(step)

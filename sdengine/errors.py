@@ -53,6 +53,25 @@ class BackendUnavailableError(SdengineError):
     """Report a backend that this installation or machine cannot run."""
 
 
+class IncompleteInstallationError(BackendUnavailableError, ImportError):
+    """Report a package without a part that installing adds, such as the compiled extension."""
+
+    @classmethod
+    def of(cls, part: str, folder: str) -> IncompleteInstallationError:
+        """Build the standard message, with what to do next.
+
+        Args:
+            part: what is missing, such as "_native".
+            folder: that the package was imported from.
+        """
+        return cls(
+            f"sdengine.{part} is not in {folder!r}, from where sdengine was imported. If that is a "
+            "folder of sources, Python found it before the installed package: start Python in "
+            "another folder, or install with `pip install -e .`, which runs from the sources. "
+            "Otherwise install again: pip install --force-reinstall sdengine."
+        )
+
+
 class EngineBuildError(SdengineError):
     """Report a failure while compiling a network for its target."""
 

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
-#include <mutex>
 #include <type_traits>
 
 #include "common/errors.h"
@@ -177,7 +176,7 @@ char* Network::address(const MapRecord& map) const {
 
 void Network::run(double* seconds) {
   using Clock = std::chrono::steady_clock;
-  const std::lock_guard<std::mutex> lock(pool_->exclusive());
+  const auto held = pool_->hold();
   for (std::size_t i = 0; i < steps_.size(); ++i) {
     const Clock::time_point started = seconds != nullptr ? Clock::now() : Clock::time_point{};
     steps_[i](*pool_, scratch_);
@@ -188,7 +187,7 @@ void Network::run(double* seconds) {
 }
 
 void Network::run_one(std::size_t index) {
-  const std::lock_guard<std::mutex> lock(pool_->exclusive());
+  const auto held = pool_->hold();
   steps_.at(index)(*pool_, scratch_);
 }
 

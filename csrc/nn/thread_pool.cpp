@@ -1,8 +1,17 @@
 #include "nn/thread_pool.h"
 
+#include <pthread.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
 
 namespace sdengine::nn {
 namespace {
@@ -20,18 +29,36 @@ inline void relax() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
-  if (threads < 1 || threads > kMaxThreads) {
-    throw std::invalid_argument("threads: " + std::to_string(threads) + " is not between 1 and " +
-                                std::to_string(kMaxThreads));
-  }
-  workers_.reserve(threads - 1);
-  for (int part = 1; part < threads; ++part) {
-    workers_.emplace_back([this] { serve(); });
-  }
-}
+// The threads of a pool but the caller's, and all that they wait on.
+class ThreadPool::Crew {
+ public:
+  explicit Crew(int threads) : threads_(threads) {}
+  ~Crew();
 
-ThreadPool::~ThreadPool() {
+  void run(void (*work)(void*, int), void* context);
+
+  std::mutex exclusive;
+
+ private:
+  void start();
+  void serve();
+  void take_parts();
+
+  const int threads_;
+  bool started_ = false;
+  std::vector<std::thread> workers_;
+  void (*work_)(void*, int) = nullptr;
+  void* context_ = nullptr;
+  std::atomic<std::uint32_t> round_{0};
+  std::atomic<int> next_{0};  // part to be taken
+  std::atomic<int> unfinished_{0};
+  std::atomic<bool> ending_{false};
+  std::atomic<int> asleep_{0};
+  std::mutex sleeping_;
+  std::condition_variable wake_;
+};
+
+ThreadPool::Crew::~Crew() {
   {
     const std::lock_guard<std::mutex> lock(sleeping_);
     ending_.store(true);
@@ -41,11 +68,24 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::run(void (*work)(void*, int), void* context) {
-  if (workers_.empty()) return work(context, 0);
+void ThreadPool::Crew::start() {
+  started_ = true;
+  workers_.reserve(threads_ - 1);
+  try {
+    while (static_cast<int>(workers_.size()) < threads_ - 1) {
+      workers_.emplace_back([this] { serve(); });
+    }
+  } catch (const std::system_error&) {
+    // The process may have no more threads.
+  }
+}
+
+void ThreadPool::Crew::run(void (*work)(void*, int), void* context) {
+  if (threads_ == 1) return work(context, 0);
+  if (!started_) start();
   work_ = work;
   context_ = context;
-  unfinished_.store(threads(), std::memory_order_relaxed);
+  unfinished_.store(threads_, std::memory_order_relaxed);
   next_.store(1, std::memory_order_release);
   // Sequentially consistent together with asleep_: either a worker sees the new round before it
   // sleeps, or it is seen here to be about to.
@@ -68,7 +108,7 @@ void ThreadPool::run(void (*work)(void*, int), void* context) {
   }
 }
 
-void ThreadPool::serve() {
+void ThreadPool::Crew::serve() {
   std::uint32_t seen = 0;
   for (;;) {
     for (int spins = 0; spins < kSpins && round_.load(std::memory_order_acquire) == seen; ++spins) {
@@ -88,25 +128,89 @@ void ThreadPool::serve() {
 
 // A worker that comes late, from an earlier round, finds no part left or takes one of the present
 // round: what it reads then was written before the parts were given out.
-void ThreadPool::take_parts() {
+void ThreadPool::Crew::take_parts() {
   for (;;) {
     const int part = next_.fetch_add(1, std::memory_order_acq_rel);
-    if (part >= threads()) return;
+    if (part >= threads_) return;
     work_(context_, part);
     unfinished_.fetch_sub(1, std::memory_order_release);
   }
 }
 
-std::shared_ptr<ThreadPool> ThreadPool::shared(int threads) {
-  static std::mutex guard;
-  static std::map<int, std::weak_ptr<ThreadPool>> pools;
-  const std::lock_guard<std::mutex> lock(guard);
-  std::shared_ptr<ThreadPool> pool = pools[threads].lock();
-  if (!pool) {
-    pool = std::make_shared<ThreadPool>(threads);
-    pools[threads] = pool;
+// All pools of the process, for fork: held still while the process is copied.
+class Pools {
+ public:
+  static Pools& get() {
+    static Pools* const pools = new Pools;  // never freed: threads may outlive static objects
+    return *pools;
   }
-  return pool;
+
+  void add(ThreadPool* pool) {
+    const std::lock_guard<std::mutex> lock(guard_);
+    all_.insert(pool);
+  }
+
+  void remove(ThreadPool* pool) {
+    const std::lock_guard<std::mutex> lock(guard_);
+    all_.erase(pool);
+  }
+
+  std::shared_ptr<ThreadPool> shared(int threads) {
+    const std::lock_guard<std::mutex> lock(sharing_);
+    std::shared_ptr<ThreadPool> pool = shared_[threads].lock();
+    if (!pool) {
+      pool = std::make_shared<ThreadPool>(threads);
+      shared_[threads] = pool;
+    }
+    return pool;
+  }
+
+ private:
+  Pools() { pthread_atfork(&before_fork, &in_parent, &in_child); }
+
+  static void before_fork() {
+    get().sharing_.lock();
+    get().guard_.lock();
+  }
+
+  static void in_parent() {
+    get().guard_.unlock();
+    get().sharing_.unlock();
+  }
+
+  static void in_child() {
+    for (ThreadPool* pool : get().all_) pool->leave_crew_to_parent();
+    in_parent();
+  }
+
+  std::mutex sharing_, guard_;  // taken in this order
+  std::map<int, std::weak_ptr<ThreadPool>> shared_;
+  std::set<ThreadPool*> all_;
+};
+
+ThreadPool::ThreadPool(int threads) : threads_(threads) {
+  if (threads < 1 || threads > kMaxThreads) {
+    throw std::invalid_argument("threads: " + std::to_string(threads) + " is not between 1 and " +
+                                std::to_string(kMaxThreads));
+  }
+  crew_ = std::make_unique<Crew>(threads);
+  Pools::get().add(this);
+}
+
+ThreadPool::~ThreadPool() { Pools::get().remove(this); }
+
+void ThreadPool::run(void (*work)(void*, int), void* context) { crew_->run(work, context); }
+
+std::shared_ptr<ThreadPool> ThreadPool::shared(int threads) { return Pools::get().shared(threads); }
+
+std::unique_lock<std::mutex> ThreadPool::hold() {
+  return std::unique_lock<std::mutex>(crew_->exclusive);
+}
+
+void ThreadPool::leave_crew_to_parent() {
+  // Not freed: its threads are not there to be joined, and its locks may be held for ever.
+  static_cast<void>(crew_.release());
+  crew_ = std::make_unique<Crew>(threads_);
 }
 
 }  // namespace sdengine::nn

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <mutex>
 
 #include "nn/instruction_sets.h"
 #include "nn/network.h"
@@ -125,7 +124,7 @@ double peak_rate(const std::string& kind_name, int threads, const std::string& i
   const nn::Operations& operations = nn::operations_for(isa);
   const auto pool = nn::ThreadPool::shared(threads);
   const py::gil_scoped_release release;
-  const std::lock_guard<std::mutex> held(pool->exclusive());
+  const auto held = pool->hold();
   constexpr std::int64_t kRounds = 500'000;
   std::atomic<std::int64_t> done{0};
   auto work = [&](int) { done += operations.peak(kind, kRounds); };

@@ -68,11 +68,13 @@ class Session(Protocol):
         precision: what the networks compute in: what "auto" came to, or what was asked for.
         budget: which image sizes fit into the memory that may be taken.
         max_chunks: the most chunks of a prompt that the networks take; None for any number.
+        works_after_fork: its networks run on in a child process of fork.
     """
 
     precision: str
     budget: MemoryBudget
     max_chunks: int | None
+    works_after_fork: bool
 
     def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
         """Load one network for the given input shapes.

@@ -1,14 +1,16 @@
-"""Device protocols: what a backend's modules may do on their device beyond running a network."""
+"""Device protocols: what a backend's modules may do beyond running a network on given inputs."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sdengine.backends.base import Module
 from sdengine.samplers import SamplerProgram
 from sdengine.samplers.noise import NoiseSource
 
@@ -95,3 +97,34 @@ class DecodesPixels(Protocol):
             NonFiniteError: the decoder gave NaN or infinity.
         """
         ...
+
+
+@runtime_checkable
+class FillsZeros(Protocol):
+    """A module that takes inputs to be zero which are not given."""
+
+    def zero_unless_given(self) -> frozenset[str]:
+        """Name them."""
+        ...
+
+
+def runs_trajectories(module: Module) -> TypeGuard[RunsTrajectories]:
+    """Say whether a module is one of `RunsTrajectories`."""
+    return _has(type(module), RunsTrajectories)
+
+
+def decodes_pixels(module: Module) -> TypeGuard[DecodesPixels]:
+    """Say whether a module is one of `DecodesPixels`."""
+    return _has(type(module), DecodesPixels)
+
+
+def inputs_zero_unless_given(module: Module) -> frozenset[str]:
+    """Name the inputs that a module's `run` may lack."""
+    if _has(type(module), FillsZeros):
+        return cast("FillsZeros", module).zero_unless_given()
+    return frozenset()
+
+
+@functools.cache
+def _has(kind: type, protocol: type) -> bool:
+    return issubclass(kind, protocol)  # which looks every method up, for longer than a step takes

@@ -71,6 +71,9 @@ class MemoryBudget:
         low_memory: each network's weights are freed once a request is done with them.
     """
 
+    # What takes less, in messages.
+    smaller = "a bundle built with smaller --resolutions, a smaller --batch or fp16"
+
     def __init__(
         self,
         needs: Sequence[SizeNeeds] = (),
@@ -105,17 +108,22 @@ class MemoryBudget:
             OutOfMemoryError: it does not; the message has the figures and what would help.
         """
         for size in self.needs:
-            if (size.width, size.height) == (width, height) and size not in self.fitting():
-                raise self._error(size)
+            if (size.width, size.height) == (width, height):
+                self.require(size)
+
+    def require(self, size: SizeNeeds) -> None:
+        """Refuse a size whose needs are known, as `check` does."""
+        if size.total_bytes(self.low_memory) > self.available_bytes:
+            raise self._error(size)
 
     def _error(self, size: SizeNeeds) -> OutOfMemoryError:
         ways = []
-        if not self.low_memory and size in self.fitting(low_memory=True):
+        if not self.low_memory and size.total_bytes(True) <= self.available_bytes:
             ways.append(f"low_memory=True (--low-memory), {_size(size.total_bytes(True))}")
         others = [other.name for other in self.fitting()]
         if others:
             ways.append(f"a size of {', '.join(others)}")
-        ways.append("a bundle built with smaller --resolutions, a smaller --batch or fp16")
+        ways.append(self.smaller)
         return OutOfMemoryError(
             f"memory: {size.described(self.low_memory)}; {_size(self.available_bytes)} may be used "
             f"({self.source}). What fits or takes less: {'; '.join(ways)}."

@@ -18,6 +18,7 @@ from sdengine.backends.base import (
     SessionOptions,
     require_cpu_precision,
 )
+from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, numpy_dtype
@@ -99,6 +100,7 @@ class OpenVinoSession:
     """One bundle on OpenVINO; see `sdengine.backends.base.Session`. Networks share nothing."""
 
     max_chunks: int | None = None
+    works_after_fork: bool = False  # OpenVINO's threads stay in the parent
 
     def __init__(
         self, bundle: Bundle, precision: str, threads: int | None, budget: MemoryBudget
@@ -170,7 +172,9 @@ class OpenVinoBackend:
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session; see `Backend.open`. OpenVINO takes memory as it needs it."""
         budget = unplanned_budget(self.name, options.memory_bytes)
-        return OpenVinoSession(bundle, self.resolve(options.precision), options.threads, budget)
+        # Its own choice knows no quota.
+        threads = options.threads or usable_processors().threads_by_quota
+        return OpenVinoSession(bundle, self.resolve(options.precision), threads, budget)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from sdengine.backends.base import Backend
@@ -13,33 +14,42 @@ from sdengine.errors import BackendUnavailableError, ConfigError
 _log = logging.getLogger(__name__)
 
 
-# In the order in which `auto` tries them.
-BACKENDS: Mapping[str, str] = MappingProxyType(
+@dataclass(frozen=True)
+class BackendInfo:
+    """Say where a backend is, and what it runs.
+
+    Args:
+        code: "module:class".
+        extra: what to install for it.
+        target: whose bundles it runs; empty where that has the backend's name.
+    """
+
+    code: str
+    extra: str
+    target: str = ""
+
+
+BACKENDS: Mapping[str, BackendInfo] = MappingProxyType(
     {
-        "native": "sdengine.backends.native.backend:NativeBackend",
-        "openvino": "sdengine.backends.openvino:OpenVinoBackend",
-        "torch": "sdengine.backends.torch.eager:TorchBackend",
-        "torch-cuda": "sdengine.backends.torch.cuda:TorchCudaBackend",
-        "triton": "sdengine.backends.torch.triton:TritonBackend",
-        "tensorrt-rtx": "sdengine.backends.tensorrt.backend:TensorRtRtxBackend",
-        "tensorrt": "sdengine.backends.tensorrt.backend:TensorRtBackend",
+        "native": BackendInfo("sdengine.backends.native.backend:NativeBackend", "sdengine"),
+        "openvino": BackendInfo("sdengine.backends.openvino:OpenVinoBackend", "sdengine[openvino]"),
+        "torch": BackendInfo("sdengine.backends.torch.eager:TorchBackend", "sdengine[build]"),
+        "torch-cuda": BackendInfo(
+            "sdengine.backends.torch.cuda:TorchCudaBackend", "sdengine[build]", target="torch"
+        ),
+        "triton": BackendInfo(
+            "sdengine.backends.torch.triton:TritonBackend",
+            "sdengine[build,kernels]",
+            target="torch",
+        ),
+        "tensorrt-rtx": BackendInfo(
+            "sdengine.backends.tensorrt.backend:TensorRtRtxBackend", "sdengine[tensorrt-rtx]"
+        ),
+        "tensorrt": BackendInfo(
+            "sdengine.backends.tensorrt.backend:TensorRtBackend", "sdengine[tensorrt]"
+        ),
     }
 )
-
-
-# Whose bundles a backend runs that has no target of its own.
-_TARGETS = {"torch-cuda": "torch", "triton": "torch"}
-
-
-_EXTRAS = {
-    "native": "sdengine",
-    "openvino": "sdengine[openvino]",
-    "torch": "sdengine[build]",
-    "torch-cuda": "sdengine[build]",
-    "triton": "sdengine[build,kernels]",
-    "tensorrt-rtx": "sdengine[tensorrt-rtx]",
-    "tensorrt": "sdengine[tensorrt]",
-}
 
 
 def get_backend(name: str) -> Backend:
@@ -51,12 +61,13 @@ def get_backend(name: str) -> Backend:
     """
     if not isinstance(name, str) or name not in BACKENDS:
         raise ConfigError.for_field("backend", name, "auto, " + ", ".join(BACKENDS))
-    module_name, _, class_name = BACKENDS[name].partition(":")
+    info = BACKENDS[name]
+    module_name, _, class_name = info.code.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise BackendUnavailableError(
-            f"backend {name}: {error}. Install it: pip install '{_EXTRAS[name]}'."
+            f"backend {name}: {error}. Install it: pip install '{info.extra}'."
         ) from None
     backend: Backend = getattr(module, class_name)()
     return backend
@@ -75,7 +86,7 @@ def select_backend(name: str, target: str) -> Backend:
             no other is tried in its place.
     """
     if name == "auto":
-        targets = [known for known in BACKENDS if known not in _TARGETS]
+        targets = [known for known, info in BACKENDS.items() if not info.target]
         if target not in targets:
             raise BackendUnavailableError(
                 f"the bundle was built for {target!r}, which this release has no backend for; "
@@ -85,7 +96,7 @@ def select_backend(name: str, target: str) -> Backend:
         _log.info("backend auto: %s, because the bundle was built for it", target)
         return backend
     backend = get_backend(name)
-    wanted = _TARGETS.get(name, name)
+    wanted = BACKENDS[name].target or name
     if wanted != target:
         raise BackendUnavailableError(
             f"backend {name} cannot run this bundle, which was built for {target}. Build one for "

@@ -10,9 +10,16 @@ from pydantic import ValidationError
 
 from sdengine.bundle.manifest import Architecture, Defaults
 from sdengine.checkpoints import Checkpoint
+from sdengine.checkpoints.added_tokens import ADDED
+from sdengine.checkpoints.diffusers_folder import EXTRAS_FILE
+from sdengine.checkpoints.tokenizer_files import MERGES, VOCAB
 from sdengine.errors import BundleError, CheckpointError, ConfigError
+from sdengine.export.sizes import check_batch, parse_sizes
+from sdengine.models.contracts import size_multiple
+from sdengine.models.unet import UNetConfig
+from sdengine.models.vae import VAEConfig
 from sdengine.prompt.tokenizer import ClipTokenizer
-from sdengine.samplers import NoiseSchedule, build_program
+from sdengine.samplers import NoiseSchedule, build_program, read_scheduler_keys
 
 
 def describe(checkpoint: Checkpoint) -> Architecture:
@@ -23,10 +30,7 @@ def describe(checkpoint: Checkpoint) -> Architecture:
     """
     _check_parts_fit(checkpoint)
     unet, vae = checkpoint.unet_config, checkpoint.vae_config
-    try:
-        NoiseSchedule.from_config(checkpoint.scheduler_config)
-    except ConfigError as error:
-        raise CheckpointError(f"{checkpoint.root}/scheduler: {error}") from None
+    scheduler, not_taken_over = _scheduler(checkpoint)
     has_sizes = unet.addition_embed_type is not None
     kind = "aesthetic" if checkpoint.requires_aesthetic_score else "size"
     content = {
@@ -50,12 +54,23 @@ def describe(checkpoint: Checkpoint) -> Architecture:
             "compute_fp32": has_sizes,  # the values of SDXL's published autoencoder leave fp16
             "config": vae.to_dict(),
         },
-        "scheduler": checkpoint.scheduler_config,
+        "scheduler": scheduler,
+        "not_taken_over": [*checkpoint.not_taken_over, *not_taken_over],
     }
     try:
         return Architecture.model_validate(content)
     except ValidationError as error:
         raise CheckpointError(f"{checkpoint.root}: {_first(error)}.") from None
+
+
+def _scheduler(checkpoint: Checkpoint) -> tuple[dict[str, Any], list[str]]:
+    """Return the scheduler's configuration, and what of it is not taken over."""
+    try:
+        config, not_taken_over = read_scheduler_keys(checkpoint.scheduler_config)
+        NoiseSchedule.from_config(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint.root}/scheduler: {error}") from None
+    return config, not_taken_over
 
 
 def token_table_file(part: str) -> str:
@@ -65,7 +80,7 @@ def token_table_file(part: str) -> str:
 
 def _text_encoder(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
     config = checkpoint.text_encoder_configs[part]
-    tokenizer = _tokenizer(checkpoint, part)
+    tokenizer, length = _tokenizer(checkpoint, part), checkpoint.prompt_length(part)
     # SDXL was trained on the last layer but one, as it is; the others on the normed last one.
     reads_inner = checkpoint.unet_config.addition_embed_type is not None
     state = {"index": -2, "kind": "raw"} if reads_inner else {"index": -1, "kind": "normed"}
@@ -73,6 +88,7 @@ def _text_encoder(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
         "network": part,
         "token_table": token_table_file(part),
         "max_length": config.max_position_embeddings,
+        "prompt_length": None if length == config.max_position_embeddings else length,
         "hidden_size": config.hidden_size,
         "num_layers": config.num_hidden_layers,
         "hidden_state": state,
@@ -83,6 +99,28 @@ def _text_encoder(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
     }
 
 
+def own_size(unet: UNetConfig, vae: VAEConfig) -> tuple[int, int]:
+    """Return width and height in pixels of what a U-Net was trained at."""
+    multiple = size_multiple(unet, vae.downscale)
+    side = max(1, round(unet.sample_size * vae.downscale / multiple)) * multiple
+    return side, side
+
+
+def sizes_to_build(checkpoint: Checkpoint) -> list[tuple[int, int]]:
+    """Return the sizes that a bundle is built for where none are named.
+
+    Raises:
+        CheckpointError: what the checkpoint says is invalid.
+    """
+    if not checkpoint.resolutions:
+        return [own_size(checkpoint.unet_config, checkpoint.vae_config)]
+    try:
+        check_batch(checkpoint.batch)
+        return parse_sizes(checkpoint.resolutions)
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint.root}/{EXTRAS_FILE}: {error}") from None
+
+
 def choose_defaults(checkpoint: Checkpoint, sizes: list[tuple[int, int]]) -> Defaults:
     """Return the values of a request that names none.
 
@@ -91,12 +129,12 @@ def choose_defaults(checkpoint: Checkpoint, sizes: list[tuple[int, int]]) -> Def
     Raises:
         CheckpointError: the checkpoint's own defaults are invalid.
     """
-    side = checkpoint.unet_config.sample_size * checkpoint.vae_config.downscale
-    width, height = (side, side) if (side, side) in sizes else sizes[0]
+    own = own_size(checkpoint.unet_config, checkpoint.vae_config)
+    width, height = own if own in sizes else sizes[0]
     try:
         given: dict[str, Any] = {"width": width, "height": height, **checkpoint.defaults}
         defaults = Defaults.model_validate(given)
-        schedule = NoiseSchedule.from_config(checkpoint.scheduler_config)
+        schedule = NoiseSchedule.from_config(_scheduler(checkpoint)[0])
         build_program(defaults.sampler, defaults.schedule, defaults.steps, schedule)
     except ValidationError as error:
         raise CheckpointError(f"{checkpoint.root}: defaults: {_first(error)}.") from None
@@ -142,15 +180,19 @@ def _tokenizer(checkpoint: Checkpoint, part: str) -> ClipTokenizer:
             paths[name].write_bytes(content)
         try:
             tokenizer = ClipTokenizer(
-                paths["vocab.json"], paths["merges.txt"], pad_token=checkpoint.pad_tokens[part]
+                paths[VOCAB],
+                paths[MERGES],
+                pad_token=checkpoint.pad_tokens[part],
+                added_file=paths.get(ADDED),
             )
         except BundleError as error:
             raise CheckpointError(f"{checkpoint.root}/tokenizer: {error}") from None
     table = checkpoint.text_encoder_configs[part].vocab_size
     if tokenizer.vocab_size > table:
         raise CheckpointError(
-            f"{checkpoint.root}: the tokenizer knows {tokenizer.vocab_size} tokens, the text "
-            f"encoder {table}."
+            f"{checkpoint.root}: the tokenizer knows {tokenizer.vocab_size} tokens, the last one "
+            f"{tokenizer.token(tokenizer.vocab_size - 1)!r}; {part}'s token table has {table} "
+            "rows. The tokenizer's files or the text encoder's are of another fine-tune."
         )
     return tokenizer
 

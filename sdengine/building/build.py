@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sdengine.backends.native.graph import read_graph
-from sdengine.building.architecture import choose_defaults, describe, token_table_file
-from sdengine.building.options import TARGETS, BuildOptions, versions
+from sdengine.building.architecture import (
+    choose_defaults,
+    describe,
+    sizes_to_build,
+    token_table_file,
+)
+from sdengine.building.options import BuildOptions, versions
 from sdengine.building.report import BuildReport, Stages
 from sdengine.bundle.manifest import (
     TOKEN_TABLE_TENSOR,
+    Architecture,
     Manifest,
     NetworkEntry,
     NetworkOptions,
@@ -27,11 +33,12 @@ from sdengine.bundle.tensors import TensorSpec
 from sdengine.bundle.writer import check_target, write_bundle
 from sdengine.checkpoints import Checkpoint, load_checkpoint
 from sdengine.checkpoints.weights import save_tensors
-from sdengine.compilers import get_compiler
+from sdengine.compilers import COMPILERS, get_compiler
 from sdengine.compilers.native.sensitivity import LayerError, exact_steps, layer_errors
+from sdengine.compilers.registry import Compile
 from sdengine.compilers.tensorrt.engine import FLAVOURS
 from sdengine.compilers.tensorrt.scratch import scratch_by_size
-from sdengine.errors import EngineBuildError, ExportError
+from sdengine.errors import CheckpointError, EngineBuildError, ExportError
 from sdengine.export.cache import open_cache
 from sdengine.export.exporter import Exporter
 from sdengine.export.network import ExportedNetwork
@@ -62,8 +69,10 @@ def build(
         output: the bundle's folder; its parent must exist.
         target: "native", "openvino", "torch", "tensorrt-rtx" or "tensorrt".
         resolutions: sizes in pixels that requests may ask for: sides of squares, or pairs of width
-            and height. Requests that name no size take the checkpoint's own, or the first.
-        batch: images that one run makes; larger requests take several runs.
+            and height; None is what the checkpoint was trained at, or says. Requests that name no
+            size take the checkpoint's own, or the first. Bundles of target native run others too.
+        batch: images that one run makes; larger requests take several runs. None is what the
+            checkpoint says, or 1.
         precision: what weights are stored in: "fp32", "bf16" or "fp16". TensorRT's engines compute
             in it too, but for an autoencoder whose values leave the range of fp16.
         controlnet: let the U-Net read ControlNet residuals.
@@ -99,9 +108,11 @@ def build(
         Cancelled: `cancel` was set.
     """
     options = BuildOptions(**keywords)
+    compiler = get_compiler(options.target)
     place = Path(output)
     check_target(place, force=options.force)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+    options = options.completed(sizes_to_build(source), source.batch)
     check_multiples(
         [*options.sizes], size_multiple(source.unet_config, source.vae_config.downscale)
     )
@@ -110,7 +121,7 @@ def build(
     try:
         with open_cache(options.cache, beside=place) as exports:
             exporter = Exporter(source, exports, controlnet=options.controlnet)
-            work = _Build(source, exporter, options, memory)
+            work = _Build(source, exporter, options, compiler, memory)
             path = write_bundle(place, work.write, force=options.force)
     finally:
         peak_bytes = memory.end()
@@ -125,6 +136,7 @@ def build(
         layers=work.layers,
         guesses=source.guesses,
         ignored=ignored,
+        not_taken_over=work.not_taken_over,
     )
 
 
@@ -151,10 +163,12 @@ class _Build:
     checkpoint: Checkpoint
     exporter: Exporter
     options: BuildOptions
+    compiler: Compile
     memory: PeakMemory
     max_error: dict[str, float] = field(default_factory=dict)
     replaced: dict[str, dict[str, int]] = field(default_factory=dict)
     layers: dict[str, list[LayerError]] = field(default_factory=dict)
+    not_taken_over: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Count the stages: read, export, compile and measure each network, tokenizer, hash."""
@@ -167,6 +181,8 @@ class _Build:
         source, options = self.checkpoint, self.options
         with self.stages.stage("read"):
             architecture = describe(source)
+            self.not_taken_over = architecture.not_taken_over
+            _check_chunks(architecture, options.target)
             defaults = choose_defaults(source, [*options.sizes])
             guesses = [asdict(guess) for guess in source.guesses]
             origin = Source.model_validate(
@@ -190,7 +206,7 @@ class _Build:
             target=options.target,
             precision=options.precision,
             resolutions=[*options.sizes],
-            max_batch=options.batch,
+            max_batch=self.spec.batch,
             architecture=architecture,
             defaults=defaults,
             networks=networks,
@@ -202,7 +218,7 @@ class _Build:
     def _write_network(self, name: str, folder: Path, vae_needs_fp32: bool) -> NetworkEntry:
         target = self.options.target
         options: dict[str, Any] = {}
-        if TARGETS[target]:
+        if COMPILERS[target].reads_onnx:
             with self.stages.stage(f"export {name}"):
                 exported, precision = self._export(name, vae_needs_fp32)
                 if target in FLAVOURS:
@@ -218,7 +234,7 @@ class _Build:
         if name == "unet":
             options["controlnet"] = self.options.controlnet
         with self.stages.stage(f"compile {name}"):
-            compiled = get_compiler(target)(exported, folder, self.spec)
+            compiled = self.compiler(exported, folder, self.spec)
             self.memory.add_process(compiled.peak_bytes)
             options |= compiled.options.model_dump()
             told = "scratch_bytes" in options
@@ -269,6 +285,16 @@ class _Build:
         """Export in bf16, whose range is that of fp32, where every GPU computes in it."""
         precision = "bf16" if all(cc >= 80 for cc in self.options.capabilities) else "fp32"
         return self.exporter.export(name, precision), precision
+
+
+def _check_chunks(architecture: Architecture, target: str) -> None:
+    """Refuse prompts shorter than the engines of TensorRT are laid out for."""
+    encoder = architecture.text_encoders[0]
+    if target in FLAVOURS and encoder.chunk_length < encoder.max_length:
+        raise CheckpointError(
+            f"tokenizer: model_max_length is {encoder.chunk_length}; engines of target {target} "
+            f"read prompts of {encoder.max_length} tokens. Build for native, openvino or torch."
+        )
 
 
 def _write_token_table(checkpoint: Checkpoint, part: str, path: Path, precision: str) -> None:

@@ -6,10 +6,11 @@ others it follows from the graphs.
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,20 +18,24 @@ import onnx
 
 from sdengine import _native
 from sdengine.backends.tensorrt.arena import MAX_EVALUATIONS, MAX_REGISTERS, rows_of
+from sdengine.building import kept_scratch
+from sdengine.building.architecture import own_size
 from sdengine.bundle.manifest import Manifest
 from sdengine.checkpoints.checkpoint import TEXT_ENCODERS
 from sdengine.checkpoints.part_source import PartSource
 from sdengine.errors import ConfigError
 from sdengine.export.cache import OnnxCache
-from sdengine.export.exporter import Exporter
+from sdengine.export.exporter import Exporter, part_of
 from sdengine.export.fusion import fuse
 from sdengine.export.liveness import peak_activation_bytes
 from sdengine.export.sizes import check_batch, check_multiples, parse_sizes
 from sdengine.export.static_shapes import fix_shapes
 from sdengine.export.trace import placeholders, trace
 from sdengine.export.weights import attach_weights
-from sdengine.models.contracts import has_weight
+from sdengine.models.contracts import has_weight, size_multiple
 from sdengine.models.dtypes import TORCH_DTYPES
+from sdengine.models.unet import UNetConfig
+from sdengine.models.vae import VAEConfig
 
 _RGB = 3
 # Not needed for text to image.
@@ -103,7 +108,7 @@ def estimate_memory(
     source: PartSource,
     *,
     precision: str = "fp16",
-    resolutions: tuple[int | tuple[int, int], ...] | list[int | tuple[int, int]] = (512,),
+    resolutions: Sequence[int | tuple[int, int]] | None = None,
     batch: int = 1,
     built: BuiltMemory | None = None,
     progress: Progress | None = None,
@@ -118,11 +123,11 @@ def estimate_memory(
     Args:
         source: a checkpoint, or an architecture.
         precision: "fp32", "bf16" or "fp16".
-        resolutions: as for `build`.
+        resolutions: as for `build`; None is what the model was trained at, and 1.5 and 2 times it.
         batch: images that one run makes.
         built: what the builder of the model's engines told, which counts where precision and batch
             are those.
-        progress: called before each network with its name, the networks done, and all.
+        progress: called before each graph with what is found in it, the networks done, and all.
 
     Raises:
         ConfigError: an argument is invalid.
@@ -131,7 +136,7 @@ def estimate_memory(
     if precision not in TORCH_DTYPES:
         raise ConfigError.for_field("precision", precision, ", ".join(TORCH_DTYPES))
     check_batch(batch)
-    sizes = parse_sizes(resolutions)
+    sizes = _usual_sizes(source) if resolutions is None else parse_sizes(resolutions)
     exporter = Exporter(source, OnnxCache(), controlnet=False)
     check_multiples(sizes, exporter.multiple)
     item_bytes = TORCH_DTYPES[precision].itemsize
@@ -145,10 +150,9 @@ def estimate_memory(
     for done, name in enumerate(networks):
         scratch[name] |= {size: n for size, n in told.get(name, {}).items() if size in sizes}
         left = [size for size in sizes if size not in scratch[name]]
-        if progress is not None and left:
-            progress(f"trace {name}", done, len(networks))
+        tell = functools.partial(_tell, progress, done, len(networks))
         if left:
-            scratch[name] |= _scratch_bytes(exporter, name, precision, left, batch)
+            scratch[name] |= _scratch_bytes(exporter, name, precision, left, batch, tell)
     estimates = []
     resident = sum(weight_bytes.values())
     for size in sizes:
@@ -159,6 +163,14 @@ def estimate_memory(
         low = _largest_stage(weight_bytes, needed) + pool
         estimates.append(SizeEstimate(*size, batch, needed, told_here, pool, total, low))
     return MemoryEstimate(source.name, precision, weight_bytes, estimates)
+
+
+def _usual_sizes(source: PartSource) -> list[tuple[int, int]]:
+    unet, vae = source.config("unet"), source.config("vae")
+    assert isinstance(unet, UNetConfig) and isinstance(vae, VAEConfig)
+    (side, _), multiple = own_size(unet, vae), size_multiple(unet, vae.downscale)
+    between = round(1.5 * side / multiple) * multiple
+    return parse_sizes([side, between, 2 * side])
 
 
 def built_memory(manifest: Manifest) -> BuiltMemory | None:
@@ -203,7 +215,22 @@ def _scratch_bytes(
     precision: str,
     sizes: list[tuple[int, int]],
     batch: int,
+    progress: Callable[[str], None],
 ) -> dict[tuple[int, int], int]:
+    """Return what is kept of the sizes, and find the others in a graph that is traced for them."""
+    rows = rows_of(network, batch)
+    content = {
+        "network": network,
+        "config": exporter.source.config(part_of(network)).to_dict(),
+        "options": exporter.options,
+        "precision": precision,
+        "rows": rows,
+    }
+    known = kept_scratch.find(content)
+    missing = [size for size in sizes if size not in known]
+    if not missing:
+        return {size: known[size] for size in sizes}
+    progress(f"trace {network}")
     contract = exporter.contract(network, precision)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{network}.onnx"
@@ -211,14 +238,20 @@ def _scratch_bytes(
             model: onnx.ModelProto = trace(contract, path)
             attach_weights(model, state, contract, path.with_suffix(".data"), write=False)
     found: dict[tuple[int, int], int] = {}
-    rows = rows_of(network, batch)
-    for width, height in sizes:
+    for width, height in missing:
+        progress(f"{network} at {width}x{height}")
         if network in TEXT_ENCODERS and found:
             found[width, height] = next(iter(found.values()))
             continue
         fixed = fix_shapes(model, contract.at_size(rows, height, width))
         found[width, height] = peak_activation_bytes(fuse(fixed)[0])
-    return found
+    kept_scratch.keep(content, found)
+    return {size: {**known, **found}[size] for size in sizes}
+
+
+def _tell(progress: Progress | None, done: int, total: int, what: str) -> None:
+    if progress is not None:
+        progress(what, done, total)
 
 
 def _pool_bytes(exporter: Exporter, size: tuple[int, int], batch: int, item_bytes: int) -> int:

@@ -6,11 +6,12 @@ import importlib.metadata
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
 from sdengine.building.report import Progress
+from sdengine.compilers import COMPILERS
 from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.tensorrt.engine import FLAVOURS, FULL, target_capabilities
 from sdengine.compilers.tensorrt.kernel_choice import NATIVE, TRITON
@@ -20,14 +21,7 @@ from sdengine.errors import ConfigError
 from sdengine.export.sizes import check_batch, parse_sizes
 from sdengine.models.dtypes import TORCH_DTYPES
 
-# Targets whose compiler reads ONNX; the others take the module itself.
-TARGETS = {"native": True, "openvino": True, "torch": False, **dict.fromkeys(FLAVOURS, True)}
 _DISTRIBUTIONS = ("torch", "onnx", "onnxruntime", "safetensors")
-_TARGET_DISTRIBUTIONS = {
-    "openvino": "openvino",
-    "tensorrt-rtx": "tensorrt-rtx-cu13",
-    "tensorrt": "tensorrt",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +33,8 @@ class BuildOptions:
     """
 
     target: str = "native"
-    resolutions: Sequence[int | tuple[int, int]] = (512,)
-    batch: int = 1
+    resolutions: Sequence[int | tuple[int, int]] | None = None
+    batch: int | None = None
     precision: str = "fp16"
     controlnet: bool = True
     gpus: Sequence[str] = ()
@@ -56,12 +50,14 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         """Refuse what no build can do; `capabilities` refuses GPUs."""
-        if self.target not in TARGETS:
-            raise ConfigError.for_field("target", self.target, ", ".join(TARGETS))
+        if self.target not in COMPILERS:
+            raise ConfigError.for_field("target", self.target, ", ".join(COMPILERS))
         if self.precision not in TORCH_DTYPES:
             raise ConfigError.for_field("precision", self.precision, ", ".join(TORCH_DTYPES))
-        check_batch(self.batch)
-        parse_sizes(self.resolutions)
+        if self.batch is not None:
+            check_batch(self.batch)
+        if self.resolutions is not None:
+            parse_sizes(self.resolutions)
         self._check_limits()
         gpu_capabilities(self.target, tuple(self.gpus))
         self._check_kernels()
@@ -76,9 +72,18 @@ class BuildOptions:
                 f"for {self.target}."
             )
 
+    def completed(self, sizes: Sequence[tuple[int, int]], batch: int) -> BuildOptions:
+        """Return the options with a checkpoint's own sizes and batch where none were named."""
+        return replace(
+            self,
+            resolutions=sizes if self.resolutions is None else self.resolutions,
+            batch=batch if self.batch is None else self.batch,
+        )
+
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        """Width and height in pixels of each of the resolutions, each once."""
+        """Width and height in pixels of each of the resolutions, each once, once completed."""
+        assert self.resolutions is not None
         return tuple(parse_sizes(self.resolutions))
 
     @property
@@ -92,6 +97,7 @@ class BuildOptions:
         Args:
             progress: told how far the compiler is.
         """
+        assert self.batch is not None
         cache = None if self.timing_cache is None else Path(self.timing_cache).absolute()
         tensorrt = TensorRtOptions(
             gpus=tuple(self.gpus),
@@ -130,8 +136,8 @@ class BuildKeywords(TypedDict, total=False):
     """The fields of `BuildOptions` for type checkers; a test compares the two."""
 
     target: str
-    resolutions: Sequence[int | tuple[int, int]]
-    batch: int
+    resolutions: Sequence[int | tuple[int, int]] | None
+    batch: int | None
     precision: str
     controlnet: bool
     gpus: Sequence[str]
@@ -164,7 +170,5 @@ def gpu_capabilities(target: str, gpus: tuple[str, ...]) -> list[int]:
 
 def versions(target: str) -> dict[str, str]:
     """Return the versions of what a build for a target uses."""
-    names = [*_DISTRIBUTIONS]
-    if target in _TARGET_DISTRIBUTIONS:
-        names.append(_TARGET_DISTRIBUTIONS[target])
-    return {name: importlib.metadata.version(name) for name in names}
+    names = (*_DISTRIBUTIONS, COMPILERS[target].distribution)
+    return {name: importlib.metadata.version(name) for name in names if name}

@@ -32,6 +32,7 @@ class BuildReport:
         replaced: by network and operator, how many patterns of the graph became one node; empty
             for targets whose own compiler fuses.
         layers: by network, the errors of its layers; empty unless they were measured.
+        not_taken_over: a line for each thing in the checkpoint's files that has no effect here.
         guesses: what the checkpoint does not say and was assumed.
         ignored: tensors of its files that are none of the networks', and what each is.
     """
@@ -43,6 +44,7 @@ class BuildReport:
     bundle_bytes: int
     replaced: dict[str, dict[str, int]]
     layers: dict[str, list[LayerError]]
+    not_taken_over: list[str]
     guesses: tuple[Guess, ...] = ()
     ignored: dict[str, str] = field(default_factory=dict)
 

@@ -31,6 +31,7 @@ MAX_MANIFEST_BYTES = 8 << 20
 TOKEN_TABLE_TENSOR = "token_embedding"
 VOCAB_FILE = "tokenizer/vocab.json"
 MERGES_FILE = "tokenizer/merges.txt"
+ADDED_TOKENS_FILE = "tokenizer/added_tokens.json"  # where the checkpoint has any
 
 _SYMBOL = re.compile(r"[a-z_]+(/[1-9][0-9]{0,3})?")
 _ShortText = Annotated[str, Field(max_length=200)]
@@ -153,11 +154,16 @@ class HiddenState(_Strict):
 
 
 class TextEncoderArchitecture(_Strict):
-    """Describe one text encoder: its network, its token table's file, its special tokens."""
+    """Describe one text encoder: its network, its token table's file, its special tokens.
+
+    The network reads `max_length` tokens, of which the first `prompt_length` hold a chunk of the
+    prompt and condition the U-Net; None is all of them.
+    """
 
     network: Literal["text_encoder", "text_encoder_2"] = "text_encoder"
     token_table: str = "token_table.safetensors"
     max_length: Annotated[int, Field(ge=3, le=4096)] = 77
+    prompt_length: Annotated[int, Field(ge=3, le=4096)] | None = None
     hidden_size: _Positive
     num_layers: Annotated[int, Field(ge=1, le=200)]
     hidden_state: HiddenState = HiddenState()
@@ -170,6 +176,24 @@ class TextEncoderArchitecture(_Strict):
     @classmethod
     def _inside(cls, path: str) -> str:
         return checked_relative_path(path)
+
+    @property
+    def chunk_length(self) -> int:
+        """Tokens of one chunk, with start and end."""
+        return self.prompt_length or self.max_length
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if values["prompt_length"] is None:  # which earlier releases do not know
+            del values["prompt_length"]
+        return values
+
+    @model_validator(mode="after")
+    def _length_fits(self) -> TextEncoderArchitecture:
+        if self.chunk_length > self.max_length:
+            raise ValueError(f"prompt_length {self.prompt_length} of {self.max_length} tokens")
+        return self
 
     @model_validator(mode="after")
     def _index_exists(self) -> TextEncoderArchitecture:
@@ -213,7 +237,8 @@ class Architecture(_Strict):
 
     The outputs of `text_encoders` are joined in their order; `pooled_from` names the one whose
     pooled output conditions the U-Net. `zero_empty_negative` asks for zeros in place of an empty
-    negative prompt's embeddings.
+    negative prompt's embeddings. `not_taken_over` has a line for each thing in the checkpoint's
+    files that has no effect here.
     """
 
     family: _ShortText
@@ -223,6 +248,7 @@ class Architecture(_Strict):
     unet: UNetArchitecture
     vae: VAEArchitecture
     scheduler: dict[str, Any]
+    not_taken_over: list[_Text] = Field(default_factory=list, max_length=100)
 
     @model_validator(mode="after")
     def _encoders_fit(self) -> Architecture:
@@ -231,6 +257,8 @@ class Architecture(_Strict):
             raise ValueError("text_encoders: a network is named twice")
         if len({encoder.max_length for encoder in self.text_encoders}) != 1:
             raise ValueError("text_encoders: max_length differs")
+        if len({encoder.chunk_length for encoder in self.text_encoders}) != 1:
+            raise ValueError("text_encoders: prompt_length differs")
         if self.pooled_from is not None and self.pooled_from not in names:
             raise ValueError(f"pooled_from: {self.pooled_from} is not among text_encoders")
         if self.unet.size_conditioning != "none" and self.pooled_from is None:
@@ -290,6 +318,18 @@ class Manifest(_Strict):
     compute_capabilities: list[Annotated[int, Field(ge=10, le=999)]] = Field(
         default_factory=list, max_length=16
     )
+
+    @property
+    def size_multiple(self) -> int | None:
+        """Pixels that the sides of any image size are multiples of; None if only resolutions run.
+
+        Networks of target native are laid out for a size when they are loaded. A U-Net halves its
+        maps between its levels.
+        """
+        levels = self.architecture.unet.config.get("block_out_channels")
+        if self.target != "native" or not isinstance(levels, list) or not 1 <= len(levels) <= 8:
+            return None
+        return self.architecture.vae.downscale << (len(levels) - 1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:

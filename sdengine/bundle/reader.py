@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +27,14 @@ from sdengine.bundle.manifest import (
     parse_manifest,
 )
 from sdengine.errors import BundleError, ConfigError, UnsupportedShapeError
+from sdengine.storage.content_hash import HashedFile, hash_open_file, sha256_of
+from sdengine.storage.regular_file import open_regular
 from sdengine.storage.tensor_file import map_tensors
 
 DEMO_BUNDLE = Path(__file__).parent / "demo"
 HASH_BY_DEFAULT_BYTES = 256 << 20
 HASH_ANYWAY_BYTES = 32 << 20
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,21 @@ class Bundle:
         if all(entry.path != relative for entry in self.manifest.files):
             raise BundleError(f"{self.root}: the manifest lists no file {relative!r}.")
         return self.root / relative
+
+    def open(self, relative: str) -> BinaryIO:
+        """Open a file that the manifest lists."""
+        path = self.path(relative)
+        try:
+            return open_regular(path)
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error}.") from None
+
+    def hashed(self, relative: str, file: BinaryIO) -> HashedFile:
+        """Return an open file's hash, and warn where it is not what the manifest says."""
+        found = hash_open_file(file, self.path(relative))
+        if any(e.path == relative and e.sha256 != found.sha256 for e in self.manifest.files):
+            _warn_of_other_content(found.path)
+        return found
 
     def network(self, name: str) -> NetworkEntry:
         """Return the entry of one network."""
@@ -124,7 +144,7 @@ def _read_manifest(root: Path) -> bytes:
             )
         if not path.is_file():
             raise BundleError(f"{root}: there is no {MANIFEST_NAME}, so it is not a bundle.")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(MAX_MANIFEST_BYTES + 1)
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read: {error}.") from None
@@ -166,30 +186,34 @@ def _check_file(root: Path, entry: FileEntry, with_hash: bool) -> None:
             )
 
 
-def sha256_of(path: Path) -> str:
-    """Hash a file in pieces; memory stays small whatever its size."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error}.") from None
-    return digest.hexdigest()
+@functools.cache
+def _warn_of_other_content(path: Path) -> None:
+    _log.warning("%s is not the file that the manifest describes; see `sdengine verify`.", path)
 
 
-def check_size(width: int, height: int, resolutions: list[tuple[int, int]]) -> None:
-    """Refuse an image size that is not among those that a bundle was built for.
+def check_size(width: int, height: int, manifest: Manifest) -> None:
+    """Refuse an image size that a bundle does not run.
 
     Raises:
-        UnsupportedShapeError: it is not; the message names the nearest.
+        UnsupportedShapeError: it is neither one that the bundle was built for, nor are its sides
+            multiples of what a bundle of target native takes; the message names the nearest.
     """
-    if (width, height) in resolutions:
+    if (width, height) in manifest.resolutions:
         return
-    nearest = min(resolutions, key=lambda size: abs(size[0] - width) + abs(size[1] - height))
-    built = ", ".join(f"{w}x{h}" for w, h in resolutions[:20])
+    multiple = manifest.size_multiple
+    if multiple is not None:
+        if min(width, height) >= multiple and width % multiple == height % multiple == 0:
+            return
+        near = [max(1, round(side / multiple)) * multiple for side in (width, height)]
+        raise UnsupportedShapeError(
+            f"width, height: {width}x{height} is not accepted; expected multiples of {multiple} "
+            f"pixels, which the levels of this model need. The nearest is {near[0]}x{near[1]}."
+        )
+    sizes = manifest.resolutions
+    nearest = min(sizes, key=lambda size: abs(size[0] - width) + abs(size[1] - height))
+    built = ", ".join(f"{w}x{h}" for w, h in sizes[:20])
     raise UnsupportedShapeError(
         f"width, height: the bundle was not built for {width}x{height}; the nearest that it was "
         f"built for is {nearest[0]}x{nearest[1]} (all: {built}). Other sizes need "
-        "`sdengine build --resolutions`."
+        "`sdengine build --resolutions`; bundles of target native take any."
     )

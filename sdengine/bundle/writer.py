@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdengine.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
-from sdengine.bundle.reader import open_bundle, sha256_of
+from sdengine.bundle.reader import open_bundle
+from sdengine.storage.content_hash import sha256_of
 from sdengine.storage.whole_folder import check_place, write_folder
 
 _WHAT = "bundle"

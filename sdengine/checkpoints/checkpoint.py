@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,8 +43,13 @@ class Checkpoint(PartSource):
         zero_empty_negative: an empty negative prompt is conditioned by zeros (SDXL).
         requires_aesthetic_score: the U-Net's time ids hold a score in place of the target size.
         open_weights: opens the files of a part.
-        read_tokenizer: returns the contents of vocab.json and merges.txt, which serve every
-            encoder.
+        read_tokenizer: returns the contents of vocab.json, merges.txt, and added_tokens.json where
+            there are such tokens; they serve every encoder.
+        max_lengths: the most tokens of a prompt, by text encoder, where the tokenizer has a limit.
+        not_taken_over: a line for each thing in its files that has no effect here.
+        resolutions: sides, or pairs of width and height, that bundles are built for if none are
+            named; empty for the size that the U-Net was trained at.
+        batch: images that one run of such a bundle makes.
         guesses: what the files do not say and was assumed.
     """
 
@@ -60,6 +65,10 @@ class Checkpoint(PartSource):
     requires_aesthetic_score: bool
     open_weights: Callable[[str], Weights] = field(repr=False)
     read_tokenizer: Callable[[], dict[str, bytes]] = field(repr=False)
+    max_lengths: dict[str, int | None] = field(default_factory=dict)
+    not_taken_over: tuple[str, ...] = ()
+    resolutions: Sequence[Any] = ()
+    batch: int = 1
     guesses: tuple[Guess, ...] = ()
 
     def __post_init__(self) -> None:
@@ -118,17 +127,22 @@ class Checkpoint(PartSource):
         return module
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """Return the contents of vocab.json and merges.txt.
+        """Return the contents of vocab.json, merges.txt, and of added_tokens.json if there is one.
 
         Raises:
             CheckpointError: they are missing or damaged.
         """
         return self.read_tokenizer()
 
+    def prompt_length(self, part: str) -> int:
+        """Return how many tokens of a prompt a text encoder is given, with start and end."""
+        positions = self.text_encoder_configs[part].max_position_embeddings
+        return min(self.max_lengths.get(part) or positions, positions)
+
     @cached_property
     def sha256(self) -> str:
         """Identify the content: one hash over networks, noise schedule and tokenizer."""
-        content = {
+        content: dict[str, Any] = {
             "parts": {part: self.part_sha256(part) for part in self.parts},
             "scheduler": self.scheduler_config,
             "pad_tokens": self.pad_tokens,
@@ -139,6 +153,13 @@ class Checkpoint(PartSource):
                 for name, data in self.tokenizer_files().items()
             },
         }
+        shorter = {
+            part: self.prompt_length(part)
+            for part, config in self.text_encoder_configs.items()
+            if self.prompt_length(part) < config.max_position_embeddings
+        }
+        if shorter:
+            content["prompt_lengths"] = shorter
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.reader import PathLike, load_checkpoint
@@ -22,6 +24,7 @@ def convert(
     vae: PathLike | None = None,
     family: str | ModelArchitecture | None = None,
     prediction_type: str | None = None,
+    scheduler: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Write a checkpoint, usually a single file, as a folder that diffusers' pipelines load.
@@ -33,7 +36,7 @@ def convert(
         source: what `load_checkpoint` opens.
         folder: the new folder; its parent must exist.
         dtype: of the weights: "fp16", "bf16" or "fp32".
-        variant, base, vae, family, prediction_type: see `load_checkpoint`.
+        variant, base, vae, family, prediction_type, scheduler: see `load_checkpoint`.
         progress: called with a network's name, the tensors done and how many there are.
 
     Returns:
@@ -54,6 +57,7 @@ def convert(
         vae=vae,
         family=family,
         prediction_type=prediction_type,
+        scheduler=scheduler,
     )
     parts = {name: _part(checkpoint, name) for name in checkpoint.parts}
     description = Description(
@@ -63,6 +67,9 @@ def convert(
         defaults=checkpoint.defaults,
         zero_empty_negative=checkpoint.zero_empty_negative,
         requires_aesthetic_score=checkpoint.requires_aesthetic_score,
+        prompt_lengths={part: checkpoint.prompt_length(part) for part in checkpoint.pad_tokens},
+        resolutions=checkpoint.resolutions,
+        batch=checkpoint.batch,
     )
     return write_checkpoint(folder, parts, description, TORCH_DTYPES[dtype], progress)
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sdengine.checkpoints.added_tokens import ADDED, TokenizerSettings
 from sdengine.checkpoints.checkpoint import TEXT_ENCODERS, Checkpoint
 from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.checkpoints.guesses import Guess
+from sdengine.checkpoints.model_index import read_entries
 from sdengine.checkpoints.tokenizer_files import read_tokenizer, read_vocabulary
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
@@ -49,11 +51,13 @@ def read_folder(root: Path, *, variant: str | None = None) -> Checkpoint:
     """
     folder = CheckpointFolder(root)
     index = folder.json("model_index.json")
+    not_taken_over = _not_taken_over(root, index)
     parts = _parts(root, index)
     texts = [part for part in TEXT_ENCODERS if part in parts]
     unet = part_config(folder, "unet", UNetConfig.from_dict)
     is_xl = unet.addition_embed_type is not None
-    scheduler = folder.json(SCHEDULER_FILE)
+    scheduler = _scheduler(folder, index)
+    tokenizers = {part: TokenizerSettings(folder, TOKENIZERS[part]) for part in texts}
     plain = _without_variant(folder, [*texts, "unet", "vae"], variant)
     return Checkpoint(
         root=root,
@@ -63,7 +67,7 @@ def read_folder(root: Path, *, variant: str | None = None) -> Checkpoint:
         text_encoder_configs={
             part: part_config(folder, part, TextEncoderConfig.from_dict) for part in texts
         },
-        pad_tokens={part: _pad_token(folder, TOKENIZERS[part]) for part in texts},
+        pad_tokens={part: tokenizers[part].pad_token for part in texts},
         scheduler_config=scheduler,
         defaults=_defaults(folder, unet, scheduler),
         # What diffusers assumes of SDXL folders that do not say it.
@@ -74,6 +78,9 @@ def read_folder(root: Path, *, variant: str | None = None) -> Checkpoint:
         ),
         guesses=tuple(_guess_plain(part, variant) for part in plain),
         read_tokenizer=lambda: _tokenizer_files(folder, [TOKENIZERS[part] for part in texts]),
+        max_lengths={part: one.max_length for part, one in tokenizers.items()},
+        not_taken_over=not_taken_over,
+        **_build_defaults(folder),
     )
 
 
@@ -169,6 +176,22 @@ def _parts(root: Path, index: dict[str, Any]) -> set[str]:
     return found
 
 
+def _not_taken_over(root: Path, index: dict[str, Any]) -> tuple[str, ...]:
+    try:
+        return tuple(read_entries(index))
+    except ConfigError as error:
+        raise CheckpointError(f"{root / 'model_index.json'}: {error}") from None
+
+
+def _scheduler(folder: CheckpointFolder, index: dict[str, Any]) -> dict[str, Any]:
+    """Return the scheduler's file; the index names its class where it does not."""
+    config = folder.json(SCHEDULER_FILE)
+    entry = index.get("scheduler")
+    if "_class_name" in config or not isinstance(entry, list) or not entry:
+        return config
+    return {"_class_name": entry[-1], **config}
+
+
 def _flag(root: Path, index: dict[str, Any], key: str, default: bool) -> bool:
     value = index.get(key, default)
     if not isinstance(value, bool):
@@ -179,13 +202,30 @@ def _flag(root: Path, index: dict[str, Any], key: str, default: bool) -> bool:
 def _defaults(
     folder: CheckpointFolder, unet: UNetConfig, scheduler: dict[str, Any]
 ) -> dict[str, Any]:
-    """Read the optional `sdengine.json`, which diffusers does not know; else see how it works."""
-    if folder.find(EXTRAS_FILE) is None:
+    """Return what requests take that name nothing: as the folder says, or as the model works."""
+    extras = _extras(folder)
+    if "defaults" not in extras:
         return distilled_defaults(unet, scheduler)
-    defaults = folder.json(EXTRAS_FILE).get("defaults", {})
+    defaults = extras["defaults"]
     if not isinstance(defaults, dict):
         raise CheckpointError(f"{folder.root / EXTRAS_FILE}: defaults is not an object.")
     return defaults
+
+
+def _extras(folder: CheckpointFolder) -> dict[str, Any]:
+    """Read the optional `sdengine.json`, which diffusers does not know."""
+    return {} if folder.find(EXTRAS_FILE) is None else folder.json(EXTRAS_FILE)
+
+
+def _build_defaults(folder: CheckpointFolder) -> dict[str, Any]:
+    """Return the sizes and the batch that bundles are built for if none are named."""
+    extras = _extras(folder)
+    resolutions, batch = extras.get("resolutions", []), extras.get("batch", 1)
+    if not isinstance(resolutions, list) or type(batch) is not int:
+        raise CheckpointError(
+            f"{folder.root / EXTRAS_FILE}: resolutions is not a list, or batch is not an integer."
+        )
+    return {"resolutions": tuple(resolutions), "batch": batch}
 
 
 def distilled_defaults(unet: UNetConfig, scheduler: dict[str, Any]) -> dict[str, Any]:
@@ -208,21 +248,10 @@ def distilled_defaults(unet: UNetConfig, scheduler: dict[str, Any]) -> dict[str,
     return {}
 
 
-def _pad_token(folder: CheckpointFolder, tokenizer: str) -> str:
-    name = f"{tokenizer}/tokenizer_config.json"
-    token = folder.json(name).get("pad_token") if folder.find(name) else None
-    if isinstance(token, dict):
-        token = token.get("content")
-    if token is None:
-        return END_OF_TEXT
-    if not isinstance(token, str) or not 0 < len(token) <= 200:
-        raise CheckpointError(f"{folder.root / name}: pad_token is not a token.")
-    return token
-
-
 def _tokenizer_files(folder: CheckpointFolder, tokenizers: list[str]) -> dict[str, bytes]:
     files = [read_tokenizer(folder, tokenizer) for tokenizer in tokenizers]
-    if any(read_vocabulary(other) != read_vocabulary(files[0]) for other in files[1:]):
+    contents = [(read_vocabulary(one), one.get(ADDED)) for one in files]
+    if any(other != contents[0] for other in contents[1:]):
         raise CheckpointError(
             f"{folder.root}: {' and '.join(tokenizers)} differ; the text encoders of Stable "
             "Diffusion share one vocabulary."

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdengine.errors import CheckpointError
+from sdengine.storage.regular_file import open_regular
 
 DEMO_CHECKPOINT = Path(__file__).parent / "demo"
 MAX_JSON_BYTES = 16 << 20
@@ -82,7 +83,7 @@ class CheckpointFolder:
         """Read a file that must hold a JSON object."""
         path = self.file(name)
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 data = file.read(MAX_JSON_BYTES + 1)
             if len(data) > MAX_JSON_BYTES:
                 raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES} bytes.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sdengine.checkpoints.checkpoint import FAMILIES, Checkpoint, family_of
 from sdengine.checkpoints.diffusers_folder import read_folder
@@ -31,6 +33,7 @@ def load_checkpoint(
     vae: PathLike | None = None,
     family: str | ModelArchitecture | None = None,
     prediction_type: str | None = None,
+    scheduler: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Open a checkpoint; its weights are read when a network is asked for.
 
@@ -48,6 +51,8 @@ def load_checkpoint(
             tensors say.
         prediction_type: what the U-Net predicts, where the checkpoint says it wrongly or not at
             all: "epsilon", "v_prediction" or "sample".
+        scheduler: keys that replace those of its ``scheduler_config.json``, such as
+            {"clip_sample": False}.
 
     Raises:
         CheckpointError: it is missing, incomplete, damaged, or of another kind of model.
@@ -69,8 +74,11 @@ def load_checkpoint(
             f"{checkpoint.root}: family {named!r} was asked for; its networks are those of "
             f"{checkpoint.family!r}."
         )
+    changes = dict(scheduler or {})
     if prediction_type is not None:
-        schedule = {**checkpoint.scheduler_config, "prediction_type": prediction_type}
+        changes["prediction_type"] = prediction_type
+    if changes:
+        schedule = {**checkpoint.scheduler_config, **changes}
         checkpoint = replace(checkpoint, scheduler_config=schedule)
     checkpoint = _without_what_was_given(checkpoint, family, prediction_type)
     if vae is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sdengine.checkpoints.added_tokens import ADDED
 from sdengine.checkpoints.diffusers_folder import (
     DIFFUSERS_STEMS,
     END_OF_TEXT,
@@ -74,11 +75,13 @@ class Description:
 
     Args:
         scheduler_config: content of scheduler_config.json, with the scheduler's `_class_name`.
-        tokenizer_files: contents of vocab.json and merges.txt.
+        tokenizer_files: what `read_tokenizer` returns.
         pad_tokens: what prompts are padded with, by text encoder.
         defaults: values for requests that name none: steps, guidance_scale, sampler, schedule.
         zero_empty_negative: an empty negative prompt is conditioned by zeros.
         requires_aesthetic_score: the U-Net's time ids hold a score.
+        prompt_lengths: tokens of a prompt, by text encoder, where not all that it could read.
+        resolutions, batch: what bundles are built for if nothing is named.
     """
 
     scheduler_config: Mapping[str, Any]
@@ -87,6 +90,9 @@ class Description:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     zero_empty_negative: bool = False
     requires_aesthetic_score: bool = False
+    prompt_lengths: Mapping[str, int] = field(default_factory=dict)
+    resolutions: Sequence[Any] = ()
+    batch: int = 1
 
 
 def save_checkpoint(
@@ -102,6 +108,8 @@ def save_checkpoint(
     pad_tokens: Mapping[str, str] | None = None,
     requires_aesthetic_score: bool = False,
     defaults: Mapping[str, Any] | None = None,
+    resolutions: Sequence[Any] = (),
+    batch: int = 1,
     progress: Progress | None = None,
 ) -> Path:
     """Write networks that are in memory as a folder that diffusers' pipelines load.
@@ -116,6 +124,7 @@ def save_checkpoint(
         pad_tokens: what prompts are padded with, by text encoder, where not as in PAD_TOKENS.
         requires_aesthetic_score: the U-Net reads a score in place of the target size.
         defaults: values for requests that name none: steps, guidance_scale, sampler, schedule.
+        resolutions, batch: what bundles are built for if nothing is named.
         progress: called with a network's name, the tensors written and how many there are.
 
     Returns:
@@ -134,6 +143,8 @@ def save_checkpoint(
         defaults=defaults or {},
         zero_empty_negative=len(modules) > 1,
         requires_aesthetic_score=requires_aesthetic_score,
+        resolutions=resolutions,
+        batch=batch,
     )
     modules |= {"unet": unet, "vae": vae}
     parts = {
@@ -212,25 +223,37 @@ def _converted(part: str, name: str, tensor: torch.Tensor, dtype: torch.dtype) -
 
 
 def _write_description(folder: Path, parts: Mapping[str, Part], description: Description) -> None:
+    added = json.loads(description.tokenizer_files.get(ADDED, "[]"))
     for part, pad_token in description.pad_tokens.items():
         place = folder / TOKENIZERS[part]
         place.mkdir()
         for name, content in description.tokenizer_files.items():
-            (place / name).write_bytes(content)
+            if name != ADDED:  # whose form here is not transformers'
+                (place / name).write_bytes(content)
         tokens = {**_SPECIAL_TOKENS, "pad_token": pad_token}
         _write_json(place / "special_tokens_map.json", tokens)
+        length = parts[part].config["max_position_embeddings"]
         settings = {
             "add_prefix_space": False,
             "do_lower_case": True,
-            "model_max_length": parts[part].config["max_position_embeddings"],
+            "model_max_length": description.prompt_lengths.get(part, length),
             "tokenizer_class": "CLIPTokenizer",
         }
+        if added:
+            settings["added_tokens_decoder"] = {
+                token.pop("id"): token for token in map(dict, added)
+            }
         _write_json(place / "tokenizer_config.json", {**settings, **tokens})
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", description.scheduler_config)
     _write_json(folder / "model_index.json", _model_index(parts, description))
+    extras: dict[str, Any] = {}
     if description.defaults:
-        _write_json(folder / EXTRAS_FILE, {"defaults": dict(description.defaults)})
+        extras["defaults"] = dict(description.defaults)
+    if description.resolutions:
+        extras |= {"resolutions": [*description.resolutions], "batch": description.batch}
+    if extras:
+        _write_json(folder / EXTRAS_FILE, extras)
 
 
 def _model_index(parts: Mapping[str, Part], description: Description) -> dict[str, Any]:

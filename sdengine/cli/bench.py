@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sdengine.cli.terminal import print_table, spinner
-from sdengine.storage.cache_files import cache_dir
+from sdengine.cli.terminal import note, print_table, spinner
+from sdengine.storage.cache_place import cache_dir
 
 BUSY_PERCENT = 5.0
 
@@ -46,10 +45,11 @@ def bench(
 
     All weights but the demo model's are synthetic: nothing is downloaded.
     """
-    from sdengine.benchmarks.cases import TARGETS, Case, native_side
-    from sdengine.benchmarks.harness import run
-    from sdengine.benchmarks.records import append_record, check_writable, make_record
-    from sdengine.benchmarks.tables import as_rich
+    with spinner("importing"):
+        from sdengine.benchmarks.cases import TARGETS, Case, native_side
+        from sdengine.benchmarks.harness import run
+        from sdengine.benchmarks.records import append_record, check_writable, make_record
+        from sdengine.benchmarks.tables import as_rich
 
     case = Case(
         arch=arch,
@@ -73,8 +73,7 @@ def bench(
         append_record(record, json_file)
     print_table(as_rich(record))
     if record["others_percent"] > BUSY_PERCENT:
-        print(
+        note(
             f"warning: other programs took {record['others_percent']:.0f} % of the cores while "
-            "timing; measure again on an idle machine.",
-            file=sys.stderr,
+            "timing; measure again on an idle machine."
         )

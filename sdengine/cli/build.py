@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdengine.cli import checkpoint_options as options
-from sdengine.cli.terminal import parse_resolutions, progress_bar
+from sdengine.cli.terminal import note, parse_resolutions, progress_bar, say, say_json
+from sdengine.compilers import COMPILERS
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,13 +20,17 @@ if TYPE_CHECKING:
 def build(
     checkpoint: Annotated[str, typer.Argument(help="Folder or single file, or demo.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="BUNDLE", help="New folder.")],
-    target: Annotated[
-        str, typer.Option(help="native, openvino, torch, tensorrt-rtx or tensorrt.")
-    ] = "native",
+    target: Annotated[str, typer.Option(help=f"One of {', '.join(COMPILERS)}.")] = "native",
     resolutions: Annotated[
-        str, typer.Option(metavar="LIST", help="Pixels, such as 512,768 or 512x768.")
-    ] = "512",
-    batch: Annotated[int, typer.Option(help="Images that one run makes.")] = 1,
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Pixels, such as 512,768 or 512x768; the checkpoint's own if not given.",
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images that one run makes; as the checkpoint says, or 1.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="Of stored weights: fp32, bf16 or fp16.")] = "fp16",
     controlnet: Annotated[bool, typer.Option(help="Let the U-Net read ControlNets.")] = True,
     gpu: Annotated[
@@ -57,17 +60,20 @@ def build(
     vae: options.Vae = None,
     family: options.Family = None,
     prediction_type: options.PredictionType = None,
+    scheduler: options.Scheduler = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an older bundle.")] = False,
     cache: Annotated[bool, typer.Option(help="Keep exports for later, and use kept ones.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compile a checkpoint into a bundle that runs without torch."""
-    sizes = parse_resolutions(resolutions)
-    from sdengine.building.build import build as run_build
+    sizes = None if resolutions is None else parse_resolutions(resolutions)
+    with progress_bar("reading", quiet=as_json) as progress:
+        from sdengine.building.build import build as run_build
 
-    with progress_bar("reading") as progress:
         built = run_build(
-            options.open_if_changed(checkpoint, variant, base, vae, family, prediction_type),
+            options.open_if_changed(
+                checkpoint, variant, base, vae, family, prediction_type, scheduler
+            ),
             output,
             target=target,
             resolutions=sizes,
@@ -85,23 +91,25 @@ def build(
             progress=progress,
         )
     if as_json:
-        print(json.dumps(describe(built)))
+        say_json(describe(built))
         return
-    print(f"{built.path} ({built.bundle_bytes / 1e6:.1f} MB)")
+    say(f"{built.path} ({built.bundle_bytes / 1e6:.1f} MB)")
     for line in layer_lines(built):
-        print(line)
+        say(line)
+    for line in built.not_taken_over:
+        note(f"not taken over: {line}")
     for line in options.assumed_lines(built.guesses):
-        print(line, file=sys.stderr)
+        note(line)
     if built.ignored:
-        print(f"left out: {_count(built.ignored)}; `sdengine inspect` lists them", file=sys.stderr)
+        note(f"left out: {_count(built.ignored)}; `sdengine inspect` lists them")
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in built.seconds.items())
-    print(f"{stages}; peak memory {built.peak_bytes / 1e9:.1f} GB", file=sys.stderr)
+    note(f"{stages}; peak memory {built.peak_bytes / 1e9:.1f} GB")
     if built.max_error:
         errors = ", ".join(f"{name} {error:.1e}" for name, error in built.max_error.items())
-        print(f"largest relative error of the export: {errors}", file=sys.stderr)
+        note(f"largest relative error of the export: {errors}")
     for network, counts in built.replaced.items():
         shown = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-        print(f"one node each in {network}: {shown}", file=sys.stderr)
+        note(f"one node each in {network}: {shown}")
 
 
 def layer_lines(built: BuildReport, most: int = 5) -> Iterator[str]:
@@ -140,6 +148,7 @@ def describe(report: BuildReport) -> dict[str, object]:
         "replaced": report.replaced,
         "guesses": [asdict(guess) for guess in report.guesses],
         "ignored": report.ignored,
+        "not_taken_over": report.not_taken_over,
         "layers": {name: [asdict(e) for e in errors] for name, errors in report.layers.items()},
     }
 

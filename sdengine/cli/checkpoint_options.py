@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
     from sdengine.bundle.manifest import GuessEntry
@@ -32,6 +35,14 @@ PredictionType = Annotated[
     typer.Option(help="epsilon, v_prediction or sample; what the checkpoint says if not given."),
 ]
 
+Scheduler = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Replace a key of the scheduler's file, as clip_sample=false; may be repeated.",
+    ),
+]
+
 
 def open_if_changed(
     path: str,
@@ -40,9 +51,12 @@ def open_if_changed(
     vae: str | None,
     family: str | None,
     prediction_type: str | None,
+    scheduler: list[str] | None,
 ) -> str | Checkpoint:
     """Open a checkpoint if an option changes how it is read; else leave that to others."""
-    if all(given is None for given in (variant, base, vae, family, prediction_type)):
+    changes = scheduler_changes(scheduler)
+    given = (variant, base, vae, family, prediction_type)
+    if not changes and all(option is None for option in given):
         return path
     from sdengine.checkpoints import load_checkpoint
 
@@ -53,7 +67,26 @@ def open_if_changed(
         vae=vae,
         family=family,
         prediction_type=prediction_type,
+        scheduler=changes,
     )
+
+
+def scheduler_changes(given: list[str] | None) -> dict[str, Any]:
+    """Read KEY=VALUE; a value is JSON, or else the text itself.
+
+    Raises:
+        ConfigError: there is no "=".
+    """
+    changes: dict[str, Any] = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise ConfigError.for_field("--scheduler", text, "KEY=VALUE, as clip_sample=false")
+        try:
+            changes[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            changes[key] = value
+    return changes
 
 
 def assumed_lines(guesses: Iterable[Guess | GuessEntry]) -> Iterator[str]:

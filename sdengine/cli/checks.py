@@ -11,8 +11,11 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 
+from sdengine.backends.machine import usable_processors
 from sdengine.errors import SdengineError
 from sdengine.images.provenance import cpu_info
+from sdengine.storage.cache_place import CACHE_VARIABLE, cache_dir, cache_limit_bytes
+from sdengine.storage.temporary import temporary_file
 
 _DRIVER_REMEDY = "install NVIDIA's driver for the GPU, if there is one"
 
@@ -90,6 +93,7 @@ def run_checks() -> list[Check]:
     single: tuple[Callable[[], Check], ...] = (
         _python,
         _cpu,
+        _threads,
         _memory,
         _native_extension,
         _cpu_kernels,
@@ -98,6 +102,7 @@ def run_checks() -> list[Check]:
     )
     checks = [check() for check in single]
     checks += [_package(package) for package in _PACKAGES]
+    checks.append(_cache())
     checks.append(_demo_bundle())
     return checks
 
@@ -111,7 +116,16 @@ def _python() -> Check:
 def _cpu() -> Check:
     model, features = cpu_info()
     known = " ".join(features) or "no vector features known"
-    return Check("cpu", True, f"{model}, {os.cpu_count()} threads, {known}")
+    return Check("cpu", True, f"{model}, {os.cpu_count()} processors, {known}")
+
+
+def _threads() -> Check:
+    processors = usable_processors()
+    quota = "without a quota"
+    if processors.quota is not None:
+        quota = f"{processors.quota:g} by the control group's quota"
+    found = f"{processors.affinity} processors may be used, {quota}: {processors.threads}"
+    return Check("threads", True, f"{found} by default")
 
 
 def _memory() -> Check:
@@ -190,6 +204,23 @@ def _package(package: _Package) -> Check:
     return Check(
         package.name, spec is not None, found, package.cost, package.remedy, package.required
     )
+
+
+def _cache() -> Check:
+    cost = "weights are packed at every load, exports and compiled kernels are made each time"
+    remedy = f"give the user a home folder, or set {CACHE_VARIABLE} to a folder that can be written"
+    try:
+        limit = cache_limit_bytes()
+        place = cache_dir("packed")
+        place.mkdir(parents=True, exist_ok=True)
+        with temporary_file(place / "doctor"):
+            pass
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return Check("cache", False, f"{where}{error.strerror}", cost, remedy)
+    except SdengineError as error:
+        return Check("cache", False, str(error), cost, remedy)
+    return Check("cache", True, f"{place.parent}, at most {limit / (1 << 30):.1f} GiB of each kind")
 
 
 def _demo_bundle() -> Check:

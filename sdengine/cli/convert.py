@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from sdengine.cli import checkpoint_options as options
-from sdengine.cli.terminal import progress_bar
+from sdengine.cli.terminal import note, progress_bar, say
 
 
 def convert(
@@ -22,12 +21,13 @@ def convert(
     vae: options.Vae = None,
     family: options.Family = None,
     prediction_type: options.PredictionType = None,
+    scheduler: options.Scheduler = None,
 ) -> None:
     """Write a checkpoint's networks as a folder that diffusers and `sdengine build` read."""
-    from sdengine.checkpoints import convert as run_convert
-    from sdengine.checkpoints import load_checkpoint
-
     with progress_bar("reading") as progress:
+        from sdengine.checkpoints import convert as run_convert
+        from sdengine.checkpoints import load_checkpoint
+
         folder = run_convert(
             source,
             output,
@@ -37,9 +37,10 @@ def convert(
             vae=vae,
             family=family,
             prediction_type=prediction_type,
+            scheduler=options.scheduler_changes(scheduler),
             progress=progress,
         )
-    print(folder)
+    say(str(folder))
     opened = load_checkpoint(
         source,
         variant=variant,
@@ -47,6 +48,7 @@ def convert(
         vae=vae,
         family=family,
         prediction_type=prediction_type,
+        scheduler=options.scheduler_changes(scheduler),
     )
     for line in options.assumed_lines(opened.guesses):
-        print(line, file=sys.stderr)
+        note(line)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
+
+from sdengine.cli.terminal import progress_bar, say, say_json
 
 
 def doctor(
@@ -14,16 +15,17 @@ def doctor(
     """Show what is present, what is missing, what each lack costs and how to get it."""
     from sdengine.cli.checks import run_checks
 
-    checks = run_checks()
+    with progress_bar("looking", quiet=as_json):
+        checks = run_checks()
     ready = all(check.present for check in checks if check.required)
     if as_json:
-        print(json.dumps({"ready": ready, "checks": [check.to_dict() for check in checks]}))
+        say_json({"ready": ready, "checks": [check.to_dict() for check in checks]})
     else:
         for check in checks:
-            print(f"{'ok     ' if check.present else 'missing'} {check.name:<16} {check.found}")
+            say(f"{'ok     ' if check.present else 'missing'} {check.name:<16} {check.found}")
             if not check.present:
-                print(f"{'':25}without it: {check.cost}")
-                print(f"{'':25}to get it: {check.remedy}")
-        print("ready: the demo can run" if ready else "not ready: a required part is missing")
+                say(f"{'':25}without it: {check.cost}")
+                say(f"{'':25}to get it: {check.remedy}")
+        say("ready: the demo can run" if ready else "not ready: a required part is missing")
     if not ready:
         raise typer.Exit(1)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdengine.cli import checkpoint_options as options
-from sdengine.cli.terminal import parse_resolutions, print_table, progress_bar
+from sdengine.cli.terminal import (
+    note,
+    parse_resolutions,
+    print_table,
+    progress_bar,
+    say,
+    say_json,
+)
 
 if TYPE_CHECKING:
     from sdengine.export.folder import ExportReport, Graph
@@ -47,17 +52,20 @@ def export(
     vae: options.Vae = None,
     family: options.Family = None,
     prediction_type: options.PredictionType = None,
+    scheduler: options.Scheduler = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     cache: Annotated[bool, typer.Option(help="Keep exports for later, and use kept ones.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write networks as ONNX, weights beside the graphs, each compared with the torch module."""
     sizes = None if resolutions is None else parse_resolutions(resolutions)
-    from sdengine.export.folder import export_onnx
+    with progress_bar("reading", quiet=as_json) as progress:
+        from sdengine.export.folder import export_onnx
 
-    with progress_bar("reading") as progress:
         report = export_onnx(
-            options.open_if_changed(checkpoint, variant, base, vae, family, prediction_type),
+            options.open_if_changed(
+                checkpoint, variant, base, vae, family, prediction_type, scheduler
+            ),
             output,
             networks=None if networks is None else [name.strip() for name in networks.split(",")],
             precision=precision,
@@ -71,7 +79,7 @@ def export(
             progress=progress,
         )
     if as_json:
-        print(json.dumps({**asdict(report), "path": str(report.path)}))
+        say_json({**asdict(report), "path": str(report.path)})
         return
     _print_table(report, check)
 
@@ -85,12 +93,11 @@ def _print_table(report: ExportReport, check: bool) -> None:
         seconds = "kept" if graph.reused else f"{graph.seconds:.1f}"
         table.add_row(graph.file, _inputs(graph), error, seconds)
     print_table(table)
-    print(f"{report.path} ({report.total_bytes / 1e6:.1f} MB)")
+    say(f"{report.path} ({report.total_bytes / 1e6:.1f} MB)")
     if check and any(graph.max_error is None for graph in report.graphs):
-        print(
+        note(
             "note: comparing some files at their sizes takes more memory than is free here; the "
-            "graphs with symbolic shapes, from which they follow, were compared.",
-            file=sys.stderr,
+            "graphs with symbolic shapes, from which they follow, were compared."
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdengine.cli.request_options import request_options
-from sdengine.cli.terminal import parse_bytes, progress_bar
+from sdengine.cli.terminal import note, progress_bar, say, say_json
 from sdengine.errors import ConfigError
-from sdengine.request.keywords import IMAGES_PER_PROMPT
+from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
+from sdengine.storage.byte_size import parse_bytes
 
 if TYPE_CHECKING:
     from sdengine.cli.terminal import ProgressBar
@@ -33,10 +32,17 @@ def generate(
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", help="PNG; a batch gets -1, -2, ...")
     ] = "out.png",
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace files; else the next free number is taken."),
+    ] = False,
     source: Annotated[
         str | None,
-        typer.Option("--from", metavar="PNG", help="Take everything not given from this image."),
+        typer.Option("--from", metavar="IMAGE", help="Take everything not given from this image."),
     ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Make what --from asks for however much it is.")
+    ] = False,
     fields: dict[str, Any],
     bundle: Annotated[str, typer.Option(metavar="PATH", help="Bundle, or demo.")] = "demo",
     backend: Annotated[
@@ -63,34 +69,41 @@ def generate(
     from sdengine.images.metadata import read_metadata
     from sdengine.images.png import check_output
 
-    memory_bytes = None if memory is None else parse_bytes(memory)
+    memory_bytes = None if memory is None else parse_bytes("--memory", memory)
     options = {**fields, "prompt": _one_or_many(prompt)} if prompt else fields
     check_output(output)
     recorded = read_metadata(source) if source is not None else None
     if recorded is not None:
+        if not yes and (asked := recorded.beyond_limits(options)):
+            raise ConfigError(
+                f"from: {source!r} asks for {', '.join(asked)}. Add --yes to make it all the same, "
+                "or give smaller values as options."
+            )
         options = _merged(recorded, options)
         precision = precision or recorded.provenance.precision
-        threads = threads or recorded.provenance.threads
+        threads = threads or _threads_here(recorded.provenance.threads)
     if "prompt" not in options:
         raise ConfigError(
             "prompt: it is missing. Give a prompt, or an image with --from. See "
             "`sdengine generate --help`."
         )
     with (
+        progress_bar("loading", remaining=True, quiet=as_json) as bar,
         load(bundle, backend, precision or "auto", threads, low_memory, memory_bytes) as engine,
-        progress_bar("loading", remaining=True) as bar,
     ):
         if recorded is not None:
             for line in recorded.differences(engine.provenance):
-                print(f"warning: {line}", file=sys.stderr)
+                note(f"warning: {line}")
         result = engine.generate(progress=_shown_by(bar), **options)
-    files = result.save(output)
+    for line in result.warnings:
+        note(f"warning: {line}")
+    files = result.save(output, overwrite=overwrite)
     if as_json:
-        print(json.dumps(describe(result, files)))
+        say_json(describe(result, files))
     else:
         for file, image_seed in zip(files, result.seeds, strict=True):
-            print(f"{file} (seed {image_seed})")
-        print(_summary(result), file=sys.stderr)
+            say(f"{file} (seed {image_seed})")
+        note(_summary(result))
 
 
 def describe(result: Result, files: list[Path]) -> dict[str, Any]:
@@ -103,6 +116,7 @@ def describe(result: Result, files: list[Path]) -> dict[str, Any]:
         "backend": result.provenance.backend,
         "precision": result.provenance.precision,
         "timings": result.timings.to_dict(),
+        "warnings": list(result.warnings),
     }
 
 
@@ -111,7 +125,16 @@ def _merged(recorded: Metadata, options: dict[str, Any]) -> dict[str, Any]:
     fields = recorded.request_fields()
     if IMAGES_PER_PROMPT in options:
         fields.pop("batch_size", None)
+    if options.keys() & {"clip_skip", WEB_UI_CLIP_SKIP}:
+        fields = {name: fields[name] for name in fields.keys() - {"clip_skip", WEB_UI_CLIP_SKIP}}
     return {**fields, **options}
+
+
+def _threads_here(recorded: int | None) -> int | None:
+    """Return the threads that an image records, but no more than this machine is good for."""
+    from sdengine.backends.machine import usable_processors
+
+    return None if recorded is None else min(recorded, usable_processors().threads)
 
 
 def _one_or_many(prompts: list[str]) -> str | list[str]:
@@ -129,7 +152,5 @@ def _summary(result: Result) -> str:
     return f"{shown}; total {timings.total_ms:.1f} ms ({how})"
 
 
-def _shown_by(bar: ProgressBar | None) -> Callable[[Step], None] | None:
-    if bar is None:
-        return None
+def _shown_by(bar: ProgressBar) -> Callable[[Step], None]:
     return lambda step: bar("generating", step.index + 1, step.total)

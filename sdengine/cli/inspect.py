@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ import typer
 
 from sdengine.cli import checkpoint_options as options
 from sdengine.cli.inspect_checkpoint import is_checkpoint, show_checkpoint
-from sdengine.cli.terminal import parse_size
+from sdengine.cli.terminal import parse_size, progress_bar, say, say_json
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,9 +57,10 @@ def inspect(
     if plan is not None:
         _show_plan(opened, plan, size, precision, as_json)
     elif as_json:
-        print(json.dumps(manifest.model_dump(mode="json")))
+        say_json(manifest.model_dump(mode="json"))
     else:
-        print("\n".join(_lines(manifest)))
+        for line in _lines(manifest):
+            say(line)
 
 
 def _show_plan(
@@ -69,6 +69,7 @@ def _show_plan(
     """Print a network's operations, for the rows that guidance needs for one picture."""
     from sdengine.backends.native.prepare import DTYPES
     from sdengine.backends.native.report import report_network
+    from sdengine.bundle.reader import check_size
     from sdengine.bundle.tensors import resolve_shapes
 
     manifest = bundle.manifest
@@ -76,37 +77,32 @@ def _show_plan(
         raise ConfigError.for_field("--plan", network, "a network of a bundle of target native")
     if precision not in DTYPES:
         raise ConfigError.for_field("--precision", precision, ", ".join(DTYPES))
-    width, height = _size(size) if size else manifest.resolutions[0]
-    length = manifest.architecture.text_encoders[0].max_length
+    width, height = parse_size("--size", size) if size else manifest.resolutions[0]
+    check_size(width, height, manifest)
+    length = manifest.architecture.text_encoders[0].chunk_length
     rows = 1 if network.startswith("vae") else 2
     sizes = {"batch": rows, "height": height, "width": width, "sequence": length}
     shapes = resolve_shapes(network, bundle.network(network).inputs, sizes)
-    operations, arena_bytes = report_network(bundle, network, shapes, precision)
+    with progress_bar(f"laying out {network}", quiet=as_json):
+        operations, arena_bytes = report_network(bundle, network, shapes, precision)
     if as_json:
         listed = [asdict(operation) for operation in operations]
-        print(json.dumps({"arena_bytes": arena_bytes, "operations": listed}))
+        say_json({"arena_bytes": arena_bytes, "operations": listed})
         return
     for operation in operations:
         shape = "x".join(map(str, operation.shape))
-        print(
+        say(
             f"{operation.kind:11} {shape:>20} {operation.flops / 1e9:9.3f} GFLOP "
             f"{operation.map_bytes / 1e6:9.2f} MB maps {operation.weight_bytes / 1e6:8.2f} MB "
             f"weights  {operation.name}"
         )
     flops = sum(operation.flops for operation in operations)
     weight_bytes = sum(operation.weight_bytes for operation in operations)
-    print(
+    say(
         f"{network} at {width}x{height}, {rows} rows, {precision}: {len(operations)} operations, "
         f"{flops / 1e9:.1f} GFLOP, {weight_bytes / 1e6:.1f} MB of packed weights, "
         f"{arena_bytes / 1e6:.1f} MB for maps"
     )
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, height = parse_size("--size", text)
-    if min(width, height) < 8:
-        raise ConfigError.for_field("--size", text, "sides of at least 8 pixels")
-    return width, height
 
 
 def _lines(manifest: Manifest) -> list[str]:
@@ -118,17 +114,18 @@ def _lines(manifest: Manifest) -> list[str]:
         f"source      {manifest.source.name} (SHA-256 {manifest.source.sha256[:16]}...)",
         f"family      {architecture.family}",
         f"target      {manifest.target}, weights {manifest.precision}",
-        f"sizes       {', '.join(f'{w}x{h}' for w, h in manifest.resolutions)}",
+        f"sizes       {_sizes(manifest)}",
         f"max batch   {manifest.max_batch}",
         f"defaults    {defaults.width}x{defaults.height}, {defaults.steps} steps, "
         f"guidance {defaults.guidance_scale:g}, {defaults.sampler} {defaults.schedule}",
         *(
             f"text        {encoder.num_layers} layers of {encoder.hidden_size}, "
-            f"{encoder.max_length} tokens"
+            f"{encoder.chunk_length} tokens"
             for encoder in architecture.text_encoders
         ),
         f"latents     {architecture.vae.latent_channels} channels, 1/{architecture.vae.downscale}"
         f" size, scaling {architecture.vae.scaling_factor:g}",
+        *(f"not taken   {line}" for line in architecture.not_taken_over),
         *(
             f"assumed     {guess.what} {guess.value}: {guess.reason} ({guess.option})"
             for guess in manifest.source.guesses
@@ -144,6 +141,15 @@ def _lines(manifest: Manifest) -> list[str]:
         lines += [f"              out {_tensor(tensor)}" for tensor in network.outputs]
         lines += [f"              {line}" for line in _engine_lines(network.options)]
     return lines
+
+
+def _sizes(manifest: Manifest) -> str:
+    from sdengine.bundle.tensors import size_name
+
+    built = ", ".join(size_name(size) for size in manifest.resolutions)
+    if manifest.size_multiple is None:
+        return built
+    return f"all multiples of {manifest.size_multiple}; built for {built}"
 
 
 def _engine_lines(options: NetworkOptions) -> Iterator[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sdengine.cli.terminal import say, say_json
 
 if TYPE_CHECKING:
     from sdengine.checkpoints import Checkpoint
@@ -24,9 +25,10 @@ def is_checkpoint(place: str) -> bool:
 def show_checkpoint(checkpoint: Checkpoint, as_json: bool) -> None:
     """Print what a checkpoint is; its weights are not read."""
     if as_json:
-        print(json.dumps(_described(checkpoint)))
+        say_json(_described(checkpoint))
     else:
-        print("\n".join(_lines(checkpoint)))
+        for line in _lines(checkpoint):
+            say(line)
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, object]:
@@ -53,6 +55,8 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
     yield f"latents     {vae.latent_channels} channels, scaling {vae.scaling_factor:g}"
     for guess in checkpoint.guesses:
         yield f"assumed     {guess.what} {guess.value}: {guess.reason} ({guess.option})"
+    for line in checkpoint.not_taken_over:
+        yield f"not taken   {line}"
     kinds: dict[str, list[str]] = {}
     for name, what in checkpoint.ignored.items():
         kinds.setdefault(what, []).append(name)

@@ -1,24 +1,31 @@
 """The `sdengine` command: find the subcommand, run it, turn errors into exit statuses.
 
-Exit status: 0 done, 1 failure, 2 wrong usage, 130 interrupted.
+Exit status: 0 done, 1 failure, 2 wrong usage, 130 interrupted, 128 + n ended by signal n.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
-import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import typer
 
-from sdengine.errors import BackendUnavailableError, SdengineError
+import sdengine
+from sdengine.cli.process import Ending, drop_output, ending_signals, standard_streams
+from sdengine.cli.terminal import note, printable, say
+from sdengine.errors import (
+    BackendUnavailableError,
+    IncompleteInstallationError,
+    SdengineError,
+)
 from sdengine.version import __version__
 
-INTERRUPTED = 130
+# What typer returns for a KeyboardInterrupt.
+_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -69,30 +76,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None for the process's own.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return _run(given)
-    except SdengineError as error:
+    with standard_streams(), ending_signals() as ending:
+        try:
+            return _run(given)
+        except (Exception, KeyboardInterrupt) as error:
+            # Foreign code may have made something else of an interruption.
+            if ending.number or isinstance(error, (KeyboardInterrupt, typer.Abort)):
+                return _end(ending)
+            return _report(error, given)
+
+
+def _report(error: Exception, arguments: list[str]) -> int:
+    """Say what went wrong and return the exit status; raise what is a fault of our own."""
+    if isinstance(error, SdengineError):
         return _fail(str(error), error.exit_status)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing half-written was left behind.", INTERRUPTED)
-    except ImportError as error:
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("sdengine."):
+        # Parts that installing adds to the sources.
+        part = str(error.name).removeprefix("sdengine.")
+        return _report(IncompleteInstallationError.of(part, sdengine.__path__[0]), arguments)
+    if isinstance(error, ImportError):
         return _fail(f"the installation is incomplete: {error}. `sdengine doctor` says more.", 1)
-    except BrokenPipeError:  # the reader of our output went away
-        _abandon_output()
-        return 1
-    except OSError as error:
-        _abandon_output()
+    if isinstance(error, OSError):
+        # What is still buffered cannot be written; flushing it again at exit would complain twice.
+        drop_output(sys.stdout)
         place = error.filename or "standard output or a file"
         return _fail(f"{place} cannot be read or written: {error.strerror}.", 1)
-    except Exception as error:
-        # Typer's usage errors have no public base class; they all know their message and status.
-        message = getattr(error, "format_message", None)
-        if message is None:
-            raise
-        known = any(command.name == given[0] for command in SUBCOMMANDS) if given else False
-        where = f"sdengine {given[0]}" if known else "sdengine"
-        text = message().rstrip(".")
-        return _fail(f"{text}. See `{where} --help`.", getattr(error, "exit_code", 2))
+    # Typer's usage errors have no public base class; they all know their message and status.
+    message = getattr(error, "format_message", None)
+    if message is None:
+        raise error
+    first = arguments[0] if arguments else ""
+    known = any(command.name == first for command in SUBCOMMANDS)
+    where = f"sdengine {first}" if known else "sdengine"
+    text = message().rstrip(".")
+    if known and first == "generate" and (wrong := getattr(error, "option_name", "")):
+        text = _with_near_option(text, wrong)
+    return _fail(f"{text}. See `{where} --help`.", getattr(error, "exit_code", 2))
+
+
+def _with_near_option(text: str, wrong: str) -> str:
+    from sdengine.cli.request_options import near_option
+
+    near = near_option(wrong) if text.startswith("No such option") else None
+    return f"{text.partition(' (Possible')[0]}; did you mean {near}" if near else text
 
 
 def _run(arguments: list[str]) -> int:
@@ -106,16 +132,16 @@ def _run(arguments: list[str]) -> int:
         if command is None or not command.extra or package not in _OPTIONAL_PACKAGES:
             raise
         raise _missing(command, package) from None
-    if status == INTERRUPTED:  # typer swallows the interrupt and returns its status
+    if status == _INTERRUPTED:  # typer swallows the interrupt and returns its status
         raise KeyboardInterrupt
     sys.stdout.flush()
     return status if isinstance(status, int) else 0
 
 
-def _abandon_output() -> None:
-    # What is still buffered cannot be written; flushing it again at exit would complain twice.
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _end(ending: Ending) -> int:
+    name = signal.Signals(ending.number).name if ending.number else "SIGINT"
+    how = "interrupted" if name == "SIGINT" else f"ended by {name}"
+    return _fail(f"{how}; nothing half-written was left behind.", ending.status)
 
 
 def _make_app(invoked: str | None) -> typer.Typer:
@@ -162,7 +188,7 @@ def _summary_only() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"sdengine {__version__}")
+        say(f"sdengine {__version__}")
         raise typer.Exit
 
 
@@ -173,9 +199,24 @@ def _global_options(
     verbose: bool = typer.Option(False, "--verbose", help="Log choices to standard error."),
 ) -> None:
     if verbose:
-        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(_PrintableFormatter("%(name)s: %(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
+    elif logging.lastResort is not None:
+        logging.lastResort.setFormatter(_PrintableFormatter())
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Log lines without what a terminal would obey: names in them come from files."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    # Of its lines only those that were put there on purpose are such: they are indented.
+    first, *more = message.split("\n    ")
+    note(f"error: {first}")
+    for line in more:
+        note(f"    {line}")
     return status

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdengine.cli.terminal import parse_bytes, parse_resolutions, print_table, progress_bar
+from sdengine.cli.terminal import (
+    note,
+    parse_resolutions,
+    print_table,
+    progress_bar,
+    say,
+    say_json,
+)
 from sdengine.errors import ConfigError
+from sdengine.storage.byte_size import parse_bytes
 
 if TYPE_CHECKING:
     from sdengine.building.memory_estimate import MemoryEstimate
@@ -30,7 +36,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Pixels, such as 512,768 or 512x768; a bundle's own, or 512,768,1024.",
+            help="Pixels, such as 512,768; a bundle's own, or the model's, 1.5 and 2 times it.",
         ),
     ] = None,
     batch: Annotated[
@@ -42,15 +48,14 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Estimate the memory that engines of a model take on a GPU: weights, scratch, latents."""
-    limit = None if memory is None else parse_bytes(memory)
+    limit = None if memory is None else parse_bytes("--memory", memory)
     sizes = None if resolutions is None else parse_resolutions(resolutions)
-    from sdengine.building.memory_estimate import built_memory, estimate_memory
+    with progress_bar("reading", quiet=as_json) as progress:
+        from sdengine.building.memory_estimate import built_memory, estimate_memory
 
-    source, bundle = _open(model)
-    if sizes is None:
-        own = [512, 768, 1024] if bundle is None else bundle.resolutions
-        sizes = [*own]
-    with progress_bar("reading") as progress:
+        source, bundle = _open(model)
+        if sizes is None and bundle is not None:
+            sizes = [*bundle.resolutions]
         found = estimate_memory(
             source,
             precision=precision or (bundle.precision if bundle else "fp16"),
@@ -60,7 +65,7 @@ def plan(
             progress=progress,
         )
     if as_json:
-        print(json.dumps({**asdict(found), "memory_bytes": limit}))
+        say_json({**asdict(found), "memory_bytes": limit})
     else:
         _print(found, limit)
 
@@ -92,7 +97,7 @@ def _print(found: MemoryEstimate, limit: int | None) -> None:
     from rich.table import Table
 
     weights = ", ".join(f"{name} {_gb(size)}" for name, size in found.weight_bytes.items())
-    print(f"{found.name}, {found.precision}; weights in GB: {weights}")
+    say(f"{found.name}, {found.precision}; weights in GB: {weights}")
     columns = ["size", "batch", "weights", "scratch", "latents, images", "total, GB", "low memory"]
     if limit is not None:
         columns.append(f"fits {limit / (1 << 30):.1f} GiB")
@@ -114,11 +119,10 @@ def _print(found: MemoryEstimate, limit: int | None) -> None:
             row.append(_verdict(size.total_bytes, size.low_total_bytes, limit))
         table.add_row(*row)
     print_table(table)
-    print(
+    note(
         "Low memory: each network freed once it is done (--low-memory). Scratch follows from the "
         "graphs, or was told by the engines' builder; the CUDA context and captured graphs come on "
-        "top. Not measured on a GPU.",
-        file=sys.stderr,
+        "top. Not measured on a GPU."
     )
 
 

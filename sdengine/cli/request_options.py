@@ -11,14 +11,17 @@ import typer
 
 from sdengine.errors import ConfigError
 from sdengine.request.fields import Choice, FieldInfo, Integer, Number, OneOrEach, Pair
-from sdengine.request.keywords import IMAGES_PER_PROMPT
-from sdengine.request.request import FIELDS
+from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
+from sdengine.request.request import FIELDS, nearest_field
 
 _SHORT = {"negative_prompt": "-n"}
 _METAVARS = {"crop": "LEFTxTOP"}
 # One option for two fields.
 _SEED_SIZE = "seed_size"
 _SEED_SIDES = ("seed_width", "seed_height")
+_CLIP_SKIP = FIELDS["clip_skip"]
+# What a request itself does not take, because it records what was drawn.
+_MORE = {"seed": "; -1 is random", "variation_seed": "; -1 is random"}
 
 
 def request_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -51,6 +54,8 @@ def _parameters() -> Iterator[inspect.Parameter]:
             yield _parameter(info.name, _kind(info), spellings, _help(info), _metavar(info))
     each = "images of each prompt, one after the other"
     yield _parameter(IMAGES_PER_PROMPT, int, [IMAGES_PER_PROMPT], each)
+    counted = f"clip_skip as web UIs count it, from the last layer ({_CLIP_SKIP.check.range})"
+    yield _parameter(WEB_UI_CLIP_SKIP, int, [WEB_UI_CLIP_SKIP], counted)
     yield _parameter(_SEED_SIZE, str, [_SEED_SIZE], "take the noise of this image size", "WxH")
 
 
@@ -75,13 +80,20 @@ def _kind(info: FieldInfo) -> type:
 
 
 def _help(info: FieldInfo) -> str:
-    return info.help + (f" ({info.check.range})" if info.check.range else "")
+    shown = info.help + _MORE.get(info.name, "")
+    return shown + (f" ({info.check.range})" if info.check.range else "")
 
 
 def _metavar(info: FieldInfo) -> str | None:
     if isinstance(info.check, Pair):
         return _METAVARS.get(info.name, "WxH")
     return "TEXT" if isinstance(info.check, (OneOrEach, Choice)) and _kind(info) is str else None
+
+
+def near_option(wrong: str) -> str | None:
+    """Return the option that a wrong one is probably meant for, by its field's other names."""
+    field = nearest_field(wrong.lstrip("-"))
+    return f"--{(FIELDS[field].option or field).replace('_', '-')}" if field else None
 
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:

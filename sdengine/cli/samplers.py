@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sdengine.cli.terminal import say, say_json
 
 if TYPE_CHECKING:
     from sdengine.samplers import SamplerInfo, ScheduleInfo
@@ -23,26 +24,26 @@ def samplers(
             "schedules": [_entry(info) for info in SCHEDULES.values()],
             "refused": dict(REFUSED),
         }
-        print(json.dumps(content))
+        say_json(content)
         return
-    print("samplers:")
+    say("samplers:")
     for info in SAMPLERS.values():
         twice = "; 2 evaluations a step" if info.evaluations == 2 else ""
-        print(f"  {info.name:<18} {info.label:<18} {info.description}{twice}")
+        say(f"  {info.name:<18} {info.label:<18} {info.description}{twice}")
         details = {
             "options": info.options,
             "schedule if none is given": (info.default_schedule,),
             "also": info.aliases,
         }
         shown = [f"{key}: {', '.join(values)}" for key, values in details.items() if values]
-        print(f"  {'':<37} {'; '.join(shown)}")
-    print("schedules:")
+        say(f"  {'':<37} {'; '.join(shown)}")
+    say("schedules:")
     for schedule in SCHEDULES.values():
         also = f" (also: {', '.join(schedule.aliases)})" if schedule.aliases else ""
-        print(f"  {schedule.name:<22} {schedule.label:<22} {schedule.description}{also}")
-    print("refused:")
+        say(f"  {schedule.name:<22} {schedule.label:<22} {schedule.description}{also}")
+    say("refused:")
     for name, reason in REFUSED.items():
-        print(f"  {name:<22} {reason}.")
+        say(f"  {name:<22} {reason}.")
 
 
 def _sampler(info: SamplerInfo) -> dict[str, object]:

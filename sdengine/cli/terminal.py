@@ -1,9 +1,10 @@
-"""Terminal: what commands share of reading sizes, progress bars and tables."""
+"""Terminal: what commands share of output, progress bars, tables and reading sizes."""
 
 from __future__ import annotations
 
-import re
+import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -13,10 +14,40 @@ from sdengine.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-          "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}  # fmt: skip
 # Of tables that go to a file or another program.
 _WIDTH = 160
+
+
+# After so long a command says in a log what it is doing, and then less and less often. A terminal
+# has a bar from the beginning.
+SILENCE_SECONDS = 10.0
+_MOST_SILENCE_SECONDS = 60.0
+
+
+def printable(text: str) -> str:
+    """Return text with everything escaped that is no character to see.
+
+    Names in checkpoints, bundles and metadata are anybody's: in them, codes could move a
+    terminal's cursor, change its title or colours, or turn the direction of what is read.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def say(text: str) -> None:
+    """Print a line of the command's result on standard output."""
+    print(printable(text))
+
+
+def say_json(content: object) -> None:
+    """Print a JSON object on standard output."""
+    print(json.dumps(content).replace("\x7f", "\\u007f"))
+
+
+def note(text: str) -> None:
+    """Print a line about the work, a warning or an error on standard error."""
+    print(printable(text), file=sys.stderr)
 
 
 class ProgressBar(Protocol):
@@ -29,17 +60,19 @@ class ProgressBar(Protocol):
 
 @contextmanager
 def progress_bar(
-    first: str, *, remaining: bool = False, stays: bool = False
-) -> Iterator[ProgressBar | None]:
-    """Show a bar on standard error when that is a terminal; give None otherwise.
+    first: str, *, remaining: bool = False, stays: bool = False, quiet: bool = False
+) -> Iterator[ProgressBar]:
+    """Show a bar on standard error where that is a terminal; else a line now and then.
 
     Args:
         first: what is going on before anything is reported.
         remaining: show the time that is left instead of that which has passed.
         stays: leave the bar there when it is done.
+        quiet: no lines where there is no terminal.
     """
     if not sys.stderr.isatty():
-        yield None
+        with _lines(first, quiet) as report:
+            yield report
         return
     from rich.console import Console
     from rich.progress import (
@@ -52,58 +85,84 @@ def progress_bar(
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn() if remaining else TimeElapsedColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=not stays) as progress:
-        bar = progress.add_task(first, total=None, figures="")
+        bar = progress.add_task(printable(first), total=None, figures="")
 
         def show(what: str, done: int, total: int, figures: str = "") -> None:
+            what, figures = printable(what), printable(figures)
             progress.update(bar, description=what, completed=done, total=total, figures=figures)
 
         yield show
 
 
 @contextmanager
-def spinner(first: str) -> Iterator[Callable[[str], None]]:
-    """Show what is going on, and for how long, on standard error when that is a terminal."""
+def spinner(first: str, *, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Show what is going on, and for how long, as `progress_bar` does without a count."""
     if not sys.stderr.isatty():
-        yield lambda _: None
+        with _lines(first, quiet) as report:
+            yield lambda what: report(what, 0, 0)
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(first, total=None)
+        task = progress.add_task(printable(first), total=None)
 
         def show(what: str) -> None:
-            progress.reset(task, description=what)
+            progress.reset(task, description=printable(what))
 
         yield show
+
+
+@contextmanager
+def _lines(first: str, quiet: bool) -> Iterator[ProgressBar]:
+    """Say what is going on whenever that has changed after a while of silence."""
+    latest = first
+    is_over = threading.Event()
+
+    def show(what: str, done: int, total: int, figures: str = "") -> None:
+        nonlocal latest
+        latest = " ".join(filter(None, (what, f"{done}/{total}" if total else "", figures)))
+
+    def watch() -> None:
+        said, silence = "", SILENCE_SECONDS
+        while not is_over.wait(silence):
+            if latest != said:
+                said = latest
+                note(f"{said} ...")
+                silence = min(2 * silence, _MOST_SILENCE_SECONDS)
+
+    if quiet:
+        yield show
+        return
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield show
+    finally:
+        is_over.set()
+        watcher.join()
 
 
 def print_table(table: RenderableType) -> None:
     """Print a table as wide as the terminal, or in a fixed width where there is none."""
     from rich.console import Console
+    from rich.segment import Segment, Segments
 
-    Console(width=None if sys.stdout.isatty() else _WIDTH, markup=False).print(table)
-
-
-def parse_bytes(text: str) -> int:
-    """Read "8GiB", "8 GB", "500MB" or a number of bytes.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]i?)?b?\s*", text.lower())
-    number = 0 if match is None else int(float(match[1]) * _UNITS[match[2] or ""])
-    if not 0 < number < 1 << 50:
-        raise ConfigError.for_field("--memory", text, "a size such as 8GiB, 24 GB or 500MB")
-    return number
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, markup=False, highlight=False)
+    console.print(
+        Segments(
+            part if part.text == "\n" else Segment(printable(part.text), part.style, part.control)
+            for part in console.render(table)
+        )
+    )
 
 
 def parse_size(option: str, text: str) -> tuple[int, int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from sdengine.cli.terminal import print_table, printable, say, say_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,13 +38,17 @@ def tokens(
     plan = planner.plan([prompt], [], steps, PromptOptions(emphasis=emphasis))
     texts = describe(planner, plan)
     if as_json:
-        print(json.dumps({"prompt": prompt, "steps": steps, "texts": texts}))
+        told = {"prompt": prompt, "steps": steps, "texts": texts}
+        say_json({**told, "not_applied": plan.not_applied})
         return
-    from rich.console import Console
-
-    console = Console(highlight=False)
     for text in texts:
-        console.print(*_shown(text, len(texts), steps), sep="\n", markup=False, soft_wrap=True)
+        for shown in _shown(text, len(texts), steps):
+            if isinstance(shown, str):
+                say(shown)
+            else:
+                print_table(shown)
+    for tag in plan.not_applied:
+        say(f"not applied: {tag}")
 
 
 def describe(planner: PromptPlanner, plan: PromptPlan) -> list[dict[str, Any]]:
@@ -93,7 +98,7 @@ def _shown(text: dict[str, Any], num_texts: int, steps: int) -> list[RenderableT
     by_encoder = text["encoders"]
     shown: list[RenderableType] = []
     if num_texts > 1:
-        shown.append(f"text: {_printable(text['text'])}")
+        shown.append(f"text: {text['text']}")
         shown += [
             f"  part {use['part']}, weight {use['weight']:g}, {_stretches(use['steps'], steps)}"
             for use in text["uses"]
@@ -115,7 +120,8 @@ def _table(chunks: Sequence[dict[str, Any]]) -> RenderableType:
     for number, chunk in enumerate(chunks, 1):
         for position, token in enumerate(chunk["tokens"], 1):
             weight = f"{token['weight']:.4g}"
-            cells = (str(number), str(position), token["token"], str(token["id"]), weight)
+            shown = printable(token["token"])
+            cells = (str(number), str(position), shown, str(token["id"]), weight)
             table.add_row(*(Text(cell) for cell in cells), end_section=False)
         table.add_section()
     return table
@@ -140,7 +146,3 @@ def _stretches(numbers: Sequence[int], steps: int) -> str:
     written = [f"{a}-{b}" if a < b else str(a) for a, b in stretches[:_MAX_STRETCHES]]
     more = ["..."] if len(stretches) > _MAX_STRETCHES else []
     return f"step{'s' if len(numbers) > 1 else ''} {', '.join(written + more)}"
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdengine.cli.terminal import ProgressBar, progress_bar
+from sdengine.cli.terminal import ProgressBar, progress_bar, say, spinner
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,13 +33,16 @@ def train_vae(
     threads: Threads = 0,
 ) -> None:
     """Train the autoencoder on rendered scenes."""
-    from sdengine.training.loop import Schedule
-    from sdengine.training.vae import VAETask, new_demo_vae, reconstruction_scores
+    with spinner("importing"):
+        from sdengine.training.loop import Schedule
+        from sdengine.training.vae import VAETask, new_demo_vae, reconstruction_scores
 
     _use_threads(threads)
     schedule = Schedule(steps=steps, learning_rate=learning_rate, warmup=60)
     model = _train("vae", VAETask(new_demo_vae()), run / "vae", schedule)
-    typer.echo(f"reconstruction of held-out scenes: {reconstruction_scores(model, 200)}")
+    with spinner("scoring"):
+        scores = reconstruction_scores(model, 200)
+    say(f"reconstruction of held-out scenes: {scores}")
 
 
 @train_app.command("decoder")
@@ -50,8 +53,9 @@ def train_decoder(
     threads: Threads = 0,
 ) -> None:
     """Go on with the decoder alone, on slightly noisy latents; the encoder stays as it is."""
-    from sdengine.training.loop import Schedule, load_average
-    from sdengine.training.vae import VAETask, new_demo_vae, reconstruction_scores
+    with spinner("importing"):
+        from sdengine.training.loop import Schedule, load_average
+        from sdengine.training.vae import VAETask, new_demo_vae, reconstruction_scores
 
     _use_threads(threads)
     vae = new_demo_vae()
@@ -59,7 +63,9 @@ def train_decoder(
     vae.requires_grad_(True)
     schedule = Schedule(steps=steps, learning_rate=learning_rate, warmup=60)
     model = _train("decoder", VAETask(vae, decoder_only=True), run / "decoder", schedule)
-    typer.echo(f"reconstruction of held-out scenes: {reconstruction_scores(model, 200)}")
+    with spinner("scoring"):
+        scores = reconstruction_scores(model, 200)
+    say(f"reconstruction of held-out scenes: {scores}")
 
 
 @train_app.command("base")
@@ -77,15 +83,16 @@ def train_base(
     threads: Threads = 0,
 ) -> None:
     """Train the text encoder and then the U-Net; needs a trained autoencoder in the run folder."""
-    from sdengine.training.base import UNetJob, load_latents, train_text
-    from sdengine.training.loop import run_processes
+    with spinner("importing"):
+        from sdengine.training.base import UNetJob, load_latents, train_text
+        from sdengine.training.loop import run_processes
 
     _use_threads(threads)
     with _bar("text") as bar:
-        typer.echo(f"captions read right: {train_text(run, text_steps, _Report('text', bar))}")
+        say(f"captions read right: {train_text(run, text_steps, _Report('text', bar))}")
     counts = {128: latents, 192: large_latents, 256: large_latents // 2}
     with _bar("latents") as bar:
-        load_latents(run, counts, None if bar is None else partial(bar, "latents"))
+        load_latents(run, counts, partial(bar, "latents"))
     job = UNetJob(run, counts, steps, learning_rate, batch, report=ConsoleReport("unet"))
     run_processes(processes, run / "unet", job)
 
@@ -99,10 +106,11 @@ def save(
     ] = 3.0,
 ) -> None:
     """Write the trained networks as a diffusers folder of fp16 safetensors."""
-    from sdengine.training.assemble import save_run
+    with spinner("writing"):
+        from sdengine.training.assemble import save_run
 
-    save_run(run, output, guidance_scale)
-    typer.echo(f"wrote {output}")
+        save_run(run, output, guidance_scale)
+    say(f"wrote {output}")
 
 
 def _train(name: str, task: Task, folder: Path, schedule: Schedule) -> nn.Module:
@@ -112,21 +120,20 @@ def _train(name: str, task: Task, folder: Path, schedule: Schedule) -> nn.Module
         return train(task, folder, schedule, report=_Report(name, bar))
 
 
-def _bar(name: str) -> AbstractContextManager[ProgressBar | None]:
+def _bar(name: str) -> AbstractContextManager[ProgressBar]:
     return progress_bar(name, remaining=True, stays=True)
 
 
 class _Report:
     """Pass a loop's figures on to a progress bar."""
 
-    def __init__(self, name: str, bar: ProgressBar | None) -> None:
+    def __init__(self, name: str, bar: ProgressBar) -> None:
         self.name = name
         self.bar = bar
 
     def __call__(self, step: int, steps: int, figures: dict[str, float]) -> None:
-        if self.bar is not None:
-            shown = " ".join(f"{k} {v:.4f}" for k, v in figures.items())
-            self.bar(self.name, step, steps, shown)
+        shown = " ".join(f"{k} {v:.4f}" for k, v in figures.items())
+        self.bar(self.name, step, steps, shown)
 
 
 class ConsoleReport:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from sdengine.cli.terminal import progress_bar, say
+
 
 def verify(
     bundle: Annotated[str, typer.Argument(help="Bundle, or demo.")] = "demo",
@@ -13,6 +15,7 @@ def verify(
     """Check a bundle's manifest and the size and SHA-256 of every file."""
     from sdengine.bundle.reader import open_bundle
 
-    manifest = open_bundle(bundle, verify="hash").manifest
+    with progress_bar("hashing"):
+        manifest = open_bundle(bundle, verify="hash").manifest
     size_mb = sum(entry.size_bytes for entry in manifest.files) / 1e6
-    print(f"{manifest.name}: {len(manifest.files)} files, {size_mb:.1f} MB, all as built")
+    say(f"{manifest.name}: {len(manifest.files)} files, {size_mb:.1f} MB, all as built")

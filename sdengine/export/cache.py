@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +17,26 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdengine.bundle.manifest import FileEntry
-from sdengine.bundle.reader import sha256_of
 from sdengine.bundle.writer import list_files
 from sdengine.errors import BundleError, OutputError
-from sdengine.storage.cache_files import CACHE_VARIABLE, cache_dir
+from sdengine.storage.cache_place import (
+    CACHE_VARIABLE,
+    cache_dir,
+    cache_limit_bytes,
+    say_not_kept,
+)
+from sdengine.storage.content_hash import sha256_of
+from sdengine.storage.file_lock import Holders, asking, hold
+from sdengine.storage.regular_file import open_regular
+from sdengine.storage.temporary import (
+    abandoned,
+    remove_abandoned,
+    size_of,
+    temporary_file,
+    temporary_folder,
+)
+from sdengine.storage.whole_file import whole_file
+from sdengine.storage.whole_folder import give_usual_modes
 
 RECORD_FILE = "record.json"
 _MAX_RECORD_BYTES = 1 << 20
@@ -69,14 +84,21 @@ def open_cache(kept: bool, beside: Path) -> Iterator[OnnxCache]:
     """Give the user's cache, or one that is gone afterwards.
 
     Args:
-        kept: which of the two.
+        kept: which of the two; where the user's cannot be written it is the other all the same.
         beside: the other's place; the system's temporary folder may be in memory.
     """
     if kept:
-        yield OnnxCache()
-        return
-    with tempfile.TemporaryDirectory(prefix=f".{beside.name}.", dir=beside.parent) as folder:
-        yield OnnxCache(Path(folder))
+        with contextlib.ExitStack() as held:
+            cache = OnnxCache(held=held)
+            reason = cache.why_not_writable()
+            if not reason:
+                yield cache
+        if not reason:
+            cache.make_room(0)
+            return
+        say_not_kept("exported networks", reason)
+    with temporary_folder(beside) as folder:
+        yield OnnxCache(folder)
 
 
 def make_key(content: dict[str, Any]) -> str:
@@ -89,21 +111,47 @@ class OnnxCache:
     """Keep folders by key; several processes may use one cache.
 
     Args:
-        folder: of the cache; it is made when missing.
+        folder: of the cache, None for the user's; it is made when missing.
+        held: until when entries that were asked for stay; None where no others write meanwhile.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = cache_dir("onnx") if folder is None else folder
+    def __init__(
+        self, folder: Path | None = None, held: contextlib.ExitStack | None = None
+    ) -> None:
+        self._folder = folder
+        self._held = held
         self._checked: set[str] = set()  # in this process, whose weights may have gigabytes
+
+    @property
+    def folder(self) -> Path:
+        """Return the cache's place.
+
+        Raises:
+            OSError: the user has none.
+        """
+        return cache_dir("onnx") if self._folder is None else self._folder
+
+    def why_not_writable(self) -> str:
+        """Return why nothing can be kept; nothing where it can."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with temporary_file(self.folder / RECORD_FILE):
+                return ""
+        except OSError as error:
+            return error.strerror or str(error)
 
     def find(self, key: str) -> Entry | None:
         """Return an entry whose every file is as it was written; remove a damaged one.
 
         Files are hashed the first time that this object is asked for the entry.
         """
-        folder = self.folder / key
+        try:
+            folder = self.folder / key
+        except OSError:
+            return None
         if not folder.is_dir():
             return None
+        self._hold(folder)
         record = _read(folder)
         if record is not None and (
             key in self._checked or all(_is_intact(folder, file) for file in record.files)
@@ -137,16 +185,15 @@ class OnnxCache:
                     f"{free_bytes / 1e9:.1f} GB are free. `sdengine cache --clear` makes room, and "
                     f"{CACHE_VARIABLE} names another folder."
                 )
-            folder = Path(tempfile.mkdtemp(prefix=".", dir=self.folder))
-            try:
+            self.make_room(needed_bytes)
+            with temporary_folder(place) as folder:
                 record = _with_files(fill(folder), folder)
                 _write(record, folder)
-                folder.chmod(0o755)
+                give_usual_modes(folder)
                 # Where another process was quicker its folder has the same content.
                 with contextlib.suppress(OSError):
                     folder.rename(place)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+        self._hold(place)
         self._checked.add(key)
         return Entry(place, record)
 
@@ -161,14 +208,14 @@ class OnnxCache:
         Raises:
             OutputError: the folder cannot be written.
         """
-        temporary = entry.folder / f".{os.getpid()}.{graph}"
         with self._errors():
-            try:
+            remove_abandoned(entry.folder)
+            with temporary_file(entry.folder / graph) as (temporary, file):
+                file.close()
                 error = add(temporary)
                 temporary.replace(entry.folder / graph)
-            finally:
-                temporary.unlink(missing_ok=True)
-            file = FileEntry(
+            give_usual_modes(entry.folder)
+            listed = FileEntry(
                 path=graph,
                 size_bytes=(entry.folder / graph).stat().st_size,
                 sha256=sha256_of(entry.folder / graph),
@@ -176,7 +223,7 @@ class OnnxCache:
             others = [one for one in entry.record.files if one.path != graph]
             record = entry.record.model_copy(
                 update={
-                    "files": [*others, file],
+                    "files": [*others, listed],
                     "max_error": {**entry.record.max_error, graph: error},
                 }
             )
@@ -186,22 +233,55 @@ class OnnxCache:
     def entries(self) -> list[Entry]:
         """Return all entries, the ones used last first; files are not looked at."""
         found = []
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             for folder in self.folder.iterdir():
                 record = None if folder.name.startswith(".") else _read(folder)
                 if record is not None:
                     found.append(Entry(folder, record))
         return sorted(found, key=lambda entry: -entry.folder.stat().st_mtime)
 
+    def leftovers(self) -> list[Path]:
+        """Return what exports left that were killed."""
+        with contextlib.suppress(OSError):
+            places = [self.folder, *(entry.folder for entry in self.entries())]
+            return [path for place in places for path in abandoned(place)]
+        return []
+
     def clear(self) -> int:
-        """Remove every entry and what interrupted exports left; return how many bytes."""
+        """Remove every entry that no process uses, and leftovers; return how many bytes."""
         size = 0
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
+            for place in (self.folder, *(entry.folder for entry in self.entries())):
+                size += remove_abandoned(place)
             for folder in list(self.folder.iterdir()):
                 if folder.is_dir() and not folder.is_symlink():
-                    size += sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-                    shutil.rmtree(folder, ignore_errors=True)
+                    size += _remove_unused(folder)
         return size
+
+    def make_room(self, needed_bytes: int) -> None:
+        """Remove leftovers, then entries from the one used longest ago, none that is in use.
+
+        Args:
+            needed_bytes: of what is to be written. It is written also where it exceeds the limit,
+                because a build cannot do without.
+        """
+        limit = cache_limit_bytes()
+        remove_abandoned(self.folder)
+        entries = self.entries()
+        total = needed_bytes + sum(entry.size_bytes for entry in entries)
+        for entry in reversed(entries):
+            if total <= limit:
+                break
+            if _remove_unused(entry.folder):
+                total -= entry.size_bytes
+
+    def _hold(self, folder: Path) -> None:
+        """Let no process remove an entry until the cache is no longer open."""
+        if self._held is not None:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(folder, os.O_RDONLY)
+                self._held.callback(os.close, descriptor)
+                hold(descriptor)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -212,6 +292,15 @@ class OnnxCache:
                 f"the cache {self.folder} cannot be written: {error}. {CACHE_VARIABLE} names "
                 "another folder."
             ) from error
+
+
+def _remove_unused(folder: Path) -> int:
+    size = size_of(folder)
+    with contextlib.suppress(OSError), asking(folder) as holders:
+        if holders is not Holders.SOMEBODY:
+            shutil.rmtree(folder, ignore_errors=True)
+            return size
+    return 0
 
 
 @functools.cache
@@ -225,16 +314,15 @@ def _code_sha256() -> str:
 
 def _read(folder: Path) -> Record | None:
     try:
-        with (folder / RECORD_FILE).open("rb") as file:
+        with open_regular(folder / RECORD_FILE) as file:
             return Record.model_validate_json(file.read(_MAX_RECORD_BYTES))
     except (OSError, ValidationError):
         return None
 
 
 def _write(record: Record, folder: Path) -> None:
-    temporary = folder / f".{os.getpid()}.{RECORD_FILE}"
-    temporary.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / RECORD_FILE)
+    with whole_file(folder / RECORD_FILE) as file:
+        file.write(f"{record.model_dump_json(indent=2)}\n".encode())
 
 
 def _with_files(record: Record, folder: Path) -> Record:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
-import secrets
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdengine.errors import ConfigError, OutputError
+from sdengine.storage.temporary import remove_abandoned, temporary_file
+from sdengine.storage.whole_file import whole_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,12 +39,22 @@ def encode_png(image: Image, texts: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def output_paths(path: str | os.PathLike[str], count: int) -> list[Path]:
-    """Return the files that `count` images are written to."""
+def output_paths(
+    path: str | os.PathLike[str], count: int, *, overwrite: bool = False
+) -> list[Path]:
+    """Return the files that `count` images are written to.
+
+    One image is called as the path says, those of a batch have numbers from 1. Where one of these
+    is there and shall not be replaced, all get the numbers behind the highest that is in use.
+    """
     target = _checked_path(path)
-    if count == 1:
-        return [target]
-    return [target.with_name(f"{target.stem}-{i + 1}{target.suffix}") for i in range(count)]
+    first = [target] if count == 1 else _numbered(target, 1, count)
+    if overwrite or not any(os.path.lexists(file) for file in first):
+        return first
+    number = 1 + max(_numbers_in_use(target), default=0)
+    while any(os.path.lexists(file) for file in _numbered(target, number, count)):
+        number += 1  # file systems may know names under other spellings
+    return _numbered(target, number, count)
 
 
 def check_output(path: str | os.PathLike[str]) -> None:
@@ -55,39 +68,77 @@ def check_output(path: str | os.PathLike[str]) -> None:
         if target.is_dir():
             raise OutputError(f"{str(target)!r} is a folder; give a file name.")
         # Permission bits do not tell a read-only mount or a full table of files: try it.
-        handle, name = _temporary_beside(target)
-        os.close(handle)
-        os.unlink(name)
+        with temporary_file(target):
+            pass
     except OSError as error:
         raise OutputError(f"{str(target)[:200]!r} cannot be written: {error.strerror}.") from None
 
 
-def write_all(targets: Sequence[Path], contents: Sequence[bytes]) -> None:
-    """Write files so that either all of them appear or none.
+def write_images(
+    path: str | os.PathLike[str], contents: Sequence[bytes], *, overwrite: bool = False
+) -> list[Path]:
+    """Write images so that either all of them appear or none, and return their files.
+
+    Args:
+        path: see `output_paths`.
+        contents: of the files.
+        overwrite: replace files; else no file that is there is, not even one that another process
+            writes meanwhile.
 
     Raises:
         OutputError: one cannot be written.
     """
-    temporary: list[str] = []
+    while True:
+        targets = output_paths(path, len(contents), overwrite=overwrite)
+        try:
+            _write_all(targets, contents, overwrite)
+        except FileExistsError:
+            continue  # somebody was quicker: take the next numbers
+        except OSError as error:
+            raise OutputError(
+                f"{str(targets[0])!r} cannot be written: {error.strerror}. Nothing was left behind."
+            ) from error
+        return targets
+
+
+def _write_all(targets: Sequence[Path], contents: Sequence[bytes], overwrite: bool) -> None:
+    _tidy(targets[0].parent)
+    taken: list[Path] = []
     try:
-        for target, content in zip(targets, contents, strict=True):
-            handle, name = _temporary_beside(target)
-            temporary.append(name)
-            with os.fdopen(handle, "wb") as file:
+        _tidy(targets[0].parent)
+        with contextlib.ExitStack() as written:
+            for target, content in zip(targets, contents, strict=True):
+                file = written.enter_context(whole_file(target))
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # a full disk may show itself only here
-        for name, target in zip(list(temporary), targets, strict=True):
-            os.replace(name, target)
-            temporary.remove(name)
-    except OSError as error:
-        raise OutputError(
-            f"{str(targets[0])!r} cannot be written: {error.strerror}. Nothing was left behind."
-        ) from error
+            for target in targets if not overwrite else ():
+                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+                taken.append(target)
+        taken.clear()
     finally:
-        for name in temporary:
+        for left in taken:
             with contextlib.suppress(OSError):
-                os.unlink(name)
+                left.unlink()
+
+
+@functools.cache
+def _tidy(folder: Path) -> None:
+    """Remove what killed writers left, once a process: a folder may hold many pictures."""
+    remove_abandoned(folder)
+
+
+def _numbered(target: Path, first: int, count: int) -> list[Path]:
+    numbers = range(first, first + count)
+    return [target.with_name(f"{target.stem}-{number}{target.suffix}") for number in numbers]
+
+
+def _numbers_in_use(target: Path) -> Iterator[int]:
+    pattern = re.compile(rf"{re.escape(target.stem)}-(\d{{1,18}}){re.escape(target.suffix)}")
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(target.parent):
+            if (match := pattern.fullmatch(name)) is not None:
+                yield int(match[1])
 
 
 def _checked_path(path: str | os.PathLike[str]) -> Path:
@@ -98,10 +149,3 @@ def _checked_path(path: str | os.PathLike[str]) -> Path:
     if target.suffix.lower() != ".png" or "\0" in str(target):
         raise ConfigError.for_field("output", str(path), "a file name ending in .png")
     return target
-
-
-def _temporary_beside(target: Path) -> tuple[int, str]:
-    # Not tempfile: its files are private, and the umask cannot be read without changing it.
-    name = str(target.parent / f".sdengine-{secrets.token_hex(8)}.tmp")
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
-    return os.open(name, flags, 0o666), name

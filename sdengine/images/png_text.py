@@ -6,89 +6,63 @@ and 11.3.3 for tEXt, zTXt and iTXt.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import struct
 import zlib
 from collections.abc import Collection
-from pathlib import Path
 from typing import BinaryIO
 
-from sdengine.errors import ConfigError
+from sdengine.images.exif_text import COMMENT, MAX_TEXT_BYTES, Damaged, tiff_texts
 
-MAX_TEXT_BYTES = 4 << 20
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_CHUNKS = 1 << 18
 _MAX_LENGTH = (1 << 31) - 1
+_MAX_KEY_BYTES = 80
 
 
-class _Damaged(Exception):
-    pass
+def png_texts(file: BinaryIO, keys: Collection[str]) -> dict[str, str | None]:
+    """Return the texts that have one of the keys; the file is behind its signature.
 
-
-def read_text(path: str | os.PathLike[str], keys: Collection[str]) -> dict[str, str]:
-    """Read the texts of a PNG that have one of the keys.
-
-    Reads the text chunks alone, whatever size the picture claims. Texts of more than
-    MAX_TEXT_BYTES, packed or unpacked, are passed over.
-
-    Args:
-        path: of the file.
-        keys: of the texts wanted.
-
-    Returns:
-        Texts by key; of several under one key the last.
+    Of several texts under one key the last counts. One of more than MAX_TEXT_BYTES, packed or
+    unpacked, is None.
 
     Raises:
-        ConfigError: it is no file, not readable, no PNG, or damaged.
+        Damaged: the file is.
     """
-    try:
-        with _open(Path(path)) as file:
-            return _texts(file, keys)
-    except _Damaged as damage:
-        raise ConfigError(f"from: {str(path)!r} is not a usable PNG: {damage}.") from None
-    except OSError as error:
-        raise ConfigError(f"from: {str(path)!r} cannot be read: {error.strerror}.") from None
-    except (TypeError, ValueError):  # no name, or a NUL in it
-        raise ConfigError.for_field("from", path, "the name of a PNG file") from None
-
-
-def _open(path: Path) -> BinaryIO:
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-        raise OSError(errno.EINVAL, "it is not a file")
-    return path.open("rb")
-
-
-def _texts(file: BinaryIO, keys: Collection[str]) -> dict[str, str]:
-    if file.read(len(_SIGNATURE)) != _SIGNATURE:
-        raise _Damaged("it does not begin as one")
     size = os.fstat(file.fileno()).st_size
-    found: dict[str, str] = {}
+    found: dict[str, str | None] = {}
     for _ in range(_MAX_CHUNKS):
         header = file.read(8)
         if len(header) < 8:
-            raise _Damaged("it ends before its last chunk")
+            raise Damaged("it ends before its last chunk")
         length, kind = struct.unpack(">I4s", header)
-        if length > _MAX_LENGTH or file.tell() + length + 4 > size:
-            raise _Damaged(f"a chunk claims {length} bytes, more than follow")
+        end = file.tell() + length + 4
+        if length > _MAX_LENGTH or end > size:
+            raise Damaged(f"a chunk claims {length} bytes, more than follow")
         if kind == b"IEND":
             return found
-        decode = _DECODERS.get(kind)
-        if decode is None or length > MAX_TEXT_BYTES:
-            file.seek(length + 4, os.SEEK_CUR)
-            continue
-        data = file.read(length)
-        if file.read(4) != struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))):
-            raise _Damaged("the checksum of a text does not agree")
-        raw_key, separator, rest = data.partition(b"\0")
-        key = raw_key.decode("latin-1")
-        if separator and key in keys and (text := decode(rest)) is not None:
-            found[key] = text
-    raise _Damaged(f"it has more than {_MAX_CHUNKS} chunks")
+        if kind in _DECODERS and length > MAX_TEXT_BYTES:
+            key = file.read(_MAX_KEY_BYTES).partition(b"\0")[0].decode("latin-1")
+            if key in keys:
+                found[key] = None
+        elif kind in _DECODERS or (kind == b"eXIf" and length <= MAX_TEXT_BYTES):
+            data = file.read(length)
+            if file.read(4) != struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))):
+                raise Damaged("the checksum of a text does not agree")
+            found |= _decoded(kind, data, keys)
+        file.seek(end)
+    raise Damaged(f"it has more than {_MAX_CHUNKS} chunks")
 
 
-def _plain(data: bytes) -> str:
+def _decoded(kind: bytes, data: bytes, keys: Collection[str]) -> dict[str, str | None]:
+    if kind == b"eXIf":
+        return tiff_texts(data) if COMMENT in keys else {}
+    raw_key, separator, rest = data.partition(b"\0")
+    key = raw_key.decode("latin-1")
+    return {key: _DECODERS[kind](rest)} if separator and key in keys else {}
+
+
+def _plain(data: bytes) -> str | None:
     return data.decode("latin-1")
 
 
@@ -101,28 +75,28 @@ def _international(data: bytes) -> str | None:
     flag, method = data[:1], data[1:2]
     parts = data[2:].split(b"\0", 2)  # language, translated key, text
     if flag not in (b"\0", b"\1") or len(parts) != 3:
-        raise _Damaged("an international text has no such layout")
+        raise Damaged("an international text has no such layout")
     text: bytes | None = parts[2]
     if flag == b"\1":
         text = _unpack(method, parts[2])
     try:
         return None if text is None else text.decode("utf-8")
     except UnicodeDecodeError:
-        raise _Damaged("an international text is not UTF-8") from None
+        raise Damaged("an international text is not UTF-8") from None
 
 
 def _unpack(method: bytes, data: bytes) -> bytes | None:
     if method != b"\0":
-        raise _Damaged("a text is packed in an unknown way")
+        raise Damaged("a text is packed in an unknown way")
     unpacker = zlib.decompressobj()
     try:
         text = unpacker.decompress(data, MAX_TEXT_BYTES)
     except zlib.error:
-        raise _Damaged("a packed text cannot be unpacked") from None
+        raise Damaged("a packed text cannot be unpacked") from None
     if unpacker.eof:
         return text
     if len(text) < MAX_TEXT_BYTES:
-        raise _Damaged("a packed text ends early")
+        raise Damaged("a packed text ends early")
     return None
 
 

@@ -22,6 +22,7 @@ class Provenance:
         processor: as `processor` describes it.
         model, model_hash: name and SHA-256 of the checkpoint; of the hash perhaps the first digits.
         bundle_hash: SHA-256 of the bundle's manifest.
+        usual_clip_skip: what the web UI calls the layer that the checkpoint reads.
     """
 
     backend: str = ""
@@ -32,6 +33,7 @@ class Provenance:
     model: str = ""
     model_hash: str = ""
     bundle_hash: str = ""
+    usual_clip_skip: int = 1
 
     def differences(self, now: Provenance) -> list[str]:
         """Say in sentences why `now` may not give again what this gave; the unknown is no reason.

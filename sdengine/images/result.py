@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.images.metadata import CHUNK, PARAMETERS, describe_image
-from sdengine.images.png import check_output, encode_png, output_paths, write_all
+from sdengine.images.png import check_output, encode_png, write_images
 from sdengine.images.provenance import Provenance
 from sdengine.images.timings import Timings
 from sdengine.images.web_ui_text import parameters_text
@@ -54,12 +54,14 @@ class Result:
         request: what was asked, with every default filled in; `Engine.run` takes it again.
         timings: where the time went.
         provenance: what made the images.
+        warnings: sentences on what the request asked for and did not get, none where all was done.
     """
 
     arrays: tuple[NDArray[np.uint8], ...]
     request: Request
     timings: Timings
     provenance: Provenance
+    warnings: tuple[str, ...] = ()
     _images: list[Image] = field(default_factory=list, repr=False)
 
     @property
@@ -85,12 +87,13 @@ class Result:
         """Describe image `index` in the text form that image tools read from PNG files."""
         return parameters_text(self.request.only(index), self.provenance)
 
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
         """Write the images as PNG files; either all of them appear or none.
 
         Args:
-            path: `out.png`; a batch becomes `out-1.png`, `out-2.png`, ... Files that are there
-                already are replaced.
+            path: `out.png`; a batch becomes `out-1.png`, `out-2.png`, ... Where one of these is
+                there already, all get the numbers behind the highest in use: `out-3.png`, ...
+            overwrite: replace files that are there instead.
 
         Returns:
             The files written, in the order of the images.
@@ -99,7 +102,6 @@ class Result:
             ConfigError: the name does not end in .png.
             OutputError: the folder is missing or not writable, or the disk is full.
         """
-        targets = output_paths(path, len(self.arrays))
         check_output(path)
         contents = [
             encode_png(
@@ -111,5 +113,4 @@ class Result:
             )
             for index, image in enumerate(self.images)
         ]
-        write_all(targets, contents)
-        return targets
+        return write_images(path, contents, overwrite=overwrite)

@@ -1,7 +1,7 @@
 """Web UI text: the `parameters` text of image tools, written for them and read from them.
 
 Source: the text of the widely used web UI: the prompt, a line that begins with "Negative prompt:",
-a line of `key: value` pairs, values with commas, colons or line ends quoted as in JSON.
+and pairs. Its `Clip skip` counts from the text encoder's last layer, whichever a checkpoint reads.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 from sdengine.errors import ConfigError
 from sdengine.images.provenance import Provenance
+from sdengine.images.web_ui_pairs import find_pairs
 from sdengine.request.fields import FieldInfo, Number
+from sdengine.request.keywords import WEB_UI_CLIP_SKIP
 from sdengine.request.request import FIELDS, Request
 from sdengine.samplers import SAMPLERS, SCHEDULES, resolve_names
 
 _NEGATIVE = "Negative prompt:"
-_MAX_PAIRS_CHARACTERS = 1 << 16
 _MAX_NAMED = 20
 
 _WHOLE = re.compile(r"[0-9]{1,20}")
 _REAL = re.compile(r"[0-9]{1,20}(\.[0-9]{1,30})?(e[+-]?[0-9]{1,3})?")
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
-_PAIR = re.compile(r'([^:,"]{1,60}):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 _HASH = re.compile(r"[0-9a-f]{8,64}")
 
 _EMPHASIS = {"Original": "original", "No norm": "no_norm", "Ignore": "none", "None": "literal"}
@@ -33,10 +33,12 @@ _CHOICES = {"noise": {"CPU": "cpu", "GPU": "cuda", "NV": "cuda"}, "emphasis": _E
 # The web UI's own names; "Automatic" is the sampler's default.
 _SCHEDULES = {"Automatic": None, "Uniform": "normal", "DDIM": "ddim_uniform"}
 _NOT_OF_THE_REQUEST = {"Model hash", "Model", "Version", "Hashes", "Sampler", "Schedule type"}
+_NO_SEED = "-1"
 _FIELDS: dict[str, list[FieldInfo]] = {}  # by label; a size has two
 for _info in FIELDS.values():
     for _label in _info.labels:
         _FIELDS.setdefault(_label, []).append(_info)
+_KNOWN = {*_FIELDS, *_NOT_OF_THE_REQUEST}
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Parameters:
     """What was read from a text.
 
     Args:
-        fields: of `Request`, each of them acceptable.
+        fields: keywords of `Engine.request`, each of them acceptable.
         model_hash: first digits of the checkpoint's SHA-256; "" if the text names none.
         not_understood: keys without a counterpart, or with a value that none accepts.
     """
@@ -71,7 +73,9 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
     }
     if request.variation_strength:
         pairs |= _labelled(request, "variation_seed", "variation_strength")
-    pairs |= _labelled(request, "seed_width", "clip_skip", "eta")
+    if request.clip_skip is not None:
+        pairs["Clip skip"] = request.clip_skip + provenance.usual_clip_skip - 1
+    pairs |= _labelled(request, "seed_width", "eta")
     pairs |= _labelled(request, "s_churn", "s_tmin", "s_tmax", "s_noise")
     if request.guidance_rescale:
         pairs |= _labelled(request, "guidance_rescale")
@@ -108,15 +112,13 @@ def parse_parameters(text: str) -> Parameters:
 
     A text with pairs but without `RNG` means the noise of a CUDA device, the web UI's default.
     """
-    *lines, last = text.strip().split("\n")
-    pairs = _pairs(last)
-    if not pairs:
-        lines.append(last)
-    prompt, negative = _prompts(lines)
+    found_pairs = find_pairs(text, _KNOWN)
+    pairs = found_pairs.values
+    prompt, negative = _prompts(found_pairs.before)
     values: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
     left: list[str] = []
     for key, value in pairs.items():
-        if key not in _NOT_OF_THE_REQUEST:
+        if key not in _NOT_OF_THE_REQUEST and (key, value) != ("Seed", _NO_SEED):
             found = _acceptable(_counterparts(key, value))
             values |= found
             if not found:
@@ -128,15 +130,12 @@ def parse_parameters(text: str) -> Parameters:
         values.setdefault("noise", "cuda")
     if "variation_seed" not in values and values.pop("variation_strength", 0):
         left.append("Variation seed strength")
+    if "clip_skip" in values:
+        values[WEB_UI_CLIP_SKIP] = values.pop("clip_skip")
+    left = list(dict.fromkeys(left + found_pairs.left))
     shown = tuple(key if key.isprintable() else ascii(key) for key in left[:_MAX_NAMED])
     given_hash = pairs.get("Model hash", "").lower()
     return Parameters(values, given_hash if _HASH.fullmatch(given_hash) else "", shown)
-
-
-def _pairs(line: str) -> dict[str, str]:
-    if not re.match(r"Steps: [0-9]", line) or len(line) > _MAX_PAIRS_CHARACTERS:
-        return {}
-    return {key.strip(): _unquoted(value.strip()) for key, value in _PAIR.findall(line)}
 
 
 def _prompts(lines: list[str]) -> tuple[str, str]:
@@ -193,13 +192,3 @@ def _value_text(value: str | float) -> str:
         return repr(int(value)) if value.is_integer() else repr(value)
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',:"\n') else text
-
-
-def _unquoted(value: str) -> str:
-    if value.startswith('"'):
-        try:
-            found = json.loads(value)
-        except ValueError:
-            return value
-        return found if isinstance(found, str) else value
-    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -22,19 +22,34 @@ _SPELLINGS = {"swish": "silu"}  # two names of one function
 
 
 def read_fields(
-    config_class: type[Any], config: Mapping[str, Any], network: str, fixed: Mapping[str, Any]
+    config_class: type[Any],
+    config: Mapping[str, Any],
+    network: str,
+    fixed: Mapping[str, Any],
+    harmless: Collection[str],
 ) -> dict[str, Any]:
     """Return the keyword arguments of a config dataclass, each of the right type and size.
 
     Args:
         config_class: the dataclass; its annotations say what each field may be.
-        config: content of a ``config.json``; keys that are no field are ignored unless fixed.
+        config: content of a ``config.json``. Keys that begin with "_" describe the file.
         network: what messages call the network.
         fixed: switches that change the network and that only one value is implemented of.
+        harmless: keys that change nothing here.
 
     Raises:
-        ConfigError: a value is of the wrong type, absurdly large, or not implemented.
+        ConfigError: a key is not known, or a value is of the wrong type, absurdly large, or not
+            implemented.
     """
+    known = {field.name for field in fields(config_class)} | fixed.keys() | set(harmless)
+    for key, value in config.items():
+        if key not in known and not key.startswith("_") and value is not None:
+            raise ConfigError.for_field(
+                f"{network}.{key}",
+                value,
+                "a key that is known to be used or to change nothing",
+                "If it changes nothing, take it out of the file.",
+            )
     for key, only in fixed.items():
         if key in config and not _means(config[key], only):
             raise ConfigError.for_field(

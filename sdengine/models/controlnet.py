@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from sdengine.errors import ConfigError
 from sdengine.models.config_fields import read_fields
 from sdengine.models.unet import ConditionedEncoder, UNetConfig
+from sdengine.models.unet_keys import FIXED as UNET_FIXED
+from sdengine.models.unet_keys import HARMLESS as UNET_HARMLESS
 
 _UP_OF = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
 _NOT_OF_CONTROLNETS = ("sample_size", "out_channels", "up_block_types", "time_cond_proj_dim")
-_FIXED = {"controlnet_conditioning_channel_order": "rgb", "global_pool_conditions": False}
+FIXED = {"controlnet_conditioning_channel_order": "rgb", "global_pool_conditions": False}
+_OWN = ("conditioning_channels", "conditioning_embedding_out_channels", *FIXED)
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,15 @@ class ControlNetConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ControlNetConfig:
-        """Read diffusers' ``config.json`` of a ControlNet; unknown keys are ignored."""
-        values = read_fields(cls, config, "controlnet", _FIXED)
-        down_types = read_fields(UNetConfig, config, "controlnet", {}).get(
+        """Read diffusers' ``config.json`` of a ControlNet, a missing key as diffusers does."""
+        own = {key: value for key, value in config.items() if key in _OWN}
+        values = read_fields(cls, own, "controlnet", FIXED, ())
+        shared = {key: value for key, value in config.items() if key not in _OWN}
+        down_types = read_fields(UNetConfig, shared, "controlnet", UNET_FIXED, UNET_HARMLESS).get(
             "down_block_types", UNetConfig.down_block_types
         )
         up_types = [_UP_OF.get(kind, kind) for kind in reversed(down_types)]
-        values["unet"] = UNetConfig.from_dict({**config, "up_block_types": up_types})
+        values["unet"] = UNetConfig.from_dict({**shared, "up_block_types": up_types})
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

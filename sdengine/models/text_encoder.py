@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sdengine.errors import ConfigError
 from sdengine.models.config_fields import read_fields
 from sdengine.models.ops import OpsModule
+from sdengine.models.transformers_keys import HARMLESS
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -24,6 +25,21 @@ def _quick_gelu(x: Tensor) -> Tensor:
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": _quick_gelu, "gelu": F.gelu}
+# What transformers can vary and the published text encoders do not.
+FIXED = {
+    "add_cross_attention": False,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "model_type": "clip_text_model",
+    "pruned_heads": {},
+}
+# transformers leaves out of the file what is its own default.
+_DEFAULTS = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "projection_dim": 512,
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +81,9 @@ class TextEncoderConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> TextEncoderConfig:
-        """Read transformers' ``text_encoder/config.json``; unknown keys are ignored."""
-        known = read_fields(cls, config, "text_encoder", {"model_type": "clip_text_model"})
+        """Read transformers' ``text_encoder/config.json``, a missing key as transformers does."""
+        complete = {**_DEFAULTS, **config}
+        known = read_fields(cls, complete, "text_encoder", FIXED, HARMLESS)
         if "CLIPTextModelWithProjection" in (config.get("architectures") or ()):
             known["with_projection"] = True
         return cls(**known)

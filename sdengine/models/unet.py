@@ -19,39 +19,13 @@ from sdengine.models.config_fields import read_fields
 from sdengine.models.ops import OpsModule
 from sdengine.models.timesteps import TimestepEmbedding, timestep_embedding
 from sdengine.models.unet_blocks import DownBlock, LevelSpec, MidBlock, UpBlock
+from sdengine.models.unet_keys import FIXED, HARMLESS
 
 _WITH_ATTENTION = {
     "DownBlock2D": False,
     "CrossAttnDownBlock2D": True,
     "UpBlock2D": False,
     "CrossAttnUpBlock2D": True,
-}
-# What diffusers can vary and the published Stable Diffusion networks do not.
-_FIXED = {
-    "act_fn": "silu",
-    "attention_type": "default",
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "class_embeddings_concat": False,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "cross_attention_norm": None,
-    "downsample_padding": 1,
-    "dual_cross_attention": False,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "mid_block_scale_factor": 1,
-    "num_attention_heads": None,
-    "num_class_embeds": None,
-    "only_cross_attention": False,
-    "resnet_out_scale_factor": 1.0,
-    "resnet_skip_time_act": False,
-    "resnet_time_scale_shift": "default",
-    "time_embedding_act_fn": None,
-    "time_embedding_type": "positional",
-    "timestep_post_act": None,
 }
 _MAX_BLOCKS = 1024
 _ATTENDING_MIDDLE = "UNetMidBlock2DCrossAttn"
@@ -215,14 +189,17 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> UNetConfig:
-        """Read diffusers' ``unet/config.json``; keys that change nothing here are ignored."""
-        read = cls(**read_fields(cls, {**_LEFT_OUT, **config}, "unet", _FIXED))
+        """Read diffusers' ``unet/config.json``, a missing key as diffusers does."""
+        read = cls(**read_fields(cls, {**_LEFT_OUT, **config}, "unet", FIXED, HARMLESS))
         width = 4 * read.block_out_channels[0]
         if config.get("time_embedding_dim") not in (None, width):
             raise ConfigError.for_field(
                 "unet.time_embedding_dim", config["time_embedding_dim"], f"null or {width}"
             )
         return read
+        """Read diffusers' ``unet/config.json``, a missing key as diffusers does."""
+        complete = {"cross_attention_dim": 1280, **config}
+        return cls(**read_fields(cls, complete, "unet", FIXED, HARMLESS))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as diffusers' UNet2DConditionModel reads it.

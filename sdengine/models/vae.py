@@ -28,16 +28,15 @@ from sdengine.models.ops import OpsModule
 _EPS = 1e-6
 _ENCODER_BLOCK, _DECODER_BLOCK = "DownEncoderBlock2D", "UpDecoderBlock2D"
 # What diffusers can vary and the published Stable Diffusion autoencoders do not.
-_FIXED = {
+FIXED = {
     "act_fn": "silu",
-    "down_block_types": _ENCODER_BLOCK,
     "mid_block_add_attention": True,
-    "up_block_types": _DECODER_BLOCK,
 }
+# Where diffusers computes in fp32 besides, and what training left behind.
+HARMLESS = ("down_block_types", "force_upcast", "up_block_types")
+_BLOCK_TYPES = {"down_block_types": _ENCODER_BLOCK, "up_block_types": _DECODER_BLOCK}
+_DEFAULTS = {"block_out_channels": [64], "layers_per_block": 1, "sample_size": 32}
 
-
-# What a config.json that leaves a key out means by that, where it is not what SD 1 has.
-_LEFT_OUT = {"block_out_channels": [64], "layers_per_block": 1, "sample_size": 32}
 _NOT_WRITTEN_AT_DEFAULT = (
     "latents_mean",
     "latents_std",
@@ -119,8 +118,14 @@ class VAEConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> VAEConfig:
-        """Read diffusers' ``vae/config.json``; keys that change nothing here are ignored."""
-        return cls(**read_fields(cls, {**_LEFT_OUT, **config}, "vae", _FIXED))
+        """Read diffusers' ``vae/config.json``, a missing key as diffusers does."""
+        complete = {**_DEFAULTS, **config}
+        values = cls(**read_fields(cls, complete, "vae", FIXED, HARMLESS))
+        for key, only in _BLOCK_TYPES.items():
+            expected = [only] * len(values.block_out_channels)
+            if complete.get(key, [only]) != expected:
+                raise ConfigError.for_field(f"vae.{key}", complete.get(key), repr(expected))
+        return values
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as diffusers' AutoencoderKL reads it.

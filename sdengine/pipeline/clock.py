@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 from sdengine.backends.base import Array, Module
 from sdengine.images.timings import StageTime, Timings
@@ -20,15 +19,14 @@ class StageClock:
         self._active_ns = 0
         self._resumed_ns = time.perf_counter_ns()
 
-    @contextmanager
-    def stage(self, name: str, calls: int = 1) -> Iterator[None]:
-        """Count the time inside the block, and the calls that it makes, for a stage."""
-        started_ns = time.perf_counter_ns()
-        try:
-            yield
-        finally:
-            self._ns[name] += time.perf_counter_ns() - started_ns
-            self._calls[name] += calls
+    def stage(self, name: str, calls: int = 1) -> _Stage:
+        """Count the time inside a block, and the calls that it makes, for a stage."""
+        return _Stage(self, name, calls)
+
+    def add(self, name: str, ns: int, calls: int) -> None:
+        """Count what a stage has taken."""
+        self._ns[name] += ns
+        self._calls[name] += calls
 
     def timed(self, stage: str, module: Module) -> Module:
         """Return the module with its runs counted for a stage."""
@@ -47,6 +45,21 @@ class StageClock:
         total_ns = self._active_ns + time.perf_counter_ns() - self._resumed_ns
         stages = {name: StageTime(ns / 1e6, self._calls[name]) for name, ns in self._ns.items()}
         return Timings(stages, total_ns / 1e6)
+
+
+class _Stage:
+    """The block of a stage; a class, because a generator takes longer to enter and leave."""
+
+    def __init__(self, clock: StageClock, name: str, calls: int) -> None:
+        self._clock = clock
+        self._name = name
+        self._calls = calls
+
+    def __enter__(self) -> None:
+        self._started_ns = time.perf_counter_ns()
+
+    def __exit__(self, *_: object) -> None:
+        self._clock.add(self._name, time.perf_counter_ns() - self._started_ns, self._calls)
 
 
 class _TimedModule:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sdengine import _native
 from sdengine.backends.base import Module
-from sdengine.backends.device_protocols import DecodesPixels
+from sdengine.backends.device_protocols import decodes_pixels
 from sdengine.bundle.manifest import Architecture
 from sdengine.bundle.tensors import require_tensors
 from sdengine.errors import NonFiniteError
@@ -46,7 +46,7 @@ def decode(
     images = []
     for index in range(len(latents)):
         try:
-            if isinstance(vae, DecodesPixels):
+            if decodes_pixels(vae):
                 with clock.stage("vae_decoder"):
                     images.append(vae.decode(latents, index, scale))
                 continue

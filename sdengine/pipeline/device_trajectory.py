@@ -7,7 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from sdengine.backends.base import Module
-from sdengine.backends.device_protocols import Array, DeviceRun, RunsTrajectories, TrajectoryKind
+from sdengine.backends.device_protocols import (
+    Array,
+    DeviceRun,
+    RunsTrajectories,
+    TrajectoryKind,
+    runs_trajectories,
+)
 from sdengine.errors import NonFiniteError
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.row_plan import RowPlan
@@ -38,7 +44,7 @@ def choose_device(
     Returns:
         The U-Net as what runs them, or None and why the host does.
     """
-    if not isinstance(unet, RunsTrajectories):
+    if not runs_trajectories(unet):
         return None, "the backend's networks read and write the host's memory"
     if clean_every > 0:
         return None, "previews are made from each prediction"

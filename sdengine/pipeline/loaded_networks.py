@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
+import ctypes
 from collections import OrderedDict
 
 from sdengine.backends.base import Module, Session
+from sdengine.backends.forks import ForkSafeLock, watch_forks
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import DeviceError
@@ -27,8 +28,10 @@ class Networks:
         self.bundle = bundle
         self._session = session
         self._loaded: dict[str, OrderedDict[tuple[int, ...], Module]] = {}
-        self._loading = threading.Lock()
+        self._loading = ForkSafeLock()
         self._closed = False
+        self._is_parents = False
+        watch_forks(self)
 
     def get(
         self,
@@ -53,7 +56,7 @@ class Networks:
             if self._closed:
                 raise DeviceError("the engine was closed; load the bundle again.")
             shapes_loaded = self._loaded.setdefault(network, OrderedDict())
-            length = self.bundle.manifest.architecture.text_encoders[0].max_length
+            length = self.bundle.manifest.architecture.text_encoders[0].chunk_length
             key = (batch, height, width, sequence or length)
             if key in shapes_loaded:
                 shapes_loaded.move_to_end(key)
@@ -77,8 +80,31 @@ class Networks:
         entry = self.bundle.network(network)
         return self._session.load(network, resolve_shapes(network, entry.inputs, sizes))
 
+    def after_fork(self) -> None:
+        """Leave to the parent process what a child of it can neither use nor free."""
+        if not self._session.works_after_fork and not self._is_parents:
+            self._is_parents = True
+            left = (self._session, self._loaded)
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(left))  # never freed here
+            self._loaded = {}
+
+    def require_own(self) -> None:
+        """Refuse networks that were left to the parent process.
+
+        Raises:
+            DeviceError: they were.
+        """
+        if self._is_parents:
+            raise DeviceError(
+                "the engine belongs to the parent process: what runs its networks does not outlive "
+                "a fork. Load the bundle in the child process, or start processes with the method "
+                "'spawn'. (Bundles of target native work on after a fork.)"
+            )
+
     def close(self) -> None:
         """Free every network; a second call does nothing."""
+        if self._is_parents:
+            return
         with self._loading:
             self._closed = True
             for shapes_loaded in self._loaded.values():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -33,6 +34,9 @@ from sdengine.samplers import (
     resolve_names,
 )
 
+_log = logging.getLogger(__name__)
+_MAX_NAMED = 20
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -43,12 +47,14 @@ class Plan:
         program: the sampler's numbers.
         prompts: the texts and where they hold.
         chunks: the images that are made together, by index; at least one chunk.
+        warnings: what of the request cannot be done, in sentences.
     """
 
     request: Request
     program: SamplerProgram
     prompts: PromptPlan
     chunks: tuple[range, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -98,9 +104,12 @@ class Pipeline:
         self._low_memory = low_memory
         self._conditioner = TextConditioner(bundle, max_chunks)
         noise_schedule = NoiseSchedule.from_config(bundle.manifest.architecture.scheduler)
-        # A program is the same for every request of its sampler; nobody writes to one.
+        # What follows from a few fields of a request is often the same for the next one; nobody
+        # writes to it.
         make = functools.partial(build_program, noise_schedule=noise_schedule)
         self._program = functools.lru_cache(maxsize=32)(make)
+        self._prompts = functools.lru_cache(maxsize=8)(self._conditioner.plan)
+        self._row_plans = functools.lru_cache(maxsize=8)(lay_out_rows)
 
     def plan(self, request: Request) -> Plan:
         """Work out what needs no network.
@@ -109,19 +118,22 @@ class Pipeline:
             ConfigError: the sampler has no such name or option, or a prompt is not accepted.
         """
         sampler, schedule = resolve_names(request.sampler, request.schedule)
-        request = replace(request, sampler=sampler, schedule=schedule)
+        if (sampler, schedule) != (request.sampler, request.schedule):
+            request = replace(request, sampler=sampler, schedule=schedule)
         program = self._program(sampler, schedule, request.steps, options=_sampler_options(request))
         is_distilled = self._manifest.architecture.unet.guidance_embed_dim is not None
-        prompts = self._conditioner.plan(
+        prompts = self._prompts(
             request.prompts,
             request.negative_prompts,
             request.steps,
             PromptOptions(emphasis=request.emphasis, clip_skip=request.clip_skip),
             is_guided=request.uses_guidance and not is_distilled,
         )
-        return Plan(
-            request, program, prompts, _chunks(request.batch_size, self._manifest.max_batch)
-        )
+        chunks = _chunks(request.batch_size, self._manifest.max_batch)
+        warnings = _warnings(prompts)
+        for line in warnings:
+            _log.info("%s", line)
+        return Plan(request, program, prompts, chunks, warnings)
 
     def run(self, plan: Plan, watch: Watch) -> Generator[Step, None, Result]:
         """Make the images, step by step.
@@ -136,7 +148,9 @@ class Pipeline:
         clock = StageClock()
         conditioning = self._condition(plan, clock)
         last, images = yield from self._steps(plan, watch, conditioning, clock)
-        result = Result(tuple(images), plan.request, clock.timings(), self._provenance)
+        result = Result(
+            tuple(images), plan.request, clock.timings(), self._provenance, plan.warnings
+        )
         yield replace(last, result=result)
         return result
 
@@ -182,8 +196,11 @@ class Pipeline:
         evaluations = trajectory.run(noise, clock, watch.preview_every, watch.sees_steps)
         while True:
             evaluation = next(evaluations)
+            is_last = evaluation.index + 1 == len(plan.program.t)
+            if not (is_last or watch.sees_steps):
+                continue
             step = self._step(plan, chunk, evaluation, clock)
-            if evaluation.index + 1 == len(plan.program.t):
+            if is_last:
                 return step
             yield from _held(step, clock)
 
@@ -197,7 +214,7 @@ class Pipeline:
     ) -> Trajectory:
         """Load the U-Net for a chunk's rows."""
         request, architecture = plan.request, self._manifest.architecture
-        row_plans = lay_out_rows(plan.prompts.steps, chunk)
+        row_plans = self._row_plans(plan.prompts.steps, chunk)
         rows, size = len(row_plans[0].rows), (request.height, request.width)
         sequence = conditioning.prompt_embeds.shape[1]
         unet = self._networks.get("unet", rows, *size, sequence=sequence, clock=clock)
@@ -234,6 +251,33 @@ class Pipeline:
     def _done_with(self, *networks: str) -> None:
         if self._low_memory:
             self._networks.release(*networks)
+
+
+def finish(
+    steps: Generator[Step, None, Result], progress: Callable[[Step], None] | None = None
+) -> Result:
+    """Run a request to its end, show each step to `progress`, and return the result."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        if progress is not None:
+            progress(step)
+
+
+def _warnings(prompts: PromptPlan) -> tuple[str, ...]:
+    """Say what the prompts ask for and do not get; a hostile one may ask for thousands."""
+    tags = prompts.not_applied
+    more = [f"and {len(tags) - _MAX_NAMED} more"] if len(tags) > _MAX_NAMED else []
+    shown = [tag if tag.isprintable() else ascii(tag) for tag in tags[:_MAX_NAMED]]
+    named = [tag if len(tag) <= 120 else f"{tag[:117]}..." for tag in shown]
+    return tuple(
+        f"prompt: {tag} is not applied: this release loads no such networks, and the picture is "
+        "made without."
+        for tag in named + more
+    )
 
 
 def _held(step: Step, clock: StageClock) -> Generator[Step, None, None]:

@@ -139,19 +139,17 @@ class Trajectory:
         registers, step_noise = self._start(noise)
         latents = registers[0].view()
         latents.flags.writeable = False
-        needs_noise = program.needs_noise
-        for k in range(len(program.t)):
+        for k, numbers in enumerate(program.evaluations):
             check_cancelled(self.cancel)
-            step = int(program.step[k])
-            plan = self.row_plans[step]
+            plan = self.row_plans[numbers.step]
             inputs.use(plan)
-            self._scale(registers[0], float(program.c_in[k]), inputs.sample)
-            inputs.timestep.fill(program.t[k])
-            if needs_noise[k]:
+            self._scale(registers[0], numbers.c_in, inputs.sample)
+            inputs.timestep.fill(numbers.t)
+            if numbers.needs_noise:
                 noise.step(step_noise)
             with clock.stage("unet"):
                 noise_pred = self.unet.run(inputs.arrays)["noise_pred"]
-            wants_clean = clean_every > 0 and (step + 1) % clean_every == 0
+            wants_clean = clean_every > 0 and (numbers.step + 1) % clean_every == 0
             if wants_clean or not plan.is_plain or self.guidance_rescale > 0:
                 noise_pred = guide(noise_pred, plan, self.guidance_scale, self.guidance_rescale)
             clean = None
@@ -162,10 +160,10 @@ class Trajectory:
                 registers,
                 noise_pred,
                 self.guidance_scale,
-                program.A[k],
-                program.b[k],
-                program.d[k],
-                step_noise if needs_noise[k] else None,
+                numbers.A,
+                numbers.b,
+                numbers.d,
+                step_noise if numbers.needs_noise else None,
             )
             if not finite:
                 raise NonFiniteError.at(

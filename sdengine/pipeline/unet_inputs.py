@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.backends.base import Module
+from sdengine.backends.device_protocols import inputs_zero_unless_given
 from sdengine.bundle.manifest import UNetArchitecture
 from sdengine.bundle.tensors import numpy_dtype, require_tensors
 from sdengine.errors import BundleError
@@ -84,13 +85,14 @@ class UNetInputs:
         self._micro = micro
         self._plan: RowPlan | None = None
         # Inputs that nothing fills, such as ControlNet residuals, stay zero.
-        self.arrays: dict[str, NDArray[Any]] = {
-            spec.name: np.zeros([int(s) for s in spec.shape], dtype=numpy_dtype(spec.dtype))
-            for spec in unet.inputs
-        }
+        self.arrays: dict[str, NDArray[Any]] = {}
+        left_out = inputs_zero_unless_given(unet)
         for spec in unet.inputs:
             if spec.name not in _FILLED and "_residual" not in spec.name:
                 raise BundleError(f"unet: input {spec.name!r} is unknown to this release.")
+            if spec.name not in left_out or spec.name in _FILLED:
+                shape = [int(size) for size in spec.shape]
+                self.arrays[spec.name] = np.zeros(shape, dtype=numpy_dtype(spec.dtype))
         if "timestep_cond" in self.arrays:
             dim = self.arrays["timestep_cond"].shape[1]
             self.arrays["timestep_cond"][:] = guidance_embedding(guidance_scale, dim)

@@ -95,11 +95,12 @@ class TextConditioner:
             states, pooled_states = self._encode(encoder, plan, get_encoder)
             embeds.append(states)
             pooled = pooled_states if pooled_states is not None else pooled
-        prompt_embeds = np.concatenate(embeds, axis=-1)
-        zero_rows = list(plan.zero_rows)
-        prompt_embeds[zero_rows] = 0
-        if pooled is not None:
-            pooled[zero_rows] = 0
+        prompt_embeds = embeds[0] if len(embeds) == 1 else np.concatenate(embeds, axis=-1)
+        if plan.zero_rows:
+            zero_rows = list(plan.zero_rows)
+            prompt_embeds[zero_rows] = 0
+            if pooled is not None:
+                pooled[zero_rows] = 0
         return Conditioning(prompt_embeds, pooled)
 
     def _encode(
@@ -111,16 +112,12 @@ class TextConditioner:
         """Return [N,77*chunks,D] of one text encoder, and [N,P] where its pooled output counts."""
         tokens = plan.encoders[encoder.network]
         num_texts, num_chunks, length = tokens.token_ids.shape
-        # Chunks are often equal, those that fill up short texts above all: each runs once.
-        flat = tokens.token_ids.reshape(-1, length)
-        firsts: dict[bytes, int] = {}
-        for index, row in enumerate(flat):
-            firsts.setdefault(row.tobytes(), index)
-        numbers = {row: number for number, row in enumerate(firsts)}
-        places = [numbers[row.tobytes()] for row in flat]
-        states, pooled = self._run(encoder, tokens, flat[list(firsts.values())], get_encoder)
-        spread = states[places].reshape(num_texts, num_chunks, length, -1)
-        weighted = apply_weights(spread, tokens.weights, plan.emphasis)
+        distinct, places = tokens.distinct
+        states, pooled = self._run(encoder, tokens, distinct, get_encoder)
+        spread = states if len(states) == len(places) else states[places]
+        weighted = spread.reshape(num_texts, num_chunks, length, -1)
+        if tokens.is_weighted:
+            weighted = apply_weights(weighted, tokens.weights, plan.emphasis)
         _require_finite(encoder.network, weighted)
         joined = weighted.reshape(num_texts, num_chunks * length, -1)
         if pooled is None:
@@ -135,8 +132,12 @@ class TextConditioner:
         token_ids: NDArray[np.int64],
         get_encoder: Callable[[str, int], Module],
     ) -> tuple[_Floats, _Floats | None]:
-        """Return the hidden state [M,77,D] and pooled [M,P] of token_ids [M,77]."""
-        count = len(token_ids)
+        """Return the hidden state [M,77,D] and pooled [M,P] of token_ids [M,77].
+
+        Where a chunk has fewer tokens than the network reads, the rest is padding: no token sees
+        what follows it, so that the chunk's own states are those of a shorter network.
+        """
+        count, length = token_ids.shape
         rows = min(count, MAX_ROWS)
         module = get_encoder(encoder.network, rows)
         choice = tokens.hidden_state
@@ -146,17 +147,20 @@ class TextConditioner:
         states, pooled = [], []
         for first in range(0, count, rows):
             group = token_ids[first : first + rows]
-            group = np.concatenate([group, group[:1].repeat(rows - len(group), axis=0)])
+            if len(group) < rows:
+                group = np.concatenate([group, group[:1].repeat(rows - len(group), axis=0)])
+            if length < encoder.max_length:
+                group = np.pad(group, ((0, 0), (0, encoder.max_length - length)), mode="edge")
             inputs = {
                 "inputs_embeds": self.token_tables[encoder.network][group],
                 "eos_index": np.argmax(group == encoder.eos_token_id, axis=1),
             }
             outputs = module.run(_in_dtypes(encoder.network, module.inputs, inputs))
-            states.append(np.array(outputs[output][choice.index], dtype=np.float32))
+            states.append(np.array(outputs[output][choice.index][:, :length], dtype=np.float32))
             if is_pooled:
                 pooled.append(np.array(outputs["pooled"], dtype=np.float32))
         all_pooled = np.concatenate(pooled)[:count] if is_pooled else None
-        return np.concatenate(states)[:count], all_pooled
+        return (np.concatenate(states) if len(states) > 1 else states[0])[:count], all_pooled
 
 
 def apply_weights(states: _Floats, weights: _Floats, emphasis: str) -> _Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ class PromptOptions:
         emphasis: "original" multiplies a token's embedding by its weight and then brings the
             chunk's mean back to what it was; "no_norm" only multiplies; "none" reads the syntax
             but ignores weights; "literal" takes the whole syntax as text, AND, BREAK and edits too.
+            Tags of other networks are no text under any of them.
         clip_skip: 1 is the hidden state that the checkpoint asks for, 2 the layer before it, and
             so on, with the final norm wherever the checkpoint applies it. A checkpoint of the
             first family asks for the last layer, so n is the n-th layer from the end there; one
@@ -56,6 +58,24 @@ class EncoderTokens:
     num_tokens: NDArray[np.int64]
     hidden_state: HiddenState
 
+    @cached_property
+    def is_weighted(self) -> bool:
+        """Whether a token has another weight than 1."""
+        return bool((self.weights != 1).any())
+
+    @cached_property
+    def distinct(self) -> tuple[NDArray[np.int64], list[int]]:
+        """The chunks that differ [M,length], and which one each of the N*chunks is.
+
+        Often some are equal, those that fill up short texts above all: each runs once.
+        """
+        flat = self.token_ids.reshape(-1, self.token_ids.shape[-1])
+        firsts: dict[bytes, int] = {}
+        for index, row in enumerate(flat):
+            firsts.setdefault(row.tobytes(), index)
+        numbers = {row: number for number, row in enumerate(firsts)}
+        return flat[list(firsts.values())], [numbers[row.tobytes()] for row in flat]
+
 
 @dataclass(frozen=True)
 class PromptPlan:
@@ -65,6 +85,8 @@ class PromptPlan:
         texts: N texts, one a row of the conditioning; edits are resolved, emphasis is not.
         encoders: what each text encoder reads, by the network's name.
         emphasis: as in `PromptOptions`.
+        not_applied: tags of the prompts that ask for other networks, such as `<lora:name:0.8>`;
+            they are in no text.
         zero_rows: rows whose conditioning is zero: empty negatives, where the checkpoint says so.
         steps: for each step the rows of every image.
     """
@@ -72,6 +94,7 @@ class PromptPlan:
     texts: tuple[str, ...]
     encoders: Mapping[str, EncoderTokens]
     emphasis: str
+    not_applied: tuple[str, ...]
     zero_rows: tuple[int, ...]
     steps: tuple[tuple[ImageRows, ...], ...]
 

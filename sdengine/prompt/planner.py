@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sdengine.bundle.manifest import (
+    ADDED_TOKENS_FILE,
     MERGES_FILE,
     VOCAB_FILE,
     Architecture,
@@ -19,6 +20,7 @@ from sdengine.errors import BundleError, ConfigError
 from sdengine.prompt.chunks import Chunk, pad_token_ids, pad_weights, split_chunks
 from sdengine.prompt.editing import EditedText, Part, split_parts
 from sdengine.prompt.emphasis import Run, parse_emphasis, parse_unweighted
+from sdengine.prompt.network_tags import split_tags
 from sdengine.prompt.plan import EncoderTokens, PromptOptions, PromptPlan
 from sdengine.prompt.tokenizer import ClipTokenizer
 from sdengine.request.request import PROMPT
@@ -37,6 +39,7 @@ class PromptPlanner:
         architecture: of the bundle.
         vocab_file, merges_file: of the tokenizer.
         max_chunks: the most chunks of a prompt that the networks take; None for any number.
+        added_file: of the tokenizer too; None where the vocabulary is all of it.
 
     Raises:
         BundleError: the files are not a tokenizer, or not the architecture's.
@@ -48,12 +51,13 @@ class PromptPlanner:
         vocab_file: Path,
         merges_file: Path,
         max_chunks: int | None = None,
+        added_file: Path | None = None,
     ) -> None:
         self.architecture = architecture
         self.max_chunks = min(MAX_CHUNKS, max_chunks or MAX_CHUNKS)
         encoders = architecture.text_encoders
         by_padding = {
-            padding: ClipTokenizer(vocab_file, merges_file, padding)
+            padding: ClipTokenizer(vocab_file, merges_file, padding, added_file)
             for padding in {encoder.pad_token for encoder in encoders}
         }
         self.tokenizers: dict[str, ClipTokenizer] = {
@@ -73,7 +77,9 @@ class PromptPlanner:
     def from_bundle(cls, bundle: Bundle, max_chunks: int | None = None) -> PromptPlanner:
         """Read a bundle's tokenizer; raises BundleError as the constructor does."""
         files = bundle.path(VOCAB_FILE), bundle.path(MERGES_FILE)
-        return cls(bundle.manifest.architecture, *files, max_chunks)
+        has_added = any(entry.path == ADDED_TOKENS_FILE for entry in bundle.manifest.files)
+        added = bundle.path(ADDED_TOKENS_FILE) if has_added else None
+        return cls(bundle.manifest.architecture, *files, max_chunks, added)
 
     def plan(
         self,
@@ -113,6 +119,7 @@ class PromptPlanner:
             texts=tuple(text for text, _ in rows.numbers),
             encoders={name: rows.tokens(name, state) for name, state in states.items()},
             emphasis=options.emphasis,
+            not_applied=tuple(rows.tags),
             zero_rows=tuple(row for (_, is_zero), row in rows.numbers.items() if is_zero),
             steps=tuple(
                 tuple(
@@ -133,12 +140,29 @@ def skip_layers(encoder: TextEncoderArchitecture, clip_skip: int | None) -> Hidd
     own = encoder.hidden_state
     if clip_skip in (None, 1):
         return own
-    from_end = own.index if own.index < 0 else own.index - encoder.num_layers - 1
+    from_end = -_from_end(encoder)
     most = max(1, encoder.num_layers + from_end + 1)
     if clip_skip > most:
         accepted = f"1 to {most} for {encoder.network} of {encoder.num_layers} layers"
         raise ConfigError.for_field("clip_skip", clip_skip, accepted)
     return HiddenState(index=from_end - (clip_skip - 1), kind=own.kind)
+
+
+def usual_clip_skip(architecture: Architecture) -> int:
+    """Return what the web UI calls the layer that a checkpoint reads.
+
+    It counts layers of the text encoder from the last one, so that 1 is what the first family
+    reads, and 2, the last but one, is what XL does: asking XL for 1 changes nothing. The encoder of
+    the second family is published without its last layer.
+    """
+    if architecture.family == "sd2":
+        return 2
+    return max(_from_end(encoder) for encoder in architecture.text_encoders)
+
+
+def _from_end(encoder: TextEncoderArchitecture) -> int:
+    index = encoder.hidden_state.index
+    return -index if index < 0 else encoder.num_layers + 1 - index
 
 
 class _Rows:
@@ -151,6 +175,13 @@ class _Rows:
         self._num_chunks = 1
         # (text, whether its conditioning is zero) -> row
         self.numbers: dict[tuple[str, bool], int] = {}
+        self.tags: dict[str, None] = {}  # in the order in which they are met
+
+    def without_tags(self, text: str) -> str:
+        """Return a prompt as it is read, and remember what it asks for beside the text."""
+        plain, tags = split_tags(text)
+        self.tags |= dict.fromkeys(tags)
+        return plain
 
     def number(self, field: str, text: str) -> int:
         """Return the row of a text whose edits are resolved."""
@@ -192,7 +223,7 @@ class _Rows:
             [(token_id, run.weight) for run in section for token_id in tokenizer.encode(run.text)]
             for section in sections
         ]
-        room = self._planner.architecture.text_encoders[0].max_length - 2
+        room = self._planner.architecture.text_encoders[0].chunk_length - 2
         chunks = split_chunks(tokens, room, tokenizer.comma_token_id)
         most = self._planner.max_chunks
         if len(chunks) > most:
@@ -210,7 +241,7 @@ class _Rows:
     def tokens(self, network: str, hidden_state: HiddenState) -> EncoderTokens:
         """Return all rows as one text encoder reads them, filled up to equally many chunks."""
         tokenizer = self._planner.tokenizers[network]
-        length = self._planner.architecture.text_encoders[0].max_length
+        length = self._planner.architecture.text_encoders[0].chunk_length
         rows = self._chunks[network]
         flat = [
             chunk
@@ -234,7 +265,7 @@ def _schedules(rows: _Rows, name: str, texts: Sequence[str], steps: int) -> list
         if text not in made:
             field = f"{name}[{index}]" if len(texts) > 1 else name
             PROMPT(field, text)
-            made[text] = _schedule(rows, field, text, steps)
+            made[text] = _schedule(rows, field, rows.without_tags(text), steps)
     return [made[text] for text in texts]
 
 

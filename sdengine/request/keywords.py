@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypedDict
 
 from sdengine.errors import ConfigError
 from sdengine.request.fields import Integer
-from sdengine.request.request import FIELDS, MAX_BATCH, refuse_unknown
+from sdengine.request.request import FIELDS, MAX_BATCH, random_seed, refuse_unknown
 
 IMAGES_PER_PROMPT = "num_images_per_prompt"
+WEB_UI_CLIP_SKIP = "web_ui_clip_skip"
+RANDOM_SEED = -1
+_SEEDS = ("seed", "variation_seed")
 # diffusers' spellings, and the fields that they set; all others are the same in both.
 ALIASES: Mapping[str, str] = MappingProxyType(
     {info.alias: info.name for info in FIELDS.values() if info.alias}
@@ -21,7 +25,7 @@ class RequestOptions(TypedDict, total=False):
     """Every field of `sdengine.Request` but the prompts; what is left out or None is a default.
 
     The bundle gives the defaults of width, height, steps, guidance_scale, sampler and schedule;
-    seeds default to random ones, which the result records.
+    seeds default to random ones, as -1 asks for; the result records them.
     """
 
     width: int | None
@@ -52,26 +56,40 @@ class RequestOptions(TypedDict, total=False):
     negative_aesthetic_score: float | None
     num_inference_steps: int | None
     num_images_per_prompt: int | None
+    web_ui_clip_skip: int | None
 
 
 def given_fields(
-    prompt: str | Sequence[str], negative_prompt: str | Sequence[str], options: Mapping[str, Any]
+    prompt: str | Sequence[str],
+    negative_prompt: str | Sequence[str],
+    options: Mapping[str, Any],
+    usual_clip_skip: int = 1,
 ) -> dict[str, Any]:
     """Return the fields of a request that the keywords give, not yet checked.
 
     num_images_per_prompt = n makes n images of each prompt one after the other: two prompts and
     n = 3 are a, a, a, b, b, b. Image i of all of them uses seed + i, and a list of seeds has one
-    an image.
+    an image. A seed of -1 becomes a random one, and clip_skip.
+
+    Args:
+        prompt, negative_prompt, options: as for `Engine.generate`.
+        usual_clip_skip: what the web UI calls the layer that the checkpoint reads.
 
     Raises:
         ConfigError: an option is unknown, or given under two names.
     """
-    refuse_unknown(options, also=ALIASES)
+    refuse_unknown(options, also={**ALIASES, WEB_UI_CLIP_SKIP: "clip_skip"})
     values = {name: value for name, value in options.items() if value is not None}
     for alias, name in ALIASES.items():
         if alias in values and name in values:
             raise ConfigError(f"{alias}, {name}: both are given; give one of them.")
     fields = {ALIASES.get(name, name): value for name, value in values.items()}
+    if WEB_UI_CLIP_SKIP in fields:
+        if "clip_skip" in fields:
+            raise ConfigError(f"{WEB_UI_CLIP_SKIP}, clip_skip: both are given; give one of them.")
+        counted = FIELDS["clip_skip"].check(WEB_UI_CLIP_SKIP, fields.pop(WEB_UI_CLIP_SKIP))
+        fields["clip_skip"] = max(1, counted - usual_clip_skip + 1)
+    fields |= {name: _drawn(fields[name]) for name in _SEEDS if name in fields}
     texts = {"prompt": prompt, "negative_prompt": negative_prompt}
     if IMAGES_PER_PROMPT in values:
         count = Integer(1, MAX_BATCH)(IMAGES_PER_PROMPT, values[IMAGES_PER_PROMPT])
@@ -82,3 +100,14 @@ def given_fields(
                 name: [one for one in text for _ in range(count)] for name, text in lists.items()
             }
     return {**texts, **fields}
+
+
+def _drawn(seed: Any) -> Any:
+    """Return a seed, or a list of them, with random ones in the place of -1."""
+    if isinstance(seed, (list, tuple)):
+        return [_drawn(one) for one in seed]
+    try:
+        is_random = not isinstance(seed, bool) and operator.index(seed) == RANDOM_SEED
+    except TypeError:  # which a request refuses
+        return seed
+    return random_seed() if is_random else seed

@@ -325,9 +325,29 @@ def refuse_unknown(
 ) -> None:
     """Raise ConfigError for the first of the names that is no field and not among the others."""
     for name in sorted(names.keys() - FIELDS.keys() - also.keys()):
-        near = difflib.get_close_matches(name, [*FIELDS, *also], n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        near = nearest_field(name, also)
+        hint = f" Did you mean {near}?" if near else ""
         raise ConfigError(f"{name[:80]!r}: a request has no such field in this release.{hint}")
+
+
+# What other tools call a field, where that is near to none of its own names.
+_ELSEWHERE = {
+    "cfg": "guidance_scale",
+    "scale": "guidance_scale",
+    "ddim_steps": "steps",
+    "sampling_steps": "steps",
+    "subseed": "variation_seed",
+    "subseed_strength": "variation_strength",
+    "n_samples": "batch_size",
+}
+
+
+def nearest_field(name: str, also: Mapping[str, Any] = MappingProxyType({})) -> str | None:
+    """Return the field, or other known name, that a wrong name is probably meant for."""
+    known = {label.lower().replace(" ", "_"): i.name for i in FIELDS.values() for label in i.labels}
+    known |= {**_ELSEWHERE, **{one: one for one in (*FIELDS, *also)}}
+    near = difflib.get_close_matches(name[:80].lower().replace("-", "_"), known, n=1)
+    return known[near[0]] if near else None
 
 
 def random_seed() -> int:

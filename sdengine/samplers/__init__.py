@@ -5,6 +5,7 @@ from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
 from sdengine.samplers.program import SamplerProgram
 from sdengine.samplers.registry import REFUSED, SAMPLERS, SCHEDULES, SamplerInfo, ScheduleInfo
+from sdengine.samplers.scheduler_keys import read_scheduler_keys
 
 __all__ = [
     "REFUSED",
@@ -16,5 +17,6 @@ __all__ = [
     "SamplerProgram",
     "ScheduleInfo",
     "build_program",
+    "read_scheduler_keys",
     "resolve_names",
 ]

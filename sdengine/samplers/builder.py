@@ -10,7 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
-from sdengine.samplers.prediction import clean_from_scaled, clean_from_unscaled
+from sdengine.samplers.prediction import (
+    clean_from_edm,
+    clean_from_scaled,
+    clean_from_unscaled,
+)
 from sdengine.samplers.program import SamplerProgram
 
 
@@ -47,8 +51,11 @@ class ProgramBuilder:
     def clean(self, sigma: float) -> Float64:
         """Return the estimate of the clean latents when register 0 has noise level sigma."""
         kind = self._noise_schedule.prediction_type
-        if self._scaled:
-            alpha = 1 / np.sqrt(sigma**2 + 1)
+        alpha = 1 / np.sqrt(sigma**2 + 1)
+        if (sigma_data := self._noise_schedule.sigma_data) is not None:
+            p, q = clean_from_edm(kind, sigma, sigma_data)
+            p = p / alpha if self._scaled else p
+        elif self._scaled:
             p, q = clean_from_scaled(kind, alpha, sigma * alpha)
         else:
             p, q = clean_from_unscaled(kind, sigma)
@@ -60,11 +67,13 @@ class ProgramBuilder:
 
         Args:
             step: the user's step that it belongs to.
-            t: timestep that the network is given.
+            t: timestep that the network is given, unless it reads noise levels.
             sigma: noise level of register 0 before it.
             values: the registers after it; those left out become zero.
         """
         padded = [*values, *[self.zero] * (self._registers - len(values))]
+        if self._noise_schedule.continuous_timesteps:
+            t = float(np.log(sigma)) / 4
         self._rows.append((step, t, sigma, np.stack(padded)))
 
     def program(self, init_scale: float, init_noise: float = 0.0) -> SamplerProgram:
@@ -72,13 +81,16 @@ class ProgramBuilder:
         count = self._registers
         rows = np.stack([row[3] for row in self._rows])
         sigma = np.array([row[2] for row in self._rows])
+        # From the latents to unscaled ones, and from there to what the network reads.
+        unscaled = np.sqrt(sigma**2 + 1) if self._scaled else np.ones_like(sigma)
+        read = (self._noise_schedule.sigma_data or 1.0) ** 2 + sigma**2
         return SamplerProgram(
             sampler=self._names[0],
             schedule=self._names[1],
             prediction_type=self._noise_schedule.prediction_type,
             step=np.array([row[0] for row in self._rows]),
             t=np.array([row[1] for row in self._rows]),
-            c_in=np.ones_like(sigma) if self._scaled else 1 / np.sqrt(sigma**2 + 1),
+            c_in=unscaled / np.sqrt(read),
             sigma=sigma,
             A=np.ascontiguousarray(rows[:, :, :count]),
             b=np.ascontiguousarray(rows[:, :, count]),

@@ -15,8 +15,6 @@ from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
 from sdengine.samplers.program import SamplerProgram
 
-_TRAINED_STEPS = 50  # that distillation skipped between
-_TIMESTEP_SCALING = 10.0
 _SIGMA_DATA = 0.5
 
 
@@ -27,7 +25,7 @@ def lcm(
     stops = _stops("lcm", schedule, steps, noise_schedule)
     build = ProgramBuilder("lcm", schedule, noise_schedule, 1, scaled=True)
     for k in range(steps):
-        scaled_t = stops.t[k] * _TIMESTEP_SCALING
+        scaled_t = stops.t[k] * noise_schedule.timestep_scaling
         total = scaled_t**2 + _SIGMA_DATA**2
         skip, out = _SIGMA_DATA**2 / total, scaled_t / np.sqrt(total)
         x = out * build.clean(stops.sigma[k]) + skip * build.r[0]
@@ -41,7 +39,11 @@ def lcm(
 def tcd(
     schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
-    """Make the program: each step goes below the next level by eta, 0.3, and is noised back."""
+    """Make the program: each step goes below the next level by eta, and is noised back.
+
+    The paper calls eta gamma. It is 0.3 if not given, as in diffusers' TCDScheduler; diffusers'
+    StableDiffusionPipeline passes 0 unless it is told otherwise.
+    """
     eta = 0.3 if options.eta is None else options.eta
     stops = _stops("tcd", schedule, steps, noise_schedule)
     table = noise_schedule.alphas_cumprod
@@ -67,7 +69,7 @@ def _stops(name: str, schedule: str, steps: int, noise_schedule: NoiseSchedule) 
     if schedule != "normal":
         return ddim_stops(schedule, steps, noise_schedule)
     total = noise_schedule.num_train_timesteps
-    trained = min(_TRAINED_STEPS, total)
+    trained = noise_schedule.original_inference_steps
     if steps > trained:
         raise ConfigError.for_field(
             "steps",

@@ -14,7 +14,7 @@ from sdengine.samplers.builder import ProgramBuilder
 from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
 from sdengine.samplers.program import SamplerProgram
-from sdengine.samplers.sigmas import Range, named_sigmas
+from sdengine.samplers.sigmas import curve_sigmas
 from sdengine.samplers.timesteps import spaced_timesteps, timesteps_of
 
 
@@ -44,7 +44,7 @@ def ddim_stops(schedule: str, steps: int, noise_schedule: NoiseSchedule) -> Stop
         signal = noise_schedule.alphas_cumprod[t.astype(int)]
         return Stops(t, signal, _signal_after(t, steps, noise_schedule))
     table = noise_schedule.sigmas
-    sigmas = named_sigmas(schedule, Range(noise_schedule, steps, table[-1], table[0]))
+    sigmas = curve_sigmas(schedule, steps, noise_schedule, table[-1], table[0])
     signal = 1 / (sigmas**2 + 1)
     return Stops(timesteps_of(noise_schedule, sigmas), signal, np.append(signal[1:], 1.0))
 

@@ -1,4 +1,4 @@
-"""Linear multistep, fourth order Adams-Bashforth on uneven noise levels; latents are unscaled.
+"""Linear multistep, up to fourth order Adams-Bashforth on uneven levels; latents are unscaled.
 
 Source: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", section III.5: the
 interpolation polynomial of the last slopes, integrated exactly.
@@ -15,6 +15,11 @@ from sdengine.samplers.path import one_step_path
 from sdengine.samplers.program import SamplerProgram
 
 _ORDER = 4
+# The most that a step's weights may sum up to without their signs, over its length. On even levels
+# it is 20/3. A step much longer than those before it extrapolates far beyond their slopes, so that
+# the rounding of the network's output grows with the fourth power of the ratio: such a step takes
+# fewer slopes. The last one, from sigma_min to 0, is that long where schedules are dense.
+_MOST_WEIGHT = 48.0
 
 
 def lms(
@@ -29,12 +34,25 @@ def lms(
         slopes = [(x - build.clean(sigma[k])) / sigma[k], *history[: min(k, _ORDER - 1)]]
         levels = sigma[k - len(slopes) + 1 : k + 1][::-1]
         moved = x
-        for slope, weight in zip(
-            slopes, integrated_basis(levels, sigma[k], sigma[k + 1]), strict=True
-        ):
+        for slope, weight in zip(slopes, stable_weights(levels, sigma[k + 1]), strict=False):
             moved = moved + weight * slope
         build.commit(k, path.t[k], sigma[k], moved, *slopes[: _ORDER - 1])
     return build.program(path.init_scale)
+
+
+def stable_weights(levels: Float64, end: float) -> list[float]:
+    """Return the weights of the newest slopes, of as high an order as rounding allows.
+
+    Args:
+        levels: where the slopes were taken, the newest first; the step starts there.
+        end: where the step ends.
+    """
+    length = abs(end - levels[0])
+    for order in range(len(levels), 0, -1):
+        weights = integrated_basis(levels[:order], levels[0], end)
+        if sum(map(abs, weights)) <= _MOST_WEIGHT * length:
+            break
+    return weights
 
 
 def integrated_basis(nodes: Float64, start: float, end: float) -> list[float]:

@@ -37,6 +37,8 @@ def build_program(
     """
     info = SAMPLERS[_resolve("sampler", sampler, SAMPLERS)]
     chosen = _resolve("schedule", schedule, SCHEDULES)
+    if chosen == "normal":
+        chosen = noise_schedule.own_schedule
     FIELDS["steps"].checked(steps)
     if steps > noise_schedule.num_train_timesteps:
         raise ConfigError.for_field(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
-from sdengine.samplers.sigmas import Range, named_sigmas
+from sdengine.samplers.sigmas import curve_sigmas
 from sdengine.samplers.timesteps import (
     sigmas_at,
     spaced_timesteps,
@@ -48,7 +48,7 @@ def one_step_path(
         t = np.linspace(noise_schedule.num_train_timesteps - 1, 0, steps)
     sigma = sigmas_at(noise_schedule, t)
     if schedule != "normal":
-        sigma = named_sigmas(schedule, Range(noise_schedule, steps, sigma[0], sigma[-1]))
+        sigma = curve_sigmas(schedule, steps, noise_schedule, sigma[0], sigma[-1])
         t = timesteps_of(noise_schedule, sigma)
     largest = float(sigma.max())
     from_pure_noise = noise_schedule.timestep_spacing in ("linspace", "trailing")
@@ -64,7 +64,7 @@ def multistep_path(schedule: str, steps: int, noise_schedule: NoiseSchedule) -> 
         sigma = sigmas_at(noise_schedule, t)
     else:
         table = noise_schedule.sigmas
-        sigma = named_sigmas(schedule, Range(noise_schedule, steps, table[-1], table[0]))
+        sigma = curve_sigmas(schedule, steps, noise_schedule, table[-1], table[0])
         t = np.round(timesteps_of(noise_schedule, sigma))
     return Path(np.append(sigma, 0.0), t, 1.0)
 

@@ -29,6 +29,17 @@ def noise_from_scaled(prediction_type: str, alpha: float, sigma_hat: float) -> F
     return 1 / sigma_hat, -alpha / sigma_hat
 
 
+def clean_from_edm(prediction_type: str, sigma: float, sigma_data: float) -> Form:
+    """Return x0 as a form of unscaled latents and the output of a network that EDM preconditions.
+
+    Source: "Elucidating the Design Space of Diffusion-Based Generative Models" (Karras et al.
+    2022), table 1; for v prediction the output's sign is the other one.
+    """
+    variance = sigma**2 + sigma_data**2
+    sign = -1.0 if prediction_type == "v_prediction" else 1.0
+    return sigma_data**2 / variance, sign * sigma * sigma_data / sqrt(variance)
+
+
 def clean_from_unscaled(prediction_type: str, sigma: float) -> Form:
     """Return x0 as a form of unscaled latents and the network's output."""
     if prediction_type == "epsilon":

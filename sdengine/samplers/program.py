@@ -11,11 +11,25 @@ The numbers are computed on the host in float64; native code applies them to fp3
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sdengine.samplers.noise_schedule import Float64
+
+
+class Evaluation(NamedTuple):
+    """Row k of a program's `step`, `t`, `c_in`, `A`, `b`, `d`; whether fresh noise enters."""
+
+    step: int
+    t: float
+    c_in: float
+    A: Float64
+    b: Float64
+    d: Float64
+    needs_noise: bool
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,14 @@ class SamplerProgram:
         """Number of latent-shaped registers R."""
         return int(self.b.shape[1])
 
-    @property
+    @cached_property
     def needs_noise(self) -> tuple[bool, ...]:
         """Tell for each evaluation whether fresh noise enters."""
         return tuple(bool(row.any()) for row in self.d)
+
+    @cached_property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """The numbers of each evaluation, for a loop over them."""
+        steps, t, c_in = self.step.tolist(), self.t.tolist(), self.c_in.tolist()
+        rows = zip(steps, t, c_in, self.A, self.b, self.d, self.needs_noise, strict=True)
+        return tuple(Evaluation(*row) for row in rows)

@@ -139,7 +139,7 @@ _SAMPLERS = (
         aliases=("LCMScheduler",),
     ),
     SamplerInfo(
-        "tcd", "TCD", "for trajectory consistency models; eta trades detail for speed",
+        "tcd", "TCD", "for trajectory consistency models; eta, 0.3 if not given, adds noise",
         consistency.tcd, options=("eta",), aliases=("TCDScheduler",),
     ),
 )  # fmt: skip

@@ -192,6 +192,16 @@ CURVES: dict[str, Callable[[Range], Float64]] = {
 }
 
 
-def named_sigmas(schedule: str, over: Range) -> Float64:
-    """Return [steps] levels of a schedule other than "normal"."""
-    return CURVES[schedule](over)
+def curve_sigmas(
+    schedule: str, steps: int, noise_schedule: NoiseSchedule, sigma_max: float, sigma_min: float
+) -> Float64:
+    """Return [steps] levels of a schedule other than "normal".
+
+    Args:
+        schedule, steps, noise_schedule: as for `build_program`.
+        sigma_max, sigma_min: the ends of a curve where the checkpoint names none of its own.
+    """
+    own_max, own_min = noise_schedule.sigma_max, noise_schedule.sigma_min
+    high = sigma_max if own_max is None else own_max
+    low = sigma_min if own_min is None else own_min
+    return CURVES[schedule](Range(noise_schedule, steps, high, low))

@@ -1,1 +1,1 @@
-"""Storage: whole files and folders, the user's cache, mapped tensor files."""
+"""Storage: whole files and folders, the user's cache, mapped tensor files, their hashes."""

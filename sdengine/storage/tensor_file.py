@@ -13,12 +13,13 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.errors import BundleError
+from sdengine.storage.regular_file import open_regular
 from sdengine.storage.whole_file import whole_file
 
 Array = NDArray[Any]
@@ -42,11 +43,19 @@ def map_tensors(path: Path) -> dict[str, Array]:
         BundleError: it cannot be read, or its header claims what is not there.
     """
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < 10:
-                raise BundleError(f"{path}: {size} bytes are no file of tensors.")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with open_regular(path) as file:
+            return map_open_tensors(file, path)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from None
+
+
+def map_open_tensors(file: BinaryIO, path: Path) -> dict[str, Array]:
+    """Map a file that is open, and may be closed afterwards; see `map_tensors`."""
+    try:
+        size = os.fstat(file.fileno()).st_size
+        if size < 10:
+            raise BundleError(f"{path}: {size} bytes are no file of tensors.")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read: {error}.") from None
     header, start = _read_header(path, mapped, size)
@@ -88,28 +97,38 @@ def write_tensors(
     Raises:
         OSError: it cannot be written.
     """
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    end = 0
-    for name, (kind, shape) in kinds.items():
-        size = tensor_bytes(kind, shape)
-        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
-    start = 8 + len(text)
+    text, places = tensor_header(kinds, metadata)
+    start = len(text)
     with whole_file(path) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(start + sum(size for _, size in places.values()))  # counted from now on
+        file.write(text)
         missing = set(kinds)
         for name, tensor in tensors:
             missing.remove(name)
-            first, last = header[name]["data_offsets"]
-            if tensor.nbytes != last - first:
-                raise ValueError(f"{name}: {tensor.nbytes} bytes for {last - first}")
+            first, size = places[name]
+            if tensor.nbytes != size:
+                raise ValueError(f"{name}: {tensor.nbytes} bytes for {size}")
             file.seek(start + first)
             np.ascontiguousarray(tensor).tofile(file)
         if missing:
             raise ValueError(f"not given: {', '.join(sorted(missing)[:5])}")
-        file.truncate(start + end)
+
+
+def tensor_header(
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """Return what a file begins with, and each tensor's first byte after that and its bytes."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    places = {}
+    end = 0
+    for name, (kind, shape) in kinds.items():
+        size = tensor_bytes(kind, shape)
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [end, end + size]}
+        places[name] = (end, size)
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text, places
 
 
 def tensor_bytes(kind: str, shape: tuple[int, ...]) -> int:

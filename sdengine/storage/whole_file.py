@@ -1,19 +1,22 @@
-"""Whole files: written beside their place and renamed, so that one is complete or not there."""
+"""Whole files: written beside their place and renamed, so that one is complete or not there.
+
+A file is never written in place: whoever has mapped the one before keeps it as it was.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from sdengine.storage.temporary import temporary_file
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to be written; with the end of the block it takes its place.
+    """Give a file to be written; with the end of the block it takes its place, on the disk too.
 
     Until then it is called .NAME.* beside it, and after an error it is gone.
 
@@ -23,12 +26,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: the place cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            yield file
+    with temporary_file(path) as (temporary, file):
+        yield file
+        file.flush()
+        os.fsync(file.fileno())  # or after a loss of power the name could stand for half a file
+        if os.name == "nt":
+            file.close()  # what is open cannot be renamed there
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

@@ -13,7 +13,7 @@ from sdengine.models.vae import AutoencoderKL
 from sdengine.prompt.tokenizer import ClipTokenizer
 from sdengine.training.loop import load_average
 from sdengine.training.text import CaptionEncoder, TextTask
-from sdengine.training.unet import DEMO_SCHEDULER, DEMO_UNET
+from sdengine.training.unet import DEMO_BATCH, DEMO_SCHEDULER, DEMO_SIDES, DEMO_UNET
 from sdengine.training.vae import new_demo_vae
 
 
@@ -66,4 +66,6 @@ def save_run(run: Path, output: Path, guidance_scale: float) -> None:
             "sampler": "dpmpp_2m",
             "schedule": "karras",
         },
+        resolutions=DEMO_SIDES,
+        batch=DEMO_BATCH,
     )

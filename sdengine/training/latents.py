@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdengine.errors import CheckpointError
 from sdengine.models.vae import AutoencoderKL
+from sdengine.storage.whole_file import whole_file
 from sdengine.training.loop import Draw
 from sdengine.training.scenes import Scene, random_scene, render
 from sdengine.training.vae import to_tensor
@@ -77,7 +78,8 @@ def encode_scenes(
             if report is not None:
                 report(min(i + _BATCH, count), count)
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(latents, path)
+        with whole_file(path) as file:
+            torch.save(latents, file)
     weights = torch.from_numpy(np.stack([_object_cells(s, side) for s in scenes]))
     return LatentSet(size, latents, weights, scenes)
 

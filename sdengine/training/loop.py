@@ -10,12 +10,14 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
 import numpy as np
@@ -26,7 +28,11 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from sdengine.errors import CheckpointError, ConfigError
+from sdengine.storage.whole_file import whole_file
 from sdengine.training.scenes import Image
+
+# What a process gets to leave its files whole before it is killed.
+_CLEAN_UP_SECONDS = 10
 
 
 @dataclass
@@ -165,7 +171,8 @@ def train(
         if step % save_every == 0 or step == schedule.steps:
             _save(folder / "state.pt", step, task.model, average, optimiser, schedule)
         if step % sheet_every == 0 or step == schedule.steps:
-            PILImage.fromarray(task.sheet(average)).save(folder / f"sheet-{step:06d}.png")
+            with whole_file(folder / f"sheet-{step:06d}.png") as sheet:
+                PILImage.fromarray(task.sheet(average)).save(sheet, "PNG")
     return average
 
 
@@ -180,11 +187,32 @@ def run_processes(count: int, folder: Path, job: Callable[[], None]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     meeting = folder / "processes"
     meeting.unlink(missing_ok=True)
-    spawn(_work, args=(count, str(meeting.resolve()), job), nprocs=count)  # type: ignore[no-untyped-call]
-    meeting.unlink(missing_ok=True)
+    arguments = (count, str(meeting.resolve()), job)
+    group = spawn(_work, args=arguments, nprocs=count, join=False)  # type: ignore[no-untyped-call]
+    try:
+        while not group.join():
+            pass
+    finally:
+        _end_processes(group.processes)
+        meeting.unlink(missing_ok=True)
+
+
+def _end_processes(processes: list[BaseProcess]) -> None:
+    """End those that still run: when this one is interrupted, or another one has failed."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(_CLEAN_UP_SECONDS)
+        process.kill()
+        process.join()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _work(rank: int, count: int, meeting: str, job: Callable[[], None]) -> None:
+    signal.signal(signal.SIGTERM, _interrupt)  # so that no file stays half-written
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)
     try:
@@ -263,19 +291,15 @@ def _save(
     optimiser: torch.optim.Optimizer,
     schedule: Schedule,
 ) -> None:
-    # Written beside and renamed, so that an interruption leaves the previous checkpoint whole.
-    partial = path.with_suffix(".partial")
-    torch.save(
-        {
-            "step": step,
-            "schedule": dict(vars(schedule)),
-            "model": model.state_dict(),
-            "average": average.state_dict(),
-            "optimiser": optimiser.state_dict(),
-        },
-        partial,
-    )
-    os.replace(partial, path)
+    state = {
+        "step": step,
+        "schedule": dict(vars(schedule)),
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimiser": optimiser.state_dict(),
+    }
+    with whole_file(path) as file:  # an interruption leaves the previous checkpoint whole
+        torch.save(state, file)
 
 
 def _log(path: Path, step: int, recent: list[dict[str, float]], rate: float, speed: float) -> None:

@@ -31,6 +31,8 @@ DEMO_UNET = UNetConfig(
     attention_head_dim=4,
     norm_num_groups=8,
 )
+# What bundles of the demo model are built for: the sides that it is trained at, and a batch.
+DEMO_SIDES, DEMO_BATCH = (128, 192, 256), 4
 # Stable Diffusion's noise schedule with v-prediction; diffusers' DDIMScheduler reads it as it is.
 DEMO_SCHEDULER = {
     "_class_name": "DDIMScheduler",

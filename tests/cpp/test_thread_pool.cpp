@@ -1,6 +1,12 @@
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
+#include <memory>
 #include <stdexcept>
+#include <thread>
+#include <vector>
 
 #include "check.h"
 #include "nn/thread_pool.h"
@@ -65,6 +71,58 @@ void bad_sizes_are_refused() {
   }
 }
 
+// ThreadSanitizer lets no forked process start threads.
+#ifndef __SANITIZE_THREAD__
+// Ends a child that hangs; its status is 0 if the work gave true.
+template <typename Work>
+bool works_in_a_child(Work work) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    _exit(work() ? 0 : 1);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  return status == 0;
+}
+
+void a_pool_works_in_a_child_process() {
+  auto pool = std::make_unique<ThreadPool>(3);
+  Counts counts{std::vector<int>(3)};
+  const auto counts_on = [&] {
+    counts.of.assign(3, 0);
+    for (int round = 0; round < 100; ++round) pool->run(&count, &counts);
+    return counts.of == std::vector<int>{100, 100, 100};
+  };
+  CHECK(works_in_a_child(counts_on));  // no thread has started
+  CHECK(counts_on());
+  CHECK(works_in_a_child(counts_on));  // they spin
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  CHECK(works_in_a_child(counts_on));  // they sleep
+  CHECK(works_in_a_child([&] { return pool.reset(), true; }));
+  CHECK(counts_on());
+}
+
+void a_child_does_not_wait_for_who_held_the_pool() {
+  ThreadPool pool(2);
+  std::atomic<bool> held{false}, ending{false};
+  std::thread holder([&] {
+    const auto lock = pool.hold();
+    held = true;
+    while (!ending) std::this_thread::yield();
+  });
+  while (!held) std::this_thread::yield();
+  CHECK(works_in_a_child([&] {
+    const auto lock = pool.hold();
+    Counts counts{std::vector<int>(2)};
+    pool.run(&count, &counts);
+    return counts.of == std::vector<int>{1, 1};
+  }));
+  ending = true;
+  holder.join();
+}
+#endif
+
 }  // namespace
 
 int main() {
@@ -75,5 +133,9 @@ int main() {
        what_was_written_before_a_round_is_seen_in_it},
       {"pools_are_shared_by_their_size", pools_are_shared_by_their_size},
       {"bad_sizes_are_refused", bad_sizes_are_refused},
+#ifndef __SANITIZE_THREAD__
+      {"a_pool_works_in_a_child_process", a_pool_works_in_a_child_process},
+      {"a_child_does_not_wait_for_who_held_the_pool", a_child_does_not_wait_for_who_held_the_pool},
+#endif
   });
 }

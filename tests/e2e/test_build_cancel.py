@@ -92,30 +92,39 @@ def build(checkpoint: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_ctrl_c_ends_the_builder_and_leaves_nothing(
-    build: subprocess.Popen[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "how"),
+    [
+        (signal.SIGINT, "interrupted"),
+        (signal.SIGTERM, "ended by SIGTERM"),
+        (signal.SIGHUP, "ended by SIGHUP"),
+    ],
+)
+def test_a_signal_ends_the_builder_and_leaves_nothing(
+    number: int, how: str, build: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     command = psutil.Process(build.pid)
     wait_for(lambda: bool(builders_of(command)))
     (builder,) = builders_of(command)
-    os.killpg(build.pid, signal.SIGINT)  # as a terminal does, to both processes
+    os.killpg(build.pid, number)  # as a terminal does, to both processes
     out, error = build.communicate(timeout=20)
-    assert (build.returncode, out) == (130, "")
-    assert error.endswith("error: interrupted; nothing half-written was left behind.\n")
+    assert (build.returncode, out) == (128 + number, "")
+    assert error.endswith(f"error: {how}; nothing half-written was left behind.\n")
     assert "Traceback" not in error
     assert is_over(builder)
     assert list((tmp_path / "place").iterdir()) == []
     assert not list((tmp_path / "cache").rglob(".*fused*"))
 
 
-def test_an_interruption_of_the_command_alone_ends_both(
-    build: subprocess.Popen[str], tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_command_alone_ends_both(
+    number: int, build: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     command = psutil.Process(build.pid)
     wait_for(lambda: bool(builders_of(command)))
     (builder,) = builders_of(command)
-    build.send_signal(signal.SIGINT)
-    assert build.wait(timeout=20) == 130
+    build.send_signal(number)
+    assert build.wait(timeout=20) == 128 + number
     assert is_over(builder)
     assert list((tmp_path / "place").iterdir()) == []
 

@@ -18,6 +18,7 @@ from sdengine.images.metadata import Metadata, read_metadata
 from sdengine.images.provenance import Provenance
 from sdengine.images.result import Result
 from sdengine.images.timings import Timings
+from sdengine.request.keywords import given_fields
 from sdengine.request.request import Request
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -73,7 +74,9 @@ def read(folder: Path, content: bytes) -> Metadata | None:
     except SdengineError as error:
         assert str(error).startswith("from: ")
         return None
-    Request(**found.request_fields())
+    fields = found.request_fields()
+    texts = fields.pop("prompt"), fields.pop("negative_prompt", "")
+    Request(**given_fields(*texts, fields))
     assert all(key.isprintable() for key in found.not_understood)
     return found
 

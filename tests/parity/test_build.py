@@ -168,7 +168,7 @@ def test_every_stage_is_announced(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"target": "cuda"}, "target.*openvino, torch"),
+        ({"target": "cuda"}, "target.*native, "),
         ({"precision": "int8"}, "precision.*fp32, bf16, fp16"),
         ({"batch": 0}, "batch.*1 to 64"),
         ({"batch": True}, "batch"),

@@ -12,7 +12,7 @@ from PIL import Image
 from sd_parsers import ParserManager
 from sd_parsers.data import PromptInfo
 
-from sdengine.images.png_text import read_text
+from sdengine.images.picture_text import read_text
 from sdengine.images.provenance import Provenance
 from sdengine.images.result import Result
 from sdengine.images.timings import Timings

@@ -18,7 +18,7 @@ from sdengine.backends.base import SessionOptions
 from sdengine.backends.native.backend import NativeBackend
 from sdengine.backends.native.graph import read_graph
 from sdengine.bundle.manifest import NetworkEntry, TensorEntry
-from sdengine.bundle.reader import DEMO_BUNDLE, sha256_of
+from sdengine.bundle.reader import DEMO_BUNDLE, Bundle
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.controlnet import read_controlnet
 from sdengine.checkpoints.part_source import PartSource
@@ -31,6 +31,7 @@ from sdengine.export.exporter import Exporter
 from sdengine.export.network import export_contract
 from sdengine.models.contracts import NetworkContract, unet_contract
 from sdengine.models.unet import UNet2DConditionModel
+from sdengine.storage.content_hash import sha256_of
 from sdengine.storage.tensor_file import map_tensors
 
 FP16 = CompileSpec("fp16", ())
@@ -44,11 +45,8 @@ def files_as_bundle(folder: Path, contract: NetworkContract, files: list[str]) -
         outputs=[_entry(spec) for spec in contract.outputs],
     )
     listed = [SimpleNamespace(path=f, sha256=sha256_of(folder / f)) for f in files]
-    return SimpleNamespace(
-        network=lambda name: entry,
-        path=lambda name: folder / name,
-        manifest=SimpleNamespace(files=listed),
-    )
+    manifest: Any = SimpleNamespace(files=listed, networks={contract.name: entry})
+    return Bundle(manifest, folder)
 
 
 def _entry(spec: Any) -> TensorEntry:

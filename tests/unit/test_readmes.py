@@ -107,7 +107,7 @@ def test_python_names_exist(path: Path) -> None:
         owners = {"sdengine": sdengine, "engine": engine}
     for owner, what in owners.items():
         code = [*re.findall(r"```python\n(.*?)```", text, re.DOTALL), *re.findall(r"`(.*?)`", text)]
-        for name in re.findall(rf"(?<![\w./]){owner}\.(\w+)(?=\W)", "\n".join(code)):
+        for name in re.findall(rf"(?<![\w./]){owner}\.(?!py\b)(\w+)(?=\W)", "\n".join(code)):
             assert hasattr(what, name) or find_spec(f"sdengine.{name}"), f"{owner}.{name}"
 
 

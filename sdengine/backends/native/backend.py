@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from sdengine.backends.base import DEFAULTS, Array, Module, Session, SessionOptions
+from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, check_memory_bytes
 from sdengine.backends.native.instruction_set import chosen_isa
 from sdengine.backends.native.laid_out_network import LaidOutNetwork
-from sdengine.backends.native.memory_limit import plan_native_memory
+from sdengine.backends.native.memory_limit import NativeBudget
 from sdengine.backends.native.packed_cache import PackedWeights, packed_weights
 from sdengine.backends.native.prepare import DTYPES, Prepared, prepare
 from sdengine.bundle.reader import Bundle
@@ -23,8 +25,8 @@ PRECISIONS = ("auto", *DTYPES)
 class NativeModule:
     """One network at fixed shapes, on memory of its own; see `sdengine.backends.base.Module`.
 
-    What only adds inputs that are all zero is left out of a run; a second layout with it is made
-    at the first run where they are not.
+    What only adds inputs that are not given or all zero is left out of a run; a second layout with
+    it is made at the first run where they are not.
     """
 
     def __init__(
@@ -48,8 +50,12 @@ class NativeModule:
             TensorSpec(key, shape, "float32") for key, (_, shape) in program.outputs.items()
         )
 
+    def zero_unless_given(self) -> frozenset[str]:
+        """Name the inputs that are only added to something."""
+        return self._additive
+
     def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Compute the outputs by name; every input must be given at its shape."""
+        """Compute the outputs by name; inputs must be given at their shapes."""
         laid_out = self._write(inputs)
         laid_out.network.run()
         return laid_out.outputs
@@ -67,15 +73,20 @@ class NativeModule:
         if self._without is None:
             raise DeviceError(f"{self.name}: the network was closed.")
         for spec in self.inputs:
-            if spec.name not in inputs:
-                raise ConfigError(f"{self.name}: input {spec.name!r} is not given.")
-            if inputs[spec.name].shape != spec.shape:
+            given = inputs.get(spec.name)
+            if given is None:
+                if spec.name not in self._additive:
+                    raise ConfigError(f"{self.name}: input {spec.name!r} is not given.")
+            elif given.shape != spec.shape:
                 raise ConfigError(
-                    f"{self.name}: input {spec.name!r} is {list(inputs[spec.name].shape)}; this "
-                    f"network was loaded for {list(spec.shape)}."
+                    f"{self.name}: input {spec.name!r} is {list(given.shape)}; this network was "
+                    f"loaded for {list(spec.shape)}."
                 )
         laid_out = self._without
-        if any(inputs[name].any() for name in self._additive):
+        if any(name in inputs and inputs[name].any() for name in self._additive):
+            lacking = {s.name: s.shape for s in self.inputs if s.name not in inputs}
+            zeros = {n: np.zeros([int(x) for x in s], np.float32) for n, s in lacking.items()}
+            inputs = {**inputs, **zeros}
             if self._with_all is None:
                 program = self._prepared.program()
                 self._with_all = LaidOutNetwork(program, self._packed.tensors, self._threads)
@@ -91,18 +102,18 @@ class NativeSession:
     """
 
     max_chunks: int | None = None
+    works_after_fork: bool = True  # the kernels' threads start anew
 
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
         check_memory_bytes(options.memory_bytes)
         self.precision = options.precision
-        self.budget = MemoryBudget()
         self._bundle = bundle
-        self._threads = options.threads or _all_threads()
-        self._limits: dict[str, int] = {}  # bytes of packed weights, by network
-        if options.memory_bytes is not None:
-            self.budget, self._limits = plan_native_memory(
-                bundle, options.memory_bytes, options.low_memory, self.precision, chosen_isa()
-            )
+        self._threads = options.threads or usable_processors().threads
+        budget = NativeBudget(
+            bundle, options.memory_bytes, options.low_memory, self.precision, chosen_isa()
+        )
+        self.budget: MemoryBudget = budget
+        self._limits = budget.weight_limits
 
     def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
         """Lay one network out for its shapes and map its packed weights."""
@@ -110,7 +121,7 @@ class NativeSession:
         prepared = prepare(self._bundle, network, shapes, self.precision, chosen_isa(), limit)
         entry = self._bundle.network(network)
         specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
-        packed = packed_weights(network, prepared.origin, prepared.packing, prepared.weights)
+        packed = packed_weights(network, prepared.source, prepared.packing, prepared.weights)
         return NativeModule(network, prepared, packed, specs, self._threads)
 
     def close(self) -> None:
@@ -137,8 +148,3 @@ class NativeBackend:
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session, its weights shrunk to a limit; see `Backend.open`, `memory_limit`."""
         return NativeSession(bundle, replace(options, precision=self.resolve(options.precision)))
-
-
-def _all_threads() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from sdengine.backends.native.operations import check_step
 from sdengine.backends.native.step import Name, Step, StrictModel
 from sdengine.errors import BundleError
+from sdengine.storage.regular_file import open_regular
 
 MAX_GRAPH_BYTES = 16 << 20
 MAX_STEPS = 20_000
@@ -65,7 +66,7 @@ def read_graph(path: Path) -> Graph:
         BundleError: it cannot be read, or is no graph.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_GRAPH_BYTES + 1)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}.") from None

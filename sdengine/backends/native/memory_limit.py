@@ -1,4 +1,4 @@
-"""Memory limit of a native bundle: what it takes, and how its weights shrink to fit.
+"""Memory limit of a native bundle: what a size takes, and how weights shrink to fit.
 
 Winograd's transformed weights are four times as large as a convolution's own at tiles of 4x4, 1.8
 times at 2x2. Under a limit the largest give way first; what is left is refused with its figures.
@@ -9,63 +9,104 @@ megabytes, comes on top.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
+from sdengine.backends.machine import free_memory_bytes
 from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds
 from sdengine.backends.native.packing import packed_bytes
 from sdengine.backends.native.prepare import Prepared, prepare
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import resolve_shapes
+from sdengine.errors import BundleError, UnsupportedShapeError
+
+_MAX_SIZES_ACCEPTED = 1000
 
 
-def plan_native_memory(
-    bundle: Bundle, memory_bytes: int, low_memory: bool, precision: str, isa: str
-) -> tuple[MemoryBudget, dict[str, int]]:
-    """Return the budget of a bundle, and the most that each network's packed weights may take.
+class NativeBudget(MemoryBudget):
+    """The bytes that an engine may take, for sizes that its bundle was built for and for others.
+
+    Those that it was built for are planned at once, if there is a limit. Others are planned when
+    they are asked for; without a limit they may take what is free then.
 
     Args:
         bundle: of target native.
-        memory_bytes: the limit.
+        memory_bytes: the limit; None for what is free.
         low_memory: networks are freed once a request is done with them.
         precision: what they compute in.
         isa: the instruction set that they run on.
+
+    Raises:
+        OutOfMemoryError: no size that the bundle was built for fits into the limit.
     """
-    sizes = [tuple(size) for size in bundle.manifest.resolutions]
-    largest = max(sizes, key=math.prod)
-    plain = _prepared(bundle, largest, precision, isa, {})
-    maps = sum(one.program().arena_bytes for one in plain.values())
-    weights = {name: packed_bytes(one.packing) for name, one in plain.items()}
-    left = max(memory_bytes - maps, 1)
-    limits = {}
-    if sum(weights.values()) > left and not low_memory:
-        limits = {name: size * left // sum(weights.values()) for name, size in weights.items()}
-    elif low_memory and max(weights.values()) > left:
-        limits = {name: left for name in weights}
-    needs = []
-    for width, height in sizes:
-        prepared = _prepared(bundle, (width, height), precision, isa, limits)
+
+    smaller = "a smaller width and height"
+
+    def __init__(
+        self, bundle: Bundle, memory_bytes: int | None, low_memory: bool, precision: str, isa: str
+    ) -> None:
+        self._bundle = bundle
+        self._precision = precision
+        self._isa = isa
+        self._has_limit = memory_bytes is not None
+        self._accepted: set[tuple[int, int]] = set()
+        self.weight_limits: dict[str, int] = {}  # bytes of packed weights, by network
+        needs = []
+        if memory_bytes is not None:
+            self.weight_limits = self._shrink(memory_bytes, low_memory)
+            needs = [self._plan(*size) for size in bundle.manifest.resolutions]
+        super().__init__(needs, memory_bytes or 0, "memory_bytes", low_memory)
+
+    def check(self, width: int, height: int) -> None:
+        """Refuse an image size that does not fit.
+
+        Raises:
+            OutOfMemoryError: it does not; the message has the figures and what would help.
+            UnsupportedShapeError: a network's maps would be too large at this size.
+        """
+        size = (width, height)
+        if size in self._bundle.manifest.resolutions:
+            super().check(width, height)
+        elif size not in self._accepted:
+            if not self._has_limit:
+                self.available_bytes = free_memory_bytes()
+                self.source = "free on this machine"
+            try:
+                needs = self._plan(width, height)
+            except BundleError as error:
+                raise UnsupportedShapeError(f"width, height: {width}x{height}: {error}") from None
+            self.require(needs)
+            if len(self._accepted) < _MAX_SIZES_ACCEPTED:
+                self._accepted.add(size)  # its own maps are not free any more
+
+    def _shrink(self, memory_bytes: int, low_memory: bool) -> dict[str, int]:
+        """Return the most that each network's packed weights may take beside the largest maps."""
+        largest = max(self._bundle.manifest.resolutions, key=math.prod)
+        plain = self._prepared(*largest)
+        maps = sum(one.program().arena_bytes for one in plain.values())
+        weights = {name: packed_bytes(one.packing) for name, one in plain.items()}
+        left = max(memory_bytes - maps, 1)
+        if sum(weights.values()) > left and not low_memory:
+            return {name: size * left // sum(weights.values()) for name, size in weights.items()}
+        if low_memory and max(weights.values()) > left:
+            return {name: left for name in weights}
+        return {}
+
+    def _plan(self, width: int, height: int) -> SizeNeeds:
+        prepared = self._prepared(width, height)
         weights = {name: packed_bytes(one.packing) for name, one in prepared.items()}
         maps = sum(one.program().arena_bytes for one in prepared.values())
-        most = max(weights.values())
-        needs.append(SizeNeeds(width, height, weights, {}, maps, maps, 0, most))
-    return MemoryBudget(needs, memory_bytes, "memory_bytes", low_memory), limits
+        return SizeNeeds(width, height, weights, {}, maps, maps, 0, max(weights.values()))
 
-
-def _prepared(
-    bundle: Bundle,
-    size: tuple[int, ...],
-    precision: str,
-    isa: str,
-    limits: Mapping[str, int],
-) -> dict[str, Prepared]:
-    """Prepare what an image needs, with the rows that guidance takes for one."""
-    length = bundle.manifest.architecture.text_encoders[0].max_length
-    found = {}
-    for name, entry in bundle.manifest.networks.items():
-        if name == "vae_encoder":
-            continue
-        rows = 1 if name == "vae_decoder" else 2
-        sides = {"batch": rows, "width": size[0], "height": size[1], "sequence": length}
-        shapes = resolve_shapes(name, entry.inputs, sides)
-        found[name] = prepare(bundle, name, shapes, precision, isa, limits.get(name))
-    return found
+    def _prepared(self, width: int, height: int) -> dict[str, Prepared]:
+        """Prepare what an image needs, with the rows that guidance takes for one."""
+        manifest = self._bundle.manifest
+        length = manifest.architecture.text_encoders[0].chunk_length
+        found = {}
+        for name, entry in manifest.networks.items():
+            if name == "vae_encoder":
+                continue
+            rows = 1 if name == "vae_decoder" else 2
+            sides = {"batch": rows, "width": width, "height": height, "sequence": length}
+            shapes = resolve_shapes(name, entry.inputs, sides)
+            limit = self.weight_limits.get(name)
+            found[name] = prepare(self._bundle, name, shapes, self._precision, self._isa, limit)
+        return found

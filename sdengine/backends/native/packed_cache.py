@@ -1,14 +1,15 @@
-"""Cache of packed weights: kept by what they were made from, and mapped from there."""
+"""Cache of packed weights: kept by the bytes that they were made from, and mapped from there.
+
+What a manifest says of those bytes plays no part: a bundle may claim the hash of another.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import json
 import logging
-import os
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from weakref import WeakValueDictionary
 
 from numpy.typing import NDArray
 
+from sdengine.backends.forks import ForkSafeLock
 from sdengine.backends.native.packing import Packing, pack, packed_bytes, packed_kinds
 from sdengine.errors import BundleError
 from sdengine.storage.cache_files import CacheFiles
-from sdengine.storage.tensor_file import map_tensors, write_tensors
+from sdengine.storage.cache_place import LIMIT_VARIABLE, say_not_kept
+from sdengine.storage.checked_tensors import map_checked, write_checked
+from sdengine.storage.content_hash import HashedFile
+from sdengine.storage.tensor_file import Kinds
 
 _log = logging.getLogger(__name__)
-_LAYOUT = 1  # to be raised when the same packing would give other bytes
+_LAYOUT = 2  # to be raised when the same packing would give other bytes
 _ENDING = ".weights"
 KEPT = CacheFiles("packed", f"*{_ENDING}")
 Array = NDArray[Any]
@@ -36,11 +41,11 @@ class PackedWeights:
 
 
 _open: WeakValueDictionary[str, PackedWeights] = WeakValueDictionary()
-_opening = threading.Lock()
+_opening = ForkSafeLock()
 
 
 def packed_weights(
-    network: str, origin: str, packing: Packing, weights: Mapping[str, Array]
+    network: str, source: HashedFile, packing: Packing, weights: Mapping[str, Array]
 ) -> PackedWeights:
     """Return the packed weights of a network: those in use, or the file's, or made now.
 
@@ -48,35 +53,53 @@ def packed_weights(
 
     Args:
         network: its name.
-        origin: what the weights' content follows from, such as their file's hash.
+        source: the weights' file, by whose bytes the packed ones are found again.
         packing: what they become.
-        weights: the bundle's tensors.
+        weights: the file's tensors.
     """
-    text = json.dumps([_LAYOUT, network, origin, [astuple(packed) for packed in packing]])
+    text = json.dumps([_LAYOUT, network, source.sha256, [astuple(packed) for packed in packing]])
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
     with _opening:
         found = _open.get(key)
         if found is None:
-            found = PackedWeights(_from_file(KEPT.folder / f"{network}-{key}{_ENDING}", packing,
-                                             weights))  # fmt: skip
+            found = PackedWeights(_kept_or_made(network, key, source, packing, weights))
             _open[key] = found
     return found
 
 
-def _from_file(path: Path, packing: Packing, weights: Mapping[str, Array]) -> dict[str, Array]:
+def _kept_or_made(
+    network: str, key: str, source: HashedFile, packing: Packing, weights: Mapping[str, Array]
+) -> dict[str, Array]:
     kinds = packed_kinds(packing)
-    with contextlib.suppress(BundleError, OSError):
-        found = map_tensors(path)
-        if {name: tensor.shape for name, tensor in found.items()} == {
-            name: shape for name, (_, shape) in kinds.items()
-        }:
-            os.utime(path)
-            return found
-    _log.info("packing %.0f MB of weights into %s", packed_bytes(packing) / 1e6, path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, kinds, pack(packing, weights))
-        return map_tensors(path)
+        path = KEPT.folder / f"{network}-{key}{_ENDING}"
+        found = _kept(path, kinds, key)
+        if found is not None:
+            return found
+        size_bytes = packed_bytes(packing)
+        if not KEPT.make_room(size_bytes):
+            raise OSError(errno.ENOSPC, f"they exceed {LIMIT_VARIABLE} or what the disk has free")
+        _log.info("packing %.0f MB of weights into %s", size_bytes / 1e6, path)
+        write_checked(path, kinds, _pack_unchanged(source, packing, weights), key)
+        return map_checked(path, kinds, key)
     except (OSError, BundleError) as error:
-        _log.info("%s cannot be kept: %s; its weights are packed at every load", path, error)
+        say_not_kept("packed weights", getattr(error, "strerror", None) or str(error).rstrip("."))
         return dict(pack(packing, weights))
+
+
+def _kept(path: Path, kinds: Kinds, key: str) -> dict[str, Array] | None:
+    try:
+        return map_checked(path, kinds, key)
+    except FileNotFoundError:
+        return None
+    except BundleError as error:
+        _log.warning("%s It is not used, and made again.", error)
+        return None
+
+
+def _pack_unchanged(
+    source: HashedFile, packing: Packing, weights: Mapping[str, Array]
+) -> Iterator[tuple[str, Array]]:
+    yield from pack(packing, weights)
+    if not source.is_unchanged():
+        raise BundleError(f"{source.path} was changed while its weights were packed.")

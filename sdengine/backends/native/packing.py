@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine import _native
+from sdengine.backends.machine import usable_processors
 from sdengine.backends.native.graph import Graph
 from sdengine.backends.native.operations import OPERATIONS, Weight
 from sdengine.backends.native.projections import JOINT
@@ -106,8 +107,8 @@ def plan_packing(graph: Graph, sizes: Sizes, weights: Mapping[str, Array]) -> tu
 
 
 def pack(packing: Packing, weights: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
-    """Lay weights out, one after the other, on as many threads as the processor has."""
-    with ThreadPoolExecutor() as pool:
+    """Lay weights out, one after the other, on as many threads as there may be."""
+    with ThreadPoolExecutor(usable_processors().threads) as pool:
         ahead = []
         for packed in packing:
             ahead.append(pool.submit(_pack_one, packed, weights))

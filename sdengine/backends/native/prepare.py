@@ -16,7 +16,8 @@ from sdengine.backends.native.packing import Packing, plan_packing
 from sdengine.backends.native.projections import additive_inputs, without_inputs
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import BundleError
-from sdengine.storage.tensor_file import map_tensors
+from sdengine.storage.content_hash import HashedFile
+from sdengine.storage.tensor_file import map_open_tensors
 
 BF16_ISA = "avx512_bf16"  # the only one with products of bf16
 # What maps hold between steps, by precision.
@@ -33,7 +34,7 @@ class Prepared:
         dtype: of the maps.
         packing: what the weights become.
         weights: the bundle's own tensors, mapped.
-        origin: the hash of their file.
+        source: their file, hashed.
     """
 
     graph: Graph
@@ -41,7 +42,7 @@ class Prepared:
     dtype: str
     packing: Packing
     weights: Mapping[str, NDArray[Any]]
-    origin: str
+    source: HashedFile
 
     def program(self) -> Program:
         """Lay out all of it."""
@@ -84,7 +85,9 @@ def prepare(
     if len(graphs) != 1 or len(tensors) != 1:
         raise BundleError(f"{network}: expected a graph and a file of weights, found {files}.")
     graph = read_graph(bundle.path(graphs[0]))
-    weights = map_tensors(bundle.path(tensors[0]))
+    with bundle.open(tensors[0]) as file:
+        source = bundle.hashed(tensors[0], file)
+        weights = map_open_tensors(file, source.path)
     sizes = map_sizes(graph, shapes)
     chosen = choose_methods(
         graph,
@@ -95,5 +98,4 @@ def prepare(
         weight_bytes=weight_bytes,
     )
     graph, packing = plan_packing(chosen, sizes, weights)
-    origin = next(e.sha256 for e in bundle.manifest.files if e.path == tensors[0])
-    return Prepared(graph, shapes, DTYPES[precision], packing, weights, origin)
+    return Prepared(graph, shapes, DTYPES[precision], packing, weights, source)

@@ -77,7 +77,7 @@ def built_chunks(manifest: Manifest) -> int:
 
 def max_chunks(manifest: Manifest) -> int:
     """Return the most chunks of a prompt that a bundle's engines take."""
-    length = manifest.architecture.text_encoders[0].max_length
+    length = manifest.architecture.text_encoders[0].chunk_length
     return max(1, built_chunks(manifest) * CHUNK_TOKENS // length)
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-import stat
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sdengine import _native
-from sdengine.storage.cache_files import cache_dir
+from sdengine.storage.cache_place import cache_dir
+from sdengine.storage.regular_file import open_regular
 from sdengine.storage.whole_file import whole_file
 
 MAX_BYTES = 1 << 28
@@ -95,19 +96,17 @@ def cache_path(kind: Kind, key: Key, of: str = "") -> Path:
 def load(path: Path, kind: Kind, key: Key) -> Loaded:
     """Read a content that holds for a key."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for its writer
-            return Loaded(reason="it is no regular file", replaceable=False)
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size_bytes = os.fstat(file.fileno()).st_size
             magic = file.read(len(kind.magic))
             if not magic:
                 return Loaded()
             if magic != kind.magic:
                 reason = f"it is no {kind.name} of sdengine, and is left alone"
                 return Loaded(reason=reason, replaceable=False)
-            if status.st_size > MAX_BYTES:
+            if size_bytes > MAX_BYTES:
                 return Loaded(reason=f"it has more than {MAX_BYTES} bytes")
-            rest = file.read(status.st_size)
+            rest = file.read(size_bytes)
     except FileNotFoundError:
         return Loaded()
     except OSError as error:

@@ -13,6 +13,7 @@ from sdengine.backends.tensorrt.shared_arena import SharedArena
 from sdengine.bundle.manifest import NetworkEntry
 from sdengine.bundle.tensors import TensorSpec, symbol_sizes
 from sdengine.errors import BundleError, DeviceError, OutOfMemoryError
+from sdengine.storage.regular_file import open_regular
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -49,7 +50,8 @@ class GpuEngine:
         self.kernels = kernels
         self._trt: Any = trt
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        self._engine: Any = runtime.deserialize_cuda_engine(path.read_bytes())
+        with open_regular(path) as file:
+            self._engine: Any = runtime.deserialize_cuda_engine(file.read())
         if self._engine is None:
             raise DeviceError(
                 f"{path}: {trt.__name__} {trt.__version__} cannot load this engine on this "

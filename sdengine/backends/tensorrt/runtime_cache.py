@@ -18,6 +18,7 @@ from sdengine.backends.tensorrt.cache_file import (
     save,
 )
 from sdengine.storage.cache_files import CacheFiles
+from sdengine.storage.cache_place import LIMIT_VARIABLE, say_not_kept
 
 KIND = Kind("runtime cache", b"sdengine runtime cache 1\n", "runtime")
 KEPT = CacheFiles("tensorrt", f"{KIND.prefix}-*.cache")
@@ -60,11 +61,14 @@ class RuntimeCache:
 
     def __init__(self, key: RuntimeKey) -> None:
         self._key = key
-        self._path = cache_path(KIND, key, key.engine[:32])
+        self._path: Path | None = None
+        try:
+            self._path = cache_path(KIND, key, key.engine[:32])
+        except OSError as error:
+            say_not_kept("compiled kernels", error.strerror)
         self._cache: Any = None
         self._kept_sha256 = ""  # of what the file holds, as far as it is known here
-        self._is_used = True
-        self._is_written = True
+        self._is_used = self._is_written = self._path is not None
 
     def config(self, engine: Any, strategy: Any) -> Any:
         """Return what a new context is to be made with.
@@ -110,7 +114,7 @@ class RuntimeCache:
 
     def save(self) -> None:
         """Write the file if there are other kernels than it holds; nothing may be running."""
-        if self._cache is None or not self._is_written:
+        if self._cache is None or self._path is None or not self._is_written:
             return
         try:
             content = memoryview(self._cache.serialize())
@@ -118,6 +122,8 @@ class RuntimeCache:
                 raise OSError(None, f"it would have {content.nbytes} bytes; {MAX_BYTES} are kept")
             sha256 = hashlib.sha256(content).hexdigest()
             if content.nbytes and sha256 != self._kept_sha256:
+                if not KEPT.make_room(content.nbytes):
+                    raise OSError(None, f"it exceeds {LIMIT_VARIABLE} or what the disk has free")
                 save(self._path, KIND, self._key, bytes(content))
                 self._kept_sha256 = sha256
         except Exception as error:  # the pictures are made, whatever happened to the kernels
@@ -126,6 +132,7 @@ class RuntimeCache:
 
     def _opened(self, config: Any) -> Any:
         """Return a cache with the kept kernels, or an empty one."""
+        assert self._path is not None  # or the cache is not used
         loaded = load(self._path, KIND, self._key)
         self._is_written = loaded.replaceable
         if loaded.reason:

@@ -16,6 +16,7 @@ from sdengine.backends.base import (
     SessionOptions,
     require_cpu_precision,
 )
+from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, resolve_shapes, symbol_sizes
@@ -132,6 +133,7 @@ class TorchSession:
     """
 
     max_chunks: int | None = None
+    works_after_fork: bool = False  # torch's threads stay in the parent
 
     def __init__(
         self,
@@ -217,7 +219,9 @@ class TorchBackend:
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session; see `Backend.open`. torch takes memory as it needs it."""
         budget = unplanned_budget(self.name, options.memory_bytes)
-        return TorchSession(bundle, self.resolve(options.precision), options.threads, budget)
+        # Its own choice knows no quota.
+        threads = options.threads or usable_processors().threads_by_quota
+        return TorchSession(bundle, self.resolve(options.precision), threads, budget)
 
 
 def _build(bundle: Bundle, network: str) -> nn.Module:

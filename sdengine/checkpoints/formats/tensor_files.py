@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from sdengine.checkpoints.formats.torch_archive import TorchArchive
 from sdengine.errors import CheckpointError
+from sdengine.storage.regular_file import open_regular
 
 SAFETENSORS_ENDINGS = (".safetensors", ".sft")
 PICKLE_ENDINGS = (".ckpt", ".bin", ".pt", ".pth")
@@ -57,6 +58,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            open_regular(path).close()  # the library would wait for a pipe's writer
             handle: Any = safe_open(path, framework="pt")
             self._handle = handle
             self._names: list[str] = list(handle.keys())

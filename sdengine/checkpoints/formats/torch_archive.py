@@ -27,6 +27,7 @@ import torch
 from sdengine.checkpoints.formats.pickle_reader import StorageRecord, TensorRecord, read_pickle
 from sdengine.errors import CheckpointError
 from sdengine.models.dtypes import SAFETENSORS_DTYPES
+from sdengine.storage.regular_file import open_regular
 
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES = 1 << 20
@@ -48,7 +49,7 @@ class TorchArchive:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 size = file.seek(0, io.SEEK_END)
                 # A private mapping, because torch wants memory that it could write to.
                 self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections import deque
@@ -182,8 +183,11 @@ def open_timing_cache(trt: Any, wanted: dict[str, Any] | None) -> TimingCache | 
         return None
     version, cc = str(trt.__version__), int(wanted["compute_capability"])
     key = Key(version, str(wanted["gpu"]), cc)
-    path = timing_cache.cache_path(key) if wanted["path"] is None else Path(wanted["path"])
-    return TimingCache(path, key)
+    if wanted["path"] is not None:
+        return TimingCache(Path(wanted["path"]), key)
+    with contextlib.suppress(OSError):  # the user has no place for it
+        return TimingCache(timing_cache.cache_path(key), key)
+    return None
 
 
 def make_logger(trt: Any, log: BuilderLog) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from sdengine.compilers.tensorrt.plugin_nodes import (
     supported_nodes,
 )
 from sdengine.compilers.tensorrt.process import run_job
-from sdengine.errors import BackendUnavailableError, ConfigError, OutOfMemoryError
+from sdengine.errors import ConfigError, OutOfMemoryError
 from sdengine.export.fusion import FusionReport, fuse
 from sdengine.export.lowering import to_plugins, to_standard
 from sdengine.export.process_memory import free_bytes
@@ -121,23 +120,12 @@ def make_profiles(network: ExportedNetwork, spec: CompileSpec) -> list[Shapes]:
 
 def compile_rtx(network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
     """Write an engine of TensorRT-RTX; see `compile_engine`."""
-    return _compile_installed(network, out_dir, spec, RTX)
+    return compile_engine(network, out_dir, spec, RTX)
 
 
 def compile_full(network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
     """Write an engine of full TensorRT; see `compile_engine`."""
-    return _compile_installed(network, out_dir, spec, FULL)
-
-
-def _compile_installed(
-    network: ExportedNetwork, out_dir: Path, spec: CompileSpec, flavour: Flavour
-) -> Compiled:
-    if importlib.util.find_spec(flavour.module) is None:
-        raise BackendUnavailableError(
-            f"target {flavour.target} needs {flavour.module}, which is not installed. Install it: "
-            f"pip install 'sdengine[{flavour.extra}]'."
-        )
-    return compile_engine(network, out_dir, spec, flavour)
+    return compile_engine(network, out_dir, spec, FULL)
 
 
 def compile_engine(

@@ -18,7 +18,7 @@ from sdengine.backends.native.graph import Graph, Port, parse_graph, read_graph,
 from sdengine.backends.native.map_sizes import map_sizes
 from sdengine.backends.native.methods import choose_methods
 from sdengine.backends.native.operations import OPERATIONS
-from sdengine.backends.native.packing import interleave_gated, pack, packed_kinds, plan_packing
+from sdengine.backends.native.packing import interleave_gated, packed_kinds, plan_packing
 from sdengine.backends.native.prepare import prepare
 from sdengine.backends.native.projections import additive_inputs, without_inputs
 from sdengine.backends.native.size_rules import Size
@@ -203,40 +203,6 @@ def test_only_residuals_can_be_left_out(unet: Graph) -> None:
     smaller = without_inputs(unet, names)
     assert len(smaller.steps) == len(unet.steps) - len(names)
     assert [p.name for p in smaller.inputs] == ["sample", "timestep", "encoder_hidden_states"]
-
-
-def test_packed_weights_are_kept_and_shared(
-    bundle: Bundle, unet: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path))
-    sizes = map_sizes(unet, shapes_of(bundle))
-    weights = map_tensors(bundle.path("unet.safetensors"))
-    _, packing = plan_packing(choose_methods(unet, sizes, "bf16"), sizes, weights)
-    first = packed_cache.packed_weights("unet", "a hash", packing, weights)
-    assert packed_cache.packed_weights("unet", "a hash", packing, weights) is first
-    (kept,) = packed_cache.KEPT.files()
-    assert kept.path.name.startswith("unet-") and kept.size_bytes > 1e6
-    expected = dict(pack(packing, weights))
-    assert first.tensors.keys() == expected.keys()
-    assert all(np.array_equal(first.tensors[name], expected[name]) for name in expected)
-    del first
-    kept.path.write_bytes(b"damaged")
-    again = packed_cache.packed_weights("unet", "a hash", packing, weights)
-    assert all(np.array_equal(again.tensors[name], expected[name]) for name in expected)
-    assert packed_cache.KEPT.clear() > 1e6
-    assert packed_cache.KEPT.files() == []
-
-
-def test_weights_are_packed_in_memory_where_none_can_be_kept(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("no folder")
-    monkeypatch.setenv("SDENGINE_CACHE", str(blocked))
-    shapes = shapes_of(bundle, "vae_decoder")
-    module = NativeBackend().open(bundle, SessionOptions("bf16")).load("vae_decoder", shapes)
-    latents = np.zeros(shapes["latents"], np.float32)
-    assert np.isfinite(module.run({"latents": latents})["images"]).all()
 
 
 def test_wrong_inputs_and_closed_networks_are_refused(bundle: Bundle) -> None:

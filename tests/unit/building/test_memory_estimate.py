@@ -22,12 +22,12 @@ from sdengine.bundle.reader import open_bundle
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.architecture_source import published_architecture, source_of
 from sdengine.cli.main import main
-from sdengine.cli.terminal import parse_bytes
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.export.liveness import peak_activation_bytes
 from sdengine.export.trace import trace
 from sdengine.models.contracts import NetworkContract
 from sdengine.models.unet import UNet2DConditionModel
+from sdengine.storage.byte_size import parse_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +197,46 @@ def test_checkpoints_and_architectures_plan_alike(tmp_path: Path) -> None:
     }
 
 
+def test_sizes_follow_the_model() -> None:
+    plan = estimate_memory(source_of(TINY_SD15), precision="fp16")
+    side = TINY_SD15.unet.sample_size * 8
+    wanted = [side, max(64, round(1.5 * side / 64) * 64), 2 * side]
+    assert [size.width for size in plan.sizes] == list(dict.fromkeys(wanted))
+
+
+def test_no_graph_is_traced_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path))
+    source = source_of(TINY_SD15)
+    told: list[str] = []
+
+    def tell(what: str, done: int, total: int) -> None:
+        told.append(what)
+
+    first = estimate_memory(source, resolutions=[64], progress=tell)
+    assert [what for what in told if what.startswith("trace")] == [
+        f"trace {name}" for name in first.weight_bytes
+    ]
+    told.clear()
+    assert estimate_memory(source, resolutions=[64], progress=tell) == first
+    assert told == []  # so nothing was traced
+    more = estimate_memory(source, resolutions=[64, 128], progress=tell)
+    assert more.sizes[0] == first.sizes[0] and "unet at 64x64" not in told
+    for options in ({"batch": 2}, {"precision": "fp32"}):
+        told.clear()
+        given: dict[str, Any] = {"resolutions": [64], **options}
+        assert estimate_memory(source, progress=tell, **given) != first
+        assert "trace unet" in told
+    assert main(["cache"]) == 0
+    assert "memory of a network" in capsys.readouterr().out
+    for path in (tmp_path / "plans").iterdir():  # damaged, and not to be replaced
+        path.write_text('{"64x64": -1}')
+    assert estimate_memory(source, resolutions=[64]) == first
+    monkeypatch.setenv("SDENGINE_CACHE", "/proc/nowhere")
+    assert estimate_memory(source, resolutions=[64]) == first
+
+
 def test_bad_arguments() -> None:
     source = source_of(TINY_SD15)
     with pytest.raises(ConfigError, match="multiples of 64"):
@@ -216,13 +256,13 @@ def test_bad_arguments() -> None:
     [("8GiB", 8 << 30), ("24 GB", 24 * 10**9), ("500mb", 5 * 10**8), ("1.5gi", 3 << 29), ("7", 7)],
 )
 def test_sizes_of_memory(text: str, expected: int) -> None:
-    assert parse_bytes(text) == expected
+    assert parse_bytes("--memory", text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1GiB", "8 bananas", "1e9", "9" * 20, "GiB"])
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--memory"):
-        parse_bytes(text)
+        parse_bytes("--memory", text)
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

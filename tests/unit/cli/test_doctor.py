@@ -6,6 +6,7 @@ import builtins
 import ctypes
 import json
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,6 +113,25 @@ def test_the_cpu_kernels_that_run_are_named(
     status, found, _ = doctor(capsys)
     assert status == 0 and not found["CPU kernels"]["present"]
     assert "SDENGINE_ISA: 'mmx'" in found["CPU kernels"]["found"]
+
+
+@pytest.mark.parametrize("value", ["/proc/sdengine", ""])
+def test_a_cache_that_cannot_be_written_is_told(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    _, found, _ = doctor(capsys)
+    assert found["cache"]["present"] and "at most 20.0 GiB" in found["cache"]["found"]
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("SDENGINE_CACHE", value)
+    status, found, shown = doctor(capsys)
+    assert status == 0 and not found["cache"]["present"]
+    assert "SDENGINE_CACHE" in found["cache"]["remedy"] and "packed at every load" in shown
+    monkeypatch.setenv("SDENGINE_CACHE_LIMIT", "plenty")
+    assert "'plenty'" in doctor(capsys)[1]["cache"]["found"]
 
 
 def test_required_parts_make_it_fail(

@@ -65,7 +65,6 @@ def test_broken_installation(
         (BundleError("altered"), 1),
         (Cancelled("stopped"), 130),
         (KeyboardInterrupt(), 130),
-        (BrokenPipeError(), 1),
         (OSError(28, "No space left on device"), 1),
     ],
 )
@@ -78,12 +77,11 @@ def test_exit_status(
     def samplers() -> None:
         raise error
 
-    monkeypatch.setattr("sdengine.cli.main._abandon_output", lambda: None)
     monkeypatch.setattr("sdengine.cli.samplers.samplers", samplers)
     assert main(["samplers"]) == status
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.count("error: ") == (0 if isinstance(error, BrokenPipeError) else 1)
+    assert captured.err.count("error: ") == 1
 
 
 def test_doctor_finds_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,3 +97,31 @@ def test_doctor_finds_what_is_there() -> None:
     assert found["python"].present and found["memory"].present
     assert found["openvino"].present == (find_spec("openvino") is not None)
     assert found["cpu"].found
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--cfg", "--guidance"),
+        ("--cfg-scale", "--guidance"),
+        ("--cfg_scale", "--guidance"),
+        ("--scale", "--guidance"),
+        ("--sampler-name", "--sampler"),
+        ("--subseed", "--variation-seed"),
+        ("--ddim-steps", "--steps"),
+        ("--stepz", "--steps"),
+    ],
+)
+def test_options_of_other_tools_are_recognised(
+    option: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "a", option, "7"]) == 2
+    expected = f"error: No such option: {option}; did you mean {meant}. See"
+    assert capsys.readouterr().err.startswith(expected)
+
+
+def test_an_option_that_is_like_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a", "--qqq", "7"]) == 2
+    assert capsys.readouterr().err == (
+        "error: No such option: --qqq. See `sdengine generate --help`.\n"
+    )

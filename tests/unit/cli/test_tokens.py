@@ -99,3 +99,12 @@ def test_needs_neither_networks_nor_tables(bundle: str, monkeypatch: pytest.Monk
     for name in ("network", "token_table"):
         monkeypatch.setattr(Bundle, name, lambda *arguments: pytest.fail(f"used {arguments}"))
     show(bundle, "a")
+
+
+def test_tags_of_other_networks(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
+    show(bundle, "a <lora:[x] y:0.8>")
+    shown = capsys.readouterr().out
+    assert table_rows(shown) == [["1", "1", "a</w>", "320", "1"]]
+    assert shown.endswith("not applied: <lora:[x] y:0.8>\n")
+    show(bundle, "a <lora:x:1> <lora:x:1>", as_json=True)
+    assert json.loads(capsys.readouterr().out)["not_applied"] == ["<lora:x:1>"]

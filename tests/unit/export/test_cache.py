@@ -9,11 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from sdengine.bundle.reader import sha256_of
 from sdengine.errors import ExportError, OutputError
 from sdengine.export import cache
 from sdengine.export.cache import RECORD_FILE, OnnxCache, Record, make_key, open_cache
-from sdengine.storage.cache_files import CACHE_VARIABLE, cache_dir
+from sdengine.storage.cache_place import (
+    CACHE_VARIABLE,
+    LIMIT_VARIABLE,
+    cache_dir,
+    say_not_kept,
+)
+from sdengine.storage.content_hash import sha256_of
 
 KEY = "0" * 64
 
@@ -153,6 +158,65 @@ def test_clearing_removes_what_interruptions_left(tmp_path: Path) -> None:
     shutil.rmtree(outside)
 
 
+def test_what_was_used_longest_ago_gives_way_but_nothing_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    keys = [f"{n}" * 64 for n in range(4)]
+    for used, key in enumerate(keys):
+        os.utime(OnnxCache().add(key, fill, 12).folder, (used, used))
+    with open_cache(kept=True, beside=tmp_path / "bundle") as cache:
+        assert cache.find(keys[0]) is not None
+        os.utime(cache.folder / keys[0], (0, 0))
+        monkeypatch.setenv(LIMIT_VARIABLE, "36")  # three of 12 bytes
+        OnnxCache().make_room(12)
+        assert sorted(os.listdir(cache.folder)) == [keys[0], keys[3]]
+        assert OnnxCache().clear() > 12
+        assert os.listdir(cache.folder) == [keys[0]]  # a build goes on with what it found
+        cache.add(keys[1], fill, 10**9)  # also where it exceeds the limit
+        monkeypatch.setenv(LIMIT_VARIABLE, "1")
+    assert os.listdir(cache.folder) == []
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
+    cache = OnnxCache(tmp_path)
+    entry = cache.add(KEY, fill, 12)
+    left = [tmp_path / f".{KEY}.1234abcd.sdengine", entry.folder / ".a.onnx.1234abcd.sdengine"]
+    left[0].mkdir()
+    for path in (left[0] / "unet.onnx.data", left[1]):
+        path.write_bytes(b"half")
+    assert sorted(cache.leftovers()) == sorted(left)
+
+    def add(path: Path) -> None:
+        path.write_bytes(b"more")
+
+    cache.extend(entry, "a.onnx", add)
+    assert cache.leftovers() == [left[0]]
+    cache.add("1" * 64, fill, 12)
+    assert cache.leftovers() == []
+    assert sorted(os.listdir(tmp_path)) == [KEY, "1" * 64]
+
+
+@pytest.mark.parametrize("lack", ["home", "folder"])
+def test_exports_are_made_for_once_where_none_can_be_kept(
+    lack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    say_not_kept.cache_clear()
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(CACHE_VARIABLE, "" if lack == "home" else "/proc/sdengine")
+    with open_cache(kept=True, beside=tmp_path / "bundle") as cache:
+        assert cache.find(KEY) is None
+        assert cache.add(KEY, fill, 12) == cache.find(KEY)
+    assert os.listdir(tmp_path) == []
+    (told,) = [record.message for record in caplog.records]
+    assert "exported networks cannot be kept" in told
+    assert OnnxCache().find(KEY) is None and OnnxCache().entries() == []
+
+
 def test_keys_depend_on_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     before = make_key({"a": 1, "b": 2})
     assert before == make_key({"b": 2, "a": 1})
@@ -169,6 +233,7 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert cache_dir("onnx") == tmp_path / "xdg/sdengine/onnx"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # is to be passed over
     assert cache_dir("bench") == tmp_path / ".cache/sdengine/bench"
 
 

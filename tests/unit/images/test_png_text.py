@@ -13,7 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdengine.errors import ConfigError
-from sdengine.images.png_text import MAX_TEXT_BYTES, read_text
+from sdengine.images.exif_text import MAX_TEXT_BYTES
+from sdengine.images.picture_text import read_text
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -51,18 +52,20 @@ def test_text_after_the_pixels_and_the_last_of_several(tmp_path: Path) -> None:
     assert read_text(png(tmp_path / "a.png", *texts), ["k"]) == {"k": "two"}
 
 
-def test_what_is_passed_over(tmp_path: Path) -> None:
+def test_what_is_too_long_is_told_apart_from_what_is_not_there(tmp_path: Path) -> None:
     bomb = zlib.compress(bytes(64 << 20))
     texts = (
-        chunk(b"tEXt", b"k\0" + bytes(MAX_TEXT_BYTES)),
-        chunk(b"zTXt", b"k\0\0" + bomb),
-        chunk(b"iTXt", b"k\0\1\0\0\0" + bomb),
+        chunk(b"tEXt", b"plain\0" + bytes(MAX_TEXT_BYTES)),
+        chunk(b"zTXt", b"packed\0\0" + bomb),
+        chunk(b"iTXt", b"both\0\1\0\0\0" + bomb),
+        chunk(b"tEXt", b"other\0" + bytes(MAX_TEXT_BYTES)),
         chunk(b"tEXt", b"no separator"),
     )
     path = png(tmp_path / "a.png", *texts)
     tracemalloc.start()
     try:
-        assert read_text(path, ["k"]) == {}
+        found = read_text(path, ["plain", "packed", "both"])
+        assert found == {"plain": None, "packed": None, "both": None}
         assert tracemalloc.get_traced_memory()[1] < 4 * MAX_TEXT_BYTES
     finally:
         tracemalloc.stop()
@@ -98,7 +101,7 @@ TEXT = chunk(b"tEXt", b"k\0value")
 )
 def test_damage(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(ConfigError, match=f"not a usable PNG: .*{message}"):
+    with pytest.raises(ConfigError, match=f"not a usable picture: .*{message}"):
         read_text(tmp_path / "a.png", ["k"])
 
 

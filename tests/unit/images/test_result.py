@@ -93,7 +93,45 @@ def test_unwritable_folder() -> None:
         check_output("/proc/out.png")
 
 
-def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_there_stay(tmp_path: Path) -> None:
+    names = [
+        [file.name for file in example_result(n).save(tmp_path / "out.png")] for n in (1, 1, 2)
+    ]
+    assert names == [["out.png"], ["out-1.png"], ["out-2.png", "out-3.png"]]
+    (tmp_path / "out.png").unlink()
+    (tmp_path / "out-7.png").symlink_to("nowhere")
+    (tmp_path / "out-x.png").write_bytes(b"")
+    assert example_result().save(tmp_path / "out.png") == [tmp_path / "out.png"]
+    assert example_result().save(tmp_path / "out.png") == [tmp_path / "out-8.png"]
+    assert (tmp_path / "out-7.png").is_symlink()
+
+
+def test_files_that_are_there_are_replaced_where_that_is_wanted(tmp_path: Path) -> None:
+    for count, names in ((1, ["out.png"]), (2, ["out-1.png", "out-2.png"])):
+        result = example_result(count)
+        for _ in range(2):
+            assert [f.name for f in result.save(tmp_path / "out.png", overwrite=True)] == names
+    assert sorted(os.listdir(tmp_path)) == ["out-1.png", "out-2.png", "out.png"]
+
+
+def test_a_file_that_another_process_writes_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def come_between(handle: int) -> None:
+        monkeypatch.undo()
+        (tmp_path / "out-2.png").write_bytes(b"theirs")
+
+    monkeypatch.setattr(os, "fsync", come_between)
+    files = example_result(2).save(tmp_path / "out.png")
+    assert [file.name for file in files] == ["out-3.png", "out-4.png"]
+    assert (tmp_path / "out-2.png").read_bytes() == b"theirs"
+    assert sorted(os.listdir(tmp_path)) == ["out-2.png", "out-3.png", "out-4.png"]
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_failed_write_keeps_the_old_file(
+    overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "out-1.png").write_bytes(b"old")
     written: list[int] = []
 
@@ -104,7 +142,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", fill_up)
     with pytest.raises(OutputError, match="No space left"):
-        example_result(2).save(tmp_path / "out.png")
+        example_result(2).save(tmp_path / "out.png", overwrite=overwrite)
     assert (tmp_path / "out-1.png").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["out-1.png"]
 
@@ -126,11 +164,10 @@ def test_file_size_limit(tmp_path: Path) -> None:
     program = (
         "import resource, sys\n"
         "from sdengine.errors import OutputError\n"
-        "from sdengine.images.png import write_all\n"
-        "from pathlib import Path\n"
+        "from sdengine.images.png import write_images\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n"
-        "    write_all([Path(sys.argv[1])], [bytes(5000)])\n"
+        "    write_images(sys.argv[1], [bytes(5000)])\n"
         "except OutputError as error:\n"
         "    print(error)\n"
     )
@@ -150,3 +187,10 @@ def test_images_are_made_once() -> None:
     result = example_result()
     assert result.images[0] is result.images[0]
     assert result.images[0].size == (16, 8)
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".out.png.1234abcd.sdengine").write_bytes(b"half")
+    (tmp_path / ".mine").write_bytes(b"precious")
+    example_result().save(tmp_path / "out.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", "out.png"]

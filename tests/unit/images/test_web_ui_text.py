@@ -8,7 +8,7 @@ import pytest
 
 from sdengine.images.provenance import Provenance
 from sdengine.images.web_ui_text import parameters_text, parse_parameters
-from sdengine.request.request import Request
+from sdengine.request.request import FIELDS, Request
 
 FULL: dict[str, Any] = {
     "prompt": 'a "red" circle, (blue:1.2)\nsecond line: x',
@@ -36,12 +36,21 @@ FULL: dict[str, Any] = {
 }
 
 
+def test_every_field_with_a_label_is_tried() -> None:
+    labelled = {name for name, info in FIELDS.items() if info.labels}
+    assert labelled | {"prompt", "negative_prompt"} == FULL.keys()
+    defaults = Request("").__dict__
+    assert all(value != defaults[name] for name, value in FULL.items())
+
+
 def test_own_text_comes_back() -> None:
     text = parameters_text(
         Request(**FULL), Provenance(model='a "model", v1:2', model_hash="ab" * 32)
     )
     found = parse_parameters(text)
-    assert found.fields == FULL
+    counted = {**FULL, "web_ui_clip_skip": FULL["clip_skip"]}
+    del counted["clip_skip"]
+    assert found.fields == counted
     assert found.not_understood == ()
     assert found.model_hash == "ababababab"
 
@@ -86,7 +95,7 @@ def test_text_of_the_web_ui() -> None:
         "seed": 3,
         "width": 512,
         "height": 640,
-        "clip_skip": 2,
+        "web_ui_clip_skip": 2,
         "noise": "cuda",  # which the web UI leaves out
     }
     assert found.model_hash == "0123456789"
@@ -121,7 +130,7 @@ def test_sampler_names(
         ("Clip skip: 40", "Clip skip"),
         ("Size: 500x500", "Size"),
         ("Size: 512", "Size"),
-        ("Seed: -1", "Seed"),
+        ("Seed: -2", "Seed"),
         (f"Seed: {2**64}", "Seed"),
         ("CFG scale: 1e999", "CFG scale"),
         ("CFG scale: nan", "CFG scale"),
@@ -138,6 +147,85 @@ def test_values_that_none_accepts_are_named(pair: str, name: str) -> None:
     found = parse_parameters(f"a\nSteps: 20, {pair}")
     assert found.not_understood == (name,)
     Request(**found.fields)
+
+
+LINE = (
+    "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x768, Model hash: abcdef1234, "
+    "Model: some-model"
+)
+READ = {
+    "negative_prompt": "dog",
+    "steps": 20,
+    "sampler": "euler_a",
+    "schedule": "normal",
+    "guidance_scale": 7.0,
+    "seed": 5,
+    "width": 512,
+    "height": 768,
+    "noise": "cuda",
+}
+
+
+@pytest.mark.parametrize(
+    ("behind", "named"),
+    [
+        (", Version: v1.6.0", ()),
+        (
+            ", Version: v1.6.0\nTemplate: a {red|blue} cat, Steps: 3, Seed: 9\n"
+            "Negative Template: dog",
+            ("Template", "Negative Template"),
+        ),
+        ("\nTemplate: a {{red|blue}} cat,\nsecond line, Steps: 4", ("Template",)),
+        ("\r\nTemplate: x\r\n\r\n", ("Template",)),
+        ('\nWildcard prompt: "a\nSteps: 3"', ("Wildcard prompt", "Steps")),
+        (', Template: "a {{red|blue}} cat, Steps: 3", Version: v1.7.0', ("Template",)),
+        (', Template: "a cat,\nSteps: 3, Seed: 9", Version: v1.7.0', ("Template",)),
+        (', Note: "a \\"b\\", Seed: 9"', ("Note",)),
+        (", x, Version: 1\nand a line", ("'x'", "the line 'and a line'")),
+        (", Steps: 7", ("Steps",)),
+        (
+            ', Civitai resources: [{"type":"checkpoint","name":"v6, Seed: 9"}, {"weight":0.8}], '
+            'Civitai metadata: {"Size":"1x1, Steps: 4"}',
+            ("Civitai resources", "Civitai metadata"),
+        ),
+        (', Broken: [{"a": 1, Seed: 9', ("Broken", "Seed")),
+    ],
+)
+@pytest.mark.parametrize("prompt", ["a red cat", "Steps: 3, to heaven\nSteps: 9\na cat"])
+def test_what_tools_write_behind_the_pairs(
+    prompt: str, behind: str, named: tuple[str, ...]
+) -> None:
+    """None of it ends up in a prompt or in a value, and all of it is named."""
+    found = parse_parameters(f"{prompt}\nNegative prompt: dog\n{LINE}{behind}")
+    assert found.fields == {"prompt": prompt, **READ}
+    assert found.not_understood == named
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        "Size: 512x768, Seed: 5, Steps: 20, Sampler: Euler a, CFG scale: 7, Model: some-model",
+        "Steps: 20\nSampler: Euler a\nCFG scale: 7\nSeed: 5\nSize: 512x768",
+        "Steps: 20, Sampler: Euler a,\nCFG scale: 7, Seed: 5, \nSize: 512x768,",
+        LINE.replace(", ", ","),
+    ],
+)
+def test_pairs_in_other_orders_and_on_several_lines(pairs: str) -> None:
+    found = parse_parameters(f"a cat\r\nNegative prompt: dog\r\n{pairs}")
+    assert found.fields == {"prompt": "a cat", **READ}
+    assert found.not_understood == ()
+
+
+def test_a_seed_of_minus_one_is_left_to_the_engine() -> None:
+    found = parse_parameters("a\nSteps: 20, Seed: -1")
+    assert found.fields == {"prompt": "a", "negative_prompt": "", "steps": 20, "noise": "cuda"}
+    assert found.not_understood == ()
+
+
+@pytest.mark.parametrize(("own", "written"), [(None, None), (1, 2), (2, 3)])
+def test_clip_skip_is_written_as_the_web_ui_counts_it(own: int | None, written: int | None) -> None:
+    text = parameters_text(Request("a", clip_skip=own), Provenance(usual_clip_skip=2))
+    assert parse_parameters(text).fields.get("web_ui_clip_skip") == written
 
 
 @pytest.mark.parametrize(
@@ -159,6 +247,7 @@ def test_prompts_alone(text: str, prompt: str, negative: str) -> None:
 def test_long_lines_end_soon(filler: str) -> None:
     """Lines on which a careless pattern would take hours; the suite's time limit would end it."""
     for length in (60_000, 1_000_000):
+        parse_parameters(f"Steps: 1, {filler}\n" * (length // (len(filler) + 11)))
         line = "Steps: 1," + filler * (length // len(filler))
         fields = parse_parameters(line).fields
         # The longer ones are no pairs but a prompt.

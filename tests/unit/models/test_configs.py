@@ -83,8 +83,27 @@ def test_a_bad_value_is_named(network: str, field: str, value: Any) -> None:
 @pytest.mark.parametrize("network", sorted(NETWORKS))
 def test_keys_that_change_nothing_are_ignored(network: str) -> None:
     config_class, good = NETWORKS[network]
-    read = config_class.from_dict({**good.to_dict(), "_diffusers_version": "0.6", "dropout": 0.0})
-    assert read == config_class.from_dict(good.to_dict())
+    harmless = {"_diffusers_version": "0.6", "of_another_release": None}
+    assert config_class.from_dict({**good.to_dict(), **harmless}) == config_class.from_dict(
+        good.to_dict()
+    )
+
+
+@pytest.mark.parametrize("network", sorted(NETWORKS))
+def test_a_key_that_nobody_knows_is_refused(network: str) -> None:
+    config_class, good = NETWORKS[network]
+    with pytest.raises(ConfigError, match=r"of_another_release: True.*take it out"):
+        config_class.from_dict({**good.to_dict(), "of_another_release": True})
+
+
+def test_a_missing_key_is_what_the_library_assumes() -> None:
+    text = {"model_type": "clip_text_model", "architectures": ["CLIPTextModelWithProjection"]}
+    read = TextEncoderConfig.from_dict(text)
+    assert (read.hidden_size, read.num_attention_heads, read.projection_dim) == (512, 8, 512)
+    assert UNetConfig.from_dict({}).cross_attention_dim == 1280
+    assert VAEConfig.from_dict({}).block_out_channels == (64,)
+    with pytest.raises(ConfigError, match="down_block_types"):
+        VAEConfig.from_dict({"down_block_types": ["AttnDownEncoderBlock2D"]})
 
 
 SPELLED = [

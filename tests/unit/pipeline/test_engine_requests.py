@@ -226,3 +226,63 @@ def test_distilled_unet_runs_without_the_unconditional_half(tmp_path: Path) -> N
             for negative in ("", "something else")
         ]
     assert np.array_equal(images[0], images[1])
+
+
+def test_tags_of_other_networks_are_no_text_and_are_named(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    base: dict[str, Any] = {"seed": 1, "steps": 2, "guidance_scale": 3.0}
+    plain = engine.generate("a circle, [b|c]", "d", **base)
+    assert plain.warnings == ()
+    with caplog.at_level("INFO", "sdengine"):
+        tagged = engine.generate(
+            "a circle<lora:[XL] style:1:0.5>, [b|c]<hypernet:x:1>", "d<LYCO:bad (v2)>", **base
+        )
+    assert np.array_equal(tagged.arrays[0], plain.arrays[0])
+    assert [line.split(" is ")[0] for line in tagged.warnings] == [
+        "prompt: <lora:[XL] style:1:0.5>",
+        "prompt: <hypernet:x:1>",
+        "prompt: <LYCO:bad (v2)>",
+    ]
+    assert "<hypernet:x:1> is not applied" in caplog.text
+    assert "<lora:" in str(tagged.request.prompt)  # the record is what was asked
+    literal = engine.generate("a <lora:x:1>(b)", emphasis="literal", **base)
+    expected = engine.generate("a (b)", emphasis="literal", **base)
+    assert np.array_equal(literal.arrays[0], expected.arrays[0]) and literal.warnings
+    other = engine.generate("a <3 lora:x> <lora> <b:c>", **base)
+    assert other.warnings == ()
+    hostile = engine.generate("".join(f"<lora:{i}\x1b:1>" for i in range(3000)), **base)
+    assert len(hostile.warnings) == 21 and "and 2980 more" in hostile.warnings[-1]
+    assert "\x1b" not in "".join(hostile.warnings)
+
+
+def test_web_ui_clip_skip_counts_from_the_last_layer(tmp_path: Path, engine: Engine) -> None:
+    """XL reads the last layer but one: 2 of the web UI, which is what it does by itself."""
+    base: dict[str, Any] = {"seed": 1, "steps": 2, "guidance_scale": 3.0}
+    with load(make_tiny_bundle(tmp_path / "xl", kind="sdxl"), precision="fp32") as xl:
+        own = xl.generate("a circle", **base)
+        for counted in (1, 2):
+            asked = xl.generate("a circle", web_ui_clip_skip=counted, **base)
+            assert np.array_equal(asked.arrays[0], own.arrays[0])
+            assert "Clip skip: 2" in asked.parameters()
+        assert xl.request("a", web_ui_clip_skip=3).clip_skip == 2
+        with pytest.raises(ConfigError, match="web_ui_clip_skip, clip_skip: both"):
+            xl.request("a", clip_skip=1, web_ui_clip_skip=1)
+        with pytest.raises(ConfigError, match="web_ui_clip_skip: 13"):
+            xl.request("a", web_ui_clip_skip=13)
+    assert engine.request("a", web_ui_clip_skip=2).clip_skip == 1  # the tiny one is as XL too
+
+
+def test_a_seed_of_minus_one_is_random_and_recorded(engine: Engine) -> None:
+    drawn = [engine.request("a", seed=-1, batch_size=2) for _ in range(4)]
+    assert len({one.seed for one in drawn}) > 1
+    assert all(type(one.seed) is int and one.seed >= 0 for one in drawn)
+    listed = engine.request("a", seed=[-1, 7, np.int64(-1)], variation_seed=-1)
+    assert listed.seeds[1] == 7 and -1 not in (*listed.seeds, listed.variation_seed)
+    result = engine.generate("a", seed=-1, steps=2)
+    assert np.array_equal(engine.run(result.request).arrays[0], result.arrays[0])
+    for wrong in (-2, True, "x"):
+        with pytest.raises(ConfigError, match="seed"):
+            engine.request("a", seed=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="seed: -1"):
+        Request("a", seed=-1)  # a request says what will be made

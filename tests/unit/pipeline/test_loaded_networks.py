@@ -21,6 +21,7 @@ class RecordingSession:
     precision = "fp32"
     budget = MemoryBudget()
     max_chunks: int | None = None
+    works_after_fork = False
 
     def __init__(self) -> None:
         self.loaded: list[tuple[str, Mapping[str, tuple[int, ...]]]] = []

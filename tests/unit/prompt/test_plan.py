@@ -12,7 +12,7 @@ import sdengine
 from sdengine.bundle.manifest import Architecture, TextEncoderArchitecture
 from sdengine.errors import BundleError, ConfigError
 from sdengine.prompt.plan import PromptOptions, PromptPlan
-from sdengine.prompt.planner import PromptPlanner, skip_layers
+from sdengine.prompt.planner import PromptPlanner, skip_layers, usual_clip_skip
 
 FILES = Path(sdengine.__file__).parent / "checkpoints" / "demo" / "tokenizer"
 BOS, EOS = 49406, 49407
@@ -282,3 +282,31 @@ def test_foreign_tokenizer() -> None:
         make_planner([{"eos_token_id": 5}])
     with pytest.raises(BundleError, match="lacks '<pad>'"):
         make_planner([{"pad_token": "<pad>"}])
+
+
+@pytest.mark.parametrize(
+    ("family", "encoders", "expected"),
+    [
+        ("sd1", [{"hidden_state": {"index": -1}}], 1),
+        ("sd1", [{"hidden_state": {"index": 4}}], 1),
+        ("sd2", [{"hidden_state": {"index": -1}}], 2),
+        ("sdxl", [{"hidden_state": {"index": -2, "kind": "raw"}}], 2),
+        ("sdxl", [{"hidden_state": {"index": 3, "kind": "raw"}}], 2),
+    ],
+)
+def test_what_the_web_ui_calls_a_checkpoints_own_layer(
+    family: str, encoders: list[dict[str, Any]], expected: int
+) -> None:
+    architecture = make_planner(encoders, family=family).architecture
+    assert usual_clip_skip(architecture) == expected
+
+
+def test_shorter_prompts_than_the_network_reads() -> None:
+    planner = make_planner([{"prompt_length": 40}])
+    plan = plan_of(planner, "cat " * 39)
+    assert [len(chunk) for chunk in tokens_of(plan)] == [38, 1]
+    assert plan.encoders["text_encoder"].token_ids.shape == (1, 2, 40)
+    with pytest.raises(ValueError, match="prompt_length 78 of 77 tokens"):
+        make_planner([{"prompt_length": 78}])
+    with pytest.raises(ValueError, match="prompt_length differs"):
+        make_planner([{"prompt_length": 40}, {"network": "text_encoder_2"}])

@@ -16,7 +16,7 @@ import sdengine
 from sdengine.cli.generate import generate
 from sdengine.errors import ConfigError
 from sdengine.images import web_ui_text
-from sdengine.request.keywords import ALIASES, RequestOptions
+from sdengine.request.keywords import ALIASES, WEB_UI_CLIP_SKIP, RequestOptions
 from sdengine.request.request import FIELDS, Request
 from sdengine.samplers import SAMPLERS, SamplerOptions
 
@@ -40,6 +40,7 @@ def test_keywords_are_the_fields_with_their_types() -> None:
     keywords = typing.get_type_hints(RequestOptions)
     expected = {name: or_none(hints[name]) for name in FIELDS if name not in PROMPTS}
     expected |= {alias: or_none(hints[name]) for alias, name in ALIASES.items()}
+    expected[WEB_UI_CLIP_SKIP] = expected["clip_skip"]
     assert {name: or_none(hint) for name, hint in keywords.items()} == expected
 
 

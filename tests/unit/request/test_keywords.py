@@ -66,6 +66,8 @@ def test_images_of_each_prompt_with_seeds_that_go_on() -> None:
         (["a", "b"], {"num_images_per_prompt": 2, "seed": [1, 2]}, "seed: 2 values for 4 images"),
         ("a", {"num_inference_steps": 0}, "steps: 0"),
         ("a", {"num_inference_step": 3}, "Did you mean num_inference_steps"),
+        ("a", {"cfg_scale": 3}, "Did you mean guidance_scale"),
+        ("a", {"cfg": 3}, "Did you mean guidance_scale"),
         ("a", {"generator": 3}, "'generator': a request has no such field"),
     ],
 )

@@ -153,6 +153,32 @@ def test_zero_terminal_snr() -> None:
         assert np.isfinite(program.A).all() and np.isfinite(program.b).all(), sampler
 
 
+def test_betas_that_a_file_lists_are_its_noise_schedule() -> None:
+    betas = np.linspace(0.001, 0.02, 100)
+    config = {**CONFIG, "num_train_timesteps": 100, "trained_betas": betas.tolist()}
+    read = NoiseSchedule.from_config(config)
+    np.testing.assert_allclose(read.alphas_cumprod, np.cumprod(1 - betas))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_runs_in_edms_process(sampler: str, schedule: str) -> None:
+    """A network that always knows the clean latents must lead to exactly them."""
+    clean = np.random.default_rng(0).standard_normal((1, 4, 4, 4))
+    noise_schedule = NoiseSchedule.from_config({"_class_name": "EDMEulerScheduler"})
+    program = build_program(sampler, schedule, 20, noise_schedule)
+
+    def denoiser(read: np.ndarray, t: float) -> np.ndarray:
+        sigma = np.exp(4 * t)
+        noisy = read * np.sqrt(sigma**2 + 0.25)
+        skipped = 0.25 / (sigma**2 + 0.25) * noisy
+        return np.asarray((clean - skipped) * np.sqrt(sigma**2 + 0.25) / (sigma * 0.5))
+
+    noise = np.random.default_rng(1).standard_normal(clean.shape)
+    last = sample_reference(program, denoiser, noise, lambda k: noise)[-1]
+    np.testing.assert_allclose(last, clean, atol=0.05 if sampler in STOPS_ABOVE_ZERO else 1e-6)
+
+
 def test_beta_quantiles_are_scipys() -> None:
     from scipy import stats
 
@@ -202,8 +228,28 @@ def test_bad_step_counts_are_refused(steps: object) -> None:
         {"prediction_type": "flow"},
         {"timestep_spacing": "odd"},
         {"beta_schedule": "squared"},
+        {"trained_betas": [0.1] * 999},
+        {"trained_betas": [0.1] * 999 + [1.0]},
+        {"trained_betas": [0.1] * 999 + [True]},
+        {"trained_betas": 0.1},
+        {"timestep_type": "odd"},
+        {"sigma_max": -1.0},
+        {"original_inference_steps": 0},
+        {"timestep_scaling": "10"},
+        {"_class_name": "EDMEulerScheduler", "rho": 5.0},
+        {"_class_name": "EDMEulerScheduler", "sigma_min": 100.0},
+        {"_class_name": "EDMEulerScheduler", "sigma_schedule": "beta"},
+        {"_class_name": "EDMEulerScheduler", "sigma_data": 0.0},
+        {"_class_name": "EDMEulerScheduler", "prediction_type": "sample"},
     ],
 )
 def test_bad_scheduler_configs_are_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(change)).split("_")[0]):
+    with pytest.raises(ConfigError, match=list(change)[-1].split("_")[0]):
         NoiseSchedule.from_config({**CONFIG, **change})
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_a_program_carries_the_names_that_it_was_asked_for(name: str) -> None:
+    schedule = SAMPLERS[name].default_schedule
+    program = build_program(name, schedule, 5, NoiseSchedule.from_config(CONFIG))
+    assert (program.sampler, program.schedule) == (name, schedule)

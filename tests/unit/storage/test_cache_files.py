@@ -54,7 +54,8 @@ def test_files_are_listed_by_their_last_use(place: Path) -> None:
 def test_only_files_of_the_kind_are_touched(place: Path) -> None:
     kept = CacheFiles("things", "a-*.thing")
     fill(kept, "a-1.thing")
-    fill(kept, ".a-1.thing.x8f2", 5)  # left by a writer that was killed
+    left = fill(kept, ".a-1.thing.x8f2", 5)  # by a writer that was killed
+    assert [file.path for file in kept.leftovers()] == [left]
     others = [fill(kept, name) for name in ("b-1.thing", "a-1.other", ".b-1.thing.x8f2")]
     outside = place / "precious"
     outside.write_text("precious")
@@ -108,3 +109,41 @@ def test_the_command_lists_and_removes_every_kind(
     assert main(["cache", "--clear", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["freed_bytes"] == 3 * 10**5
     assert not any(path.exists() for path in paths.values())
+
+
+def test_the_command_shows_the_limit_and_what_killed_writers_left(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = [
+        fill(packed_cache.KEPT, ".unet-0123.weights.1234abcd.sdengine", 10**5),
+        fill(CacheFiles("onnx", "*"), ".ab.1234abcd.sdengine", 10**5),
+    ]
+    monkeypatch.setenv("SDENGINE_CACHE_LIMIT", "3GiB")
+    assert main(["cache"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("left by a process that was killed") == 2
+    assert "0.2 MB in 2 entries, at most 3.0 GiB of each kind" in shown
+    assert main(["cache", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["limit_bytes"] == 3 << 30
+    assert {(f["path"], f["size_bytes"]) for f in listed["leftovers"]} == {
+        (str(path), 10**5) for path in left
+    }
+    assert main(["cache", "--clear", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["freed_bytes"] == 2 * 10**5
+    monkeypatch.setenv("SDENGINE_CACHE_LIMIT", "plenty")
+    assert main(["cache"]) == 2
+    assert "SDENGINE_CACHE_LIMIT: 'plenty'" in capsys.readouterr().err
+
+
+def test_the_command_says_where_there_is_no_cache(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.delenv("SDENGINE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert main(["cache"]) == 1
+    assert "the user has no home folder. SDENGINE_CACHE names" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_loss_falls_and_everything_is_written(tmp_path: Path) -> None:
         "sheet-000100.png",
         "sheet-000200.png",
     }
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_resumed_run_equals_uninterrupted_one(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""`sdengine generate`: what a picture may ask for with --from, and what options change of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from support.tiny_bundle import make_tiny_bundle
+
+from sdengine.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", kind="sdxl"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def picture(folder: Path, key: str, text: str) -> str:
+    info = PngInfo()
+    info.add_itxt(key, text)
+    Image.new("RGB", (8, 8)).save(folder / "in.png", pnginfo=info)
+    return "in.png"
+
+
+def asking(folder: Path, **request: Any) -> str:
+    content = {"format": 1, "request": {"prompt": "a", **request}, "model": {}}
+    return picture(folder, "sdengine", json.dumps(content))
+
+
+def test_a_picture_never_starts_unbounded_work(
+    folder: Path, bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = asking(folder, steps=1000, batch_size=256, width=64, height=64, sampler="euler")
+    given = ["generate", "--bundle", bundle, "--from", source, "--json"]
+    assert main(given) == 2
+    assert capsys.readouterr().err == (
+        "error: from: 'in.png' asks for 256 images (at most 16), 1000 steps (at most 150). Add "
+        "--yes to make it all the same, or give smaller values as options.\n"
+    )
+    assert main([*given, "--steps", "2"]) == 2
+    assert "256 images (at most 16)." in capsys.readouterr().err
+    assert main([*given, "--steps", "2", "--batch", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 2
+    source = asking(folder, steps=151, width=64, height=64, sampler="euler")
+    assert main(["generate", "--bundle", bundle, "--from", source, "--yes"]) == 0
+    assert not list(folder.glob(".sdengine*"))
+
+
+def test_tags_and_what_is_not_understood_are_warnings(
+    folder: Path, bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (
+        "a <lora:x:1>\nSteps: 2, Sampler: Euler, Seed: -1, Size: 64x64, Clip skip: 2\nTemplate: b"
+    )
+    source = picture(folder, "parameters", text)
+    assert main(["generate", "--bundle", bundle, "--from", source, "--json"]) == 0
+    told = capsys.readouterr()
+    shown = json.loads(told.out)
+    assert "warning: not understood and left out: Template." in told.err
+    assert "warning: prompt: <lora:x:1> is not applied" in told.err
+    assert shown["warnings"] == [line for line in shown["warnings"] if "<lora:x:1>" in line]
+    assert (shown["clip_skip"], shown["seed"] >= 0) == (1, True)
+    assert main(["generate", "--bundle", bundle, "--from", source, "--clip-skip", "1"]) == 0
+    again = ["generate", "--bundle", bundle, "--from", "out.png", "--web-ui-clip-skip", "2"]
+    assert main([*again, "-o", "again.png", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["clip_skip"] == 1
