@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +116,7 @@ def build(
     check_multiples(
         [*options.sizes], size_multiple(source.unet_config, source.vae_config.downscale)
     )
+    ignored = source.ignored
     memory = PeakMemory()
     try:
         with open_cache(options.cache, beside=place) as exports:
@@ -133,6 +134,8 @@ def build(
         bundle_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         replaced=work.replaced,
         layers=work.layers,
+        guesses=source.guesses,
+        ignored=ignored,
         not_taken_over=work.not_taken_over,
     )
 
@@ -181,7 +184,10 @@ class _Build:
             self.not_taken_over = architecture.not_taken_over
             _check_chunks(architecture, options.target)
             defaults = choose_defaults(source, [*options.sizes])
-            origin = Source(name=source.name, sha256=source.sha256)
+            guesses = [asdict(guess) for guess in source.guesses]
+            origin = Source.model_validate(
+                {"name": source.name, "sha256": source.sha256, "guesses": guesses}
+            )
         networks = {}
         for name in self.exporter.networks:
             networks[name] = self._write_network(name, folder, architecture.vae.compute_fp32)

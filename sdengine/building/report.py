@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sdengine.checkpoints.guesses import Guess
 from sdengine.compilers.native.sensitivity import LayerError
 from sdengine.errors import Cancelled
 
@@ -32,6 +33,8 @@ class BuildReport:
             for targets whose own compiler fuses.
         layers: by network, the errors of its layers; empty unless they were measured.
         not_taken_over: a line for each thing in the checkpoint's files that has no effect here.
+        guesses: what the checkpoint does not say and was assumed.
+        ignored: tensors of its files that are none of the networks', and what each is.
     """
 
     path: Path
@@ -42,6 +45,8 @@ class BuildReport:
     replaced: dict[str, dict[str, int]]
     layers: dict[str, list[LayerError]]
     not_taken_over: list[str]
+    guesses: tuple[Guess, ...] = ()
+    ignored: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

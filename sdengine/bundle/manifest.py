@@ -286,11 +286,25 @@ class Defaults(_Strict):
     schedule: _ShortText = "karras"
 
 
+class GuessEntry(_Strict):
+    """Tell what the checkpoint did not say and was assumed, why, and the option that says it."""
+
+    what: _ShortText
+    value: _ShortText
+    reason: _Text
+    option: _ShortText
+
+
 class Source(_Strict):
-    """Name the checkpoint that the bundle was built from."""
+    """Name the checkpoint that the bundle was built from, and what was assumed of it."""
 
     name: _ShortText
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    guesses: list[GuessEntry] = Field(default_factory=list, max_length=100)
+
+    @model_serializer(mode="wrap")
+    def _only_what_was_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name != "guesses" or value}
 
 
 class Manifest(_Strict):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sdengine.checkpoints.guesses import Guess
 from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError
@@ -49,6 +50,7 @@ class Checkpoint(PartSource):
         resolutions: sides, or pairs of width and height, that bundles are built for if none are
             named; empty for the size that the U-Net was trained at.
         batch: images that one run of such a bundle makes.
+        guesses: what the files do not say and was assumed.
     """
 
     root: Path
@@ -67,6 +69,7 @@ class Checkpoint(PartSource):
     not_taken_over: tuple[str, ...] = ()
     resolutions: Sequence[Any] = ()
     batch: int = 1
+    guesses: tuple[Guess, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit each other.

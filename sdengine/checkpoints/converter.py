@@ -20,6 +20,7 @@ def convert(
     *,
     dtype: str = "fp16",
     variant: str | None = None,
+    base: PathLike | None = None,
     vae: PathLike | None = None,
     family: str | ModelArchitecture | None = None,
     prediction_type: str | None = None,
@@ -35,7 +36,7 @@ def convert(
         source: what `load_checkpoint` opens.
         folder: the new folder; its parent must exist.
         dtype: of the weights: "fp16", "bf16" or "fp32".
-        variant, vae, family, prediction_type, scheduler: see `load_checkpoint`.
+        variant, base, vae, family, prediction_type, scheduler: see `load_checkpoint`.
         progress: called with a network's name, the tensors done and how many there are.
 
     Returns:
@@ -52,6 +53,7 @@ def convert(
     checkpoint = load_checkpoint(
         source,
         variant=variant,
+        base=base,
         vae=vae,
         family=family,
         prediction_type=prediction_type,

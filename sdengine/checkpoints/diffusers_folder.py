@@ -9,6 +9,7 @@ from typing import Any
 from sdengine.checkpoints.added_tokens import ADDED, TokenizerSettings
 from sdengine.checkpoints.checkpoint import TEXT_ENCODERS, Checkpoint
 from sdengine.checkpoints.folder import CheckpointFolder
+from sdengine.checkpoints.guesses import Guess
 from sdengine.checkpoints.model_index import read_entries
 from sdengine.checkpoints.tokenizer_files import read_tokenizer, read_vocabulary
 from sdengine.checkpoints.weights import Weights
@@ -24,9 +25,11 @@ TRANSFORMERS_STEMS = ("model", "pytorch_model")  # the second is what its pickle
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 END_OF_TEXT = "<|endoftext|>"
 
-# Names that old files use for the same parameters, or that are no parameters.
-_RENAMED_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_NO_PARAMETERS = ("position_ids",)
+# Names that old files use for the same parameters.
+_RENAMED_VAE_ATTENTION = {
+    "query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0",
+    "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0", "norm": "group_norm",
+}  # fmt: skip
 _CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -43,7 +46,8 @@ def read_folder(root: Path, *, variant: str | None = None) -> Checkpoint:
         variant: which of several sets of weights, such as "fp16"; None for the plain one.
 
     Raises:
-        CheckpointError: it is incomplete, damaged, or of another kind of model.
+        CheckpointError: it is incomplete, damaged, of another kind of model, or no network has the
+            variant.
     """
     folder = CheckpointFolder(root)
     index = folder.json("model_index.json")
@@ -54,6 +58,7 @@ def read_folder(root: Path, *, variant: str | None = None) -> Checkpoint:
     is_xl = unet.addition_embed_type is not None
     scheduler = _scheduler(folder, index)
     tokenizers = {part: TokenizerSettings(folder, TOKENIZERS[part]) for part in texts}
+    plain = _without_variant(folder, [*texts, "unet", "vae"], variant)
     return Checkpoint(
         root=root,
         name=root.resolve().name[:200] or "checkpoint",
@@ -68,12 +73,40 @@ def read_folder(root: Path, *, variant: str | None = None) -> Checkpoint:
         # What diffusers assumes of SDXL folders that do not say it.
         zero_empty_negative=is_xl and _flag(root, index, "force_zeros_for_empty_prompt", True),
         requires_aesthetic_score=_flag(root, index, "requires_aesthetics_score", False),
-        open_weights=lambda part: open_folder_weights(folder, part, part, variant),
+        open_weights=lambda part: open_folder_weights(
+            folder, part, part, None if part in plain else variant
+        ),
+        guesses=tuple(_guess_plain(part, variant) for part in plain),
         read_tokenizer=lambda: _tokenizer_files(folder, [TOKENIZERS[part] for part in texts]),
         max_lengths={part: one.max_length for part, one in tokenizers.items()},
         not_taken_over=not_taken_over,
         **_build_defaults(folder),
     )
+
+
+def _without_variant(folder: CheckpointFolder, parts: list[str], variant: str | None) -> list[str]:
+    """Return the networks whose plain weights are taken because the variant has none of them.
+
+    Raises:
+        CheckpointError: it has none of any network.
+    """
+    if variant is None:
+        return []
+    plain = [part for part in parts if not folder.has_weights(part, _stems(part), variant)]
+    if plain == parts:
+        raise CheckpointError(
+            f"{folder.root}: there are no weights of variant {variant!r}, such as "
+            f"unet/{DIFFUSERS_STEMS[0]}.{variant}.safetensors."
+        )
+    return plain
+
+
+def _guess_plain(part: str, variant: str | None) -> Guess:
+    return Guess(f"weights of {part}", "plain", f"there are none of variant {variant}", "--variant")
+
+
+def _stems(part: str) -> tuple[str, ...]:
+    return TRANSFORMERS_STEMS if part in TEXT_ENCODERS else DIFFUSERS_STEMS
 
 
 def open_folder_weights(
@@ -90,16 +123,13 @@ def open_folder_weights(
     Raises:
         CheckpointError: there are none, or they are damaged.
     """
-    stems = TRANSFORMERS_STEMS if part in TEXT_ENCODERS else DIFFUSERS_STEMS
     return Weights(
-        folder.weight_files(subfolder, stems, variant), lambda name: current_name(part, name)
+        folder.weight_files(subfolder, _stems(part), variant), lambda name: current_name(part, name)
     )
 
 
-def current_name(part: str, name: str) -> str | None:
-    """Return what a tensor of a diffusers file is called today, or None for no parameter."""
-    if name.endswith(_NO_PARAMETERS):
-        return None
+def current_name(part: str, name: str) -> str:
+    """Return what a tensor of a diffusers file is called today."""
     if part in TEXT_ENCODERS and not name.startswith("text_"):
         return f"text_model.{name}"  # some versions of transformers leave the prefix out
     if part == "vae" and ".attentions." in name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +27,17 @@ def _is_shallow(content: Any) -> bool:
         children = [v.values() if isinstance(v, dict) else v for v in level]
         level = [item for child in children for item in child if isinstance(item, (dict, list))]
     return not level
+
+
+def _weight_names(
+    part: str, stems: tuple[str, ...], variant: str | None
+) -> Iterator[tuple[str, str]]:
+    """Yield what a network's single file and the index of its shards may be called, best first."""
+    for ending in ("safetensors", "bin"):
+        for stem in stems:
+            for choice in (f".{variant}",) if variant else ("", ".fp16"):
+                single = f"{part}/{stem}{choice}.{ending}"
+                yield single, f"{part}/{stem}.{ending}.index{choice}.json"
 
 
 class CheckpointFolder:
@@ -97,21 +109,22 @@ class CheckpointFolder:
         Raises:
             CheckpointError: there are none, or an index names what is no file of the subfolder.
         """
-        choices = (f".{variant}",) if variant else ("", ".fp16")
-        for ending in ("safetensors", "bin"):
-            for stem in stems:
-                for choice in choices:
-                    single = self.find(f"{part}/{stem}{choice}.{ending}")
-                    if single is not None:
-                        return [single]
-                    index = f"{part}/{stem}.{ending}.index{choice}.json"
-                    if self.find(index):
-                        return self._shards(part, index)
-        wanted = f"{stems[0]}{choices[0]}.safetensors"
+        for single, index in _weight_names(part, stems, variant):
+            path = self.find(single)
+            if path is not None:
+                return [path]
+            if self.find(index):
+                return self._shards(part, index)
+        wanted = f"{stems[0]}{f'.{variant}' if variant else ''}.safetensors"
         raise CheckpointError(
             f"{self.root / part}: there is no {wanted}, nor its shards. The checkpoint is "
             f"incomplete{'' if variant is None else ' or has no such variant'}."
         )
+
+    def has_weights(self, part: str, stems: tuple[str, ...], variant: str) -> bool:
+        """Say whether there are weights of one network in a variant."""
+        names = (name for pair in _weight_names(part, stems, variant) for name in pair)
+        return self.find(*names) is not None
 
     def _shards(self, part: str, index: str) -> list[Path]:
         weight_map = self.json(index).get("weight_map")

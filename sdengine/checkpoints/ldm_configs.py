@@ -37,24 +37,32 @@ def unet_config(shapes: Shapes, family: str, pooled_dim: int, sample_size: int) 
         CheckpointError: tensors that every U-Net of the family has are missing.
         ConfigError: what they say cannot be built.
     """
-    layers = 0
-    while f"input_blocks.{layers + 1}.0.in_layers.0.weight" in shapes:
-        layers += 1
-    starts = [1]
-    while f"input_blocks.{starts[-1] + layers}.0.op.weight" in shapes and layers:
-        starts.append(starts[-1] + layers + 1)
-    widths = tuple(_dim(shapes, f"input_blocks.{n}.0.out_layers.3.weight", 0) for n in starts)
-    depths = [_depth(shapes, f"input_blocks.{n}.1") for n in starts]
-    middle = _depth(shapes, "middle_block.1")
-    attends = [depth > 0 for depth in depths]
-    first = next((n for n, yes in zip(starts, attends, strict=True) if yes), starts[-1])
-    place = f"input_blocks.{first}.1"
+    levels, outputs = _down_levels(shapes), _up_levels(shapes)
+    if [len(blocks) + 1 for blocks in reversed(levels)] != [len(blocks) for blocks in outputs]:
+        raise CheckpointError("its levels have other numbers of layers on the way up than down")
+    widths = tuple(
+        _dim(shapes, f"input_blocks.{blocks[0]}.0.out_layers.3.weight", 0) for blocks in levels
+    )
+    downs = [[f"input_blocks.{n}.1" for n in blocks] for blocks in levels]
+    ups = [[f"output_blocks.{n}.1" for n in blocks] for blocks in outputs]
+    attends, attends_up = _attends(shapes, downs), _attends(shapes, ups)
+    place = next((p for level in downs for p in level if _is_attention(shapes, p)), downs[-1][0])
     linear = len(_shape(shapes, f"{place}.proj_in.weight")) == 2
-    # The middle is as deep as the last level's entry says, even where that level does not attend.
-    entries = [depth or 1 for depth in depths[:-1]] + [middle]
-    same = {depth for depth in [*depths, middle] if depth}
+    middle = _depth(shapes, "middle_block.1") if _is_attention(shapes, "middle_block.1") else None
+    entries = [_entry(shapes, level) for level in downs]
+    if middle is not None and not attends[-1]:
+        # The middle is as deep as the last level's entry says, even where that does not attend.
+        entries[-1] = middle
+    elif middle is not None and middle != _first(entries[-1]):
+        raise CheckpointError("the middle is deeper or less deep than the level before it")
+    reverse = tuple(_entry(shapes, level) for level in ups)
+    usual = tuple(reversed(entries))
+    same = {e for e, yes in zip(entries, attends, strict=True) if yes} | {_first(entries[-1])}
+    goes_back = all(a == b for a, b, yes in zip(reverse, usual, attends_up, strict=True) if yes)
+    nested = any(isinstance(entry, tuple) for entry in entries)
+    layers = tuple(len(blocks) for blocks in levels)
     down = tuple("CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in attends)
-    up = tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(attends))
+    up = tuple("CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in attends_up)
     added = "label_emb.0.0.weight" in shapes
     if added != (family in _SDXL_TIME_IDS) or "label_emb.weight" in shapes:
         raise CheckpointError(
@@ -72,10 +80,14 @@ def unet_config(shapes: Shapes, family: str, pooled_dim: int, sample_size: int) 
         down_block_types=down,
         up_block_types=up,
         block_out_channels=widths,
-        layers_per_block=layers,
+        layers_per_block=layers[0] if len(set(layers)) == 1 else layers,
         cross_attention_dim=_dim(shapes, f"{place}.transformer_blocks.0.attn2.to_k.weight", 1),
         attention_head_dim=tuple(w // _HEAD_DIM for w in widths) if linear else _SD1_HEADS,
-        transformer_layers_per_block=same.pop() if len(same) == 1 else tuple(entries),
+        transformer_layers_per_block=(
+            _first(entries[-1]) if len(same) == 1 and not nested else tuple(entries)
+        ),
+        reverse_transformer_layers_per_block=None if goes_back and not nested else reverse,
+        mid_block_type=_middle_type(shapes, middle),
         use_linear_projection=linear,
         addition_embed_type="text_time" if added else None,
         addition_time_embed_dim=(
@@ -107,7 +119,9 @@ def vae_config(shapes: Shapes, family: str, sample_size: int, num_groups: int = 
             _dim(shapes, f"encoder.down.{level}.block.0.conv1.weight", 0) for level in range(levels)
         ),
         layers_per_block=_count(shapes, r"encoder\.down\.0\.block\.(\d{1,3})\.conv1\.weight"),
-        latent_channels=_dim(shapes, "post_quant_conv.weight", 1),
+        latent_channels=_dim(shapes, "decoder.conv_in.weight", 1),
+        use_quant_conv="quant_conv.weight" in shapes,
+        use_post_quant_conv="post_quant_conv.weight" in shapes,
         norm_num_groups=num_groups,
         sample_size=sample_size,
         scaling_factor=_SCALING_FACTORS[family],
@@ -162,6 +176,62 @@ def openclip_config(shapes: Shapes, *, projects: bool) -> TextEncoderConfig:
         hidden_act="gelu",
         with_projection=projects,
     )
+
+
+def _down_levels(shapes: Shapes) -> list[list[int]]:
+    """Return the numbers of the input blocks of each level; a downsampler ends one."""
+    levels: list[list[int]] = [[]]
+    block = 1
+    while True:
+        if f"input_blocks.{block}.0.in_layers.0.weight" in shapes:
+            levels[-1].append(block)
+        elif f"input_blocks.{block}.0.op.weight" in shapes:
+            levels.append([])
+        else:
+            break
+        block += 1
+    if not all(levels):
+        raise CheckpointError("tensor 'input_blocks.1.0.in_layers.0.weight' is missing")
+    return levels
+
+
+def _up_levels(shapes: Shapes) -> list[list[int]]:
+    """Return the numbers of the output blocks of each level; the last of one enlarges the map."""
+    levels: list[list[int]] = [[]]
+    block = 0
+    while f"output_blocks.{block}.0.in_layers.0.weight" in shapes:
+        levels[-1].append(block)
+        if any(f"output_blocks.{block}.{place}.conv.weight" in shapes for place in (1, 2)):
+            levels.append([])
+        block += 1
+    return levels
+
+
+def _is_attention(shapes: Shapes, place: str) -> bool:
+    return f"{place}.proj_in.weight" in shapes
+
+
+def _attends(shapes: Shapes, levels: list[list[str]]) -> list[bool]:
+    found = [{_is_attention(shapes, place) for place in places} for places in levels]
+    if any(len(each) != 1 for each in found):
+        raise CheckpointError("a level attends in some of its layers only")
+    return [each.pop() for each in found]
+
+
+def _entry(shapes: Shapes, places: list[str]) -> int | tuple[int, ...]:
+    """Return the transformer blocks of a level's layers: one number where they are the same."""
+    depths = tuple(_depth(shapes, place) or 1 for place in places)
+    return depths[0] if len(set(depths)) == 1 else depths
+
+
+def _first(entry: int | tuple[int, ...]) -> int:
+    return entry if isinstance(entry, int) else entry[0]
+
+
+def _middle_type(shapes: Shapes, depth: int | None) -> str | None:
+    if depth is not None:
+        return UNetConfig.mid_block_type
+    return "UNetMidBlock2D" if "middle_block.0.in_layers.0.weight" in shapes else None
 
 
 def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:

@@ -53,7 +53,6 @@ _VAE_ATTENTION = {
     "v": "to_v",
     "proj_out": "to_out.0",
 }
-_VAE_LOSS = "loss."  # the discriminator that the autoencoder was trained against
 
 _OPENCLIP_OUTSIDE_BLOCKS = {
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
@@ -69,12 +68,14 @@ _OPENCLIP_LAYER = {
     "attn.out_proj": "self_attn.out_proj",
 }
 _OPENCLIP_BLOCK = re.compile(r"transformer\.resblocks\.(\d{1,4})\.(.+)")
-_TEXT_UNUSED = ("logit_scale", "attn_mask", "position_ids")
 
 
 def unet_names(config: UNetConfig) -> Renamer:
     """Return the renamer of what follows ``model.diffusion_model.``."""
-    per_level = config.layers_per_block + 1
+    # In the file blocks are counted through; a level's downsampler is a block of its own.
+    layers = config.num_layers
+    down_places = [(level, index) for level, n in enumerate(layers) for index in range(n + 1)]
+    up_places = [(level, index) for level, n in enumerate(layers[::-1]) for index in range(n + 1)]
 
     def rename(name: str) -> str:
         stem, _, kind = name.rpartition(".")
@@ -87,7 +88,10 @@ def unet_names(config: UNetConfig) -> Renamer:
             return name
         down = block[1] == "input_blocks"
         # Input block 0 is the first convolution, which belongs to no level.
-        level, index = divmod(int(block[2]) - down, per_level)
+        places, number = (down_places, int(block[2]) - 1) if down else (up_places, int(block[2]))
+        if not 0 <= number < len(places):
+            return name
+        level, index = places[number]
         place, rest = f"{'down' if down else 'up'}_blocks.{level}", block[4]
         if down and rest.startswith("op."):
             return f"{place}.downsamplers.0.conv.{rest.removeprefix('op.')}"
@@ -104,9 +108,7 @@ def vae_names(config: VAEConfig) -> Renamer:
     """Return the renamer of what follows ``first_stage_model.``."""
     last = len(config.block_out_channels) - 1
 
-    def rename(name: str) -> str | None:
-        if name.startswith(_VAE_LOSS):
-            return None
+    def rename(name: str) -> str:
         if middle := _VAE_MIDDLE.fullmatch(name):
             half, kind, number, rest = middle.groups()
             if kind == "attn":
@@ -129,8 +131,6 @@ def clip_names(config: TextEncoderConfig) -> Renamer:
     """Return the renamer of CLIP's encoder, whose names are those of transformers."""
 
     def rename(name: str) -> str | None:
-        if name.endswith(_TEXT_UNUSED):
-            return None
         if name == "text_projection.weight":
             return name if config.with_projection else None
         return name if name.startswith("text_model.") else f"text_model.{name}"
@@ -147,8 +147,6 @@ def openclip_names(config: TextEncoderConfig) -> Renamer:
     """
 
     def rename(name: str) -> str | tuple[Piece, ...] | None:
-        if name in _TEXT_UNUSED:
-            return None
         if name in _OPENCLIP_OUTSIDE_BLOCKS:
             return _OPENCLIP_OUTSIDE_BLOCKS[name]
         if name == "text_projection":

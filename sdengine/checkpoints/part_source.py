@@ -93,6 +93,22 @@ class PartSource(ABC):
         """
         return self.open_weights(part).tensors(self.shapes(part))
 
+    @cached_property
+    def ignored(self) -> dict[str, str]:
+        """What the files hold beside the networks: tensors by name, and what each is.
+
+        Raises:
+            CheckpointError: a file is damaged or lacks a network.
+        """
+        opened = [self.open_weights(part) for part in self.parts]
+        used = {place for weights in opened for place in weights.used}
+        found = {place: "of no network that is read" for w in opened for place in w.elsewhere}
+        for weights in opened:
+            found |= weights.left_out
+        return {
+            name: what for (path, name), what in sorted(found.items()) if (path, name) not in used
+        }
+
     def part_sha256(self, part: str) -> str:
         """Identify a part's content: its configuration, and its tensors by name, type and value.
 

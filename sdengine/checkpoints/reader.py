@@ -13,6 +13,7 @@ from sdengine.checkpoints.checkpoint import FAMILIES, Checkpoint, family_of
 from sdengine.checkpoints.diffusers_folder import read_folder
 from sdengine.checkpoints.folder import DEMO_CHECKPOINT
 from sdengine.checkpoints.formats.tensor_files import ENDINGS
+from sdengine.checkpoints.separate_unet import with_separate_unet
 from sdengine.checkpoints.separate_vae import with_separate_vae
 from sdengine.checkpoints.single_file import read_single_file
 from sdengine.errors import CheckpointError, ConfigError
@@ -28,6 +29,7 @@ def load_checkpoint(
     path: PathLike,
     *,
     variant: str | None = None,
+    base: PathLike | None = None,
     vae: PathLike | None = None,
     family: str | ModelArchitecture | None = None,
     prediction_type: str | None = None,
@@ -38,7 +40,10 @@ def load_checkpoint(
     Args:
         path: a folder as diffusers writes them, a single file with the names of the original
             implementation (.safetensors, .ckpt, .pt, .pth, .bin), or "demo".
-        variant: which of a folder's sets of weights, such as "fp16".
+        variant: which of a folder's sets of weights, such as "fp16"; networks that have none of it
+            come from the plain one.
+        base: a checkpoint that gives everything but the U-Net, which `path` then holds: in a file
+            (of a whole model or of the U-Net alone) or a folder.
         vae: a file or folder whose autoencoder replaces the checkpoint's.
         family: refuse a checkpoint that is not of this family: "sd1", "sd2", "sdxl" or
             "sdxl-refiner". Or the name of a published architecture, such as "sd15", or an
@@ -56,7 +61,12 @@ def load_checkpoint(
     architecture = _architecture(family)
     if prediction_type is not None and prediction_type not in PREDICTION_TYPES:
         raise ConfigError.for_field("prediction_type", prediction_type, ", ".join(PREDICTION_TYPES))
-    checkpoint = _open(path, variant, architecture)
+    if base is None:
+        checkpoint = _open(path, variant, architecture)
+    else:
+        _check_variant(variant)
+        rest = _open(base, None, None)
+        checkpoint = with_separate_unet(rest, _existing("checkpoint", path), variant)
     wanted = family if architecture is None else family_of(architecture)
     named = family if architecture is None else architecture.name
     if wanted is not None and checkpoint.family != wanted:
@@ -70,9 +80,24 @@ def load_checkpoint(
     if changes:
         schedule = {**checkpoint.scheduler_config, **changes}
         checkpoint = replace(checkpoint, scheduler_config=schedule)
+    checkpoint = _without_what_was_given(checkpoint, family, prediction_type)
     if vae is not None:
         checkpoint = with_separate_vae(checkpoint, _existing("vae", vae))
     return checkpoint
+
+
+def _without_what_was_given(
+    checkpoint: Checkpoint, family: object, prediction_type: object
+) -> Checkpoint:
+    """Leave out the guesses that the caller's arguments make none."""
+    given = {"family": family is not None, "prediction type": prediction_type is not None}
+    left = tuple(guess for guess in checkpoint.guesses if not given.get(guess.what, False))
+    return replace(checkpoint, guesses=left)
+
+
+def _check_variant(variant: object) -> None:
+    if variant is not None and not (isinstance(variant, str) and _VARIANT.fullmatch(variant)):
+        raise ConfigError.for_field("variant", variant, "a word such as 'fp16'")
 
 
 def _architecture(family: str | ModelArchitecture | None) -> ModelArchitecture | None:
@@ -86,8 +111,7 @@ def _architecture(family: str | ModelArchitecture | None) -> ModelArchitecture |
 def _open(
     path: PathLike, variant: str | None, architecture: ModelArchitecture | None
 ) -> Checkpoint:
-    if variant is not None and not (isinstance(variant, str) and _VARIANT.fullmatch(variant)):
-        raise ConfigError.for_field("variant", variant, "a word such as 'fp16'")
+    _check_variant(variant)
     place = DEMO_CHECKPOINT if path == "demo" else _existing("checkpoint", path)
     if place.is_dir():
         return read_folder(place, variant=variant)

@@ -9,11 +9,12 @@ from pathlib import Path
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.diffusers_folder import current_name, open_folder_weights, part_config
 from sdengine.checkpoints.folder import CheckpointFolder
-from sdengine.checkpoints.formats.tensor_files import TensorFile, open_tensor_file
+from sdengine.checkpoints.formats.tensor_files import TensorFile
 from sdengine.checkpoints.ldm_configs import vae_config
 from sdengine.checkpoints.ldm_names import vae_names
+from sdengine.checkpoints.no_parameters import open_parameters
 from sdengine.checkpoints.single_file import VAE_PREFIX
-from sdengine.checkpoints.weights import Renamer, Weights
+from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.vae import VAEConfig
 
@@ -58,7 +59,7 @@ def _of_folder(checkpoint: Checkpoint, place: Path) -> tuple[VAEConfig, Callable
 
 
 def _of_file(checkpoint: Checkpoint, place: Path) -> tuple[VAEConfig, Callable[[], Weights]]:
-    file = open_tensor_file(place)
+    file = open_parameters(place)
     known = checkpoint.vae_config
     if _DIFFUSERS_MARK in file.names():
         # Its names do not depend on the configuration; the shapes are checked against the family's.
@@ -66,7 +67,7 @@ def _of_file(checkpoint: Checkpoint, place: Path) -> tuple[VAEConfig, Callable[[
     prefix = VAE_PREFIX if any(n.startswith(VAE_PREFIX) for n in file.names()) else ""
     config = _config(place, file, prefix, checkpoint)
     rename = vae_names(config)
-    return config, lambda: Weights([place], _behind(prefix, rename))
+    return config, lambda: Weights([place], rename, prefix)
 
 
 def _config(place: Path, file: TensorFile, prefix: str, checkpoint: Checkpoint) -> VAEConfig:
@@ -77,7 +78,3 @@ def _config(place: Path, file: TensorFile, prefix: str, checkpoint: Checkpoint) 
     except CheckpointError as error:
         raise CheckpointError(f"{place}: not an autoencoder: {error}.") from None
     return replace(found, scaling_factor=known.scaling_factor)
-
-
-def _behind(prefix: str, rename: Renamer) -> Renamer:
-    return lambda name: rename(name.removeprefix(prefix)) if name.startswith(prefix) else None

@@ -2,14 +2,14 @@
 
 Which family it is follows from where the text encoders lie. What the U-Net predicts is not in any
 shape; it is taken, in this order, from the keys ``v_pred`` and ``ztsnr`` that trainers add, from
-the ``modelspec`` metadata, and from the family: Stable Diffusion 2 at 768 pixels predicts v, all
-others predict noise. A file of SD2 that says nothing counts as one for 768 pixels if it has 4
-input channels and is not the published 512-pixel file, which its step number of 875000 tells.
+the ``modelspec`` metadata, and from a guess, which is told: see `guesses`. Stable Diffusion 2 that
+predicts v was trained at 768 pixels, else at 512.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import Any
 from sdengine.checkpoints.checkpoint import Checkpoint, family_of
 from sdengine.checkpoints.diffusers_folder import END_OF_TEXT, distilled_defaults
 from sdengine.checkpoints.folder import CheckpointFolder, demo_tokenizer_dir
-from sdengine.checkpoints.formats.tensor_files import TensorFile, open_tensor_file
+from sdengine.checkpoints.formats.tensor_files import TensorFile
+from sdengine.checkpoints.guesses import Guess, guess_prediction, said_prediction
 from sdengine.checkpoints.ldm_configs import (
     Shapes,
     absent_vae_config,
@@ -28,6 +29,7 @@ from sdengine.checkpoints.ldm_configs import (
     vae_config,
 )
 from sdengine.checkpoints.ldm_names import clip_names, openclip_names, unet_names, vae_names
+from sdengine.checkpoints.no_parameters import ParameterFile, open_parameters
 from sdengine.checkpoints.schedules import noise_schedule_config
 from sdengine.checkpoints.tokenizer_files import read_tokenizer
 from sdengine.checkpoints.weights import Renamer, Weights
@@ -37,8 +39,8 @@ from sdengine.models.text_encoder import TextEncoderConfig
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
-_SD2_512_STEP = "875000"
 _SD2_SMALL = 512
+_RESOLUTION = re.compile(r"([1-9][0-9]{1,3}) ?x ?\1")
 # Keys of models that are trained for another noise process than the schedules here describe.
 _FOREIGN_KEYS = ("edm_mean", "edm_vpred.sigma_max")
 _PAD = "!"
@@ -84,29 +86,33 @@ def read_single_file(path: Path, architecture: ModelArchitecture | None = None) 
     Raises:
         CheckpointError: it is damaged, incomplete, or of another kind of model.
     """
-    file = open_tensor_file(path)
+    file = open_parameters(path)
     try:
         return _read(path, file, architecture)
     except ConfigError as error:
         raise CheckpointError(f"{path}: its tensors are of no known shape: {error}") from None
 
 
-def _read(path: Path, file: TensorFile, architecture: ModelArchitecture | None) -> Checkpoint:
+def _read(path: Path, file: ParameterFile, architecture: ModelArchitecture | None) -> Checkpoint:
     family = _family(path, file.names())
     layout = _LAYOUTS[family]
-    pixels = _pixels(family, file)
+    prediction = said_prediction(file)
+    guesses = []
     if architecture is None:
+        guesses.append(_guess_family(family))
+        if prediction is None:
+            guesses.append(guess_prediction(file, family, UNET_PREFIX))
+            prediction = guesses[-1].value
+        pixels, size = _pixels(family, file, prediction)
+        guesses += size
         try:
             configs = _configs_of_shapes(file, family, pixels)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}. The file is incomplete.") from None
-        usual = "v_prediction" if family == "sd2" and pixels > _SD2_SMALL else "epsilon"
     else:
         configs = _configs_of_architecture(path, architecture, family)
-        usual = architecture.prediction_type
-    scheduler = noise_schedule_config(
-        _prediction_type(file, usual), zero_snr="ztsnr" in file.names()
-    )
+        prediction = prediction or architecture.prediction_type
+    scheduler = noise_schedule_config(prediction, zero_snr="ztsnr" in file.names())
     return Checkpoint(
         root=path,
         name=path.stem[:200] or "checkpoint",
@@ -120,7 +126,27 @@ def _read(path: Path, file: TensorFile, architecture: ModelArchitecture | None) 
         requires_aesthetic_score=family == "sdxl-refiner",
         open_weights=lambda part: _open_weights(path, family, configs, part),
         read_tokenizer=lambda: read_tokenizer(CheckpointFolder(demo_tokenizer_dir()), "."),
+        guesses=tuple(guesses),
     )
+
+
+def refuse_foreign(path: Path, names: list[str]) -> None:
+    """Refuse a model of a noise process that is not computed here.
+
+    Raises:
+        CheckpointError: the names tell of one.
+    """
+    foreign = [name for name in _FOREIGN_KEYS if name in names]
+    if foreign:
+        raise CheckpointError(
+            f"{path}: {foreign[0]!r} marks a model of another noise process (EDM), which is not "
+            "supported."
+        )
+
+
+def _guess_family(family: str) -> Guess:
+    places = " and ".join(f"{encoder.prefix}*" for encoder in _LAYOUTS[family])
+    return Guess("family", family, f"its text encoders are {places}", "--family")
 
 
 def _family(path: Path, names: list[str]) -> str:
@@ -131,21 +157,17 @@ def _family(path: Path, names: list[str]) -> str:
         first = ", ".join(repr(name[:80]) for name in sorted(names)[:3]) or "nothing"
         raise CheckpointError(
             f"{path}: not a whole Stable Diffusion checkpoint: there is no {UNET_PREFIX}*; it "
-            f"holds {first}... A LoRA, an embedding or a single network is not a checkpoint."
+            f"holds {first}... A LoRA, an embedding or a single network is not a checkpoint; to a "
+            "U-Net alone --base gives the rest."
         )
-    foreign = [name for name in _FOREIGN_KEYS if name in names]
-    if foreign:
-        raise CheckpointError(
-            f"{path}: {foreign[0]!r} marks a model of another noise process (EDM), which is not "
-            "supported."
-        )
+    refuse_foreign(path, names)
     for family, layout in _LAYOUTS.items():
         if all(has(encoder.prefix) for encoder in layout):
             return family
     expected = ", ".join(f"{encoder.prefix}*" for layout in _LAYOUTS.values() for encoder in layout)
     raise CheckpointError(
         f"{path}: there is a U-Net, but no text encoder; expected {expected}. The file is of "
-        "another kind of model, or was saved without its text encoder."
+        "another kind of model, or holds a U-Net alone, to which --base gives the rest."
     )
 
 
@@ -199,39 +221,19 @@ def _open_weights(path: Path, family: str, configs: dict[str, Any], part: str) -
 
 
 def _prefixed(path: Path, prefix: str, rename: Renamer) -> Weights:
-    weights = Weights(
-        [path],
-        lambda name: rename(name.removeprefix(prefix)) if name.startswith(prefix) else None,
-    )
+    weights = Weights([path], rename, prefix)
     if not weights.names():
         hint = " Name a separate autoencoder (vae)." if prefix == VAE_PREFIX else ""
         raise CheckpointError(f"{path}: there is no {prefix}*; the file lacks this network.{hint}")
     return weights
 
 
-def _prediction_type(file: TensorFile, usual: str) -> str:
-    """See the module's docstring for the rule."""
-    names = file.names()
-    if "v_pred" in names or "ztsnr" in names:
-        return "v_prediction"
-    said = file.metadata.get("modelspec.prediction_type", "").lower()
-    if said.startswith("v"):
-        return "v_prediction"
-    if said.startswith("eps"):
-        return "epsilon"
-    return usual
-
-
-def _pixels(family: str, file: TensorFile) -> int:
-    if family != "sd2":
-        return _PIXELS[family]
-    first = f"{UNET_PREFIX}input_blocks.0.0.weight"
-    inputs = file.shape(first)[1:2] if first in file.names() else ()
-    architecture = file.metadata.get("modelspec.architecture", "").lower()
-    is_small = (
-        architecture.endswith("v2-512")
-        or file.metadata.get("global_step") == _SD2_512_STEP
-        or file.metadata.get("modelspec.prediction_type", "").lower().startswith("eps")
-        or inputs != (4,)
-    )
-    return _SD2_SMALL if is_small else _PIXELS[family]
+def _pixels(family: str, file: TensorFile, prediction: str) -> tuple[int, list[Guess]]:
+    """Return the side of the pictures that the model was trained with, and the guess that it is."""
+    said = _RESOLUTION.fullmatch(file.metadata.get("modelspec.resolution", ""))
+    if said is not None and int(said[1]) % 8 == 0:
+        return int(said[1]), []
+    is_small = family == "sd2" and prediction != "v_prediction"
+    pixels = _SD2_SMALL if is_small else _PIXELS[family]
+    reason = f"{family} as published with this prediction type was trained at it"
+    return pixels, [Guess("size", str(pixels), reason, "--resolutions")]

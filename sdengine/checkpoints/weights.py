@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sdengine.checkpoints.formats.tensor_files import TensorFile, open_tensor_file
+from sdengine.checkpoints.formats.tensor_files import TensorFile
+from sdengine.checkpoints.no_parameters import open_parameters
 from sdengine.errors import CheckpointError
 from sdengine.models.dtypes import SAFETENSORS_DTYPES
 from sdengine.storage.tensor_file import write_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
-_FLOATS = ("F16", "BF16", "F32", "F64")
+_EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
+_FLOATS = ("F16", "BF16", "F32", "F64", *_EIGHT_BITS)
+# What the number is called that a weight in 8 bits is multiplied with, in place of "weight".
+_SCALES = ("scale_weight", "weight_scale")
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
@@ -47,22 +52,64 @@ class Weights:
 
     Args:
         files: tensor files of any known format.
-        rename: gives a stored tensor's name in the network.
+        rename: gives a stored tensor's name in the network, without the prefix.
+        prefix: of the network's tensors, where the files hold others too.
+
+    Attributes:
+        left_out: what each of the others is, as far as it is the network's business.
+        elsewhere: the tensors that do not begin with the prefix.
 
     Raises:
         CheckpointError: a file is damaged, or holds a tensor twice.
     """
 
-    def __init__(self, files: Sequence[Path], rename: Renamer) -> None:
+    def __init__(self, files: Sequence[Path], rename: Renamer, prefix: str = "") -> None:
         self.files = list(files)
         self._places: dict[str, tuple[TensorFile, str, Piece]] = {}
+        self._scales: dict[tuple[Path, str], str] = {}
+        self.left_out: dict[tuple[Path, str], str] = {}
+        self.elsewhere: set[tuple[Path, str]] = set()
         for path in self.files:
-            handle = open_tensor_file(path)
-            for stored in handle.names():
-                for piece in _pieces(rename(stored)):
-                    if piece.name in self._places:
-                        raise CheckpointError(f"{path}: tensor {piece.name!r} is there twice.")
-                    self._places[piece.name] = (handle, stored, piece)
+            handle = open_parameters(path)
+            self.left_out |= {(path, name): what for name, what in handle.others.items()}
+            for stored in self._parameters(handle, prefix):
+                pieces = _pieces(rename(stored.removeprefix(prefix)))
+                if not pieces:
+                    self.left_out[path, stored] = "not used by a network of this configuration"
+                for piece in pieces:
+                    self._place(handle, stored, piece)
+
+    @property
+    def used(self) -> set[tuple[Path, str]]:
+        """Path and name of each stored tensor that the network has."""
+        places = {(handle.path, stored) for handle, stored, _ in self._places.values()}
+        return places | {(path, scale) for (path, _), scale in self._scales.items()}
+
+    def _parameters(self, handle: TensorFile, prefix: str) -> Iterator[str]:
+        """Yield the network's tensors; take the scales among them aside."""
+        names = set(handle.names())
+        for stored in handle.names():
+            stem, _, last = stored.rpartition(".")
+            weight = f"{stem}.weight"
+            if not stored.startswith(prefix):
+                self.elsewhere.add((handle.path, stored))
+            elif last in _SCALES and weight in names:
+                self._scales[handle.path, weight] = stored
+            else:
+                yield stored
+
+    def _place(self, handle: TensorFile, stored: str, piece: Piece) -> None:
+        known = self._places.get(piece.name)
+        if known is not None:
+            other, before, _ = known
+            older = "an older name of a tensor that is there too"
+            if other.path == handle.path and before.endswith(piece.name):
+                self.left_out[handle.path, stored] = older
+                return
+            if other.path != handle.path or not stored.endswith(piece.name):
+                raise CheckpointError(f"{handle.path}: tensor {piece.name!r} is there twice.")
+            self.left_out[handle.path, before] = older
+        self._places[piece.name] = (handle, stored, piece)
 
     def names(self) -> list[str]:
         """Return the names of all tensors, as the network calls them."""
@@ -98,19 +145,32 @@ class Weights:
     def tensors(self, expected: Shapes) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the tensors in the order of their expected shapes; everything is checked first.
 
+        They are of the type that they are stored in, but for those in 8 bits, which come as what
+        they stand for: in fp16, which holds each of them, or times their scale in fp32.
+
         Raises:
             CheckpointError: a tensor is missing, superfluous, of another shape or no float.
         """
         self._check(expected)
         for name, shape in expected.items():
             handle, stored, piece = self._places[name]
-            tensor = handle.read(stored)
+            tensor = self._read(handle, stored)
             if piece.transposed:
                 tensor = tensor.t()
             rows = tensor.shape[0] // piece.parts if piece.parts > 1 else 0
             if rows:
                 tensor = tensor[piece.part * rows : (piece.part + 1) * rows]
             yield name, tensor.reshape(shape)
+
+    def _read(self, handle: TensorFile, stored: str) -> torch.Tensor:
+        tensor = handle.read(stored)
+        if handle.dtype(stored) in _EIGHT_BITS:
+            tensor = tensor.to(torch.float16)
+        scale = self._scales.get((handle.path, stored))
+        if scale is None:
+            return tensor
+        factors = handle.read(scale).float()  # one, or one for each row
+        return tensor.float() * factors.reshape(-1, *[1] * (tensor.ndim - 1))
 
     def sha256(self, expected: Shapes, config: str) -> str:
         """Identify a network's content, whatever the layout of its files: its config and tensors.
@@ -159,6 +219,18 @@ class Weights:
             raise CheckpointError(
                 f"{handle.path}: tensor {name!r} is {handle.dtype(stored)}; expected one of "
                 f"{', '.join(_FLOATS)}."
+            )
+        scale = self._scales.get((handle.path, stored))
+        if scale is not None:
+            self._check_scale(handle, scale, stored_shape)
+
+    def _check_scale(self, handle: TensorFile, scale: str, shape: tuple[int, ...]) -> None:
+        count = math.prod(handle.shape(scale))
+        if count not in (1, shape[0] if shape else 1) or handle.dtype(scale) not in _FLOATS:
+            raise CheckpointError(
+                f"{handle.path}: {scale[:120]!r} is {handle.dtype(scale)} "
+                f"{list(handle.shape(scale))}; expected one float, or one for each of the rows of "
+                f"{list(shape)}."
             )
 
     def _where(self) -> str:

@@ -56,6 +56,7 @@ def build(
         typer.Option("--report", help="Of target native: measure layers, keep loud ones exact."),
     ] = False,
     variant: options.Variant = None,
+    base: options.Base = None,
     vae: options.Vae = None,
     family: options.Family = None,
     prediction_type: options.PredictionType = None,
@@ -70,7 +71,9 @@ def build(
         from sdengine.building.build import build as run_build
 
         built = run_build(
-            options.open_if_changed(checkpoint, variant, vae, family, prediction_type, scheduler),
+            options.open_if_changed(
+                checkpoint, variant, base, vae, family, prediction_type, scheduler
+            ),
             output,
             target=target,
             resolutions=sizes,
@@ -95,6 +98,10 @@ def build(
         say(line)
     for line in built.not_taken_over:
         note(f"not taken over: {line}")
+    for line in options.assumed_lines(built.guesses):
+        note(line)
+    if built.ignored:
+        note(f"left out: {_count(built.ignored)}; `sdengine inspect` lists them")
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in built.seconds.items())
     note(f"{stages}; peak memory {built.peak_bytes / 1e9:.1f} GB")
     if built.max_error:
@@ -124,6 +131,12 @@ def layer_lines(built: BuildReport, most: int = 5) -> Iterator[str]:
                 yield f"    {layer.error:.1e}  {mark:14}  {layer.name}"
 
 
+def _count(ignored: dict[str, str]) -> str:
+    first = next(iter(ignored))
+    more = "" if len(ignored) == 1 else f" and {len(ignored) - 1} more"
+    return f"{first}{more}, which are none of the networks'"
+
+
 def describe(report: BuildReport) -> dict[str, object]:
     """Return what `--json` prints."""
     return {
@@ -133,6 +146,8 @@ def describe(report: BuildReport) -> dict[str, object]:
         "seconds": report.seconds,
         "max_error": report.max_error,
         "replaced": report.replaced,
+        "guesses": [asdict(guess) for guess in report.guesses],
+        "ignored": report.ignored,
         "not_taken_over": report.not_taken_over,
         "layers": {name: [asdict(e) for e in errors] for name, errors in report.layers.items()},
     }

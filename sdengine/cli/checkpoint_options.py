@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,9 +11,17 @@ import typer
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sdengine.bundle.manifest import GuessEntry
     from sdengine.checkpoints import Checkpoint
+    from sdengine.checkpoints.guesses import Guess
 
 Variant = Annotated[str | None, typer.Option(help="Which of a folder's weights, such as fp16.")]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base", metavar="PATH", help="Take all but the U-Net, which is to be read, from this."
+    ),
+]
 Vae = Annotated[
     str | None,
     typer.Option("--vae", metavar="PATH", help="Take the autoencoder of this file or folder."),
@@ -38,6 +47,7 @@ Scheduler = Annotated[
 def open_if_changed(
     path: str,
     variant: str | None,
+    base: str | None,
     vae: str | None,
     family: str | None,
     prediction_type: str | None,
@@ -45,13 +55,15 @@ def open_if_changed(
 ) -> str | Checkpoint:
     """Open a checkpoint if an option changes how it is read; else leave that to others."""
     changes = scheduler_changes(scheduler)
-    if not changes and all(option is None for option in (variant, vae, family, prediction_type)):
+    given = (variant, base, vae, family, prediction_type)
+    if not changes and all(option is None for option in given):
         return path
     from sdengine.checkpoints import load_checkpoint
 
     return load_checkpoint(
         path,
         variant=variant,
+        base=base,
         vae=vae,
         family=family,
         prediction_type=prediction_type,
@@ -75,3 +87,10 @@ def scheduler_changes(given: list[str] | None) -> dict[str, Any]:
         except (ValueError, RecursionError):
             changes[key] = value
     return changes
+
+
+def assumed_lines(guesses: Iterable[Guess | GuessEntry]) -> Iterator[str]:
+    """Say what a checkpoint did not say and was assumed, with the option that says it."""
+    told = [f"{guess.what} {guess.value} ({guess.option})" for guess in guesses]
+    if told:
+        yield f"assumed: {', '.join(told)}; `sdengine inspect` tells why"

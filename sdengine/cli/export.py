@@ -48,6 +48,7 @@ def export(
         bool, typer.Option(help="Compare files of fixed shapes too; slow at large sizes.")
     ] = True,
     variant: options.Variant = None,
+    base: options.Base = None,
     vae: options.Vae = None,
     family: options.Family = None,
     prediction_type: options.PredictionType = None,
@@ -62,7 +63,9 @@ def export(
         from sdengine.export.folder import export_onnx
 
         report = export_onnx(
-            options.open_if_changed(checkpoint, variant, vae, family, prediction_type, scheduler),
+            options.open_if_changed(
+                checkpoint, variant, base, vae, family, prediction_type, scheduler
+            ),
             output,
             networks=None if networks is None else [name.strip() for name in networks.split(",")],
             precision=precision,

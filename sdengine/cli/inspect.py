@@ -1,4 +1,4 @@
-"""`sdengine inspect`: what a bundle holds."""
+"""`sdengine inspect`: what a bundle or a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdengine.cli import checkpoint_options as options
+from sdengine.cli.inspect_checkpoint import is_checkpoint, show_checkpoint
 from sdengine.cli.terminal import parse_size, progress_bar, say, say_json
 from sdengine.errors import ConfigError
 
@@ -17,16 +19,37 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    bundle: Annotated[str, typer.Argument(help="Bundle, or demo.")] = "demo",
+    bundle: Annotated[str, typer.Argument(help="Bundle or checkpoint, or demo.")] = "demo",
     plan: Annotated[
         str | None,
         typer.Option(metavar="NETWORK", help="Show what this network does, of target native."),
     ] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Of the plan, in pixels.")] = None,
     precision: Annotated[str, typer.Option(help="Of the plan: fp32, bf16 or int8.")] = "bf16",
+    variant: options.Variant = None,
+    base: options.Base = None,
+    vae: options.Vae = None,
+    family: options.Family = None,
+    prediction_type: options.PredictionType = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a bundle's model, target, sizes and networks; file sizes are checked, hashes not."""
+    """Show a bundle's model, target, sizes and networks; file sizes are checked, hashes not.
+
+    Of a checkpoint it shows the networks, what was assumed and what is left out.
+    """
+    if is_checkpoint(bundle):
+        from sdengine.checkpoints import load_checkpoint
+
+        opened_checkpoint = load_checkpoint(
+            bundle,
+            variant=variant,
+            base=base,
+            vae=vae,
+            family=family,
+            prediction_type=prediction_type,
+        )
+        show_checkpoint(opened_checkpoint, as_json)
+        return
     from sdengine.bundle.reader import open_bundle
 
     opened = open_bundle(bundle, verify="size")
@@ -103,6 +126,10 @@ def _lines(manifest: Manifest) -> list[str]:
         f"latents     {architecture.vae.latent_channels} channels, 1/{architecture.vae.downscale}"
         f" size, scaling {architecture.vae.scaling_factor:g}",
         *(f"not taken   {line}" for line in architecture.not_taken_over),
+        *(
+            f"assumed     {guess.what} {guess.value}: {guess.reason} ({guess.option})"
+            for guess in manifest.source.guesses
+        ),
         f"built by    sdengine {manifest.sdengine_version}"
         + "".join(f", {name} {version}" for name, version in manifest.versions.items()),
         f"total       {sum(size_bytes.values()) / 1e6:.1f} MB in {len(size_bytes)} files",

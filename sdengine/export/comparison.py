@@ -66,7 +66,12 @@ def _largest_error(
         inputs = contract.example(*size, seed=seed)
         exact = [x.float() if x.is_floating_point() else x for x in inputs]
         with torch.no_grad(), _watched_range(contract):
-            expected = contract.module(*exact)
+            try:
+                expected = contract.module(*exact)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                raise ExportError(
+                    f"{contract.name}: torch cannot run it at {size}: {error}"
+                ) from error
         fed = exact if contract.dtype == torch.bfloat16 else inputs
         named = {s.name: x.numpy() for s, x in zip(contract.inputs, fed, strict=True)}
         try:

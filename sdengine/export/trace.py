@@ -54,7 +54,13 @@ def trace(contract: NetworkContract, path: Path) -> onnx.ModelProto:
                 export_params=False,
                 do_constant_folding=False,
             )
-    except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        IndexError,
+        torch.onnx.errors.OnnxExporterError,
+    ) as error:
         raise ExportError(f"{contract.name}: cannot be exported to ONNX: {error}") from error
     model = onnx.load(path)
     if contract.dtype == torch.bfloat16:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -158,20 +156,3 @@ def set_attention_impl(model: nn.Module, impl: str) -> None:
     if impl not in tables:
         raise ValueError(f"attention_impl: {impl!r} is not accepted; expected 'sdpa' or 'plain'")
     set_ops(model, tables[impl])
-
-
-def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
-    """Return sinusoidal features [B,channels] fp32 of timesteps [B]: cosines, then sines.
-
-    Source: "Attention Is All You Need" (Vaswani et al. 2017), section 3.5.
-    """
-    half = channels // 2
-    # Rounded to fp32 in this order by the code that the published weights were trained with; at
-    # timestep 999 another order turns the angles by 1e-4.
-    # Made where it is used, because a graph of a GPU's work cannot hold a copy from the host.
-    steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    frequencies = (-math.log(10000.0) * steps / half).exp()[:, None]
-    # Timesteps enter the product as they came: a reshape before it would be a place where a
-    # runtime that computes in bf16 rounds 999 to 1000.
-    angles = frequencies * timesteps.float()  # [channels/2, B]
-    return torch.cat([angles.cos(), angles.sin()]).transpose(0, 1)

@@ -11,8 +11,14 @@ from sdengine.errors import ConfigError
 
 MAX_SIZE = 1 << 20
 MAX_LAYERS = 256
-_LAYER_COUNTS = ("layers_per_block", "transformer_layers_per_block", "num_hidden_layers")
+_LAYER_COUNTS = (
+    "layers_per_block",
+    "transformer_layers_per_block",
+    "reverse_transformer_layers_per_block",
+    "num_hidden_layers",
+)
 _MAX_LEVELS = 12
+_SPELLINGS = {"swish": "silu"}  # two names of one function
 
 
 def read_fields(
@@ -45,7 +51,7 @@ def read_fields(
                 "If it changes nothing, take it out of the file.",
             )
     for key, only in fixed.items():
-        if key in config and config[key] != only:
+        if key in config and not _means(config[key], only):
             raise ConfigError.for_field(
                 f"{network}.{key}", config[key], repr(only), "Other variants are not implemented."
             )
@@ -53,16 +59,52 @@ def read_fields(
     for field in fields(config_class):
         if field.name not in config:
             continue
-        value = config[field.name]
-        if isinstance(value, list):
-            value = tuple(value)
-        kinds = str(field.type).split(" | ")
+        kinds = _alternatives(str(field.type))
+        value = _tuples(config[field.name])
+        if isinstance(value, tuple) and not any(kind.startswith("tuple[") for kind in kinds):
+            value = _single(value)
         limit = MAX_LAYERS if field.name in _LAYER_COUNTS else MAX_SIZE
         if not any(_fits(value, kind, limit) for kind in kinds):
             accepted = f"{' or '.join(kinds)}, numbers from 0 to {limit}"
             raise ConfigError.for_field(f"{network}.{field.name}", config[field.name], accepted)
         values[field.name] = value
     return values
+
+
+def _size(value: object) -> object:
+    """Return the size of a number in a list, where a mean may be negative."""
+    return abs(value) if type(value) is float else value
+
+
+def _means(value: object, only: object) -> bool:
+    """Say whether a value is the only one there is, given once or once for each level."""
+    if isinstance(value, list) and not isinstance(only, list):
+        value = _single(tuple(value))
+    return (_SPELLINGS.get(value, value) if isinstance(value, str) else value) == only
+
+
+def _single(values: tuple[Any, ...]) -> Any:
+    """Return the one value that all are, or the values where they differ."""
+    return values[0] if values and all(value == values[0] for value in values) else values
+
+
+def _tuples(value: object) -> object:
+    """Return a list, and the lists in it, as tuples."""
+    if not isinstance(value, list):
+        return value
+    return tuple(tuple(item) if isinstance(item, list) else item for item in value)
+
+
+def _alternatives(kind: str) -> list[str]:
+    """Split an annotation at its outer bars."""
+    parts, depth = [""], 0
+    for char in kind:
+        depth += (char == "[") - (char == "]")
+        if char == "|" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts]
 
 
 def _fits(value: object, kind: str, limit: int) -> bool:
@@ -73,7 +115,7 @@ def _fits(value: object, kind: str, limit: int) -> bool:
         return (
             isinstance(value, tuple)
             and 0 < len(value) <= _MAX_LEVELS
-            and all(_fits(v, item, limit) for v in value)
+            and all(any(_fits(_size(v), k, limit) for k in _alternatives(item)) for v in value)
         )
     if kind == "int":
         return type(value) is int and 0 <= value <= limit

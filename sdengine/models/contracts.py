@@ -295,7 +295,7 @@ def _residuals(config: UNetConfig, downscale: int) -> list[TensorSpec]:
 def _residual_levels(config: UNetConfig) -> list[int]:
     levels = [0]
     for level in range(len(config.block_out_channels)):
-        levels += [level] * config.layers_per_block
+        levels += [level] * config.num_layers[level]
         if level < len(config.block_out_channels) - 1:
             levels.append(level + 1)
     return levels
@@ -306,6 +306,13 @@ def _added_inputs(config: UNetConfig, num_time_ids: int) -> list[TensorSpec]:
     if config.addition_embed_type is not None:
         total = config.projection_class_embeddings_input_dim or 0
         pooled = total - num_time_ids * (config.addition_time_embed_dim or 0)
+        if pooled < 1:
+            raise ConfigError.for_field(
+                "unet.projection_class_embeddings_input_dim",
+                total,
+                f"more than {num_time_ids} sizes of addition_time_embed_dim="
+                f"{config.addition_time_embed_dim}",
+            )
         added.append(TensorSpec("text_embeds", ("batch", pooled), _FLOAT))
         added.append(TensorSpec("time_ids", ("batch", num_time_ids), _FLOAT))
     if config.time_cond_proj_dim is not None:

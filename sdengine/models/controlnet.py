@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from sdengine.errors import ConfigError
 from sdengine.models.config_fields import read_fields
-from sdengine.models.unet import FIXED as UNET_FIXED
-from sdengine.models.unet import HARMLESS as UNET_HARMLESS
 from sdengine.models.unet import ConditionedEncoder, UNetConfig
+from sdengine.models.unet_keys import FIXED as UNET_FIXED
+from sdengine.models.unet_keys import HARMLESS as UNET_HARMLESS
 
 _UP_OF = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
 _NOT_OF_CONTROLNETS = ("sample_size", "out_channels", "up_block_types", "time_cond_proj_dim")
@@ -131,7 +131,7 @@ class ControlNetModel(ConditionedEncoder):
         temb = self.embed_time(timestep, sample.dtype, text_embeds, time_ids, None)
         x = self.conv_in(sample) + self.controlnet_cond_embedding(controlnet_cond)
         x, kept = self.descend(x, temb, encoder_hidden_states)
-        x = self.mid_block(x, temb, encoder_hidden_states)
+        x = self.middle(x, temb, encoder_hidden_states)
         down = [conv(k) for conv, k in zip(self.controlnet_down_blocks, kept, strict=True)]
         return down, self.controlnet_mid_block(x)
 

@@ -65,7 +65,9 @@ class TextEncoderConfig:
             raise ConfigError.for_field(
                 "text_encoder.hidden_act", self.hidden_act, f"one of {sorted(_ACTIVATIONS)}"
             )
-        for field in ("vocab_size", "num_attention_heads", "max_position_embeddings"):
+        positive = ["vocab_size", "num_attention_heads", "max_position_embeddings"]
+        positive += ["intermediate_size", *["projection_dim"] * self.with_projection]
+        for field in positive:
             if getattr(self, field) < 1:
                 raise ConfigError.for_field(
                     f"text_encoder.{field}", getattr(self, field), "at least 1"

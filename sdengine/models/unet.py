@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdengine.errors import ConfigError
-from sdengine.models.attention import timestep_embedding
 from sdengine.models.config_fields import read_fields
 from sdengine.models.ops import OpsModule
+from sdengine.models.timesteps import TimestepEmbedding, timestep_embedding
 from sdengine.models.unet_blocks import DownBlock, LevelSpec, MidBlock, UpBlock
+from sdengine.models.unet_keys import FIXED, HARMLESS
 
 _WITH_ATTENTION = {
     "DownBlock2D": False,
@@ -27,58 +27,21 @@ _WITH_ATTENTION = {
     "UpBlock2D": False,
     "CrossAttnUpBlock2D": True,
 }
-# What diffusers can vary and the published Stable Diffusion networks do not.
-FIXED = {
-    "act_fn": "silu",
-    "attention_type": "default",
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "cross_attention_norm": None,
-    "downsample_padding": 1,
-    "dual_cross_attention": False,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "num_attention_heads": None,
-    "num_class_embeds": None,
-    "only_cross_attention": False,
-    "resnet_out_scale_factor": 1.0,
-    "resnet_skip_time_act": False,
-    "resnet_time_scale_shift": "default",
-    "reverse_transformer_layers_per_block": None,
-    "time_embedding_act_fn": None,
-    "time_embedding_dim": None,
-    "time_embedding_type": "positional",
-    "timestep_post_act": None,
-}
-# What needs one of those switches, changes no result, or only training reads or left behind.
-HARMLESS = (
-    "addition_embed_type_num_heads",
-    "class_embeddings_concat",
-    "decay",
-    "dropout",
-    "inv_gamma",
-    "mid_block_only_cross_attention",
-    "min_decay",
-    "optimization_step",
-    "power",
-    "upcast_attention",
-    "update_after_step",
-    "use_ema_warmup",
-)
 _MAX_BLOCKS = 1024
+_ATTENDING_MIDDLE = "UNetMidBlock2DCrossAttn"
+# What a config.json that leaves a key out means by that, where it is not what SD 1 has.
+_LEFT_OUT = {"cross_attention_dim": 1280}
+
+Depths = tuple[int | tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """Describe a U-Net; fields carry the names and quirks of diffusers' ``config.json``.
 
-    ``attention_head_dim`` is the *number* of heads of each level, whatever its name says.
+    ``attention_head_dim`` is the *number* of heads of each level, whatever its name says. Distilled
+    networks have numbers of layers and of transformer blocks for each level or layer by itself, and
+    less of a middle: "UNetMidBlock2D" is one residual block, None is nothing.
     """
 
     sample_size: int = 64
@@ -87,10 +50,12 @@ class UNetConfig:
     down_block_types: tuple[str, ...] = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
     up_block_types: tuple[str, ...] = ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
+    layers_per_block: int | tuple[int, ...] = 2
     cross_attention_dim: int = 768
     attention_head_dim: int | tuple[int, ...] = 8
-    transformer_layers_per_block: int | tuple[int, ...] = 1
+    transformer_layers_per_block: int | tuple[int | tuple[int, ...], ...] = 1
+    reverse_transformer_layers_per_block: tuple[int | tuple[int, ...], ...] | None = None
+    mid_block_type: str | None = _ATTENDING_MIDDLE
     use_linear_projection: bool = False
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
@@ -102,8 +67,14 @@ class UNetConfig:
     def __post_init__(self) -> None:
         """Refuse what this network cannot be built as."""
         levels = len(self.block_out_channels)
-        for field in ("in_channels", "out_channels", "cross_attention_dim", "norm_num_groups"):
-            if getattr(self, field) < 1:
+        for field in (
+            "in_channels",
+            "out_channels",
+            "cross_attention_dim",
+            "norm_num_groups",
+            "time_cond_proj_dim",
+        ):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ConfigError.for_field(f"unet.{field}", getattr(self, field), "at least 1")
         for field in ("down_block_types", "up_block_types"):
             types = getattr(self, field)
@@ -111,17 +82,7 @@ class UNetConfig:
                 raise ConfigError.for_field(
                     f"unet.{field}", types, f"{levels} of {', '.join(_WITH_ATTENTION)}"
                 )
-        for field in ("attention_head_dim", "transformer_layers_per_block"):
-            value = getattr(self, field)
-            if not isinstance(value, int) and len(value) != levels:
-                raise ConfigError.for_field(f"unet.{field}", value, f"one or {levels} integers")
-        blocks = sum(self.depths) * self.layers_per_block
-        if blocks > _MAX_BLOCKS:
-            raise ConfigError.for_field(
-                "unet.transformer_layers_per_block",
-                self.transformer_layers_per_block,
-                f"at most {_MAX_BLOCKS} blocks in all",
-            )
+        self._check_depths()
         for channels, heads in zip(self.block_out_channels, self.num_heads, strict=True):
             if channels < 1 or heads < 1 or channels % heads or channels % self.norm_num_groups:
                 raise ConfigError.for_field(
@@ -130,6 +91,10 @@ class UNetConfig:
                     f"multiples of the heads {self.num_heads} and of norm_num_groups="
                     f"{self.norm_num_groups}",
                 )
+        for field in ("block_out_channels", "addition_time_embed_dim"):
+            value = getattr(self, field)
+            if (value[0] if isinstance(value, tuple) else value or 0) % 2:
+                raise ConfigError.for_field(f"unet.{field}", value, "even numbers: half are sines")
         if self.addition_embed_type not in (None, "text_time"):
             raise ConfigError.for_field(
                 "unet.addition_embed_type", self.addition_embed_type, "null or 'text_time'"
@@ -142,35 +107,116 @@ class UNetConfig:
                 "projection_class_embeddings_input_dim."
             )
 
+    def _check_depths(self) -> None:
+        """Refuse numbers of layers and transformer blocks that do not fit the levels."""
+        levels = len(self.block_out_channels)
+        for field in (
+            "attention_head_dim",
+            "layers_per_block",
+            "transformer_layers_per_block",
+            "reverse_transformer_layers_per_block",
+        ):
+            value = getattr(self, field)
+            if isinstance(value, tuple) and len(value) != levels:
+                raise ConfigError.for_field(f"unet.{field}", value, f"one or {levels} entries")
+        if min(self.num_layers) < 1:
+            raise ConfigError.for_field("unet.layers_per_block", self.layers_per_block, "from 1")
+        if self.mid_block_type not in (_ATTENDING_MIDDLE, "UNetMidBlock2D", None):
+            raise ConfigError.for_field(
+                "unet.mid_block_type",
+                self.mid_block_type,
+                f"{_ATTENDING_MIDDLE}, UNetMidBlock2D or null",
+            )
+        field = "transformer_layers_per_block"
+        if self.reverse_transformer_layers_per_block is not None:
+            field = f"reverse_{field}"
+        elif any(isinstance(entry, tuple) for entry in self._per_level(getattr(self, field))):
+            raise ConfigError(
+                f"unet.{field}: {getattr(self, field)} differs from layer to layer, which needs "
+                f"reverse_{field} for the way up."
+            )
+        wanted = [*self.num_layers, *(layers + 1 for layers in reversed(self.num_layers))]
+        found = [
+            *map(self.down_depths, range(levels)),
+            *map(self.up_depths, range(levels)),
+        ]
+        if any(depths and len(depths) != n for depths, n in zip(found, wanted, strict=True)):
+            raise ConfigError.for_field(
+                "unet.transformer_layers_per_block and reverse_transformer_layers_per_block",
+                found,
+                f"an entry for each of the layers {wanted}",
+            )
+        if sum(map(sum, found)) > _MAX_BLOCKS:
+            raise ConfigError.for_field(
+                "unet.transformer_layers_per_block",
+                self.transformer_layers_per_block,
+                f"at most {_MAX_BLOCKS} blocks in all",
+            )
+
     @property
     def num_heads(self) -> tuple[int, ...]:
         """Attention heads of each level."""
         return self._per_level(self.attention_head_dim)
 
     @property
-    def depths(self) -> tuple[int, ...]:
-        """Transformer blocks of each level that attends."""
-        return self._per_level(self.transformer_layers_per_block)
+    def num_layers(self) -> tuple[int, ...]:
+        """Residual blocks of each level on the way down; there is one more on the way up."""
+        return self._per_level(self.layers_per_block)
 
-    def _per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
-        return (value,) * len(self.block_out_channels) if isinstance(value, int) else value
+    def down_depths(self, level: int) -> tuple[int, ...]:
+        """Return the transformer blocks behind each layer of a level (0 is the finest)."""
+        entry = self._per_level(self.transformer_layers_per_block)[level]
+        return _depths(self.down_block_types[level], entry, self.num_layers[level])
+
+    def up_depths(self, index: int) -> tuple[int, ...]:
+        """Return the same on the way up, where 0 is the coarsest level."""
+        entries: Depths | None = self.reverse_transformer_layers_per_block
+        if entries is None:
+            entries = self._per_level(self.transformer_layers_per_block)[::-1]
+        layers = self.num_layers[::-1][index] + 1
+        return _depths(self.up_block_types[index], entries[index], layers)
+
+    @property
+    def mid_depths(self) -> tuple[int, ...]:
+        """Transformer blocks of the middle, which attends whatever the last level's type is."""
+        if self.mid_block_type != _ATTENDING_MIDDLE:
+            return ()
+        entry = self._per_level(self.transformer_layers_per_block)[-1]
+        return (entry if isinstance(entry, int) else entry[0],)
+
+    def _per_level(self, value: Any) -> tuple[Any, ...]:
+        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> UNetConfig:
+        """Read diffusers' ``unet/config.json``, a missing key as diffusers does."""
+        read = cls(**read_fields(cls, {**_LEFT_OUT, **config}, "unet", FIXED, HARMLESS))
+        width = 4 * read.block_out_channels[0]
+        if config.get("time_embedding_dim") not in (None, width):
+            raise ConfigError.for_field(
+                "unet.time_embedding_dim", config["time_embedding_dim"], f"null or {width}"
+            )
+        return read
         """Read diffusers' ``unet/config.json``, a missing key as diffusers does."""
         complete = {"cross_attention_dim": 1280, **config}
         return cls(**read_fields(cls, complete, "unet", FIXED, HARMLESS))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config as diffusers' UNet2DConditionModel reads it."""
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Return the config as diffusers' UNet2DConditionModel reads it.
+
+        Keys that the published networks do not set are left out at their defaults.
+        """
+        values = {k: _lists(v) for k, v in asdict(self).items()}
+        for field in ("reverse_transformer_layers_per_block", "mid_block_type"):
+            if values[field] == getattr(UNetConfig, field):
+                del values[field]
         return {"_class_name": "UNet2DConditionModel", **values}
 
-    def level(self, index: int, block_type: str) -> LevelSpec:
-        """Return how the blocks of a level (0 is the finest) are made."""
+    def level(self, index: int, depths: tuple[int, ...]) -> LevelSpec:
+        """Return how blocks of a level (0 is the finest) are made that attend so deep."""
         return LevelSpec(
             channels=self.block_out_channels[index],
-            depth=self.depths[index] if _WITH_ATTENTION[block_type] else 0,
+            depths=depths,
             num_heads=self.num_heads[index],
             context_channels=self.cross_attention_dim,
             temb_channels=4 * self.block_out_channels[0],
@@ -185,26 +231,19 @@ class UNetConfig:
         widths = self.block_out_channels
         kept = [widths[0]]
         for level, width in enumerate(widths):
-            kept += [width] * (self.layers_per_block + (level < len(widths) - 1))
+            kept += [width] * (self.num_layers[level] + (level < len(widths) - 1))
         return tuple(kept)
 
 
-class TimestepEmbedding(nn.Module):
-    """Turn sinusoidal features into the embedding that residual blocks read."""
+def _depths(block_type: str, entry: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
+    if not _WITH_ATTENTION[block_type]:
+        return ()
+    return (entry,) * layers if isinstance(entry, int) else entry
 
-    def __init__(self, in_channels: int, channels: int, cond_channels: int | None = None) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(in_channels, channels)
-        if cond_channels is not None:
-            self.cond_proj = nn.Linear(cond_channels, in_channels, bias=False)
-        self.linear_2 = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return [B,channels]."""
-        if condition is not None:
-            x = x + self.cond_proj(condition)
-        out: Tensor = self.linear_2(F.silu(self.linear_1(x)))
-        return out
+def _lists(value: Any) -> Any:
+    """Return tuples, and those in them, as JSON has them."""
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
 class ConditionedEncoder(OpsModule):
@@ -224,15 +263,16 @@ class ConditionedEncoder(OpsModule):
             )
         self.down_blocks = nn.ModuleList(
             DownBlock(
-                config.level(i, block_type),
+                config.level(i, config.down_depths(i)),
                 widths[max(i - 1, 0)],
-                config.layers_per_block,
+                config.num_layers[i],
                 downsample=i < len(widths) - 1,
             )
-            for i, block_type in enumerate(config.down_block_types)
+            for i in range(len(widths))
         )
-        # The middle attends whatever the last level's type is.
-        self.mid_block = MidBlock(config.level(len(widths) - 1, "CrossAttnDownBlock2D"))
+        self.has_middle = config.mid_block_type is not None
+        if self.has_middle:
+            self.mid_block = MidBlock(config.level(len(widths) - 1, config.mid_depths))
 
     def embed_time(
         self,
@@ -263,6 +303,11 @@ class ConditionedEncoder(OpsModule):
             skips += kept
         return x, skips
 
+    def middle(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
+        """Return the middle block's result, or its input where there is none."""
+        out: Tensor = self.mid_block(x, temb, context) if self.has_middle else x
+        return out
+
 
 class UNet2DConditionModel(ConditionedEncoder):
     """Predict the noise in latents."""
@@ -273,10 +318,10 @@ class UNet2DConditionModel(ConditionedEncoder):
         kept = list(config.residual_channels)
         self.up_blocks = nn.ModuleList()
         below = widths[-1]
-        for i, block_type in enumerate(config.up_block_types):
+        for i in range(len(widths)):
             level = last - i
-            skips = [kept.pop() for _ in range(config.layers_per_block + 1)]
-            spec = config.level(level, block_type)
+            skips = [kept.pop() for _ in range(config.num_layers[level] + 1)]
+            spec = config.level(level, config.up_depths(i))
             self.up_blocks.append(UpBlock(spec, below, skips, upsample=level > 0))
             below = widths[level]
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
@@ -310,7 +355,7 @@ class UNet2DConditionModel(ConditionedEncoder):
         """
         temb = self.embed_time(timestep, sample.dtype, text_embeds, time_ids, timestep_cond)
         x, skips = self.descend(self.conv_in(sample), temb, encoder_hidden_states)
-        x = self.mid_block(x, temb, encoder_hidden_states)
+        x = self.middle(x, temb, encoder_hidden_states)
         if down_residuals is not None:
             skips = [s + r for s, r in zip(skips, down_residuals, strict=True)]
         if mid_residual is not None:

@@ -14,10 +14,16 @@ from sdengine.models.layers import Downsample2D, ResnetBlock2D, Upsample2D
 
 @dataclass(frozen=True)
 class LevelSpec:
-    """Say how the blocks of one level are made; depth 0 means no attention."""
+    """Say how the blocks of one level are made.
+
+    Args:
+        channels: of every block's result.
+        depths: transformer blocks behind each residual block; empty where the level does not
+            attend.
+    """
 
     channels: int
-    depth: int
+    depths: tuple[int, ...]
     num_heads: int
     context_channels: int
     temb_channels: int
@@ -35,13 +41,13 @@ class LevelSpec:
             temb_channels=self.temb_channels,
         )
 
-    def transformer(self) -> Transformer2DModel:
-        """Make a transformer over this level's channels."""
+    def transformer(self, depth: int) -> Transformer2DModel:
+        """Make a transformer of that many blocks over this level's channels."""
         return Transformer2DModel(
             self.channels,
             self.context_channels,
             num_heads=self.num_heads,
-            depth=self.depth,
+            depth=depth,
             groups=self.groups,
             linear_projection=self.linear_projection,
         )
@@ -53,9 +59,9 @@ class _Level(nn.Module):
     def __init__(self, spec: LevelSpec, in_channels: Sequence[int]) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(spec.resnet(c) for c in in_channels)
-        self.has_attention = spec.depth > 0
+        self.has_attention = bool(spec.depths)
         if self.has_attention:
-            self.attentions = nn.ModuleList(spec.transformer() for _ in in_channels)
+            self.attentions = nn.ModuleList(spec.transformer(depth) for depth in spec.depths)
 
     def _run(self, index: int, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
         x = self.resnets[index](x, temb)
@@ -86,18 +92,24 @@ class DownBlock(_Level):
 
 
 class MidBlock(nn.Module):
-    """Run residual block, transformer, residual block at the coarsest level."""
+    """Run residual block, transformer, residual block at the coarsest level.
+
+    Where the level does not attend there is one residual block alone.
+    """
 
     def __init__(self, spec: LevelSpec) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(spec.resnet(spec.channels) for _ in range(2))
-        self.attentions = nn.ModuleList([spec.transformer()])
+        self.resnets = nn.ModuleList(
+            spec.resnet(spec.channels) for _ in range(len(spec.depths) + 1)
+        )
+        self.attentions = nn.ModuleList(spec.transformer(depth) for depth in spec.depths)
 
     def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> Tensor:
         """Return [B,C,h,w]."""
-        x = self.attentions[0](self.resnets[0](x, temb), context)
-        out: Tensor = self.resnets[1](x, temb)
-        return out
+        x = self.resnets[0](x, temb)
+        for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
+            x = resnet(attention(x, context), temb)
+        return x
 
 
 class UpBlock(_Level):

@@ -6,7 +6,8 @@ section 3.1; parameter names of diffusers' AutoencoderKL.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -25,25 +26,34 @@ from sdengine.models.layers import (
 from sdengine.models.ops import OpsModule
 
 _EPS = 1e-6
+_ENCODER_BLOCK, _DECODER_BLOCK = "DownEncoderBlock2D", "UpDecoderBlock2D"
 # What diffusers can vary and the published Stable Diffusion autoencoders do not.
 FIXED = {
     "act_fn": "silu",
-    "latents_mean": None,
-    "latents_std": None,
     "mid_block_add_attention": True,
-    "shift_factor": None,
-    "use_post_quant_conv": True,
-    "use_quant_conv": True,
 }
 # Where diffusers computes in fp32 besides, and what training left behind.
 HARMLESS = ("down_block_types", "force_upcast", "up_block_types")
-_BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+_BLOCK_TYPES = {"down_block_types": _ENCODER_BLOCK, "up_block_types": _DECODER_BLOCK}
 _DEFAULTS = {"block_out_channels": [64], "layers_per_block": 1, "sample_size": 32}
+
+_NOT_WRITTEN_AT_DEFAULT = (
+    "latents_mean",
+    "latents_std",
+    "shift_factor",
+    "use_post_quant_conv",
+    "use_quant_conv",
+)
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Describe an autoencoder; fields carry the names of diffusers' ``config.json``."""
+    """Describe an autoencoder; fields carry the names of diffusers' ``config.json``.
+
+    The U-Net's latents are the encoder's minus ``latents_mean``, through ``latents_std``, times
+    ``scaling_factor``; ``shift_factor`` is one mean for every channel. Source: the pipelines of
+    SDXL and of later models in diffusers.
+    """
 
     in_channels: int = 3
     out_channels: int = 3
@@ -53,11 +63,17 @@ class VAEConfig:
     norm_num_groups: int = 32
     sample_size: int = 512
     scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot make a network."""
-        if self.norm_num_groups < 1:
-            raise ConfigError.for_field("vae.norm_num_groups", self.norm_num_groups, "at least 1")
+        for field in ("norm_num_groups", "in_channels", "out_channels"):
+            if getattr(self, field) < 1:
+                raise ConfigError.for_field(f"vae.{field}", getattr(self, field), "at least 1")
         for channels in self.block_out_channels:
             if channels <= 0 or channels % self.norm_num_groups:
                 raise ConfigError.for_field(
@@ -67,6 +83,33 @@ class VAEConfig:
                 )
         if not self.block_out_channels or self.layers_per_block < 1 or self.latent_channels < 1:
             raise ConfigError.for_field("vae", self.to_dict(), "at least one block and layer")
+        if self.scaling_factor <= 0:
+            raise ConfigError.for_field("vae.scaling_factor", self.scaling_factor, "above 0")
+        self._check_statistics()
+
+    def _check_statistics(self) -> None:
+        """Refuse means and deviations that are not one for each channel."""
+        for field in ("latents_mean", "latents_std"):
+            values = getattr(self, field)
+            if values is not None and len(values) != self.latent_channels:
+                raise ConfigError.for_field(
+                    f"vae.{field}", values, f"{self.latent_channels} numbers or null"
+                )
+        if (self.latents_mean is None) != (self.latents_std is None):
+            raise ConfigError("vae: latents_mean and latents_std need each other.")
+        if self.latents_std is not None and min(self.latents_std) <= 0:
+            raise ConfigError.for_field("vae.latents_std", self.latents_std, "numbers above 0")
+        if self.shift_factor and self.latents_mean is not None:
+            raise ConfigError("vae: shift_factor and latents_mean are two ways to say one thing.")
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and deviation of each channel of unscaled latents; None for 0 and 1."""
+        if self.latents_mean is not None and self.latents_std is not None:
+            return self.latents_mean, self.latents_std
+        if self.shift_factor:
+            return (self.shift_factor,) * self.latent_channels, (1.0,) * self.latent_channels
+        return None
 
     @property
     def downscale(self) -> int:
@@ -85,14 +128,21 @@ class VAEConfig:
         return values
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config as diffusers' AutoencoderKL reads it."""
+        """Return the config as diffusers' AutoencoderKL reads it.
+
+        Keys that the published networks do not set are left out at their defaults.
+        """
         levels = len(self.block_out_channels)
+        values = asdict(self)
+        for field in _NOT_WRITTEN_AT_DEFAULT:
+            if values[field] == getattr(VAEConfig, field):
+                del values[field]
         return {
             "_class_name": "AutoencoderKL",
             "act_fn": "silu",
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
-            "up_block_types": ["UpDecoderBlock2D"] * levels,
-            **asdict(self),
+            "down_block_types": [_ENCODER_BLOCK] * levels,
+            "up_block_types": [_DECODER_BLOCK] * levels,
+            **values,
         }
 
 
@@ -185,31 +235,54 @@ class Decoder(OpsModule):
 
 
 class AutoencoderKL(nn.Module):
-    """Hold encoder and decoder; latents here are unscaled (scaling_factor is the caller's)."""
+    """Hold encoder and decoder; latents here are unscaled (scaling_factor is the caller's).
+
+    Mean and deviation of the channels, where the configuration has them, are taken off and put back
+    here, so that a caller knows the one factor alone.
+    """
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        moments = 2 * config.latent_channels
-        self.quant_conv = nn.Conv2d(moments, moments, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        moments, channels = 2 * config.latent_channels, config.latent_channels
+        if config.use_quant_conv:
+            self.quant_conv = nn.Conv2d(moments, moments, 1)
+        if config.use_post_quant_conv:
+            self.post_quant_conv = nn.Conv2d(channels, channels, 1)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return moments [B,2C,h,w] of images in [-1,1]: the latents' mean, then log-variance."""
-        out: Tensor = self.quant_conv(self.encoder(images))
+        out: Tensor = self.encoder(images)
+        if self.config.use_quant_conv:
+            out = self.quant_conv(out)
+        if self.config.statistics is not None:
+            means, deviations = self.config.statistics
+            spread = [1.0] * len(means)
+            out = out - _channels([*means, *(2 * math.log(d) for d in deviations)], out)
+            out = out * _channels([*(1 / d for d in deviations), *spread], out)
         return out
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images [B,3,H,W], nominally in [-1,1], of unscaled latents [B,C,h,w]."""
-        out: Tensor = self.decoder(self.post_quant_conv(latents))
+        if self.config.statistics is not None:
+            means, deviations = self.config.statistics
+            latents = latents * _channels(deviations, latents) + _channels(means, latents)
+        if self.config.use_post_quant_conv:
+            latents = self.post_quant_conv(latents)
+        out: Tensor = self.decoder(latents)
         return out
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstruct images [B,3,H,W] from the mean of their latents."""
         mean = self.encode(images).chunk(2, dim=1)[0]
         return self.decode(mean)
+
+
+def _channels(values: Sequence[float], like: Tensor) -> Tensor:
+    """Return a number for each channel [1,C,1,1], a constant of the graph."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(1, -1, 1, 1)
 
 
 def sample_latents(moments: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -58,6 +58,8 @@ PROGRAMS = {
     "no end": b"\x80\x02]q\x00" * 50,
     "os.system": b"cos\nsystem\n(S'touch attacked'\ntR.",
     "instance": b"(S'touch attacked'\nios\nsystem\n.",
+    "named, then called": b"\x80\x04}cos\nsystem\n\x94\x8c\x02ls\x85R.",
+    "new object": b"\x80\x04cos\nsystem\n\x8c\x02ls\x85\x81.",
     "object": b"(cos\nsystem\nS'touch attacked'\no.",
     "extension": b"\x80\x02\x82\x01)R.",
     "not a dictionary": pickle.dumps([1, 2, 3]),
@@ -124,7 +126,7 @@ def test_a_pickle_cannot_run_anything(
     path = tmp_path / "model.ckpt"
     content = {"state_dict": {"a": torch.zeros(2)}, "x": ATTACKS[attack]}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match=r"its pickle names .*nothing of it was run"):
+    with pytest.raises(CheckpointError, match=r"its pickle calls .*nothing of it was run"):
         load_checkpoint(path)
     assert os.listdir(tmp_path) == ["model.ckpt"]
 
@@ -157,6 +159,7 @@ def test_damaged_pickled_files(tmp_path: Path, pickled_bytes: bytes, data: st.Da
 @SETTINGS
 @given(program=st.binary(max_size=200))
 @example(program=b"\x80\x02}.")
+@example(program=b"i\\\x00\n")
 def test_random_programs(tmp_path: Path, program: bytes) -> None:
     path = tmp_path / "model.ckpt"
     with zipfile.ZipFile(path, "w") as archive:

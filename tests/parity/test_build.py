@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from support.readable_architectures import READABLE_SD15
+from support.single_files import modules_of, original_state
+from support.tiny_architectures import TINY_SD15
 from support.tiny_checkpoints import make_tiny
 from tolerances import assert_close
 
@@ -21,6 +26,7 @@ from sdengine.building.report import BuildReport
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.checkpoints import load_checkpoint
+from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.errors import (
     BundleError,
     CheckpointError,
@@ -245,3 +251,46 @@ def test_weights_that_do_not_fit_the_manifest_are_refused(
     shapes = resolve_shapes("unet", bundle.network("unet").inputs, SIZES)
     with pytest.raises(BundleError, match="unet"):
         get_backend("torch").open(changed, SessionOptions("fp32")).load("unet", shapes)
+
+
+def test_one_channel_a_group_is_built(tmp_path: Path) -> None:
+    """Pipelines of test suites have as many channels as groups on their finest level."""
+    tiny = TINY_SD15
+    family = replace(
+        tiny,
+        unet=replace(
+            tiny.unet,
+            norm_num_groups=32,
+            block_out_channels=(32, 32),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=8,
+        ),
+        vae=replace(tiny.vae, norm_num_groups=32, block_out_channels=(32,) * 4),
+    )
+    folder = make_synthetic(family, tmp_path / "checkpoint", seed=1)
+    built = sdengine.build(folder, tmp_path / "bundle", resolutions=(128,), cache=False)
+    assert max(built.max_error.values()) < 2e-4
+    with sdengine.load(built.path) as engine:
+        image = engine.generate("a", seed=1, steps=2, width=128, height=128).arrays[0]
+    assert image.shape == (128, 128, 3)
+
+
+def test_guesses_are_in_the_report_and_the_manifest(tmp_path: Path) -> None:
+    family = READABLE_SD15
+    state = original_state(family, modules_of(family))
+    save_file(state, tmp_path / "model.safetensors")
+    opened = load_checkpoint(tmp_path / "model.safetensors")
+    assert opened.ignored == {"model_ema.decay": "moving averages of training"}
+    table = replace(opened.text_encoder_configs["text_encoder"], vocab_size=49408)
+    family = replace(family, text_encoders=(table,))
+    save_file(original_state(family, modules_of(family)), tmp_path / "whole.safetensors")
+    built = sdengine.build(
+        tmp_path / "whole.safetensors", tmp_path / "bundle", target="torch", resolutions=(64,)
+    )
+    assert [guess.what for guess in built.guesses] == ["family", "prediction type", "size"]
+    assert built.ignored == opened.ignored
+    manifest = open_bundle(built.path).manifest
+    assert [guess.model_dump() for guess in manifest.source.guesses] == [
+        asdict(guess) for guess in built.guesses
+    ]

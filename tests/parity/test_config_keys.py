@@ -12,13 +12,13 @@ import transformers
 
 from sdengine.checkpoints import model_index
 from sdengine.errors import ConfigError
-from sdengine.models import controlnet, text_encoder, transformers_keys, unet, vae
+from sdengine.models import controlnet, text_encoder, transformers_keys, unet, unet_keys, vae
 
 NETWORKS: dict[str, tuple[str, set[str], dict[str, Any]]] = {
     "unet": (
         "UNet2DConditionModel",
-        {field.name for field in fields(unet.UNetConfig)} | set(unet.HARMLESS),
-        unet.FIXED,
+        {field.name for field in fields(unet.UNetConfig)} | set(unet_keys.HARMLESS),
+        unet_keys.FIXED,
     ),
     "vae": (
         "AutoencoderKL",
@@ -29,8 +29,8 @@ NETWORKS: dict[str, tuple[str, set[str], dict[str, Any]]] = {
         "ControlNetModel",
         {field.name for field in fields(controlnet.ControlNetConfig)}
         | {field.name for field in fields(unet.UNetConfig)}
-        | set(unet.HARMLESS),
-        {**unet.FIXED, **controlnet.FIXED},
+        | set(unet_keys.HARMLESS),
+        {**unet_keys.FIXED, **controlnet.FIXED},
     ),
 }
 CONFIGS: dict[str, Any] = {

@@ -31,6 +31,20 @@ VARIANTS = {
         transformer_layers_per_block=2,
         projection_class_embeddings_input_dim=24 + 5 * 8,
     ),
+    # Distilled: less of a middle, layers and transformer blocks by level or by layer.
+    "no-middle": replace(TINY_SD15.unet, layers_per_block=1, mid_block_type=None),
+    "layers-by-level": replace(TINY_SD15.unet, layers_per_block=(1, 2, 3, 1)),
+    "blocks-by-layer": replace(
+        TINY_SDXL.unet,
+        transformer_layers_per_block=(1, (2, 2), (4, 3)),
+        reverse_transformer_layers_per_block=((4, 4, 5), (2, 1, 1), 1),
+        mid_block_type="UNetMidBlock2D",
+    ),
+    "blocks-reversed": replace(
+        TINY_SDXL.unet,
+        transformer_layers_per_block=(1, 2, (3, 1)),
+        reverse_transformer_layers_per_block=(2, (3, 1, 1), 1),
+    ),
 }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import diffusers
 import pytest
 import torch
@@ -13,11 +16,13 @@ from sdengine.models.configs import SD15, SDXL, ModelArchitecture
 from sdengine.models.vae import AutoencoderKL, VAEConfig
 
 
+@pytest.mark.parametrize("convs", [(True, True), (False, True), (True, False)])
 @torch.no_grad()
-def test_encode_and_decode_match() -> None:
-    ours = AutoencoderKL(TINY_SD15.vae).eval()
+def test_encode_and_decode_match(convs: tuple[bool, bool]) -> None:
+    config = replace(TINY_SD15.vae, use_quant_conv=convs[0], use_post_quant_conv=convs[1])
+    ours = AutoencoderKL(config).eval()
     seed_weights(ours, seed=6)
-    theirs = diffusers.AutoencoderKL.from_config(TINY_SD15.vae.to_dict()).eval()
+    theirs = diffusers.AutoencoderKL.from_config(config.to_dict()).eval()
     theirs.load_state_dict(ours.state_dict())
     images = torch.rand(2, 3, 64, 40, generator=torch.Generator().manual_seed(7)) * 2 - 1
 
@@ -26,6 +31,30 @@ def test_encode_and_decode_match() -> None:
     assert_close("vae", "float32", moments, theirs.encode(images).latent_dist.parameters)
     latents = moments[:, :4].clone()
     assert_close("vae", "float32", ours.decode(latents), theirs.decode(latents).sample)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"latents_mean": (-1.6, 1.1, 3.5, -0.7), "latents_std": (8.4, 5.0, 5.3, 5.2)},
+        {"shift_factor": 0.25},
+    ],
+)
+@torch.no_grad()
+def test_statistics_of_the_latents_are_taken_off_and_put_back(said: dict[str, Any]) -> None:
+    plain = AutoencoderKL(TINY_SD15.vae).eval()
+    seed_weights(plain, seed=6)
+    ours = AutoencoderKL(VAEConfig.from_dict({**TINY_SD15.vae.to_dict(), **said})).eval()
+    ours.load_state_dict(plain.state_dict())
+    mean = torch.tensor(said.get("latents_mean", [0.25] * 4)).view(1, 4, 1, 1)
+    std = torch.tensor(said.get("latents_std", [1.0] * 4)).view(1, 4, 1, 1)
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(7))
+    # As the pipeline of SDXL: latents * latents_std / scaling_factor + latents_mean.
+    assert_close("vae", "float32", ours.decode(latents), plain.decode(latents * std + mean))
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(8)) * 2 - 1
+    found, expected = ours.encode(images).chunk(2, 1), plain.encode(images).chunk(2, 1)
+    assert_close("vae", "float32", found[0], (expected[0] - mean) / std)
+    assert_close("vae", "float32", (found[1] / 2).exp(), (expected[1] / 2).exp() / std)
 
 
 @pytest.mark.parametrize("family", [SD15, SDXL], ids=lambda family: family.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from diffusers import (
 from diffusers.loaders import single_file_utils as theirs
 from safetensors.torch import load_file, save_file
 from support.original_names import vae_place
+from support.readable_architectures import READABLE_SD15
 from support.single_files import modules_of, original_state
 from support.tiny_architectures import TINY
 from support.tiny_checkpoints import make_tiny
@@ -284,6 +286,27 @@ def test_diffusers_loads_a_converted_folder(name: str, tmp_path: Path) -> None:
         ids = tokenizer("a Photo, of it's", padding="max_length").input_ids
         assert len(ids) == 77
         assert ids[:8] == [49406, 320, 1125, 267, 539, 585, 568, 49407]
+
+
+def test_inspect_tells_what_was_assumed_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    family = READABLE_SD15
+    save_file(original_state(family, modules_of(family)), path)
+    assert main(["inspect", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "assumed     prediction type epsilon" in shown
+    assert "(--prediction-type)" in shown
+    assert "left out    1, moving averages of training\n              model_ema.decay" in shown
+    assert main(["inspect", str(path), "--prediction-type", "v_prediction", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [guess["what"] for guess in told["guesses"]] == ["family", "size"]
+    assert told["ignored"] == {"model_ema.decay": "moving averages of training"}
+    assert told["scheduler"]["prediction_type"] == "v_prediction"
+    # Of a folder the files say all that is asked.
+    assert main(["inspect", str(make_tiny("tiny", tmp_path / "folder"))]) == 0
+    assert "assumed" not in capsys.readouterr().out
 
 
 def test_convert_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

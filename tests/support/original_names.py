@@ -67,15 +67,16 @@ def unet_place(name: str, config: UNetConfig) -> Place:
         place = 1 if kind == "attentions" else 2 * int(index)
         return Place(f"{UNET}middle_block.{place}.{_inside(kind, rest)}")
     way, level, kind, index, rest = match.groups()
-    layers = config.layers_per_block
+    at = int(level) if way == "down" else len(config.num_layers) - 1 - int(level)
+    layers = config.num_layers[at]
     if way == "down":
-        block = 1 + int(level) * (layers + 1)
+        block = 1 + sum(config.num_layers[:at]) + at
         if kind == "downsamplers":
             inside = rest.replace("conv.", "op.", 1)
             return Place(f"{UNET}input_blocks.{block + layers}.0.{inside}")
         place = 1 if kind == "attentions" else 0
         return Place(f"{UNET}input_blocks.{block + int(index)}.{place}.{_inside(kind, rest)}")
-    block = int(level) * (layers + 1)
+    block = sum(config.num_layers[at + 1 :]) + int(level)
     attends = config.up_block_types[int(level)] == "CrossAttnUpBlock2D"
     if kind == "upsamplers":
         return Place(f"{UNET}output_blocks.{block + layers}.{1 + attends}.{rest}")

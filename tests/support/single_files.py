@@ -33,6 +33,11 @@ def prefixes_of(family: ModelArchitecture) -> tuple[str, ...]:
     return PREFIXES[family.name.removeprefix("tiny-")]
 
 
+def part_state(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file that begin with a prefix, without it."""
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+
+
 def empty_modules_of(family: ModelArchitecture) -> dict[str, nn.Module]:
     """Build a family's networks on the meta device."""
     with torch.device("meta"):

@@ -4,8 +4,10 @@ Python's own unpickler builds whatever a pickle names by calling it, so that eve
 is only as safe as its list; and a few bytes make its memo take gigabytes. This reader goes through
 the opcodes that `pickletools` decodes and keeps a stack of its own. It has no instruction that
 calls, imports or sets an attribute: a tensor becomes a `TensorRecord`, a mapping a dict of its
-string keys, and the objects that training frameworks leave in checkpoints become `Inert`. Any
-other global is refused by its name, because a checkpoint has no use for it and an attack has.
+string keys, and the objects that training frameworks leave in checkpoints become `Inert`. What a
+pickle only names, such as a data type or a class among the settings, stays a name. What it asks
+to be called, if it is not on the list of plain values, is refused by its name, because a
+checkpoint has no use for it and an attack has.
 
 Source: the documentation of `pickletools`, and the layout of torch.save's pickles as
 `torch.serialization` documents it.
@@ -14,31 +16,48 @@ Source: the documentation of `pickletools`, and the layout of torch.save's pickl
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
 
 from sdengine.errors import CheckpointError
+from sdengine.models.dtypes import SAFETENSORS_DTYPES
 
 # Global name -> data type in the words of the safetensors format.
 _STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
     "ByteStorage": "U8", "BoolStorage": "BOOL",
+    "UntypedStorage": "U8",  # of types that have no class of their own; its numbers are bytes
+}  # fmt: skip
+_OF_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 # Packages whose objects training leaves in checkpoints: callbacks, settings, counters.
 _INERT_PACKAGES = frozenset(
-    {"argparse", "lightning", "lightning_fabric", "numpy", "omegaconf", "pytorch_lightning"}
-)
+    {
+        "argparse", "datetime", "decimal", "diffusers", "fractions", "lightning",
+        "lightning_fabric", "lightning_utilities", "numpy", "omegaconf", "pytorch_lightning",
+        "torchmetrics", "transformers", "uuid",
+    }
+)  # fmt: skip
 _INERT_NAMES = frozenset(
     {
         "_codecs.encode", "builtins.complex", "builtins.dict",
-        "builtins.float", "builtins.frozenset", "builtins.int", "builtins.list", "builtins.set",
-        "builtins.slice", "builtins.str", "builtins.tuple", "collections.Counter",
-        "collections.defaultdict", "pathlib.PosixPath", "torch.device", "torch.float16",
-        "torch.float32", "typing.Any",
+        "builtins.float", "builtins.frozenset", "builtins.int", "builtins.list", "builtins.range",
+        "builtins.set", "builtins.slice", "builtins.str", "builtins.tuple", "builtins.xrange",
+        "collections.Counter", "collections.defaultdict", "collections.deque",
+        "pathlib.Path", "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib.PureWindowsPath",
+        "pathlib.WindowsPath", "torch.Generator", "torch.device",
+        "torch.serialization._get_layout",
+        "torch.torch_version.TorchVersion", "types.SimpleNamespace",
     }
 )  # fmt: skip
+# How torch rebuilds tensors of kinds that no network's weights are: sparse, quantised, on "meta".
+_OTHER_TENSORS = "torch._utils._rebuild_"
 _MARK = object()
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = frozenset(
@@ -92,11 +111,14 @@ def read_pickle(file: IO[bytes], storages: dict[str, StorageRecord] | None = Non
         storages: receives every storage that the pickle refers to, by its key.
 
     Raises:
-        CheckpointError: the pickle is damaged, uses what checkpoints have no use for, or names
+        CheckpointError: the pickle is damaged, uses what checkpoints have no use for, or calls
             something that is not on the list.
     """
     try:
-        return _Machine({} if storages is None else storages).run(file)
+        with warnings.catch_warnings():
+            # Of escapes in text that the pickle holds, which Python's decoder warns about.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return _Machine({} if storages is None else storages).run(file)
     except CheckpointError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -154,8 +176,10 @@ class _Machine:
             self.stack[-1].extend(items)
 
     def name_global(self, name: str) -> None:
-        _check_global(name)
-        self.push(Global(name))
+        module, _, attribute = name.partition(" ")
+        # What the module is called in Python 2, whose names protocol 2 keeps.
+        module = "builtins" if module == "__builtin__" else module
+        self.push(Global(f"{module}.{attribute}"))
 
     def stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
@@ -220,39 +244,34 @@ def _replace_mark(
     fill(machine, items)
 
 
-def _check_global(name: str) -> None:
-    module, _, attribute = name.partition(" ")
-    # What the module is called in Python 2, whose names protocol 2 keeps.
-    module = "builtins" if module == "__builtin__" else module
-    plain = f"{module}.{attribute}"
-    if (
-        plain in _BUILDERS
-        or plain in _INERT_NAMES
-        or module.partition(".")[0] in _INERT_PACKAGES
-        or (module in ("torch", "torch.storage") and attribute in _STORAGES)
-    ):
-        return
-    raise CheckpointError(
-        f"its pickle names {plain[:80]!r}, which weights have no use for and an attack could use; "
-        "nothing of it was run. Get the model as .safetensors from a source that you trust"
-    )
-
-
 def _build(function: Any, arguments: Any) -> Any:
     if not isinstance(function, Global | Inert) or not isinstance(arguments, tuple):
         raise CheckpointError("its pickle calls what is not a function")
-    plain = function.name.replace(" ", ".", 1)
-    if isinstance(function, Global) and plain in _BUILDERS:
-        return _BUILDERS[plain](*arguments)
-    return Inert(plain)
+    if isinstance(function, Inert):
+        return function
+    if function.name in _BUILDERS:
+        return _BUILDERS[function.name](*arguments)
+    _check_call(function.name)
+    return Inert(function.name)
+
+
+def _check_call(name: str) -> None:
+    package = name.partition(".")[0]
+    if name in _INERT_NAMES or package in _INERT_PACKAGES or name.startswith(_OTHER_TENSORS):
+        return
+    raise CheckpointError(
+        f"its pickle calls {name[:80]!r}, which weights have no use for and an attack could use; "
+        "nothing of it was run. Get the model as .safetensors from a source that you trust"
+    )
 
 
 def _storage(identity: Any) -> StorageRecord:
     if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage":
         raise CheckpointError("its pickle refers to what is not a storage")
     _, kind, key, _, numel = identity[:5]
-    attribute = kind.name.rpartition(" ")[2] if isinstance(kind, Global) else ""
-    if attribute not in _STORAGES or type(key) is not str or type(numel) is not int or numel < 0:
+    module, _, attribute = kind.name.rpartition(".") if isinstance(kind, Global) else ("", "", "")
+    known = module in ("torch", "torch.storage") and attribute in _STORAGES
+    if not known or type(key) is not str or type(numel) is not int or numel < 0:
         raise CheckpointError(f"its pickle refers to a storage {str(key)[:40]!r} of no known type")
     if len(identity) > 5 and identity[5] is not None:
         raise CheckpointError("its pickle uses views of storages, which were given up in 2017")
@@ -266,6 +285,25 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Tens
     return TensorRecord(storage, offset, tuple(shape), tuple(stride))
 
 
+def _typed_tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    stride: Any,
+    gradient: Any,
+    hooks: Any,
+    dtype: Any,
+    *_: Any,
+) -> TensorRecord:
+    """Describe a tensor whose storage is of bytes, as torch writes types newer than its classes."""
+    name = dtype.name.removeprefix("torch.") if isinstance(dtype, Global) else ""
+    if name not in _OF_DTYPES or not isinstance(storage, StorageRecord) or storage.dtype != "U8":
+        raise CheckpointError(f"its pickle describes a tensor of no known type {name[:40]!r}")
+    kind = _OF_DTYPES[name]
+    held = StorageRecord(storage.key, kind, storage.numel // SAFETENSORS_DTYPES[kind].itemsize)
+    return _tensor(held, offset, shape, stride)
+
+
 def _ordered(pairs: Any = ()) -> dict[str, Any]:
     return {pair[0]: pair[1] for pair in pairs if type(pair[0]) is str}  # Python 2 passes pairs
 
@@ -277,4 +315,5 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _typed_tensor,
 }

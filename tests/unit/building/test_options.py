@@ -25,6 +25,7 @@ COMMAND_ONLY = {
     "checkpoint",
     "output",
     "variant",
+    "base",
     "vae",
     "family",
     "prediction_type",

@@ -53,9 +53,14 @@ def test_a_variant_is_taken_when_it_is_named(copy: Path) -> None:
         assert plain.part_sha256(part) != named.part_sha256(part)
         before, after = plain.load(part).state_dict(), named.load(part).state_dict()
         assert all(torch.equal(after[n], (before[n].half() + 1).float()) for n in before)
+    with pytest.raises(CheckpointError, match=r"no weights of variant 'fp8'"):
+        load_checkpoint(copy, variant="fp8")
+    # Networks that have none of it come from the plain weights, and that is told.
     (copy / UNET).with_suffix(".ema.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"ema\.safetensors.*no such variant"):
-        load_checkpoint(copy, variant="ema").unet()
+    mixed = load_checkpoint(copy, variant="ema")
+    assert [(guess.what, guess.value) for guess in mixed.guesses] == [("weights of unet", "plain")]
+    sources = {"unet": plain, "vae": named, "text_encoder": named}
+    assert all(mixed.part_sha256(p) == source.part_sha256(p) for p, source in sources.items())
     for wrong in ("../x", "", "a.b", 3):
         with pytest.raises(ConfigError, match="variant"):
             load_checkpoint(copy, variant=wrong)  # type: ignore[arg-type]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import collections
+import datetime
+import decimal
+import fractions
 import io
+import os
 import pickle
 import struct
+import uuid
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -85,6 +90,41 @@ def test_what_training_leaves_behind_is_passed_over(tmp_path: Path, legacy: bool
     assert file.metadata == {"global_step": "875000"}
 
 
+NAMED = {
+    "data types": [
+        torch.bfloat16,
+        torch.float64,
+        torch.int64,
+        torch.float8_e4m3fn,
+        torch.complex64,
+    ],
+    "classes": [dict, collections.deque, datetime.datetime, argparse.Namespace, os.PathLike],
+    "functions": [os.system, eval, torch.load],
+    "moments": [datetime.datetime(2023, 1, 2), datetime.timedelta(1), datetime.timezone.utc],
+    "collections": [collections.deque([1, 2]), range(3), {1, 2}, frozenset({3}), 1j],
+    "values": [decimal.Decimal("1.5"), fractions.Fraction(1, 2), uuid.UUID(int=5)],
+    "paths": [PurePosixPath("a"), PureWindowsPath("b"), Path("c")],
+    "torch's": [torch.Size([1, 2]), torch.device("cpu"), torch.get_rng_state()],
+    "sparse": [torch.eye(2).to_sparse()],
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kind", NAMED)
+def test_what_is_only_named_is_inert(tmp_path: Path, kind: str, legacy: bool) -> None:
+    content = {"state_dict": STATE, "hyper_parameters": {"x": NAMED[kind]}}
+    assert_holds_state(save(tmp_path / "x.ckpt", content, legacy=legacy))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_types_of_eight_bits_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensor = torch.arange(6.0).reshape(2, 3).to(dtype)
+    file = save(tmp_path / "x.ckpt", {"a": tensor, "b": tensor[1:]})
+    for name, expected in (("a", tensor), ("b", tensor[1:])):
+        assert file.read(name).dtype == dtype
+        assert torch.equal(file.read(name).float(), expected.float())
+
+
 def test_a_class_of_a_training_framework_is_never_made(tmp_path: Path) -> None:
     # What the published files of Stable Diffusion 1 hold: a callback's class as a key.
     program = (
@@ -127,7 +167,8 @@ def edited(tmp_path: Path, content: Any, edit: Callable[[dict[str, bytes]], obje
         (b"K\x00K\x04\x85", b"K\x01K\x04\x85", "reaches out of its storage"),  # a later start
         (b"K\x04tq\x07Q", b"K\xfftq\x07Q", "storage of 255 numbers; the file holds 16 bytes"),
         (b"K\x04tq\x07Q", b"K\x02tq\x07Q", "storage of 2 numbers; the file holds 16 bytes"),
-        (b"FloatStorage", b"LongStorage\x00", "names 'torch.LongStorage"),
+        (b"FloatStorage", b"EvilStorages", "a storage '0' of no known type"),
+        (b"ctorch\nFloat", b"cxxxxx\nFloat", "a storage '0' of no known type"),
         (b"X\x07\x00\x00\x00storage", b"X\x07\x00\x00\x00garbage", "what is not a storage"),
     ],
 )

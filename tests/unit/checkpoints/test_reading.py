@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoint_folders import TEXT, UNET, VAE, edit_json, edit_weights
+from support.readable_architectures import READABLE_SD15
+from support.single_files import modules_of, original_state
 from support.tiny_checkpoints import make_tiny
 
 from sdengine.checkpoints import load_checkpoint, save_checkpoint
@@ -297,3 +299,90 @@ def test_saving_refuses_overflow_and_leaves_nothing(checkpoint: Path, tmp_path: 
 def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sd15"):
         make_synthetic("sd9", tmp_path / "x")
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (16,), (16, 1)])
+def test_weights_in_8_bits_are_multiplied_with_their_scale(
+    copy: Path, shape: tuple[int, ...]
+) -> None:
+    name = "down_blocks.0.resnets.0.conv1.weight"
+    scale = torch.rand(shape, generator=torch.Generator().manual_seed(1)) + 0.5
+    stored = load_file(copy / UNET)[name].to(torch.float8_e4m3fn)
+    added = {name: stored, name.replace("weight", "scale_weight"): scale}
+    edit_weights(copy / UNET, lambda s: s.update(added))
+    expected = stored.float() * scale.reshape(-1, 1, 1, 1)
+    assert torch.equal(load_checkpoint(copy).unet().get_parameter(name), expected)
+    # Without a scale they are what they are, in a type that has products.
+    edit_weights(copy / UNET, lambda s: s.pop(name.replace("weight", "scale_weight")))
+    found = load_checkpoint(copy).load("unet", None).get_parameter(name)
+    assert found.dtype == torch.float16
+    assert torch.equal(found, stored.half())
+
+
+@pytest.mark.parametrize(
+    "scale", [torch.ones(3), torch.ones(16).int(), torch.ones(0), torch.ones(4, 4, 2)]
+)
+def test_a_scale_that_fits_no_weight_is_named(copy: Path, scale: torch.Tensor) -> None:
+    name = "down_blocks.0.resnets.0.conv1.scale_weight"
+    edit_weights(copy / UNET, lambda s: s.update({name: scale}))
+    with pytest.raises(CheckpointError, match=r"conv1\.scale_weight.*each of the rows"):
+        load_checkpoint(copy).unet()
+
+
+NO_PARAMETERS = {
+    UNET: ["model_ema.decay", "optimizer_states.0.exp_avg"],
+    VAE: ["loss.logvar", "model_ema.num_updates", "loss.discriminator.main.0.weight"],
+    TEXT: [
+        "text_model.embeddings.position_ids",
+        "vision_model.embeddings.class_embedding",
+        "visual_projection.weight",
+        "logit_scale",
+    ],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16])
+def test_what_is_no_parameter_is_left_out_and_listed(
+    checkpoint: Path, copy: Path, dtype: torch.dtype
+) -> None:
+    for file, names in NO_PARAMETERS.items():
+        state = load_file(copy / file)
+        (copy / file).unlink()
+        added = {name: torch.zeros(3, dtype=dtype) for name in names}
+        save_file({**state, **added}, copy / file)
+    opened = load_checkpoint(copy)
+    assert opened.sha256 == load_checkpoint(checkpoint).sha256
+    assert sorted(opened.ignored) == sorted(n for names in NO_PARAMETERS.values() for n in names)
+    assert load_checkpoint(checkpoint).ignored == {}
+
+
+def test_what_is_no_parameter_decides_nothing(tmp_path: Path) -> None:
+    """Leftovers of another family's text encoders do not make a file one of that family."""
+    family = READABLE_SD15
+    state = original_state(family, modules_of(family))
+    leftovers = (
+        "cond_stage_model.model.logit_scale",
+        "conditioner.embedders.0.transformer.vision_model.x",
+        "conditioner.embedders.1.model.transformer.text_model.embeddings.position_ids",
+        "first_stage_model.loss.encoder.down.7.block.0.conv1.weight",
+    )
+    save_file({**state, **{name: torch.zeros(2) for name in leftovers}}, tmp_path / "m.safetensors")
+    opened = load_checkpoint(tmp_path / "m.safetensors")
+    assert opened.family == "sd1"
+    assert opened.vae_config.block_out_channels == family.vae.block_out_channels
+    assert set(opened.ignored) == {*leftovers, "model_ema.decay"}
+
+
+def test_a_base_gives_the_rest_to_a_unet_alone(copy: Path, tmp_path: Path) -> None:
+    other = load_checkpoint(make_tiny("tiny", tmp_path / "other", seed=1))
+    base = load_checkpoint(copy)
+    joined = load_checkpoint(other.root, base=copy)
+    assert joined.part_sha256("unet") == other.part_sha256("unet")
+    assert joined.part_sha256("vae") == base.part_sha256("vae")
+    assert [(guess.what, guess.value) for guess in joined.guesses] == [
+        ("prediction type", base.scheduler_config["prediction_type"])
+    ]
+    with pytest.raises(CheckpointError, match="base"):
+        load_checkpoint(copy / TEXT, base=copy)
+    with pytest.raises(CheckpointError, match="UNet2DConditionModel"):
+        load_checkpoint(copy / "vae", base=copy)

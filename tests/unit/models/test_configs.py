@@ -5,20 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from support.tiny_architectures import TINY_SDXL
 
 from sdengine.errors import ConfigError
 from sdengine.models.configs import ModelArchitecture
-from sdengine.models.controlnet import ControlNetConfig
+from sdengine.models.controlnet import ControlNetConfig, ControlNetModel
 from sdengine.models.text_encoder import TextEncoderConfig
-from sdengine.models.unet import UNetConfig
-from sdengine.models.vae import VAEConfig
+from sdengine.models.unet import UNet2DConditionModel, UNetConfig
+from sdengine.models.vae import AutoencoderKL, VAEConfig
 
 NETWORKS: dict[str, tuple[Any, Any]] = {
     "unet": (UNetConfig, TINY_SDXL.unet),
     "vae": (VAEConfig, TINY_SDXL.vae),
     "text_encoder": (TextEncoderConfig, TINY_SDXL.text_encoder),
     "controlnet": (ControlNetConfig, TINY_SDXL.controlnet),
+}
+
+
+MODULES: dict[str, Any] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "controlnet": ControlNetModel,
 }
 
 
@@ -33,6 +41,14 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
         ("unet", "norm_num_groups", 0),
         ("unet", "attention_head_dim", [2, 4]),
         ("unet", "layers_per_block", 10**9),
+        ("unet", "layers_per_block", [1, 2]),
+        ("unet", "layers_per_block", 0),
+        ("unet", "transformer_layers_per_block", [1, [2, 2], 3]),
+        ("unet", "reverse_transformer_layers_per_block", [[1, 1], 2, 1]),
+        ("unet", "mid_block_type", "UNetMidBlock2DSimpleCrossAttn"),
+        ("unet", "only_cross_attention", [False, True, False]),
+        ("unet", "time_embedding_dim", 65),
+        ("unet", "block_out_channels", [15, 30, 45]),
         ("unet", "down_block_types", ["AttnDownBlock2D"] * 3),
         ("unet", "addition_embed_type", "image"),
         ("unet", "addition_time_embed_dim", None),
@@ -42,7 +58,10 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
         ("unet", "use_linear_projection", 1),
         ("vae", "norm_num_groups", 0),
         ("vae", "block_out_channels", [8.0, 16, 16, 16]),
-        ("vae", "shift_factor", 0.1),
+        ("vae", "mid_block_add_attention", False),
+        ("vae", "down_block_types", ["AttnDownEncoderBlock2D"] * 4),
+        ("vae", "latents_mean", [0.1] * 4),
+        ("vae", "scaling_factor", 0.0),
         ("vae", "scaling_factor", "0.18215"),
         ("text_encoder", "hidden_act", "relu"),
         ("text_encoder", "num_attention_heads", 0),
@@ -85,6 +104,34 @@ def test_a_missing_key_is_what_the_library_assumes() -> None:
     assert VAEConfig.from_dict({}).block_out_channels == (64,)
     with pytest.raises(ConfigError, match="down_block_types"):
         VAEConfig.from_dict({"down_block_types": ["AttnDownEncoderBlock2D"]})
+
+
+SPELLED = [
+    ("unet", "only_cross_attention", [False, False, False]),
+    ("unet", "layers_per_block", [2, 2, 2]),
+    ("unet", "cross_attention_dim", [64, 64, 64]),
+    ("unet", "sample_size", [8, 8]),
+    ("unet", "act_fn", "swish"),
+    ("unet", "time_embedding_dim", 64),
+    ("unet", "resnet_out_scale_factor", 1),
+    ("unet", "reverse_transformer_layers_per_block", None),
+    ("unet", "mid_block_type", "UNetMidBlock2DCrossAttn"),
+    ("vae", "shift_factor", 0.0),
+    ("vae", "latents_mean", None),
+    ("vae", "use_quant_conv", True),
+    ("vae", "down_block_types", ["DownEncoderBlock2D"] * 4),
+    ("controlnet", "only_cross_attention", [False, False, False]),
+]
+
+
+@pytest.mark.parametrize(("network", "field", "value"), SPELLED)
+def test_other_spellings_of_the_default_are_accepted(network: str, field: str, value: Any) -> None:
+    config_class, good = NETWORKS[network]
+    with torch.device("meta"):
+        read = config_class.from_dict({**good.to_dict(), field: value})
+        found = MODULES[network](read).state_dict()
+        expected = MODULES[network](config_class.from_dict(good.to_dict())).state_dict()
+    assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in expected.items()}
 
 
 def test_families_are_complete() -> None:

@@ -1,0 +1,67 @@
+"""`sdengine inspect` of a checkpoint: what it is, what was assumed of it, what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdengine.cli.terminal import say, say_json
+
+if TYPE_CHECKING:
+    from sdengine.checkpoints import Checkpoint
+
+_LISTED = 8  # names of each kind of tensor that is left out
+
+
+def is_checkpoint(place: str) -> bool:
+    """Say whether a path is a checkpoint's, not a bundle's: a file, or a folder of diffusers."""
+    path = Path(place)
+    has_index = any((path / name).is_file() for name in ("model_index.json", "config.json"))
+    return path.is_file() or (has_index and not (path / "manifest.json").exists())
+
+
+def show_checkpoint(checkpoint: Checkpoint, as_json: bool) -> None:
+    """Print what a checkpoint is; its weights are not read."""
+    if as_json:
+        say_json(_described(checkpoint))
+    else:
+        for line in _lines(checkpoint):
+            say(line)
+
+
+def _described(checkpoint: Checkpoint) -> dict[str, object]:
+    return {
+        "name": checkpoint.name,
+        "family": checkpoint.family,
+        "scheduler": checkpoint.scheduler_config,
+        "defaults": checkpoint.defaults,
+        "networks": {part: checkpoint.config(part).to_dict() for part in checkpoint.parts},
+        "guesses": [asdict(guess) for guess in checkpoint.guesses],
+        "ignored": checkpoint.ignored,
+    }
+
+
+def _lines(checkpoint: Checkpoint) -> Iterator[str]:
+    scheduler, vae = checkpoint.scheduler_config, checkpoint.vae_config
+    side = checkpoint.unet_config.sample_size * vae.downscale
+    yield f"name        {checkpoint.name}"
+    yield f"family      {checkpoint.family}"
+    yield f"networks    {', '.join(checkpoint.parts)}"
+    yield f"size        {side}x{side}"
+    yield f"predicts    {scheduler.get('prediction_type', 'epsilon')}"
+    yield f"schedule    {scheduler.get('_class_name', 'of no name')}"
+    yield f"latents     {vae.latent_channels} channels, scaling {vae.scaling_factor:g}"
+    for guess in checkpoint.guesses:
+        yield f"assumed     {guess.what} {guess.value}: {guess.reason} ({guess.option})"
+    for line in checkpoint.not_taken_over:
+        yield f"not taken   {line}"
+    kinds: dict[str, list[str]] = {}
+    for name, what in checkpoint.ignored.items():
+        kinds.setdefault(what, []).append(name)
+    for what, names in kinds.items():
+        yield f"left out    {len(names)}, {what}"
+        yield from (f"              {name}" for name in names[:_LISTED])
+        if len(names) > _LISTED:
+            yield f"              and {len(names) - _LISTED} more"
