@@ -218,7 +218,7 @@ def test_nothing_is_left_behind_when_a_stage_fails(checkpoint: Path, tmp_path: P
         ("sdengine.json", {"defaults": {"guidance_scale": 1e9}}, "guidance_scale"),
         ("sdengine.json", {"defaults": {"sampler": "magic"}}, "sampler"),
         ("sdengine.json", {"defaults": []}, "defaults"),
-        ("tokenizer/tokenizer_config.json", {"pad_token": "<nothing>"}, "<nothing>"),
+        ("tokenizer/special_tokens_map.json", {"pad_token": "<nothing>"}, "<nothing>"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(
