@@ -316,7 +316,7 @@ def test_what_a_killed_packer_left_is_counted_and_removed(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [sys.executable, "-c", _PACKER]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as packer:
+    with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, text=True) as packer:
         assert packer.stdout is not None and packer.stdout.readline() == "packing\n"
         assert main(["cache"]) == 0
         assert "left by" not in capsys.readouterr().out
