@@ -45,6 +45,7 @@ def read(results: Path) -> Records:
         prompt_following=[_json(path) for path in sorted(results.glob("prompt-following-*.json"))],
         pictures=_json(results / "pipeline-parity.json"),
         samplers=_json(results / "sampler-parity.json"),
+        step_counts=_json(results / "step-counts.json"),
         emphasis=_json(results / "emphasis.json"),
         comparisons=comparisons,
         networks=read_records(results / "native-networks.jsonl"),

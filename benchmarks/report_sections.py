@@ -11,6 +11,8 @@ from sdengine.benchmarks import native_tables as native
 from sdengine.benchmarks.markdown import folded
 from sdengine.benchmarks.measures import EQUAL_PSNR_DB
 from sdengine.benchmarks.pipeline_parity import as_markdown as pictures_table
+from sdengine.benchmarks.step_counts import as_markdown as step_counts_table
+from sdengine.benchmarks.step_counts import failures as step_count_failures
 from sdengine.benchmarks.tables import as_markdown
 
 Record = Mapping[str, Any]
@@ -23,6 +25,7 @@ class Records:
     prompt_following: Sequence[Record]
     pictures: Record
     samplers: Record
+    step_counts: Record
     emphasis: Record
     comparisons: Sequence[Record]
     networks: Sequence[Record]
@@ -111,6 +114,23 @@ def samplers(records: Records) -> str:
             "fp32.",
             folded("sampler x schedule", accuracy.samplers(record["relative_error"])),
             *left_out,
+        ]
+    )
+
+
+def step_counts(records: Records) -> str:
+    """Return how far low precision gets from fp32 as steps grow many."""
+    record = records.step_counts
+    missed = step_count_failures(record["psnr_db"])
+    return "\n\n".join(
+        [
+            f"One picture of the demo model a combination, {record['side']} pixels, guidance scale "
+            f"{record['guidance_scale']:g}: every multistep sampler under every schedule, against "
+            "the same in fp32. Each cell is the schedule with the lowest PSNR. Accepted: "
+            f"{record['required_db']:g} dB. One picture finds what is wrong everywhere, not what "
+            "other prompts and seeds would show.",
+            step_counts_table(record["psnr_db"]),
+            f"Missed: {'; '.join(missed) or 'nowhere'}.",
         ]
     )
 
@@ -281,6 +301,10 @@ SECTIONS = (
     Section(
         "Samplers", "trajectories in float64", "diffusers, k-diffusion",
         "python benchmarks/sampler_parity.py", samplers,
+    ),
+    Section(
+        "Many steps", "multistep samplers, 5 to 150 steps", "the same in fp32",
+        "python benchmarks/step_counts.py", step_counts,
     ),
     Section(
         "Emphasis", "a colour's share of the picture", "other weights of that colour",

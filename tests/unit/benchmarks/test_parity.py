@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdengine.benchmarks import device_parity, pipeline_parity
+from sdengine.benchmarks import device_parity, pipeline_parity, step_counts
 from sdengine.benchmarks.cases import GPU_SIDES
 from sdengine.benchmarks.pictures import (
     GUIDANCE_SCALE,
@@ -106,3 +106,12 @@ def test_pictures_of_a_checkpoint(
         assert (f"{sampler} bf16: 28.1 dB, below 30 dB" in shown.err) == bool(status)
     record = json.loads((tmp_path / "pipeline-parity.json").read_text())
     assert record["psnr_db"].keys() == pipeline_parity.SAMPLERS.keys()
+
+
+def test_many_steps_are_told_by_their_worst_schedule() -> None:
+    rows = {"lms": {"normal": {"5": 60.0, "150": 55.0}, "karras": {"5": 61.0, "150": 21.8}}}
+    shown = step_counts.as_markdown({"bf16": rows})
+    assert "| lms | bf16 | 60.0 normal | 21.8 karras |" in shown
+    assert step_counts.failures({"bf16": rows}) == [
+        "lms karras 150 steps in bf16: 21.8 dB, below 30 dB"
+    ]
