@@ -13,7 +13,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import pytest
 from hypothesis import settings
 
-settings.register_profile("tests", deadline=None, print_blob=True)
+# The same cases each time, so that a failure belongs to the change under test. Cases that nobody
+# has seen yet: pytest --hypothesis-profile=random tests/fuzz
+settings.register_profile("tests", deadline=None, print_blob=True, derandomize=True)
+settings.register_profile("random", deadline=None, print_blob=True)
 settings.load_profile("tests")
 
 # What tests build is kept for the other tests, and not for the user.

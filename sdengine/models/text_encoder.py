@@ -65,8 +65,14 @@ class TextEncoderConfig:
             raise ConfigError.for_field(
                 "text_encoder.hidden_act", self.hidden_act, f"one of {sorted(_ACTIVATIONS)}"
             )
-        positive = ["vocab_size", "num_attention_heads", "max_position_embeddings"]
-        positive += ["intermediate_size", *["projection_dim"] * self.with_projection]
+        if self.max_position_embeddings < 2:
+            raise ConfigError.for_field(
+                "text_encoder.max_position_embeddings",
+                self.max_position_embeddings,
+                "at least 2: every text has a start and an end token",
+            )
+        positive = ["vocab_size", "num_attention_heads", "intermediate_size"]
+        positive += ["projection_dim"] * self.with_projection
         for field in positive:
             if getattr(self, field) < 1:
                 raise ConfigError.for_field(

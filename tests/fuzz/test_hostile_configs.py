@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.tiny_architectures import TINY_SD15, TINY_SDXL
 from torch import nn
@@ -115,6 +115,7 @@ TEXT = {
 
 @SETTINGS
 @given(changed=changes(TEXT), projects=st.booleans())
+@example(changed={"max_position_embeddings": 1}, projects=False)
 def test_text_encoders(changed: dict[str, Any], projects: bool) -> None:
     config = {**TINY_SD15.text_encoder.to_dict(), **changed}
     if projects:

@@ -153,7 +153,7 @@ if child:
 
 
 def test_a_child_that_ends_as_programs_do() -> None:
-    done = subprocess.run([sys.executable, "-c", _ENDS_NORMALLY], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-I", "-c", _ENDS_NORMALLY], timeout=60, check=False)
     assert done.returncode == 0
 
 
