@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdengine.cli.terminal import progress_bar, say, say_json
-from sdengine.errors import OutputError
+from sdengine.errors import ConfigError, OutputError, SdengineError
 
 if TYPE_CHECKING:
     from sdengine.export.cache import OnnxCache
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read packed weights through; remove damaged ones.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List what is kept, newest first: exports, packed weights, TensorRT's files, estimates."""
@@ -30,6 +33,8 @@ def cache(
     from sdengine.export.cache import OnnxCache
     from sdengine.storage.cache_files import REMEMBERED
 
+    if clear and verify:
+        raise ConfigError("--verify: not with --clear, which leaves nothing to verify.")
     exports = OnnxCache()
     try:
         place = exports.folder
@@ -51,10 +56,38 @@ def cache(
             say_json({"path": str(place), "freed_bytes": freed_bytes})
         else:
             say(f"{place.parent}: {freed_bytes / 1e6:.1f} MB removed")
+    elif verify:
+        _verify(packed_cache.KEPT, as_json)
     elif as_json:
         say_json(_described(exports, kinds))
     else:
         _list(exports, kinds)
+
+
+def _verify(packed: CacheFiles, as_json: bool) -> None:
+    """Check every tensor; a network whose file is removed is packed again when next loaded."""
+    from sdengine.storage.checked_tensors import read_through
+
+    files, damaged = packed.files(), {}
+    with progress_bar("reading", quiet=as_json) as progress:
+        for index, file in enumerate(files):
+            progress("reading packed weights", index, len(files))
+            try:
+                read_through(file.path)
+            except FileNotFoundError:
+                continue  # removed meanwhile
+            except (OSError, SdengineError) as error:
+                damaged[str(file.path)] = str(error)
+                file.path.unlink(missing_ok=True)
+    size_bytes = sum(file.size_bytes for file in files)
+    if as_json:
+        say_json({"files": len(files), "size_bytes": size_bytes, "removed": damaged})
+        return
+    for reason in damaged.values():
+        say(f"removed: {reason}")
+    sound = len(files) - len(damaged)
+    read = f"{sound} of {len(files)} files as written, {size_bytes / 1e6:.1f} MB read"
+    say(f"{packed.folder}: {read}")
 
 
 def _described(exports: OnnxCache, kinds: dict[str, CacheFiles]) -> dict[str, object]:

@@ -20,7 +20,7 @@ _WIDTH = 160
 
 # After so long a command says in a log what it is doing, and then less and less often. A terminal
 # has a bar from the beginning.
-SILENCE_SECONDS = 10.0
+SILENCE_SECONDS = 2.0
 _MOST_SILENCE_SECONDS = 60.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -149,6 +150,21 @@ def test_a_file_that_was_damaged_and_repaired_gives_the_right_weights(place: Pat
     assert same(packed(mine), wanted)
 
 
+def test_what_is_kept_can_be_read_through(capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = expected(open_bundle("demo"))
+    packed(open_bundle("demo"))
+    (file,) = kept()
+    assert main(["cache", "--verify"]) == 0
+    assert "1 of 1 files as written" in capsys.readouterr().out
+    damage(file.path)
+    assert main(["cache", "--verify", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert list(told["removed"]) == [str(file.path)] and kept() == []
+    assert same(packed(open_bundle("demo")), wanted)
+    assert main(["cache", "--verify", "--clear"]) == 2
+    assert "--verify: not with --clear" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "how", ["a bit", "2000 bytes", "half zeroed", "shorter", "swapped", "text"]
 )
@@ -157,7 +173,7 @@ def test_damaged_packed_weights_are_made_again(how: str, caplog: pytest.LogCaptu
     wanted = expected(demo)
     packed(demo)
     (file,) = kept()
-    if how == "bit":
+    if how == "a bit":
         damage(file.path)
     elif how == "2000 bytes":
         damage(file.path, count=2000)
