@@ -20,6 +20,14 @@ from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.decoding import decode, preview
 from sdengine.pipeline.latents import latents_shape, noise_of
 from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.picture_start import (
+    ENCODER,
+    StartingPicture,
+    computed_size,
+    corrected,
+    require_picture,
+    starting_picture,
+)
 from sdengine.pipeline.row_plan import lay_out_rows
 from sdengine.pipeline.trajectory import Evaluation, Trajectory
 from sdengine.pipeline.unet_inputs import MicroConditioning, UNetInputs
@@ -45,12 +53,14 @@ class Plan:
     Args:
         request: with its sampler and schedule by name.
         program: the sampler's numbers.
+        size: width and height that the networks compute at.
         prompts: the texts and where they hold.
         chunks: the images that are made together, by index; at least one chunk.
         warnings: what of the request cannot be done, in sentences.
     """
 
     request: Request
+    size: tuple[int, int]
     program: SamplerProgram
     prompts: PromptPlan
     chunks: tuple[range, ...]
@@ -120,12 +130,17 @@ class Pipeline:
         sampler, schedule = resolve_names(request.sampler, request.schedule)
         if (sampler, schedule) != (request.sampler, request.schedule):
             request = replace(request, sampler=sampler, schedule=schedule)
-        program = self._program(sampler, schedule, request.steps, options=_sampler_options(request))
+        require_picture(request, self._manifest)
+        size = computed_size(request, self._manifest)
+        count, steps = request.num_steps_run, request.num_schedule_steps
+        first = None if request.image is None else steps - count
+        options = _sampler_options(request)
+        program = self._program(sampler, schedule, steps, options=options, first=first)
         is_distilled = self._manifest.architecture.unet.guidance_embed_dim is not None
         prompts = self._prompts(
             request.prompts,
             request.negative_prompts,
-            request.steps,
+            count,
             PromptOptions(emphasis=request.emphasis, clip_skip=request.clip_skip),
             is_guided=request.uses_guidance and not is_distilled,
         )
@@ -133,7 +148,7 @@ class Pipeline:
         warnings = _warnings(prompts)
         for line in warnings:
             _log.info("%s", line)
-        return Plan(request, program, prompts, chunks, warnings)
+        return Plan(request, size, program, prompts, chunks, warnings)
 
     def run(self, plan: Plan, watch: Watch) -> Generator[Step, None, Result]:
         """Make the images, step by step.
@@ -147,7 +162,9 @@ class Pipeline:
         """
         clock = StageClock()
         conditioning = self._condition(plan, clock)
-        last, images = yield from self._steps(plan, watch, conditioning, clock)
+        picture = self._starting_picture(plan, clock)
+        last, images = yield from self._steps(plan, watch, conditioning, picture, clock)
+        images = _finished(images, plan.request, picture)
         result = Result(
             tuple(images), plan.request, clock.timings(), self._provenance, plan.warnings
         )
@@ -155,10 +172,10 @@ class Pipeline:
         return result
 
     def _condition(self, plan: Plan, clock: StageClock) -> Conditioning:
-        size = (plan.request.height, plan.request.width)
+        width, height = plan.size
 
         def get_encoder(network: str, rows: int) -> Module:
-            module = self._networks.get(network, rows, *size, clock=clock)
+            module = self._networks.get(network, rows, height, width, clock=clock)
             return clock.timed("text_encoder", module)
 
         conditioning = self._conditioner.encode(plan.prompts, get_encoder)
@@ -166,17 +183,29 @@ class Pipeline:
         self._done_with(*(encoder.network for encoder in encoders))
         return conditioning
 
+    def _starting_picture(self, plan: Plan, clock: StageClock) -> StartingPicture | None:
+        if plan.request.image is None:
+            return None
+        picture = starting_picture(plan.request, plan.size, self._networks, clock)
+        self._done_with(ENCODER)
+        return picture
+
     def _steps(
-        self, plan: Plan, watch: Watch, conditioning: Conditioning, clock: StageClock
+        self,
+        plan: Plan,
+        watch: Watch,
+        conditioning: Conditioning,
+        picture: StartingPicture | None,
+        clock: StageClock,
     ) -> Generator[Step, None, tuple[Step, list[NDArray[np.uint8]]]]:
         """Yield all steps but the last; return that one and the images."""
         images: list[NDArray[np.uint8]] = []
         *earlier, final = plan.chunks
         for chunk in earlier:
-            step = yield from self._chunk_steps(plan, watch, conditioning, chunk, clock)
+            step = yield from self._chunk_steps(plan, watch, conditioning, picture, chunk, clock)
             yield from _held(step, clock)
             images += decode(step.latents, self._networks, clock)
-        last = yield from self._chunk_steps(plan, watch, conditioning, final, clock)
+        last = yield from self._chunk_steps(plan, watch, conditioning, picture, final, clock)
         self._done_with("unet")
         images += decode(last.latents, self._networks, clock)
         self._done_with("vae_decoder")
@@ -187,13 +216,15 @@ class Pipeline:
         plan: Plan,
         watch: Watch,
         conditioning: Conditioning,
+        picture: StartingPicture | None,
         chunk: range,
         clock: StageClock,
     ) -> Generator[Step, None, Step]:
         """Yield the steps of some images but the last; return that one."""
         trajectory = self._trajectory(plan, watch, conditioning, chunk, clock)
-        noise = noise_of(plan.request, chunk, self._manifest.architecture)
-        evaluations = trajectory.run(noise, clock, watch.preview_every, watch.sees_steps)
+        noise = noise_of(plan.request, plan.size, chunk, self._manifest.architecture)
+        start = None if picture is None else picture.latents(plan.request, noise, len(chunk))
+        evaluations = trajectory.run(noise, clock, watch.preview_every, watch.sees_steps, start)
         while True:
             evaluation = next(evaluations)
             is_last = evaluation.index + 1 == len(plan.program.t)
@@ -215,7 +246,7 @@ class Pipeline:
         """Load the U-Net for a chunk's rows."""
         request, architecture = plan.request, self._manifest.architecture
         row_plans = self._row_plans(plan.prompts.steps, chunk)
-        rows, size = len(row_plans[0].rows), (request.height, request.width)
+        rows, size = len(row_plans[0].rows), plan.size[::-1]
         sequence = conditioning.prompt_embeds.shape[1]
         unet = self._networks.get("unet", rows, *size, sequence=sequence, clock=clock)
         inputs = UNetInputs(
@@ -278,6 +309,16 @@ def _warnings(prompts: PromptPlan) -> tuple[str, ...]:
         "made without."
         for tag in named + more
     )
+
+
+def _finished(
+    images: list[NDArray[np.uint8]], request: Request, picture: StartingPicture | None
+) -> list[NDArray[np.uint8]]:
+    """Cut images to the size that was asked for, and correct their colours where they shall be."""
+    if picture is None:
+        return images
+    images = [np.ascontiguousarray(one[: request.height, : request.width]) for one in images]
+    return corrected(images, picture.pixels) if request.color_correction else images
 
 
 def _held(step: Step, clock: StageClock) -> Generator[Step, None, None]:

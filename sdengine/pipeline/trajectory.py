@@ -74,7 +74,12 @@ class Trajectory:
         self.cancel = cancel
 
     def run(
-        self, noise: NoiseSource, clock: StageClock, clean_every: int = 0, watched: bool = True
+        self,
+        noise: NoiseSource,
+        clock: StageClock,
+        clean_every: int = 0,
+        watched: bool = True,
+        start: Array | None = None,
     ) -> Iterator[Evaluation]:
         """Evaluate the U-Net step by step, on its device where that runs the steps itself.
 
@@ -83,6 +88,8 @@ class Trajectory:
             clock: where time is counted.
             clean_every: estimate the clean latents at every n-th step; 0 for never.
             watched: somebody looks at every evaluation; if not, the last one may be all there is.
+
+            start: latents [B,C,h,w] of the picture that it starts from; None for noise alone.
 
         Raises:
             NonFiniteError: a step gave NaN or infinity.
@@ -94,9 +101,9 @@ class Trajectory:
         )
         if device is None:
             _log.debug("the host runs the sampler's steps: %s", reason)
-            yield from self._run_on_host(noise, clock, clean_every)
+            yield from self._run_on_host(noise, clock, clean_every, start)
         else:
-            yield from self._run_on_device(device, kind, noise, clock, watched)
+            yield from self._run_on_device(device, kind, noise, clock, watched, start)
 
     def _kind(self) -> TrajectoryKind:
         return TrajectoryKind(
@@ -118,9 +125,10 @@ class Trajectory:
         noise: NoiseSource,
         clock: StageClock,
         watched: bool,
+        start: Array | None,
     ) -> Iterator[Evaluation]:
         program = self.program
-        registers, _ = self._start(noise)
+        registers, _ = self._start(noise, start)
         if not device.is_ready(kind):
             with clock.stage("load"):
                 device.prepare(kind)
@@ -133,10 +141,10 @@ class Trajectory:
             yield Evaluation(k, latents, None)
 
     def _run_on_host(
-        self, noise: NoiseSource, clock: StageClock, clean_every: int
+        self, noise: NoiseSource, clock: StageClock, clean_every: int, start: Array | None
     ) -> Iterator[Evaluation]:
         program, inputs = self.program, self.inputs
-        registers, step_noise = self._start(noise)
+        registers, step_noise = self._start(noise, start)
         latents = registers[0].view()
         latents.flags.writeable = False
         for k, numbers in enumerate(program.evaluations):
@@ -171,11 +179,13 @@ class Trajectory:
                 )
             yield Evaluation(k, latents, clean)
 
-    def _start(self, noise: NoiseSource) -> tuple[Array, Array]:
+    def _start(self, noise: NoiseSource, start: Array | None) -> tuple[Array, Array]:
         """Return the registers at their start, and a buffer for each step's noise."""
         shape = (self._num_images, *self.inputs.latents_shape[1:])
         registers = np.zeros((self.program.num_registers, *shape), dtype=np.float32)
         np.multiply(noise.initial(), np.float32(self.program.init_scale), out=registers[0])
+        if start is not None:
+            registers[0] += np.float32(self.program.init_signal) * start
         step_noise = np.empty(shape, dtype=np.float32)
         if self.program.init_noise:
             noise.step(step_noise)

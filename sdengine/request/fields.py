@@ -7,12 +7,14 @@ import functools
 import math
 import numbers
 import operator
+import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sdengine.errors import ConfigError
+from sdengine.inputs.picture import ACCEPTED, Picture, read_picture
 
 _KEY = "about"
 _DOC_WIDTH = 100
@@ -184,6 +186,46 @@ class Pair:
             raise ConfigError.for_field(name, value, "two integers")
         side = Integer(self.low, self.high)
         return side(name, value[0]), side(name, value[1])
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True or False; numbers are neither."""
+
+    accepted: str = "True or False"
+    range: str = ""
+
+    def __call__(self, name: str, value: Any) -> bool:
+        """Return a bool."""
+        if not isinstance(value, bool):
+            raise ConfigError.for_field(name, value, self.accepted)
+        return value
+
+
+@dataclass(frozen=True)
+class Color:
+    """A colour as in CSS: "#" and six hexadecimal digits."""
+
+    accepted: str = 'a colour such as "#ffffff"'
+    range: str = ""
+
+    def __call__(self, name: str, value: Any) -> str:
+        """Return the colour in small letters."""
+        if not isinstance(value, str) or re.fullmatch("#[0-9a-fA-F]{6}", value) is None:
+            raise ConfigError.for_field(name, value, self.accepted)
+        return value.lower()
+
+
+@dataclass(frozen=True)
+class PictureField:
+    """A picture, which is read at once."""
+
+    accepted: str = ACCEPTED
+    range: str = ""
+
+    def __call__(self, name: str, value: Any) -> Picture:
+        """Return the picture."""
+        return read_picture(name, value)
 
 
 @dataclass(frozen=True)

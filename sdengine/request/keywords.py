@@ -49,6 +49,13 @@ class RequestOptions(TypedDict, total=False):
     noise: str | None
     emphasis: str | None
     clip_skip: int | None
+    image: Any
+    strength: float | None
+    strength_rule: str | None
+    resize: str | None
+    encode: str | None
+    background: str | None
+    color_correction: bool | None
     original_size: tuple[int, int] | None
     crop: tuple[int, int] | None
     target_size: tuple[int, int] | None

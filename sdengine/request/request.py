@@ -15,14 +15,19 @@ from types import MappingProxyType
 from typing import Any
 
 from sdengine.errors import ConfigError
+from sdengine.inputs.picture import Picture, read_record
+from sdengine.inputs.resize import MODES
 from sdengine.request.fields import (
     Choice,
+    Color,
     FieldInfo,
+    Flag,
     Integer,
     Name,
     Number,
     OneOrEach,
     Pair,
+    PictureField,
     Text,
     about,
     as_arguments,
@@ -36,19 +41,23 @@ MAX_SEED = 2**64 - 1
 SIZE_MULTIPLE = 8
 EMPHASIS = ("original", "no_norm", "none", "literal")
 NOISE_KINDS = ("cpu", "cuda")
+STRENGTH_RULES = ("diffusers", "web_ui", "exact")
+ENCODINGS = ("mean", "sample")
 JSON_VERSION = 1
 
 PROMPT = Text(100_000)
 _PROMPTS = OneOrEach(PROMPT)
 _SIDE = Integer(SIZE_MULTIPLE, MAX_SIDE, SIZE_MULTIPLE)
+_IMAGE_SIDE = Integer(SIZE_MULTIPLE, MAX_SIDE)  # whose multiple is asked for without a picture
 _SEED = Integer(0, MAX_SEED)
 _SHARE = Number(0, 1)
+_SIDES_HELP = "pixels, multiples of 8; with image any number, by default its own"
 _NAME = Name("a name; `sdengine samplers` lists them")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One text-to-image request; constructing it checks every field.
+    """One request for images, from noise or from a picture; constructing it checks every field.
 
     Args:
         {fields}
@@ -66,8 +75,8 @@ class Request:
             option="negative",
         ),
     )
-    width: int = field(default=512, metadata=about(_SIDE, "pixels, multiples of 8", ("Size",)))
-    height: int = field(default=512, metadata=about(_SIDE, "pixels, multiples of 8", ("Size",)))
+    width: int = field(default=512, metadata=about(_IMAGE_SIDE, _SIDES_HELP, ("Size",)))
+    height: int = field(default=512, metadata=about(_IMAGE_SIDE, _SIDES_HELP, ("Size",)))
     steps: int = field(
         default=25,
         metadata=about(Integer(1, MAX_STEPS), "sampler steps", ("Steps",), "num_inference_steps"),
@@ -181,6 +190,45 @@ class Request:
             ("Clip skip",),
         ),
     )
+    image: Picture | None = field(
+        default=None,
+        metadata=about(
+            PictureField(), "what to start from: a path, a PIL image, an array or a file's bytes"
+        ),
+    )
+    strength: float = field(
+        default=0.75,
+        metadata=about(
+            _SHARE,
+            "image: how much of the way from noise is gone again; 1 keeps next to nothing of it",
+            ("Denoising strength",),
+        ),
+    )
+    strength_rule: str = field(
+        default="diffusers",
+        metadata=about(
+            Choice(STRENGTH_RULES),
+            "image: how many steps run; strength x steps, one more, or exactly steps",
+        ),
+    )
+    resize: str = field(
+        default="stretch",
+        metadata=about(Choice(MODES), "image: how it gets the size asked for"),
+    )
+    encode: str = field(
+        default="mean",
+        metadata=about(
+            Choice(ENCODINGS),
+            "image: its mean latents, or drawn ones, before all other noise, as diffusers does",
+        ),
+    )
+    background: str = field(
+        default="#ffffff", metadata=about(Color(), "image: what lies under transparent pixels")
+    )
+    color_correction: bool = field(
+        default=False,
+        metadata=about(Flag(), "image: give the result its mean and contrast in each channel"),
+    )
     original_size: tuple[int, int] | None = field(
         default=None,
         metadata=about(
@@ -211,6 +259,15 @@ class Request:
                 self._take_count(name, len(value))
         for name in ("seed", "variation_seed"):
             self._check_last_seed(name)
+        if self.image is None:
+            self._check_without_image()
+        elif self.num_steps_run == 0:
+            least = 1 / self.steps
+            raise ConfigError.for_field(
+                "strength",
+                self.strength,
+                f"at least {least:.4g}, so that one of {self.steps} steps runs",
+            )
         if (self.seed_width is None) != (self.seed_height is None):
             raise ConfigError("seed_width, seed_height: give both or neither.")
         if self.variation_strength > 0 and self.variation_seed is None:
@@ -233,6 +290,17 @@ class Request:
         if isinstance(seed, int) and seed + self.batch_size - 1 > MAX_SEED:
             accepted = f"at most {MAX_SEED - self.batch_size + 1} for {self.batch_size} images"
             raise ConfigError.for_field(name, seed, accepted)
+
+    def _check_without_image(self) -> None:
+        """Refuse what has no effect without a picture."""
+        for name in ("width", "height"):
+            _SIDE(name, getattr(self, name))
+        for name in IMAGE_FIELDS:
+            value = getattr(self, name)
+            if value != FIELDS[name].default:
+                raise ConfigError.for_field(
+                    name, value, "its default without image", "Give an image, or leave it out."
+                )
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -259,6 +327,27 @@ class Request:
         """Whether the guidance scale asks for the unconditional half."""
         return self.guidance_scale > 1.0
 
+    @property
+    def num_steps_run(self) -> int:
+        """How many of the schedule's last steps run.
+
+        Products are rounded to 1e-9 first, because 0.29 x 100 steps are 29.
+        """
+        if self.image is None:
+            return self.steps
+        if self.strength_rule == "exact":
+            return self.steps
+        if self.strength_rule == "web_ui":
+            return int(round(min(self.strength, 0.999) * self.steps, 9)) + 1
+        return min(int(round(self.strength * self.steps, 9)), self.steps)
+
+    @property
+    def num_schedule_steps(self) -> int:
+        """How many steps the schedule has, of which the last `num_steps_run` run."""
+        if self.image is None or self.strength_rule != "exact":
+            return self.steps
+        return int(round(self.steps / min(max(self.strength, 1e-3), 0.999), 9))
+
     def only(self, index: int) -> Request:
         """Return the request that makes image `index` alone."""
         variation_seed = self.variation_seed
@@ -276,7 +365,14 @@ class Request:
 
         Seeds may need 64 bits, which JavaScript's numbers do not hold.
         """
-        return json.dumps({"version": JSON_VERSION, **asdict(self)}, ensure_ascii=False)
+        return json.dumps({"version": JSON_VERSION, **self.to_dict()}, ensure_ascii=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field by name as JSON holds it; those of `image` only where it is given."""
+        values = asdict(self)
+        if self.image is None:
+            return {name: values[name] for name in values if name not in ("image", *IMAGE_FIELDS)}
+        return {**values, "image": self.image.record()}
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Request:
@@ -297,18 +393,29 @@ class Request:
         version = content.pop("version", None)
         if type(version) is not int or version != JSON_VERSION:
             raise ConfigError.for_field("version", version, str(JSON_VERSION))
-        return cls(**checked_fields(content))
+        return cls(**read_fields(content))
 
     def _for_each(self, value: str | tuple[str, ...]) -> tuple[str, ...]:
         return value if isinstance(value, tuple) else (value,) * self.batch_size
 
 
+# What has no meaning without `image`.
+IMAGE_FIELDS = (
+    "strength",
+    "strength_rule",
+    "resize",
+    "encode",
+    "background",
+    "color_correction",
+)
 FIELDS: Mapping[str, FieldInfo] = MappingProxyType(field_infos(Request))
 Request.__doc__ = str(Request.__doc__).format(fields=as_arguments(FIELDS.values(), 8))
 
 
-def checked_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return some fields of a request as it holds them; those that are left out stay so.
+def read_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return some fields of a request as it holds them, of JSON from whomever.
+
+    Those that are left out stay so. A picture is a record of one: no path in it is opened.
 
     Raises:
         ConfigError: one is unknown or not acceptable, or the prompt is missing.
@@ -316,6 +423,8 @@ def checked_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unknown(values)
     if "prompt" not in values:
         raise ConfigError("prompt: it is missing.")
+    if values.get("image") is not None:
+        values = {**values, "image": read_record("image", values["image"])}
     request = Request(**values)
     return {name: getattr(request, name) for name in values}
 

@@ -46,6 +46,8 @@ class SamplerProgram:
         A: [K,R,R], b: [K,R], d: [K,R] coefficients of registers, network output and noise.
         init_scale: r[0] starts as init_scale times unit noise, the other registers as zero.
         init_noise: times a second unit noise is added to r[0] at the start.
+        init_signal: times the latents of a picture is added to r[0] at the start; 0 where the
+            trajectory starts from noise alone.
     """
 
     sampler: str
@@ -60,6 +62,7 @@ class SamplerProgram:
     d: Float64
     init_scale: float
     init_noise: float = 0.0
+    init_signal: float = 0.0
 
     @property
     def num_registers(self) -> int:
