@@ -144,6 +144,8 @@ def _from_bytes(field: str, content: bytes, name: str) -> Picture:
         raise ConfigError(
             f"{field}: {what} is no picture that can be read; accepted are {', '.join(FORMATS)}."
         ) from None
+    except (OSError, SyntaxError) as error:
+        raise ConfigError(f"{field}: {what} is damaged: {str(error)[:120].rstrip('.')}.") from None
     except Image.DecompressionBombError:
         raise ConfigError(f"{field}: {what} {_TOO_LARGE}") from None
     return Picture(pixels, hashlib.sha256(content).hexdigest(), name)

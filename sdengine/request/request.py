@@ -201,7 +201,6 @@ class Request:
         metadata=about(
             _SHARE,
             "image: how much of the way from noise is gone again; 1 keeps next to nothing of it",
-            ("Denoising strength",),
         ),
     )
     strength_rule: str = field(
