@@ -336,7 +336,10 @@ class Engine:
         )
         if given.get("image") is not None:
             picture = values["image"] = read_picture("image", given["image"])
-            values |= {n: s for n, s in zip(_SIDES, picture.size, strict=True) if n not in given}
+            if given.get("inpaint_area") != "masked":  # which is enlarged to the usual size
+                values |= {
+                    n: s for n, s in zip(_SIDES, picture.size, strict=True) if n not in given
+                }
         if values.get("variation_strength") and "variation_seed" not in values:
             values["variation_seed"] = random_seed()
         return Request(**values)

@@ -15,7 +15,7 @@ from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
 from sdengine.request.request import FIELDS, nearest_field
 
 _SHORT = {"negative_prompt": "-n"}
-_METAVARS = {"crop": "LEFTxTOP", "image": "FILE", "background": "#RRGGBB"}
+_METAVARS = {"crop": "LEFTxTOP", "image": "FILE", "mask": "FILE", "background": "#RRGGBB"}
 # One option for two fields.
 _SEED_SIZE = "seed_size"
 _SEED_SIDES = ("seed_width", "seed_height")

@@ -11,9 +11,21 @@ from sdengine.bundle.manifest import Manifest
 from sdengine.bundle.reader import check_size
 from sdengine.bundle.tensors import require_tensors
 from sdengine.errors import ConfigError, NonFiniteError
+from sdengine.inputs.mask import (
+    Box,
+    Weights,
+    blurred,
+    composite,
+    filled,
+    latent_weights,
+    mask_weights,
+    masked_box,
+    resized_weights,
+)
 from sdengine.inputs.picture import Pixels
 from sdengine.inputs.resize import flattened, padded, resized
 from sdengine.pipeline.clock import StageClock
+from sdengine.pipeline.known_part import KnownPart
 from sdengine.pipeline.latents import latents_shape
 from sdengine.pipeline.loaded_networks import Networks
 from sdengine.request.request import Request
@@ -36,12 +48,13 @@ def computed_size(request: Request, manifest: Manifest) -> tuple[int, int]:
     """
     width, height = request.width, request.height
     if request.image is not None:
-        width, height = _next_size(width, height, manifest)
+        width, height = next_size(width, height, manifest)
     check_size(width, height, manifest)
     return width, height
 
 
-def _next_size(width: int, height: int, manifest: Manifest) -> tuple[int, int]:
+def next_size(width: int, height: int, manifest: Manifest) -> tuple[int, int]:
+    """Return the smallest size that a bundle runs and a picture fits into, or the picture's own."""
     if (width, height) in manifest.resolutions:
         return width, height
     if (multiple := manifest.size_multiple) is not None:
@@ -55,17 +68,36 @@ def _next_size(width: int, height: int, manifest: Manifest) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class Inpainting:
+    """Where a picture may change, and how the result is laid into it.
+
+    Args:
+        weights: [H,W] fp32 in the computation's pixels, without what pads them.
+        cells: [1,1,h,w] fp32 of latent cells.
+        original: [H,W,3] uint8 that the result is laid over.
+        box: the part of the original that is computed; None for all of it.
+    """
+
+    weights: Weights
+    cells: Array
+    original: Pixels
+    box: Box | None
+
+
+@dataclass(frozen=True)
 class StartingPicture:
     """A picture as a trajectory starts from it.
 
     Args:
         pixels: [H,W,3] uint8 at the request's size.
         mean, deviation: [1,C,h,w] fp32 of its latents, as the U-Net sees them.
+        inpainting: where it may change; None for everywhere.
     """
 
     pixels: Pixels
     mean: Array
     deviation: Array
+    inpainting: Inpainting | None = None
 
     def latents(self, request: Request, noise: NoiseSource, count: int) -> Array:
         """Return the latents [count,C,h,w] of as many images; drawn ones take noise first."""
@@ -75,6 +107,41 @@ class StartingPicture:
         drawn = np.empty_like(mean)
         noise.step(drawn)
         return np.asarray(mean + self.deviation * drawn)
+
+    def start(self, request: Request, latents: Array, noise: NoiseSource) -> Array:
+        """Return what a trajectory starts from: the latents, with what shall be masked by.
+
+        Args:
+            request: says by what.
+            latents: [B,C,h,w] of the picture.
+            noise: of the same images, from which nothing was drawn.
+        """
+        if self.inpainting is None or request.masked_content in ("original", "fill"):
+            return latents
+        free = self.inpainting.cells
+        content = noise.initial() if request.masked_content == "latent_noise" else np.float32(0)
+        return np.asarray((1 - free) * latents + free * content, np.float32)
+
+    def known(self, request: Request, latents: Array) -> KnownPart | None:
+        """Return what trajectories keep of the picture's latents [B,C,h,w]."""
+        if self.inpainting is None:
+            return None
+        cells = self.inpainting.cells
+        return KnownPart(latents, cells, request.mask_blend, request.soft_inpainting)
+
+    def finished(self, request: Request, images: list[Pixels]) -> list[Pixels]:
+        """Return decoded images as the request wants them: cut, corrected, laid into the picture.
+
+        Args:
+            request: that they are of.
+            images: [H,W,3] in the size of the computation.
+        """
+        images = [np.ascontiguousarray(one[: request.height, : request.width]) for one in images]
+        if request.color_correction:
+            images = corrected(images, self.pixels)
+        if self.inpainting is None:
+            return images
+        return [_laid_in(one, self.inpainting, request) for one in images]
 
 
 def starting_picture(
@@ -91,25 +158,71 @@ def starting_picture(
     Raises:
         NonFiniteError: the encoder gave NaN or infinity.
     """
-    pixels = request_pixels(request)
+    own = _flat(request)
     if request.resize == "latent":
-        own = flattened(_given(request), _rgb(request.background))
         manifest = networks.bundle.manifest
-        own_size = _next_size(own.shape[1], own.shape[0], manifest)
-        check_size(*own_size, manifest)
+        own_size = next_size(own.shape[1], own.shape[0], manifest)
         moments = _encoded(padded(own, *own_size), networks, clock)
         cells = latents_shape(manifest.architecture, 1, size[1], size[0])[2:]
         mean, deviation = (_bilinear(one, *cells) for one in moments)
+        pixels, inpainting = resized(own, request.width, request.height, "stretch"), None
     else:
-        mean, deviation = _encoded(padded(pixels, *size), networks, clock)
-    return StartingPicture(pixels, mean, deviation)
+        pixels, inpainting = _computed(request, own, size, networks.bundle.manifest)
+        content = pixels
+        if inpainting is not None and request.masked_content == "fill":
+            content = filled(pixels, inpainting.weights)
+        mean, deviation = _encoded(padded(content, *size), networks, clock)
+    return StartingPicture(pixels, mean, deviation, inpainting)
 
 
-def request_pixels(request: Request) -> Pixels:
-    """Return a request's picture [H,W,3] at the request's size."""
-    own = flattened(_given(request), _rgb(request.background))
-    mode = "stretch" if request.resize == "latent" else request.resize
-    return resized(own, request.width, request.height, mode)
+def _computed(
+    request: Request, own: Pixels, size: tuple[int, int], manifest: Manifest
+) -> tuple[Pixels, Inpainting | None]:
+    """Return the pixels [H,W,3] that are computed, and where they may change."""
+    width, height = request.width, request.height
+    if request.mask is None:
+        return resized(own, width, height, request.resize), None
+    weights = mask_weights(request.mask, invert=request.mask_invert)
+    if not request.soft_inpainting:
+        weights = blurred(weights, request.mask_blur)
+    box = None
+    if request.inpaint_area == "masked":
+        box = masked_box(weights, request.mask_padding, width, height)
+        if box is None:
+            raise ConfigError(
+                'mask: nothing in it may change, so that inpaint_area="masked" has no area.'
+            )
+        part = np.s_[box.top : box.bottom, box.left : box.right]
+        pixels = resized(own[part], width, height, "stretch")
+        weights = resized_weights(weights[part], width, height, "stretch")
+        original = own
+    else:
+        pixels = original = resized(own, width, height, request.resize)
+        weights = resized_weights(weights, width, height, request.resize)
+    below, right = size[1] - height, size[0] - width
+    cells = latent_weights(
+        np.pad(weights, ((0, below), (0, right)), mode="edge"),
+        manifest.architecture.vae.downscale,
+        soft=request.soft_inpainting,
+    )
+    return pixels, Inpainting(weights, cells[None, None], original, box)
+
+
+def _laid_in(image: Pixels, inpainting: Inpainting, request: Request) -> Pixels:
+    """Lay an image over the original where it may change; the rest stays as it is to the byte."""
+    weights, box = inpainting.weights, inpainting.box
+    if request.soft_inpainting:
+        weights = (weights * 8).clip(0, 1)  # a ramp only next to what stays
+    elif box is None:
+        weights = (weights * 2).clip(0, 1)  # opaque up to the middle of the blur
+    if box is None:
+        return composite(image, inpainting.original, weights)
+    part = np.s_[box.top : box.bottom, box.left : box.right]
+    image = resized(image, box.width, box.height, "stretch")
+    weights = resized_weights(weights, box.width, box.height, "stretch")
+    found = inpainting.original.copy()
+    found[part] = composite(image, found[part], weights)
+    return found
 
 
 def require_picture(request: Request, manifest: Manifest) -> None:
@@ -125,6 +238,13 @@ def require_picture(request: Request, manifest: Manifest) -> None:
             f"image: only the record of the picture with SHA-256 {request.image.sha256} is known. "
             "Give the picture itself, with --image or image=."
         )
+    if request.mask is not None and not request.mask.is_given:
+        raise ConfigError(
+            f"mask: only the record of the picture with SHA-256 {request.mask.sha256} is known. "
+            "Give the picture itself, with --mask or mask=."
+        )
+    if request.resize == "latent":
+        check_size(*next_size(*request.image.size, manifest), manifest)
     if ENCODER not in manifest.networks:
         raise ConfigError(
             "image: the bundle has no VAE encoder, so that it makes images from prompts alone. "
@@ -144,9 +264,10 @@ def corrected(images: list[Pixels], like: Pixels) -> list[Pixels]:
     return found
 
 
-def _given(request: Request) -> Pixels:
+def _flat(request: Request) -> Pixels:
+    """Return a request's picture [h,w,3] at its own size."""
     assert request.image is not None and request.image.pixels is not None
-    return request.image.pixels
+    return flattened(request.image.pixels, _rgb(request.background))
 
 
 def _rgb(color: str) -> tuple[int, int, int]:

@@ -24,7 +24,6 @@ from sdengine.pipeline.picture_start import (
     ENCODER,
     StartingPicture,
     computed_size,
-    corrected,
     require_picture,
     starting_picture,
 )
@@ -164,7 +163,8 @@ class Pipeline:
         conditioning = self._condition(plan, clock)
         picture = self._starting_picture(plan, clock)
         last, images = yield from self._steps(plan, watch, conditioning, picture, clock)
-        images = _finished(images, plan.request, picture)
+        if picture is not None:
+            images = picture.finished(plan.request, images)
         result = Result(
             tuple(images), plan.request, clock.timings(), self._provenance, plan.warnings
         )
@@ -223,8 +223,15 @@ class Pipeline:
         """Yield the steps of some images but the last; return that one."""
         trajectory = self._trajectory(plan, watch, conditioning, chunk, clock)
         noise = noise_of(plan.request, plan.size, chunk, self._manifest.architecture)
-        start = None if picture is None else picture.latents(plan.request, noise, len(chunk))
-        evaluations = trajectory.run(noise, clock, watch.preview_every, watch.sees_steps, start)
+        start = known = None
+        if picture is not None:
+            latents = picture.latents(plan.request, noise, len(chunk))
+            fresh = noise_of(plan.request, plan.size, chunk, self._manifest.architecture)
+            start = picture.start(plan.request, latents, fresh)
+            known = picture.known(plan.request, latents)
+        evaluations = trajectory.run(
+            noise, clock, watch.preview_every, watch.sees_steps, start, known
+        )
         while True:
             evaluation = next(evaluations)
             is_last = evaluation.index + 1 == len(plan.program.t)
@@ -309,16 +316,6 @@ def _warnings(prompts: PromptPlan) -> tuple[str, ...]:
         "made without."
         for tag in named + more
     )
-
-
-def _finished(
-    images: list[NDArray[np.uint8]], request: Request, picture: StartingPicture | None
-) -> list[NDArray[np.uint8]]:
-    """Cut images to the size that was asked for, and correct their colours where they shall be."""
-    if picture is None:
-        return images
-    images = [np.ascontiguousarray(one[: request.height, : request.width]) for one in images]
-    return corrected(images, picture.pixels) if request.color_correction else images
 
 
 def _held(step: Step, clock: StageClock) -> Generator[Step, None, None]:

@@ -56,6 +56,14 @@ class RequestOptions(TypedDict, total=False):
     encode: str | None
     background: str | None
     color_correction: bool | None
+    mask: Any
+    mask_blur: float | None
+    mask_invert: bool | None
+    masked_content: str | None
+    inpaint_area: str | None
+    mask_padding: int | None
+    mask_blend: str | None
+    soft_inpainting: bool | None
     original_size: tuple[int, int] | None
     crop: tuple[int, int] | None
     target_size: tuple[int, int] | None

@@ -15,24 +15,21 @@ from types import MappingProxyType
 from typing import Any
 
 from sdengine.errors import ConfigError
-from sdengine.inputs.picture import Picture, read_record
-from sdengine.inputs.resize import MODES
+from sdengine.inputs.picture import read_record
 from sdengine.request.fields import (
     Choice,
-    Color,
     FieldInfo,
-    Flag,
     Integer,
     Name,
     Number,
     OneOrEach,
     Pair,
-    PictureField,
     Text,
     about,
     as_arguments,
     field_infos,
 )
+from sdengine.request.picture_fields import IMAGE_FIELDS, MASK_FIELDS, PICTURES, PictureFields
 
 MAX_STEPS = 1000
 MAX_SIDE = 16384
@@ -41,8 +38,6 @@ MAX_SEED = 2**64 - 1
 SIZE_MULTIPLE = 8
 EMPHASIS = ("original", "no_norm", "none", "literal")
 NOISE_KINDS = ("cpu", "cuda")
-STRENGTH_RULES = ("diffusers", "web_ui", "exact")
-ENCODINGS = ("mean", "sample")
 JSON_VERSION = 1
 
 PROMPT = Text(100_000)
@@ -56,7 +51,7 @@ _NAME = Name("a name; `sdengine samplers` lists them")
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(PictureFields):
     """One request for images, from noise or from a picture; constructing it checks every field.
 
     Args:
@@ -190,44 +185,6 @@ class Request:
             ("Clip skip",),
         ),
     )
-    image: Picture | None = field(
-        default=None,
-        metadata=about(
-            PictureField(), "what to start from: a path, a PIL image, an array or a file's bytes"
-        ),
-    )
-    strength: float = field(
-        default=0.75,
-        metadata=about(
-            _SHARE,
-            "image: how much of the way from noise is gone again; 1 keeps next to nothing of it",
-        ),
-    )
-    strength_rule: str = field(
-        default="diffusers",
-        metadata=about(
-            Choice(STRENGTH_RULES),
-            "image: how many steps run; strength x steps, one more, or exactly steps",
-        ),
-    )
-    resize: str = field(
-        default="stretch",
-        metadata=about(Choice(MODES), "image: how it gets the size asked for"),
-    )
-    encode: str = field(
-        default="mean",
-        metadata=about(
-            Choice(ENCODINGS),
-            "image: its mean latents, or drawn ones, before all other noise, as diffusers does",
-        ),
-    )
-    background: str = field(
-        default="#ffffff", metadata=about(Color(), "image: what lies under transparent pixels")
-    )
-    color_correction: bool = field(
-        default=False,
-        metadata=about(Flag(), "image: give the result its mean and contrast in each channel"),
-    )
     original_size: tuple[int, int] | None = field(
         default=None,
         metadata=about(
@@ -258,14 +215,15 @@ class Request:
                 self._take_count(name, len(value))
         for name in ("seed", "variation_seed"):
             self._check_last_seed(name)
+        self.check_pictures(FIELDS)
         if self.image is None:
-            self._check_without_image()
+            for name in ("width", "height"):
+                _SIDE(name, getattr(self, name))
         elif self.num_steps_run == 0:
-            least = 1 / self.steps
             raise ConfigError.for_field(
                 "strength",
                 self.strength,
-                f"at least {least:.4g}, so that one of {self.steps} steps runs",
+                f"at least {1 / self.steps:.4g}, so that one of {self.steps} steps runs",
             )
         if (self.seed_width is None) != (self.seed_height is None):
             raise ConfigError("seed_width, seed_height: give both or neither.")
@@ -289,17 +247,6 @@ class Request:
         if isinstance(seed, int) and seed + self.batch_size - 1 > MAX_SEED:
             accepted = f"at most {MAX_SEED - self.batch_size + 1} for {self.batch_size} images"
             raise ConfigError.for_field(name, seed, accepted)
-
-    def _check_without_image(self) -> None:
-        """Refuse what has no effect without a picture."""
-        for name in ("width", "height"):
-            _SIDE(name, getattr(self, name))
-        for name in IMAGE_FIELDS:
-            value = getattr(self, name)
-            if value != FIELDS[name].default:
-                raise ConfigError.for_field(
-                    name, value, "its default without image", "Give an image, or leave it out."
-                )
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -328,24 +275,13 @@ class Request:
 
     @property
     def num_steps_run(self) -> int:
-        """How many of the schedule's last steps run.
-
-        Products are rounded to 1e-9 first, because 0.29 x 100 steps are 29.
-        """
-        if self.image is None:
-            return self.steps
-        if self.strength_rule == "exact":
-            return self.steps
-        if self.strength_rule == "web_ui":
-            return int(round(min(self.strength, 0.999) * self.steps, 9)) + 1
-        return min(int(round(self.strength * self.steps, 9)), self.steps)
+        """How many of the schedule's last steps run."""
+        return self.steps if self.image is None else self.steps_run(self.steps)
 
     @property
     def num_schedule_steps(self) -> int:
         """How many steps the schedule has, of which the last `num_steps_run` run."""
-        if self.image is None or self.strength_rule != "exact":
-            return self.steps
-        return int(round(self.steps / min(max(self.strength, 1e-3), 0.999), 9))
+        return self.steps if self.image is None else self.schedule_steps(self.steps)
 
     def only(self, index: int) -> Request:
         """Return the request that makes image `index` alone."""
@@ -367,11 +303,15 @@ class Request:
         return json.dumps({"version": JSON_VERSION, **self.to_dict()}, ensure_ascii=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field by name as JSON holds it; those of `image` only where it is given."""
+        """Return every field by name as JSON holds it; those of a picture only with it."""
         values = asdict(self)
-        if self.image is None:
-            return {name: values[name] for name in values if name not in ("image", *IMAGE_FIELDS)}
-        return {**values, "image": self.image.record()}
+        for picture, others in (("image", IMAGE_FIELDS), ("mask", MASK_FIELDS)):
+            found = getattr(self, picture)
+            if found is not None:
+                values[picture] = found.record()
+            else:
+                values = {n: v for n, v in values.items() if n not in (picture, *others)}
+        return values
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Request:
@@ -398,15 +338,6 @@ class Request:
         return value if isinstance(value, tuple) else (value,) * self.batch_size
 
 
-# What has no meaning without `image`.
-IMAGE_FIELDS = (
-    "strength",
-    "strength_rule",
-    "resize",
-    "encode",
-    "background",
-    "color_correction",
-)
 FIELDS: Mapping[str, FieldInfo] = MappingProxyType(field_infos(Request))
 Request.__doc__ = str(Request.__doc__).format(fields=as_arguments(FIELDS.values(), 8))
 
@@ -422,8 +353,9 @@ def read_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unknown(values)
     if "prompt" not in values:
         raise ConfigError("prompt: it is missing.")
-    if values.get("image") is not None:
-        values = {**values, "image": read_record("image", values["image"])}
+    for name in PICTURES:
+        if values.get(name) is not None:
+            values = {**values, name: read_record(name, values[name])}
     request = Request(**values)
     return {name: getattr(request, name) for name in values}
 

@@ -122,4 +122,6 @@ class ProgramBuilder:
             init_scale=init_scale,
             init_noise=init_noise,
             init_signal=init_signal,
+            scaled=self._scaled,
+            sigma_data=self._noise_schedule.sigma_data,
         )

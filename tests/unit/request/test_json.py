@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdengine.errors import ConfigError
-from sdengine.request.request import FIELDS, IMAGE_FIELDS, MAX_SEED, Request
+from sdengine.request.picture_fields import IMAGE_FIELDS, MASK_FIELDS, PICTURES
+from sdengine.request.request import FIELDS, MAX_SEED, Request
 
 FULL = Request(
     ("a", 'b "c"\n赤い円'),
@@ -40,7 +41,11 @@ FULL = Request(
 def test_a_request_comes_back(request_: Request) -> None:
     text = request_.to_json()
     assert "\n" not in text
-    assert json.loads(text).keys() == {"version", *FIELDS} - {"image", *IMAGE_FIELDS}
+    assert json.loads(text).keys() == {"version", *FIELDS} - {
+        *PICTURES,
+        *IMAGE_FIELDS,
+        *MASK_FIELDS,
+    }
     assert Request.from_json(text) == request_
     assert Request.from_json(text.encode()) == request_
 

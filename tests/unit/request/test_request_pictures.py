@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sdengine.errors import ConfigError
-from sdengine.request.request import IMAGE_FIELDS, Request
+from sdengine.request.picture_fields import IMAGE_FIELDS, MASK_FIELDS, PICTURES
+from sdengine.request.request import Request
 
 PIXELS = np.zeros((40, 50, 3), np.uint8)
 
@@ -82,4 +83,26 @@ def test_json_has_the_record_and_no_path_in_it_is_opened(tmp_path: Any) -> None:
 
 
 def test_without_a_picture_json_says_nothing_of_one() -> None:
-    assert not {"image", *IMAGE_FIELDS} & json.loads(Request("a").to_json()).keys()
+    assert not {*PICTURES, *IMAGE_FIELDS, *MASK_FIELDS} & json.loads(Request("a").to_json()).keys()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mask": np.zeros((40, 49), np.uint8)}, r"^mask: .*49x40 pixels.*50x40"),
+        ({"mask_blur": 2.0}, r"^mask_blur: .*without mask"),
+        ({"soft_inpainting": True}, r"^soft_inpainting: .*without mask"),
+        ({"mask": PIXELS, "mask_blur": -1}, r"^mask_blur: "),
+        ({"mask": PIXELS, "masked_content": "noise"}, r"^masked_content: "),
+        (
+            {"mask": PIXELS, "masked_content": "fill", "soft_inpainting": True},
+            r"^masked_content: .*soft",
+        ),
+        ({"mask": PIXELS, "resize": "latent"}, r"^resize: "),
+        ({"mask": PIXELS, "inpaint_area": "masked", "resize": "crop"}, r"^resize: .*stretch"),
+        ({"mask": PIXELS, "image": None, "width": 64}, r"^mask: .*image"),
+    ],
+)
+def test_masks_that_do_not_fit(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        request(**fields)
