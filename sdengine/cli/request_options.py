@@ -12,10 +12,11 @@ import typer
 from sdengine.errors import ConfigError
 from sdengine.request.fields import Choice, FieldInfo, Flag, Integer, Number, OneOrEach, Pair
 from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
+from sdengine.request.picture_fields import PICTURES
 from sdengine.request.request import FIELDS, nearest_field
 
 _SHORT = {"negative_prompt": "-n"}
-_METAVARS = {"crop": "LEFTxTOP", "image": "FILE", "mask": "FILE", "background": "#RRGGBB"}
+_METAVARS = {"crop": "LEFTxTOP", "background": "#RRGGBB", **dict.fromkeys(PICTURES, "FILE")}
 # One option for two fields.
 _SEED_SIZE = "seed_size"
 _SEED_SIDES = ("seed_width", "seed_height")

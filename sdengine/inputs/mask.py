@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.inputs.picture import Picture, Pixels
+from sdengine.inputs.recorded import Recorded
 from sdengine.inputs.resize import resized
 
 Weights = NDArray[np.float32]
@@ -38,12 +39,12 @@ class Box:
         return self.bottom - self.top
 
 
-def mask_weights(picture: Picture, *, invert: bool) -> Weights:
+def mask_weights(picture: Recorded, *, invert: bool) -> Weights:
     """Return a mask picture as weights [H,W].
 
     Where its alpha is not the same everywhere the mask is the opaque part, else the grey value.
     """
-    assert picture.pixels is not None
+    assert isinstance(picture, Picture)
     pixels = picture.pixels
     if pixels.shape[2] == 4 and pixels[..., 3].min() != pixels[..., 3].max():
         weights = (pixels[..., 3] > 128).astype(np.float32)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.errors import ConfigError
+from sdengine.inputs.recorded import Recorded
 from sdengine.storage.regular_file import open_regular
 
 if TYPE_CHECKING:
@@ -28,51 +30,26 @@ ACCEPTED = (
 )
 
 
-class Picture:
-    """Pixels that do not change, and the SHA-256 that names them in metadata.
+class Picture(Recorded):
+    """Pixels that do not change.
 
     Args:
-        pixels: [H,W,3] RGB or [H,W,4] RGBA uint8; None where only the record of a picture is
-            known, whose request cannot run before the picture is given again.
-        sha256: of the file that it was read from; of its size and pixels where there was none.
-        name: of the file, for people; perhaps empty.
-        size: width and height in pixels, where there are no pixels to tell.
+        pixels: [H,W,3] RGB or [H,W,4] RGBA uint8.
+        sha256, name: as in `Recorded`.
     """
 
-    def __init__(
-        self, pixels: Pixels | None, sha256: str, name: str = "", size: tuple[int, int] = (0, 0)
-    ) -> None:
-        if pixels is not None:
-            pixels.flags.writeable = False
-            size = (pixels.shape[1], pixels.shape[0])
+    def __init__(self, pixels: Pixels, sha256: str, name: str = "") -> None:
+        super().__init__(sha256, name, (pixels.shape[1], pixels.shape[0]))
+        pixels.flags.writeable = False
         self.pixels = pixels
-        self.sha256 = sha256
-        self.name = name
-        self.size = size
 
     @property
     def is_given(self) -> bool:
-        """Whether the pixels are known."""
-        return self.pixels is not None
-
-    def record(self) -> dict[str, Any]:
-        """Return what JSON says of it: its hash, and for people its size."""
-        return {"sha256": self.sha256, "width": self.size[0], "height": self.size[1]}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Picture) and self.sha256 == other.sha256
-
-    def __hash__(self) -> int:
-        return hash(self.sha256)
-
-    def __repr__(self) -> str:
-        return f"Picture({self.name or self.sha256[:12]}, {self.size[0]}x{self.size[1]})"
-
-    def __deepcopy__(self, memo: Any) -> Picture:
-        return self  # nothing of it changes
+        """It is."""
+        return True
 
 
-def read_picture(field: str, value: Any) -> Picture:
+def read_picture(field: str, value: Any) -> Recorded:
     """Return a picture, whatever it was given as.
 
     EXIF's orientation is applied, palettes and transparent colours become RGBA, 16 bits become 8,
@@ -85,39 +62,26 @@ def read_picture(field: str, value: Any) -> Picture:
     Raises:
         ConfigError: it is none of these, is damaged, animated, or of more than MAX_PIXELS pixels.
     """
-    if isinstance(value, Picture):
+    if isinstance(value, Recorded):
         return value
     if isinstance(value, (str, os.PathLike)):
-        return _from_file(field, Path(value))
+        return _from_bytes(field, read_file(field, Path(value)), Path(value).name)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _from_bytes(field, bytes(value), "")
     if isinstance(value, np.ndarray):
         return _from_pixels(_checked_array(field, value))
     if type(value).__module__.partition(".")[0] == "PIL" and hasattr(value, "getexif"):
+        _check(field, value, "it")
         return _from_pixels(_decoded(field, value, "it"))
     raise ConfigError.for_field(field, value, ACCEPTED)
 
 
-def read_record(field: str, value: Any) -> Picture:
-    """Return the picture of a JSON record, without pixels; a path in JSON is never opened.
+def read_file(field: str, path: Path) -> bytes:
+    """Return the content of a regular file of at most MAX_FILE_BYTES.
 
     Raises:
-        ConfigError: it is no such record.
+        ConfigError: there is none.
     """
-    accepted = 'an object {"sha256": ..., "width": ..., "height": ...}'
-    if not isinstance(value, Mapping) or set(value) != {"sha256", "width", "height"}:
-        raise ConfigError.for_field(field, value, accepted)
-    sha256, sides = value["sha256"], (value["width"], value["height"])
-    is_hash = isinstance(sha256, str) and len(sha256) == 64 and not set(sha256) - set(_HEX)
-    if not is_hash or any(type(side) is not int or not 0 < side <= 1 << 20 for side in sides):
-        raise ConfigError.for_field(field, value, accepted)
-    return Picture(None, sha256, size=sides)
-
-
-_HEX = "0123456789abcdef"
-
-
-def _from_file(field: str, path: Path) -> Picture:
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -125,51 +89,67 @@ def _from_file(field: str, path: Path) -> Picture:
                 raise ConfigError.for_field(
                     field, str(path), f"a file of at most {MAX_FILE_BYTES >> 20} MiB"
                 )
-            content = file.read(size)
+            return file.read(size)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{field}: {str(path)[:200]!r} cannot be read: {reason}.") from None
-    return _from_bytes(field, content, path.name)
 
 
 def _from_bytes(field: str, content: bytes, name: str) -> Picture:
+    what = repr(name[:200]) if name else "the content"
+    with opened(field, content, what) as image:
+        pixels = _decoded(field, image, what)
+    return Picture(pixels, hashlib.sha256(content).hexdigest(), name)
+
+
+@contextlib.contextmanager
+def opened(field: str, content: bytes, what: str) -> Iterator[Image]:
+    """Open the content of a picture's file, not yet decoded, as a PIL image of bounded size.
+
+    Args:
+        field, what: what errors call it.
+        content: of the file.
+
+    Raises:
+        ConfigError: it is no single picture, or damaged, also while it is decoded.
+    """
     from PIL import Image, UnidentifiedImageError
 
-    what = repr(name[:200]) if name else "the content"
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the limit is ours
-            pixels = _decoded(field, image, what)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                _check(field, image, what)
+                yield image
     except UnidentifiedImageError:
         raise ConfigError(
             f"{field}: {what} is no picture that can be read; accepted are {', '.join(FORMATS)}."
         ) from None
-    except (OSError, SyntaxError) as error:
-        raise ConfigError(f"{field}: {what} is damaged: {str(error)[:120].rstrip('.')}.") from None
     except Image.DecompressionBombError:
         raise ConfigError(f"{field}: {what} {_TOO_LARGE}") from None
-    return Picture(pixels, hashlib.sha256(content).hexdigest(), name)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise ConfigError(
+            f"{field}: {what} is damaged or of an unknown kind: {str(error)[:120].rstrip('.')}."
+        ) from None
 
 
 _TOO_LARGE = f"has more pixels than are accepted; at most {MAX_PIXELS}."
 
 
-def _decoded(field: str, image: Image, what: str) -> Pixels:
-    from PIL import Image as images
-    from PIL import ImageOps
-
+def _check(field: str, image: Image, what: str) -> None:
     if image.width * image.height > MAX_PIXELS or 0 in image.size:
         raise ConfigError(f"{field}: {what} is {image.width}x{image.height}; it {_TOO_LARGE}")
-    if getattr(image, "n_frames", 1) != 1:
-        raise ConfigError(f"{field}: {what} has {image.n_frames} pictures in it; give one of them.")  # type: ignore[attr-defined]
-    try:
-        image.load()
-        upright = ImageOps.exif_transpose(image)  # before any conversion, which drops the tag
-        return np.array(_eight_bits(field, upright, what))
-    except (OSError, ValueError, SyntaxError, EOFError, images.DecompressionBombError) as error:
-        raise ConfigError(
-            f"{field}: {what} is damaged or of an unknown kind: {str(error)[:120].rstrip('.')}."
-        ) from None
+    frames = getattr(image, "n_frames", 1)
+    if frames != 1:
+        raise ConfigError(f"{field}: {what} has {frames} pictures in it; give one of them.")
+
+
+def _decoded(field: str, image: Image, what: str) -> Pixels:
+    from PIL import ImageOps
+
+    image.load()
+    upright = ImageOps.exif_transpose(image)  # before any conversion, which drops the tag
+    return np.array(_eight_bits(field, upright, what))
 
 
 def _eight_bits(field: str, image: Image, what: str) -> Image:

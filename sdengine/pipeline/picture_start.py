@@ -11,6 +11,7 @@ from sdengine.bundle.manifest import Manifest
 from sdengine.bundle.reader import check_size
 from sdengine.bundle.tensors import require_tensors
 from sdengine.errors import ConfigError, NonFiniteError
+from sdengine.inputs.depth import is_flat
 from sdengine.inputs.mask import (
     Box,
     Weights,
@@ -22,12 +23,13 @@ from sdengine.inputs.mask import (
     masked_box,
     resized_weights,
 )
-from sdengine.inputs.picture import Pixels
+from sdengine.inputs.picture import Picture, Pixels
 from sdengine.inputs.resize import flattened, padded, resized
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.known_part import KnownPart
 from sdengine.pipeline.latents import latents_shape
 from sdengine.pipeline.loaded_networks import Networks
+from sdengine.request.picture_fields import PICTURES
 from sdengine.request.request import Request
 from sdengine.samplers.noise import NoiseSource
 
@@ -73,12 +75,14 @@ class Inpainting:
 
     Args:
         weights: [H,W] fp32 in the computation's pixels, without what pads them.
+        free: [H,W] what is more white than black before any blur.
         cells: [1,1,h,w] fp32 of latent cells.
         original: [H,W,3] uint8 that the result is laid over.
         box: the part of the original that is computed; None for all of it.
     """
 
     weights: Weights
+    free: NDArray[np.bool_]
     cells: Array
     original: Pixels
     box: Box | None
@@ -99,10 +103,10 @@ class StartingPicture:
     deviation: Array
     inpainting: Inpainting | None = None
 
-    def latents(self, request: Request, noise: NoiseSource, count: int) -> Array:
+    def latents(self, request: Request, noise: NoiseSource, count: int, draws: bool) -> Array:
         """Return the latents [count,C,h,w] of as many images; drawn ones take noise first."""
         mean = np.repeat(self.mean, count, axis=0)
-        if request.encode == "mean":
+        if request.encode == "mean" or not draws:
             return mean
         drawn = np.empty_like(mean)
         noise.step(drawn)
@@ -122,12 +126,14 @@ class StartingPicture:
         content = noise.initial() if request.masked_content == "latent_noise" else np.float32(0)
         return np.asarray((1 - free) * latents + free * content, np.float32)
 
-    def known(self, request: Request, latents: Array) -> KnownPart | None:
-        """Return what trajectories keep of the picture's latents [B,C,h,w]."""
-        if self.inpainting is None:
+    def known(self, request: Request, latents: Array, task: str) -> KnownPart | None:
+        """Return what trajectories of a model for a task keep of the latents [B,C,h,w]."""
+        rule = request.mask_blend
+        if rule == "auto":
+            rule = "none" if task == "inpainting" and not request.soft_inpainting else "clean"
+        if self.inpainting is None or rule == "none":
             return None
-        cells = self.inpainting.cells
-        return KnownPart(latents, cells, request.mask_blend, request.soft_inpainting)
+        return KnownPart(latents, self.inpainting.cells, rule, request.soft_inpainting)
 
     def finished(self, request: Request, images: list[Pixels]) -> list[Pixels]:
         """Return decoded images as the request wants them: cut, corrected, laid into the picture.
@@ -182,7 +188,7 @@ def _computed(
     width, height = request.width, request.height
     if request.mask is None:
         return resized(own, width, height, request.resize), None
-    weights = mask_weights(request.mask, invert=request.mask_invert)
+    sharp = weights = mask_weights(request.mask, invert=request.mask_invert)
     if not request.soft_inpainting:
         weights = blurred(weights, request.mask_blur)
     box = None
@@ -194,18 +200,87 @@ def _computed(
             )
         part = np.s_[box.top : box.bottom, box.left : box.right]
         pixels = resized(own[part], width, height, "stretch")
-        weights = resized_weights(weights[part], width, height, "stretch")
+        sharp, weights = (
+            resized_weights(one[part], width, height, "stretch") for one in (sharp, weights)
+        )
         original = own
     else:
         pixels = original = resized(own, width, height, request.resize)
-        weights = resized_weights(weights, width, height, request.resize)
+        sharp, weights = (
+            resized_weights(one, width, height, request.resize) for one in (sharp, weights)
+        )
     below, right = size[1] - height, size[0] - width
     cells = latent_weights(
         np.pad(weights, ((0, below), (0, right)), mode="edge"),
         manifest.architecture.vae.downscale,
         soft=request.soft_inpainting,
     )
-    return pixels, Inpainting(weights, cells[None, None], original, box)
+    return pixels, Inpainting(weights, sharp >= 0.5, cells[None, None], original, box)
+
+
+@dataclass(frozen=True)
+class MaskedPicture:
+    """What an inpainting U-Net reads behind the latents: the mask, and what it leaves.
+
+    Args:
+        cells: [1,1,h,w] fp32, 1 where a latent cell may change.
+        mean, deviation: [1,C,h,w] fp32 of the latents of the picture with 0, the middle of its
+            range, where it may change.
+
+    Source: "High-Resolution Image Synthesis with Latent Diffusion Models" (Rombach et al. 2022),
+    section 4.5, with the published models' convention for masked pixels.
+    """
+
+    cells: Array
+    mean: Array
+    deviation: Array
+
+    def channels(self, request: Request, noise: NoiseSource, count: int) -> Array:
+        """Return [count,1+C,h,w]; drawn latents take noise after the trajectory's start.
+
+        Args:
+            request: says whether they are drawn.
+            noise: of the same images, from which nothing was drawn.
+            count: images.
+        """
+        cells, mean = (np.repeat(one, count, axis=0) for one in (self.cells, self.mean))
+        if request.encode == "sample" and request.image is not None:
+            drawn = np.empty_like(mean)
+            if request.starts_from_picture:
+                noise.step(drawn)
+            noise.initial()
+            noise.step(drawn)
+            mean = mean + self.deviation * drawn
+        return np.concatenate([cells, mean], axis=1)
+
+
+def masked_picture(
+    picture: StartingPicture | None, size: tuple[int, int], networks: Networks, clock: StageClock
+) -> MaskedPicture:
+    """Return what an inpainting U-Net reads; without a mask everything may change.
+
+    Args:
+        picture: of the request, if it has one.
+        size: width and height of the computation.
+        networks, clock: as for `starting_picture`.
+    """
+    width, height = size
+    free = np.ones((height, width), bool)
+    left = np.zeros((1, 3, height, width), np.float32)
+    if picture is not None and picture.inpainting is not None:
+        rows, columns = picture.inpainting.free.shape
+        around = ((0, height - rows), (0, width - columns))
+        free = np.pad(picture.inpainting.free, around, mode="edge")
+        left = _in_range(padded(picture.pixels, *size)) * ~free
+    downscale = networks.bundle.manifest.architecture.vae.downscale
+    cells = latent_weights(free.astype(np.float32), downscale, soft=False)
+    return MaskedPicture(cells[None, None], *_encoded_images(left, networks, clock))
+
+
+def _in_range(pixels: Pixels) -> Array:
+    """Return [H,W,3] pixels as [1,3,H,W] in [-1,1]."""
+    images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], dtype=np.float32)
+    return np.asarray(images / np.float32(127.5) - np.float32(1))
 
 
 def _laid_in(image: Pixels, inpainting: Inpainting, request: Request) -> Pixels:
@@ -225,31 +300,38 @@ def _laid_in(image: Pixels, inpainting: Inpainting, request: Request) -> Pixels:
     return found
 
 
-def require_picture(request: Request, manifest: Manifest) -> None:
-    """Refuse, before any work, a picture that is not there or that nothing can encode.
+def require_pictures(request: Request, manifest: Manifest) -> None:
+    """Refuse, before any work, pictures that are not there or that nothing can use.
 
     Raises:
         ConfigError: so it is.
     """
-    if request.image is None:
-        return
-    if not request.image.is_given:
-        raise ConfigError(
-            f"image: only the record of the picture with SHA-256 {request.image.sha256} is known. "
-            "Give the picture itself, with --image or image=."
-        )
-    if request.mask is not None and not request.mask.is_given:
-        raise ConfigError(
-            f"mask: only the record of the picture with SHA-256 {request.mask.sha256} is known. "
-            "Give the picture itself, with --mask or mask=."
-        )
-    if request.resize == "latent":
+    for name in PICTURES:
+        found = getattr(request, name)
+        if found is not None and not found.is_given:
+            raise ConfigError(
+                f"{name}: only the record of the picture with SHA-256 {found.sha256} is known. "
+                f"Give the picture itself, with --{name} or {name}=."
+            )
+    task = manifest.architecture.task
+    if task == "depth" and request.depth is None:
+        raise ConfigError("depth: it is missing; the bundle's model needs a depth map.")
+    if task != "depth" and request.depth is not None:
+        raise ConfigError.for_field("depth", request.depth, "none: the bundle's is no depth model")
+    if request.resize == "latent" and request.image is not None:
         check_size(*next_size(*request.image.size, manifest), manifest)
-    if ENCODER not in manifest.networks:
+    if ENCODER not in manifest.networks and (request.image is not None or task == "inpainting"):
         raise ConfigError(
             "image: the bundle has no VAE encoder, so that it makes images from prompts alone. "
             "Build it again with `sdengine build`."
         )
+
+
+def picture_warnings(request: Request) -> tuple[str, ...]:
+    """Say what pictures ask for and do not get."""
+    if request.depth is not None and is_flat(request.depth):
+        return ("depth: the map is the same everywhere, so that it says nothing.",)
+    return ()
 
 
 def corrected(images: list[Pixels], like: Pixels) -> list[Pixels]:
@@ -266,7 +348,7 @@ def corrected(images: list[Pixels], like: Pixels) -> list[Pixels]:
 
 def _flat(request: Request) -> Pixels:
     """Return a request's picture [h,w,3] at its own size."""
-    assert request.image is not None and request.image.pixels is not None
+    assert isinstance(request.image, Picture)
     return flattened(request.image.pixels, _rgb(request.background))
 
 
@@ -277,7 +359,11 @@ def _rgb(color: str) -> tuple[int, int, int]:
 
 def _encoded(pixels: Pixels, networks: Networks, clock: StageClock) -> tuple[Array, Array]:
     """Return mean and deviation [1,C,h,w] of the latents of [H,W,3] pixels."""
-    height, width = pixels.shape[:2]
+    return _encoded_images(_in_range(pixels), networks, clock)
+
+
+def _encoded_images(images: Array, networks: Networks, clock: StageClock) -> tuple[Array, Array]:
+    height, width = images.shape[2:]
     architecture = networks.bundle.manifest.architecture
     encoder = networks.get(ENCODER, 1, height, width, clock=clock)
     _, channels, rows, columns = latents_shape(architecture, 1, height, width)
@@ -285,8 +371,6 @@ def _encoded(pixels: Pixels, networks: Networks, clock: StageClock) -> tuple[Arr
     require_tensors(
         ENCODER, encoder.outputs, {"moments": (1, 2 * channels, rows, columns)}, "float32"
     )
-    images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], dtype=np.float32)
-    images = images / np.float32(127.5) - np.float32(1)
     with clock.stage(ENCODER):
         moments = encoder.run({"images": images})["moments"]
     if not np.isfinite(moments).all():

@@ -11,20 +11,24 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sdengine.backends.base import Module
+from sdengine.backends.base import Array, Module
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import ConfigError
 from sdengine.images.provenance import Provenance
 from sdengine.images.result import Result, Step
+from sdengine.inputs.depth import depth_channel
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.decoding import decode, preview
 from sdengine.pipeline.latents import latents_shape, noise_of
 from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.picture_start import (
     ENCODER,
+    MaskedPicture,
     StartingPicture,
     computed_size,
-    require_picture,
+    masked_picture,
+    picture_warnings,
+    require_pictures,
     starting_picture,
 )
 from sdengine.pipeline.row_plan import lay_out_rows
@@ -64,6 +68,23 @@ class Plan:
     prompts: PromptPlan
     chunks: tuple[range, ...]
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the trajectories of a request have in common.
+
+    Args:
+        conditioning: what its prompts became.
+        picture: that they start from, if any.
+        masked: what an inpainting model reads of it.
+        depth: [1,1,h,w] fp32 that a depth model reads.
+    """
+
+    conditioning: Conditioning
+    picture: StartingPicture | None
+    masked: MaskedPicture | None
+    depth: Array | None
 
 
 @dataclass(frozen=True)
@@ -129,10 +150,10 @@ class Pipeline:
         sampler, schedule = resolve_names(request.sampler, request.schedule)
         if (sampler, schedule) != (request.sampler, request.schedule):
             request = replace(request, sampler=sampler, schedule=schedule)
-        require_picture(request, self._manifest)
+        require_pictures(request, self._manifest)
         size = computed_size(request, self._manifest)
         count, steps = request.num_steps_run, request.num_schedule_steps
-        first = None if request.image is None else steps - count
+        first = steps - count if request.starts_from_picture else None
         options = _sampler_options(request)
         program = self._program(sampler, schedule, steps, options=options, first=first)
         is_distilled = self._manifest.architecture.unet.guidance_embed_dim is not None
@@ -144,7 +165,7 @@ class Pipeline:
             is_guided=request.uses_guidance and not is_distilled,
         )
         chunks = _chunks(request.batch_size, self._manifest.max_batch)
-        warnings = _warnings(prompts)
+        warnings = (*_warnings(prompts), *picture_warnings(request))
         for line in warnings:
             _log.info("%s", line)
         return Plan(request, size, program, prompts, chunks, warnings)
@@ -160,11 +181,10 @@ class Pipeline:
             Cancelled: `watch.cancel` was set.
         """
         clock = StageClock()
-        conditioning = self._condition(plan, clock)
-        picture = self._starting_picture(plan, clock)
-        last, images = yield from self._steps(plan, watch, conditioning, picture, clock)
-        if picture is not None:
-            images = picture.finished(plan.request, images)
+        prepared = self._prepare(plan, clock)
+        last, images = yield from self._steps(plan, watch, prepared, clock)
+        if prepared.picture is not None:
+            images = prepared.picture.finished(plan.request, images)
         result = Result(
             tuple(images), plan.request, clock.timings(), self._provenance, plan.warnings
         )
@@ -183,29 +203,36 @@ class Pipeline:
         self._done_with(*(encoder.network for encoder in encoders))
         return conditioning
 
-    def _starting_picture(self, plan: Plan, clock: StageClock) -> StartingPicture | None:
-        if plan.request.image is None:
-            return None
-        picture = starting_picture(plan.request, plan.size, self._networks, clock)
+    def _prepare(self, plan: Plan, clock: StageClock) -> Prepared:
+        """Run what a request's trajectories have in common."""
+        conditioning = self._condition(plan, clock)
+        request, task = plan.request, self._manifest.architecture.task
+        picture = left_out = extra = None
+        if request.image is not None:
+            picture = starting_picture(request, plan.size, self._networks, clock)
+        if task == "inpainting":
+            left_out = masked_picture(picture, plan.size, self._networks, clock)
+        elif request.depth is not None:
+            shape = latents_shape(self._manifest.architecture, 1, *plan.size[::-1])
+            extra = depth_channel(request.depth, shape[2], shape[3], invert=request.depth_invert)
         self._done_with(ENCODER)
-        return picture
+        return Prepared(conditioning, picture, left_out, extra)
 
     def _steps(
         self,
         plan: Plan,
         watch: Watch,
-        conditioning: Conditioning,
-        picture: StartingPicture | None,
+        prepared: Prepared,
         clock: StageClock,
     ) -> Generator[Step, None, tuple[Step, list[NDArray[np.uint8]]]]:
         """Yield all steps but the last; return that one and the images."""
         images: list[NDArray[np.uint8]] = []
         *earlier, final = plan.chunks
         for chunk in earlier:
-            step = yield from self._chunk_steps(plan, watch, conditioning, picture, chunk, clock)
+            step = yield from self._chunk_steps(plan, watch, prepared, chunk, clock)
             yield from _held(step, clock)
             images += decode(step.latents, self._networks, clock)
-        last = yield from self._chunk_steps(plan, watch, conditioning, picture, final, clock)
+        last = yield from self._chunk_steps(plan, watch, prepared, final, clock)
         self._done_with("unet")
         images += decode(last.latents, self._networks, clock)
         self._done_with("vae_decoder")
@@ -215,20 +242,26 @@ class Pipeline:
         self,
         plan: Plan,
         watch: Watch,
-        conditioning: Conditioning,
-        picture: StartingPicture | None,
+        prepared: Prepared,
         chunk: range,
         clock: StageClock,
     ) -> Generator[Step, None, Step]:
         """Yield the steps of some images but the last; return that one."""
-        trajectory = self._trajectory(plan, watch, conditioning, chunk, clock)
-        noise = noise_of(plan.request, plan.size, chunk, self._manifest.architecture)
+        request, architecture = plan.request, self._manifest.architecture
+        noise = noise_of(request, plan.size, chunk, architecture)
+        fresh = noise_of(request, plan.size, chunk, architecture)
         start = known = None
-        if picture is not None:
-            latents = picture.latents(plan.request, noise, len(chunk))
-            fresh = noise_of(plan.request, plan.size, chunk, self._manifest.architecture)
-            start = picture.start(plan.request, latents, fresh)
-            known = picture.known(plan.request, latents)
+        if (picture := prepared.picture) is not None:
+            # Inpainting models that start from noise never see the latents, and draw none.
+            draws = request.starts_from_picture or architecture.task != "inpainting"
+            latents = picture.latents(request, noise, len(chunk), draws)
+            known = picture.known(request, latents, architecture.task)
+            if request.starts_from_picture:
+                start = picture.start(request, latents, fresh)
+        extra = prepared.depth
+        if prepared.masked is not None:
+            extra = prepared.masked.channels(request, fresh, len(chunk))
+        trajectory = self._trajectory(plan, watch, prepared.conditioning, extra, chunk, clock)
         evaluations = trajectory.run(
             noise, clock, watch.preview_every, watch.sees_steps, start, known
         )
@@ -247,6 +280,7 @@ class Pipeline:
         plan: Plan,
         watch: Watch,
         conditioning: Conditioning,
+        extra: Array | None,
         chunk: range,
         clock: StageClock,
     ) -> Trajectory:
@@ -263,6 +297,7 @@ class Pipeline:
             latents_shape(architecture, rows, *size),
             request.guidance_scale,
             MicroConditioning.of(request),
+            extra,
         )
         return Trajectory(
             unet,

@@ -99,7 +99,13 @@ class Trajectory:
         """
         kind = self._kind()
         device, reason = choose_device(
-            self.unet, kind, self.row_plans, self.guidance_rescale, clean_every, known is not None
+            self.unet,
+            kind,
+            self.row_plans,
+            self.guidance_rescale,
+            clean_every,
+            keeps_part=known is not None,
+            has_extra=self.inputs.has_extra,
         )
         if device is None:
             _log.debug("the host runs the sampler's steps: %s", reason)
@@ -208,8 +214,14 @@ class Trajectory:
     def _scale(self, latents: Array, factor: float, sample: Array) -> None:
         """Write the scaled latents to every block of rows."""
         count = self._num_images
-        _native.scale_duplicate(latents, factor, sample[: 2 * count])
-        for first in range(2 * count, len(sample), count):  # of prompts joined by AND
+        begin = 0
+        if sample.flags.c_contiguous:
+            _native.scale_duplicate(latents, factor, sample[: 2 * count])
+            begin = 2 * count
+        else:  # other channels lie between the rows
+            np.multiply(latents, np.float32(factor), out=sample[:count])
+            begin = count
+        for first in range(begin, len(sample), count):
             sample[first : first + count] = sample[:count]
 
     def _clean(self, k: int, scaled: Array, guided: Array) -> Array:

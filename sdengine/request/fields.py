@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sdengine.errors import ConfigError
-from sdengine.inputs.picture import ACCEPTED, Picture, read_picture
+from sdengine.inputs import depth, picture
+from sdengine.inputs.recorded import Recorded
 
 _KEY = "about"
 _DOC_WIDTH = 100
@@ -220,12 +221,24 @@ class Color:
 class PictureField:
     """A picture, which is read at once."""
 
-    accepted: str = ACCEPTED
+    accepted: str = picture.ACCEPTED
     range: str = ""
 
-    def __call__(self, name: str, value: Any) -> Picture:
+    def __call__(self, name: str, value: Any) -> Recorded:
         """Return the picture."""
-        return read_picture(name, value)
+        return picture.read_picture(name, value)
+
+
+@dataclass(frozen=True)
+class DepthField:
+    """A depth map, which is read at once."""
+
+    accepted: str = depth.ACCEPTED
+    range: str = ""
+
+    def __call__(self, name: str, value: Any) -> Recorded:
+        """Return the map."""
+        return depth.read_depth(name, value)
 
 
 @dataclass(frozen=True)

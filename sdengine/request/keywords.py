@@ -64,6 +64,8 @@ class RequestOptions(TypedDict, total=False):
     mask_padding: int | None
     mask_blend: str | None
     soft_inpainting: bool | None
+    depth: Any
+    depth_invert: bool | None
     original_size: tuple[int, int] | None
     crop: tuple[int, int] | None
     target_size: tuple[int, int] | None

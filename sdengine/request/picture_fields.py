@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sdengine.errors import ConfigError
-from sdengine.inputs.picture import Picture
+from sdengine.inputs.recorded import Recorded
 from sdengine.inputs.resize import MODES
 from sdengine.request.fields import (
     Choice,
     Color,
+    DepthField,
     FieldInfo,
     Flag,
     Integer,
@@ -23,8 +24,9 @@ STRENGTH_RULES = ("diffusers", "web_ui", "exact")
 ENCODINGS = ("mean", "sample")
 MASKED_CONTENTS = ("original", "fill", "latent_noise", "latent_nothing")
 INPAINT_AREAS = ("whole", "masked")
-MASK_BLENDS = ("clean", "latents")
-PICTURES = ("image", "mask")
+MASK_BLENDS = ("auto", "clean", "latents", "none")
+PICTURES = ("image", "mask", "depth")
+DEPTH_FIELDS = ("depth_invert",)
 # What has no meaning without `image`.
 IMAGE_FIELDS = (
     "strength",
@@ -44,13 +46,14 @@ MASK_FIELDS = (
     "mask_blend",
     "soft_inpainting",
 )
+OPTIONS_OF = {"image": IMAGE_FIELDS, "mask": MASK_FIELDS, "depth": DEPTH_FIELDS}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureFields:
     """Those fields of a request that start with a picture; see `sdengine.Request`."""
 
-    image: Picture | None = field(
+    image: Recorded | None = field(
         default=None,
         metadata=about(
             PictureField(), "what to start from: a path, a PIL image, an array or a file's bytes"
@@ -88,7 +91,7 @@ class PictureFields:
         default=False,
         metadata=about(Flag(), "image: give the result its mean and contrast in each channel"),
     )
-    mask: Picture | None = field(
+    mask: Recorded | None = field(
         default=None,
         metadata=about(
             PictureField(),
@@ -122,17 +125,27 @@ class PictureFields:
         ),
     )
     mask_blend: str = field(
-        default="clean",
+        default="auto",
         metadata=about(
             Choice(MASK_BLENDS),
-            "mask: keep the known part in each estimate of the clean latents, or as diffusers does "
-            "in the latents after each step",
+            "mask: keep the rest in each estimate of the clean latents, or as diffusers does in "
+            "the latents after each step, or in neither; auto is clean, none for inpainting models",
         ),
     )
     soft_inpainting: bool = field(
         default=False,
         metadata=about(Flag(), "mask: grey is how much may change, by the share of the steps"),
     )
+
+    depth: Recorded | None = field(
+        default=None,
+        metadata=about(
+            DepthField(),
+            "for depth models: how near each pixel is, near large; a picture of 8 or 16 bits, a "
+            "TIFF of floats, or an array",
+        ),
+    )
+    depth_invert: bool = field(default=False, metadata=about(Flag(), "depth: near is small"))
 
     def check_pictures(self, infos: Mapping[str, FieldInfo]) -> None:
         """Refuse what does not go together, and what has no effect.
@@ -143,7 +156,7 @@ class PictureFields:
         Raises:
             ConfigError: so it is.
         """
-        for picture, others in (("image", IMAGE_FIELDS), ("mask", MASK_FIELDS)):
+        for picture, others in OPTIONS_OF.items():
             if getattr(self, picture) is None:
                 self._require_defaults(picture, others, infos)
         if self.mask is not None and self.image is None:
@@ -172,6 +185,16 @@ class PictureFields:
                 raise ConfigError.for_field(
                     name, value, f"its default without {needed}", f"Give {needed}, or leave it out."
                 )
+
+    @property
+    def starts_from_picture(self) -> bool:
+        """Whether the trajectory starts from the picture's latents, else from noise alone.
+
+        At strength 1 what may change starts from noise, as in diffusers.
+        """
+        is_free = self.mask is not None and self.masked_content == "original"
+        at_once = self.strength == 1 and self.strength_rule == "diffusers"
+        return self.image is not None and not (is_free and at_once)
 
     def steps_run(self, steps: int) -> int:
         """Return how many of a schedule's last steps run from the picture.

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sdengine.errors import ConfigError
-from sdengine.inputs.picture import read_record
+from sdengine.inputs.recorded import read_record
 from sdengine.request.fields import (
     Choice,
     FieldInfo,
@@ -29,7 +29,7 @@ from sdengine.request.fields import (
     as_arguments,
     field_infos,
 )
-from sdengine.request.picture_fields import IMAGE_FIELDS, MASK_FIELDS, PICTURES, PictureFields
+from sdengine.request.picture_fields import OPTIONS_OF, PICTURES, PictureFields
 
 MAX_STEPS = 1000
 MAX_SIDE = 16384
@@ -305,7 +305,7 @@ class Request(PictureFields):
     def to_dict(self) -> dict[str, Any]:
         """Return every field by name as JSON holds it; those of a picture only with it."""
         values = asdict(self)
-        for picture, others in (("image", IMAGE_FIELDS), ("mask", MASK_FIELDS)):
+        for picture, others in OPTIONS_OF.items():
             found = getattr(self, picture)
             if found is not None:
                 values[picture] = found.record()

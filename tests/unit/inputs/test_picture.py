@@ -14,9 +14,16 @@ import pytest
 from PIL import Image
 
 from sdengine.errors import ConfigError
-from sdengine.inputs.picture import MAX_PIXELS, Picture, read_picture, read_record
+from sdengine.inputs.picture import MAX_PIXELS, Picture, read_picture
+from sdengine.inputs.recorded import Recorded, read_record
 
 RED, BLUE = (200, 30, 40), (20, 60, 180)
+
+
+def read(field: str, value: Any) -> Picture:
+    found = read_picture(field, value)
+    assert isinstance(found, Picture)
+    return found
 
 
 def two_colours(mode: str = "RGB") -> Image.Image:
@@ -35,7 +42,7 @@ def content(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
 def test_formats(kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
-    found = read_picture("image", content(two_colours(), kind, **options))
+    found = read("image", content(two_colours(), kind, **options))
     assert found.pixels is not None and found.size == (4, 2)
     np.testing.assert_array_equal(found.pixels, np.asarray(two_colours()))
 
@@ -45,7 +52,7 @@ def test_exif_orientation_comes_before_any_conversion(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     palette = two_colours().convert("P", palette=Image.Palette.ADAPTIVE)
-    found = read_picture("image", content(palette, exif=exif)).pixels
+    found = read("image", content(palette, exif=exif)).pixels
     upright = {
         1: lambda p: p,
         2: lambda p: p[:, ::-1],
@@ -66,36 +73,36 @@ def test_a_transparent_colour_is_transparent(mode: str) -> None:
     if mode == "P":
         image.putpalette([i for i in range(256) for _ in range(3)])
     clear: Any = bytes([255] * 9 + [0]) if mode == "P" else 9 if mode == "L" else (9, 9, 9)
-    found = read_picture("image", content(image, transparency=clear)).pixels
+    found = read("image", content(image, transparency=clear)).pixels
     assert found is not None
     np.testing.assert_array_equal(found[0, :, 3], [255, 0])
 
 
 def test_sixteen_bits_become_eight_and_are_not_clipped() -> None:
     deep = np.array([[0, 255, 257, 32768, 65535]], np.uint16)
-    found = read_picture("image", content(Image.fromarray(deep))).pixels
+    found = read("image", content(Image.fromarray(deep))).pixels
     assert found is not None
     np.testing.assert_array_equal(found[0, :, 0], [0, 1, 1, 128, 255])
 
 
 def test_cmyk_becomes_rgb() -> None:
-    found = read_picture("image", content(two_colours("CMYK"), "JPEG", quality=100)).pixels
+    found = read("image", content(two_colours("CMYK"), "JPEG", quality=100)).pixels
     assert found is not None
     assert np.abs(found.astype(int) - np.asarray(two_colours())).max() < 40
 
 
 def test_arrays_and_pil_images_are_named_by_their_pixels() -> None:
     pixels = np.asarray(two_colours())
-    array, image = read_picture("image", pixels), read_picture("image", two_colours())
-    assert array == image and array.sha256 != read_picture("image", pixels[:, ::-1]).sha256
-    assert read_picture("image", array) is array
-    grey = read_picture("image", np.zeros((3, 5), np.uint8))
+    array, image = read("image", pixels), read("image", two_colours())
+    assert array == image and array.sha256 != read("image", pixels[:, ::-1]).sha256
+    assert read("image", array) is array
+    grey = read("image", np.zeros((3, 5), np.uint8))
     assert grey.size == (5, 3) and grey.pixels is not None and grey.pixels.shape == (3, 5, 3)
 
 
 def test_what_is_given_may_change_afterwards() -> None:
     pixels = np.zeros((2, 2, 3), np.uint8)
-    found = read_picture("image", pixels)
+    found = read("image", pixels)
     pixels[:] = 9
     assert found.pixels is not None and not found.pixels.any()
     with pytest.raises(ValueError, match="read-only"):
@@ -140,19 +147,19 @@ def animation() -> bytes:
 )
 def test_what_is_no_picture_is_refused_by_name(value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"^image: .*({message})"):
-        read_picture("image", value)
+        read("image", value)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ConfigError, match="no regular file"):
-        read_picture("image", tmp_path / "pipe.png")
+        read("image", tmp_path / "pipe.png")
 
 
 def test_a_record_names_a_picture_and_opens_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(content(two_colours()))
-    picture = read_picture("image", tmp_path / "a.png")
+    picture = read("image", tmp_path / "a.png")
     known = read_record("image", picture.record())
     assert known == picture and not known.is_given and known.size == (4, 2)
     for wrong in (
@@ -168,7 +175,7 @@ def test_a_record_names_a_picture_and_opens_nothing(tmp_path: Path) -> None:
 
 
 def test_a_picture_may_be_copied_and_compared() -> None:
-    picture = read_picture("image", two_colours())
-    assert {picture: 1}[read_picture("image", two_colours())] == 1
+    picture = read("image", two_colours())
+    assert {picture: 1}[read("image", two_colours())] == 1
     assert picture != "picture" and "4x2" in repr(picture)
-    assert Picture(None, picture.sha256) == picture
+    assert Recorded(picture.sha256) == picture

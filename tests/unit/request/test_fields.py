@@ -17,7 +17,7 @@ from sdengine.cli.generate import generate
 from sdengine.errors import ConfigError
 from sdengine.images import web_ui_text
 from sdengine.request.keywords import ALIASES, WEB_UI_CLIP_SKIP, RequestOptions
-from sdengine.request.picture_fields import IMAGE_FIELDS, MASK_FIELDS, PICTURES
+from sdengine.request.picture_fields import OPTIONS_OF, PICTURES
 from sdengine.request.request import FIELDS, Request
 from sdengine.samplers import SAMPLERS, SamplerOptions
 
@@ -25,7 +25,7 @@ PROMPTS = ("prompt", "negative_prompt")
 # What only this command or the web UI's text leaves out, because they have no place for it.
 WITHOUT_A_LABEL = {
     *PROMPTS,
-    *("batch_size", *PICTURES, *IMAGE_FIELDS, *MASK_FIELDS),
+    *("batch_size", *PICTURES, *sum(OPTIONS_OF.values(), ())),
     *("original_size", "crop", "target_size", "aesthetic_score", "negative_aesthetic_score"),
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sdengine.errors import ConfigError
-from sdengine.request.picture_fields import IMAGE_FIELDS, MASK_FIELDS, PICTURES
+from sdengine.request.picture_fields import IMAGE_FIELDS, OPTIONS_OF, PICTURES
 from sdengine.request.request import Request
 
 PIXELS = np.zeros((40, 50, 3), np.uint8)
@@ -83,7 +83,9 @@ def test_json_has_the_record_and_no_path_in_it_is_opened(tmp_path: Any) -> None:
 
 
 def test_without_a_picture_json_says_nothing_of_one() -> None:
-    assert not {*PICTURES, *IMAGE_FIELDS, *MASK_FIELDS} & json.loads(Request("a").to_json()).keys()
+    assert (
+        not {*PICTURES, *sum(OPTIONS_OF.values(), ())} & json.loads(Request("a").to_json()).keys()
+    )
 
 
 @pytest.mark.parametrize(
