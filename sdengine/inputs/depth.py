@@ -117,7 +117,7 @@ def _checked(field: str, array: NDArray[Any]) -> Values:
 
 def _from_values(values: Values) -> DepthMap:
     named = hashlib.sha256(f"depth {values.shape}".encode())
-    named.update(np.ascontiguousarray(values))
+    named.update(values.tobytes())
     return DepthMap(values, named.hexdigest())
 
 

@@ -60,7 +60,7 @@ def resized_weights(weights: Weights, width: int, height: int, mode: str) -> Wei
         return weights
     levels = np.rint(weights * 255).astype(np.uint8)
     found = resized(np.repeat(levels[..., None], 3, axis=2), width, height, mode)
-    return found[..., 0].astype(np.float32) / 255
+    return np.asarray(found[..., 0] / np.float32(255), np.float32)
 
 
 def blurred(weights: Weights, sigma: float) -> Weights:
@@ -96,7 +96,7 @@ def latent_weights(weights: Weights, cell: int, *, soft: bool) -> Weights:
     """
     rows, columns = weights.shape[0] // cell, weights.shape[1] // cell
     largest = weights.reshape(rows, cell, columns, cell).max(axis=(1, 3))
-    return largest if soft else (largest > 0.5 / 255).astype(np.float32)
+    return np.asarray(largest if soft else largest > 0.5 / 255, np.float32)
 
 
 def masked_box(weights: Weights, padding: int, width: int, height: int) -> Box | None:

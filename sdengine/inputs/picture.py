@@ -171,11 +171,11 @@ def _checked_array(field: str, array: NDArray[Any]) -> Pixels:
     if array.dtype != np.uint8 or not known or 0 in shape or shape[0] * shape[1] > MAX_PIXELS:
         raise ConfigError.for_field(field, f"an array {list(shape)} of {array.dtype}", ACCEPTED)
     if len(shape) == 2 or shape[2] == 1:
-        return np.repeat(array.reshape(*shape[:2], 1), 3, axis=2)
-    return array.copy()
+        return np.asarray(np.repeat(array.reshape(*shape[:2], 1), 3, axis=2))
+    return np.array(array)
 
 
 def _from_pixels(pixels: Pixels) -> Picture:
     named = hashlib.sha256(f"{pixels.shape}".encode())
-    named.update(np.ascontiguousarray(pixels))
+    named.update(pixels.tobytes())
     return Picture(pixels, named.hexdigest())

@@ -41,9 +41,8 @@ class KnownPart:
         """Return how much may change in a step, [1,1,h,w]."""
         if not self.soft:
             return self.weights
-        return (1 - self.weights <= np.float32(step / steps)).astype(np.float32) * (
-            self.weights > 0
-        )
+        is_free = (1 - self.weights <= np.float32(step / steps)) & (self.weights > 0)
+        return np.asarray(is_free, np.float32)
 
     def blend_output(self, program: SamplerProgram, k: int, read: Array, output: Array) -> Array:
         """Return the guided output whose clean estimate is the known one where that is kept.

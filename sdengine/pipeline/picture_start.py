@@ -75,6 +75,7 @@ class Inpainting:
 
     Args:
         weights: [H,W] fp32 in the computation's pixels, without what pads them.
+        laid: [h,w] fp32 of the box, or of the original: how much of the result is laid over it.
         free: [H,W] what is more white than black before any blur.
         cells: [1,1,h,w] fp32 of latent cells.
         original: [H,W,3] uint8 that the result is laid over.
@@ -82,6 +83,7 @@ class Inpainting:
     """
 
     weights: Weights
+    laid: Weights
     free: NDArray[np.bool_]
     cells: Array
     original: Pixels
@@ -147,7 +149,7 @@ class StartingPicture:
             images = corrected(images, self.pixels)
         if self.inpainting is None:
             return images
-        return [_laid_in(one, self.inpainting, request) for one in images]
+        return [_laid_in(one, self.inpainting) for one in images]
 
 
 def starting_picture(
@@ -199,7 +201,7 @@ def _computed(
                 'mask: nothing in it may change, so that inpaint_area="masked" has no area.'
             )
         part = np.s_[box.top : box.bottom, box.left : box.right]
-        pixels = resized(own[part], width, height, "stretch")
+        pixels, laid = resized(own[part], width, height, "stretch"), weights[part]
         sharp, weights = (
             resized_weights(one[part], width, height, "stretch") for one in (sharp, weights)
         )
@@ -209,13 +211,16 @@ def _computed(
         sharp, weights = (
             resized_weights(one, width, height, request.resize) for one in (sharp, weights)
         )
+        laid = (weights * 2).clip(0, 1)  # opaque up to the middle of the blur
+    if request.soft_inpainting:
+        laid = (weights * 8 if box is None else laid * 8).clip(0, 1)  # a ramp next to what stays
     below, right = size[1] - height, size[0] - width
     cells = latent_weights(
         np.pad(weights, ((0, below), (0, right)), mode="edge"),
         manifest.architecture.vae.downscale,
         soft=request.soft_inpainting,
     )
-    return pixels, Inpainting(weights, sharp >= 0.5, cells[None, None], original, box)
+    return pixels, Inpainting(weights, laid, sharp >= 0.5, cells[None, None], original, box)
 
 
 @dataclass(frozen=True)
@@ -283,20 +288,15 @@ def _in_range(pixels: Pixels) -> Array:
     return np.asarray(images / np.float32(127.5) - np.float32(1))
 
 
-def _laid_in(image: Pixels, inpainting: Inpainting, request: Request) -> Pixels:
+def _laid_in(image: Pixels, inpainting: Inpainting) -> Pixels:
     """Lay an image over the original where it may change; the rest stays as it is to the byte."""
-    weights, box = inpainting.weights, inpainting.box
-    if request.soft_inpainting:
-        weights = (weights * 8).clip(0, 1)  # a ramp only next to what stays
-    elif box is None:
-        weights = (weights * 2).clip(0, 1)  # opaque up to the middle of the blur
+    box = inpainting.box
     if box is None:
-        return composite(image, inpainting.original, weights)
+        return composite(image, inpainting.original, inpainting.laid)
     part = np.s_[box.top : box.bottom, box.left : box.right]
     image = resized(image, box.width, box.height, "stretch")
-    weights = resized_weights(weights, box.width, box.height, "stretch")
-    found = inpainting.original.copy()
-    found[part] = composite(image, found[part], weights)
+    found = np.array(inpainting.original)
+    found[part] = composite(image, found[part], inpainting.laid)
     return found
 
 

@@ -313,7 +313,7 @@ def field_infos(cls: type) -> dict[str, FieldInfo]:
     """Return what `about` was told of each field of a dataclass, by name; keywords come last."""
     return {
         field.name: field.metadata[_KEY](name=field.name, default=field.default)
-        for field in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only)
+        for field in sorted(dataclasses.fields(cls), key=lambda field: bool(field.kw_only))
     }
 
 

@@ -47,8 +47,9 @@ class Stops:
 
     def cut(self, span: Span) -> Stops:
         """Return the stops of the steps that run."""
-        kept = (values[span.first :] for values in (self.t, self.signal, self.signal_after))
-        return Stops(*kept, from_picture=span.from_picture)
+        first = span.first
+        signals = self.signal[first:], self.signal_after[first:]
+        return Stops(self.t[first:], *signals, from_picture=span.from_picture)
 
 
 def ddim_stops(schedule: str, span: Span, noise_schedule: NoiseSchedule) -> Stops:

@@ -107,8 +107,7 @@ def ours(engine: Engine, sampler: str, **options: Any) -> Pixels:
     return engine.generate(PROMPT, **fields).arrays[0]
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("sampler", "strength"), [("ddim", 0.5), ("euler", 1.0)])
 @pytest.mark.parametrize("model", ["sd", "sdxl", "sd-inpainting", "sdxl-inpainting"])
 def test_inpainting(
     engines: dict[str, Engine], place: Path, model: str, sampler: str, strength: float

@@ -50,7 +50,7 @@ def test_alpha_that_varies_is_the_mask() -> None:
 
 
 def test_blur_is_a_gaussian() -> None:
-    weights = stroke().astype(np.float32) / 255
+    weights = stroke().astype(np.float32) / np.float32(255)
     found = blurred(weights, 3.0)
     expected = np.asarray(Image.fromarray(stroke()).filter(ImageFilter.GaussianBlur(3.0)))
     assert np.abs(found - expected / 255).max() < 0.03

@@ -53,7 +53,7 @@ def test_exif_orientation_comes_before_any_conversion(orientation: int) -> None:
     exif[0x0112] = orientation
     palette = two_colours().convert("P", palette=Image.Palette.ADAPTIVE)
     found = read("image", content(palette, exif=exif)).pixels
-    upright = {
+    upright: dict[int, Any] = {
         1: lambda p: p,
         2: lambda p: p[:, ::-1],
         3: lambda p: p[::-1, ::-1],
@@ -62,8 +62,8 @@ def test_exif_orientation_comes_before_any_conversion(orientation: int) -> None:
         6: lambda p: np.rot90(p, -1),
         7: lambda p: np.rot90(p, 2).transpose(1, 0, 2),
         8: lambda p: np.rot90(p),
-    }[orientation]
-    np.testing.assert_array_equal(found, upright(np.asarray(two_colours())))
+    }
+    np.testing.assert_array_equal(found, upright[orientation](np.asarray(two_colours())))
 
 
 @pytest.mark.parametrize("mode", ["P", "RGB", "L"])

@@ -115,6 +115,10 @@ def test_a_part_comes_back_in_the_pictures_size(engine: Engine, scene: Pixels) -
     np.testing.assert_array_equal(found[:, :140], wide[:, :140])
     np.testing.assert_array_equal(found[:, 250:], wide[:, 250:])
     assert (found != wide).any()
+    sharp = engine.generate(
+        PROMPT, image=wide, mask=mask, mask_blur=0, inpaint_area="masked", **FIELDS
+    ).arrays[0]
+    np.testing.assert_array_equal(sharp[mask == 0], wide[mask == 0])
 
 
 def test_soft_inpainting_changes_more_where_it_is_lighter(engine: Engine, scene: Pixels) -> None:
