@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, overload
 from sdengine.backends import select_backend
 from sdengine.backends.base import DEFAULTS, PRECISIONS, Backend, SessionOptions
 from sdengine.backends.forks import ForkSafeLock, watch_forks
-from sdengine.bundle.reader import Bundle, check_size, open_bundle
+from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.errors import ConfigError
 from sdengine.images.provenance import Provenance, processor
 from sdengine.images.result import Result, Step
+from sdengine.inputs.picture import read_picture
 from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.picture_start import computed_size
 from sdengine.pipeline.pipeline import Pipeline, Plan, Watch, finish
 from sdengine.pipeline.turns import Turns
 from sdengine.pipeline.warm_up import warm_up_requests
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from sdengine.request.keywords import RequestOptions
+
+
+_SIDES = ("width", "height")
 
 
 def load(
@@ -329,6 +334,12 @@ class Engine:
             values.get("sampler", defaults.sampler),
             values.get("schedule", None if "sampler" in given else defaults.schedule),
         )
+        if given.get("image") is not None:
+            picture = values["image"] = read_picture("image", given["image"])
+            if given.get("inpaint_area") != "masked":  # which is enlarged to the usual size
+                values |= {
+                    n: s for n, s in zip(_SIDES, picture.size, strict=True) if n not in given
+                }
         if values.get("variation_strength") and "variation_seed" not in values:
             values["variation_seed"] = random_seed()
         return Request(**values)
@@ -381,8 +392,7 @@ class Engine:
             hint = "`generate` takes prompts."
             raise ConfigError.for_field("request", request, "a sdengine.Request", hint)
         self._networks.require_own()
-        check_size(request.width, request.height, self.bundle.manifest)
-        self.session.budget.check(request.width, request.height)
+        self.session.budget.check(*computed_size(request, self.bundle.manifest))
         return self._pipeline.plan(request)
 
     def _in_turns(self, plan: Plan, watch: Watch) -> Iterator[Step]:

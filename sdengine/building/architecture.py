@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sdengine.bundle.manifest import Architecture, Defaults
+from sdengine.bundle.manifest import TASKS, Architecture, Defaults, extra_channels
 from sdengine.checkpoints import Checkpoint
 from sdengine.checkpoints.added_tokens import ADDED
 from sdengine.checkpoints.diffusers_folder import EXTRAS_FILE
@@ -164,11 +164,13 @@ def _check_parts_fit(checkpoint: Checkpoint) -> None:
                 f"{unet.projection_class_embeddings_input_dim}; {list(encoders)[-1]} gives a "
                 f"pooled width of {pooled}, and sizes take {sizes}."
             )
-    if unet.out_channels != vae.latent_channels or unet.in_channels != vae.latent_channels:
+    latent = vae.latent_channels
+    read = {extra_channels(task, latent) + latent: task for task in TASKS}
+    if unet.out_channels != latent or unet.in_channels not in read:
+        known = ", ".join(f"{channels} ({task})" for channels, task in read.items())
         raise CheckpointError(
             f"{checkpoint.root}: the U-Net maps {unet.in_channels} channels to "
-            f"{unet.out_channels}; text to image needs {vae.latent_channels} to "
-            f"{vae.latent_channels}. Checkpoints for inpainting (9) and depth (5) are not built."
+            f"{unet.out_channels}; expected to {latent}, from one of {known}."
         )
 
 

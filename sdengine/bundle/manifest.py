@@ -232,6 +232,15 @@ class VAEArchitecture(_Strict):
     config: dict[str, Any] = Field(default_factory=dict)
 
 
+# What a U-Net reads beside the noisy latents tells what it is for.
+TASKS = ("text", "inpainting", "depth")
+
+
+def extra_channels(task: str, latent_channels: int) -> int:
+    """Return how many channels a U-Net of a task reads beside the noisy latents."""
+    return {"text": 0, "inpainting": 1 + latent_channels, "depth": 1}[task]
+
+
 class Architecture(_Strict):
     """Describe the checkpoint's networks as far as the run time needs to know them.
 
@@ -249,6 +258,13 @@ class Architecture(_Strict):
     vae: VAEArchitecture
     scheduler: dict[str, Any]
     not_taken_over: list[_Text] = Field(default_factory=list, max_length=100)
+
+    @property
+    def task(self) -> str:
+        """One of TASKS."""
+        extra = self.unet.in_channels - self.vae.latent_channels
+        tasks = (t for t in TASKS if extra_channels(t, self.vae.latent_channels) == extra)
+        return next(tasks, "text")
 
     @model_validator(mode="after")
     def _encoders_fit(self) -> Architecture:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,6 +78,7 @@ def generate(
                 f"from: {source!r} asks for {', '.join(asked)}. Add --yes to make it all the same, "
                 "or give smaller values as options."
             )
+        _warn_of_another_picture(recorded, options)
         options = _merged(recorded, options)
         precision = precision or recorded.provenance.precision
         threads = threads or _threads_here(recorded.provenance.threads)
@@ -106,12 +106,24 @@ def generate(
         note(_summary(result))
 
 
+def _warn_of_another_picture(recorded: Metadata, options: dict[str, Any]) -> None:
+    """Read the picture that is given, and say where it is not the one that was started from."""
+    from sdengine.inputs.picture import read_picture
+
+    if "image" not in options:
+        return
+    options["image"] = given = read_picture("image", options["image"])
+    known = recorded.request_fields().get("image")
+    if known is not None and known != given:
+        note(f"warning: the image was made from another picture, with SHA-256 {known.sha256}.")
+
+
 def describe(result: Result, files: list[Path]) -> dict[str, Any]:
     """Return what `--json` prints."""
     return {
         "files": [str(file) for file in files],
         "seeds": list(result.seeds),
-        **asdict(result.request),
+        **result.request.to_dict(),
         "model": result.provenance.model,
         "backend": result.provenance.backend,
         "precision": result.provenance.precision,

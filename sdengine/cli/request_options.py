@@ -10,12 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from sdengine.errors import ConfigError
-from sdengine.request.fields import Choice, FieldInfo, Integer, Number, OneOrEach, Pair
+from sdengine.request.fields import Choice, FieldInfo, Flag, Integer, Number, OneOrEach, Pair
 from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
+from sdengine.request.picture_fields import PICTURES
 from sdengine.request.request import FIELDS, nearest_field
 
 _SHORT = {"negative_prompt": "-n"}
-_METAVARS = {"crop": "LEFTxTOP"}
+_METAVARS = {"crop": "LEFTxTOP", "background": "#RRGGBB", **dict.fromkeys(PICTURES, "FILE")}
 # One option for two fields.
 _SEED_SIZE = "seed_size"
 _SEED_SIDES = ("seed_width", "seed_height")
@@ -75,7 +76,7 @@ def _parameter(
 
 def _kind(info: FieldInfo) -> type:
     check = info.check.check if isinstance(info.check, OneOrEach) else info.check
-    kinds: dict[type, type] = {Integer: int, Number: float}
+    kinds: dict[type, type] = {Integer: int, Number: float, Flag: bool}
     return kinds.get(type(check), str)
 
 
@@ -87,6 +88,8 @@ def _help(info: FieldInfo) -> str:
 def _metavar(info: FieldInfo) -> str | None:
     if isinstance(info.check, Pair):
         return _METAVARS.get(info.name, "WxH")
+    if info.name in _METAVARS:
+        return _METAVARS[info.name]
     return "TEXT" if isinstance(info.check, (OneOrEach, Choice)) and _kind(info) is str else None
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -23,7 +23,7 @@ from sdengine.images.picture_text import read_text
 from sdengine.images.provenance import Provenance
 from sdengine.images.web_ui_text import parse_parameters
 from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
-from sdengine.request.request import JSON_VERSION, Request, checked_fields
+from sdengine.request.request import JSON_VERSION, Request, read_fields
 
 CHUNK = "sdengine"
 PARAMETERS = "parameters"
@@ -103,7 +103,7 @@ def describe_image(request: Request, provenance: Provenance) -> str:
     """
     content = {
         "format": FORMAT,
-        "request": asdict(request),
+        "request": request.to_dict(),
         "model": {"name": provenance.model, "sha256": provenance.model_hash},
         "bundle": provenance.bundle_hash,
         "backend": provenance.backend,
@@ -213,7 +213,7 @@ def _from_chunk(text: str) -> Metadata:
         model_hash=_match(_SHA256, model.get("sha256")),
         bundle_hash=_match(_SHA256, content.get("bundle")),
     )
-    return Metadata(checked_fields(request), provenance)
+    return Metadata(read_fields(request), provenance)
 
 
 def _from_parameters(text: str) -> Metadata:

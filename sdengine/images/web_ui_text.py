@@ -71,6 +71,9 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
         "Model hash": provenance.model_hash[:10],
         "Model": provenance.model,
     }
+    if request.image is not None:
+        # Written alone: read without the picture, which no text holds, it would mean nothing.
+        pairs["Denoising strength"] = request.strength
     if request.variation_strength:
         pairs |= _labelled(request, "variation_seed", "variation_strength")
     if request.clip_skip is not None:

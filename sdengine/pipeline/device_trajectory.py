@@ -31,6 +31,9 @@ def choose_device(
     row_plans: Sequence[RowPlan],
     guidance_rescale: float,
     clean_every: int,
+    *,
+    keeps_part: bool = False,
+    has_extra: bool = False,
 ) -> tuple[RunsTrajectories | None, str]:
     """Decide where a trajectory's steps run.
 
@@ -40,6 +43,8 @@ def choose_device(
         row_plans: of every step.
         guidance_rescale, clean_every: of the request; more than 0 needs each prediction on the
             host.
+        keeps_part: a mask keeps a part of a picture.
+        has_extra: the U-Net reads more than latents.
 
     Returns:
         The U-Net as what runs them, or None and why the host does.
@@ -48,6 +53,10 @@ def choose_device(
         return None, "the backend's networks read and write the host's memory"
     if clean_every > 0:
         return None, "previews are made from each prediction"
+    if has_extra:
+        return None, "the U-Net reads more channels than the device scales"
+    if keeps_part:
+        return None, "a mask keeps a part of a picture in each prediction"
     if guidance_rescale > 0:
         return None, "guidance_rescale looks at each prediction as a whole"
     if not all(plan.is_plain for plan in row_plans):

@@ -15,17 +15,19 @@ def latents_shape(
     return rows, vae.latent_channels, height // vae.downscale, width // vae.downscale
 
 
-def noise_of(request: Request, images: range, architecture: Architecture) -> NoiseSource:
-    """Return what draws the noise of some images of a request."""
-    size = latents_shape(architecture, len(images), request.height, request.width)
+def noise_of(
+    request: Request, size: tuple[int, int], images: range, architecture: Architecture
+) -> NoiseSource:
+    """Return what draws the noise of some images of a request at a width and height."""
+    shape = latents_shape(architecture, len(images), size[1], size[0])
     resize_from = None
     if request.seed_width is not None and request.seed_height is not None:
-        shape = latents_shape(architecture, 1, request.seed_height, request.seed_width)
-        resize_from = shape[2:]
+        taken = latents_shape(architecture, 1, request.seed_height, request.seed_width)
+        resize_from = taken[2:]
     variation = request.variation_seed
     return NoiseSource(
         [request.seeds[i] for i in images],
-        size[1:],
+        shape[1:],
         kind=request.noise,
         variation_seeds=None if variation is None else [variation + i for i in images],
         variation_strength=request.variation_strength,

@@ -11,15 +11,26 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sdengine.backends.base import Module
+from sdengine.backends.base import Array, Module
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import ConfigError
 from sdengine.images.provenance import Provenance
 from sdengine.images.result import Result, Step
+from sdengine.inputs.depth import depth_channel
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.decoding import decode, preview
 from sdengine.pipeline.latents import latents_shape, noise_of
 from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.picture_start import (
+    ENCODER,
+    MaskedPicture,
+    StartingPicture,
+    computed_size,
+    masked_picture,
+    picture_warnings,
+    require_pictures,
+    starting_picture,
+)
 from sdengine.pipeline.row_plan import lay_out_rows
 from sdengine.pipeline.trajectory import Evaluation, Trajectory
 from sdengine.pipeline.unet_inputs import MicroConditioning, UNetInputs
@@ -45,16 +56,35 @@ class Plan:
     Args:
         request: with its sampler and schedule by name.
         program: the sampler's numbers.
+        size: width and height that the networks compute at.
         prompts: the texts and where they hold.
         chunks: the images that are made together, by index; at least one chunk.
         warnings: what of the request cannot be done, in sentences.
     """
 
     request: Request
+    size: tuple[int, int]
     program: SamplerProgram
     prompts: PromptPlan
     chunks: tuple[range, ...]
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the trajectories of a request have in common.
+
+    Args:
+        conditioning: what its prompts became.
+        picture: that they start from, if any.
+        masked: what an inpainting model reads of it.
+        depth: [1,1,h,w] fp32 that a depth model reads.
+    """
+
+    conditioning: Conditioning
+    picture: StartingPicture | None
+    masked: MaskedPicture | None
+    depth: Array | None
 
 
 @dataclass(frozen=True)
@@ -120,20 +150,25 @@ class Pipeline:
         sampler, schedule = resolve_names(request.sampler, request.schedule)
         if (sampler, schedule) != (request.sampler, request.schedule):
             request = replace(request, sampler=sampler, schedule=schedule)
-        program = self._program(sampler, schedule, request.steps, options=_sampler_options(request))
+        require_pictures(request, self._manifest)
+        size = computed_size(request, self._manifest)
+        count, steps = request.num_steps_run, request.num_schedule_steps
+        first = steps - count if request.starts_from_picture else None
+        options = _sampler_options(request)
+        program = self._program(sampler, schedule, steps, options=options, first=first)
         is_distilled = self._manifest.architecture.unet.guidance_embed_dim is not None
         prompts = self._prompts(
             request.prompts,
             request.negative_prompts,
-            request.steps,
+            count,
             PromptOptions(emphasis=request.emphasis, clip_skip=request.clip_skip),
             is_guided=request.uses_guidance and not is_distilled,
         )
         chunks = _chunks(request.batch_size, self._manifest.max_batch)
-        warnings = _warnings(prompts)
+        warnings = (*_warnings(prompts), *picture_warnings(request))
         for line in warnings:
             _log.info("%s", line)
-        return Plan(request, program, prompts, chunks, warnings)
+        return Plan(request, size, program, prompts, chunks, warnings)
 
     def run(self, plan: Plan, watch: Watch) -> Generator[Step, None, Result]:
         """Make the images, step by step.
@@ -146,8 +181,10 @@ class Pipeline:
             Cancelled: `watch.cancel` was set.
         """
         clock = StageClock()
-        conditioning = self._condition(plan, clock)
-        last, images = yield from self._steps(plan, watch, conditioning, clock)
+        prepared = self._prepare(plan, clock)
+        last, images = yield from self._steps(plan, watch, prepared, clock)
+        if prepared.picture is not None:
+            images = prepared.picture.finished(plan.request, images)
         result = Result(
             tuple(images), plan.request, clock.timings(), self._provenance, plan.warnings
         )
@@ -155,10 +192,10 @@ class Pipeline:
         return result
 
     def _condition(self, plan: Plan, clock: StageClock) -> Conditioning:
-        size = (plan.request.height, plan.request.width)
+        width, height = plan.size
 
         def get_encoder(network: str, rows: int) -> Module:
-            module = self._networks.get(network, rows, *size, clock=clock)
+            module = self._networks.get(network, rows, height, width, clock=clock)
             return clock.timed("text_encoder", module)
 
         conditioning = self._conditioner.encode(plan.prompts, get_encoder)
@@ -166,17 +203,36 @@ class Pipeline:
         self._done_with(*(encoder.network for encoder in encoders))
         return conditioning
 
+    def _prepare(self, plan: Plan, clock: StageClock) -> Prepared:
+        """Run what a request's trajectories have in common."""
+        conditioning = self._condition(plan, clock)
+        request, task = plan.request, self._manifest.architecture.task
+        picture = left_out = extra = None
+        if request.image is not None:
+            picture = starting_picture(request, plan.size, self._networks, clock)
+        if task == "inpainting":
+            left_out = masked_picture(picture, plan.size, self._networks, clock)
+        elif request.depth is not None:
+            shape = latents_shape(self._manifest.architecture, 1, *plan.size[::-1])
+            extra = depth_channel(request.depth, shape[2], shape[3], invert=request.depth_invert)
+        self._done_with(ENCODER)
+        return Prepared(conditioning, picture, left_out, extra)
+
     def _steps(
-        self, plan: Plan, watch: Watch, conditioning: Conditioning, clock: StageClock
+        self,
+        plan: Plan,
+        watch: Watch,
+        prepared: Prepared,
+        clock: StageClock,
     ) -> Generator[Step, None, tuple[Step, list[NDArray[np.uint8]]]]:
         """Yield all steps but the last; return that one and the images."""
         images: list[NDArray[np.uint8]] = []
         *earlier, final = plan.chunks
         for chunk in earlier:
-            step = yield from self._chunk_steps(plan, watch, conditioning, chunk, clock)
+            step = yield from self._chunk_steps(plan, watch, prepared, chunk, clock)
             yield from _held(step, clock)
             images += decode(step.latents, self._networks, clock)
-        last = yield from self._chunk_steps(plan, watch, conditioning, final, clock)
+        last = yield from self._chunk_steps(plan, watch, prepared, final, clock)
         self._done_with("unet")
         images += decode(last.latents, self._networks, clock)
         self._done_with("vae_decoder")
@@ -186,14 +242,29 @@ class Pipeline:
         self,
         plan: Plan,
         watch: Watch,
-        conditioning: Conditioning,
+        prepared: Prepared,
         chunk: range,
         clock: StageClock,
     ) -> Generator[Step, None, Step]:
         """Yield the steps of some images but the last; return that one."""
-        trajectory = self._trajectory(plan, watch, conditioning, chunk, clock)
-        noise = noise_of(plan.request, chunk, self._manifest.architecture)
-        evaluations = trajectory.run(noise, clock, watch.preview_every, watch.sees_steps)
+        request, architecture = plan.request, self._manifest.architecture
+        noise = noise_of(request, plan.size, chunk, architecture)
+        fresh = noise_of(request, plan.size, chunk, architecture)
+        start = known = None
+        if (picture := prepared.picture) is not None:
+            # Inpainting models that start from noise never see the latents, and draw none.
+            draws = request.starts_from_picture or architecture.task != "inpainting"
+            latents = picture.latents(request, noise, len(chunk), draws)
+            known = picture.known(request, latents, architecture.task)
+            if request.starts_from_picture:
+                start = picture.start(request, latents, fresh)
+        extra = prepared.depth
+        if prepared.masked is not None:
+            extra = prepared.masked.channels(request, fresh, len(chunk))
+        trajectory = self._trajectory(plan, watch, prepared.conditioning, extra, chunk, clock)
+        evaluations = trajectory.run(
+            noise, clock, watch.preview_every, watch.sees_steps, start, known
+        )
         while True:
             evaluation = next(evaluations)
             is_last = evaluation.index + 1 == len(plan.program.t)
@@ -209,13 +280,14 @@ class Pipeline:
         plan: Plan,
         watch: Watch,
         conditioning: Conditioning,
+        extra: Array | None,
         chunk: range,
         clock: StageClock,
     ) -> Trajectory:
         """Load the U-Net for a chunk's rows."""
         request, architecture = plan.request, self._manifest.architecture
         row_plans = self._row_plans(plan.prompts.steps, chunk)
-        rows, size = len(row_plans[0].rows), (request.height, request.width)
+        rows, size = len(row_plans[0].rows), plan.size[::-1]
         sequence = conditioning.prompt_embeds.shape[1]
         unet = self._networks.get("unet", rows, *size, sequence=sequence, clock=clock)
         inputs = UNetInputs(
@@ -225,6 +297,7 @@ class Pipeline:
             latents_shape(architecture, rows, *size),
             request.guidance_scale,
             MicroConditioning.of(request),
+            extra,
         )
         return Trajectory(
             unet,

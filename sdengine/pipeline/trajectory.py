@@ -17,12 +17,12 @@ from sdengine.errors import NonFiniteError
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.device_trajectory import choose_device, run_on_device
 from sdengine.pipeline.guidance import guide
+from sdengine.pipeline.known_part import KnownPart
 from sdengine.pipeline.row_plan import RowPlan
 from sdengine.pipeline.turns import check_cancelled
 from sdengine.pipeline.unet_inputs import UNetInputs
 from sdengine.samplers import SamplerProgram
 from sdengine.samplers.noise import NoiseSource
-from sdengine.samplers.prediction import clean_from_scaled
 
 _log = logging.getLogger(__name__)
 Array = NDArray[np.float32]
@@ -74,7 +74,13 @@ class Trajectory:
         self.cancel = cancel
 
     def run(
-        self, noise: NoiseSource, clock: StageClock, clean_every: int = 0, watched: bool = True
+        self,
+        noise: NoiseSource,
+        clock: StageClock,
+        clean_every: int = 0,
+        watched: bool = True,
+        start: Array | None = None,
+        known: KnownPart | None = None,
     ) -> Iterator[Evaluation]:
         """Evaluate the U-Net step by step, on its device where that runs the steps itself.
 
@@ -84,19 +90,28 @@ class Trajectory:
             clean_every: estimate the clean latents at every n-th step; 0 for never.
             watched: somebody looks at every evaluation; if not, the last one may be all there is.
 
+            start: latents [B,C,h,w] of the picture that it starts from; None for noise alone.
+            known: what is kept of a picture.
+
         Raises:
             NonFiniteError: a step gave NaN or infinity.
             Cancelled: the caller cancelled.
         """
         kind = self._kind()
         device, reason = choose_device(
-            self.unet, kind, self.row_plans, self.guidance_rescale, clean_every
+            self.unet,
+            kind,
+            self.row_plans,
+            self.guidance_rescale,
+            clean_every,
+            keeps_part=known is not None,
+            has_extra=self.inputs.has_extra,
         )
         if device is None:
             _log.debug("the host runs the sampler's steps: %s", reason)
-            yield from self._run_on_host(noise, clock, clean_every)
+            yield from self._run_on_host(noise, clock, clean_every, start, known)
         else:
-            yield from self._run_on_device(device, kind, noise, clock, watched)
+            yield from self._run_on_device(device, kind, noise, clock, watched, start)
 
     def _kind(self) -> TrajectoryKind:
         return TrajectoryKind(
@@ -118,9 +133,10 @@ class Trajectory:
         noise: NoiseSource,
         clock: StageClock,
         watched: bool,
+        start: Array | None,
     ) -> Iterator[Evaluation]:
         program = self.program
-        registers, _ = self._start(noise)
+        registers, *_ = self._start(noise, start)
         if not device.is_ready(kind):
             with clock.stage("load"):
                 device.prepare(kind)
@@ -133,10 +149,15 @@ class Trajectory:
             yield Evaluation(k, latents, None)
 
     def _run_on_host(
-        self, noise: NoiseSource, clock: StageClock, clean_every: int
+        self,
+        noise: NoiseSource,
+        clock: StageClock,
+        clean_every: int,
+        start: Array | None,
+        known: KnownPart | None,
     ) -> Iterator[Evaluation]:
         program, inputs = self.program, self.inputs
-        registers, step_noise = self._start(noise)
+        registers, step_noise, first_noise = self._start(noise, start)
         latents = registers[0].view()
         latents.flags.writeable = False
         for k, numbers in enumerate(program.evaluations):
@@ -150,11 +171,14 @@ class Trajectory:
             with clock.stage("unet"):
                 noise_pred = self.unet.run(inputs.arrays)["noise_pred"]
             wants_clean = clean_every > 0 and (numbers.step + 1) % clean_every == 0
-            if wants_clean or not plan.is_plain or self.guidance_rescale > 0:
+            blends = known is not None and known.rule == "clean"
+            if wants_clean or blends or not plan.is_plain or self.guidance_rescale > 0:
                 noise_pred = guide(noise_pred, plan, self.guidance_scale, self.guidance_rescale)
             clean = None
+            scaled = inputs.sample[: self._num_images]
+            if blends and known is not None:
+                noise_pred = known.blend_output(program, k, scaled, noise_pred)
             if wants_clean:
-                scaled = inputs.sample[: self._num_images]
                 clean = self._clean(k, scaled, noise_pred)
             finite = _native.guided_step(
                 registers,
@@ -169,29 +193,38 @@ class Trajectory:
                 raise NonFiniteError.at(
                     "unet", f"evaluation {k + 1} of {len(program.t)} gave NaN or infinity"
                 )
+            if known is not None and known.rule == "latents":
+                known.blend_latents(program, k, registers[0], first_noise)
             yield Evaluation(k, latents, clean)
 
-    def _start(self, noise: NoiseSource) -> tuple[Array, Array]:
-        """Return the registers at their start, and a buffer for each step's noise."""
+    def _start(self, noise: NoiseSource, start: Array | None) -> tuple[Array, Array, Array]:
+        """Return the registers at their start, a buffer for each step's noise, and the first."""
         shape = (self._num_images, *self.inputs.latents_shape[1:])
         registers = np.zeros((self.program.num_registers, *shape), dtype=np.float32)
-        np.multiply(noise.initial(), np.float32(self.program.init_scale), out=registers[0])
+        first_noise = noise.initial()
+        np.multiply(first_noise, np.float32(self.program.init_scale), out=registers[0])
+        if start is not None:
+            registers[0] += np.float32(self.program.init_signal) * start
         step_noise = np.empty(shape, dtype=np.float32)
         if self.program.init_noise:
             noise.step(step_noise)
             registers[0] += np.float32(self.program.init_noise) * step_noise
-        return registers, step_noise
+        return registers, step_noise, first_noise
 
     def _scale(self, latents: Array, factor: float, sample: Array) -> None:
         """Write the scaled latents to every block of rows."""
         count = self._num_images
-        _native.scale_duplicate(latents, factor, sample[: 2 * count])
-        for first in range(2 * count, len(sample), count):  # of prompts joined by AND
+        begin = 0
+        if sample.flags.c_contiguous:
+            _native.scale_duplicate(latents, factor, sample[: 2 * count])
+            begin = 2 * count
+        else:  # other channels lie between the rows
+            np.multiply(latents, np.float32(factor), out=sample[:count])
+            begin = count
+        for first in range(begin, len(sample), count):
             sample[first : first + count] = sample[:count]
 
     def _clean(self, k: int, scaled: Array, guided: Array) -> Array:
-        sigma = float(self.program.sigma[k])
-        alpha = 1 / np.sqrt(sigma**2 + 1)
-        p, q = clean_from_scaled(self.program.prediction_type, alpha, sigma * alpha)
+        p, q = self.program.clean_form(k)
         clean: Array = np.float32(p) * scaled + np.float32(q) * guided
         return clean

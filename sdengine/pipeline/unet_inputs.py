@@ -57,6 +57,8 @@ class UNetInputs:
         architecture: of the bundle's U-Net.
         conditioning: what prompts became.
         latents_shape: [rows,C,h,w].
+        extra: [1,E,h,w] fp32 that every row reads behind its latents, or one of each image
+            [B,E,h,w]; None for nothing.
         guidance_scale: what distilled U-Nets are told.
         micro: what SDXL's U-Nets are told.
 
@@ -72,10 +74,12 @@ class UNetInputs:
         latents_shape: tuple[int, int, int, int],
         guidance_scale: float,
         micro: MicroConditioning,
+        extra: NDArray[np.float32] | None = None,
     ) -> None:
-        rows = latents_shape[0]
+        rows, channels, *sides = latents_shape
+        read = (rows, channels + (0 if extra is None else extra.shape[1]), *sides)
         _, length, width = conditioning.prompt_embeds.shape
-        require_tensors("unet", unet.inputs, {"sample": latents_shape}, "float32")
+        require_tensors("unet", unet.inputs, {"sample": read}, "float32")
         require_tensors("unet", unet.outputs, {"noise_pred": latents_shape}, "float32")
         wanted = {"timestep": (rows,), "encoder_hidden_states": (rows, length, width)}
         require_tensors("unet", unet.inputs, wanted)
@@ -93,14 +97,18 @@ class UNetInputs:
             if spec.name not in left_out or spec.name in _FILLED:
                 shape = [int(size) for size in spec.shape]
                 self.arrays[spec.name] = np.zeros(shape, dtype=numpy_dtype(spec.dtype))
+        self.has_extra = extra is not None
+        if extra is not None:
+            self.arrays["sample"][:, channels:] = np.tile(extra, (rows // len(extra), 1, 1, 1))
         if "timestep_cond" in self.arrays:
             dim = self.arrays["timestep_cond"].shape[1]
             self.arrays["timestep_cond"][:] = guidance_embedding(guidance_scale, dim)
 
     @property
     def sample(self) -> NDArray[np.float32]:
-        """The scaled latents [rows,C,h,w]."""
-        return self.arrays["sample"]
+        """The scaled latents [rows,C,h,w], without what is read beside them."""
+        sample: NDArray[np.float32] = self.arrays["sample"]
+        return sample[:, : self.latents_shape[1]]
 
     @property
     def timestep(self) -> NDArray[Any]:

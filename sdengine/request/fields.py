@@ -7,12 +7,15 @@ import functools
 import math
 import numbers
 import operator
+import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sdengine.errors import ConfigError
+from sdengine.inputs import depth, picture
+from sdengine.inputs.recorded import Recorded
 
 _KEY = "about"
 _DOC_WIDTH = 100
@@ -187,6 +190,58 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Flag:
+    """True or False; numbers are neither."""
+
+    accepted: str = "True or False"
+    range: str = ""
+
+    def __call__(self, name: str, value: Any) -> bool:
+        """Return a bool."""
+        if not isinstance(value, bool):
+            raise ConfigError.for_field(name, value, self.accepted)
+        return value
+
+
+@dataclass(frozen=True)
+class Color:
+    """A colour as in CSS: "#" and six hexadecimal digits."""
+
+    accepted: str = 'a colour such as "#ffffff"'
+    range: str = ""
+
+    def __call__(self, name: str, value: Any) -> str:
+        """Return the colour in small letters."""
+        if not isinstance(value, str) or re.fullmatch("#[0-9a-fA-F]{6}", value) is None:
+            raise ConfigError.for_field(name, value, self.accepted)
+        return value.lower()
+
+
+@dataclass(frozen=True)
+class PictureField:
+    """A picture, which is read at once."""
+
+    accepted: str = picture.ACCEPTED
+    range: str = ""
+
+    def __call__(self, name: str, value: Any) -> Recorded:
+        """Return the picture."""
+        return picture.read_picture(name, value)
+
+
+@dataclass(frozen=True)
+class DepthField:
+    """A depth map, which is read at once."""
+
+    accepted: str = depth.ACCEPTED
+    range: str = ""
+
+    def __call__(self, name: str, value: Any) -> Recorded:
+        """Return the map."""
+        return depth.read_depth(name, value)
+
+
+@dataclass(frozen=True)
 class OneOrEach:
     """One value for all images, or a list or tuple of one an image."""
 
@@ -255,10 +310,10 @@ def about(
 
 
 def field_infos(cls: type) -> dict[str, FieldInfo]:
-    """Return what `about` was told of each field of a dataclass, by name and in their order."""
+    """Return what `about` was told of each field of a dataclass, by name; keywords come last."""
     return {
         field.name: field.metadata[_KEY](name=field.name, default=field.default)
-        for field in dataclasses.fields(cls)
+        for field in sorted(dataclasses.fields(cls), key=lambda field: bool(field.kw_only))
     }
 
 

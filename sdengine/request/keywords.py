@@ -49,6 +49,23 @@ class RequestOptions(TypedDict, total=False):
     noise: str | None
     emphasis: str | None
     clip_skip: int | None
+    image: Any
+    strength: float | None
+    strength_rule: str | None
+    resize: str | None
+    encode: str | None
+    background: str | None
+    color_correction: bool | None
+    mask: Any
+    mask_blur: float | None
+    mask_invert: bool | None
+    masked_content: str | None
+    inpaint_area: str | None
+    mask_padding: int | None
+    mask_blend: str | None
+    soft_inpainting: bool | None
+    depth: Any
+    depth_invert: bool | None
     original_size: tuple[int, int] | None
     crop: tuple[int, int] | None
     target_size: tuple[int, int] | None

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sdengine.errors import ConfigError
+from sdengine.inputs.recorded import read_record
 from sdengine.request.fields import (
     Choice,
     FieldInfo,
@@ -28,6 +29,7 @@ from sdengine.request.fields import (
     as_arguments,
     field_infos,
 )
+from sdengine.request.picture_fields import OPTIONS_OF, PICTURES, PictureFields
 
 MAX_STEPS = 1000
 MAX_SIDE = 16384
@@ -41,14 +43,16 @@ JSON_VERSION = 1
 PROMPT = Text(100_000)
 _PROMPTS = OneOrEach(PROMPT)
 _SIDE = Integer(SIZE_MULTIPLE, MAX_SIDE, SIZE_MULTIPLE)
+_IMAGE_SIDE = Integer(SIZE_MULTIPLE, MAX_SIDE)  # whose multiple is asked for without a picture
 _SEED = Integer(0, MAX_SEED)
 _SHARE = Number(0, 1)
+_SIDES_HELP = "pixels, multiples of 8; with image any number, by default its own"
 _NAME = Name("a name; `sdengine samplers` lists them")
 
 
 @dataclass(frozen=True)
-class Request:
-    """One text-to-image request; constructing it checks every field.
+class Request(PictureFields):
+    """One request for images, from noise or from a picture; constructing it checks every field.
 
     Args:
         {fields}
@@ -66,8 +70,8 @@ class Request:
             option="negative",
         ),
     )
-    width: int = field(default=512, metadata=about(_SIDE, "pixels, multiples of 8", ("Size",)))
-    height: int = field(default=512, metadata=about(_SIDE, "pixels, multiples of 8", ("Size",)))
+    width: int = field(default=512, metadata=about(_IMAGE_SIDE, _SIDES_HELP, ("Size",)))
+    height: int = field(default=512, metadata=about(_IMAGE_SIDE, _SIDES_HELP, ("Size",)))
     steps: int = field(
         default=25,
         metadata=about(Integer(1, MAX_STEPS), "sampler steps", ("Steps",), "num_inference_steps"),
@@ -211,6 +215,16 @@ class Request:
                 self._take_count(name, len(value))
         for name in ("seed", "variation_seed"):
             self._check_last_seed(name)
+        self.check_pictures(FIELDS)
+        if self.image is None:
+            for name in ("width", "height"):
+                _SIDE(name, getattr(self, name))
+        elif self.num_steps_run == 0:
+            raise ConfigError.for_field(
+                "strength",
+                self.strength,
+                f"at least {1 / self.steps:.4g}, so that one of {self.steps} steps runs",
+            )
         if (self.seed_width is None) != (self.seed_height is None):
             raise ConfigError("seed_width, seed_height: give both or neither.")
         if self.variation_strength > 0 and self.variation_seed is None:
@@ -259,6 +273,16 @@ class Request:
         """Whether the guidance scale asks for the unconditional half."""
         return self.guidance_scale > 1.0
 
+    @property
+    def num_steps_run(self) -> int:
+        """How many of the schedule's last steps run."""
+        return self.steps if self.image is None else self.steps_run(self.steps)
+
+    @property
+    def num_schedule_steps(self) -> int:
+        """How many steps the schedule has, of which the last `num_steps_run` run."""
+        return self.steps if self.image is None else self.schedule_steps(self.steps)
+
     def only(self, index: int) -> Request:
         """Return the request that makes image `index` alone."""
         variation_seed = self.variation_seed
@@ -276,7 +300,18 @@ class Request:
 
         Seeds may need 64 bits, which JavaScript's numbers do not hold.
         """
-        return json.dumps({"version": JSON_VERSION, **asdict(self)}, ensure_ascii=False)
+        return json.dumps({"version": JSON_VERSION, **self.to_dict()}, ensure_ascii=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field by name as JSON holds it; those of a picture only with it."""
+        values = asdict(self)
+        for picture, others in OPTIONS_OF.items():
+            found = getattr(self, picture)
+            if found is not None:
+                values[picture] = found.record()
+            else:
+                values = {n: v for n, v in values.items() if n not in (picture, *others)}
+        return values
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Request:
@@ -297,7 +332,7 @@ class Request:
         version = content.pop("version", None)
         if type(version) is not int or version != JSON_VERSION:
             raise ConfigError.for_field("version", version, str(JSON_VERSION))
-        return cls(**checked_fields(content))
+        return cls(**read_fields(content))
 
     def _for_each(self, value: str | tuple[str, ...]) -> tuple[str, ...]:
         return value if isinstance(value, tuple) else (value,) * self.batch_size
@@ -307,8 +342,10 @@ FIELDS: Mapping[str, FieldInfo] = MappingProxyType(field_infos(Request))
 Request.__doc__ = str(Request.__doc__).format(fields=as_arguments(FIELDS.values(), 8))
 
 
-def checked_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return some fields of a request as it holds them; those that are left out stay so.
+def read_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return some fields of a request as it holds them, of JSON from whomever.
+
+    Those that are left out stay so. A picture is a record of one: no path in it is opened.
 
     Raises:
         ConfigError: one is unknown or not acceptable, or the prompt is missing.
@@ -316,6 +353,9 @@ def checked_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unknown(values)
     if "prompt" not in values:
         raise ConfigError("prompt: it is missing.")
+    for name in PICTURES:
+        if values.get(name) is not None:
+            values = {**values, name: read_record(name, values[name])}
     request = Request(**values)
     return {name: getattr(request, name) for name in values}
 

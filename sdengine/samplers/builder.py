@@ -7,6 +7,9 @@ the row of the program's matrix.
 
 from __future__ import annotations
 
+import math
+from typing import Protocol
+
 import numpy as np
 
 from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
@@ -16,6 +19,17 @@ from sdengine.samplers.prediction import (
     clean_from_unscaled,
 )
 from sdengine.samplers.program import SamplerProgram
+
+
+class Stops(Protocol):
+    """What a program needs of a path: its levels, and what latents are at the first of them."""
+
+    @property
+    def sigma(self) -> Float64: ...
+    @property
+    def init_scale(self) -> float: ...
+    @property
+    def from_picture(self) -> bool: ...
 
 
 class ProgramBuilder:
@@ -76,8 +90,18 @@ class ProgramBuilder:
             t = float(np.log(sigma)) / 4
         self._rows.append((step, t, sigma, np.stack(padded)))
 
-    def program(self, init_scale: float, init_noise: float = 0.0) -> SamplerProgram:
-        """Return the program of what was committed."""
+    def program(self, stops: Stops, init_noise: float = 0.0) -> SamplerProgram:
+        """Return the program of what was committed.
+
+        Args:
+            stops: where the trajectory stops; it starts at the first of them.
+            init_noise: as in `SamplerProgram`.
+        """
+        init_scale, init_signal = stops.init_scale, 0.0
+        if stops.from_picture:
+            first = float(stops.sigma[0])
+            init_signal = 1 / math.sqrt(first**2 + 1) if self._scaled else 1.0
+            init_scale = first * init_signal
         count = self._registers
         rows = np.stack([row[3] for row in self._rows])
         sigma = np.array([row[2] for row in self._rows])
@@ -97,4 +121,7 @@ class ProgramBuilder:
             d=np.ascontiguousarray(rows[:, :, count + 1]),
             init_scale=init_scale,
             init_noise=init_noise,
+            init_signal=init_signal,
+            scaled=self._scaled,
+            sigma_data=self._noise_schedule.sigma_data,
         )

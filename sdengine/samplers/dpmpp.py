@@ -13,21 +13,21 @@ from sdengine.samplers.builder import ProgramBuilder
 from sdengine.samplers.euler import ancestral_split
 from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
-from sdengine.samplers.path import level_timestep, multistep_path, one_step_path
+from sdengine.samplers.path import Span, level_timestep, multistep_path, one_step_path
 from sdengine.samplers.program import SamplerProgram
 
 
 def dpmpp_2m(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the multistep program, midpoint form; the first and the last step are of first order."""
-    path = multistep_path(schedule, steps, noise_schedule)
+    path = multistep_path(schedule, span, noise_schedule)
     sigma = path.sigma
     build = ProgramBuilder("dpmpp_2m", schedule, noise_schedule, 2, scaled=True)
     x, last_clean = build.r
-    for k in range(steps):
+    for k in range(path.steps):
         clean = build.clean(sigma[k])
-        if k == steps - 1:
+        if k == path.steps - 1:
             build.commit(k, path.t[k], sigma[k], clean, clean)
             continue
         alpha, alpha_after = 1 / np.sqrt(sigma[k : k + 2] ** 2 + 1)
@@ -41,17 +41,17 @@ def dpmpp_2m(
         build.commit(
             k, path.t[k], sigma[k], kept * x - alpha_after * np.expm1(-h) * estimate, clean
         )
-    return build.program(path.init_scale)
+    return build.program(path)
 
 
 def dpmpp_2s_ancestral(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the ancestral single-step program with its second evaluation half-way in lambda."""
-    path = one_step_path(schedule, steps, noise_schedule)
+    path = one_step_path(schedule, span, noise_schedule)
     build = ProgramBuilder("dpmpp_2s_a", schedule, noise_schedule, 2, scaled=False)
     point, start = build.r
-    for k in range(steps):
+    for k in range(path.steps):
         sigma = float(path.sigma[k])
         down, up = ancestral_split(sigma, path.sigma[k + 1], options)
         clean = build.clean(sigma)
@@ -63,7 +63,7 @@ def dpmpp_2s_ancestral(
         clean = build.clean(middle)
         x = towards(start, clean, down / sigma)
         build.commit(k, level_timestep(noise_schedule, middle), middle, x + up * build.noise)
-    return build.program(path.init_scale)
+    return build.program(path)
 
 
 def towards(x: np.ndarray, clean: np.ndarray, ratio: float) -> np.ndarray:

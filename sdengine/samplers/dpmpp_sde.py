@@ -14,21 +14,21 @@ from sdengine.samplers.dpmpp import towards
 from sdengine.samplers.euler import ancestral_split
 from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
-from sdengine.samplers.path import level_timestep, one_step_path
+from sdengine.samplers.path import Span, level_timestep, one_step_path
 from sdengine.samplers.program import SamplerProgram
 
 
 def dpmpp_sde(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the single-step program with its second evaluation half-way in lambda.
 
     Register 2 keeps the noise of the first half: the whole step's noise contains it.
     """
-    path = one_step_path(schedule, steps, noise_schedule)
+    path = one_step_path(schedule, span, noise_schedule)
     build = ProgramBuilder("dpmpp_sde", schedule, noise_schedule, 3, scaled=False)
     point, start, half_noise = build.r
-    for k in range(steps):
+    for k in range(path.steps):
         sigma, after = float(path.sigma[k]), float(path.sigma[k + 1])
         clean = build.clean(sigma)
         if after == 0:
@@ -45,41 +45,41 @@ def dpmpp_sde(
         noise = np.sqrt(share) * half_noise + np.sqrt(1 - share) * build.noise
         x = towards(start, clean, down / sigma) + up * noise
         build.commit(k, level_timestep(noise_schedule, middle), middle, x)
-    return build.program(path.init_scale)
+    return build.program(path)
 
 
 def dpmpp_2m_sde(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the multistep program of second order, midpoint form."""
-    return _multistep("dpmpp_2m_sde", schedule, steps, noise_schedule, options)
+    return _multistep("dpmpp_2m_sde", schedule, span, noise_schedule, options)
 
 
 def dpmpp_2m_sde_heun(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the multistep program of second order, Heun form."""
-    return _multistep("dpmpp_2m_sde_heun", schedule, steps, noise_schedule, options)
+    return _multistep("dpmpp_2m_sde_heun", schedule, span, noise_schedule, options)
 
 
 def dpmpp_3m_sde(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the multistep program of third order."""
-    return _multistep("dpmpp_3m_sde", schedule, steps, noise_schedule, options)
+    return _multistep("dpmpp_3m_sde", schedule, span, noise_schedule, options)
 
 
 def _multistep(
-    name: str, schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    name: str, schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
-    path = one_step_path(schedule, steps, noise_schedule)
+    path = one_step_path(schedule, span, noise_schedule)
     sigma = path.sigma
     eta = 1.0 if options.eta is None else options.eta
     s_noise = 1.0 if options.s_noise is None else options.s_noise
     order = 3 if name == "dpmpp_3m_sde" else 2
     build = ProgramBuilder(name, schedule, noise_schedule, order, scaled=False)
     x, last, *earlier = build.r
-    for k in range(steps):
+    for k in range(path.steps):
         clean = build.clean(sigma[k])
         if sigma[k + 1] == 0:
             build.commit(k, path.t[k], sigma[k], clean)
@@ -103,4 +103,4 @@ def _multistep(
         build.commit(
             k, path.t[k], sigma[k], moved + up * build.noise, clean, *[last] * len(earlier)
         )
-    return build.program(path.init_scale)
+    return build.program(path)

@@ -12,39 +12,39 @@ import numpy as np
 from sdengine.samplers.builder import ProgramBuilder
 from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
-from sdengine.samplers.path import level_timestep, one_step_path
+from sdengine.samplers.path import Span, level_timestep, one_step_path
 from sdengine.samplers.program import SamplerProgram
 
 
 def euler(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the program; churn raises the noise level before each step."""
-    path = one_step_path(schedule, steps, noise_schedule, repeats=True)
+    path = one_step_path(schedule, span, noise_schedule, repeats=True)
     build = ProgramBuilder("euler", schedule, noise_schedule, 1, scaled=False)
     churn = Churn(path.sigma, path.t, noise_schedule, options)
-    for k in range(steps):
+    for k in range(path.steps):
         sigma, t = churn.level(k)
         clean = build.clean(sigma)
         slope = (build.r[0] - clean) / sigma
         x = build.r[0] + slope * (path.sigma[k + 1] - sigma)
         build.commit(k, t, sigma, x + churn.noise_before(k + 1) * build.noise)
-    return build.program(path.init_scale, churn.noise_before(0))
+    return build.program(path, churn.noise_before(0))
 
 
 def euler_ancestral(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the ancestral program: each step but the last adds fresh noise."""
-    path = one_step_path(schedule, steps, noise_schedule, repeats=True)
+    path = one_step_path(schedule, span, noise_schedule, repeats=True)
     build = ProgramBuilder("euler_a", schedule, noise_schedule, 1, scaled=False)
-    for k in range(steps):
+    for k in range(path.steps):
         sigma = path.sigma[k]
         down, up = ancestral_split(sigma, path.sigma[k + 1], options)
         clean = build.clean(sigma)
         x = build.r[0] + (build.r[0] - clean) / sigma * (down - sigma)
         build.commit(k, path.t[k], sigma, x + up * build.noise)
-    return build.program(path.init_scale)
+    return build.program(path)
 
 
 def ancestral_split(sigma: float, after: float, options: SamplerOptions) -> tuple[float, float]:

@@ -12,32 +12,32 @@ from sdengine.samplers.builder import ProgramBuilder
 from sdengine.samplers.euler import Churn, ancestral_split
 from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
-from sdengine.samplers.path import level_timestep, one_step_path
+from sdengine.samplers.path import Span, level_timestep, one_step_path
 from sdengine.samplers.program import SamplerProgram
 
 
 def heun(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the program: a step and its correction by the slope at its end."""
-    return _two_evaluations("heun", schedule, steps, noise_schedule, options)
+    return _two_evaluations("heun", schedule, span, noise_schedule, options)
 
 
 def dpm2(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the program: the slope half-way, in log sigma, carries the whole step."""
-    return _two_evaluations("dpm2", schedule, steps, noise_schedule, options)
+    return _two_evaluations("dpm2", schedule, span, noise_schedule, options)
 
 
 def _two_evaluations(
-    name: str, schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    name: str, schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
-    path = one_step_path(schedule, steps, noise_schedule)
+    path = one_step_path(schedule, span, noise_schedule)
     build = ProgramBuilder(name, schedule, noise_schedule, 3, scaled=False)
     churn = Churn(path.sigma, path.t, noise_schedule, options)
     point, start, first_slope = build.r
-    for k in range(steps):
+    for k in range(path.steps):
         sigma, t = churn.level(k)
         after = float(path.sigma[k + 1])
         slope = (point - build.clean(sigma)) / sigma
@@ -53,17 +53,17 @@ def _two_evaluations(
         mean = (first_slope + second_slope) / 2 if name == "heun" else second_slope
         x = start + mean * (after - sigma)
         build.commit(k, t_reached, reached, x + churn.noise_before(k + 1) * build.noise)
-    return build.program(path.init_scale, churn.noise_before(0))
+    return build.program(path, churn.noise_before(0))
 
 
 def dpm2_ancestral(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the ancestral program: the step aims below the next level, fresh noise lifts it."""
-    path = one_step_path(schedule, steps, noise_schedule)
+    path = one_step_path(schedule, span, noise_schedule)
     build = ProgramBuilder("dpm2_a", schedule, noise_schedule, 2, scaled=False)
     point, start = build.r
-    for k in range(steps):
+    for k in range(path.steps):
         sigma = float(path.sigma[k])
         down, up = ancestral_split(sigma, path.sigma[k + 1], options)
         slope = (point - build.clean(sigma)) / sigma
@@ -76,4 +76,4 @@ def dpm2_ancestral(
         slope = (point - build.clean(middle)) / middle
         x = start + slope * (down - sigma)
         build.commit(k, level_timestep(noise_schedule, middle), middle, x + up * build.noise)
-    return build.program(path.init_scale)
+    return build.program(path)

@@ -11,7 +11,7 @@ import numpy as np
 from sdengine.samplers.builder import ProgramBuilder
 from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
-from sdengine.samplers.path import one_step_path
+from sdengine.samplers.path import Span, one_step_path
 from sdengine.samplers.program import SamplerProgram
 
 _ORDER = 4
@@ -23,21 +23,21 @@ _MOST_WEIGHT = 48.0
 
 
 def lms(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the program; registers 1 to 3 keep the last slopes."""
-    path = one_step_path(schedule, steps, noise_schedule)
+    path = one_step_path(schedule, span, noise_schedule)
     sigma = path.sigma
     build = ProgramBuilder("lms", schedule, noise_schedule, _ORDER, scaled=False)
     x, *history = build.r
-    for k in range(steps):
+    for k in range(path.steps):
         slopes = [(x - build.clean(sigma[k])) / sigma[k], *history[: min(k, _ORDER - 1)]]
         levels = sigma[k - len(slopes) + 1 : k + 1][::-1]
         moved = x
         for slope, weight in zip(slopes, stable_weights(levels, sigma[k + 1]), strict=False):
             moved = moved + weight * slope
         build.commit(k, path.t[k], sigma[k], moved, *slopes[: _ORDER - 1])
-    return build.program(path.init_scale)
+    return build.program(path)
 
 
 def stable_weights(levels: Float64, end: float) -> list[float]:

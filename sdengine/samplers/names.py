@@ -6,9 +6,11 @@ import difflib
 from collections.abc import Mapping
 
 from sdengine.errors import ConfigError
+from sdengine.request.fields import Integer
 from sdengine.request.request import FIELDS
 from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
+from sdengine.samplers.path import Span
 from sdengine.samplers.program import SamplerProgram
 from sdengine.samplers.registry import REFUSED, SAMPLERS, SCHEDULES, SamplerInfo, ScheduleInfo
 
@@ -21,6 +23,8 @@ def build_program(
     steps: int,
     noise_schedule: NoiseSchedule,
     options: SamplerOptions = _NO_OPTIONS,
+    *,
+    first: int | None = None,
 ) -> SamplerProgram:
     """Make a sampler's program.
 
@@ -30,6 +34,9 @@ def build_program(
         steps: 1 to 1000; some samplers evaluate the network twice in a step.
         noise_schedule: how the checkpoint was trained.
         options: those that the sampler has.
+        first: start from noised latents of a picture at this step, 0 to steps - 1, of which the
+            evaluations' steps are counted; None starts from noise. Samplers that remember earlier
+            steps begin anew there.
 
     Raises:
         ConfigError: a name is unknown, steps is not an integer in the range, or the sampler
@@ -48,7 +55,10 @@ def build_program(
         if name not in info.options:
             accepted = ", ".join(info.options) or "no options"
             raise ConfigError.for_field(name, value, f"{accepted} for sampler {info.name}")
-    return info.build(chosen, steps, noise_schedule, options)
+    if first is not None:
+        Integer(0, steps - 1)("first", first)
+    span = Span(steps, first or 0, from_picture=first is not None)
+    return info.build(chosen, span, noise_schedule, options)
 
 
 def resolve_names(sampler: str, schedule: str | None) -> tuple[str, str]:

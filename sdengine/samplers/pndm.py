@@ -13,6 +13,7 @@ from sdengine.samplers.builder import ProgramBuilder
 from sdengine.samplers.ddim import Stops, ddim_stops
 from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
+from sdengine.samplers.path import Span
 from sdengine.samplers.program import SamplerProgram
 
 # Adams-Bashforth weights of the newest estimate and those before it, by how many there are.
@@ -25,16 +26,16 @@ _WEIGHTS = (
 
 
 def pndm(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the program; it evaluates the network once more than it has steps.
 
     Registers 1 to 3 keep the last noise estimates, register 4 where the first step started.
     """
-    stops = ddim_stops(schedule, steps, noise_schedule)
+    stops = ddim_stops(schedule, span, noise_schedule)
     build = ProgramBuilder("pndm", schedule, noise_schedule, 5, scaled=True)
     x, *history, start = build.r
-    for k in range(steps):
+    for k in range(stops.steps):
         t, sigma = float(stops.t[k]), float(stops.sigma[k])
         noise = (x - np.sqrt(stops.signal[k]) * build.clean(sigma)) / np.sqrt(1 - stops.signal[k])
         if k == 1:
@@ -47,7 +48,7 @@ def pndm(
             guess = guess + weight * estimate
         kept = [*estimates, build.zero, build.zero][:3]
         build.commit(k, t, sigma, _transfer(stops, k, x, guess), *kept, x)
-    return build.program(1.0)
+    return build.program(stops)
 
 
 def _transfer(stops: Stops, k: int, x: Float64, noise: Float64) -> Float64:

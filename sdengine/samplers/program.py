@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sdengine.samplers.noise_schedule import Float64
+from sdengine.samplers.prediction import Form, clean_from_edm, clean_from_scaled
 
 
 class Evaluation(NamedTuple):
@@ -46,6 +47,10 @@ class SamplerProgram:
         A: [K,R,R], b: [K,R], d: [K,R] coefficients of registers, network output and noise.
         init_scale: r[0] starts as init_scale times unit noise, the other registers as zero.
         init_noise: times a second unit noise is added to r[0] at the start.
+        init_signal: times the latents of a picture is added to r[0] at the start; 0 where the
+            trajectory starts from noise alone.
+        scaled: whether r[0] is alpha x0 + sigma_hat noise, else x0 + sigma noise.
+        sigma_data: of EDM's preconditioning; None for other networks.
     """
 
     sampler: str
@@ -60,6 +65,9 @@ class SamplerProgram:
     d: Float64
     init_scale: float
     init_noise: float = 0.0
+    init_signal: float = 0.0
+    scaled: bool = True
+    sigma_data: float | None = None
 
     @property
     def num_registers(self) -> int:
@@ -70,6 +78,22 @@ class SamplerProgram:
     def needs_noise(self) -> tuple[bool, ...]:
         """Tell for each evaluation whether fresh noise enters."""
         return tuple(bool(row.any()) for row in self.d)
+
+    @cached_property
+    def levels(self) -> Float64:
+        """[K+1,2] factors of x0 and of the noise in r[0] before each evaluation and at the end."""
+        sigma = np.append(self.sigma, 0.0)
+        alpha = 1 / np.sqrt(sigma**2 + 1) if self.scaled else np.ones_like(sigma)
+        return np.stack([alpha, sigma * alpha], axis=1)
+
+    def clean_form(self, k: int) -> Form:
+        """Return x0 as a form of what the network reads at evaluation k and what it answers."""
+        sigma = float(self.sigma[k])
+        if self.sigma_data is not None:
+            p, q = clean_from_edm(self.prediction_type, sigma, self.sigma_data)
+            return p * float(np.sqrt(self.sigma_data**2 + sigma**2)), q
+        alpha = float(1 / np.sqrt(sigma**2 + 1))
+        return clean_from_scaled(self.prediction_type, alpha, sigma * alpha)
 
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:

@@ -20,9 +20,10 @@ from sdengine.samplers import (
 )
 from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
+from sdengine.samplers.path import Span
 from sdengine.samplers.program import SamplerProgram
 
-Build = Callable[[str, int, NoiseSchedule, SamplerOptions], SamplerProgram]
+Build = Callable[[str, Span, NoiseSchedule, SamplerOptions], SamplerProgram]
 
 _CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
 _ANCESTRAL = ("eta", "s_noise")

@@ -13,43 +13,43 @@ import numpy as np
 from sdengine.samplers.builder import ProgramBuilder
 from sdengine.samplers.noise_schedule import Float64, NoiseSchedule
 from sdengine.samplers.options import SamplerOptions
-from sdengine.samplers.path import multistep_path
+from sdengine.samplers.path import Span, multistep_path
 from sdengine.samplers.program import SamplerProgram
 
 
 def unipc(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the program of second order."""
-    return _unipc("unipc", 2, schedule, steps, noise_schedule)
+    return _unipc("unipc", 2, schedule, span, noise_schedule)
 
 
 def unipc_3(
-    schedule: str, steps: int, noise_schedule: NoiseSchedule, options: SamplerOptions
+    schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
 ) -> SamplerProgram:
     """Make the program of third order."""
-    return _unipc("unipc_3", 3, schedule, steps, noise_schedule)
+    return _unipc("unipc_3", 3, schedule, span, noise_schedule)
 
 
 def _unipc(
-    name: str, order: int, schedule: str, steps: int, noise_schedule: NoiseSchedule
+    name: str, order: int, schedule: str, span: Span, noise_schedule: NoiseSchedule
 ) -> SamplerProgram:
-    path = multistep_path(schedule, steps, noise_schedule)
+    path = multistep_path(schedule, span, noise_schedule)
     sigma = path.sigma
     # Register 1 is where the last step started, those after it are the last clean estimates.
     build = ProgramBuilder(name, schedule, noise_schedule, 2 + order, scaled=True)
     x, start, *history = build.r
     last_order = 0
-    for k in range(steps):
+    for k in range(path.steps):
         clean = build.clean(sigma[k])
         corrected = x
         if k > 0:
             corrected = _correct(sigma[: k + 1], start, history[:last_order], clean)
-        last_order = min(order, steps - k, k + 1)
+        last_order = min(order, path.steps - k, k + 1)
         estimates = [clean, *history[: order - 1]]
         predicted = _predict(sigma[: k + 2], corrected, estimates[:last_order])
         build.commit(k, path.t[k], sigma[k], predicted, corrected, *estimates)
-    return build.program(path.init_scale)
+    return build.program(path)
 
 
 def _predict(sigma: Float64, x: Float64, estimates: list[Float64]) -> Float64:

@@ -211,7 +211,7 @@ def test_nothing_is_left_behind_when_a_stage_fails(checkpoint: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("unet/config.json", {"in_channels": 9}, "inpainting"),
+        ("unet/config.json", {"in_channels": 7}, "maps 7 channels.*9 .inpainting"),
         ("unet/config.json", {"cross_attention_dim": 64}, "width 64.*give 32"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type"),
         ("text_encoder/config.json", {"vocab_size": 100}, "knows 49408 tokens"),

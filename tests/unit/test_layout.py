@@ -15,6 +15,7 @@ RUN_TIME = (
     "version",
     "errors",
     "storage",
+    "inputs",
     "request",
     "samplers",
     "bundle",

@@ -1,0 +1,1 @@
+"""Inputs: pictures that requests start from."""

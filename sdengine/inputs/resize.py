@@ -1,0 +1,60 @@
+"""Resizing of pictures to the size of an image, in the ways that people know by name."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+MODES = ("stretch", "crop", "fill", "latent")
+
+
+def flattened(pixels: Pixels, background: tuple[int, int, int]) -> Pixels:
+    """Lay [H,W,3|4] pixels on a colour; returns [H,W,3]."""
+    if pixels.shape[2] == 3:
+        return pixels
+    alpha = pixels[..., 3:].astype(np.uint32)
+    mixed = pixels[..., :3] * alpha + np.array(background, np.uint32) * (255 - alpha)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def resized(pixels: Pixels, width: int, height: int, mode: str) -> Pixels:
+    """Return [H,W,3] pixels at another size, by Lanczos' filter.
+
+    Args:
+        pixels: [h,w,3].
+        width, height: wanted.
+        mode: "stretch" changes the proportions; "crop" covers the size and cuts what is over,
+            evenly; "fill" fits into it and stretches the outermost rows or columns over the rest.
+
+    Source: the sizes and offsets are those of the web UI's resize modes 0 to 2.
+    """
+    old_height, old_width = pixels.shape[:2]
+    if (old_width, old_height) == (width, height):
+        return pixels
+    if mode == "stretch":
+        return _scaled(pixels, width, height)
+    wider = old_width * height > width * old_height
+    if wider == (mode == "crop"):
+        new_width, new_height = max(1, old_width * height // old_height), height
+    else:
+        new_width, new_height = width, max(1, old_height * width // old_width)
+    scaled = _scaled(pixels, new_width, new_height)
+    left, top = width // 2 - new_width // 2, height // 2 - new_height // 2
+    if mode == "crop":
+        return scaled[-top : height - top, -left : width - left]
+    sides = ((top, height - top - new_height), (left, width - left - new_width), (0, 0))
+    return np.pad(scaled, sides, mode="edge")
+
+
+def padded(pixels: Pixels, width: int, height: int) -> Pixels:
+    """Repeat the last row and column of [h,w,3] pixels until they have a size."""
+    below, right = height - pixels.shape[0], width - pixels.shape[1]
+    return np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="edge")
+
+
+def _scaled(pixels: Pixels, width: int, height: int) -> Pixels:
+    from PIL import Image
+
+    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(resized)

@@ -1,0 +1,393 @@
+"""Start from a picture: its pixels at the size of the computation, and its latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdengine.bundle.manifest import Manifest
+from sdengine.bundle.reader import check_size
+from sdengine.bundle.tensors import require_tensors
+from sdengine.errors import ConfigError, NonFiniteError
+from sdengine.inputs.depth import is_flat
+from sdengine.inputs.mask import (
+    Box,
+    Weights,
+    blurred,
+    composite,
+    filled,
+    latent_weights,
+    mask_weights,
+    masked_box,
+    resized_weights,
+)
+from sdengine.inputs.picture import Picture, Pixels
+from sdengine.inputs.resize import flattened, padded, resized
+from sdengine.pipeline.clock import StageClock
+from sdengine.pipeline.known_part import KnownPart
+from sdengine.pipeline.latents import latents_shape
+from sdengine.pipeline.loaded_networks import Networks
+from sdengine.request.picture_fields import PICTURES
+from sdengine.request.request import Request
+from sdengine.samplers.noise import NoiseSource
+
+ENCODER = "vae_encoder"
+Array = NDArray[np.float32]
+# Built sizes that are larger than a picture by less than this serve it, padded.
+_MOST_PADDING = 64
+
+
+def computed_size(request: Request, manifest: Manifest) -> tuple[int, int]:
+    """Return the width and height that networks compute a request at.
+
+    Without a picture it is the request's own; with one, the next that the bundle runs: the picture
+    is padded by its last row and column, and the result cropped.
+
+    Raises:
+        UnsupportedShapeError: the bundle runs none.
+    """
+    width, height = request.width, request.height
+    if request.image is not None:
+        width, height = next_size(width, height, manifest)
+    check_size(width, height, manifest)
+    return width, height
+
+
+def next_size(width: int, height: int, manifest: Manifest) -> tuple[int, int]:
+    """Return the smallest size that a bundle runs and a picture fits into, or the picture's own."""
+    if (width, height) in manifest.resolutions:
+        return width, height
+    if (multiple := manifest.size_multiple) is not None:
+        return -(-width // multiple) * multiple, -(-height // multiple) * multiple
+    near = [
+        (w, h)
+        for w, h in manifest.resolutions
+        if 0 <= w - width < _MOST_PADDING and 0 <= h - height < _MOST_PADDING
+    ]
+    return min(near, key=lambda size: size[0] * size[1], default=(width, height))
+
+
+@dataclass(frozen=True)
+class Inpainting:
+    """Where a picture may change, and how the result is laid into it.
+
+    Args:
+        weights: [H,W] fp32 in the computation's pixels, without what pads them.
+        laid: [h,w] fp32 of the box, or of the original: how much of the result is laid over it.
+        free: [H,W] what is more white than black before any blur.
+        cells: [1,1,h,w] fp32 of latent cells.
+        original: [H,W,3] uint8 that the result is laid over.
+        box: the part of the original that is computed; None for all of it.
+    """
+
+    weights: Weights
+    laid: Weights
+    free: NDArray[np.bool_]
+    cells: Array
+    original: Pixels
+    box: Box | None
+
+
+@dataclass(frozen=True)
+class StartingPicture:
+    """A picture as a trajectory starts from it.
+
+    Args:
+        pixels: [H,W,3] uint8 at the request's size.
+        mean, deviation: [1,C,h,w] fp32 of its latents, as the U-Net sees them.
+        inpainting: where it may change; None for everywhere.
+    """
+
+    pixels: Pixels
+    mean: Array
+    deviation: Array
+    inpainting: Inpainting | None = None
+
+    def latents(self, request: Request, noise: NoiseSource, count: int, draws: bool) -> Array:
+        """Return the latents [count,C,h,w] of as many images; drawn ones take noise first."""
+        mean = np.repeat(self.mean, count, axis=0)
+        if request.encode == "mean" or not draws:
+            return mean
+        drawn = np.empty_like(mean)
+        noise.step(drawn)
+        return np.asarray(mean + self.deviation * drawn)
+
+    def start(self, request: Request, latents: Array, noise: NoiseSource) -> Array:
+        """Return what a trajectory starts from: the latents, with what shall be masked by.
+
+        Args:
+            request: says by what.
+            latents: [B,C,h,w] of the picture.
+            noise: of the same images, from which nothing was drawn.
+        """
+        if self.inpainting is None or request.masked_content in ("original", "fill"):
+            return latents
+        free = self.inpainting.cells
+        content = noise.initial() if request.masked_content == "latent_noise" else np.float32(0)
+        return np.asarray((1 - free) * latents + free * content, np.float32)
+
+    def known(self, request: Request, latents: Array, task: str) -> KnownPart | None:
+        """Return what trajectories of a model for a task keep of the latents [B,C,h,w]."""
+        rule = request.mask_blend
+        if rule == "auto":
+            rule = "none" if task == "inpainting" and not request.soft_inpainting else "clean"
+        if self.inpainting is None or rule == "none":
+            return None
+        return KnownPart(latents, self.inpainting.cells, rule, request.soft_inpainting)
+
+    def finished(self, request: Request, images: list[Pixels]) -> list[Pixels]:
+        """Return decoded images as the request wants them: cut, corrected, laid into the picture.
+
+        Args:
+            request: that they are of.
+            images: [H,W,3] in the size of the computation.
+        """
+        images = [np.ascontiguousarray(one[: request.height, : request.width]) for one in images]
+        if request.color_correction:
+            images = corrected(images, self.pixels)
+        if self.inpainting is None:
+            return images
+        return [_laid_in(one, self.inpainting) for one in images]
+
+
+def starting_picture(
+    request: Request, size: tuple[int, int], networks: Networks, clock: StageClock
+) -> StartingPicture:
+    """Read, resize and encode a request's picture.
+
+    Args:
+        request: with an image.
+        size: width and height of the computation.
+        networks: of the open bundle.
+        clock: where time is counted.
+
+    Raises:
+        NonFiniteError: the encoder gave NaN or infinity.
+    """
+    own = _flat(request)
+    if request.resize == "latent":
+        manifest = networks.bundle.manifest
+        own_size = next_size(own.shape[1], own.shape[0], manifest)
+        moments = _encoded(padded(own, *own_size), networks, clock)
+        cells = latents_shape(manifest.architecture, 1, size[1], size[0])[2:]
+        mean, deviation = (_bilinear(one, *cells) for one in moments)
+        pixels, inpainting = resized(own, request.width, request.height, "stretch"), None
+    else:
+        pixels, inpainting = _computed(request, own, size, networks.bundle.manifest)
+        content = pixels
+        if inpainting is not None and request.masked_content == "fill":
+            content = filled(pixels, inpainting.weights)
+        mean, deviation = _encoded(padded(content, *size), networks, clock)
+    return StartingPicture(pixels, mean, deviation, inpainting)
+
+
+def _computed(
+    request: Request, own: Pixels, size: tuple[int, int], manifest: Manifest
+) -> tuple[Pixels, Inpainting | None]:
+    """Return the pixels [H,W,3] that are computed, and where they may change."""
+    width, height = request.width, request.height
+    if request.mask is None:
+        return resized(own, width, height, request.resize), None
+    sharp = weights = mask_weights(request.mask, invert=request.mask_invert)
+    if not request.soft_inpainting:
+        weights = blurred(weights, request.mask_blur)
+    box = None
+    if request.inpaint_area == "masked":
+        box = masked_box(weights, request.mask_padding, width, height)
+        if box is None:
+            raise ConfigError(
+                'mask: nothing in it may change, so that inpaint_area="masked" has no area.'
+            )
+        part = np.s_[box.top : box.bottom, box.left : box.right]
+        pixels, laid = resized(own[part], width, height, "stretch"), weights[part]
+        sharp, weights = (
+            resized_weights(one[part], width, height, "stretch") for one in (sharp, weights)
+        )
+        original = own
+    else:
+        pixels = original = resized(own, width, height, request.resize)
+        sharp, weights = (
+            resized_weights(one, width, height, request.resize) for one in (sharp, weights)
+        )
+        laid = (weights * 2).clip(0, 1)  # opaque up to the middle of the blur
+    if request.soft_inpainting:
+        laid = (weights * 8 if box is None else laid * 8).clip(0, 1)  # a ramp next to what stays
+    below, right = size[1] - height, size[0] - width
+    cells = latent_weights(
+        np.pad(weights, ((0, below), (0, right)), mode="edge"),
+        manifest.architecture.vae.downscale,
+        soft=request.soft_inpainting,
+    )
+    return pixels, Inpainting(weights, laid, sharp >= 0.5, cells[None, None], original, box)
+
+
+@dataclass(frozen=True)
+class MaskedPicture:
+    """What an inpainting U-Net reads behind the latents: the mask, and what it leaves.
+
+    Args:
+        cells: [1,1,h,w] fp32, 1 where a latent cell may change.
+        mean, deviation: [1,C,h,w] fp32 of the latents of the picture with 0, the middle of its
+            range, where it may change.
+
+    Source: "High-Resolution Image Synthesis with Latent Diffusion Models" (Rombach et al. 2022),
+    section 4.5, with the published models' convention for masked pixels.
+    """
+
+    cells: Array
+    mean: Array
+    deviation: Array
+
+    def channels(self, request: Request, noise: NoiseSource, count: int) -> Array:
+        """Return [count,1+C,h,w]; drawn latents take noise after the trajectory's start.
+
+        Args:
+            request: says whether they are drawn.
+            noise: of the same images, from which nothing was drawn.
+            count: images.
+        """
+        cells, mean = (np.repeat(one, count, axis=0) for one in (self.cells, self.mean))
+        if request.encode == "sample" and request.image is not None:
+            drawn = np.empty_like(mean)
+            if request.starts_from_picture:
+                noise.step(drawn)
+            noise.initial()
+            noise.step(drawn)
+            mean = mean + self.deviation * drawn
+        return np.concatenate([cells, mean], axis=1)
+
+
+def masked_picture(
+    picture: StartingPicture | None, size: tuple[int, int], networks: Networks, clock: StageClock
+) -> MaskedPicture:
+    """Return what an inpainting U-Net reads; without a mask everything may change.
+
+    Args:
+        picture: of the request, if it has one.
+        size: width and height of the computation.
+        networks, clock: as for `starting_picture`.
+    """
+    width, height = size
+    free = np.ones((height, width), bool)
+    left = np.zeros((1, 3, height, width), np.float32)
+    if picture is not None and picture.inpainting is not None:
+        rows, columns = picture.inpainting.free.shape
+        around = ((0, height - rows), (0, width - columns))
+        free = np.pad(picture.inpainting.free, around, mode="edge")
+        left = _in_range(padded(picture.pixels, *size)) * ~free
+    downscale = networks.bundle.manifest.architecture.vae.downscale
+    cells = latent_weights(free.astype(np.float32), downscale, soft=False)
+    return MaskedPicture(cells[None, None], *_encoded_images(left, networks, clock))
+
+
+def _in_range(pixels: Pixels) -> Array:
+    """Return [H,W,3] pixels as [1,3,H,W] in [-1,1]."""
+    images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], dtype=np.float32)
+    return np.asarray(images / np.float32(127.5) - np.float32(1))
+
+
+def _laid_in(image: Pixels, inpainting: Inpainting) -> Pixels:
+    """Lay an image over the original where it may change; the rest stays as it is to the byte."""
+    box = inpainting.box
+    if box is None:
+        return composite(image, inpainting.original, inpainting.laid)
+    part = np.s_[box.top : box.bottom, box.left : box.right]
+    image = resized(image, box.width, box.height, "stretch")
+    found = np.array(inpainting.original)
+    found[part] = composite(image, found[part], inpainting.laid)
+    return found
+
+
+def require_pictures(request: Request, manifest: Manifest) -> None:
+    """Refuse, before any work, pictures that are not there or that nothing can use.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    for name in PICTURES:
+        found = getattr(request, name)
+        if found is not None and not found.is_given:
+            raise ConfigError(
+                f"{name}: only the record of the picture with SHA-256 {found.sha256} is known. "
+                f"Give the picture itself, with --{name} or {name}=."
+            )
+    task = manifest.architecture.task
+    if task == "depth" and request.depth is None:
+        raise ConfigError("depth: it is missing; the bundle's model needs a depth map.")
+    if task != "depth" and request.depth is not None:
+        raise ConfigError.for_field("depth", request.depth, "none: the bundle's is no depth model")
+    if request.resize == "latent" and request.image is not None:
+        check_size(*next_size(*request.image.size, manifest), manifest)
+    if ENCODER not in manifest.networks and (request.image is not None or task == "inpainting"):
+        raise ConfigError(
+            "image: the bundle has no VAE encoder, so that it makes images from prompts alone. "
+            "Build it again with `sdengine build`."
+        )
+
+
+def picture_warnings(request: Request) -> tuple[str, ...]:
+    """Say what pictures ask for and do not get."""
+    if request.depth is not None and is_flat(request.depth):
+        return ("depth: the map is the same everywhere, so that it says nothing.",)
+    return ()
+
+
+def corrected(images: list[Pixels], like: Pixels) -> list[Pixels]:
+    """Give images [H,W,3] the mean and deviation of a picture's channels."""
+    wanted = like.reshape(-1, 3).astype(np.float64)
+    found = []
+    for image in images:
+        values = image.reshape(-1, 3).astype(np.float64)
+        gain = wanted.std(axis=0) / np.maximum(values.std(axis=0), 1e-6)
+        values = (values - values.mean(axis=0)) * gain + wanted.mean(axis=0)
+        found.append(np.rint(values).clip(0, 255).astype(np.uint8).reshape(image.shape))
+    return found
+
+
+def _flat(request: Request) -> Pixels:
+    """Return a request's picture [h,w,3] at its own size."""
+    assert isinstance(request.image, Picture)
+    return flattened(request.image.pixels, _rgb(request.background))
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    red, green, blue = bytes.fromhex(color[1:])
+    return red, green, blue
+
+
+def _encoded(pixels: Pixels, networks: Networks, clock: StageClock) -> tuple[Array, Array]:
+    """Return mean and deviation [1,C,h,w] of the latents of [H,W,3] pixels."""
+    return _encoded_images(_in_range(pixels), networks, clock)
+
+
+def _encoded_images(images: Array, networks: Networks, clock: StageClock) -> tuple[Array, Array]:
+    height, width = images.shape[2:]
+    architecture = networks.bundle.manifest.architecture
+    encoder = networks.get(ENCODER, 1, height, width, clock=clock)
+    _, channels, rows, columns = latents_shape(architecture, 1, height, width)
+    require_tensors(ENCODER, encoder.inputs, {"images": (1, 3, height, width)}, "float32")
+    require_tensors(
+        ENCODER, encoder.outputs, {"moments": (1, 2 * channels, rows, columns)}, "float32"
+    )
+    with clock.stage(ENCODER):
+        moments = encoder.run({"images": images})["moments"]
+    if not np.isfinite(moments).all():
+        raise NonFiniteError.at(ENCODER)
+    scale = np.float32(architecture.vae.scaling_factor)
+    deviation = np.exp(0.5 * np.clip(moments[:, channels:], -30, 20))
+    return moments[:, :channels] * scale, np.asarray(deviation * scale, np.float32)
+
+
+def _bilinear(maps: Array, height: int, width: int) -> Array:
+    """Resize [1,C,h,w] between the middles of cells, without antialiasing."""
+    for axis, size in ((2, height), (3, width)):
+        places = (np.arange(size) + 0.5) * (maps.shape[axis] / size) - 0.5
+        places = places.clip(0, maps.shape[axis] - 1)
+        low = places.astype(int)
+        high = np.minimum(low + 1, maps.shape[axis] - 1)
+        shape = [-1 if one == axis else 1 for one in range(4)]
+        share = (places - low).reshape(shape).astype(np.float32)
+        maps = np.take(maps, low, axis) * (1 - share) + np.take(maps, high, axis) * share
+    return maps
