@@ -82,6 +82,25 @@ def emphasis(record: Mapping[str, Any]) -> str:
     )
 
 
+def guidance_interval(record: Mapping[str, Any]) -> str:
+    """Return what each interval saves and how many pictures it gets right."""
+    total = record["prompts_of_choice"]
+    rows = [
+        [
+            f"**`{name}`**" if name == record["chosen"] else f"`{name}`",
+            f"{row['guided_steps']} of {record['steps']}",
+            f"{row['clock_seconds'] * 1000:.0f}",
+            f"{row['clock_ratio']:.2f}x",
+            f"{row['processors_seconds'] * 1000:.0f}",
+            f"{row['processors_ratio']:.2f}x",
+            f"{row['right_of_choice']}",
+        ]
+        for name, row in record["candidates"].items()
+    ]
+    times = ["request, ms", "as fast", "of all processors, ms", "as little"]
+    return table(["interval", "guided steps", *times, f"right of {total}"], rows)
+
+
 def kernel_resources(record: Mapping[str, Any]) -> str:
     """Return in a sentence or two what the compiled Triton kernels need."""
     rows = record["resources"]

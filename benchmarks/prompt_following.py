@@ -27,8 +27,8 @@ from sdengine.training.captions import caption
 from sdengine.training.scenes import Image, Scene, random_scene, render
 from sdengine.training.scoring import score, summarise
 
-_TEST_SEED, _CHOICE_SEED = 20_000, 10_000
-_SAMPLING: dict[str, Any] = {"sampler": "dpmpp_2m", "schedule": "karras", "steps": 25}
+TEST_SEED, CHOICE_SEED = 20_000, 10_000
+SAMPLING: dict[str, Any] = {"sampler": "dpmpp_2m", "schedule": "karras", "steps": 25}
 
 
 def draw_prompts(count: int, num_objects: int, seed: int) -> list[tuple[Scene, str]]:
@@ -44,7 +44,7 @@ def generate(
     """Return one picture a prompt, with seed i for prompt i."""
     return [
         engine.generate(
-            text, seed=i, width=size, height=size, guidance_scale=guidance_scale, **_SAMPLING
+            text, seed=i, width=size, height=size, guidance_scale=guidance_scale, **SAMPLING
         ).arrays[0]
         for i, (_, text) in enumerate(prompts)
     ]
@@ -68,7 +68,7 @@ def reconstruction(count: int, size: int = 128) -> dict[str, float]:
     from sdengine.checkpoints import load_checkpoint
     from sdengine.training.vae import reconstruct
 
-    rng, jitter = random.Random(_TEST_SEED), np.random.default_rng(_TEST_SEED)
+    rng, jitter = random.Random(TEST_SEED), np.random.default_rng(TEST_SEED)
     scenes = [random_scene(rng, num_objects=1 + i % 2, held_out=True) for i in range(count)]
     images = [render(s, jitter, size=size) for s in scenes]
     rebuilt = reconstruct(load_checkpoint("demo").vae(), images)
@@ -113,12 +113,12 @@ def main() -> None:
     with sdengine.load(options.bundle, options.backend, options.precision) as engine:
         if options.choose_guidance:
             for scale in (1.5, 2.0, 3.0, 4.0, 5.0, 7.0):
-                table, _ = evaluate(engine, options.count, _CHOICE_SEED, scale, options.size)
+                table, _ = evaluate(engine, options.count, CHOICE_SEED, scale, options.size)
                 print(scale, {name: values["all"] for name, values in table.items()}, flush=True)
             return
         guidance = options.guidance or engine.bundle.manifest.defaults.guidance_scale
         started = time.perf_counter()
-        table, shown = evaluate(engine, options.count, _TEST_SEED, guidance, options.size)
+        table, shown = evaluate(engine, options.count, TEST_SEED, guidance, options.size)
         seconds = time.perf_counter() - started
         backend, precision = engine.backend.name, engine.precision
     if options.size == 128:
@@ -130,7 +130,7 @@ def main() -> None:
         "precision": precision,
         "prompts_per_set": options.count,
         "seconds_per_picture": round(seconds / (2 * options.count), 3),
-        **_SAMPLING,
+        **SAMPLING,
         "percent_right": table,
     }
     record = stamped(figures)

@@ -366,7 +366,8 @@ class Engine:
                 and the rest that is left over.
             prompt_chunks: chunks of 75 tokens that a request's longest prompt fills; requests of
                 another number load the U-Net again.
-            guidance: requests have a guidance_scale of more than 1.
+            guidance: requests have a guidance_scale of more than 1; for a guidance_interval, warm
+                up once with guidance and once without.
             progress: called before each request with its size, its number and their count.
 
         Raises:

@@ -176,7 +176,7 @@ class SharedRunner {
     return registers;
   }
 
-  void resume(const py::array& registers) {
+  void resume(const py::array& registers, std::optional<std::size_t> next) {
     const HeldProgram& program = started();
     const float* const values = input<float>("registers", registers);
     if (static_cast<std::size_t>(registers.size()) != program.view.num_registers * num_elements_) {
@@ -184,7 +184,8 @@ class SharedRunner {
     }
     const py::gil_scoped_release unlocked;
     const MemoryPool::Lease lease(*pool_, set_);
-    runner_.resume(program.view, program.guidance_scale, values, next_);
+    runner_.resume(program.view, program.guidance_scale, values, next.value_or(next_));
+    next_ = next.value_or(next_);
   }
 
   void cancel() { cancel_ = true; }
@@ -285,8 +286,9 @@ void bind_program_runner(py::module_& module) {
            "Queue the next evaluations. noise: a generator for each image of the batch.")
       .def("read", &SharedRunner::read, "Wait for what is queued; return r[0].")
       .def("save", &SharedRunner::save, "Wait; return all registers, for `resume`.")
-      .def("resume", &SharedRunner::resume, "registers"_a.noconvert(),
-           "Bring the program and saved registers back to the device.")
+      .def("resume", &SharedRunner::resume, "registers"_a.noconvert(), "next"_a = py::none(),
+           "Bring the program and saved registers to the device. next: the evaluation that they "
+           "are before, if they are another runner's.")
       .def("cancel", &SharedRunner::cancel,
            "End `advance`, in another thread, before its next evaluation.");
 }

@@ -50,6 +50,14 @@ class DeviceRun(Protocol):
         """Wait, and return [B,C,h,w] fp32; raises NonFiniteError naming the evaluation."""
         ...
 
+    def hand_over(self) -> Array:
+        """Wait, end the run, and return its registers [R,B,C,h,w] fp32 for another to go on with.
+
+        Raises:
+            NonFiniteError: an evaluation gave NaN or infinity; the message names it.
+        """
+        ...
+
     def cancel(self) -> None:
         """End `advance`, which another thread is in, before its next evaluation."""
         ...
@@ -72,9 +80,17 @@ class RunsTrajectories(Protocol):
         ...
 
     def begin(
-        self, kind: TrajectoryKind, program: SamplerProgram, guidance_scale: float, initial: Array
+        self,
+        kind: TrajectoryKind,
+        program: SamplerProgram,
+        guidance_scale: float,
+        registers: Array,
+        first: int = 0,
     ) -> DeviceRun:
-        """Bring a program and r[0] to the device, once it is ready; `use` follows."""
+        """Bring a program and registers [R,B,C,h,w] to the device, once it is ready.
+
+        `use` follows. `first` is the evaluation that the run begins with.
+        """
         ...
 
 

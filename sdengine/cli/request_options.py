@@ -10,7 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from sdengine.errors import ConfigError
-from sdengine.request.fields import Choice, FieldInfo, Flag, Integer, Number, OneOrEach, Pair
+from sdengine.request.fields import (
+    Choice,
+    FieldInfo,
+    Flag,
+    Integer,
+    Interval,
+    Number,
+    OneOrEach,
+    Pair,
+)
 from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
 from sdengine.request.picture_fields import PICTURES
 from sdengine.request.request import FIELDS, nearest_field
@@ -90,6 +99,8 @@ def _metavar(info: FieldInfo) -> str | None:
         return _METAVARS.get(info.name, "WxH")
     if info.name in _METAVARS:
         return _METAVARS[info.name]
+    if isinstance(info.check, Interval):
+        return "LO,HI"
     return "TEXT" if isinstance(info.check, (OneOrEach, Choice)) and _kind(info) is str else None
 
 
@@ -106,10 +117,13 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
         given[name] = _pair(name.replace("_", "-"), given[name])
     if _SEED_SIZE in given:
         given |= zip(_SEED_SIDES, given.pop(_SEED_SIZE), strict=True)
+    for name in given.keys() & set(_INTERVALS):
+        given[name] = _interval(name.replace("_", "-"), given[name])
     return given
 
 
 _PAIRS = tuple(info.name for info in FIELDS.values() if isinstance(info.check, Pair))
+_INTERVALS = tuple(info.name for info in FIELDS.values() if isinstance(info.check, Interval))
 
 
 def _pair(option: str, value: str) -> tuple[int, int]:
@@ -118,3 +132,11 @@ def _pair(option: str, value: str) -> tuple[int, int]:
         return int(first), int(second)
     except ValueError:
         raise ConfigError.for_field(option, value, "two integers such as 512x768") from None
+
+
+def _interval(option: str, value: str) -> tuple[float, float]:
+    first, _, last = value.partition(",")
+    try:
+        return float(first), float(last)
+    except ValueError:
+        raise ConfigError.for_field(option, value, "two numbers such as 0.2,0.8") from None

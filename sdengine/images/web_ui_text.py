@@ -14,7 +14,7 @@ from typing import Any
 from sdengine.errors import ConfigError
 from sdengine.images.provenance import Provenance
 from sdengine.images.web_ui_pairs import find_pairs
-from sdengine.request.fields import FieldInfo, Number
+from sdengine.request.fields import FieldInfo, Interval, Number
 from sdengine.request.keywords import WEB_UI_CLIP_SKIP
 from sdengine.request.request import FIELDS, Request
 from sdengine.samplers import SAMPLERS, SCHEDULES, resolve_names
@@ -23,7 +23,9 @@ _NEGATIVE = "Negative prompt:"
 _MAX_NAMED = 20
 
 _WHOLE = re.compile(r"[0-9]{1,20}")
-_REAL = re.compile(r"[0-9]{1,20}(\.[0-9]{1,30})?(e[+-]?[0-9]{1,3})?")
+_NUMBER = r"[0-9]{1,20}(?:\.[0-9]{1,30})?(?:e[+-]?[0-9]{1,3})?"
+_REAL = re.compile(_NUMBER)
+_INTERVAL = re.compile(f"({_NUMBER})-({_NUMBER})")
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 _HASH = re.compile(r"[0-9a-f]{8,64}")
 
@@ -82,6 +84,8 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
     pairs |= _labelled(request, "s_churn", "s_tmin", "s_tmax", "s_noise")
     if request.guidance_rescale:
         pairs |= _labelled(request, "guidance_rescale")
+    if not request.is_guided_throughout:
+        pairs |= _labelled(request, "guidance_interval")
     if request.emphasis != "original":
         pairs |= _labelled(request, "emphasis")
     pairs |= _labelled(request, "noise")
@@ -104,6 +108,8 @@ def _labelled(request: Request, *names: str) -> dict[str, Any]:
             value = SCHEDULES[value].label
         elif len(sides := _FIELDS[label]) == 2 and value is not None:
             value = "x".join(str(getattr(request, side.name)) for side in sides)
+        elif name == "guidance_interval":
+            value = "-".join(map(_value_text, value))
         elif name == "eta" and request.sampler == "ddim":
             label = "Eta DDIM"
         found[label] = value
@@ -159,6 +165,9 @@ def _counterparts(key: str, value: str) -> dict[str, Any]:
         if info.name in _CHOICES:
             choices = _CHOICES[info.name]
             return {info.name: choices[value]} if value in choices else {}
+        if isinstance(info.check, Interval):
+            ends = _INTERVAL.fullmatch(value)
+            return {info.name: tuple(map(float, ends.groups()))} if ends else {}
         if isinstance(info.check, Number):
             return {info.name: float(value)} if _REAL.fullmatch(value) else {}
         return {info.name: int(value)} if _WHOLE.fullmatch(value) else {}

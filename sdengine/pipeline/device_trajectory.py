@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from sdengine.backends.base import Module
@@ -66,22 +66,28 @@ def choose_device(
 
 
 def run_on_device(
-    run: DeviceRun,
+    begin: Callable[[int, int, Array], DeviceRun],
+    registers: Array,
     program: SamplerProgram,
     row_plans: Sequence[RowPlan],
-    inputs: UNetInputs,
+    inputs: Mapping[int, UNetInputs],
     noise: NoiseSource,
     clock: StageClock,
     watched: bool,
     cancel: threading.Event | None,
 ) -> Iterator[tuple[int, Array]]:
-    """Run a trajectory that was begun.
+    """Run a trajectory.
+
+    Where steps differ in their number of rows, the U-Net for one number hands over to that for the
+    other; of guidance inside an interval there are at most two such steps.
 
     Args:
-        run: of the device.
+        begin: begins a run of the U-Net for a number of rows, before an evaluation, with registers
+            [R,B,C,h,w].
+        registers: those that the trajectory starts from.
         program: the sampler's numbers.
         row_plans: of every step.
-        inputs: the U-Net's, on the host.
+        inputs: the U-Net's by its number of rows, on the host.
         noise: draws for the images.
         clock: where time is counted.
         watched: somebody looks at every evaluation.
@@ -96,18 +102,22 @@ def run_on_device(
     """
     total = len(program.t)
     used: RowPlan | None = None
+    run: DeviceRun | None = None
     for first, end in segments([row_plans[int(step)] for step in program.step], watched):
         check_cancelled(cancel)
         plan = row_plans[int(program.step[first])]
         with clock.stage("unet", calls=end - first):
+            if run is None or used is None or len(plan.rows) != len(used.rows):
+                registers = registers if run is None else _named(run.hand_over)
+                run, used = begin(len(plan.rows), first, registers), None
             if plan is not used:
-                inputs.use(plan)
-                run.use(inputs.arrays)
+                inputs[len(plan.rows)].use(plan)
+                run.use(inputs[len(plan.rows)].arrays)
                 used = plan
             # One evaluation ends soon enough by itself.
             with _cancelling(cancel if end - first > 1 else None, run):
                 run.advance(end - first, noise)
-            latents = _latents(run) if watched or end == total else None
+            latents = _named(run.latents) if watched or end == total else None
         if latents is not None:
             yield end - 1, latents
 
@@ -121,9 +131,10 @@ def segments(plans: Sequence[RowPlan], watched: bool) -> Iterator[tuple[int, int
             first = k
 
 
-def _latents(run: DeviceRun) -> Array:
+def _named(read: Callable[[], Array]) -> Array:
+    """Return what a run has computed, or say which network gave no numbers."""
     try:
-        return run.latents()
+        return read()
     except NonFiniteError as error:
         raise NonFiniteError.at("unet", str(error).removeprefix("unet: ")) from None
 

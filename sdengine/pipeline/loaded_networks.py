@@ -13,7 +13,8 @@ from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import DeviceError
 from sdengine.pipeline.clock import StageClock
 
-MAX_SHAPES_LOADED = 3
+# A guidance interval takes two of the U-Net's, for a full chunk of a batch and for what is left.
+MAX_SHAPES_LOADED = 4
 
 
 class Networks:

@@ -47,6 +47,10 @@ from sdengine.samplers import (
 
 _log = logging.getLogger(__name__)
 _MAX_NAMED = 20
+_NO_INTERVAL = (
+    "guidance_interval: it is not applied: this bundle's U-Net was distilled to be told the "
+    "guidance scale, and no step computes an unconditional half that could be left out."
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Plan:
         size: width and height that the networks compute at.
         prompts: the texts and where they hold.
         chunks: the images that are made together, by index; at least one chunk.
+        guided: the steps at which guidance scale and rescale apply.
         warnings: what of the request cannot be done, in sentences.
     """
 
@@ -67,6 +72,7 @@ class Plan:
     program: SamplerProgram
     prompts: PromptPlan
     chunks: tuple[range, ...]
+    guided: range
     warnings: tuple[str, ...]
 
 
@@ -165,10 +171,14 @@ class Pipeline:
             is_guided=request.uses_guidance and not is_distilled,
         )
         chunks = _chunks(request.batch_size, self._manifest.max_batch)
-        warnings = (*_warnings(prompts), *picture_warnings(request))
+        # A distilled U-Net is told the scale instead of being run twice.
+        ignores_interval = is_distilled and not request.is_guided_throughout
+        guided = range(count) if ignores_interval else request.guided_steps
+        said = [_NO_INTERVAL] if ignores_interval else []
+        warnings = (*_warnings(prompts), *picture_warnings(request), *said)
         for line in warnings:
             _log.info("%s", line)
-        return Plan(request, size, program, prompts, chunks, warnings)
+        return Plan(request, size, program, prompts, chunks, guided, warnings)
 
     def run(self, plan: Plan, watch: Watch) -> Generator[Step, None, Result]:
         """Make the images, step by step.
@@ -284,13 +294,32 @@ class Pipeline:
         chunk: range,
         clock: StageClock,
     ) -> Trajectory:
-        """Load the U-Net for a chunk's rows."""
+        """Load the U-Net for each number of rows that a chunk's steps have."""
+        request = plan.request
+        row_plans = self._row_plans(plan.prompts.steps, chunk, plan.guided)
+        counts = dict.fromkeys(len(rows.rows) for rows in row_plans)
+        return Trajectory(
+            {rows: self._unet_inputs(plan, conditioning, extra, rows, clock) for rows in counts},
+            plan.program,
+            row_plans,
+            request.guidance_scale,
+            request.guidance_rescale,
+            watch.cancel,
+        )
+
+    def _unet_inputs(
+        self,
+        plan: Plan,
+        conditioning: Conditioning,
+        extra: Array | None,
+        rows: int,
+        clock: StageClock,
+    ) -> UNetInputs:
         request, architecture = plan.request, self._manifest.architecture
-        row_plans = self._row_plans(plan.prompts.steps, chunk)
-        rows, size = len(row_plans[0].rows), plan.size[::-1]
+        size = plan.size[::-1]
         sequence = conditioning.prompt_embeds.shape[1]
         unet = self._networks.get("unet", rows, *size, sequence=sequence, clock=clock)
-        inputs = UNetInputs(
+        return UNetInputs(
             unet,
             architecture.unet,
             conditioning,
@@ -298,15 +327,6 @@ class Pipeline:
             request.guidance_scale,
             MicroConditioning.of(request),
             extra,
-        )
-        return Trajectory(
-            unet,
-            inputs,
-            plan.program,
-            row_plans,
-            request.guidance_scale,
-            request.guidance_rescale,
-            watch.cancel,
         )
 
     def _step(self, plan: Plan, chunk: range, evaluation: Evaluation, clock: StageClock) -> Step:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdengine import _native
-from sdengine.backends.base import Module
-from sdengine.backends.device_protocols import RunsTrajectories, TrajectoryKind
+from sdengine.backends.device_protocols import DeviceRun, RunsTrajectories, TrajectoryKind
 from sdengine.errors import NonFiniteError
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.device_trajectory import choose_device, run_on_device
@@ -47,25 +46,22 @@ class Trajectory:
     """Run one sampler program for some images of a request.
 
     Args:
-        unet: loaded for as many rows as the plans have.
-        inputs: its buffers.
+        inputs: of a U-Net for each number of rows that the plans have.
         program: the sampler's numbers.
-        row_plans: of every step, equal in the number of rows.
+        row_plans: of every step.
         guidance_scale, guidance_rescale: as in `sdengine.Request`.
         cancel: setting it ends the trajectory before its next evaluation.
     """
 
     def __init__(
         self,
-        unet: Module,
-        inputs: UNetInputs,
+        inputs: Mapping[int, UNetInputs],
         program: SamplerProgram,
         row_plans: Sequence[RowPlan],
         guidance_scale: float,
         guidance_rescale: float = 0.0,
         cancel: threading.Event | None = None,
     ) -> None:
-        self.unet = unet
         self.inputs = inputs
         self.program = program
         self.row_plans = row_plans
@@ -97,27 +93,29 @@ class Trajectory:
             NonFiniteError: a step gave NaN or infinity.
             Cancelled: the caller cancelled.
         """
-        kind = self._kind()
-        device, reason = choose_device(
-            self.unet,
-            kind,
-            self.row_plans,
-            self.guidance_rescale,
-            clean_every,
-            keeps_part=known is not None,
-            has_extra=self.inputs.has_extra,
-        )
-        if device is None:
-            _log.debug("the host runs the sampler's steps: %s", reason)
-            yield from self._run_on_host(noise, clock, clean_every, start, known)
-        else:
-            yield from self._run_on_device(device, kind, noise, clock, watched, start)
+        devices: dict[int, RunsTrajectories] = {}
+        for rows, inputs in self.inputs.items():
+            device, reason = choose_device(
+                inputs.unet,
+                self._kind(rows),
+                self.row_plans,
+                self.guidance_rescale,
+                clean_every,
+                keeps_part=known is not None,
+                has_extra=inputs.has_extra,
+            )
+            if device is None:
+                _log.debug("the host runs the sampler's steps: %s", reason)
+                yield from self._run_on_host(noise, clock, clean_every, start, known)
+                return
+            devices[rows] = device
+        yield from self._run_on_device(devices, noise, clock, watched, start)
 
-    def _kind(self) -> TrajectoryKind:
+    def _kind(self, rows: int) -> TrajectoryKind:
         return TrajectoryKind(
             batch=self._num_images,
-            copies=2 if self.row_plans[0].has_negative else 1,
-            channels=self.inputs.latents_shape[1],
+            copies=min(rows // self._num_images, 2),
+            channels=self._latents_shape[1],
             evaluations=len(self.program.t),
             registers=self.program.num_registers,
         )
@@ -126,10 +124,15 @@ class Trajectory:
     def _num_images(self) -> int:
         return self.row_plans[0].num_images
 
+    @property
+    def _latents_shape(self) -> tuple[int, ...]:
+        """Shape of one copy of the latents [B,C,h,w]."""
+        inputs = next(iter(self.inputs.values()))
+        return (self._num_images, *inputs.latents_shape[1:])
+
     def _run_on_device(
         self,
-        device: RunsTrajectories,
-        kind: TrajectoryKind,
+        devices: Mapping[int, RunsTrajectories],
         noise: NoiseSource,
         clock: StageClock,
         watched: bool,
@@ -137,14 +140,20 @@ class Trajectory:
     ) -> Iterator[Evaluation]:
         program = self.program
         registers, *_ = self._start(noise, start)
-        if not device.is_ready(kind):
-            with clock.stage("load"):
-                device.prepare(kind)
-        with clock.stage("unet", calls=0):
-            run = device.begin(kind, program, self.guidance_scale, registers[0])
+        kinds = {rows: self._kind(rows) for rows in devices}
+        for rows, device in devices.items():
+            if not device.is_ready(kinds[rows]):
+                with clock.stage("load"):
+                    device.prepare(kinds[rows])
+
+        def begin(rows: int, first: int, registers: Array) -> DeviceRun:
+            device = devices[rows]
+            return device.begin(kinds[rows], program, self.guidance_scale, registers, first)
+
         found = run_on_device(
-            run, program, self.row_plans, self.inputs, noise, clock, watched, self.cancel
-        )
+            begin, registers, program, self.row_plans, self.inputs, noise, clock, watched,
+            self.cancel,
+        )  # fmt: skip
         for k, latents in found:
             yield Evaluation(k, latents, None)
 
@@ -156,24 +165,26 @@ class Trajectory:
         start: Array | None,
         known: KnownPart | None,
     ) -> Iterator[Evaluation]:
-        program, inputs = self.program, self.inputs
+        program = self.program
         registers, step_noise, first_noise = self._start(noise, start)
         latents = registers[0].view()
         latents.flags.writeable = False
         for k, numbers in enumerate(program.evaluations):
             check_cancelled(self.cancel)
             plan = self.row_plans[numbers.step]
+            scale, rescale = self._guidance(plan)
+            inputs = self.inputs[len(plan.rows)]
             inputs.use(plan)
             self._scale(registers[0], numbers.c_in, inputs.sample)
             inputs.timestep.fill(numbers.t)
             if numbers.needs_noise:
                 noise.step(step_noise)
             with clock.stage("unet"):
-                noise_pred = self.unet.run(inputs.arrays)["noise_pred"]
+                noise_pred = inputs.unet.run(inputs.arrays)["noise_pred"]
             wants_clean = clean_every > 0 and (numbers.step + 1) % clean_every == 0
             blends = known is not None and known.rule == "clean"
-            if wants_clean or blends or not plan.is_plain or self.guidance_rescale > 0:
-                noise_pred = guide(noise_pred, plan, self.guidance_scale, self.guidance_rescale)
+            if wants_clean or blends or not plan.is_plain or rescale > 0:
+                noise_pred = guide(noise_pred, plan, scale, rescale)
             clean = None
             scaled = inputs.sample[: self._num_images]
             if blends and known is not None:
@@ -183,7 +194,7 @@ class Trajectory:
             finite = _native.guided_step(
                 registers,
                 noise_pred,
-                self.guidance_scale,
+                scale,
                 numbers.A,
                 numbers.b,
                 numbers.d,
@@ -199,7 +210,7 @@ class Trajectory:
 
     def _start(self, noise: NoiseSource, start: Array | None) -> tuple[Array, Array, Array]:
         """Return the registers at their start, a buffer for each step's noise, and the first."""
-        shape = (self._num_images, *self.inputs.latents_shape[1:])
+        shape = self._latents_shape
         registers = np.zeros((self.program.num_registers, *shape), dtype=np.float32)
         first_noise = noise.initial()
         np.multiply(first_noise, np.float32(self.program.init_scale), out=registers[0])
@@ -210,6 +221,10 @@ class Trajectory:
             noise.step(step_noise)
             registers[0] += np.float32(self.program.init_noise) * step_noise
         return registers, step_noise, first_noise
+
+    def _guidance(self, plan: RowPlan) -> tuple[float, float]:
+        """Return scale and rescale; outside the interval the conditional output counts as it is."""
+        return (self.guidance_scale, self.guidance_rescale) if plan.is_guided else (1.0, 0.0)
 
     def _scale(self, latents: Array, factor: float, sample: Array) -> None:
         """Write the scaled latents to every block of rows."""

@@ -53,7 +53,7 @@ class UNetInputs:
     """Hold the buffers that one loaded U-Net reads during one trajectory.
 
     Args:
-        unet: loaded for as many rows as the plans have.
+        unet: loaded for the rows of the plans that `use` takes.
         architecture: of the bundle's U-Net.
         conditioning: what prompts became.
         latents_shape: [rows,C,h,w].
@@ -83,6 +83,7 @@ class UNetInputs:
         require_tensors("unet", unet.outputs, {"noise_pred": latents_shape}, "float32")
         wanted = {"timestep": (rows,), "encoder_hidden_states": (rows, length, width)}
         require_tensors("unet", unet.inputs, wanted)
+        self.unet = unet
         self.latents_shape = latents_shape
         self._architecture = architecture
         self._conditioning = conditioning

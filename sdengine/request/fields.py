@@ -242,6 +242,34 @@ class DepthField:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """Two finite numbers in a range, the first no more than the second."""
+
+    low: float
+    high: float
+
+    @property
+    def accepted(self) -> str:
+        """The range in words."""
+        return f"two numbers from {self.range}, the first no more than the second"
+
+    @property
+    def range(self) -> str:
+        """Lowest and highest of each."""
+        return Number(self.low, self.high).range
+
+    def __call__(self, name: str, value: Any) -> tuple[float, float]:
+        """Return a tuple of floats."""
+        if not isinstance(value, (list, tuple)) or len(value) != 2:
+            raise ConfigError.for_field(name, value, self.accepted)
+        end = Number(self.low, self.high)
+        first, last = end(name, value[0]), end(name, value[1])
+        if first > last:
+            raise ConfigError.for_field(name, (first, last), self.accepted)
+        return first, last
+
+
+@dataclass(frozen=True)
 class OneOrEach:
     """One value for all images, or a list or tuple of one an image."""
 

@@ -33,6 +33,7 @@ class RequestOptions(TypedDict, total=False):
     steps: int | None
     guidance_scale: float | None
     guidance_rescale: float | None
+    guidance_interval: tuple[float, float] | None
     sampler: str | None
     schedule: str | None
     eta: float | None

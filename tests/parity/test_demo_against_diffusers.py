@@ -51,6 +51,61 @@ def scheduler(name: str, config: Any) -> Any:
     return library.DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)
 
 
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+@pytest.mark.parametrize("interval", [(0.0, 0.5), (0.25, 0.75), (0.5, 1.0)])
+def test_same_image_with_guidance_in_an_interval(
+    diffusers_pipeline: Any, engine: Engine, sampler: str, interval: tuple[float, float]
+) -> None:
+    """diffusers is told by its callback at each step's end whether the next one is guided."""
+    import torch
+
+    pipeline = diffusers_pipeline
+    pipeline.scheduler = scheduler(sampler, pipeline.scheduler.config)
+    prompt, negative = pipeline.encode_prompt(PROMPT, "cpu", 1, True, NEGATIVE)
+    both = torch.cat([negative, prompt])
+
+    def is_guided(step: int) -> bool:
+        return interval[0] <= step / STEPS < interval[1]
+
+    rows: list[int] = []
+    hook = pipeline.unet.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+
+    def switch(pipeline: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        guided = is_guided(step + 1)
+        pipeline._guidance_scale = 3.0 if guided else 1.0
+        given["prompt_embeds"] = both if guided else prompt
+        return given
+
+    defaults = engine.bundle.manifest.defaults
+    expected = pipeline(
+        prompt_embeds=prompt,
+        negative_prompt_embeds=negative,
+        width=defaults.width,
+        height=defaults.height,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0 if is_guided(0) else 1.0,
+        generator=torch.Generator().manual_seed(7),
+        callback_on_step_end=switch,
+        callback_on_step_end_tensor_inputs=["prompt_embeds"],
+        output_type="np",
+    ).images[0]
+    hook.remove()
+    assert rows == [2 if is_guided(step) else 1 for step in range(STEPS)]
+    found = engine.generate(
+        PROMPT,
+        NEGATIVE,
+        steps=STEPS,
+        guidance_scale=3.0,
+        guidance_interval=interval,
+        sampler=sampler,
+        schedule="karras" if sampler == "dpmpp_2m" else "normal",
+        seed=7,
+    ).arrays[0]
+    error = np.square(found - np.round(expected * 255)).mean()
+    psnr_db = 10 * np.log10(255**2 / max(error, 1e-9))
+    assert psnr_db >= LEAST_PSNR_DB[engine.precision], f"{psnr_db:.1f} dB"
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "euler_a", "dpmpp_2m"])
 def test_same_image(diffusers_pipeline: Any, engine: Engine, sampler: str) -> None:
     import torch

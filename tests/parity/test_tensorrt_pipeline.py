@@ -17,7 +17,7 @@ from sdengine.backends.tensorrt.module import GpuModule
 from sdengine.backends.tensorrt.unet import GpuUNet
 from sdengine.bundle.manifest import NetworkOptions
 from sdengine.bundle.reader import open_bundle
-from sdengine.errors import ConfigError, DeviceError, UnsupportedShapeError
+from sdengine.errors import ConfigError, DeviceError, NonFiniteError, UnsupportedShapeError
 
 PROMPT = "a large red circle on a blue background"
 REQUESTS: dict[str, dict[str, Any]] = {
@@ -31,6 +31,14 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "cuda noise": {"sampler": "euler_a", "seed": 3, "noise": "cuda"},
     "registers": {"sampler": "dpmpp_2m", "seed": 4},
     "edited": {"prompt": "a large [red:green:0.5] circle on a [blue|black] background"},
+    "interval": {"guidance_interval": (0.3, 0.7)},  # one row, two, one again
+    "interval of registers": {
+        "guidance_interval": (0.0, 0.5),
+        "sampler": "dpmpp_2m",
+        "batch_size": 3,
+        "prompt": "a large [red:green:0.4] circle",
+    },
+    "interval of noise": {"guidance_interval": (0.5, 1.0), "sampler": "dpmpp_2s_a", "seed": 3},
     "variation": {"variation_seed": 5, "variation_strength": 0.3},
     # Those that need each prediction on the host.
     "and": {"prompt": f"{PROMPT} AND a green star:0.5", "seed": 1},  # three rows in runs of four
@@ -91,7 +99,9 @@ def test_the_gpus_path_is_the_hosts(
         assert np.array_equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["plain", "batch", "and", "unguided", "long", "wide", "edited"])
+@pytest.mark.parametrize(
+    "name", ["plain", "batch", "and", "unguided", "long", "wide", "edited", "interval"]
+)
 def test_pictures_are_those_of_the_cpu(bundle: Path, cpu_bundle: Path, name: str) -> None:
     given = request(name)
     with sdengine.load(bundle) as engine:
@@ -100,6 +110,30 @@ def test_pictures_are_those_of_the_cpu(bundle: Path, cpu_bundle: Path, name: str
         theirs = engine.generate(**given)
     for one, other in zip(ours.arrays, theirs.arrays, strict=True):
         assert psnr(one, other) >= 40
+
+
+def test_a_guidance_interval_changes_the_picture_and_hands_over_watched_too(bundle: Path) -> None:
+    given = request("interval")
+    with sdengine.load(bundle) as engine:
+        found = engine.generate(**given)
+        seen = [step.latents.copy() for step in engine.stream(given.pop("prompt"), **given)]
+        plain = engine.generate(PROMPT, **{**given, "guidance_interval": (0, 1)})
+        assert len(seen) == found.timings.unet_calls == 6
+        assert not np.array_equal(found.arrays[0], plain.arrays[0])
+        (unet,) = fake_tensorrt.made("unet")
+        before = unet.enqueued
+        engine.generate(PROMPT, **given)
+        assert unet.enqueued == before  # both graphs are there: Python queues nothing more
+
+
+def test_an_evaluation_without_numbers_is_named_where_one_hands_over(bundle: Path) -> None:
+    given = request("interval")
+    with sdengine.load(bundle) as engine:
+        engine.generate(**given)
+        (unet,) = fake_tensorrt.made("unet")
+        unet.gives_nan_in_run = unet.runs + 2  # the last one of one row
+        with pytest.raises(NonFiniteError, match="unet: evaluation 2 of 6 gave NaN"):
+            engine.generate(**given)
 
 
 def test_an_engine_is_opened_once_for_all_sizes(bundle: Path) -> None:

@@ -83,13 +83,18 @@ class GpuUNet(GpuModule):
         self._captured[self._key(kind)] = self._capture(kind)
 
     def begin(
-        self, kind: TrajectoryKind, program: SamplerProgram, guidance_scale: float, initial: Array
+        self,
+        kind: TrajectoryKind,
+        program: SamplerProgram,
+        guidance_scale: float,
+        registers: Array,
+        first: int = 0,
     ) -> GpuRun:
-        """Bring a program and its first latents to the GPU."""
+        """Bring a program and its registers before evaluation `first` to the GPU."""
         # Runs of a kind share their graph, but not the program that they have brought.
         steps = self._make(kind, self._captured[self._key(kind)])
-        run = GpuRun(self._arena, self._set, steps, self.send, len(program.t))
-        run.start(program, guidance_scale, initial)
+        run = GpuRun(self._arena, self._set, steps, self.send, len(program.t) - first)
+        run.start(program, guidance_scale, registers, first)
         return run
 
     def close(self) -> None:
@@ -157,7 +162,7 @@ class GpuRun:
         set_name: the image size whose regions it uses.
         steps: of the native runtime, not started.
         send: queues the copy of one of the U-Net's inputs.
-        evaluations: of the program.
+        evaluations: that it computes.
     """
 
     def __init__(
@@ -176,11 +181,15 @@ class GpuRun:
         self._registers: Array | None = None
         self._left = evaluations
 
-    def start(self, program: SamplerProgram, guidance_scale: float, initial: Array) -> None:
-        """Bring the program and its first latents to the GPU."""
+    def start(
+        self, program: SamplerProgram, guidance_scale: float, registers: Array, first: int
+    ) -> None:
+        """Bring the program and its registers before evaluation `first` to the GPU."""
         self._arena.take(self)
         tables = program.t, program.c_in, program.A, program.b, program.d
-        self._steps.start(*tables, guidance_scale, initial)
+        self._steps.start(*tables, guidance_scale, registers[0])
+        if first:
+            self._steps.resume(registers, first)
 
     def use(self, inputs: Mapping[str, Array]) -> None:
         """Bring the network's inputs to the GPU, other than those that steps write."""
@@ -201,6 +210,13 @@ class GpuRun:
         latents.flags.writeable = False
         self._arena.keep_latents(self._set, latents)
         return latents
+
+    def hand_over(self) -> Array:
+        """Wait for what is queued, and return the registers for another run."""
+        self._return()
+        self._steps.read()
+        self._left = 0
+        return self._steps.save()
 
     def cancel(self) -> None:
         """End `advance`, in another thread, before its next evaluation."""

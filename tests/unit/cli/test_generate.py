@@ -56,6 +56,33 @@ def test_a_picture_never_starts_unbounded_work(
     assert not list(folder.glob(".sdengine*"))
 
 
+def test_a_guidance_interval_is_an_option_and_is_in_the_file(
+    folder: Path, bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["generate", "a", "--bundle", bundle, "--steps", "4", "--seed", "1", "--guidance", "3"]
+    assert main([*given, "--guidance-interval", "0.25,.75", "-o", "a.png", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["guidance_interval"] == [0.25, 0.75]
+    with Image.open(folder / "a.png") as image:
+        texts: dict[str, str] = image.text  # type: ignore[attr-defined]
+    assert "CFG interval: 0.25-0.75" in texts["parameters"]
+    assert json.loads(texts["sdengine"])["request"]["guidance_interval"] == [0.25, 0.75]
+    again = ["generate", "--bundle", bundle, "--from", "a.png", "-o", "b.png"]
+    assert main(again) == 0
+    assert (folder / "a.png").read_bytes() == (folder / "b.png").read_bytes()
+    assert main([*again, "--guidance-interval", "0,1", "--overwrite"]) == 0
+    assert (folder / "a.png").read_bytes() != (folder / "b.png").read_bytes()
+    capsys.readouterr()
+    for wrong, told in (
+        ("0.2", "guidance-interval: '0.2' is not accepted; expected two numbers such as 0.2,0.8"),
+        ("0,0.5,1", "guidance-interval: '0,0.5,1' is not accepted"),
+        ("0.8,0.2", "guidance_interval: (0.8, 0.2) is not accepted; expected two numbers from 0"),
+        ("nan,1", "guidance_interval: nan is not accepted; expected a number from 0 to 1"),
+        ("0,1.5", "guidance_interval: 1.5 is not accepted; expected a number from 0 to 1"),
+    ):
+        assert main([*given, "--guidance-interval", wrong]) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_tags_and_what_is_not_understood_are_warnings(
     folder: Path, bundle: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

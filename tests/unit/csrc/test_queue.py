@@ -43,6 +43,34 @@ def test_parts_equal_the_whole_whoever_uses_the_memory_between(sampler: str) -> 
     assert server.device.num_allocations == 1
 
 
+@pytest.mark.parametrize("sampler", ["euler_a", "dpmpp_2m"])
+def test_a_runner_of_other_rows_goes_on_where_one_stopped(sampler: str) -> None:
+    """As at the borders of a guidance interval: two rows an image, then one, then two again."""
+    server = Server(copies=2)
+    program, noise = program_of(sampler), noise_source().generators
+    alone = server.desk(predict, 1, name="alone")
+    runner, first, registers = server.runner, 0, None
+    for runner, count in ((server.runner, 3), (alone, 2), (server.runner, 3)):
+        runner.start(*tables(program), 5.0, initial(program))
+        if registers is not None:
+            runner.resume(registers, first)
+        runner.advance(count, noise)
+        first, registers = first + count, runner.save()
+    expected = np.zeros((program.num_registers, *SHAPE), dtype=np.float32)
+    expected[0] = initial(program)
+    drawn = step_noise(program, noise_source())
+    for k in range(8):
+        rows = SHAPE[0] * (1 if k in (3, 4) else 2)
+        sample, noise_pred = np.empty((2, rows, *SHAPE[1:]), np.float32)
+        _native.scale_duplicate(expected[0], float(program.c_in[k]), sample)
+        predict(sample, np.full(rows, program.t[k], np.float32), noise_pred)
+        row = program.A[k], program.b[k], program.d[k]
+        assert _native.guided_step(expected, noise_pred, 5.0, *row, drawn.get(k))
+    np.testing.assert_array_equal(runner.read(), expected[0])
+    with pytest.raises(ValueError, match="next: 9"):
+        runner.resume(expected, 9)
+
+
 def test_a_network_is_recorded_once_and_replayed() -> None:
     server = Server()
     server.run(program_of("euler", 20))

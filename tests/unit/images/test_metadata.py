@@ -41,6 +41,7 @@ FULL: dict[str, Any] = {
     "steps": 7,
     "guidance_scale": 3.5,
     "guidance_rescale": 0.25,
+    "guidance_interval": (0.2, 0.8),
     "sampler": "euler_a",
     "schedule": "beta",
     "eta": 0.5,

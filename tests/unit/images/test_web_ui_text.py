@@ -18,6 +18,7 @@ FULL: dict[str, Any] = {
     "steps": 7,
     "guidance_scale": 3.1234567890123,
     "guidance_rescale": 0.25,
+    "guidance_interval": (1e-05, 0.30000000000000004),
     "sampler": "euler_a",
     "schedule": "beta",
     "eta": 0.5,
@@ -67,6 +68,25 @@ def test_own_text_in_full() -> None:
         "Model hash: 1212121212, Model: demo, Clip skip: 2, Eta DDIM: 0.5, RNG: NV, "
         "Version: sdengine 1.2.3"
     )
+
+
+@pytest.mark.parametrize(
+    ("shown", "fields"),
+    [
+        ("0.2-0.8", {"guidance_interval": (0.2, 0.8)}),
+        ("0-1", {"guidance_interval": (0.0, 1.0)}),
+        ("1e-05-0.5", {"guidance_interval": (1e-05, 0.5)}),
+        ("0.8-0.2", {}),
+        ("0.2", {}),
+        ("0.2-0.5-0.8", {}),
+        ("-0.2-0.8", {}),
+        ("0-nan", {}),
+    ],
+)
+def test_guidance_interval(shown: str, fields: dict[str, Any]) -> None:
+    found = parse_parameters(f"a circle\nSteps: 4, CFG interval: {shown}, Seed: 3")
+    assert {n: v for n, v in found.fields.items() if n == "guidance_interval"} == fields
+    assert found.not_understood == (() if fields else ("CFG interval",))
 
 
 @pytest.mark.parametrize("emphasis", ["original", "no_norm", "none", "literal"])

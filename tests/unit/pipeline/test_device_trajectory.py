@@ -44,7 +44,12 @@ class DeviceModule(HostModule):
         raise NotImplementedError
 
     def begin(
-        self, kind: TrajectoryKind, program: SamplerProgram, guidance_scale: float, initial: Array
+        self,
+        kind: TrajectoryKind,
+        program: SamplerProgram,
+        guidance_scale: float,
+        registers: Array,
+        first: int = 0,
     ) -> DeviceRun:
         raise NotImplementedError
 
@@ -94,6 +99,9 @@ class Run:
 
     def latents(self) -> np.ndarray[Any, Any]:
         return np.zeros(1, np.float32)
+
+    def hand_over(self) -> np.ndarray[Any, Any]:
+        return np.zeros((1, 1), np.float32)
 
     def cancel(self) -> None:
         self.cancelled.set()

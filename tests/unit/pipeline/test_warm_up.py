@@ -59,8 +59,18 @@ def test_the_demo_of_target_native() -> None:
 
 
 def test_what_would_not_be_kept_is_refused(engine: Engine) -> None:
-    with pytest.raises(ConfigError, match=r"sizes, batch: 2 sizes, and 2 numbers of images"):
-        engine.warm_up([(64, 64), (128, 64)], batch=3)
+    with pytest.raises(ConfigError, match=r"sizes, batch: 3 sizes, and 2 numbers of images"):
+        engine.warm_up([(64, 64), (128, 64), (64, 128)], batch=3)
+
+
+def test_both_numbers_of_rows_of_a_guidance_interval_stay_loaded(engine: Engine) -> None:
+    """Chunks of two images and of one, each with the unconditional half and without."""
+    for guidance in (True, False):
+        engine.warm_up(batch=3, guidance=guidance)
+    given: dict[str, Any] = {"batch_size": 3, "guidance_scale": 3.0}
+    for _ in range(2):
+        result = engine.generate("a", guidance_interval=(0.25, 0.75), **given)
+        assert result.timings.load_ms == 0
 
 
 def test_low_memory_keeps_nothing(tiny: Path) -> None:

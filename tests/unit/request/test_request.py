@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,19 @@ from sdengine.request.request import MAX_SEED, Request, random_seed
         ("seed", ()),
         ("guidance_rescale", 1.5),
         ("guidance_rescale", None),
+        ("guidance_interval", None),
+        ("guidance_interval", 0.5),
+        ("guidance_interval", "0,1"),
+        ("guidance_interval", (0.5,)),
+        ("guidance_interval", (0.0, 0.5, 1.0)),
+        ("guidance_interval", (0.5, 0.25)),
+        ("guidance_interval", (-0.1, 1.0)),
+        ("guidance_interval", (0.0, 1.1)),
+        ("guidance_interval", (math.nan, 1.0)),
+        ("guidance_interval", (0.0, math.nan)),
+        ("guidance_interval", (0.0, math.inf)),
+        ("guidance_interval", ("0", 1.0)),
+        ("guidance_interval", (False, True)),
         ("eta", -0.1),
         ("s_noise", math.nan),
         ("s_churn", "1"),
@@ -120,6 +134,40 @@ def test_request_is_frozen_and_empty_prompt_is_one() -> None:
 @pytest.mark.parametrize(("scale", "used"), [(0, False), (1, False), (1.01, True), (7.5, True)])
 def test_guidance_at_one_is_none(scale: float, used: bool) -> None:
     assert Request("a circle", guidance_scale=scale).uses_guidance is used
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps", "guided"),
+    [
+        ((0, 1), 4, [0, 1, 2, 3]),
+        ((0, 1), 1, [0]),
+        ((0.25, 0.75), 4, [1, 2]),  # half-open: step 1 is at 0.25, step 3 at 0.75
+        ((0.26, 0.76), 4, [2, 3]),
+        ((0.2, 0.8), 10, [2, 3, 4, 5, 6, 7]),
+        ((0.3, 0.6), 10, [3, 4, 5]),
+        ((0.7, 0.9), 10, [7, 8]),  # as written, however the fractions are rounded
+        ((0.5, 0.5), 4, []),
+        ((1, 1), 4, []),
+        ((0.1, 0.2), 4, []),  # between two steps
+        ((0.4, 1), 1, []),
+    ],
+)
+def test_steps_inside_the_guidance_interval(
+    interval: tuple[float, float], steps: int, guided: list[int]
+) -> None:
+    request = Request("a circle", steps=steps, guidance_interval=interval)
+    assert list(request.guided_steps) == guided
+    assert request.uses_guidance is bool(guided)
+    assert request.is_guided_throughout is (interval == (0, 1))
+    assert not replace(request, guidance_scale=1.0).uses_guidance
+
+
+def test_a_guidance_interval_is_two_floats_and_says_what_it_accepts() -> None:
+    assert Request("a", guidance_interval=[0, 1]).guidance_interval == (0.0, 1.0)  # type: ignore[arg-type]
+    assert Request("a", guidance_interval=(np.float32(0.5), 1)).guidance_interval == (0.5, 1.0)
+    told = r"guidance_interval: \(0.8, 0.2\) is not accepted; expected two numbers from 0 to 1, "
+    with pytest.raises(ConfigError, match=f"{told}the first no more than the second"):
+        Request("a", guidance_interval=(0.8, 0.2))
 
 
 def test_one_value_an_image() -> None:
