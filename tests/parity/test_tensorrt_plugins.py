@@ -14,6 +14,7 @@ from tolerances import assert_close
 
 from sdengine.compilers.tensorrt import plugins as tensorrt_plugins
 from sdengine.compilers.tensorrt.plugins import (
+    PluginTarget,
     attention_variants,
     group_norm_variants,
     register_plugins,
@@ -27,6 +28,7 @@ from sdengine.kernels.targets import PORTABLE_SHARED_BYTES
 from sdengine.kernels.variants import Specialisation
 
 CC = 89
+TARGET = PluginTarget(CC, 84)
 
 
 @dataclass
@@ -54,8 +56,8 @@ def vendor(monkeypatch: pytest.MonkeyPatch) -> Vendor:
     plugin = load_vendor_plugins(monkeypatch)
     compiled: list[Specialisation] = []
 
-    def remember(specialisation: Specialisation, cc: int) -> CompiledKernel:
-        assert cc == CC
+    def remember(specialisation: Specialisation, cc: int, ptx_version: int) -> CompiledKernel:
+        assert (cc, ptx_version) == (TARGET.cc, TARGET.ptx_version)
         compiled.append(specialisation)
         threads = 32 * specialisation.variant.num_warps
         return CompiledKernel("kernel", "ptx", b"", threads, 1234, 0, 0)
@@ -63,7 +65,7 @@ def vendor(monkeypatch: pytest.MonkeyPatch) -> Vendor:
     monkeypatch.setattr(tensorrt_plugins, "compile_kernel", remember)
     expressions = sys.modules["tensorrt.plugin._tensor"]
     monkeypatch.setattr(expressions.SymIntExpr, "_exprBuilder", ExprBuilder())
-    register_plugins(plugin, CC)
+    register_plugins(plugin, TARGET)
     return Vendor(plugin, sys.modules["tensorrt.plugin._lib"].QDP_REGISTRY, compiled)
 
 

@@ -9,6 +9,7 @@ Source: "TensorRT Python API: Quickly Deployable Plugins", NVIDIA.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sdengine.errors import EngineBuildError
@@ -25,17 +26,26 @@ _DTYPES = {"HALF": "float16", "BF16": "bfloat16"}
 _IO_TYPES = "FP16|BF16"
 
 
-def register_plugins(trtp: Any, cc: int) -> None:
-    """Register every plugin.
+@dataclass(frozen=True)
+class PluginTarget:
+    """Say what plugins are compiled for.
 
     Args:
-        trtp: the module `tensorrt.plugin`.
         cc: compute capability of the GPU that engines are built for, times ten.
+        ptx_version: newest PTX, times ten, that may be written: an engine holds PTX, which the
+            driver of the machine that runs it must read.
     """
-    _register_attention(trtp, cc, causal=False)
-    _register_attention(trtp, cc, causal=True)
-    _register_group_norm(trtp, cc, silu=False)
-    _register_group_norm(trtp, cc, silu=True)
+
+    cc: int
+    ptx_version: int
+
+
+def register_plugins(trtp: Any, target: PluginTarget) -> None:
+    """Register every plugin of the module `tensorrt.plugin` for a target."""
+    _register_attention(trtp, target, causal=False)
+    _register_attention(trtp, target, causal=True)
+    _register_group_norm(trtp, target, silu=False)
+    _register_group_norm(trtp, target, silu=True)
 
 
 def attention_variants(head_dim: int, causal: bool, dtype: str, cc: int) -> tuple[Variant, ...]:
@@ -65,7 +75,7 @@ def _portable(variants: Sequence[Variant]) -> tuple[Variant, ...]:
     return tuple(v for v in variants if v.shared_bytes < PORTABLE_SHARED_BYTES)
 
 
-def _register_attention(trtp: Any, cc: int, *, causal: bool) -> None:
+def _register_attention(trtp: Any, target: PluginTarget, *, causal: bool) -> None:
     name = "causal_attention" if causal else "attention"
     tensors = ("q", "k", "v")
 
@@ -73,12 +83,12 @@ def _register_attention(trtp: Any, cc: int, *, causal: bool) -> None:
         return q.like()
 
     def tactics(q: Any, k: Any, v: Any, scale: float, outputs: Any) -> Any:
-        found = attention_variants(_number(q, 3), causal, "float16", cc)
+        found = attention_variants(_number(q, 3), causal, "float16", target.cc)
         return [_combination(trtp, len(tensors), found)]
 
     def implement(q: Any, k: Any, v: Any, scale: float, outputs: Any, tactic: int) -> Any:
         heads, head_dim, dtype = _number(q, 2), _number(q, 3), _dtype(q)
-        variant = attention_variants(head_dim, causal, dtype, cc)[tactic - 1]
+        variant = attention_variants(head_dim, causal, dtype, target.cc)[tactic - 1]
         shape = AttentionShape(1, heads, 1, 1, head_dim, causal)
         specialisation = attention.specialise(shape, dtype, variant, scale)
         unit = int(specialisation.constants["UNIT"])
@@ -90,12 +100,12 @@ def _register_attention(trtp: Any, cc: int, *, causal: bool) -> None:
             values[f"{tensor}_head"] = head_dim // unit
             values[f"{tensor}_row"] = step
         grid = (trtp.cdiv(rows, variant.constants["BLOCK_M"]), heads, q.shape_expr[0])
-        return _launch(trtp, specialisation, cc, grid, values)
+        return _launch(trtp, specialisation, target, grid, values)
 
     _register(trtp, name, tensors, {"scale": float}, describe, tactics, implement)
 
 
-def _register_group_norm(trtp: Any, cc: int, *, silu: bool) -> None:
+def _register_group_norm(trtp: Any, target: PluginTarget, *, silu: bool) -> None:
     name = "group_norm_silu" if silu else "group_norm"
     tensors = ("x", "weight", "bias")
 
@@ -105,7 +115,7 @@ def _register_group_norm(trtp: Any, cc: int, *, silu: bool) -> None:
     def tactics(
         x: Any, weight: Any, bias: Any, num_groups: int, epsilon: float, outputs: Any
     ) -> Any:
-        found = group_norm_variants(_number(x, 1), num_groups, "float16", cc)
+        found = group_norm_variants(_number(x, 1), num_groups, "float16", target.cc)
         return [_combination(trtp, len(tensors), found)]
 
     def implement(
@@ -118,7 +128,7 @@ def _register_group_norm(trtp: Any, cc: int, *, silu: bool) -> None:
         tactic: int,
     ) -> Any:
         channels, dtype = _number(x, 1), _dtype(x)
-        variant = group_norm_variants(channels, num_groups, dtype, cc)[tactic - 1]
+        variant = group_norm_variants(channels, num_groups, dtype, target.cc)[tactic - 1]
         # Positions stay open, so nothing is known of their alignment.
         shape = GroupNormShape(1, channels, 1, num_groups)
         specialisation = group_norm.specialise(shape, dtype, variant, epsilon, silu)
@@ -126,7 +136,7 @@ def _register_group_norm(trtp: Any, cc: int, *, silu: bool) -> None:
         for axis in range(3, len(x.shape_expr)):
             positions = positions * x.shape_expr[axis]
         grid = (num_groups, x.shape_expr[0], 1)
-        return _launch(trtp, specialisation, cc, grid, {"num_positions": positions})
+        return _launch(trtp, specialisation, target, grid, {"num_positions": positions})
 
     attributes = {"num_groups": int, "epsilon": float}
     _register(trtp, name, tensors, attributes, describe, tactics, implement)
@@ -171,12 +181,12 @@ def _combination(trtp: Any, num_inputs: int, variants: tuple[Variant, ...]) -> A
 def _launch(
     trtp: Any,
     specialisation: Specialisation,
-    cc: int,
+    target: PluginTarget,
     grid: tuple[Any, Any, Any],
     values: dict[str, Any],
 ) -> tuple[str, str, Any, Any]:
     """Compile a kernel and say how it is launched; its integers are passed in its own order."""
-    compiled = compile_kernel(specialisation, cc)
+    compiled = compile_kernel(specialisation, target.cc, target.ptx_version)
     params = trtp.KernelLaunchParams()
     params.grid_x, params.grid_y, params.grid_z = grid
     params.block_x = compiled.threads
