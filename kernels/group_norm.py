@@ -44,31 +44,44 @@ def supports(shape: GroupNormShape, dtype: str, cc: int | None) -> tuple[bool, s
 
 
 def specialise(
-    shape: GroupNormShape, dtype: str, variant: Variant, eps: float, silu: bool = True
+    shape: GroupNormShape,
+    dtype: str,
+    variant: Variant,
+    eps: float,
+    silu: bool = True,
+    divisor: int | None = None,
 ) -> Specialisation:
     """Return what to compile for a variant of one kernel.
 
     Args:
-        shape: sizes; the number of images stays open.
+        shape: sizes; the number of images stays open, and that of positions up to the shape's.
         dtype: of the maps, weights and time embedding.
         variant: one of `variants` that is not split.
         eps: added to the variance.
         silu: whether y * sigmoid(y) follows.
+        divisor: of the number of positions at every launch; None for the shape's own number.
     """
     names = ("x", "weight", "bias", "residual", "embedding")
     constants = {"EPS": eps, "SILU": silu, **_layout(shape, variant), **variant.constants}
-    return _specialisation("", shape, dtype, variant, names, constants)
+    return _specialisation("", shape, dtype, variant, names, constants, divisor)
 
 
-def specialise_partial(shape: GroupNormShape, dtype: str, variant: Variant) -> Specialisation:
+def specialise_partial(
+    shape: GroupNormShape, dtype: str, variant: Variant, divisor: int | None = None
+) -> Specialisation:
     """Return the first kernel of a split variant; it writes `partials`, see `partials_sizes`."""
     names = ("x", "residual", "embedding")
     constants = {**_layout(shape, variant), **variant.constants}
-    return _specialisation("partial", shape, dtype, variant, names, constants)
+    return _specialisation("partial", shape, dtype, variant, names, constants, divisor)
 
 
 def specialise_apply(
-    shape: GroupNormShape, dtype: str, variant: Variant, eps: float, silu: bool = True
+    shape: GroupNormShape,
+    dtype: str,
+    variant: Variant,
+    eps: float,
+    silu: bool = True,
+    divisor: int | None = None,
 ) -> Specialisation:
     """Return the second kernel of a split variant: reads the partials and writes the result."""
     names = ("x", "weight", "bias", "residual", "embedding", "partials")
@@ -80,18 +93,13 @@ def specialise_apply(
         **_layout(shape, variant),
         **variant.constants,
     }
-    return _specialisation("apply", shape, dtype, variant, names, constants)
+    return _specialisation("apply", shape, dtype, variant, names, constants, divisor)
 
 
 def partials_sizes(shape: GroupNormShape, variant: Variant) -> tuple[int, ...]:
-    """Return the shape of what a split variant's kernels hand over: means, sums of squares; fp32.
-
-    That is [B,groups,chunks,2], or [B,2,chunks,groups] of a slab.
-    """
+    """Return [B,2,chunks,groups], of the means and sums of squares, fp32, between two kernels."""
     chunks = grids.cdiv(shape.positions, variant.constants["CHUNK_P"])
-    if is_slab(variant):
-        return shape.batch, 2, chunks, shape.num_groups
-    return shape.batch, shape.num_groups, chunks, 2
+    return shape.batch, 2, chunks, shape.num_groups
 
 
 def _layout(shape: GroupNormShape, variant: Variant) -> dict[str, Any]:
@@ -113,6 +121,7 @@ def _specialisation(
     variant: Variant,
     inputs: tuple[str, ...],
     constants: dict[str, Any],
+    divisor: int | None,
 ) -> Specialisation:
     """Leave out the arguments that a shape lacks: they are constants, None."""
     outputs = ("partials",) if part == "partial" else ("out", "total_out")
@@ -131,7 +140,7 @@ def _specialisation(
         if name not in absent
     )
     aligned = {name for name, _ in arguments if name != "num_positions"}
-    if shape.positions % 16 == 0:
+    if (divisor or shape.positions) % 16 == 0:
         aligned.add("num_positions")
     all_constants = {**constants, **dict.fromkeys(sorted(absent))}
     return Specialisation(

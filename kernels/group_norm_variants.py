@@ -24,8 +24,8 @@ _SPLIT_ABOVE_ELEMENTS = 16 * 1024
 _CHUNK_ELEMENTS = 8 * 1024
 _MAX_CHUNKS = 128
 _SHARED_BYTES = 1024
-# NHWC maps: a program takes all channels of some positions, in tiles of so many channels. Each reads
-# all programs' statistics, which so stay below what it reads and writes of the map.
+# NHWC maps: a program takes all channels of some positions, in tiles of so many channels. Each
+# reads all programs' statistics, which so stay below what it reads and writes of the map.
 _SLAB_CHANNELS = (64, 256)
 _SLAB_TILES = {8: 4096, 4: 2048}
 _SLAB_ELEMENTS_A_SQUARED_CHUNK = 320
@@ -76,21 +76,45 @@ def variants(shape: GroupNormShape, dtype: str, cc: int | None) -> tuple[Variant
     "slab" are two kernels, `specialise_partial` and `specialise_apply`.
     """
     resident = _resident_variants(shape)
-    if shape.channels_last and shape.num_groups <= _SLAB_MAX_GROUPS:
+    if has_slabs(shape):
         run_bytes = shape.group_channels * dtypes.ELEMENT_BYTES[dtype]
         return (*(resident if run_bytes >= _LEAST_RUN_BYTES else ()), *_slab_variants(shape))
-    looped = []
-    for warps in (8, 4):
-        block = max(1, _TILE_ELEMENTS * warps // 8 // shape.pad_channels)
-        constants = {"BLOCK_P": block, "RESIDENT": 0}
-        looped.append(Variant(f"looped_p{block}w{warps}", constants, warps, 1, _SHARED_BYTES))
-    if shape.group_channels * shape.positions <= _SPLIT_ABOVE_ELEMENTS:
-        return (*resident, *looped)
+    if not wants_several(shape):
+        return (*resident, *_looped_variants(shape))
     block = max(1, _TILE_ELEMENTS // shape.pad_channels)
     fewest = grids.next_power_of_two(grids.cdiv(shape.positions, _MAX_CHUNKS))
     chunk = max(block, _CHUNK_ELEMENTS // shape.pad_channels, fewest)
-    constants = {"BLOCK_P": block, "CHUNK_P": chunk}
-    return (Variant(f"split_p{block}c{chunk}w8", constants, 8, 1, _SHARED_BYTES), *looped)
+    return (_split_variant(block, chunk, 8), *_looped_variants(shape))
+
+
+def single_variants(shape: GroupNormShape) -> tuple[Variant, ...]:
+    """Return the variants of one kernel; `looped` ones for any number of positions."""
+    return (*_resident_variants(shape), *_looped_variants(shape))
+
+
+def paired_variants(shape: GroupNormShape) -> tuple[Variant, ...]:
+    """Return variants of two kernels that hand over the same statistics in both layouts.
+
+    They also agree for fewer positions than the shape's.
+    """
+    if has_slabs(shape):
+        return tuple(_slab_variants(shape))
+    chunk = chunk_positions(shape)
+    found = {}
+    for warps in (8, 4):
+        block = min(chunk, max(1, _TILE_ELEMENTS * warps // 8 // shape.pad_channels))
+        found[block] = _split_variant(block, chunk, warps)
+    return tuple(found.values())
+
+
+def has_slabs(shape: GroupNormShape) -> bool:
+    """Return whether programs may take all groups of some positions."""
+    return shape.channels_last and shape.num_groups <= _SLAB_MAX_GROUPS
+
+
+def wants_several(shape: GroupNormShape) -> bool:
+    """Return whether groups are so large that one program each leaves most of a GPU idle."""
+    return shape.group_channels * shape.positions > _SPLIT_ABOVE_ELEMENTS
 
 
 def _resident_variants(shape: GroupNormShape) -> list[Variant]:
@@ -104,24 +128,47 @@ def _resident_variants(shape: GroupNormShape) -> list[Variant]:
     return found
 
 
-def _slab_variants(shape: GroupNormShape) -> list[Variant]:
+def _looped_variants(shape: GroupNormShape) -> list[Variant]:
+    found = []
+    for warps in (8, 4):
+        block = max(1, _TILE_ELEMENTS * warps // 8 // shape.pad_channels)
+        constants = {"BLOCK_P": block, "RESIDENT": 0}
+        found.append(Variant(f"looped_p{block}w{warps}", constants, warps, 1, _SHARED_BYTES))
+    return found
+
+
+def _split_variant(block: int, chunk: int, warps: int) -> Variant:
+    constants = {"BLOCK_P": block, "CHUNK_P": chunk}
+    return Variant(f"split_p{block}c{chunk}w{warps}", constants, warps, 1, _SHARED_BYTES)
+
+
+def _slab_channels(shape: GroupNormShape) -> int:
     fewest, most = _SLAB_CHANNELS
     sub = min(most, shape.channels & -shape.channels)  # no lane is idle
-    if sub < fewest:
-        sub = min(fewest, grids.next_power_of_two(shape.channels))
+    return sub if sub >= fewest else min(fewest, int(grids.next_power_of_two(shape.channels)))
+
+
+def chunk_positions(shape: GroupNormShape) -> int:
+    """Return the positions of which a program of a slab adds up the statistics."""
     elements = shape.channels * shape.positions
     chunks = grids.next_power_of_two(math.isqrt(elements // _SLAB_ELEMENTS_A_SQUARED_CHUNK) or 1)
     chunk = grids.next_power_of_two(grids.cdiv(shape.positions, min(chunks, _MAX_CHUNKS)))
-    least = {warps: _WIDE_ELEMENTS * WARP_SIZE * warps for warps in _SLAB_TILES}
-    chunk = max(chunk, min(least.values()) // sub)
+    return max(int(chunk), _least_tile(min(_SLAB_TILES)) // _slab_channels(shape))
+
+
+def _least_tile(warps: int) -> int:
+    return _WIDE_ELEMENTS * WARP_SIZE * warps  # 16 bytes for each thread
+
+
+def _slab_variants(shape: GroupNormShape) -> list[Variant]:
+    sub, chunk = _slab_channels(shape), chunk_positions(shape)
     found = []
     for warps, tile in _SLAB_TILES.items():
         block = min(chunk, tile // sub)
-        if block * sub < least[warps]:
-            continue  # its threads would have less than 16 bytes each
-        constants = {"SUB_C": sub, "BLOCK_P": block, "CHUNK_P": chunk}
-        name = f"slab_p{block}c{chunk}w{warps}"
-        found.append(Variant(name, constants, warps, 1, _SLAB_SHARED_BYTES))
+        if block * sub >= _least_tile(warps):
+            constants = {"SUB_C": sub, "BLOCK_P": block, "CHUNK_P": chunk}
+            name = f"slab_p{block}c{chunk}w{warps}"
+            found.append(Variant(name, constants, warps, 1, _SLAB_SHARED_BYTES))
     return found
 
 

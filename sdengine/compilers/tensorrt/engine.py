@@ -24,6 +24,7 @@ from sdengine.compilers.tensorrt.kernel_choice import NATIVE, TRITON, node_name
 from sdengine.compilers.tensorrt.plugin_nodes import (
     KernelPlan,
     Run,
+    forced_plan,
     measured_plan,
     native_plan,
     supported_nodes,
@@ -204,13 +205,13 @@ def _plan_kernels(
         no_choice = spec.tensorrt.kernels == NATIVE
         return native_plan("" if no_choice else "TensorRT-RTX has no plugins")
     supported = supported_nodes(*fused, plugins_for["cc"])
-    if spec.tensorrt.kernels == TRITON:
-        return KernelPlan(supported, {"kernels": TRITON})
     profiles = make_profiles(network, spec)
     usual: dict[str, dict[str, int]] = {}
     for size, shapes in zip(spec.sizes, profiles_by_size(network, spec).values(), strict=True):
         if len(usual) < len(profiles) and shapes == profiles[len(usual)]:
             usual[size_name(size)] = engine_sizes(network.name, size, spec.batch)
+    if spec.tensorrt.kernels == TRITON:
+        return forced_plan(network, model, supported, usual)
     return measured_plan(
         network, model, supported, usual, lambda job: run({**job, "plugins_for": plugins_for})
     )
@@ -219,7 +220,7 @@ def _plan_kernels(
 def _lowered(fused: onnx.ModelProto, plan: KernelPlan) -> onnx.ModelProto:
     if not plan.plugins:
         return to_standard(fused)
-    return to_plugins(fused, lambda node: node_name(node) in plan.plugins)
+    return to_plugins(fused, lambda node: node_name(node) in plan.plugins, plan.maps)
 
 
 @contextmanager

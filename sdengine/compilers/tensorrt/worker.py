@@ -38,7 +38,8 @@ def main() -> int:
 def _do(job: dict[str, Any], log: BuilderLog, channel: TextIO) -> dict[str, Any]:
     trt = importlib.import_module(job["module"])
     if job.get("plugins_for") is not None:
-        from sdengine.compilers.tensorrt.plugins import PluginTarget, register_plugins
+        from sdengine.compilers.tensorrt.plugin_parts import PluginTarget
+        from sdengine.compilers.tensorrt.plugins import register_plugins
 
         target = PluginTarget(**job["plugins_for"])
         register_plugins(importlib.import_module(f"{job['module']}.plugin"), target)
