@@ -3,15 +3,17 @@
     python benchmarks/kernel_speed.py [--cases attention] [--output DIR]
 
 On the shapes of SD 1.5 and SDXL, each variant is first compared with fp32 and only then timed.
-Both sides are captured as CUDA graphs, as the triton backend runs them, so that no time of the host
-counts; each run comes after the L2 cache was overwritten. The roofline is measured too: the
-memory's by a copy, the arithmetic's by a large product. Needs a GPU; there is no other mode.
+A CUDA graph holds many calls and nothing else, so that neither the host's time nor a launch's
+counts; the calls take turns on copies of the tensors that are larger together than the L2 cache,
+as every call in a network finds its own. The roofline is measured too: the memory's by a copy, the
+arithmetic's by a large product. Needs a GPU; there is no other mode.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,10 +21,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdengine.backends.torch.graphs import GraphedFunction
+from sdengine.backends.torch.graphs import WARM_UP_RUNS, GraphPool
 from sdengine.benchmarks import gpu
 from sdengine.benchmarks.kernel_resources import CASES as RESOURCE_CASES
-from sdengine.benchmarks.kernel_sides import EPS, kernel, tensors_of, torchs, truth
+from sdengine.benchmarks.kernel_sides import (
+    EPS,
+    Compute,
+    kernel,
+    tensors_of,
+    torchs,
+    truth,
+)
 from sdengine.benchmarks.markdown import table
 from sdengine.benchmarks.measures import Spread
 from sdengine.benchmarks.records import RESULTS, append_record, stamped
@@ -52,13 +61,15 @@ CASES: tuple[tuple[str, str, Any], ...] = (
 )
 # A kernel may be at most this many times as wrong as torch is in the same precision.
 MAX_ERROR_RATIO = 2.0
-_RUNS = 30
-_WARM_UP_RUNS = 5
+_RUNS = 15
+_WARM_UP_REPLAYS = 2
+# Launching a graph takes as long as a small kernel, so that one holds at least so many.
+_MIN_CALLS = 20
 _CACHE_BYTES = 256 << 20  # more than any GPU's L2
 _COPIED_BYTES = 1 << 30
 _PRODUCT_SIDE = 8192
-# Milliseconds of calls of a function, each alone on a GPU with a cold cache.
-Timer = Callable[[Callable[[], "Tensor"]], list[float]]
+# Milliseconds of a call, by several measurements. The functions are one, on tensors of their own.
+Timer = Callable[[Sequence[Compute]], list[float]]
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,7 @@ class Row:
 
 def measure(
     case: tuple[str, str, Any], dtype: str, cc: int | None, roofline: Roofline, timer: Timer,
-    device: str = "cuda",
+    device: str = "cuda", cache_bytes: int = _CACHE_BYTES,
 ) -> Row:  # fmt: skip
     """Compare all variants of a case with fp32, then time them and torch.
 
@@ -125,8 +136,9 @@ def measure(
         dtype: float16 or bfloat16.
         cc: compute capability times ten.
         roofline: of the GPU.
-        timer: gives the milliseconds of calls.
+        timer: gives the milliseconds of a call.
         device: where the tensors are.
+        cache_bytes: that calls move before one comes to the same tensors again.
 
     Raises:
         DeviceError: a variant's error is beyond twice torch's; nothing of the case was timed.
@@ -136,15 +148,17 @@ def measure(
     exact = truth(op, shape, tensors)
     torch_error = relative_error(torchs(op, shape, tensors)(), exact)
     variants = OPS[op].variants(shape, dtype, cc)
-    functions = [kernel(op, shape, tensors, variant) for variant in variants]
-    errors = [relative_error(function(), exact) for function in functions]
+    errors = [relative_error(kernel(op, shape, tensors, v)(), exact) for v in variants]
     for variant, error in zip(variants, errors, strict=True):
         if not error <= MAX_ERROR_RATIO * torch_error:
             raise DeviceError(
                 f"{op}, {name}, {dtype}: variant {variant.name} is wrong by {error:.3g}, torch by "
                 f"{torch_error:.3g}; nothing of this case was timed."
             )
-    samples = [timer(function) for function in functions]
+    moved, operations = OPS[op].cost(shape, dtype)
+    copies = [{name: tensor.clone() for name, tensor in tensors.items()}
+              for _ in range(-(-cache_bytes // moved))]  # fmt: skip
+    samples = [timer([kernel(op, shape, t, variant) for t in copies]) for variant in variants]
     medians = [Spread.of(sample).median for sample in samples]
     fastest = min(range(len(medians)), key=medians.__getitem__)
     return Row(
@@ -157,8 +171,8 @@ def measure(
         asdict(Spread.of(samples[0])),
         variants[fastest].name,
         medians[fastest],
-        asdict(Spread.of(timer(torchs(op, shape, tensors)))),
-        roofline.bound_ms(op, *OPS[op].cost(shape, dtype)),
+        asdict(Spread.of(timer([torchs(op, shape, t) for t in copies]))),
+        roofline.bound_ms(op, moved, operations),
     )
 
 
@@ -170,7 +184,10 @@ def relative_error(actual: Tensor, exact: Tensor) -> float:
 
 
 def cold_times(runs: int = _RUNS, cuda: Any = None) -> Timer:
-    """Return a timer by CUDA events that overwrites the GPU's cache before each run.
+    """Return a timer by CUDA events around a graph of many calls, divided by their number.
+
+    The graph holds the functions' own work and nothing else. Each call's result is kept until its
+    function comes again, so that results are written to memory that no cache holds either.
 
     Args:
         runs: counted, after a warm-up.
@@ -180,23 +197,38 @@ def cold_times(runs: int = _RUNS, cuda: Any = None) -> Timer:
 
     interface = cuda or torch.cuda
     device = "cuda" if cuda is None else "cpu"
-    flush = torch.empty(_CACHE_BYTES if cuda is None else 1, dtype=torch.uint8, device=device)
+    numbers = _CACHE_BYTES // 4 if cuda is None else 1
+    # It is read, not written: what a cache has to write back would be charged to the kernel.
+    flush, sink = torch.zeros(numbers, device=device), torch.zeros((), device=device)
 
-    def times(function: Callable[[], Tensor]) -> list[float]:
-        graphed = GraphedFunction(function, device, interface)
-        for _ in range(_WARM_UP_RUNS):
-            graphed()
+    def times(functions: Sequence[Compute]) -> list[float]:
+        calls = len(functions) * -(-_MIN_CALLS // len(functions))
+        side = interface.Stream()
+        side.wait_stream(interface.current_stream())
+        with interface.stream(side):
+            for function in (*[functions[0]] * WARM_UP_RUNS, *functions):
+                function()
+        interface.current_stream().wait_stream(side)
+        pool = GraphPool(interface)
+        kept: list[Any] = [None] * len(functions)
+        with pool.capture() as graph:
+            for call, function in zip(range(calls), itertools.cycle(functions), strict=False):
+                kept[call % len(functions)] = function()
+        for _ in range(_WARM_UP_REPLAYS):
+            pool.replay(graph)
         pairs = []
         for _ in range(runs):
             start, end = (interface.Event(enable_timing=True) for _ in range(2))
-            flush.zero_()
+            torch.sum(flush, 0, out=sink)
             start.record()
-            graphed()
+            pool.replay(graph)
             end.record()
             pairs.append((start, end))
         interface.synchronize()
-        graphed.close()
-        return [start.elapsed_time(end) for start, end in pairs]
+        kept.clear()
+        pool.free(graph)
+        interface.empty_cache()
+        return [start.elapsed_time(end) / calls for start, end in pairs]
 
     return times
 
@@ -207,11 +239,11 @@ def measure_roofline(timer: Timer) -> Roofline:
 
     source = torch.empty(_COPIED_BYTES, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    copy_ms = min(timer(functools.partial(target.copy_, source)))
+    copy_ms = min(timer([functools.partial(target.copy_, source)]))
     del source, target
     side = _PRODUCT_SIDE
     a, b = (torch.randn(side, side, dtype=torch.float16, device="cuda") for _ in range(2))
-    product_ms = min(timer(lambda: a @ b))
+    product_ms = min(timer([lambda: a @ b]))
     return Roofline(2 * _COPIED_BYTES / copy_ms / 1e6, 2 * side**3 / product_ms / 1e9)
 
 

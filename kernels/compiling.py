@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 from sdengine.errors import ConfigError, EngineBuildError
 from sdengine.kernels.launching import interprets, kernel_of
-from sdengine.kernels.ptx import assemble, parse_entry, without_scratch
+from sdengine.kernels.ptx import (
+    OLDEST_DRIVERS_PTX,
+    assemble,
+    parse_entry,
+    version_written,
+    without_scratch,
+)
 from sdengine.kernels.targets import WARP_SIZE, target_of
 from sdengine.kernels.variants import Specialisation
 
@@ -35,15 +41,16 @@ class CompiledKernel:
 
 
 def compile_kernel(
-    specialisation: Specialisation, cc: int, ptx_version: int | None = None
+    specialisation: Specialisation, cc: int, ptx_version: int = OLDEST_DRIVERS_PTX
 ) -> CompiledKernel:
     """Compile a kernel for GPUs of one compute capability.
 
     Args:
         specialisation: what to compile.
-        cc: compute capability times ten.
-        ptx_version: of the PTX, times ten; None for the newest that triton writes. Drivers refuse
-            PTX newer than themselves.
+        cc: compute capability times ten. The code is for that one alone: from 9.0 on triton uses
+            instructions that no other has.
+        ptx_version: newest PTX, times ten, that may be written. Drivers refuse PTX newer than
+            themselves, and the finished kernel may travel.
 
     Raises:
         ConfigError: the target is too old, or Triton was imported to interpret.
@@ -58,7 +65,7 @@ def compile_kernel(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    target = target_of(cc)
+    target_of(cc)  # refuses what is too old
     types = dict(specialisation.arguments)
     order = {name: position for position, name in enumerate(kernel.arg_names)}
     signature = {name: types.get(name, "constexpr") for name in order}
@@ -67,16 +74,15 @@ def compile_kernel(
         "num_warps": specialisation.variant.num_warps,
         "num_stages": specialisation.variant.num_stages,
         "enable_fp_fusion": True,
+        "ptx_version": version_written(cc, ptx_version),
     }
-    if ptx_version is not None:
-        options["ptx_version"] = ptx_version
     source = ASTSource(kernel, signature, dict(specialisation.constants), aligned)
     try:
-        compiled = compile(source, GPUTarget("cuda", target.cc, WARP_SIZE), options)
+        compiled = compile(source, GPUTarget("cuda", cc, WARP_SIZE), options)
     except Exception as error:  # Triton's errors share no base class
         reason = str(error)[-300:].strip()
         raise EngineBuildError(
-            f"{specialisation.function} does not compile for {target.name}: ... {reason}"
+            f"{specialisation.function} does not compile for {cc / 10}: ... {reason}"
         ) from error
     ptx = without_scratch(compiled.asm["ptx"], specialisation.arguments)
     entry, assembly = parse_entry(ptx), assemble(ptx)

@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sdengine.errors import ConfigError
 from sdengine.kernels import dtypes, grids, launching, support
+from sdengine.kernels.group_norm_variants import GroupNormShape, is_slab, is_split, variants
 from sdengine.kernels.variants import Specialisation, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["GroupNormShape", "is_slab", "is_split", "variants"]
 OP = "group_norm_silu"
 MAX_GROUP_CHANNELS = 256
-# What a program holds at once: few enough for the registers, enough to hide the memory's latency.
-_TILE_ELEMENTS = 2048
-_RESIDENT_ELEMENTS = {4: 4096, 8: 8192}
-# A group of more elements is shared out among several programs, as many as keep a GPU busy; each of
-# them reads all partial statistics, so there are not too many.
-_SPLIT_ABOVE_ELEMENTS = 16 * 1024
-_CHUNK_ELEMENTS = 8 * 1024
-_MAX_CHUNKS = 128
-_SHARED_BYTES = 1024
-
-
-@dataclass(frozen=True)
-class GroupNormShape:
-    """Sizes of one normalisation, and what is added before it.
-
-    Args:
-        batch, channels, positions: of the map; positions is height times width.
-        num_groups: of channels, normalised apart.
-        channels_last: NHWC in memory, not NCHW.
-        residual: another map is added before.
-        time_embedding: a number for each image and channel is added before.
-        total: the sum is an output as well.
-    """
-
-    batch: int
-    channels: int
-    positions: int
-    num_groups: int
-    channels_last: bool = False
-    residual: bool = False
-    time_embedding: bool = False
-    total: bool = False
-
-    @property
-    def group_channels(self) -> int:
-        """Channels of a group."""
-        return self.channels // self.num_groups
-
-    @property
-    def pad_channels(self) -> int:
-        """Channels of a group with those that only fill it up to a power of two."""
-        return int(grids.next_power_of_two(self.group_channels))
 
 
 def supports(shape: GroupNormShape, dtype: str, cc: int | None) -> tuple[bool, str]:
@@ -84,64 +43,45 @@ def supports(shape: GroupNormShape, dtype: str, cc: int | None) -> tuple[bool, s
     return True, ""
 
 
-def variants(shape: GroupNormShape, dtype: str, cc: int | None) -> tuple[Variant, ...]:
-    """Return the variants for a shape, the presumably fastest first.
-
-    "resident" reads a group once and keeps it; "looped" reads it twice; "split" has CHUNK_P and is
-    two kernels, `specialise_partial` and `specialise_apply`.
-    """
-    found = []
-    padded = shape.pad_channels * grids.next_power_of_two(shape.positions)
-    for warps, most in _RESIDENT_ELEMENTS.items():
-        if padded <= most:
-            block = grids.next_power_of_two(shape.positions)
-            constants = {"BLOCK_P": block, "RESIDENT": 1}
-            found.append(Variant(f"resident_p{block}w{warps}", constants, warps, 1, _SHARED_BYTES))
-    looped = []
-    for warps in (8, 4):
-        block = max(1, _TILE_ELEMENTS * warps // 8 // shape.pad_channels)
-        constants = {"BLOCK_P": block, "RESIDENT": 0}
-        looped.append(Variant(f"looped_p{block}w{warps}", constants, warps, 1, _SHARED_BYTES))
-    if shape.group_channels * shape.positions <= _SPLIT_ABOVE_ELEMENTS:
-        return (*found, *looped)
-    block = max(1, _TILE_ELEMENTS // shape.pad_channels)
-    fewest = grids.next_power_of_two(grids.cdiv(shape.positions, _MAX_CHUNKS))
-    chunk = max(block, _CHUNK_ELEMENTS // shape.pad_channels, fewest)
-    constants = {"BLOCK_P": block, "CHUNK_P": chunk}
-    return (Variant(f"split_p{block}c{chunk}w8", constants, 8, 1, _SHARED_BYTES), *looped)
-
-
-def is_split(variant: Variant) -> bool:
-    """Return whether a variant is two kernels."""
-    return "CHUNK_P" in variant.constants
-
-
 def specialise(
-    shape: GroupNormShape, dtype: str, variant: Variant, eps: float, silu: bool = True
+    shape: GroupNormShape,
+    dtype: str,
+    variant: Variant,
+    eps: float,
+    silu: bool = True,
+    divisor: int | None = None,
 ) -> Specialisation:
     """Return what to compile for a variant of one kernel.
 
     Args:
-        shape: sizes; the number of images stays open.
+        shape: sizes; the number of images stays open, and that of positions up to the shape's.
         dtype: of the maps, weights and time embedding.
         variant: one of `variants` that is not split.
         eps: added to the variance.
         silu: whether y * sigmoid(y) follows.
+        divisor: of the number of positions at every launch; None for the shape's own number.
     """
     names = ("x", "weight", "bias", "residual", "embedding")
-    constants = {"EPS": eps, "SILU": silu, **_layout(shape), **variant.constants}
-    return _specialisation("group_norm_kernel", shape, dtype, variant, names, constants)
+    constants = {"EPS": eps, "SILU": silu, **_layout(shape, variant), **variant.constants}
+    return _specialisation("", shape, dtype, variant, names, constants, divisor)
 
 
-def specialise_partial(shape: GroupNormShape, dtype: str, variant: Variant) -> Specialisation:
-    """Return the first kernel of a split variant: writes partials [B,groups,chunks,2] fp32."""
+def specialise_partial(
+    shape: GroupNormShape, dtype: str, variant: Variant, divisor: int | None = None
+) -> Specialisation:
+    """Return the first kernel of a split variant; it writes `partials`, see `partials_sizes`."""
     names = ("x", "residual", "embedding")
-    constants = {**_layout(shape), **variant.constants}
-    return _specialisation("group_norm_partial_kernel", shape, dtype, variant, names, constants)
+    constants = {**_layout(shape, variant), **variant.constants}
+    return _specialisation("partial", shape, dtype, variant, names, constants, divisor)
 
 
 def specialise_apply(
-    shape: GroupNormShape, dtype: str, variant: Variant, eps: float, silu: bool = True
+    shape: GroupNormShape,
+    dtype: str,
+    variant: Variant,
+    eps: float,
+    silu: bool = True,
+    divisor: int | None = None,
 ) -> Specialisation:
     """Return the second kernel of a split variant: reads the partials and writes the result."""
     names = ("x", "weight", "bias", "residual", "embedding", "partials")
@@ -150,31 +90,43 @@ def specialise_apply(
         "EPS": eps,
         "SILU": silu,
         "PAD_CHUNKS": grids.next_power_of_two(chunks),
-        **_layout(shape),
+        **_layout(shape, variant),
         **variant.constants,
     }
-    return _specialisation("group_norm_apply_kernel", shape, dtype, variant, names, constants)
+    return _specialisation("apply", shape, dtype, variant, names, constants, divisor)
 
 
-def _layout(shape: GroupNormShape) -> dict[str, Any]:
-    return {
-        "NHWC": shape.channels_last,
-        "NUM_GROUPS": shape.num_groups,
-        "GROUP_C": shape.group_channels,
-        "PAD_C": shape.pad_channels,
-    }
+def partials_sizes(shape: GroupNormShape, variant: Variant) -> tuple[int, ...]:
+    """Return [B,2,chunks,groups], of the means and sums of squares, fp32, between two kernels."""
+    chunks = grids.cdiv(shape.positions, variant.constants["CHUNK_P"])
+    return shape.batch, 2, chunks, shape.num_groups
+
+
+def _layout(shape: GroupNormShape, variant: Variant) -> dict[str, Any]:
+    sizes = {"NUM_GROUPS": shape.num_groups, "GROUP_C": shape.group_channels}
+    if not is_slab(variant):
+        return {**sizes, "NHWC": shape.channels_last, "PAD_C": shape.pad_channels}
+    touched = (variant.constants["SUB_C"] - 2) // shape.group_channels + 2
+    if variant.constants["SUB_C"] % shape.group_channels == 0:
+        touched = variant.constants["SUB_C"] // shape.group_channels
+    pad_groups = grids.next_power_of_two(shape.num_groups)
+    local = min(grids.next_power_of_two(touched), pad_groups)
+    return {**sizes, "PAD_GROUPS": pad_groups, "PAD_LOCAL": local}
 
 
 def _specialisation(
-    function: str,
+    part: str,
     shape: GroupNormShape,
     dtype: str,
     variant: Variant,
     inputs: tuple[str, ...],
     constants: dict[str, Any],
+    divisor: int | None,
 ) -> Specialisation:
     """Leave out the arguments that a shape lacks: they are constants, None."""
-    outputs = ("partials",) if function.endswith("partial_kernel") else ("out", "total_out")
+    outputs = ("partials",) if part == "partial" else ("out", "total_out")
+    module = "group_norm_slab" if is_slab(variant) else "group_norm"
+    function = "_".join(filter(None, (module, part, "kernel")))
     present = {
         "residual": shape.residual,
         "embedding": shape.time_embedding,
@@ -188,11 +140,11 @@ def _specialisation(
         if name not in absent
     )
     aligned = {name for name, _ in arguments if name != "num_positions"}
-    if shape.positions % 16 == 0:
+    if (divisor or shape.positions) % 16 == 0:
         aligned.add("num_positions")
     all_constants = {**constants, **dict.fromkeys(sorted(absent))}
     return Specialisation(
-        OP, f"group_norm.{function}", arguments, all_constants, variant, frozenset(aligned)
+        OP, f"{module}.{function}", arguments, all_constants, variant, frozenset(aligned)
     )
 
 
@@ -306,8 +258,9 @@ def _run(
     chosen = variant or variants(shape, dtype, cc)[0]
     if is_split(chosen):
         chunks = grids.cdiv(shape.positions, chosen.constants["CHUNK_P"])
-        grid = (chunks, num_groups, shape.batch)
-        sizes = (shape.batch, num_groups, chunks, 2)
+        groups = () if is_slab(chosen) else (num_groups,)
+        grid = (chunks, *groups, shape.batch)
+        sizes = partials_sizes(shape, chosen)
         values["partials"] = torch.empty(sizes, dtype=torch.float32, device=x.device)
         _launch(specialise_partial(shape, dtype, chosen), grid, values)
         _launch(specialise_apply(shape, dtype, chosen, eps, silu), grid, values)

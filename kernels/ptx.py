@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sdengine.errors import EngineBuildError
 from sdengine.kernels.launching import require_triton
@@ -21,8 +22,8 @@ _THREADS = re.compile(r"\.(?:req|max)ntid\s+(\d+)")
 _TARGET = re.compile(r"^\.target\s+(sm_\w+)", re.MULTILINE)
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
-# From this compute capability on, triton's newer assembler is the one that knows the target.
-_NEWER_ASSEMBLER_FROM = 90
+# What the drivers read on which the oldest TensorRT with plugins of ours runs: those of CUDA 13.0.
+OLDEST_DRIVERS_PTX = 90
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,36 @@ class Assembly:
     cubin: bytes
     registers: int
     spill_bytes: int
+
+
+def version_of_cuda(cuda: int) -> int:
+    """Return the newest PTX, times ten, that a release of CUDA reads.
+
+    Args:
+        cuda: as CUDA counts its releases: 12060 is 12.6.
+
+    Source: NVIDIA's "PTX ISA", release notes.
+    """
+    major, minor = cuda // 1000, cuda % 1000 // 10
+    if major > 13:  # not known; newer ones read what older ones do
+        return 90
+    if major == 12 and minor > 5:
+        return 79 + minor
+    return 10 * (major - 4) + minor
+
+
+def version_written(cc: int, limit: int = OLDEST_DRIVERS_PTX) -> int:
+    """Return the version, times ten, that kernels for a target are written in.
+
+    Args:
+        cc: compute capability times ten.
+        limit: the newest that may be written; triton's own assembler for the target may know less.
+
+    Raises:
+        BackendUnavailableError: triton is not installed.
+    """
+    major, _, minor = str(_assembler(cc).version).partition(".")
+    return min(limit, version_of_cuda(1000 * int(major) + 10 * int(minor)))
 
 
 def parse_entry(ptx: str) -> Entry:
@@ -109,7 +140,8 @@ def assemble(ptx: str) -> Assembly:
     with tempfile.TemporaryDirectory() as folder:
         source, output = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        command = [_assembler(target[1]), "--verbose", "--regAllocOptLevel=2"]
+        tool = _assembler(int(re.sub(r"\D", "", target[1])))
+        command = [str(tool.path), "--verbose", "--regAllocOptLevel=2"]
         command += [f"--gpu-name={target[1]}", str(source), "--output-file", str(output)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -122,11 +154,9 @@ def assemble(ptx: str) -> Assembly:
         return Assembly(output.read_bytes(), int(registers[1]), spilled)
 
 
-def _assembler(target: str) -> str:
+def _assembler(cc: int) -> Any:
+    """Return triton's assembler for a target: `path` and `version`."""
     require_triton()
-    from triton import knobs
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    number = int(re.sub(r"\D", "", target))
-    nvidia = knobs.nvidia
-    tool = nvidia.ptxas_blackwell if number >= _NEWER_ASSEMBLER_FROM else nvidia.ptxas
-    return str(tool.path)
+    return get_ptxas(cc)

@@ -99,7 +99,9 @@ TARGETS = {
 
 
 def target_of(cc: int) -> Target:
-    """Return the target of a compute capability; minor revisions count as their predecessor.
+    """Return the limits for a compute capability: of the target itself, or of its predecessor.
+
+    Code is compiled for the capability itself, never for its predecessor.
 
     Args:
         cc: compute capability times ten.

@@ -194,7 +194,7 @@ def group_norm_partial_kernel(
 ):
     """Write mean and sum of squares of a chunk of positions; grid: (chunks, groups, images).
 
-    partials: [B,NUM_GROUPS,chunks,2] fp32. CHUNK_P is a multiple of BLOCK_P.
+    partials: [B,2,chunks,NUM_GROUPS] fp32. CHUNK_P is a multiple of BLOCK_P.
     """
     chunk = tl.program_id(0)
     group = tl.program_id(1)
@@ -215,9 +215,9 @@ def group_norm_partial_kernel(
         x, residual, base, per_channel, exists, lanes, channel_stride, position_stride,
         begin, end, PAD_C, BLOCK_P,
     )  # fmt: skip
-    at = partials + ((image * NUM_GROUPS + group) * tl.num_programs(0) + chunk) * 2
+    at = partials + (image * 2 * tl.num_programs(0) + chunk) * NUM_GROUPS + group
     tl.store(at, mean)
-    tl.store(at + 1, squares)
+    tl.store(at + tl.num_programs(0) * NUM_GROUPS, squares)
 
 
 @triton.jit
@@ -254,9 +254,9 @@ def group_norm_apply_kernel(
     )
     chunks = tl.arange(0, PAD_CHUNKS)
     is_chunk = chunks < tl.num_programs(0)
-    at = partials + ((image * NUM_GROUPS + group) * tl.num_programs(0) + chunks) * 2
+    at = partials + (image * 2 * tl.num_programs(0) + chunks) * NUM_GROUPS + group
     means = tl.load(at, mask=is_chunk, other=0.0)
-    squares = tl.load(at + 1, mask=is_chunk, other=0.0)
+    squares = tl.load(at + tl.num_programs(0) * NUM_GROUPS, mask=is_chunk, other=0.0)
     positions = tl.minimum(num_positions - chunks * CHUNK_P, CHUNK_P)
     counts = tl.where(is_chunk, (positions * GROUP_C).to(tl.float32), 0.0)
     total = (num_positions * GROUP_C).to(tl.float32)

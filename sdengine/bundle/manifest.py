@@ -91,6 +91,7 @@ class NetworkOptions(_Strict):
         kernels: what was asked for; see `sdengine.build`.
         kernels_reason: why no kernel became a plugin, where that was not asked for.
         kernel_choices: what was chosen for nodes that have a plugin.
+        ptx_version: of the plugins' code, which the driver must read where the engine runs: "9.0".
         refittable, stripped: the engine's weights can be exchanged, were left out.
         exact: by precision, outputs of the native steps that are computed plainly.
     """
@@ -107,6 +108,7 @@ class NetworkOptions(_Strict):
     kernels: _ShortText | None = None
     kernels_reason: _Text | None = None
     kernel_choices: list[KernelChoice] = Field(default_factory=list)
+    ptx_version: _ShortText | None = None
     refittable: bool = False
     stripped: bool = False
     exact: dict[_ShortText, list[_Text]] = Field(default_factory=dict)

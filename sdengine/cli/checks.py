@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import sys
@@ -12,6 +11,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from sdengine.backends.machine import usable_processors
+from sdengine.backends.nvidia_driver import LIBRARY, cuda_version
 from sdengine.errors import SdengineError
 from sdengine.images.provenance import cpu_info
 from sdengine.storage.cache_place import CACHE_VARIABLE, cache_dir, cache_limit_bytes
@@ -179,15 +179,10 @@ def _native_cuda() -> Check:
 def _nvidia_driver() -> Check:
     cost = "no NVIDIA GPU can be used"
     remedy = _DRIVER_REMEDY
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        library = ctypes.CDLL(name)
-        version = ctypes.c_int(0)
-        library.cuDriverGetVersion(ctypes.byref(version))
-    except (OSError, AttributeError):
-        return Check("nvidia driver", False, f"{name} not found", cost, remedy)
-    number = version.value
-    return Check("nvidia driver", True, f"CUDA {number // 1000}.{number % 1000 // 10}")
+    version = cuda_version()
+    if version is None:
+        return Check("nvidia driver", False, f"{LIBRARY} not found", cost, remedy)
+    return Check("nvidia driver", True, f"CUDA {version // 1000}.{version % 1000 // 10}")
 
 
 def _package(package: _Package) -> Check:

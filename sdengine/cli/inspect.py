@@ -157,6 +157,8 @@ def _engine_lines(options: NetworkOptions) -> Iterator[str]:
     if options.kernels is not None:
         reason = f": {options.kernels_reason}" if options.kernels_reason else ""
         yield f"kernels {options.kernels}{reason}"
+    if options.ptx_version is not None:
+        yield f"plugins in PTX {options.ptx_version}, which the driver must read"
     for choice in options.kernel_choices:
         yield from _choice_lines(choice)
     if options.scratch_bytes:

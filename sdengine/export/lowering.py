@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx
 from onnx import helper
 
 from sdengine.export.fused_functions import DOMAIN
+from sdengine.kernels.group_norm_variants import GroupNormShape, chunk_positions, wants_several
 
 # The first with Attention; GroupNormalization has a scale for each channel from 21 on. Of the
 # operators that the exported graphs use, every version between takes more types and nothing else.
@@ -27,17 +29,25 @@ def to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_plugins(
-    model: onnx.ModelProto, supported: Callable[[onnx.NodeProto], bool]
+    model: onnx.ModelProto,
+    supported: Callable[[onnx.NodeProto], bool],
+    maps: Mapping[str, Sequence[Sequence[int]]] | None = None,
 ) -> onnx.ModelProto:
     """Return a graph whose fused nodes name TensorRT plugins, ahead-of-time compiled ones.
 
     Args:
         model: as `fuse` returns it; left as it is.
         supported: says for which nodes there is a plugin; the others become as by `to_standard`.
+        maps: by the name of a normalisation, or what it makes, the shape [B,C,...] of its map in
+            each profile. Without, its code is for any number of positions, read one by one.
     """
 
     def lower(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        return _plugin_node(node) if supported(node) else _standard_nodes(node)
+        if not supported(node):
+            return _standard_nodes(node)
+        if node.op_type in ("attention", "causal_attention"):
+            return [_plugin_node(node, node.op_type, _attributes(node))]
+        return _group_norm_plugins(node, (maps or {}).get(node.name or node.output[0], ()))
 
     return _lowered(model, lower, STANDARD_OPSET)
 
@@ -105,19 +115,44 @@ def _group_norm_nodes(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     return made
 
 
-def _plugin_node(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Name the plugin of TensorRT that computes a node, see its guide "Adding custom layers"."""
-    plugin = helper.make_node(
-        node.op_type,
+def _group_norm_plugins(
+    node: onnx.NodeProto, maps: Sequence[Sequence[int]]
+) -> list[onnx.NodeProto]:
+    """One plugin; or two where groups are large, so that several programs can share each.
+
+    A plugin's code is one for all profiles, so it is told what their numbers of positions share.
+    """
+    attributes = _attributes(node)
+    sizes = [math.prod(shape[2:]) for shape in maps]
+    known = {"divisor": math.gcd(*sizes) or 1, "most_positions": max(sizes, default=0)}
+    if maps:
+        shape = GroupNormShape(1, maps[0][1], max(sizes), attributes["num_groups"], True)
+    if not maps or not wants_several(shape):
+        return [_plugin_node(node, node.op_type, attributes | known)]
+    known["chunk"] = chunk_positions(shape)
+    moments = f"{node.output[0]}.moments"
+    groups = {"num_groups": attributes["num_groups"]}
+    first = _plugin_node(node, "group_norm_statistics", groups | known)
+    del first.input[1:]
+    first.output[0] = moments
+    first.name = f"{node.name}.statistics"
+    second = _plugin_node(node, f"{node.op_type}_apply", attributes | known)
+    second.input.append(moments)
+    return [first, second]
+
+
+def _plugin_node(node: onnx.NodeProto, name: str, attributes: dict[str, Any]) -> onnx.NodeProto:
+    """Name a plugin of TensorRT, see its guide "Adding custom layers"."""
+    return helper.make_node(
+        name,
         list(node.input),
         list(node.output),
         name=node.name,
         plugin_namespace=DOMAIN,
         plugin_version="1",
         aot=1,
-        **_attributes(node),
+        **attributes,
     )
-    return [plugin]
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import pytest
 from support import full_tensorrt
 
 import sdengine
+from sdengine import _native
+from sdengine.backends import nvidia_driver
 from sdengine.bundle.reader import open_bundle
 from sdengine.cli.main import main
 from sdengine.compilers.base import CompileSpec
@@ -76,6 +78,8 @@ def test_auto_keeps_the_faster_kernel_of_each_node(
     assert sum(plugin for _, plugin in found) == supported.count("attention")
     assert any(name == "GroupNormalization" for name, _ in found)
     assert compiled.options.kernels == "auto"
+    # Triton's assembler for 8.9 writes less than the driver would read.
+    assert compiled.options.ptx_version == "8.8"
     choices = compiled.options.kernel_choices
     counted = sum(len(choice.nodes) for choice in choices)
     assert counted == len(supported)
@@ -104,8 +108,29 @@ def test_kernels_by_name_measure_nothing(
         compiled = compile_engine(unet, tmp_path, spec_of(kernels=kernels), FULL)
         assert compiled.options.kernels == kernels
         assert compiled.options.kernel_choices == []
+        assert compiled.options.ptx_version == ("8.8" if share else None)
         plugins = sum(plugin for _, plugin in operators(tmp_path / "unet.engine"))
         assert plugins == share * len(supported_in(unet))
+
+
+@pytest.mark.parametrize(
+    ("driver", "cc", "version"),
+    [(12040, "8.9", "8.4"), (13040, "9.0", "9.0"), (13000, "12.0", "9.0"), (None, "9.0", "9.0")],
+)
+def test_plugins_are_written_in_ptx_that_the_driver_reads(
+    driver: int | None,
+    cc: str,
+    version: str,
+    unet: ExportedNetwork,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full_tensorrt.install(monkeypatch, tmp_path / "cache")
+    monkeypatch.setattr(nvidia_driver, "cuda_version", lambda: driver)
+    described = {"name": full_tensorrt.GPU, "compute_capability": cc, "num_multiprocessors": 1}
+    monkeypatch.setattr(_native, "cuda_device_info", lambda device=0: described)
+    options = compile_engine(unet, tmp_path, spec_of(kernels="triton"), FULL).options
+    assert options.ptx_version == version
 
 
 def test_plugins_that_do_not_build_leave_native_kernels(
@@ -287,6 +312,7 @@ def test_a_whole_bundle_says_what_was_chosen(
     capsys.readouterr()
     assert main(["inspect", str(place)]) == 0
     shown = capsys.readouterr().out
+    assert "plugins in PTX 8.8, which the driver must read" in shown
     assert "kernels auto" in shown and "native 2.0000 ms, triton 1.0000 ms" in shown
     assert "triton: " in shown and "scratch 64x64 0.0 MB, 128x128 0.0 MB by the builder" in shown
     assert main(["plan", str(place), "--json"]) == 0

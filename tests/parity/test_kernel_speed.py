@@ -42,7 +42,7 @@ def constant(_: Any) -> list[float]:
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: " ".join(case[:2]))
 def test_both_sides_compute_the_same(case: tuple[str, str, Any]) -> None:
-    row = kernel_speed.measure(case, "float16", None, ROOFLINE, constant, "cpu")
+    row = kernel_speed.measure(case, "float16", None, ROOFLINE, constant, "cpu", 1)
     assert 0 < row.error <= 2 * row.torch_error < 1e-2
     assert row.kernel_ms["median"] == row.torch_ms["median"] == row.best_ms == 2.0
     assert row.best == row.variant == OPS[case[0]].variants(case[2], "float16", None)[0].name
@@ -75,15 +75,53 @@ def test_what_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(kernel_speed, "kernel", wrong)
     with pytest.raises(DeviceError, match=r"geglu, , float16: variant \w+ is wrong by 0\.00"):
-        kernel_speed.measure(SMALL[-1], "float16", None, ROOFLINE, forbidden, "cpu")
+        kernel_speed.measure(SMALL[-1], "float16", None, ROOFLINE, forbidden, "cpu", 1)
 
 
 def test_the_fastest_variant_is_named() -> None:
     times = iter([[3.0], [1.0], [2.0], [6.0]])
-    row = kernel_speed.measure(SMALL[-1], "float16", None, ROOFLINE, lambda _: next(times), "cpu")
+    row = kernel_speed.measure(
+        SMALL[-1], "float16", None, ROOFLINE, lambda _: next(times), "cpu", 1
+    )
     names = [v.name for v in OPS["geglu"].variants(SMALL[-1][2], "float16", None)]
     assert (row.variant, row.best, row.best_ms) == (names[0], names[1], 1.0)
     assert row.ratio == 2.0
+
+
+def operations_of(function: Any) -> list[Any]:
+    """Return what one call does, as a capture that holds nothing else would."""
+    cuda = FakeCuda()
+    with cuda.graph(cuda.CUDAGraph()):
+        function()
+    return cuda.captured[0]
+
+
+@pytest.mark.parametrize(
+    ("case", "rotating"), [(SMALL[0], 3), (SMALL[3], 1), (SMALL[5], 3), (SMALL[7], 30)]
+)
+def test_a_graph_holds_the_calls_and_nothing_else(
+    case: tuple[str, str, Any], rotating: int
+) -> None:
+    op, _, shape = case
+    sets = [tensors_of(op, shape, "float16", "cpu") for _ in range(rotating)]
+    (variant, *_) = OPS[op].variants(shape, "float16", None)
+    for functions in (
+        [kernel(op, shape, tensors, variant) for tensors in sets],
+        [torchs(op, shape, tensors) for tensors in sets],
+    ):
+        cuda = FakeCuda()
+        kernel_speed.cold_times(1, cuda)(functions)
+        (captured,) = cuda.captured
+        once = operations_of(functions[0])
+        calls = {1: 20, 3: 21, 30: 30}[rotating]  # whole rounds, 20 at least
+        assert captured == once * calls
+
+
+def test_copying_is_timed_as_one_copy() -> None:
+    source, target = torch.ones(4), torch.zeros(4)
+    cuda = FakeCuda()
+    kernel_speed.cold_times(1, cuda)([lambda: target.copy_(source)])
+    assert [str(func) for func in cuda.captured[0]] == ["aten.copy_.default"] * 20
 
 
 def test_runs_are_replays_between_events_of_an_idle_gpu() -> None:
@@ -95,10 +133,26 @@ def test_runs_are_replays_between_events_of_an_idle_gpu() -> None:
         calls += 1
         return torch.ones(1) + 1
 
-    assert kernel_speed.cold_times(3, cuda)(function) == [1.0, 1.0, 1.0]
-    assert calls == 3  # two to warm up, one captured
+    assert kernel_speed.cold_times(3, cuda)([function]) == [1.0 / 20] * 3
+    assert calls == 3 + 20  # to warm up, captured
     assert cuda.log.count("capture thread_local") == 1
+    assert cuda.log.count("replay") == 2 + 3
     assert cuda.log[-2:] == ["reset", "empty_cache"]
+
+
+def test_calls_take_turns_on_more_than_the_cache_holds() -> None:
+    op, _, shape = case = SMALL[-1]
+    moved = OPS[op].cost(shape, "float16")[0]
+    told: list[int] = []
+
+    def timer(functions: Any) -> list[float]:
+        results = [function() for function in functions]
+        told.append(len({result.data_ptr() for result in results}))
+        assert all(torch.equal(result, results[0]) for result in results)
+        return [1.0]
+
+    kernel_speed.measure(case, "float16", None, ROOFLINE, timer, "cpu", 5 * moved - 1)
+    assert set(told) == {5}
 
 
 def test_bounds() -> None:

@@ -26,6 +26,10 @@ EPS = 1e-5
 RESIDENT = Variant("resident", {"BLOCK_P": 128, "RESIDENT": 1}, 4, 1, 1024)
 LOOPED = Variant("looped", {"BLOCK_P": 32, "RESIDENT": 0}, 4, 1, 1024)
 SPLIT = Variant("split", {"BLOCK_P": 16, "CHUNK_P": 32}, 4, 1, 1024)
+# Tiles of 8 channels: they cut groups, and leave some lanes without channels.
+SLAB = Variant("slab", {"SUB_C": 8, "BLOCK_P": 16, "CHUNK_P": 32}, 4, 1, 1024)
+VARIANTS = [(v, last) for v in (RESIDENT, LOOPED, SPLIT) for last in (False, True)]
+VARIANTS.append((SLAB, True))
 OP = "group_norm_silu"
 
 pytestmark = pytest.mark.usefixtures("hardware_bfloat16")
@@ -88,8 +92,9 @@ class Case:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("variant", [RESIDENT, LOOPED, SPLIT], ids=lambda v: v.name)
+@pytest.mark.parametrize(
+    ("variant", "channels_last"), VARIANTS, ids=lambda v: v.name if isinstance(v, Variant) else v
+)
 @pytest.mark.parametrize(
     ("shape", "num_groups"),
     [
@@ -112,8 +117,9 @@ def test_ragged_sizes(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("variant", [RESIDENT, LOOPED, SPLIT], ids=lambda v: v.name)
+@pytest.mark.parametrize(
+    ("variant", "channels_last"), VARIANTS, ids=lambda v: v.name if isinstance(v, Variant) else v
+)
 @pytest.mark.parametrize(("adds", "embeds"), [(True, False), (False, True), (True, True)])
 def test_additions(
     dtype: torch.dtype, channels_last: bool, variant: Variant, adds: bool, embeds: bool
@@ -131,38 +137,45 @@ def test_additions(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("variant", [RESIDENT, LOOPED, SPLIT], ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", [RESIDENT, LOOPED, SPLIT, SLAB], ids=lambda v: v.name)
 @pytest.mark.parametrize(
     ("mean", "deviation"), [(100.0, 0.5), (-1000.0, 1.0), (0.0, 1e-4), (0.0, 1e4), (3.0, 0.0)]
 )
 def test_extreme_means_and_variances(
     dtype: torch.dtype, variant: Variant, mean: float, deviation: float
 ) -> None:
-    case = Case(dtype, (1, 20, 9, 9), 2)
+    case = Case(dtype, (1, 20, 9, 9), 2, variant is SLAB)
     case.x = (case.x.double() * deviation + mean).to(dtype)
     torchs, truth = case.torchs(dtype)[0], case.torchs(torch.float64)[0]
     assert_within_twice(case.ours(variant), torchs, truth)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("variant", [RESIDENT, LOOPED, SPLIT], ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", [RESIDENT, LOOPED, SPLIT, SLAB], ids=lambda v: v.name)
 def test_one_channel_a_hundred_times_the_others(dtype: torch.dtype, variant: Variant) -> None:
-    case = Case(dtype, (1, 20, 9, 9), 2)
+    case = Case(dtype, (1, 20, 9, 9), 2, variant is SLAB)
     case.x[:, 13] *= 100
     case.check(variant)
 
 
-@pytest.mark.parametrize("variant", [RESIDENT, LOOPED, SPLIT], ids=lambda v: v.name)
+@pytest.mark.parametrize("variant", [RESIDENT, LOOPED, SPLIT, SLAB], ids=lambda v: v.name)
 def test_without_silu(variant: Variant) -> None:
-    Case(torch.float16, (2, 40, 5, 7), 4).check(variant, silu=False)
+    Case(torch.float16, (2, 40, 5, 7), 4, variant is SLAB).check(variant, silu=False)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(
-    ("shape", "num_groups"), [((1, 80, 1, 1), 8), ((1, 40, 24, 24), 2), ((1, 64, 24, 23), 1)]
+    ("shape", "num_groups"),
+    [
+        ((1, 80, 1, 1), 8),
+        ((1, 40, 24, 24), 2),
+        ((1, 64, 24, 23), 1),
+        ((2, 320, 12, 11), 32),  # tiles of 64 channels cut groups of 10
+    ],
 )
-def test_chosen_variants(shape: tuple[int, ...], num_groups: int) -> None:
-    sizes = GroupNormShape(shape[0], shape[1], shape[2] * shape[3], num_groups)
-    case = Case(torch.float16, shape, num_groups)
+def test_chosen_variants(shape: tuple[int, ...], num_groups: int, channels_last: bool) -> None:
+    sizes = GroupNormShape(shape[0], shape[1], shape[2] * shape[3], num_groups, channels_last)
+    case = Case(torch.float16, shape, num_groups, channels_last)
     for variant in (None, *variants(sizes, "float16", None)):
         case.check(variant)
 

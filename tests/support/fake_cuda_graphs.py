@@ -107,6 +107,7 @@ class FakeGraph:
 
     def hold(self, work: list[Recorded], pool: FakePool) -> None:
         self.work, self.pool = work, pool
+        self.cuda.captured.append([func for func, *_ in work])
         pool.graphs.add(self)
         outside: set[int] = set()
         inside: dict[int, torch.UntypedStorage] = {}
@@ -161,10 +162,14 @@ class FakeEvent:
 
 
 class FakeCuda:
-    """Give what is asked of torch.cuda; `log` holds what it was asked for."""
+    """Give what is asked of torch.cuda.
+
+    `log` holds what it was asked for, `captured` the operations of each graph.
+    """
 
     def __init__(self) -> None:
         self.log: list[str] = []
+        self.captured: list[list[Callable[..., Any]]] = []
         self._current = FakeStream(self.log, "main")
         self._capturing = False
         self.ms = 0.0

@@ -33,7 +33,8 @@ class TensorFormat(enum.Enum):
     """As TensorRT's."""
 
     LINEAR = 0
-    HWC = 1
+    HWC8 = 1
+    HWC = 2
 
 
 class Dims(tuple[int, ...]):

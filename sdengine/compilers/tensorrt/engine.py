@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from sdengine import _native
+from sdengine.backends import nvidia_driver
 from sdengine.backends.tensorrt.arena import MAX_CHUNKS, engine_sizes
 from sdengine.backends.tensorrt.cache_file import present_gpu
 from sdengine.bundle.manifest import NetworkOptions
@@ -23,6 +24,7 @@ from sdengine.compilers.tensorrt.kernel_choice import NATIVE, TRITON, node_name
 from sdengine.compilers.tensorrt.plugin_nodes import (
     KernelPlan,
     Run,
+    forced_plan,
     measured_plan,
     native_plan,
     supported_nodes,
@@ -32,6 +34,7 @@ from sdengine.errors import ConfigError, OutOfMemoryError
 from sdengine.export.fusion import FusionReport, fuse
 from sdengine.export.lowering import to_plugins, to_standard
 from sdengine.export.process_memory import free_bytes
+from sdengine.kernels.ptx import OLDEST_DRIVERS_PTX, version_of_cuda, version_written
 
 if TYPE_CHECKING:
     from sdengine.export.network import ExportedNetwork
@@ -183,6 +186,9 @@ def compile_engine(
     told: dict[str, Any] = {**plan.options, **_memory_options(result, network, spec)}
     if network.name == "unet":
         told["max_chunks"] = MAX_CHUNKS
+    if plan.plugins and plugins_for is not None:
+        version = version_written(plugins_for["cc"], plugins_for["ptx_version"])
+        told["ptx_version"] = f"{version // 10}.{version % 10}"
     options = NetworkOptions.model_validate(told)
     return Compiled([output.name], result["peak_bytes"], dict(report.replaced), options)
 
@@ -192,20 +198,20 @@ def _plan_kernels(
     spec: CompileSpec,
     model: onnx.ModelProto,
     fused: tuple[onnx.ModelProto, FusionReport],
-    plugins_for: int | None,
+    plugins_for: dict[str, int] | None,
     run: Run,
 ) -> KernelPlan:
     if plugins_for is None:
         no_choice = spec.tensorrt.kernels == NATIVE
         return native_plan("" if no_choice else "TensorRT-RTX has no plugins")
-    supported = supported_nodes(*fused, plugins_for)
-    if spec.tensorrt.kernels == TRITON:
-        return KernelPlan(supported, {"kernels": TRITON})
+    supported = supported_nodes(*fused, plugins_for["cc"])
     profiles = make_profiles(network, spec)
     usual: dict[str, dict[str, int]] = {}
     for size, shapes in zip(spec.sizes, profiles_by_size(network, spec).values(), strict=True):
         if len(usual) < len(profiles) and shapes == profiles[len(usual)]:
             usual[size_name(size)] = engine_sizes(network.name, size, spec.batch)
+    if spec.tensorrt.kernels == TRITON:
+        return forced_plan(network, model, supported, usual)
     return measured_plan(
         network, model, supported, usual, lambda job: run({**job, "plugins_for": plugins_for})
     )
@@ -214,7 +220,7 @@ def _plan_kernels(
 def _lowered(fused: onnx.ModelProto, plan: KernelPlan) -> onnx.ModelProto:
     if not plan.plugins:
         return to_standard(fused)
-    return to_plugins(fused, lambda node: node_name(node) in plan.plugins)
+    return to_plugins(fused, lambda node: node_name(node) in plan.plugins, plan.maps)
 
 
 @contextmanager
@@ -228,10 +234,13 @@ def _beside(path: Path, model: onnx.ModelProto) -> Iterator[Path]:
         place.unlink(missing_ok=True)
 
 
-def _plugin_target(flavour: Flavour, spec: CompileSpec) -> int | None:
+def _plugin_target(flavour: Flavour, spec: CompileSpec) -> dict[str, int] | None:
+    """Return the fields of `PluginTarget`: the present GPU, and PTX that its driver reads."""
     if spec.tensorrt.kernels == NATIVE or flavour is RTX:  # which has no plugins
         return None
-    return present_gpu()[1]
+    known = nvidia_driver.cuda_version()
+    readable = OLDEST_DRIVERS_PTX if known is None else version_of_cuda(known)
+    return {"cc": present_gpu()[1], "ptx_version": min(OLDEST_DRIVERS_PTX, readable)}
 
 
 def _timing_cache(flavour: Flavour, spec: CompileSpec) -> dict[str, Any] | None:

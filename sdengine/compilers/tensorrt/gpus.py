@@ -23,6 +23,7 @@ _BY_CAPABILITY: dict[int, tuple[str, ...]] = {
     120: ("rtx5050", "rtx5060", "rtx5070", "rtx5080", "rtx5090", "rtxpro6000"),
     121: ("gb10",),
 }  # fmt: skip
+CAPABILITIES = tuple(_BY_CAPABILITY)
 _CAPABILITY_OF = {name: cc for cc, names in _BY_CAPABILITY.items() for name in names}
 _NUMBER = re.compile(r"(?:sm|cc)?(\d{1,2})\.?(\d)")
 # Variants of one chip's product, which share its capability.
@@ -77,5 +78,5 @@ def compute_capabilities(names: Iterable[str], target: str, accepted: Iterable[i
 
 def known_gpus(capabilities: Iterable[int] | None = None) -> str:
     """List capabilities and the GPUs that have them, for messages."""
-    chosen = _BY_CAPABILITY if capabilities is None else capabilities
+    chosen = CAPABILITIES if capabilities is None else capabilities
     return "; ".join(f"sm{cc} ({', '.join(_BY_CAPABILITY.get(cc, ()))})" for cc in chosen)

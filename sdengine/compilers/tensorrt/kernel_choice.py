@@ -190,7 +190,9 @@ def single_node(case: Case, kernels: str) -> onnx.ModelProto:
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=opsets)
-    return to_plugins(model, lambda node: True) if kernels == TRITON else to_standard(model)
+    if kernels != TRITON:
+        return to_standard(model)
+    return to_plugins(model, lambda node: True, {"node": case.shapes[:1]})
 
 
 def node_name(node: onnx.NodeProto) -> str:

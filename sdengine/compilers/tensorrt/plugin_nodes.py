@@ -18,6 +18,7 @@ from sdengine.compilers.tensorrt.kernel_choice import (
     TRITON,
     Case,
     Choice,
+    Group,
     Timing,
     choose,
     group_nodes,
@@ -53,11 +54,13 @@ class KernelPlan:
         plugins: their names.
         options: what the manifest says about it.
         summary: for the log.
+        maps: by name of a node, the shape of its first input in each profile.
     """
 
     plugins: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
     summary: str = ""
+    maps: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
 
 
 def native_plan(reason: str = "") -> KernelPlan:
@@ -90,7 +93,8 @@ def supported_nodes(model: onnx.ModelProto, report: FusionReport, cc: int) -> fr
 def _has_plugin(
     node: onnx.NodeProto, channels: Mapping[str, int], report: FusionReport, dtype: str, cc: int
 ) -> bool:
-    from sdengine.compilers.tensorrt.plugins import attention_variants, group_norm_variants
+    from sdengine.compilers.tensorrt.group_norm_plugins import group_norm_variants
+    from sdengine.compilers.tensorrt.plugins import attention_variants
 
     if node.name in report.head_dims:
         causal = node.op_type == "causal_attention"
@@ -122,8 +126,7 @@ def measured_plan(
         return native_plan("no node of the network has a plugin on this GPU in this precision")
     if find_spec("triton") is None:
         return native_plan("triton, which compiles plugins, is not installed")
-    graphs = [fuse(fix_shapes(model, _at(network, sizes)))[0] for sizes in profiles.values()]
-    groups = group_nodes(graphs, dtype, lambda node: node_name(node) in supported)
+    groups = _groups(network, model, supported, profiles, dtype)
     try:
         choices = choose(groups, lambda cases: _measure(cases, run))
     except EngineBuildError as error:
@@ -138,7 +141,37 @@ def measured_plan(
             "kernel_choices": [choice.to_record(list(profiles)) for choice in choices],
         },
         _summary(network.name, choices),
+        _maps(groups),
     )
+
+
+def forced_plan(
+    network: ExportedNetwork,
+    model: onnx.ModelProto,
+    supported: frozenset[str],
+    profiles: Mapping[str, Mapping[str, int]],
+) -> KernelPlan:
+    """Make every node a plugin that can be one; arguments as of `measured_plan`."""
+    dtype = dtype_of(model)
+    groups = [] if dtype is None else _groups(network, model, supported, profiles, dtype)
+    return KernelPlan(supported, {"kernels": TRITON}, maps=_maps(groups))
+
+
+def _groups(
+    network: ExportedNetwork,
+    model: onnx.ModelProto,
+    supported: frozenset[str],
+    profiles: Mapping[str, Mapping[str, int]],
+    dtype: str,
+) -> list[Group]:
+    graphs = [fuse(fix_shapes(model, _at(network, sizes)))[0] for sizes in profiles.values()]
+    return group_nodes(graphs, dtype, lambda node: node_name(node) in supported)
+
+
+def _maps(groups: Sequence[Group]) -> dict[str, Sequence[Sequence[int]]]:
+    return {
+        name: [case.shapes[0] for case in group.cases] for group in groups for name in group.nodes
+    }
 
 
 def _at(network: ExportedNetwork, sizes: Mapping[str, int]) -> ExportedNetwork:

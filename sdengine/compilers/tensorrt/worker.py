@@ -38,9 +38,11 @@ def main() -> int:
 def _do(job: dict[str, Any], log: BuilderLog, channel: TextIO) -> dict[str, Any]:
     trt = importlib.import_module(job["module"])
     if job.get("plugins_for") is not None:
+        from sdengine.compilers.tensorrt.plugin_parts import PluginTarget
         from sdengine.compilers.tensorrt.plugins import register_plugins
 
-        register_plugins(importlib.import_module(f"{job['module']}.plugin"), job["plugins_for"])
+        target = PluginTarget(**job["plugins_for"])
+        register_plugins(importlib.import_module(f"{job['module']}.plugin"), target)
 
     def tell(phase: str, step: int, steps: int) -> bool:
         return _send(channel, {"phase": phase, "step": step, "steps": steps})

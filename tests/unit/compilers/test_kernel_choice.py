@@ -129,6 +129,7 @@ def test_a_single_node_is_what_the_target_gets() -> None:
     (plugin,) = ours.graph.node
     attributes = {a.name: helper.get_attribute_value(a) for a in plugin.attribute}
     assert plugin.op_type == "group_norm_silu" and attributes["plugin_namespace"] == b"sdengine"
+    assert (attributes["divisor"], attributes["most_positions"]) == (16, 16)
     for model in (native, ours):
         assert [port.name for port in model.graph.input] == ["x0"]
         assert [port.name for port in model.graph.output] == ["y"]
@@ -137,6 +138,20 @@ def test_a_single_node_is_what_the_target_gets() -> None:
     three = Case("attention", "bfloat16", (("scale", 0.125),), shapes)
     onnx.checker.check_model(single_node(three, NATIVE), full_check=True)
     assert [port.name for port in single_node(three, TRITON).graph.input] == ["x0", "x1", "x2"]
+
+
+def test_a_large_normalisation_is_two_plugins() -> None:
+    shapes = ((2, 320, 64, 96), (320,), (320,))
+    attributes = (("epsilon", 1e-5), ("num_groups", 32))
+    ours = single_node(Case("group_norm_silu", "float16", attributes, shapes), TRITON)
+    first, second = ours.graph.node
+    assert (first.op_type, second.op_type) == ("group_norm_statistics", "group_norm_silu_apply")
+    assert list(first.input) == ["x0"] and list(second.output) == ["y"]
+    assert list(second.input) == ["x0", "x1", "x2", *first.output]
+    for node in (first, second):
+        found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        assert found["divisor"] == found["most_positions"] == 64 * 96
+        assert found["chunk"] == 64
 
 
 CASES = [

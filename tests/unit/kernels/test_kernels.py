@@ -14,7 +14,7 @@ import torch
 from sdengine.errors import ConfigError
 from sdengine.kernels.attention import HEAD_DIMS, VARIANTS, AttentionShape
 from sdengine.kernels.geglu import GegluShape
-from sdengine.kernels.group_norm import GroupNormShape, is_split
+from sdengine.kernels.group_norm import GroupNormShape, is_slab, is_split, partials_sizes
 from sdengine.kernels.layer_norm import LayerNormShape
 from sdengine.kernels.reference import attention, group_norm_silu
 from sdengine.kernels.registry import OPS, choose
@@ -149,6 +149,36 @@ def test_group_norm_is_split_when_groups_are_few_and_large() -> None:
     assert names(1280, 64) == ["resident", "resident", "looped", "looped"]
     assert names(640, 256) == ["resident", "looped", "looped"]
     assert names(320, 4096) == ["split", "looped", "looped"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "positions", "names"),
+    [
+        (320, 4096, ["slab", "slab"]),
+        (1280, 64, ["resident", "resident", "slab"]),  # 80 bytes of a group at each position
+        (640, 64, ["slab"]),  # 40
+        (2560, 256, ["slab"]),
+        (128, 1 << 20, ["slab", "slab"]),
+    ],
+)
+def test_group_norm_of_nhwc_maps_takes_all_channels(
+    channels: int, positions: int, names: list[str]
+) -> None:
+    shape = GroupNormShape(2, channels, positions, 32, True)
+    found = OPS["group_norm_silu"].variants(shape, "float16", 89)
+    assert [variant.name.partition("_")[0] for variant in found] == names
+    for variant in filter(is_slab, found):
+        constants = variant.constants
+        assert channels % constants["SUB_C"] == 0 and constants["SUB_C"] >= 64
+        # 16 bytes for each thread.
+        assert constants["SUB_C"] * constants["BLOCK_P"] >= 8 * 32 * variant.num_warps
+        chunks = -(-positions // constants["CHUNK_P"])
+        assert partials_sizes(shape, variant) == (2, 2, chunks, 32) and chunks <= 128
+
+
+def test_group_norm_of_very_many_groups_does_without_slabs() -> None:
+    shape = GroupNormShape(2, 320, 4096, 160, True)
+    assert not any(map(is_slab, OPS["group_norm_silu"].variants(shape, "float16", 89)))
 
 
 def test_every_head_dimension_has_a_variant_within_portable_shared_memory() -> None:
