@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from support.native_server import (
@@ -119,6 +121,14 @@ class Desk:
         )  # fmt: skip
         self.queue = _native.Queue(self.pool)
 
+    def pixels(self, dtype: str, *images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        height, width = images[0].shape[2:]
+        batch = self.queue.pixel_batch("set", "flag", len(images), height, width)
+        for image in images:
+            self.queue.upload("set", "images", image)
+            batch.add("images", dtype, "pixels")
+        return batch.finish()
+
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_latents_are_scaled_and_images_become_pixels(dtype: str) -> None:
@@ -130,15 +140,32 @@ def test_latents_are_scaled_and_images_become_pixels(dtype: str) -> None:
     desk.queue.download("set", "scaled", scaled)
     np.testing.assert_array_equal(scaled, (np.float32(3) * latents[100:]).astype(dtype))
 
-    images = np.random.default_rng(1).uniform(-1.2, 1.2, (1, 3, 10, 20)).astype(dtype)
-    desk.queue.upload("set", "images", images)
-    pixels = desk.queue.to_pixels("set", "images", dtype, 10, 20, "pixels", "flag")
-    expected = _native.images_to_uint8(images.astype(np.float32))[0]
+    images = np.random.default_rng(1).uniform(-1.2, 1.2, (3, 1, 3, 10, 20)).astype(dtype)
+    device = desk.pool.device
+    assert isinstance(device, _native.CpuDevice)
+    waits = device.ledger()["waits"]
+    pixels = desk.pixels(dtype, *images)
+    assert device.ledger()["waits"] == waits + 1  # for all of them
+    expected = _native.images_to_uint8(images[:, 0].astype(np.float32))
     np.testing.assert_array_equal(pixels, expected)
-    images[0, 1, 2, 3] = np.nan
-    desk.queue.upload("set", "images", images)
+    images[1, 0, 1, 2, 3] = np.nan
     with pytest.raises(NonFiniteError):
-        desk.queue.to_pixels("set", "images", dtype, 10, 20, "pixels", "flag")
+        desk.pixels(dtype, *images)
+    np.testing.assert_array_equal(desk.pixels(dtype, images[2]), expected[2:])
+
+
+def test_a_batch_of_pixels_is_filled_and_taken_once() -> None:
+    desk = Desk()
+    batch = desk.queue.pixel_batch("set", "flag", 1, 10, 20)
+    with pytest.raises(ValueError, match="finish: 0 of 1 images were added"):
+        batch.finish()
+    batch.add("images", "float32", "pixels")
+    with pytest.raises(ValueError, match="add: the batch has its 1 images"):
+        batch.add("images", "float32", "pixels")
+    del batch  # what it queued has been waited for
+    for count, height, width in ((0, 1, 1), (1, 0, 1), (1, 1, 1 << 17)):
+        with pytest.raises(ValueError, match="is not accepted; expected 1 to 65536"):
+            desk.queue.pixel_batch("set", "flag", count, height, width)
 
 
 def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
@@ -182,7 +209,7 @@ def test_copies_stay_in_their_region() -> None:
         lambda: desk.queue.download("set", "flag", np.zeros(2, np.float32)),
         lambda: desk.queue.scale("set", "latents", 101, 100, 1.0, "scaled", "float32"),
         lambda: desk.queue.scale("set", "latents", 0, 101, 1.0, "scaled", "float32"),
-        lambda: desk.queue.to_pixels("set", "images", "float32", 20, 20, "pixels", "flag"),
+        lambda: desk.queue.pixel_batch("set", "flag", 1, 20, 20).add("images", "float32", "pixels"),
     ):
         with pytest.raises(ValueError, match=r"region \w+: has \d+ bytes"):
             call()
