@@ -18,6 +18,7 @@ from sdengine.images.provenance import Provenance
 from sdengine.images.result import Result, Step
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.decoding import decode, preview
+from sdengine.pipeline.device_trajectory import Seen
 from sdengine.pipeline.latents import latents_shape, noise_of
 from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.row_plan import lay_out_rows
@@ -64,7 +65,8 @@ class Watch:
     Args:
         cancel: setting it ends the request within one step.
         preview_every: give every n-th step a preview; 0 for none.
-        sees_steps: somebody looks at every step; if not, a device may run several at a time.
+        seen: what somebody looks at of every step: its latents; that it is done, for which a device
+            that runs the steps itself is not made to wait; or nothing.
 
     Raises:
         ConfigError: preview_every is no integer from 0.
@@ -72,7 +74,7 @@ class Watch:
 
     cancel: threading.Event | None = None
     preview_every: int = 0
-    sees_steps: bool = True
+    seen: Seen = "latents"
 
     def __post_init__(self) -> None:
         if type(self.preview_every) is not int or self.preview_every < 0:
@@ -175,12 +177,16 @@ class Pipeline:
         for chunk in earlier:
             step = yield from self._chunk_steps(plan, watch, conditioning, chunk, clock)
             yield from _held(step, clock)
-            images += decode(step.latents, self._networks, clock)
+            images += self._decode(step, clock)
         last = yield from self._chunk_steps(plan, watch, conditioning, final, clock)
         self._done_with("unet")
-        images += decode(last.latents, self._networks, clock)
+        images += self._decode(last, clock)
         self._done_with("vae_decoder")
         return last, images
+
+    def _decode(self, step: Step, clock: StageClock) -> list[NDArray[np.uint8]]:
+        assert step.latents is not None  # it is the last one of its images
+        return decode(step.latents, self._networks, clock)
 
     def _chunk_steps(
         self,
@@ -193,11 +199,11 @@ class Pipeline:
         """Yield the steps of some images but the last; return that one."""
         trajectory = self._trajectory(plan, watch, conditioning, chunk, clock)
         noise = noise_of(plan.request, chunk, self._manifest.architecture)
-        evaluations = trajectory.run(noise, clock, watch.preview_every, watch.sees_steps)
+        evaluations = trajectory.run(noise, clock, watch.preview_every, watch.seen)
         while True:
             evaluation = next(evaluations)
             is_last = evaluation.index + 1 == len(plan.program.t)
-            if not (is_last or watch.sees_steps):
+            if not is_last and watch.seen == "nothing":
                 continue
             step = self._step(plan, chunk, evaluation, clock)
             if is_last:

@@ -15,7 +15,7 @@ from sdengine.backends.base import Module
 from sdengine.backends.device_protocols import RunsTrajectories, TrajectoryKind
 from sdengine.errors import NonFiniteError
 from sdengine.pipeline.clock import StageClock
-from sdengine.pipeline.device_trajectory import choose_device, run_on_device
+from sdengine.pipeline.device_trajectory import Seen, choose_device, run_on_device
 from sdengine.pipeline.guidance import guide
 from sdengine.pipeline.row_plan import RowPlan
 from sdengine.pipeline.turns import check_cancelled
@@ -34,12 +34,13 @@ class Evaluation:
 
     Args:
         index: 0 to K-1.
-        latents: [B,C,h,w] fp32 after it; read-only, overwritten by the next one.
+        latents: [B,C,h,w] fp32 after it; read-only, overwritten by the next one. None where only
+            steps are seen and a device runs them, but for the last one.
         clean: the same shape, the estimate of the clean latents; None unless it was asked for.
     """
 
     index: int
-    latents: Array
+    latents: Array | None
     clean: Array | None
 
 
@@ -74,7 +75,11 @@ class Trajectory:
         self.cancel = cancel
 
     def run(
-        self, noise: NoiseSource, clock: StageClock, clean_every: int = 0, watched: bool = True
+        self,
+        noise: NoiseSource,
+        clock: StageClock,
+        clean_every: int = 0,
+        seen: Seen = "latents",
     ) -> Iterator[Evaluation]:
         """Evaluate the U-Net step by step, on its device where that runs the steps itself.
 
@@ -82,7 +87,8 @@ class Trajectory:
             noise: draws for these images.
             clock: where time is counted.
             clean_every: estimate the clean latents at every n-th step; 0 for never.
-            watched: somebody looks at every evaluation; if not, the last one may be all there is.
+            seen: what somebody looks at of every evaluation; with "nothing" the last one may be all
+                there is.
 
         Raises:
             NonFiniteError: a step gave NaN or infinity.
@@ -96,7 +102,7 @@ class Trajectory:
             _log.debug("the host runs the sampler's steps: %s", reason)
             yield from self._run_on_host(noise, clock, clean_every)
         else:
-            yield from self._run_on_device(device, kind, noise, clock, watched)
+            yield from self._run_on_device(device, kind, noise, clock, seen)
 
     def _kind(self) -> TrajectoryKind:
         return TrajectoryKind(
@@ -117,7 +123,7 @@ class Trajectory:
         kind: TrajectoryKind,
         noise: NoiseSource,
         clock: StageClock,
-        watched: bool,
+        seen: Seen,
     ) -> Iterator[Evaluation]:
         program = self.program
         registers, _ = self._start(noise)
@@ -127,7 +133,7 @@ class Trajectory:
         with clock.stage("unet", calls=0):
             run = device.begin(kind, program, self.guidance_scale, registers[0])
         found = run_on_device(
-            run, program, self.row_plans, self.inputs, noise, clock, watched, self.cancel
+            run, program, self.row_plans, self.inputs, noise, clock, seen, self.cancel
         )
         for k, latents in found:
             yield Evaluation(k, latents, None)

@@ -77,9 +77,9 @@ def test_one_function_says_where_and_why(
 def test_steps_are_one_piece_unless_prompts_change_or_somebody_looks() -> None:
     other = RowPlan((0, 2), np.ones((1, 1), np.float32), True)
     plans = [PLAIN, PLAIN, other, other, other, PLAIN]
-    assert list(segments(plans, watched=False)) == [(0, 2), (2, 5), (5, 6)]
-    assert list(segments(plans, watched=True)) == [(k, k + 1) for k in range(6)]
-    assert list(segments([PLAIN], watched=False)) == [(0, 1)]
+    assert list(segments(plans, one_by_one=False)) == [(0, 2), (2, 5), (5, 6)]
+    assert list(segments(plans, one_by_one=True)) == [(k, k + 1) for k in range(6)]
+    assert list(segments([PLAIN], one_by_one=False)) == [(0, 1)]
 
 
 class Run:
@@ -91,6 +91,9 @@ class Run:
     def use(self, inputs: Mapping[str, Any]) -> None: ...
 
     def advance(self, count: int, noise: NoiseSource) -> None: ...
+
+    def steps_done(self) -> int:
+        return 0
 
     def latents(self) -> np.ndarray[Any, Any]:
         return np.zeros(1, np.float32)
