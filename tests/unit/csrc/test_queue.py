@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from support.native_server import (
+    MAX_REGISTERS,
+    MAX_STEPS,
     SHAPE,
     Server,
     initial,
@@ -219,6 +221,63 @@ def test_copies_stay_in_their_region() -> None:
         desk.queue.upload("set", "latents", np.zeros((4, 4), np.float32).T)
     with pytest.raises(ValueError, match="was not planned"):
         desk.queue.upload("other", "latents", np.zeros(1, np.float32))
+
+
+def test_noise_of_the_host_comes_in_a_few_copies() -> None:
+    program = program_of("euler_a", 31)  # noise in all steps but the last
+    server = Server()
+    runner = server.desk(predict)
+    before = server.device.ledger()
+    runner.start(*tables(program), 1.0, initial(program))
+    runner.advance(31, noise_source().generators)
+    after = server.device.ledger()
+    # The program, the first latents, and noise of 1, 2, 4, 8, 8 and 7 evaluations.
+    assert after["uploads"] - before["uploads"] == 2 + 6
+    with_noise = np.prod(SHAPE) * 4 * (30 + 1)
+    assert after["uploaded_bytes"] - before["uploaded_bytes"] > with_noise
+    expected = run(Server().runner, program, noise=noise_source().generators)
+    np.testing.assert_array_equal(runner.read(), expected)
+
+
+def test_steps_that_are_done_are_counted() -> None:
+    server, program = Server(), program_of("euler")
+    runner = server.runner
+    runner.start(*tables(program), 1.0, initial(program))
+    for done in range(8):
+        assert runner.steps_done() == done
+        waits = server.device.ledger()["waits"]
+        runner.advance(1)
+        # Nothing is waited for but that the queue is not longer than two.
+        assert server.device.ledger()["waits"] - waits == (1 if done >= 2 else 0)
+    assert runner.steps_done() == 8
+
+
+def test_a_capture_that_fails_in_a_run_does_not_end_it() -> None:
+    server, program = Server(), program_of("euler", 6)
+    expected = server.run(program)
+    fails = False
+
+    def network(stream: int) -> None:
+        nonlocal fails
+        if fails:
+            fails = False
+            raise DeviceError("unet: the engine did not run.")
+        rows = region(server.pool, "sample", SHAPE), region(server.pool, "timestep", SHAPE[:1])
+        noise_pred = region(server.pool, "noise_pred", SHAPE)
+        server.device.enqueue(stream, lambda: predict(*rows, noise_pred))
+
+    key = ("other", 2, *SHAPE[2:], "")
+    runner = _native.ProgramRunner(
+        server.pool, "set", server.graphs, key, SHAPE, 1, MAX_STEPS, MAX_REGISTERS, network
+    )
+    runner.start(*tables(program), 1.0, initial(program))
+    runner.advance(2)
+    assert runner.why_not_captured == ""
+    server.graphs.drop(key)  # as when others needed its place
+    fails = True
+    runner.advance(4)
+    assert runner.why_not_captured == "unet: the engine did not run."
+    np.testing.assert_array_equal(runner.read(), expected)
 
 
 def test_parts_want_to_be_started_and_cancelled_ones_go_on() -> None:
