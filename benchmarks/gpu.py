@@ -158,7 +158,7 @@ class DeviceMemory:
 def _native_free() -> int:
     from sdengine import _native
 
-    return _native.cuda_device_info()["free_bytes"]
+    return _native.cuda_free_bytes()
 
 
 def _torch_free() -> int:

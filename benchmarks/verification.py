@@ -54,7 +54,7 @@ def request_outputs(engine: sdengine.Engine, case: Case) -> Arrays:
     step = None
     for step in engine.stream(case.request()):
         latents = step.latents
-    assert step is not None and step.result is not None
+    assert step is not None and step.result is not None and latents is not None
     return {"latents": latents.copy(), "images": np.stack(step.result.arrays)}
 
 

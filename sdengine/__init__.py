@@ -33,6 +33,7 @@ _HOMES = {
     "IncompleteInstallationError": "sdengine.errors",
     "EngineBuildError": "sdengine.errors",
     "DeviceError": "sdengine.errors",
+    "DeviceLostError": "sdengine.errors",
     "NonFiniteError": "sdengine.errors",
     "OutOfMemoryError": "sdengine.errors",
     "OutputError": "sdengine.errors",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from sdengine.errors import CheckpointError as CheckpointError
     from sdengine.errors import ConfigError as ConfigError
     from sdengine.errors import DeviceError as DeviceError
+    from sdengine.errors import DeviceLostError as DeviceLostError
     from sdengine.errors import EngineBuildError as EngineBuildError
     from sdengine.errors import ExportError as ExportError
     from sdengine.errors import IncompleteInstallationError as IncompleteInstallationError

@@ -167,7 +167,8 @@ class Engine:
         Args:
             request: made by `request`, by `Request` or `Request.from_json`, or that of a result,
                 which gives the same images again.
-            progress: called after every step; an exception that it raises ends the request.
+            progress: called after every step; an exception that it raises ends the request. A GPU
+                that runs the steps itself does not wait for it.
             preview_every: give every n-th step of `progress` a small preview; 0 gives none.
             cancel: setting it, from any thread, ends the request within one step.
 
@@ -182,7 +183,7 @@ class Engine:
             Cancelled: `cancel` was set.
             DeviceError: the engine was closed, or belongs to the parent process.
         """
-        watch = Watch(cancel, preview_every, sees_steps=progress is not None)
+        watch = Watch(cancel, preview_every, "nothing" if progress is None else "steps")
         plan = self._plan(request)
         with self._turns.take(cancel):
             return finish(self._pipeline.run(plan, watch), progress)
@@ -386,7 +387,7 @@ class Engine:
             if progress is not None:
                 progress(f"{plan.request.width}x{plan.request.height}", number, len(plans))
             with self._turns.take():
-                finish(self._pipeline.run(plan, Watch(sees_steps=False)))
+                finish(self._pipeline.run(plan, Watch(seen="nothing")))
 
     def _plan(self, request: Request) -> Plan:
         if not isinstance(request, Request):

@@ -80,6 +80,10 @@ class DeviceError(SdengineError):
     """Report a failure of the device or of its runtime library."""
 
 
+class DeviceLostError(DeviceError):
+    """Report a GPU that an earlier failure made unusable for as long as this process lives."""
+
+
 class NonFiniteError(DeviceError):
     """Report a NaN or infinity in the output of a stage; the message names the stage."""
 

@@ -11,6 +11,11 @@ class DeviceError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// An earlier failure made the device unusable for this process, whatever is asked of it.
+class DeviceLostError : public DeviceError {
+  using DeviceError::DeviceError;
+};
+
 // The device has too little memory for an allocation.
 class OutOfMemoryError : public DeviceError {
   using DeviceError::DeviceError;

@@ -31,6 +31,15 @@ struct CpuStream {
 
 CpuStream& stream_at(RawHandle stream) { return *reinterpret_cast<CpuStream*>(stream); }
 
+void queue(std::function<void()> work, RawHandle stream) {
+  CpuStream& target = stream_at(stream);
+  if (target.is_capturing) {
+    target.captured.push_back(std::move(work));
+  } else {
+    work();
+  }
+}
+
 std::size_t physical_bytes(int pages_name) {
   const long pages = sysconf(pages_name), page_bytes = sysconf(_SC_PAGESIZE);
   if (pages < 0 || page_bytes < 0) return 0;
@@ -40,12 +49,21 @@ std::size_t physical_bytes(int pages_name) {
 }  // namespace
 
 void CpuDevice::enqueue(std::function<void()> work, RawHandle stream) {
-  CpuStream& target = stream_at(stream);
-  if (target.is_capturing) {
-    target.captured.push_back(std::move(work));
-  } else {
-    work();
-  }
+  queue(
+      [this, run = std::move(work)] {
+        ++ledger_.networks;
+        run();
+      },
+      stream);
+}
+
+void CpuDevice::run_kernel(std::function<void()> kernel, RawHandle stream) {
+  queue(
+      [this, run = std::move(kernel)] {
+        ++ledger_.kernels;
+        run();
+      },
+      stream);
 }
 
 MemoryInfo CpuDevice::memory_info() const {
@@ -80,6 +98,17 @@ void CpuDevice::do_release(void* block) noexcept {
   ::operator delete(block, std::align_val_t{runtime::kAlignment});
 }
 
+void* CpuDevice::allocate_host(std::size_t size_bytes) {
+  void* const block =
+      ::operator new(size_bytes, std::align_val_t{runtime::kAlignment}, std::nothrow);
+  if (block == nullptr) throw OutOfMemoryError("memory of the host for copies");
+  return block;
+}
+
+void CpuDevice::release_host(void* block) noexcept {
+  ::operator delete(block, std::align_val_t{runtime::kAlignment});
+}
+
 RawHandle CpuDevice::create_stream() { return reinterpret_cast<RawHandle>(new CpuStream); }
 
 void CpuDevice::destroy_stream(RawHandle stream) noexcept {
@@ -89,18 +118,39 @@ void CpuDevice::destroy_stream(RawHandle stream) noexcept {
 
 void CpuDevice::synchronize(RawHandle stream) {
   if (stream_at(stream).is_capturing) throw DeviceError("waiting for a stream that captures");
+  ++ledger_.waits;
 }
 
 void CpuDevice::upload(void* target, const void* host, std::size_t size_bytes, RawHandle stream) {
-  if (size_bytes > 0) enqueue([=] { std::memcpy(target, host, size_bytes); }, stream);
+  if (size_bytes == 0) return;
+  queue(
+      [=] {
+        ++ledger_.uploads;
+        ledger_.uploaded_bytes += size_bytes;
+        std::memcpy(target, host, size_bytes);
+      },
+      stream);
 }
 
 void CpuDevice::download(void* host, const void* source, std::size_t size_bytes, RawHandle stream) {
-  if (size_bytes > 0) enqueue([=] { std::memcpy(host, source, size_bytes); }, stream);
+  if (size_bytes == 0) return;
+  queue(
+      [=] {
+        ++ledger_.downloads;
+        ledger_.downloaded_bytes += size_bytes;
+        std::memcpy(host, source, size_bytes);
+      },
+      stream);
 }
 
 void CpuDevice::fill(void* target, std::uint8_t byte, std::size_t size_bytes, RawHandle stream) {
-  if (size_bytes > 0) enqueue([=] { std::memset(target, byte, size_bytes); }, stream);
+  if (size_bytes == 0) return;
+  queue(
+      [=] {
+        ++ledger_.fills;
+        std::memset(target, byte, size_bytes);
+      },
+      stream);
 }
 
 void CpuDevice::begin_capture(RawHandle stream) {
@@ -131,33 +181,34 @@ void CpuDevice::launch(RawHandle graph, RawHandle stream) {
   if (stream_at(stream).is_capturing) {
     throw DeviceError("launching a graph on a stream that captures");
   }
+  ++ledger_.graph_launches;
   for (const auto& work : *reinterpret_cast<const Work*>(graph)) work();
 }
 
 void CpuDevice::destroy_graph(RawHandle graph) noexcept { delete reinterpret_cast<Work*>(graph); }
 
 void CpuDevice::prepare_step(const StepBuffers& buffers, RawHandle stream) {
-  enqueue([buffers] { cpu::prepare_step(buffers); }, stream);
+  run_kernel([buffers] { cpu::prepare_step(buffers); }, stream);
 }
 
 void CpuDevice::finish_step(const StepBuffers& buffers, RawHandle stream) {
-  enqueue([buffers] { cpu::finish_step(buffers); }, stream);
+  run_kernel([buffers] { cpu::finish_step(buffers); }, stream);
 }
 
 void CpuDevice::scale(const float* source, std::size_t num_elements, double factor, void* out,
                       DataType type, RawHandle stream) {
-  enqueue([=] { cpu::scale(source, num_elements, factor, out, type); }, stream);
+  run_kernel([=] { cpu::scale(source, num_elements, factor, out, type); }, stream);
 }
 
 void CpuDevice::to_pixels(const void* images, DataType type, std::size_t batch,
                           std::size_t num_pixels, std::uint8_t* out, std::int32_t* not_finite,
                           RawHandle stream) {
-  enqueue([=] { cpu::to_pixels(images, type, batch, num_pixels, out, not_finite); }, stream);
+  run_kernel([=] { cpu::to_pixels(images, type, batch, num_pixels, out, not_finite); }, stream);
 }
 
 void CpuDevice::draw_philox(std::uint64_t seed, std::uint32_t number, float* out, std::size_t count,
                             RawHandle stream) {
-  enqueue([=] { PhiloxNormal::draw(seed, number, out, count); }, stream);
+  run_kernel([=] { PhiloxNormal::draw(seed, number, out, count); }, stream);
 }
 
 }  // namespace sdengine::cpu

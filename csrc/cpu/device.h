@@ -8,6 +8,12 @@
 
 namespace sdengine::cpu {
 
+// Counts of what a device did, in a graph or by itself.
+struct Ledger {
+  std::atomic<std::size_t> uploads{0}, uploaded_bytes{0}, downloads{0}, downloaded_bytes{0};
+  std::atomic<std::size_t> fills{0}, kernels{0}, networks{0}, graph_launches{0}, waits{0};
+};
+
 // The processor as a device: work runs when it is queued, a captured graph is a list of functions.
 // It refuses what a GPU refuses during capture, so that code which works here works there.
 class CpuDevice final : public runtime::Device {
@@ -21,19 +27,29 @@ class CpuDevice final : public runtime::Device {
   std::string name() const override { return "CPU"; }
   runtime::MemoryInfo memory_info() const override;
 
+  void* allocate_host(std::size_t size_bytes) override;
+  void release_host(void* block) noexcept override;
+
   runtime::RawHandle create_stream() override;
   void destroy_stream(runtime::RawHandle stream) noexcept override;
   void synchronize(runtime::RawHandle stream) override;
+
+  // What was done since the device was made.
+  const Ledger& ledger() const { return ledger_; }
 
   // All work is done once it is queued, so an event has nothing to remember.
   runtime::RawHandle create_event() override { return 1; }
   void destroy_event(runtime::RawHandle) noexcept override {}
   void record(runtime::RawHandle, runtime::RawHandle) override {}
   bool is_done(runtime::RawHandle) override { return true; }
-  void wait_for(runtime::RawHandle) override {}
+  void wait_for(runtime::RawHandle) override { ++ledger_.waits; }
 
   void upload(void* target, const void* host, std::size_t size_bytes,
               runtime::RawHandle stream) override;
+  void upload_pinned(void* target, const void* host, std::size_t size_bytes,
+                     runtime::RawHandle stream) override {
+    upload(target, host, size_bytes, stream);
+  }
   void download(void* host, const void* source, std::size_t size_bytes,
                 runtime::RawHandle stream) override;
   void fill(void* target, std::uint8_t byte, std::size_t size_bytes,
@@ -60,7 +76,11 @@ class CpuDevice final : public runtime::Device {
   void do_release(void* block) noexcept override;
 
  private:
+  // Queues one of the device's own kernels.
+  void run_kernel(std::function<void()> kernel, runtime::RawHandle stream);
+
   const std::size_t limit_bytes_;
+  Ledger ledger_;
   std::atomic<int> num_captures_{0};
   mutable std::mutex mutex_;  // guards the two below
   std::unordered_map<void*, std::size_t> sizes_;

@@ -78,14 +78,17 @@ void prepare_step(const StepBuffers& buffers) {
 void finish_step(const StepBuffers& buffers) {
   StepState& state = *buffers.state;
   const auto R = static_cast<std::size_t>(state.num_registers);
-  const double* const A = current_row(buffers) + 2;
+  const double* const row = current_row(buffers);
+  const double* const A = row + 2;
+  const float* const noise =
+      buffers.noise +
+      static_cast<std::size_t>(row[runtime::kRowDoubles - 1]) * buffers.num_elements;
   const StepCoefficients coefficients{A, A + R * R, A + R * R + R, R};
   bool finite = true;
   with_floats(buffers.noise_pred, buffers.type, buffers.copies * buffers.num_elements,
               [&](const float* noise_pred) {
-                finite =
-                    guided_step(buffers.registers, noise_pred, buffers.noise, buffers.num_elements,
-                                buffers.copies == 2, state.guidance_scale, coefficients);
+                finite = guided_step(buffers.registers, noise_pred, noise, buffers.num_elements,
+                                     buffers.copies == 2, state.guidance_scale, coefficients);
               });
   ++state.row;
   if (!finite && state.not_finite_step == 0) state.not_finite_step = state.row;

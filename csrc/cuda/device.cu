@@ -4,6 +4,7 @@
 #include "cuda/device.h"
 #include "cuda/info.h"
 #include "cuda/step_kernels.h"
+#include "cuda/upload_ring.h"
 #include "runtime/errors.h"
 
 namespace sdengine::cuda {
@@ -28,7 +29,14 @@ void forget_errors(cudaError_t status) noexcept {
 
 class CudaDevice final : public runtime::Device {
  public:
-  explicit CudaDevice(int index) : index_(index), name_(device_info(index).name) {}
+  explicit CudaDevice(int index) : index_(index), name_(device_info(index).name) {
+    use();
+    load_step_kernels();
+    load_pixel_kernels();
+    load_noise_kernels();
+  }
+
+  void make_current() const override { use(); }
 
   std::string name() const override { return name_; }
 
@@ -38,6 +46,16 @@ class CudaDevice final : public runtime::Device {
     check(cudaMemGetInfo(&info.free_bytes, &info.total_bytes), "reading the GPU's memory");
     return info;
   }
+
+  // Portable: of use to every GPU.
+  void* allocate_host(std::size_t size_bytes) override {
+    use();
+    void* block = nullptr;
+    check(cudaHostAlloc(&block, size_bytes, cudaHostAllocPortable), "pinning memory of the host");
+    return block;
+  }
+
+  void release_host(void* block) noexcept override { forget_errors(cudaFreeHost(block)); }
 
   RawHandle create_stream() override {
     use();
@@ -83,8 +101,13 @@ class CudaDevice final : public runtime::Device {
     check(cudaEventSynchronize(as<cudaEvent_t>(event)), "waiting for an event");
   }
 
-  // CUDA has read pageable memory when the call returns. The runtime uploads no other.
   void upload(void* target, const void* host, std::size_t size_bytes, RawHandle stream) override {
+    use();
+    ring_.copy(target, host, size_bytes, as<cudaStream_t>(stream));
+  }
+
+  void upload_pinned(void* target, const void* host, std::size_t size_bytes,
+                     RawHandle stream) override {
     use();
     check(
         cudaMemcpyAsync(target, host, size_bytes, cudaMemcpyHostToDevice, as<cudaStream_t>(stream)),
@@ -185,15 +208,19 @@ class CudaDevice final : public runtime::Device {
 
  private:
   // The current GPU belongs to the calling thread, whichever that is.
-  void use() const { check(cudaSetDevice(index_), "choosing the GPU"); }
+  void use() const { use_gpu(index_); }
 
   const int index_;
   const std::string name_;
+  UploadRing ring_;
 };
 
 }  // namespace
 
 std::shared_ptr<runtime::Device> make_device(int index) {
+  refuse_lost(index);
+  const Availability found = available(index);
+  if (!found.usable) throw DeviceError(found.reason);
   return std::make_shared<CudaDevice>(index);
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <string>
+#include <vector>
 
 #include "common/errors.h"
 
@@ -16,28 +17,34 @@ struct Availability {
 
 struct DeviceInfo {
   std::string name;
-  int compute_capability_major;
-  int compute_capability_minor;
+  int compute_capability;  // times ten
   int num_multiprocessors;
   std::size_t total_bytes;
-  std::size_t free_bytes;
 };
 
 // "13.0", or empty in a build without CUDA.
 std::string compiled_version();
 
-// Never throws.
-Availability available();
+// The compute capabilities, times ten, that this build has kernels for: each runs on GPUs of its
+// own and, translated by the driver, on all later ones.
+std::vector<int> compiled_capabilities();
+
+// Whether a GPU is there and this build has kernels for it. Never throws. Like device_info it makes
+// no CUDA context, which would take hundreds of megabytes of the GPU's memory from others.
+Availability available(int device);
 
 DeviceInfo device_info(int device);
 
-// Waits for all that was queued on the default stream.
-void synchronize();
+// What is free on a GPU; makes a CUDA context there.
+std::size_t free_bytes(int device);
 
-// Owns memory on the current device.
+// Waits for all that was queued on the GPU's default stream.
+void synchronize(int device);
+
+// Owns memory on a GPU.
 class Buffer {
  public:
-  explicit Buffer(std::size_t size_bytes);
+  Buffer(std::size_t size_bytes, int device);
   ~Buffer();
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
@@ -53,6 +60,7 @@ class Buffer {
  private:
   void* data_ = nullptr;
   std::size_t size_bytes_ = 0;
+  int device_ = 0;
 };
 
 }  // namespace sdengine::cuda

@@ -29,6 +29,14 @@ __global__ void for_each_element(const Body body, std::size_t num_elements) {
   for (; e < num_elements; e += stride) body(e);
 }
 
+// Brings a kernel's code to the current GPU, which CUDA otherwise does at its first launch: that
+// may lie in a capture. Fails where the build has no code for the GPU.
+template <typename Body>
+void load() {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, for_each_element<Body>), "loading a kernel");
+}
+
 template <typename Body>
 void launch(const Body& body, std::size_t num_elements, cudaStream_t stream, const char* doing) {
   if (num_elements == 0) return;

@@ -22,6 +22,8 @@ struct PhiloxBody {
 
 }  // namespace
 
+void load_noise_kernels() { load<PhiloxBody>(); }
+
 void draw_philox(std::uint64_t seed, std::uint32_t number, float* out, std::size_t count,
                  cudaStream_t stream) {
   launch(PhiloxBody{seed, number, out}, count, stream, "starting draw_philox");

@@ -45,6 +45,12 @@ void convert(const void* images, std::size_t batch, std::size_t num_pixels, std:
 
 }  // namespace
 
+void load_pixel_kernels() {
+  load<PixelBody<float>>();
+  load<PixelBody<__half>>();
+  load<PixelBody<__nv_bfloat16>>();
+}
+
 void to_pixels(const void* images, runtime::DataType type, std::size_t batch,
                std::size_t num_pixels, std::uint8_t* out, std::int32_t* not_finite,
                cudaStream_t stream) {

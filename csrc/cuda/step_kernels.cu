@@ -51,7 +51,8 @@ struct FinishBody {
 
   SDENGINE_BODY void operator()(std::size_t e) const {
     const int R = state->num_registers;
-    const double* const A = rows + static_cast<std::size_t>(state->row) * kRowDoubles + 2;
+    const double* const row = rows + static_cast<std::size_t>(state->row) * kRowDoubles;
+    const double* const A = row + 2;
     const double* const b = A + R * R;
     const double* const d = b + R;
     const double m = guided(e);
@@ -67,7 +68,10 @@ struct FinishBody {
         // A register without weight may hold anything, NaN too.
         if (j < R && A[i * R + j] != 0.0) sum += A[i * R + j] * old[j];
       }
-      if (d[i] != 0.0) sum += d[i] * static_cast<double>(noise[e]);
+      if (d[i] != 0.0) {
+        const auto slot = static_cast<std::size_t>(row[kRowDoubles - 1]);
+        sum += d[i] * static_cast<double>(noise[slot * num_elements + e]);
+      }
       const float value = static_cast<float>(sum);
       finite = finite && is_finite(value);
       registers[static_cast<std::size_t>(i) * num_elements + e] = value;
@@ -119,7 +123,21 @@ void scale_as(const float* source, std::size_t num_elements, double factor, void
          stream, "starting scale");
 }
 
+template <typename T>
+void load_for_type() {
+  load<PrepareBody<T>>();
+  load<FinishBody<T>>();
+  load<ScaleBody<T>>();
+}
+
 }  // namespace
+
+void load_step_kernels() {
+  load_for_type<float>();
+  load_for_type<__half>();
+  load_for_type<__nv_bfloat16>();
+  load<AdvanceBody>();
+}
 
 void scale(const float* source, std::size_t num_elements, double factor, void* out,
            runtime::DataType type, cudaStream_t stream) {

@@ -10,6 +10,11 @@ namespace sdengine::cuda {
 // nothing, wait for nothing and read what varies from step to step in device memory, so that a CUDA
 // graph can hold them.
 
+// Bring all of them to the current GPU. Throw DeviceError where the build has no code for it.
+void load_step_kernels();
+void load_pixel_kernels();
+void load_noise_kernels();
+
 // Device::prepare_step and Device::finish_step.
 void prepare_step(const runtime::StepBuffers& buffers, cudaStream_t stream);
 void finish_step(const runtime::StepBuffers& buffers, cudaStream_t stream);

@@ -4,6 +4,8 @@
 
 namespace sdengine::cuda {
 
-std::shared_ptr<runtime::Device> make_device(int) { throw DeviceError(available().reason); }
+std::shared_ptr<runtime::Device> make_device(int index) {
+  throw DeviceError(available(index).reason);
+}
 
 }  // namespace sdengine::cuda

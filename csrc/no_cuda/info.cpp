@@ -14,11 +14,13 @@ const char* const kReason =
 }  // namespace
 
 std::string compiled_version() { return {}; }
-Availability available() { return {false, kReason}; }
+std::vector<int> compiled_capabilities() { return {}; }
+Availability available(int) { return {false, kReason}; }
 DeviceInfo device_info(int) { refuse(); }
-void synchronize() { refuse(); }
+std::size_t free_bytes(int) { refuse(); }
+void synchronize(int) { refuse(); }
 
-Buffer::Buffer(std::size_t) { refuse(); }
+Buffer::Buffer(std::size_t, int) { refuse(); }
 Buffer::~Buffer() = default;
 void Buffer::upload(const void*, std::size_t) { refuse(); }
 void Buffer::download(void*, std::size_t) const { refuse(); }

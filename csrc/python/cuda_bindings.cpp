@@ -15,10 +15,10 @@ py::dict device_info(int device) {
   using namespace py::literals;
   const cuda::DeviceInfo info = cuda::device_info(device);
   return py::dict("name"_a = info.name,
-                  "compute_capability"_a = std::to_string(info.compute_capability_major) + "." +
-                                           std::to_string(info.compute_capability_minor),
+                  "compute_capability"_a = std::to_string(info.compute_capability / 10) + "." +
+                                           std::to_string(info.compute_capability % 10),
                   "num_multiprocessors"_a = info.num_multiprocessors,
-                  "total_bytes"_a = info.total_bytes, "free_bytes"_a = info.free_bytes);
+                  "total_bytes"_a = info.total_bytes);
 }
 
 void upload(cuda::Buffer& buffer, const py::array& array) {
@@ -47,16 +47,21 @@ void bind_cuda(py::module_& module) {
   using namespace py::literals;
   module.def(
       "cuda_available",
-      [] {
-        const cuda::Availability found = cuda::available();
+      [](int device) {
+        const cuda::Availability found = cuda::available(device);
         return py::make_tuple(found.usable, found.reason);
       },
-      "Tell whether a GPU can be used, and why.");
-  module.def("cuda_device_info", &device_info, "device"_a = 0, "Describe a GPU.");
-  module.def("cuda_synchronize", &cuda::synchronize, py::call_guard<py::gil_scoped_release>(),
-             "Wait for everything queued on the default stream.");
-  py::class_<cuda::Buffer>(module, "CudaBuffer", "Memory on the current GPU.")
-      .def(py::init<std::size_t>(), "size_bytes"_a)
+      "device"_a = 0, "Tell whether a GPU can be used, and why; makes no CUDA context.");
+  module.def("cuda_device_info", &device_info, "device"_a = 0,
+             "Describe a GPU; makes no CUDA context.");
+  module.def("cuda_free_bytes", &cuda::free_bytes, "device"_a = 0,
+             py::call_guard<py::gil_scoped_release>(),
+             "Tell what is free on a GPU; makes a CUDA context there.");
+  module.def("cuda_synchronize", &cuda::synchronize, "device"_a = 0,
+             py::call_guard<py::gil_scoped_release>(),
+             "Wait for everything queued on a GPU's default stream.");
+  py::class_<cuda::Buffer>(module, "CudaBuffer", "Memory on a GPU.")
+      .def(py::init<std::size_t, int>(), "size_bytes"_a, "device"_a = 0)
       .def_property_readonly(
           "address",
           [](const cuda::Buffer& buffer) { return reinterpret_cast<Address>(buffer.data()); })

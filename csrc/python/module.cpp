@@ -26,6 +26,7 @@ py::dict build_info() {
   info["instruction_sets"] = sdengine::nn::built_instruction_sets();
   const std::string version = sdengine::cuda::compiled_version();
   info["cuda"] = version.empty() ? py::object(py::none()) : py::str(version);
+  info["cuda_capabilities"] = sdengine::cuda::compiled_capabilities();
   return info;
 }
 
@@ -39,6 +40,8 @@ void translate(std::exception_ptr error) {
     if (error) std::rethrow_exception(error);
   } catch (const sdengine::NonFiniteError& found) {
     raise("NonFiniteError", found.what());
+  } catch (const sdengine::DeviceLostError& found) {
+    raise("DeviceLostError", found.what());
   } catch (const sdengine::OutOfMemoryError& found) {
     raise("OutOfMemoryError", found.what());
   } catch (const sdengine::DeviceError& found) {

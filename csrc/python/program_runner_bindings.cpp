@@ -1,6 +1,7 @@
 // Sampler programs on a device. Python runs when a step is recorded and where a network cannot be
 // captured; the interpreter's lock is free otherwise.
 
+#include <algorithm>
 #include <optional>
 #include <variant>
 
@@ -119,7 +120,6 @@ class SharedRunner {
         network_(wrap(std::move(network))) {
     num_elements_ = 1;
     for (const py::ssize_t size : shape) num_elements_ *= static_cast<std::size_t>(size);
-    staged_.resize(num_elements_);
   }
 
   void warm_up() {
@@ -144,7 +144,7 @@ class SharedRunner {
 
   void advance(std::size_t count, const std::optional<Generators>& noise) {
     const HeldProgram& program = started();
-    const DeviceNoise draw = device_noise(noise);
+    const StepNoise draw = step_noise(noise);
     const std::size_t end = next_ + count;
     const py::gil_scoped_release unlocked;
     const MemoryPool::Lease lease(*pool_, set_);
@@ -190,6 +190,9 @@ class SharedRunner {
 
   void cancel() { cancel_ = true; }
 
+  std::size_t steps_done() { return runner_.steps_done(); }
+  const std::string& why_not_captured() const { return runner_.why_not_captured(); }
+
  private:
   const HeldProgram& started() const {
     if (!program_) throw py::value_error("start: a program is started first");
@@ -206,47 +209,59 @@ class SharedRunner {
     return [function = share(std::move(network))](RawHandle stream) {
       const py::gil_scoped_acquire locked;
       const WithoutCollection uncollected;
-      (*function)(stream);
-    };
-  }
-
-  DeviceNoise device_noise(const std::optional<Generators>& noise) {
-    if (!noise.has_value()) {
-      return [](float*, RawHandle) {
-        throw std::invalid_argument("noise: is None; the program needs noise");
-      };
-    }
-    const Generators& generators = *noise;
-    const auto batch = static_cast<std::size_t>(latents_shape_[0]);
-    if (generators.size() != batch) {
-      throw py::value_error("noise: has " + std::to_string(generators.size()) + " generators for " +
-                            std::to_string(batch) + " images");
-    }
-    return [this, generators, count = num_elements_ / batch](float* target, RawHandle stream) {
-      for (std::size_t i = 0; i < generators.size(); ++i) {
-        std::visit([&](auto* generator) { draw(*generator, i * count, count, target, stream); },
-                   generators[i]);
+      try {
+        (*function)(stream);
+      } catch (const py::error_already_set& error) {
+        // What the device answered is the device's error here too.
+        if (error.type().is(py::module_::import("sdengine.errors").attr("DeviceError"))) {
+          throw DeviceError(py::str(error.value()));
+        }
+        throw;
       }
     };
   }
 
   // torch's CPU stream is one sequence, which the host draws; its CUDA stream is counted, and every
   // value can be computed where it is needed.
-  void draw(SharedMersenne& generator, std::size_t first, std::size_t count, float* target,
-            RawHandle stream) {
-    generator.draw(staged_.data() + first, count);
-    upload_staged(first, count, target, stream);
+  StepNoise step_noise(const std::optional<Generators>& noise) {
+    if (!noise.has_value()) return {};
+    const Generators& generators = *noise;
+    const auto batch = static_cast<std::size_t>(latents_shape_[0]);
+    if (generators.size() != batch) {
+      throw py::value_error("noise: has " + std::to_string(generators.size()) + " generators for " +
+                            std::to_string(batch) + " images");
+    }
+    const std::size_t count = num_elements_ / batch;
+    StepNoise found;
+    if (has<SharedMersenne*>(generators)) {
+      found.draw = [generators, count](float* values) {
+        for (std::size_t i = 0; i < generators.size(); ++i) {
+          if (auto* const* one = std::get_if<SharedMersenne*>(&generators[i])) {
+            (*one)->draw(values + i * count, count);
+          }
+        }
+      };
+    }
+    if (has<SharedPhilox*>(generators)) {
+      found.queue = [this, generators, count](float* target, RawHandle stream) {
+        for (std::size_t i = 0; i < generators.size(); ++i) {
+          if (auto* const* one = std::get_if<SharedPhilox*>(&generators[i])) {
+            (*one)->with([&](cpu::PhiloxNormal& normal) {
+              pool_->device()->draw_philox(normal.seed(), normal.take(), target + i * count, count,
+                                           stream);
+            });
+          }
+        }
+      };
+    }
+    return found;
   }
 
-  void draw(SharedPhilox& generator, std::size_t first, std::size_t count, float* target,
-            RawHandle stream) {
-    generator.with([&](cpu::PhiloxNormal& normal) {
-      pool_->device()->draw_philox(normal.seed(), normal.take(), target + first, count, stream);
+  template <typename Kind>
+  static bool has(const Generators& generators) {
+    return std::any_of(generators.begin(), generators.end(), [](const auto& generator) {
+      return std::holds_alternative<Kind>(generator);
     });
-  }
-
-  void upload_staged(std::size_t first, std::size_t count, float* target, RawHandle stream) {
-    pool_->device()->upload(target + first, staged_.data() + first, count * sizeof(float), stream);
   }
 
   std::shared_ptr<MemoryPool> pool_;
@@ -255,7 +270,6 @@ class SharedRunner {
   const std::string set_;
   const Shape latents_shape_;
   std::size_t num_elements_ = 0;
-  std::vector<float> staged_;  // noise on its way to the device
   ProgramRunner runner_;
   Denoiser network_;
   std::atomic<bool> cancel_{false};
@@ -289,6 +303,10 @@ void bind_program_runner(py::module_& module) {
       .def("resume", &SharedRunner::resume, "registers"_a.noconvert(), "next"_a = py::none(),
            "Bring the program and saved registers to the device. next: the evaluation that they "
            "are before, if they are another runner's.")
+      .def("steps_done", &SharedRunner::steps_done, py::call_guard<py::gil_scoped_release>(),
+           "Tell how many evaluations have run, exactly, from any thread; waits for nothing.")
+      .def_property_readonly("why_not_captured", &SharedRunner::why_not_captured,
+                             "Why no graph could be captured in a run; empty where it was not so.")
       .def("cancel", &SharedRunner::cancel,
            "End `advance`, in another thread, before its next evaluation.");
 }

@@ -58,30 +58,7 @@ class Queue {
     device().scale(static_cast<const float*>(from), count, factor, out, type, handle());
   }
 
-  pybind11::array_t<std::uint8_t> to_pixels(const std::string& set, const std::string& images,
-                                            const std::string& dtype, pybind11::ssize_t height,
-                                            pybind11::ssize_t width, const std::string& pixels,
-                                            const std::string& flag) const {
-    pybind11::array_t<std::uint8_t> found({height, width, pybind11::ssize_t{3}});
-    const auto num_pixels = static_cast<std::size_t>(height * width);
-    const runtime::DataType type = type_of(dtype);
-    const void* const from = region_bytes(*pool_, set, images, 0, 3 * num_pixels * size_of(type));
-    auto* const levels = region_bytes(*pool_, set, pixels, 0, 3 * num_pixels);
-    void* const place = region_bytes(*pool_, set, flag, 0, sizeof(std::int32_t));
-    std::uint8_t* const target = found.mutable_data();
-    std::int32_t not_finite = 0;
-    {
-      const pybind11::gil_scoped_release unlocked;
-      device().fill(place, 0, sizeof not_finite, handle());
-      device().to_pixels(from, type, 1, num_pixels, levels, static_cast<std::int32_t*>(place),
-                         handle());
-      device().download(&not_finite, place, sizeof not_finite, handle());
-      device().download(target, levels, 3 * num_pixels, handle());
-      device().synchronize(handle());
-    }
-    if (not_finite != 0) throw NonFiniteError("images: contain NaN or infinity");
-    return found;
-  }
+  const std::shared_ptr<runtime::MemoryPool>& pool() const { return pool_; }
 
  private:
   runtime::Device& device() const { return *pool_->device(); }

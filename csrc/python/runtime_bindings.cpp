@@ -4,7 +4,7 @@
 #include "cpu/device.h"
 #include "cuda/device.h"
 #include "python/bindings.h"
-#include "python/queue.h"
+#include "python/pixel_batch.h"
 
 namespace py = pybind11;
 
@@ -37,6 +37,28 @@ std::shared_ptr<MemoryPool> make_pool(const std::map<std::string, std::vector<Re
   return std::make_shared<MemoryPool>(std::move(device), sets_of(sets), cap_bytes);
 }
 
+void check_images(std::size_t count, std::size_t height, std::size_t width) {
+  // So that no product of them wraps.
+  constexpr std::size_t kMost = std::size_t{1} << 16;
+  for (const auto& [name, value] :
+       {std::pair{"count", count}, std::pair{"height", height}, std::pair{"width", width}}) {
+    if (value == 0 || value > kMost) {
+      throw py::value_error(std::string(name) + ": " + std::to_string(value) +
+                            " is not accepted; expected 1 to " + std::to_string(kMost));
+    }
+  }
+}
+
+py::dict ledger_of(const CpuDevice& device) {
+  const cpu::Ledger& ledger = device.ledger();
+  return py::dict(
+      "uploads"_a = ledger.uploads.load(), "uploaded_bytes"_a = ledger.uploaded_bytes.load(),
+      "downloads"_a = ledger.downloads.load(),
+      "downloaded_bytes"_a = ledger.downloaded_bytes.load(), "fills"_a = ledger.fills.load(),
+      "kernels"_a = ledger.kernels.load(), "networks"_a = ledger.networks.load(),
+      "graph_launches"_a = ledger.graph_launches.load(), "waits"_a = ledger.waits.load());
+}
+
 // The processor's device runs a Python function where a GPU would run a network.
 void enqueue(CpuDevice& device, RawHandle stream, py::function function) {
   const auto shared = share(std::move(function));
@@ -52,6 +74,8 @@ void bind_devices(py::module_& module) {
   py::class_<Device, std::shared_ptr<Device>>(module, "Device", "Where the runtime's work runs.")
       .def_property_readonly("name", &Device::name)
       .def_property_readonly("num_allocations", &Device::num_allocations)
+      .def("make_current", &Device::make_current, py::call_guard<py::gil_scoped_release>(),
+           "Make it this thread's current GPU, for libraries that ask CUDA for that.")
       .def(
           "memory_info",
           [](const Device& device) {
@@ -62,6 +86,8 @@ void bind_devices(py::module_& module) {
   py::class_<CpuDevice, Device, std::shared_ptr<CpuDevice>>(
       module, "CpuDevice", "The processor, refusing what a GPU refuses during capture.")
       .def(py::init<std::size_t>(), "limit_bytes"_a = 0)
+      .def("ledger", &ledger_of,
+           "Count what it did since it was made: copies, bytes, kernels, launches, waits.")
       .def("enqueue", &enqueue, "stream"_a, "function"_a,
            "Queue a function on one of its streams, or record it where that captures.");
   module.def("cuda_device", &cuda::make_device, "index"_a = 0, "Make a device of a GPU.");
@@ -109,8 +135,20 @@ void bind_runtime(py::module_& module) {
            "Copy a region's begin to an array, and wait for it.")
       .def("scale", &Queue::scale, "set"_a, "source"_a, "first"_a, "count"_a, "factor"_a,
            "target"_a, "dtype"_a, "Queue target = factor * source[first:first+count].")
-      .def("to_pixels", &Queue::to_pixels, "set"_a, "images"_a, "dtype"_a, "height"_a, "width"_a,
-           "pixels"_a, "flag"_a, "Turn an image of -1 to 1 into [H,W,3] uint8 on the device.");
+      .def(
+          "pixel_batch",
+          [](std::shared_ptr<Queue> queue, std::string set, const std::string& flag,
+             std::size_t count, std::size_t height, std::size_t width) {
+            check_images(count, height, width);
+            return std::make_unique<PixelBatch>(std::move(queue), std::move(set), flag, count,
+                                                height, width);
+          },
+          "set"_a, "flag"_a, "count"_a, "height"_a, "width"_a,
+          "Begin to turn images into pixels, one after the other, with one wait for all.");
+  py::class_<PixelBatch>(module, "PixelBatch", "The pixels of some images, on their way.")
+      .def("add", &PixelBatch::add, "images"_a, "dtype"_a, "pixels"_a,
+           "Queue the next image, of -1 to 1, from a region by way of another.")
+      .def("finish", &PixelBatch::finish, "Wait; return [count,H,W,3] uint8.");
   bind_program_runner(module);
 }
 

@@ -32,6 +32,9 @@ class Device {
   Device& operator=(const Device&) = delete;
 
   virtual std::string name() const = 0;
+  // Makes it the calling thread's current device, for libraries that queue on its streams
+  // themselves. Everything below does so by itself.
+  virtual void make_current() const {}
   virtual MemoryInfo memory_info() const = 0;
 
   // Returns at least size_bytes, aligned to kAlignment. Throws OutOfMemoryError.
@@ -40,6 +43,11 @@ class Device {
   // Counted since the device was made: a loop that allocates shows here.
   std::size_t num_allocations() const { return num_allocations_; }
   std::size_t num_live_blocks() const { return num_live_blocks_; }
+
+  // Memory of the host that the device copies from and to by itself, while the host goes on.
+  // Throws OutOfMemoryError. Releasing never throws.
+  virtual void* allocate_host(std::size_t size_bytes) = 0;
+  virtual void release_host(void* block) noexcept = 0;
 
   virtual RawHandle create_stream() = 0;
   virtual void destroy_stream(RawHandle stream) noexcept = 0;
@@ -52,9 +60,11 @@ class Device {
   virtual bool is_done(RawHandle event) = 0;
   virtual void wait_for(RawHandle event) = 0;
 
-  // The host memory may be reused as soon as upload returns; download has filled it only after
-  // synchronize.
+  // The host memory may be reused as soon as upload returns; of upload_pinned, whose source
+  // allocate_host gave, when the copy has run. download has filled it only after synchronize.
   virtual void upload(void* target, const void* host, std::size_t size_bytes, RawHandle stream) = 0;
+  virtual void upload_pinned(void* target, const void* host, std::size_t size_bytes,
+                             RawHandle stream) = 0;
   virtual void download(void* host, const void* source, std::size_t size_bytes,
                         RawHandle stream) = 0;
   virtual void fill(void* target, std::uint8_t byte, std::size_t size_bytes, RawHandle stream) = 0;

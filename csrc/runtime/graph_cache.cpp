@@ -30,16 +30,21 @@ void GraphCache::warm_up(const GraphKey& key, const Record& record) {
   find_or_capture(key, record);
 }
 
-void GraphCache::launch(const GraphKey& key, RawHandle stream, const Record& record) {
+std::string GraphCache::launch(const GraphKey& key, RawHandle stream, const Record& record) {
   std::shared_ptr<Entry> entry;
-  {
+  try {
     const std::lock_guard<std::mutex> lock(mutex_);
     entry = find_or_capture(key, record);
+  } catch (const DeviceLostError&) {
+    throw;
+  } catch (const DeviceError& error) {
+    return error.what();
   }
   // Outside the lock: on a CPU device this is the whole computation. Holding the entry keeps the
   // graph alive meanwhile, evicted or not.
   device_->launch(entry->graph.raw(), stream);
   device_->record(entry->last_launch.raw(), stream);
+  return {};
 }
 
 void GraphCache::drop(const GraphKey& key) {

@@ -43,8 +43,10 @@ class GraphCache {
   // What record throws comes out, and nothing is kept.
   void warm_up(const GraphKey& key, const Record& record);
 
-  // Queues the graph of `key` on the stream, capturing it first where it is missing.
-  void launch(const GraphKey& key, RawHandle stream, const Record& record);
+  // Queues the graph of `key` on the stream, capturing it first where it is missing. Returns why
+  // that failed on the device, with nothing queued, and else nothing; what record throws besides
+  // comes out, and so does the loss of the device.
+  std::string launch(const GraphKey& key, RawHandle stream, const Record& record);
 
   // Drops the graph of `key` if it is there, before what it was captured from goes.
   void drop(const GraphKey& key);

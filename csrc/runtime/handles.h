@@ -58,6 +58,26 @@ class Block {
   std::size_t size_bytes_;
 };
 
+// Memory of the host for a device's copies.
+class HostBlock {
+ public:
+  HostBlock(std::shared_ptr<Device> device, std::size_t size_bytes)
+      : device_(std::move(device)),
+        data_(static_cast<unsigned char*>(device_->allocate_host(size_bytes))),
+        size_bytes_(size_bytes) {}
+  ~HostBlock() { device_->release_host(data_); }
+  HostBlock(const HostBlock&) = delete;
+  HostBlock& operator=(const HostBlock&) = delete;
+
+  unsigned char* data() const { return data_; }
+  std::size_t size_bytes() const { return size_bytes_; }
+
+ private:
+  std::shared_ptr<Device> device_;
+  unsigned char* data_;
+  std::size_t size_bytes_;
+};
+
 // Records what `queue_work` queues on the stream. Whatever it throws ends the capture.
 template <typename QueueWork>
 Graph capture(const std::shared_ptr<Device>& device, RawHandle stream, QueueWork&& queue_work) {

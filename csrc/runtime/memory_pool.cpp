@@ -55,4 +55,14 @@ void* MemoryPool::address(const std::string& set, const std::string& region) con
   throw std::invalid_argument("region: \"" + region + "\" was not planned in set " + set);
 }
 
+std::shared_ptr<const HostBlock> MemoryPool::host_memory(const std::string& name,
+                                                         std::size_t size_bytes) const {
+  const std::lock_guard<std::mutex> lock(host_mutex_);
+  std::shared_ptr<const HostBlock>& block = host_memory_[name];
+  if (block == nullptr || block->size_bytes() < size_bytes) {
+    block = std::make_shared<const HostBlock>(device_, size_bytes);
+  }
+  return block;
+}
+
 }  // namespace sdengine::runtime

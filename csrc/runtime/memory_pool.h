@@ -3,6 +3,7 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,12 @@ class MemoryPool {
   // Throws std::invalid_argument for a set that was not planned.
   const MemoryPlan& plan(const std::string& set) const;
 
+  // Memory of the host under a name, of so many bytes at least. It is allocated once and kept:
+  // whoever asks for more gets another, and who had the smaller one keeps that. Who shares a name
+  // takes turns.
+  std::shared_ptr<const HostBlock> host_memory(const std::string& name,
+                                               std::size_t size_bytes) const;
+
   const std::shared_ptr<Device>& device() const { return device_; }
 
  private:
@@ -50,6 +57,8 @@ class MemoryPool {
   std::map<std::string, MemoryPlan> plans_;
   std::unique_ptr<Block> arena_;
   std::atomic<bool> is_leased_{false};
+  mutable std::mutex host_mutex_;  // guards the next
+  mutable std::map<std::string, std::shared_ptr<const HostBlock>> host_memory_;
 };
 
 }  // namespace sdengine::runtime

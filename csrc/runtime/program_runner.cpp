@@ -1,5 +1,6 @@
 #include "runtime/program_runner.h"
 
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -72,7 +73,7 @@ std::vector<Region> trajectory_regions(const TrajectoryShape& shape) {
       {"registers", latents_bytes * shape.max_registers, kDenoiseStage, kDecodeStage},
       {"sample", network_bytes, kDenoiseStage, kDenoiseStage},
       {"noise_pred", network_bytes, kDenoiseStage, kDenoiseStage},
-      {"noise", latents_bytes, kDenoiseStage, kDenoiseStage},
+      {"noise", latents_bytes * kNoiseSlots, kDenoiseStage, kDenoiseStage},
       {"timestep", shape.num_timesteps * sizeof(float), kDenoiseStage, kDenoiseStage},
       {"table", StepTable::size_bytes_for(shape.max_steps), kDenoiseStage, kDenoiseStage},
   };
@@ -89,6 +90,11 @@ ProgramRunner::ProgramRunner(const MemoryPool& pool, const std::string& set,
       buffers_(buffers_in(pool, set, shape)),
       stream_(stream != nullptr ? std::move(stream)
                                 : std::make_shared<const Stream>(make_stream(device_))),
+      noise_feed_(device_,
+                  pool.host_memory("noise", shape.num_elements * kNoiseSlots * sizeof(float)),
+                  buffers_.noise, shape.num_elements),
+      results_(pool.host_memory(
+          "results", sizeof(StepState) + shape.num_elements * shape.max_registers * sizeof(float))),
       step_events_{make_event(device_), make_event(device_)} {}
 
 ProgramRunner::~ProgramRunner() { come_to_rest(); }
@@ -104,11 +110,13 @@ void ProgramRunner::start(const Program& program, double guidance_scale, const f
     device_->upload(buffers_.registers, initial, size_bytes, stream());
     device_->fill(buffers_.registers + shape_.num_elements, 0,
                   size_bytes * (program.num_registers - 1), stream());
+    noise_feed_.start(program.noise_before(program.num_steps));
+    begin_at(0);
   });
 }
 
 void ProgramRunner::advance(const Program& program, std::size_t first, std::size_t end,
-                            const Denoiser& network, const DeviceNoise& noise,
+                            const Denoiser& network, const StepNoise& noise,
                             const std::atomic<bool>& cancel) {
   check_range("end", end, 0, program.num_steps);
   or_rest([&] { queue_steps(program, first, end, network, noise, cancel); });
@@ -116,10 +124,13 @@ void ProgramRunner::advance(const Program& program, std::size_t first, std::size
 
 void ProgramRunner::read(std::size_t num_steps, float* latents) {
   or_rest([&] {
+    const std::size_t size_bytes = shape_.num_elements * sizeof(float);
     StepState state{};
-    device_->download(&state, buffers_.state, sizeof state, stream());
-    device_->download(latents, buffers_.registers, shape_.num_elements * sizeof(float), stream());
+    device_->download(results_->data(), buffers_.state, sizeof state, stream());
+    device_->download(results_->data() + sizeof state, buffers_.registers, size_bytes, stream());
     device_->synchronize(stream());
+    std::memcpy(&state, results_->data(), sizeof state);
+    std::memcpy(latents, results_->data() + sizeof state, size_bytes);
     if (state.not_finite_step != 0) {
       throw NonFiniteError("unet: evaluation " + std::to_string(state.not_finite_step) + " of " +
                            std::to_string(num_steps) + " gave NaN or infinity");
@@ -130,9 +141,11 @@ void ProgramRunner::read(std::size_t num_steps, float* latents) {
 void ProgramRunner::save(std::size_t num_registers, float* registers) {
   check_range("registers", num_registers, 1, shape_.max_registers);
   or_rest([&] {
-    device_->download(registers, buffers_.registers,
-                      num_registers * shape_.num_elements * sizeof(float), stream());
+    const std::size_t size_bytes = num_registers * shape_.num_elements * sizeof(float);
+    device_->download(results_->data(), buffers_.registers, size_bytes, stream());
     device_->synchronize(stream());
+    std::memcpy(registers, results_->data(), size_bytes);
+    noise_feed_.save();
   });
 }
 
@@ -140,7 +153,14 @@ void ProgramRunner::resume(const Program& program, double guidance_scale, const 
                            std::size_t next) {
   check_range("next", next, 0, program.num_steps);
   or_rest([&] {
+    device_->synchronize(stream());
     upload_table(program, guidance_scale, next);
+    if (next == num_queued_) {
+      noise_feed_.resume(stream());
+    } else {  // another runner went as far, and drew what it needed
+      noise_feed_.start(program.noise_before(program.num_steps), program.noise_before(next));
+    }
+    begin_at(next);
     device_->upload(buffers_.registers, registers,
                     program.num_registers * shape_.num_elements * sizeof(float), stream());
   });
@@ -153,6 +173,7 @@ void ProgramRunner::or_rest(const Work& work) {
     work();
   } catch (...) {
     come_to_rest();
+    device_->make_current();  // throws where the device is lost, which says more than what follows
     throw;
   }
 }
@@ -170,24 +191,47 @@ void ProgramRunner::upload_table(const Program& program, double guidance_scale, 
   device_->upload(buffers_.state, table.data(), table.size_bytes(), stream());
 }
 
+void ProgramRunner::begin_at(std::size_t step) {
+  const std::lock_guard<std::mutex> lock(progress_mutex_);
+  first_queued_ = num_queued_ = step;
+}
+
 void ProgramRunner::queue_steps(const Program& program, std::size_t first, std::size_t end,
-                                const Denoiser& network, const DeviceNoise& noise,
+                                const Denoiser& network, const StepNoise& noise,
                                 const std::atomic<bool>& cancel) {
   const GraphCache::Record record = record_step(network);
   for (std::size_t k = first; k < end; ++k) {
-    if (k >= first + kQueueDepth) device_->wait_for(step_events_[k % kQueueDepth].raw());
+    const Event& event = step_events_[k % kQueueDepth];
+    if (k >= first_queued_ + kQueueDepth) device_->wait_for(event.raw());
     if (cancel) {
       throw Cancelled("cancelled before evaluation " + std::to_string(k + 1) + " of " +
                       std::to_string(program.num_steps));
     }
-    if (program.needs_noise(k)) noise(buffers_.noise, stream());
-    if (launch_ == Launch::kGraph) {
-      graphs_.launch(key_, stream(), record);
-    } else {
-      record(stream());
-    }
-    device_->record(step_events_[k % kQueueDepth].raw(), stream());
+    if (program.needs_noise(k)) noise_feed_.provide(noise, stream());
+    launch_step(record);
+    const std::lock_guard<std::mutex> lock(progress_mutex_);
+    device_->record(event.raw(), stream());
+    num_queued_ = k + 1;
   }
+}
+
+void ProgramRunner::launch_step(const GraphCache::Record& record) {
+  if (launch_ == Launch::kGraph) {
+    why_not_captured_ = graphs_.launch(key_, stream(), record);
+    if (why_not_captured_.empty()) return;
+    // The cache dropped the graph and cannot make it again: the run goes on all the same.
+    launch_ = Launch::kPlain;
+  }
+  record(stream());
+}
+
+std::size_t ProgramRunner::steps_done() {
+  const std::lock_guard<std::mutex> lock(progress_mutex_);
+  std::size_t done = num_queued_;
+  for (std::size_t k = num_queued_; k > first_queued_ && k + kQueueDepth > num_queued_; --k) {
+    if (!device_->is_done(step_events_[(k - 1) % kQueueDepth].raw())) done = k - 1;
+  }
+  return done;
 }
 
 void ProgramRunner::come_to_rest() noexcept {

@@ -3,10 +3,13 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <string>
 #include <vector>
 
 #include "runtime/graph_cache.h"
 #include "runtime/memory_pool.h"
+#include "runtime/noise_feed.h"
 #include "runtime/step_table.h"
 
 namespace sdengine::runtime {
@@ -33,17 +36,16 @@ std::vector<Region> trajectory_regions(const TrajectoryShape& shape);
 // recorded into a graph once and not called again for that graph's key.
 using Denoiser = std::function<void(RawHandle stream)>;
 
-// Queues [num_elements] unit noise for the next evaluation that needs some: target is the region
-// "noise".
-using DeviceNoise = std::function<void(float* target, RawHandle stream)>;
-
 // How a step reaches the device: as one captured graph, or piece by piece where a network cannot be
 // captured.
 enum class Launch { kGraph, kPlain };
 
 // Runs sampler programs on a device without leaving this code between the steps. The hot loop
-// allocates nothing on the device: a step is one graph launch, plus one upload where fresh noise
-// of the host enters. One image at a time; the pool's lease is the caller's.
+// allocates nothing on the device: a step is one graph launch, and a few uploads in a whole run
+// bring the noise of the host. One image at a time; the pool's lease is the caller's.
+//
+// At most two evaluations are queued ahead, over all calls of advance: who asks for one at a time
+// and looks at steps_done between keeps the device as busy as who asks for all.
 //
 // A caller may change the network's other inputs or look at the latents between two steps; what it
 // queues on stream() meanwhile is in order with the steps. save and resume give the memory to
@@ -75,7 +77,15 @@ class ProgramRunner {
   // run when this returns. cancel: set by another thread to end before the next evaluation.
   // Throws Cancelled.
   void advance(const Program& program, std::size_t first, std::size_t end, const Denoiser& network,
-               const DeviceNoise& noise, const std::atomic<bool>& cancel);
+               const StepNoise& noise, const std::atomic<bool>& cancel);
+
+  // How many evaluations of the program have run, exactly; asks the device and waits for nothing.
+  // Any thread may call it. Throws DeviceLostError.
+  std::size_t steps_done();
+
+  // Why steps are queued piece by piece although they were to be a graph, since one could not be
+  // captured in the middle of a run; empty else.
+  const std::string& why_not_captured() const { return why_not_captured_; }
 
   // Waits, and writes r[0] [num_elements]. Throws NonFiniteError naming the evaluation of
   // `num_steps`.
@@ -98,8 +108,10 @@ class ProgramRunner {
   GraphCache::Record record_step(const Denoiser& network) const;
   void upload_table(const Program& program, double guidance_scale, std::size_t next);
   void queue_steps(const Program& program, std::size_t first, std::size_t end,
-                   const Denoiser& network, const DeviceNoise& noise,
+                   const Denoiser& network, const StepNoise& noise,
                    const std::atomic<bool>& cancel);
+  void launch_step(const GraphCache::Record& record);
+  void begin_at(std::size_t step);
   void come_to_rest() noexcept;
   template <typename Work>
   void or_rest(const Work& work);
@@ -111,7 +123,12 @@ class ProgramRunner {
   Launch launch_;
   StepBuffers buffers_;
   std::shared_ptr<const Stream> stream_;
+  NoiseFeed noise_feed_;
+  std::shared_ptr<const HostBlock> results_;  // StepState, then registers
+  std::string why_not_captured_;
+  std::mutex progress_mutex_;  // guards the events' recording and the two below
   Event step_events_[kQueueDepth];
+  std::size_t first_queued_ = 0, num_queued_ = 0;  // of the program, since start or resume
 };
 
 }  // namespace sdengine::runtime

@@ -26,13 +26,17 @@ struct StepState {
 };
 
 // A row of the table: c_in, t, A [R,R], b [R], d [R], packed; rows are this far apart for every R.
-constexpr std::size_t kRowDoubles = 2 + kMaxRegisters * kMaxRegisters + 2 * kMaxRegisters;
+// The last double is the slot of the row's noise.
+constexpr std::size_t kRowDoubles = 2 + kMaxRegisters * kMaxRegisters + 2 * kMaxRegisters + 1;
+
+// How many evaluations' noise lies on the device at once.
+constexpr std::size_t kNoiseSlots = 15;
 
 struct StepBuffers {
   float* registers;        // [R, num_elements]
   void* sample;            // [copies, num_elements] of `type`; the network's input
   const void* noise_pred;  // [copies, num_elements] of `type`; unconditional half first
-  float* noise;            // [num_elements]; read only in rows whose d isn't zero
+  float* noise;            // [kNoiseSlots, num_elements]; read only in rows whose d isn't zero
   float* timestep;         // [num_timesteps]
   StepState* state;
   const double* rows;  // [K, kRowDoubles]

@@ -25,6 +25,12 @@ bool Program::needs_noise(std::size_t step) const {
   return std::any_of(row, row + num_registers, [](double value) { return value != 0.0; });
 }
 
+std::size_t Program::noise_before(std::size_t step) const {
+  std::size_t count = 0;
+  for (std::size_t k = 0; k < step; ++k) count += needs_noise(k) ? 1 : 0;
+  return count;
+}
+
 StepTable::StepTable(const Program& program, double guidance_scale, std::size_t max_steps,
                      std::size_t max_registers, std::size_t first_step) {
   check_count("steps", program.num_steps, max_steps);
@@ -38,6 +44,7 @@ StepTable::StepTable(const Program& program, double guidance_scale, std::size_t 
   std::memcpy(packed_.data(), &state, sizeof state);
 
   const std::size_t R = program.num_registers;
+  std::size_t num_noises = 0;
   double* row = packed_.data() + kStateDoubles;
   for (std::size_t k = 0; k < program.num_steps; ++k, row += kRowDoubles) {
     row[0] = program.c_in[k];
@@ -45,6 +52,9 @@ StepTable::StepTable(const Program& program, double guidance_scale, std::size_t 
     double* end = std::copy_n(program.A + k * R * R, R * R, row + 2);
     end = std::copy_n(program.b + k * R, R, end);
     std::copy_n(program.d + k * R, R, end);
+    if (program.needs_noise(k)) {
+      row[kRowDoubles - 1] = static_cast<double>(num_noises++ % kNoiseSlots);
+    }
   }
 }
 

@@ -18,6 +18,8 @@ struct Program {
   std::size_t num_registers;
 
   bool needs_noise(std::size_t step) const;
+  // How many evaluations before `step` need noise.
+  std::size_t noise_before(std::size_t step) const;
 };
 
 // Packs state and rows as they lie in device memory; one copy brings a whole program there.

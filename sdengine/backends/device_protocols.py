@@ -46,6 +46,10 @@ class DeviceRun(Protocol):
         """Queue the next evaluations."""
         ...
 
+    def steps_done(self) -> int:
+        """Tell how many evaluations have run; from any thread, and without waiting."""
+        ...
+
     def latents(self) -> Array:
         """Wait, and return [B,C,h,w] fp32; raises NonFiniteError naming the evaluation."""
         ...
@@ -98,16 +102,15 @@ class RunsTrajectories(Protocol):
 class DecodesPixels(Protocol):
     """A decoder's module whose device scales latents and makes pixels itself."""
 
-    def decode(self, latents: NDArray[np.float32], index: int, scale: float) -> NDArray[np.uint8]:
-        """Decode one image.
+    def decode(self, latents: NDArray[np.float32], scale: float) -> NDArray[np.uint8]:
+        """Decode images one after the other, and wait once.
 
         Args:
             latents: [B,C,h,w] fp32; those that a trajectory ended with may lie on the device.
-            index: of the image.
             scale: what the latents are multiplied by.
 
         Returns:
-            [H,W,3].
+            [B,H,W,3].
 
         Raises:
             NonFiniteError: the decoder gave NaN or infinity.

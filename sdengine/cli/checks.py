@@ -17,6 +17,10 @@ from sdengine.images.provenance import cpu_info
 from sdengine.storage.cache_place import CACHE_VARIABLE, cache_dir, cache_limit_bytes
 from sdengine.storage.temporary import temporary_file
 
+_IMAGE_REMEDY = (
+    "build it for this GPU: pip install . -C cmake.define.CMAKE_CUDA_ARCHITECTURES=NN, its compute "
+    "capability without the point"
+)
 _DRIVER_REMEDY = "install NVIDIA's driver for the GPU, if there is one"
 
 
@@ -169,7 +173,9 @@ def _native_cuda() -> Check:
         from sdengine import _native
 
         usable, reason = _native.cuda_available()
-        if _native.build_info().get("cuda"):
+        if "no kernels for it" in reason:
+            remedy = _IMAGE_REMEDY
+        elif _native.build_info().get("cuda"):
             remedy = _DRIVER_REMEDY
     except ImportError as error:
         usable, reason = False, str(error)

@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One step of the trajectory, as `Engine.stream` yields it.
+    """One step of the trajectory, as `Engine.stream` yields it and `progress` gets it.
 
     Args:
         index: 0 to total - 1, over all chunks of the batch.
         total: number of steps that the request takes.
         timestep: the training timestep that the U-Net saw.
         sigma: noise level before the step, relative to the image.
-        latents: [B,C,H/8,W/8] fp32 after the step; read-only, overwritten by the next step.
+        latents: [B,C,H/8,W/8] fp32 after the step; read-only, overwritten by the next step. None
+            where `progress` is told of a step that a GPU ran by itself, which would have to wait to
+            give them; the last step of each run of images has them.
         preview: [B,h,w,3] uint8 of what the clean images look like so far, small; None on steps
             that were not asked for one.
         result: set on the last step only.
@@ -40,7 +42,7 @@ class Step:
     total: int
     timestep: float
     sigma: float
-    latents: NDArray[np.float32]
+    latents: NDArray[np.float32] | None
     preview: NDArray[np.uint8] | None = None
     result: Result | None = None
 

@@ -42,20 +42,25 @@ def decode(
     vae = networks.get("vae_decoder", 1, height, width, clock=clock)
     _check(vae, architecture, height, width)
     scale = 1.0 / architecture.vae.scaling_factor
+    try:
+        if decodes_pixels(vae):
+            with clock.stage("vae_decoder", calls=len(latents)):
+                return list(vae.decode(latents, scale))
+        return _decoded_by_host(latents, scale, vae, clock)
+    except NonFiniteError:
+        raise NonFiniteError.at("vae_decoder") from None
+
+
+def _decoded_by_host(
+    latents: NDArray[np.float32], scale: float, vae: Module, clock: StageClock
+) -> list[NDArray[np.uint8]]:
     one = np.empty((1, *latents.shape[1:]), dtype=np.float32)
     images = []
     for index in range(len(latents)):
-        try:
-            if decodes_pixels(vae):
-                with clock.stage("vae_decoder"):
-                    images.append(vae.decode(latents, index, scale))
-                continue
-            _native.scale_duplicate(latents[index : index + 1], scale, one)
-            with clock.stage("vae_decoder"):
-                decoded = vae.run({"latents": one})["images"]
-            images.append(_native.images_to_uint8(decoded)[0])
-        except NonFiniteError:
-            raise NonFiniteError.at("vae_decoder") from None
+        _native.scale_duplicate(latents[index : index + 1], scale, one)
+        with clock.stage("vae_decoder"):
+            decoded = vae.run({"latents": one})["images"]
+        images.append(_native.images_to_uint8(decoded)[0])
     return images
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 from sdengine.backends.base import Module
 from sdengine.backends.device_protocols import (
@@ -22,7 +24,12 @@ from sdengine.pipeline.unet_inputs import UNetInputs
 from sdengine.samplers import SamplerProgram
 from sdengine.samplers.noise import NoiseSource
 
+# What a request's caller wants to see of every evaluation but the last: its latents, that it has
+# run, or nothing.
+Seen = Literal["latents", "steps", "nothing"]
+
 _POLL_SECONDS = 0.02
+_STEP_POLL_SECONDS = 0.001
 
 
 def choose_device(
@@ -66,50 +73,54 @@ def choose_device(
 
 
 def run_on_device(
-    begin: Callable[[int, int, Array], DeviceRun],
+    begin: Callable[[int, int, int, Array], DeviceRun],
     registers: Array,
     program: SamplerProgram,
     row_plans: Sequence[RowPlan],
     inputs: Mapping[int, UNetInputs],
     noise: NoiseSource,
     clock: StageClock,
-    watched: bool,
+    seen: Seen,
     cancel: threading.Event | None,
-) -> Iterator[tuple[int, Array]]:
+) -> Iterator[tuple[int, Array | None]]:
     """Run a trajectory.
 
     Where steps differ in their number of rows, the U-Net for one number hands over to that for the
     other; of guidance inside an interval there are at most two such steps.
 
     Args:
-        begin: begins a run of the U-Net for a number of rows, before an evaluation, with registers
-            [R,B,C,h,w].
+        begin: begins a run of the U-Net for a number of rows, before an evaluation, up to another,
+            with registers [R,B,C,h,w].
         registers: those that the trajectory starts from.
         program: the sampler's numbers.
         row_plans: of every step.
         inputs: the U-Net's by its number of rows, on the host.
         noise: draws for the images.
         clock: where time is counted.
-        watched: somebody looks at every evaluation.
+        seen: of every evaluation.
         cancel: setting it ends the trajectory before its next evaluation.
 
     Yields:
-        Number and latents of each evaluation; of the last one only, unless watched.
+        Number and latents of evaluations: of the last one, and of each where they are seen. Where
+        only steps are seen, each is told once it has run, without latents and without a wait: the
+        device has the next ones queued already.
 
     Raises:
         NonFiniteError: an evaluation gave NaN or infinity.
         Cancelled: the caller cancelled.
     """
-    total = len(program.t)
+    total, told = len(program.t), 0
     used: RowPlan | None = None
     run: DeviceRun | None = None
-    for first, end in segments([row_plans[int(step)] for step in program.step], watched):
+    plans = [row_plans[int(step)] for step in program.step]
+    for first, end in segments(plans, one_by_one=seen != "nothing"):
         check_cancelled(cancel)
         plan = row_plans[int(program.step[first])]
         with clock.stage("unet", calls=end - first):
             if run is None or used is None or len(plan.rows) != len(used.rows):
                 registers = registers if run is None else _named(run.hand_over)
-                run, used = begin(len(plan.rows), first, registers), None
+                last = end_of_rows(plans, first)
+                run, used = begin(len(plan.rows), first, last, registers), None
             if plan is not used:
                 inputs[len(plan.rows)].use(plan)
                 run.use(inputs[len(plan.rows)].arrays)
@@ -117,16 +128,37 @@ def run_on_device(
             # One evaluation ends soon enough by itself.
             with _cancelling(cancel if end - first > 1 else None, run):
                 run.advance(end - first, noise)
-            latents = _named(run.latents) if watched or end == total else None
+            latents = _named(run.latents) if seen == "latents" and end < total else None
         if latents is not None:
             yield end - 1, latents
+        if seen == "steps":
+            done = min(run.steps_done(), total - 1)
+            yield from ((k, None) for k in range(told, done))
+            told = max(told, done)
+    assert run is not None
+    while seen == "steps" and told < total - 1:
+        with clock.stage("unet", calls=0):
+            while run.steps_done() <= told:
+                check_cancelled(cancel)
+                time.sleep(_STEP_POLL_SECONDS)
+        yield told, None
+        told += 1
+    with clock.stage("unet", calls=0):
+        latents = _named(run.latents)
+    yield total - 1, latents
 
 
-def segments(plans: Sequence[RowPlan], watched: bool) -> Iterator[tuple[int, int]]:
+def end_of_rows(plans: Sequence[RowPlan], first: int) -> int:
+    """Return the first evaluation from one on that has another number of rows, or their count."""
+    rows = len(plans[first].rows)
+    return next((k for k in range(first, len(plans)) if len(plans[k].rows) != rows), len(plans))
+
+
+def segments(plans: Sequence[RowPlan], one_by_one: bool) -> Iterator[tuple[int, int]]:
     """Yield begin and end of the evaluations between which the host has nothing to do."""
     first = 0
     for k in range(1, len(plans) + 1):
-        if watched or k == len(plans) or plans[k] is not plans[first]:
+        if one_by_one or k == len(plans) or plans[k] is not plans[first]:
             yield first, k
             first = k
 

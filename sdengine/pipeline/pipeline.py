@@ -19,6 +19,7 @@ from sdengine.images.result import Result, Step
 from sdengine.inputs.depth import depth_channel
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.decoding import decode, preview
+from sdengine.pipeline.device_trajectory import Seen
 from sdengine.pipeline.latents import latents_shape, noise_of
 from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.picture_start import (
@@ -100,7 +101,8 @@ class Watch:
     Args:
         cancel: setting it ends the request within one step.
         preview_every: give every n-th step a preview; 0 for none.
-        sees_steps: somebody looks at every step; if not, a device may run several at a time.
+        seen: what somebody looks at of every step: its latents; that it is done, for which a device
+            that runs the steps itself is not made to wait; or nothing.
 
     Raises:
         ConfigError: preview_every is no integer from 0.
@@ -108,7 +110,7 @@ class Watch:
 
     cancel: threading.Event | None = None
     preview_every: int = 0
-    sees_steps: bool = True
+    seen: Seen = "latents"
 
     def __post_init__(self) -> None:
         if type(self.preview_every) is not int or self.preview_every < 0:
@@ -241,12 +243,16 @@ class Pipeline:
         for chunk in earlier:
             step = yield from self._chunk_steps(plan, watch, prepared, chunk, clock)
             yield from _held(step, clock)
-            images += decode(step.latents, self._networks, clock)
+            images += self._decode(step, clock)
         last = yield from self._chunk_steps(plan, watch, prepared, final, clock)
         self._done_with("unet")
-        images += decode(last.latents, self._networks, clock)
+        images += self._decode(last, clock)
         self._done_with("vae_decoder")
         return last, images
+
+    def _decode(self, step: Step, clock: StageClock) -> list[NDArray[np.uint8]]:
+        assert step.latents is not None  # it is the last one of its images
+        return decode(step.latents, self._networks, clock)
 
     def _chunk_steps(
         self,
@@ -272,13 +278,11 @@ class Pipeline:
         if prepared.masked is not None:
             extra = prepared.masked.channels(request, fresh, len(chunk))
         trajectory = self._trajectory(plan, watch, prepared.conditioning, extra, chunk, clock)
-        evaluations = trajectory.run(
-            noise, clock, watch.preview_every, watch.sees_steps, start, known
-        )
+        evaluations = trajectory.run(noise, clock, watch.preview_every, watch.seen, start, known)
         while True:
             evaluation = next(evaluations)
             is_last = evaluation.index + 1 == len(plan.program.t)
-            if not (is_last or watch.sees_steps):
+            if not is_last and watch.seen == "nothing":
                 continue
             step = self._step(plan, chunk, evaluation, clock)
             if is_last:

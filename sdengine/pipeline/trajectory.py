@@ -14,7 +14,7 @@ from sdengine import _native
 from sdengine.backends.device_protocols import DeviceRun, RunsTrajectories, TrajectoryKind
 from sdengine.errors import NonFiniteError
 from sdengine.pipeline.clock import StageClock
-from sdengine.pipeline.device_trajectory import choose_device, run_on_device
+from sdengine.pipeline.device_trajectory import Seen, choose_device, run_on_device
 from sdengine.pipeline.guidance import guide
 from sdengine.pipeline.known_part import KnownPart
 from sdengine.pipeline.row_plan import RowPlan
@@ -33,12 +33,13 @@ class Evaluation:
 
     Args:
         index: 0 to K-1.
-        latents: [B,C,h,w] fp32 after it; read-only, overwritten by the next one.
+        latents: [B,C,h,w] fp32 after it; read-only, overwritten by the next one. None where only
+            steps are seen and a device runs them, but for the last one.
         clean: the same shape, the estimate of the clean latents; None unless it was asked for.
     """
 
     index: int
-    latents: Array
+    latents: Array | None
     clean: Array | None
 
 
@@ -74,7 +75,7 @@ class Trajectory:
         noise: NoiseSource,
         clock: StageClock,
         clean_every: int = 0,
-        watched: bool = True,
+        seen: Seen = "latents",
         start: Array | None = None,
         known: KnownPart | None = None,
     ) -> Iterator[Evaluation]:
@@ -84,8 +85,8 @@ class Trajectory:
             noise: draws for these images.
             clock: where time is counted.
             clean_every: estimate the clean latents at every n-th step; 0 for never.
-            watched: somebody looks at every evaluation; if not, the last one may be all there is.
-
+            seen: what somebody looks at of every evaluation; with "nothing" the last one may be all
+                there is.
             start: latents [B,C,h,w] of the picture that it starts from; None for noise alone.
             known: what is kept of a picture.
 
@@ -109,7 +110,7 @@ class Trajectory:
                 yield from self._run_on_host(noise, clock, clean_every, start, known)
                 return
             devices[rows] = device
-        yield from self._run_on_device(devices, noise, clock, watched, start)
+        yield from self._run_on_device(devices, noise, clock, seen, start)
 
     def _kind(self, rows: int) -> TrajectoryKind:
         return TrajectoryKind(
@@ -135,7 +136,7 @@ class Trajectory:
         devices: Mapping[int, RunsTrajectories],
         noise: NoiseSource,
         clock: StageClock,
-        watched: bool,
+        seen: Seen,
         start: Array | None,
     ) -> Iterator[Evaluation]:
         program = self.program
@@ -146,12 +147,14 @@ class Trajectory:
                 with clock.stage("load"):
                     device.prepare(kinds[rows])
 
-        def begin(rows: int, first: int, registers: Array) -> DeviceRun:
+        def begin(rows: int, first: int, end: int, registers: Array) -> DeviceRun:
+            # Only the noise of these evaluations is drawn ahead: the rest is for who goes on.
+            part = program.until(end)
             device = devices[rows]
-            return device.begin(kinds[rows], program, self.guidance_scale, registers, first)
+            return device.begin(kinds[rows], part, self.guidance_scale, registers, first)
 
         found = run_on_device(
-            begin, registers, program, self.row_plans, self.inputs, noise, clock, watched,
+            begin, registers, program, self.row_plans, self.inputs, noise, clock, seen,
             self.cancel,
         )  # fmt: skip
         for k, latents in found:

@@ -10,7 +10,7 @@ The numbers are computed on the host in float64; native code applies them to fp3
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -78,6 +78,13 @@ class SamplerProgram:
     def needs_noise(self) -> tuple[bool, ...]:
         """Tell for each evaluation whether fresh noise enters."""
         return tuple(bool(row.any()) for row in self.d)
+
+    def until(self, end: int) -> SamplerProgram:
+        """Return the program of the evaluations before one."""
+        if end == len(self.t):
+            return self
+        names = ("step", "t", "c_in", "sigma", "A", "b", "d")
+        return replace(self, **{name: getattr(self, name)[:end] for name in names})
 
     @cached_property
     def levels(self) -> Float64:

@@ -76,23 +76,23 @@ struct Evaluations {
 };
 
 // Draws what SampleProgram::expected takes as noise.
-inline sdengine::runtime::DeviceNoise counted_noise(
-    const std::shared_ptr<sdengine::runtime::Device>& device, std::size_t num_elements,
-    std::size_t& num_draws) {
-  return [device, num_elements, &num_draws](float* target, sdengine::runtime::RawHandle stream) {
-    std::vector<float> noise(num_elements);
-    for (std::size_t e = 0; e < num_elements; ++e) noise[e] = SampleProgram::noise_at(num_draws, e);
-    ++num_draws;
-    device->upload(target, noise.data(), num_elements * sizeof(float), stream);
-  };
+inline sdengine::runtime::StepNoise counted_noise(std::size_t num_elements,
+                                                  std::size_t& num_draws) {
+  return {[num_elements, &num_draws](float* values) {
+            for (std::size_t e = 0; e < num_elements; ++e) {
+              values[e] = SampleProgram::noise_at(num_draws, e);
+            }
+            ++num_draws;
+          },
+          {}};
 }
 
 // Runs a program from its first step to its last and writes the last r[0] to latents.
 inline void run_program(sdengine::runtime::ProgramRunner& runner, const SampleProgram& program,
                         double guidance_scale, const sdengine::runtime::Denoiser& network,
                         const std::vector<float>& initial,
-                        const sdengine::runtime::DeviceNoise& noise,
-                        const std::atomic<bool>& cancel, std::vector<float>& latents) {
+                        const sdengine::runtime::StepNoise& noise, const std::atomic<bool>& cancel,
+                        std::vector<float>& latents) {
   runner.start(program.view(), guidance_scale, initial.data());
   runner.advance(program.view(), 0, program.K, network, noise, cancel);
   runner.read(program.K, latents.data());

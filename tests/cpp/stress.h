@@ -101,7 +101,7 @@ inline void serve(Desk& desk, MemoryPool& pool, std::mt19937& engine, Tally& tal
   const MemoryPool::Lease lease(pool, desk.size.set);
   try {
     run_program(desk.runner, program, guidance_scale, desk.network, initial,
-                counted_noise(pool.device(), initial.size(), draws), desk.cancel, latents);
+                counted_noise(initial.size(), draws), desk.cancel, latents);
     CHECK(fate != 0 && desk.evaluations.num_done == K);
     check_latents(desk, program, initial, guidance_scale, latents);
     ++tally.finished;

@@ -9,11 +9,11 @@ namespace {
 namespace cuda = sdengine::cuda;
 
 void says_what_is_missing() {
-  if (cuda::available().usable) return;
-  CHECK(!cuda::available().reason.empty());
-  CHECK_THROWS(sdengine::DeviceError, cuda::Buffer(16));
+  if (cuda::available(0).usable) return;
+  CHECK(!cuda::available(0).reason.empty());
+  CHECK_THROWS(sdengine::DeviceError, cuda::Buffer(16, 0));
   CHECK_THROWS(sdengine::DeviceError, cuda::device_info(0));
-  CHECK_THROWS(sdengine::DeviceError, cuda::synchronize());
+  CHECK_THROWS(sdengine::DeviceError, cuda::synchronize(0));
   CHECK_THROWS(sdengine::DeviceError, cuda::make_device(0));
 }
 

@@ -35,8 +35,8 @@ struct Fixture {
 
   void run(const SampleProgram& program, double guidance_scale = 7.5) {
     std::size_t draws = 0;
-    run_program(runner, program, guidance_scale, network, initial,
-                counted_noise(device, kElements, draws), cancel, latents);
+    run_program(runner, program, guidance_scale, network, initial, counted_noise(kElements, draws),
+                cancel, latents);
   }
 
   void check_result(const SampleProgram& program, double guidance_scale = 7.5) {
@@ -129,7 +129,7 @@ void passes_on_what_networks_and_noise_throw() {
   };
   CHECK_THROWS(std::logic_error, f.run(program));
   fails = false;
-  const auto no_noise = [](float*, RawHandle) { throw std::logic_error("noise"); };
+  const StepNoise no_noise = {[](float*) { throw std::logic_error("noise"); }, {}};
   CHECK_THROWS(std::logic_error, run_program(f.runner, program, 1.0, f.network, f.initial, no_noise,
                                              f.cancel, f.latents));
   f.run(program);

@@ -181,7 +181,7 @@ def test_a_run_that_was_interrupted_goes_on_with_its_own_noise(engine: sdengine.
     steps = engine.stream(**options)
     latents = []
     for step in steps:
-        latents.append(step.latents.copy())
+        latents.append(np.array(step.latents))
         engine.generate("a star", steps=1, seed=1)
         last = step
     assert last.result is not None and np.array_equal(last.result.arrays[0], alone)

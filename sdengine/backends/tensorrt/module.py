@@ -110,20 +110,20 @@ class GpuModule:
 class GpuDecoder(GpuModule):
     """The VAE's decoder, which also makes pixels of latents where they lie."""
 
-    def decode(self, latents: Array, index: int, scale: float) -> NDArray[np.uint8]:
-        """Turn one image's latents into pixels; see `DecodesPixels`."""
+    def decode(self, latents: Array, scale: float) -> NDArray[np.uint8]:
+        """Turn latents into pixels, one image after the other; see `DecodesPixels`."""
         context, queue = self._opened(), self._arena.queue
         count = latents[0].size
         self._arena.bring_latents(self, self._set, latents)
-        source = region_of(self.name, "latents")
-        queue.scale(
-            self._set, REGISTERS, index * count, count, scale, source, self._dtypes["latents"]
-        )
-        context.enqueue(queue.stream)
+        source, images = region_of(self.name, "latents"), region_of(self.name, "images")
+        dtypes = self._dtypes["latents"], self._dtypes["images"]
         height, width = (int(size) for size in self.outputs[0].shape[2:])
-        images = region_of(self.name, "images")
-        dtype = self._dtypes["images"]
-        pixels = queue.to_pixels(self._set, images, dtype, height, width, PIXELS, FLAG)
+        batch = queue.pixel_batch(self._set, FLAG, len(latents), height, width)
+        for index in range(len(latents)):
+            queue.scale(self._set, REGISTERS, index * count, count, scale, source, dtypes[0])
+            context.enqueue(queue.stream)
+            batch.add(images, dtypes[1], PIXELS)
+        pixels = batch.finish()
         context.has_run()
         return pixels
 

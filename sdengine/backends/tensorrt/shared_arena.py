@@ -56,9 +56,9 @@ class SharedArena:
         self._latents, self._latents_set = latents, set_name
 
     def bring_latents(self, tenant: Tenant, set_name: str, latents: Array) -> None:
-        """Let the registers hold an array, copying it unless they do."""
-        if self._latents is latents and self._latents_set == set_name:
-            return
-        self.take(tenant)
-        self.queue.upload(set_name, REGISTERS, latents)
+        """Give the arena to a tenant, with an array in the registers, copied unless it is there."""
+        are_there = self._latents is latents and self._latents_set == set_name
+        self.take(tenant)  # or a run that goes on would not know that others wrote
+        if not are_there:
+            self.queue.upload(set_name, REGISTERS, latents)
         self.keep_latents(set_name, latents)

@@ -180,6 +180,7 @@ class GpuRun:
         self._inputs: Mapping[str, Array] = {}
         self._registers: Array | None = None
         self._left = evaluations
+        self._has_warned = False
 
     def start(
         self, program: SamplerProgram, guidance_scale: float, registers: Array, first: int
@@ -202,6 +203,16 @@ class GpuRun:
         self._return()
         self._steps.advance(count, noise.generators)
         self._left -= count
+        if self._steps.why_not_captured and not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "unet: the rest of the run is queued piece by piece, without a graph: %s",
+                self._steps.why_not_captured,
+            )
+
+    def steps_done(self) -> int:
+        """Tell how many evaluations have run, without waiting."""
+        return self._steps.steps_done()
 
     def latents(self) -> Array:
         """Wait for what is queued and return the latents."""

@@ -4,11 +4,21 @@ using namespace fake_cuda;
 
 namespace {
 
-using Lock = std::lock_guard<std::recursive_mutex>;
+// Ends a capture on the streams that have joined it; whether all have joined back.
+bool leave_capture(FakeStream* origin) {
+  bool joined = true;
+  for (FakeStream* stream : state().streams) {
+    if (stream->origin != origin) continue;
+    joined = joined && !stream->must_join;
+    stream->origin = nullptr;
+    stream->must_join = false;
+  }
+  return joined;
+}
 
 }  // namespace
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
   const Lock lock(state().mutex);
   if (state().streams.count(stream) == 0) {
     return answer(violate(cudaErrorStreamCaptureUnsupported, "no living stream was captured"));
@@ -17,6 +27,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
     return answer(violate(cudaErrorIllegalState, "a capture was begun within another"));
   }
   stream->is_capturing = true;
+  stream->mode = mode;
   stream->capturing_thread = std::this_thread::get_id();
   return answer(cudaSuccess);
 }
@@ -33,11 +44,15 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   std::vector<Operation> captured = std::move(stream->captured);
   stream->captured.clear();
   stream->is_capturing = false;
+  const bool joined = leave_capture(stream);
   if (stream->is_invalidated) {
     stream->is_invalidated = false;
     return answer(cudaErrorStreamCaptureInvalidated);
   }
-  *graph = new FakeGraph{std::move(captured)};
+  if (!joined) {
+    return answer(violate(cudaErrorStreamCaptureUnjoined, "a capture left a stream unjoined"));
+  }
+  *graph = new FakeGraph{std::move(captured), stream->queue->gpu};
   state().graphs.insert(*graph);
   return answer(cudaSuccess);
 }
@@ -48,7 +63,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
   if (state().graphs.count(graph) == 0) {
     return answer(violate(cudaErrorInvalidValue, "a graph was used that does not live"));
   }
-  *executable = new FakeGraphExec{graph->operations, 0};
+  *executable = new FakeGraphExec{graph->operations, graph->gpu, 0};
   state().executables.insert(*executable);
   return answer(cudaSuccess);
 }
@@ -67,19 +82,24 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   if (state().executables.count(executable) == 0) {
     return answer(violate(cudaErrorInvalidValue, "a graph was launched that does not live"));
   }
-  if (state().streams.count(stream) > 0 && stream->is_capturing) {
-    stream->is_invalidated = true;
+  FakeStream* const found = find_stream(stream);
+  if (found != nullptr && found->capture() != nullptr) {
+    found->capture()->is_invalidated = true;
     return answer(violate(cudaErrorStreamCaptureUnsupported, "a graph was launched in a capture"));
+  }
+  if (executable->gpu != current_gpu()) {
+    return answer(violate(cudaErrorInvalidValue, "a graph was launched on another GPU"));
   }
   const cudaError_t status = enqueue(stream, [executable] {
     --executable->num_waiting_launches;
+    const Device& gpu = state().gpus.at(static_cast<std::size_t>(executable->gpu));
     for (const Operation& operation : executable->operations) {
-      if (state().sticky == cudaSuccess) operation();
+      if (gpu.sticky == cudaSuccess) operation();
     }
   });
   if (status == cudaSuccess) {
     ++executable->num_waiting_launches;
-    ++state().launches;
+    ++state().ledger.graph_launches;
   }
   return answer(status);
 }
@@ -90,10 +110,11 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
     return answer(violate(cudaErrorInvalidValue, "a graph was destroyed that does not live"));
   }
   // After a sticky error nothing runs any more.
-  if (executable->num_waiting_launches > 0 && state().sticky == cudaSuccess) {
+  const Device& gpu = state().gpus.at(static_cast<std::size_t>(executable->gpu));
+  if (executable->num_waiting_launches > 0 && gpu.sticky == cudaSuccess) {
     // CUDA would keep it until it has run; we promise not to rely on that.
     violate(cudaSuccess, "a graph was destroyed before its launch had run");
-    run_everything();
+    run_everything(executable->gpu);
   }
   state().executables.erase(executable);
   delete executable;

@@ -22,6 +22,7 @@ struct PredictBody {
 template <typename T>
 sdengine::runtime::Denoiser fake_cuda_network(const sdengine::runtime::StepBuffers& buffers,
                                               Evaluations* evaluations = nullptr) {
+  sdengine::cuda::load<PredictBody<T>>();
   return [buffers, evaluations](sdengine::runtime::RawHandle stream) {
     sdengine::cuda::launch(PredictBody<T>{buffers, evaluations},
                            buffers.copies * buffers.num_elements,

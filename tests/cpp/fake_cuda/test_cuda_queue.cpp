@@ -139,8 +139,8 @@ void parts_equal_the_whole() {
     runner.start(program.view(), 3.0, server.initial.data());
     for (const std::size_t end : {1, 2, 9, 17}) {
       const std::size_t first = end == 1 ? 0 : end == 2 ? 1 : end == 9 ? 2 : 9;
-      runner.advance(program.view(), first, end, network,
-                     counted_noise(server.device, kElements, draws), server.cancel);
+      runner.advance(program.view(), first, end, network, counted_noise(kElements, draws),
+                     server.cancel);
       // Somebody else writes where the registers were, and this goes on from what it saved.
       runner.save(3, registers.data());
       server.device->fill(runner.buffers().registers, 0xff, 3 * kElements * sizeof(float),
@@ -171,12 +171,12 @@ void a_dropped_graph_goes_before_what_it_came_from() {
   server.graphs.drop({"unet", 1, 8, 8, ""});
   CHECK(fake_cuda::counters().live_graphs == 0);
   std::size_t draws = 0;
-  run_program(runner, program, 3.0, network, server.initial,
-              counted_noise(server.device, kElements, draws), server.cancel, server.latents);
+  run_program(runner, program, 3.0, network, server.initial, counted_noise(kElements, draws),
+              server.cancel, server.latents);
   server.check_result(program);
   CHECK(server.recordings == 2);
   CHECK_THROWS(std::invalid_argument,
-               runner.advance(program.view(), 0, 5, network, nullptr, server.cancel));
+               runner.advance(program.view(), 0, 5, network, {}, server.cancel));
   CHECK_THROWS(std::invalid_argument, runner.resume(program.view(), 3.0, server.initial.data(), 5));
   CHECK_THROWS(std::invalid_argument, runner.save(5, server.initial.data()));
   check_no_violations();

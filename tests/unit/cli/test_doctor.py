@@ -87,11 +87,27 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert found["native CUDA"]["found"] == "no CUDA device is there"
 
 
-@pytest.mark.parametrize(("cuda", "remedy"), [("13.0", "driver"), ("", "SDENGINE_CUDA=ON")])
+@pytest.mark.parametrize(
+    ("cuda", "reason", "remedy"),
+    [
+        ("13.0", "no driver", "driver"),
+        ("", "no driver", "SDENGINE_CUDA=ON"),
+        (
+            "13.0",
+            "NVIDIA V100, compute capability 7.0: this build has no kernels for it, only for 7.5 "
+            "and later ones",
+            "CMAKE_CUDA_ARCHITECTURES",
+        ),
+    ],
+)
 def test_what_the_extension_lacks(
-    cuda: str, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cuda: str,
+    reason: str,
+    remedy: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(_native, "cuda_available", lambda: (False, "no driver"))
+    monkeypatch.setattr(_native, "cuda_available", lambda: (False, reason))
     info = {"compiler": "GCC", "instruction_sets": ["portable"], "cuda": cuda}
     monkeypatch.setattr(_native, "build_info", lambda: info)
     _, found, _ = doctor(capsys)

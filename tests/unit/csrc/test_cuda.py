@@ -12,7 +12,7 @@ from sdengine.errors import DeviceError, OutOfMemoryError
 @pytest.mark.gpu
 def test_device_memory() -> None:
     info = _native.cuda_device_info()
-    assert 0 < info["free_bytes"] <= info["total_bytes"]
+    assert 0 < _native.cuda_free_bytes() <= info["total_bytes"]
     with pytest.raises(OutOfMemoryError, match="allocating"):
         _native.CudaBuffer(info["total_bytes"] * 2)
     buffer = _native.CudaBuffer(4)
@@ -30,6 +30,8 @@ def test_without_a_gpu_every_entry_raises() -> None:
         _native.CudaBuffer(16)
     with pytest.raises(DeviceError):
         _native.cuda_device_info()
+    with pytest.raises(DeviceError):
+        _native.cuda_free_bytes()
     with pytest.raises(DeviceError):
         _native.cuda_synchronize()
     with pytest.raises(DeviceError):

@@ -87,5 +87,8 @@ def test_latents_and_pixels() -> None:
     np.testing.assert_array_equal(scaled, half)
     images = np.random.default_rng(0).uniform(-1.1, 1.1, (1, 3, 20, 20)).astype(np.float32)
     gpu.queue.upload("set", "images", images)
-    pixels = gpu.queue.to_pixels("set", "images", "float32", 20, 20, "pixels", "flag")
-    np.testing.assert_array_equal(pixels, _native.images_to_uint8(images)[0])
+    batch = gpu.queue.pixel_batch("set", "flag", 2, 20, 20)
+    for _ in range(2):
+        batch.add("images", "float32", "pixels")
+    for pixels in batch.finish():
+        np.testing.assert_array_equal(pixels, _native.images_to_uint8(images)[0])

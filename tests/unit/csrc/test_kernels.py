@@ -197,7 +197,8 @@ def test_other_threads_run_meanwhile() -> None:
 
 def test_build_info_and_cuda_state_agree() -> None:
     info = _native.build_info()
-    assert set(info) == {"compiler", "instruction_sets", "cuda"}
+    assert set(info) == {"compiler", "instruction_sets", "cuda", "cuda_capabilities"}
+    assert (info["cuda"] is None) == (info["cuda_capabilities"] == [])
     usable, reason = _native.cuda_available()
     assert reason
     if info["cuda"] is None:

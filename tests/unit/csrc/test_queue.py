@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from support.native_server import (
+    MAX_REGISTERS,
+    MAX_STEPS,
     SHAPE,
     Server,
     initial,
@@ -147,6 +151,14 @@ class Desk:
         )  # fmt: skip
         self.queue = _native.Queue(self.pool)
 
+    def pixels(self, dtype: str, *images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        height, width = images[0].shape[2:]
+        batch = self.queue.pixel_batch("set", "flag", len(images), height, width)
+        for image in images:
+            self.queue.upload("set", "images", image)
+            batch.add("images", dtype, "pixels")
+        return batch.finish()
+
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_latents_are_scaled_and_images_become_pixels(dtype: str) -> None:
@@ -158,15 +170,32 @@ def test_latents_are_scaled_and_images_become_pixels(dtype: str) -> None:
     desk.queue.download("set", "scaled", scaled)
     np.testing.assert_array_equal(scaled, (np.float32(3) * latents[100:]).astype(dtype))
 
-    images = np.random.default_rng(1).uniform(-1.2, 1.2, (1, 3, 10, 20)).astype(dtype)
-    desk.queue.upload("set", "images", images)
-    pixels = desk.queue.to_pixels("set", "images", dtype, 10, 20, "pixels", "flag")
-    expected = _native.images_to_uint8(images.astype(np.float32))[0]
+    images = np.random.default_rng(1).uniform(-1.2, 1.2, (3, 1, 3, 10, 20)).astype(dtype)
+    device = desk.pool.device
+    assert isinstance(device, _native.CpuDevice)
+    waits = device.ledger()["waits"]
+    pixels = desk.pixels(dtype, *images)
+    assert device.ledger()["waits"] == waits + 1  # for all of them
+    expected = _native.images_to_uint8(images[:, 0].astype(np.float32))
     np.testing.assert_array_equal(pixels, expected)
-    images[0, 1, 2, 3] = np.nan
-    desk.queue.upload("set", "images", images)
+    images[1, 0, 1, 2, 3] = np.nan
     with pytest.raises(NonFiniteError):
-        desk.queue.to_pixels("set", "images", dtype, 10, 20, "pixels", "flag")
+        desk.pixels(dtype, *images)
+    np.testing.assert_array_equal(desk.pixels(dtype, images[2]), expected[2:])
+
+
+def test_a_batch_of_pixels_is_filled_and_taken_once() -> None:
+    desk = Desk()
+    batch = desk.queue.pixel_batch("set", "flag", 1, 10, 20)
+    with pytest.raises(ValueError, match="finish: 0 of 1 images were added"):
+        batch.finish()
+    batch.add("images", "float32", "pixels")
+    with pytest.raises(ValueError, match="add: the batch has its 1 images"):
+        batch.add("images", "float32", "pixels")
+    del batch  # what it queued has been waited for
+    for count, height, width in ((0, 1, 1), (1, 0, 1), (1, 1, 1 << 17)):
+        with pytest.raises(ValueError, match="is not accepted; expected 1 to 65536"):
+            desk.queue.pixel_batch("set", "flag", count, height, width)
 
 
 def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
@@ -210,7 +239,7 @@ def test_copies_stay_in_their_region() -> None:
         lambda: desk.queue.download("set", "flag", np.zeros(2, np.float32)),
         lambda: desk.queue.scale("set", "latents", 101, 100, 1.0, "scaled", "float32"),
         lambda: desk.queue.scale("set", "latents", 0, 101, 1.0, "scaled", "float32"),
-        lambda: desk.queue.to_pixels("set", "images", "float32", 20, 20, "pixels", "flag"),
+        lambda: desk.queue.pixel_batch("set", "flag", 1, 20, 20).add("images", "float32", "pixels"),
     ):
         with pytest.raises(ValueError, match=r"region \w+: has \d+ bytes"):
             call()
@@ -220,6 +249,63 @@ def test_copies_stay_in_their_region() -> None:
         desk.queue.upload("set", "latents", np.zeros((4, 4), np.float32).T)
     with pytest.raises(ValueError, match="was not planned"):
         desk.queue.upload("other", "latents", np.zeros(1, np.float32))
+
+
+def test_noise_of_the_host_comes_in_a_few_copies() -> None:
+    program = program_of("euler_a", 31)  # noise in all steps but the last
+    server = Server()
+    runner = server.desk(predict)
+    before = server.device.ledger()
+    runner.start(*tables(program), 1.0, initial(program))
+    runner.advance(31, noise_source().generators)
+    after = server.device.ledger()
+    # The program, the first latents, and noise of 1, 2, 4, 8, 8 and 7 evaluations.
+    assert after["uploads"] - before["uploads"] == 2 + 6
+    with_noise = np.prod(SHAPE) * 4 * (30 + 1)
+    assert after["uploaded_bytes"] - before["uploaded_bytes"] > with_noise
+    expected = run(Server().runner, program, noise=noise_source().generators)
+    np.testing.assert_array_equal(runner.read(), expected)
+
+
+def test_steps_that_are_done_are_counted() -> None:
+    server, program = Server(), program_of("euler")
+    runner = server.runner
+    runner.start(*tables(program), 1.0, initial(program))
+    for done in range(8):
+        assert runner.steps_done() == done
+        waits = server.device.ledger()["waits"]
+        runner.advance(1)
+        # Nothing is waited for but that the queue is not longer than two.
+        assert server.device.ledger()["waits"] - waits == (1 if done >= 2 else 0)
+    assert runner.steps_done() == 8
+
+
+def test_a_capture_that_fails_in_a_run_does_not_end_it() -> None:
+    server, program = Server(), program_of("euler", 6)
+    expected = server.run(program)
+    fails = False
+
+    def network(stream: int) -> None:
+        nonlocal fails
+        if fails:
+            fails = False
+            raise DeviceError("unet: the engine did not run.")
+        rows = region(server.pool, "sample", SHAPE), region(server.pool, "timestep", SHAPE[:1])
+        noise_pred = region(server.pool, "noise_pred", SHAPE)
+        server.device.enqueue(stream, lambda: predict(*rows, noise_pred))
+
+    key = ("other", 2, *SHAPE[2:], "")
+    runner = _native.ProgramRunner(
+        server.pool, "set", server.graphs, key, SHAPE, 1, MAX_STEPS, MAX_REGISTERS, network
+    )
+    runner.start(*tables(program), 1.0, initial(program))
+    runner.advance(2)
+    assert runner.why_not_captured == ""
+    server.graphs.drop(key)  # as when others needed its place
+    fails = True
+    runner.advance(4)
+    assert runner.why_not_captured == "unet: the engine did not run."
+    np.testing.assert_array_equal(runner.read(), expected)
 
 
 def test_parts_want_to_be_started_and_cancelled_ones_go_on() -> None:

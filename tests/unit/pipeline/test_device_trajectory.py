@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
+from support.native_server import SCHEDULE
 
 from sdengine.backends.base import Array
 from sdengine.backends.device_protocols import DeviceRun, TrajectoryKind
 from sdengine.bundle.tensors import TensorSpec
-from sdengine.pipeline.device_trajectory import _cancelling, choose_device, segments
+from sdengine.pipeline.clock import StageClock
+from sdengine.pipeline.device_trajectory import (
+    Seen,
+    _cancelling,
+    choose_device,
+    run_on_device,
+    segments,
+)
 from sdengine.pipeline.row_plan import RowPlan
-from sdengine.samplers import SamplerProgram
+from sdengine.pipeline.unet_inputs import UNetInputs
+from sdengine.samplers import SamplerProgram, build_program
 from sdengine.samplers.noise import NoiseSource
 
 KIND = TrajectoryKind(batch=1, copies=2, channels=4, evaluations=20, registers=2)
@@ -82,9 +91,9 @@ def test_one_function_says_where_and_why(
 def test_steps_are_one_piece_unless_prompts_change_or_somebody_looks() -> None:
     other = RowPlan((0, 2), np.ones((1, 1), np.float32), True)
     plans = [PLAIN, PLAIN, other, other, other, PLAIN]
-    assert list(segments(plans, watched=False)) == [(0, 2), (2, 5), (5, 6)]
-    assert list(segments(plans, watched=True)) == [(k, k + 1) for k in range(6)]
-    assert list(segments([PLAIN], watched=False)) == [(0, 1)]
+    assert list(segments(plans, one_by_one=False)) == [(0, 2), (2, 5), (5, 6)]
+    assert list(segments(plans, one_by_one=True)) == [(k, k + 1) for k in range(6)]
+    assert list(segments([PLAIN], one_by_one=False)) == [(0, 1)]
 
 
 class Run:
@@ -97,6 +106,9 @@ class Run:
 
     def advance(self, count: int, noise: NoiseSource) -> None: ...
 
+    def steps_done(self) -> int:
+        return 0
+
     def latents(self) -> np.ndarray[Any, Any]:
         return np.zeros(1, np.float32)
 
@@ -105,6 +117,63 @@ class Run:
 
     def cancel(self) -> None:
         self.cancelled.set()
+
+
+class Lagging(Run):
+    """A device two evaluations behind what was queued, which goes on a little when it is asked."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.queued = self.done = self.reads = 0
+
+    def advance(self, count: int, noise: NoiseSource) -> None:
+        self.queued += count
+        self.done = max(self.done, self.queued - 2)  # the native queue's depth
+
+    def steps_done(self) -> int:
+        if self.queued == self.count:
+            self.done = min(self.done + 1, self.count)
+        return self.done
+
+    def latents(self) -> np.ndarray[Any, Any]:
+        self.reads += 1
+        self.done = self.queued
+        return np.full(1, self.queued, np.float32)
+
+
+class Inputs:
+    arrays: ClassVar[dict[str, Any]] = {}
+
+    def use(self, plan: RowPlan) -> None: ...
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 9])
+@pytest.mark.parametrize("seen", ["latents", "steps", "nothing"])
+def test_who_counts_steps_makes_the_device_wait_no_more_than_who_sees_none(
+    steps: int, seen: Seen
+) -> None:
+    run = Lagging(steps)
+    program = build_program("euler", "normal", steps, SCHEDULE)
+    told, lag = [], 0
+    for k, latents in run_on_device(
+        run,
+        program,
+        [PLAIN] * steps,
+        cast("UNetInputs", Inputs()),
+        NoiseSource([1], (4, 8, 8)),
+        StageClock(),
+        seen,
+        None,
+    ):
+        told.append((k, latents is not None))
+        assert k < run.done  # nothing is told that has not run
+        lag = max(lag, run.queued - k - 1)
+    each = [(k, seen == "latents") for k in range(steps - 1)] if seen != "nothing" else []
+    assert told == [*each, (steps - 1, True)]
+    assert run.reads == (steps if seen == "latents" else 1)
+    if seen == "steps" and steps > 2:
+        assert lag == 2  # two more were queued when a step was told
 
 
 def test_only_the_run_that_goes_on_is_cancelled() -> None:

@@ -137,8 +137,9 @@ def test_steps_yield_progress_and_end_in_the_result(engine: Engine) -> None:
     assert [step.index for step in steps] == list(range(8))
     assert {step.total for step in steps} == {8}
     assert [step.result is None for step in steps] == [True] * 7 + [False]
-    assert not steps[0].latents.flags.writeable
-    assert steps[0].latents.shape == (2, 4, 8, 8)
+    latents = steps[0].latents
+    assert latents is not None and not latents.flags.writeable
+    assert latents.shape == (2, 4, 8, 8)
     assert steps[0].timestep > steps[3].timestep
 
 

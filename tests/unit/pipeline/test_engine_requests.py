@@ -34,7 +34,7 @@ def test_parts_joined_by_and_are_guided_together(engine: Engine) -> None:
     options: dict[str, Any] = {"seed": 3, "steps": 3, "sampler": "euler", "guidance_scale": 2.0}
     latents = {}
     for prompt in ("a circle", "b square", "a circle AND b square:0.5", ""):
-        latents[prompt] = next(iter(engine.stream(prompt, **options))).latents.copy()
+        latents[prompt] = np.array(next(iter(engine.stream(prompt, **options))).latents)
     # The first Euler step is linear in the guided output u + 2 (a - u) + 2 * 0.5 (b - u).
     plain = latents[""]
     expected = plain + (latents["a circle"] - plain) + 0.5 * (latents["b square"] - plain)
@@ -53,7 +53,7 @@ def test_and_without_guidance_still_uses_the_negative(engine: Engine) -> None:
 def test_edited_prompt_changes_at_its_step(engine: Engine) -> None:
     options: dict[str, Any] = {"seed": 3, "steps": 4, "sampler": "euler"}
     runs = {
-        prompt: [step.latents.copy() for step in engine.stream(prompt, **options)]
+        prompt: [np.array(step.latents) for step in engine.stream(prompt, **options)]
         for prompt in ("a circle", "[a circle:b square:2]")
     }
     same = [

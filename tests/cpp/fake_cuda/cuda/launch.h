@@ -11,12 +11,23 @@ namespace sdengine::cuda {
 
 #define SDENGINE_BODY __host__ __device__
 
+// Its address stands for a kernel's code.
+template <typename Body>
+inline constexpr char kCode = 0;
+
+template <typename Body>
+void load() {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, &kCode<Body>), "loading a kernel");
+}
+
 template <typename Body>
 void launch(const Body& body, std::size_t num_elements, cudaStream_t stream, const char* doing) {
   if (num_elements == 0) return;
-  fake_cuda::launch_kernel(stream, [body, num_elements] {
+  const auto run = [body, num_elements] {
     for (std::size_t e = 0; e < num_elements; ++e) body(e);
-  });
+  };
+  fake_cuda::launch_kernel(stream, run, &kCode<Body>);
   check(cudaGetLastError(), doing);
 }
 
