@@ -31,7 +31,7 @@ class NoiseFeed {
   NoiseFeed(std::shared_ptr<Device> device, std::shared_ptr<const HostBlock> host, float* slots,
             std::size_t num_elements);
 
-  // Begins anew; `total` evaluations need noise.
+  // Begins anew; `total` evaluations need noise, the first `provided` of which have had it.
   void start(std::size_t total, std::size_t provided = 0);
 
   // Sees that the noise of the next evaluation that needs some comes before what is queued next.
