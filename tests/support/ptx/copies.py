@@ -49,6 +49,6 @@ class Copies:
                 flying.append((who[~done], group[~done], places[~done], values[~done]))
         self._flying = flying
 
-    def has_any(self) -> bool:
-        """Return whether a copy has not arrived."""
-        return bool(self._flying)
+    def fly_for(self, lanes: NDArray[np.bool_]) -> bool:
+        """Return whether copies of some lanes have not arrived."""
+        return any(lanes[who].any() for who, *_ in self._flying)

@@ -1,7 +1,8 @@
 """Steps of floating-point numbers: what is rounded once, and what is only approximate.
 
-Approximate functions err: each result is moved at random by up to what the document allows, so that
-nothing which holds here depends on their last digits.
+Approximate functions err: each result is moved by up to what the document allows, so that nothing
+which holds here depends on their last digits. How far depends on the operands and a seed alone:
+like a GPU, two warps that compute the same get the same.
 
 Source: "Parallel Thread Execution ISA" (NVIDIA), "Floating Point Instructions" and "Mixed Precision
 Floating Point Instructions", with the largest errors; "Emulation of a FMA and Correctly Rounded
@@ -161,10 +162,7 @@ def approximate(instruction: Instruction, kernel: Kernel) -> Step:
         if flushes:
             operands = [_flush(operand) for operand in operands]
         exact = function(*(operand.astype(np.float64) for operand in operands))
-        if warps.launch.errs:
-            value = _erring(name, np.asarray(exact), warps.launch.random)
-        else:
-            value = np.asarray(exact).astype(np.float32)
+        value = _erring(name, np.asarray(exact), _noise(operands, warps.launch.seed))
         if name == "ex2.approx":  # the document has a table of exact results
             value = np.where(operands[0] == 0, np.float32(1), value)
         elif name == "div.approx":  # it multiplies by a reciprocal, which vanishes here
@@ -177,15 +175,23 @@ def approximate(instruction: Instruction, kernel: Kernel) -> Step:
     return step
 
 
-def _erring(name: str, exact: Array, random: np.random.Generator) -> Any:
+def _noise(operands: list[Array], seed: int) -> Any:
+    """Return numbers of -1 to 1 that depend on the operands' bits and a seed."""
+    mixed: Any = np.uint32(seed * 0x9E3779B1 & 0xFFFFFFFF)
+    for operand in operands:
+        mixed = (mixed ^ operand.view(np.uint32)) * np.uint32(0x85EBCA6B)
+        mixed = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+        mixed = mixed ^ (mixed >> np.uint32(16))
+    return mixed / (2**31 - 0.5) - 1
+
+
+def _erring(name: str, exact: Array, noise: Array) -> Any:
     """Return fp32 values that err by as much as the function may; none of zero or infinity does."""
     if name in MOST_RELATIVE:
-        error = random.uniform(-1, 1, exact.shape) * MOST_RELATIVE[name]
-        return (exact * (1 + error)).astype(np.float32)
+        return (exact * (1 + noise * MOST_RELATIVE[name])).astype(np.float32)
     rounded = exact.astype(np.float32)
-    most = MOST_ULPS[name]
-    bits = rounded.view(np.int32) + random.integers(-most, most + 1, exact.shape, dtype=np.int32)
-    moved = bits.view(np.float32)
+    steps = np.rint(noise * (MOST_ULPS[name] + 0.49)).astype(np.int32)
+    moved = (rounded.view(np.int32) + steps).view(np.float32)
     size = np.abs(rounded)
     moves = np.isfinite(rounded) & np.isfinite(moved) & (size > np.finfo(np.float32).tiny * 2)
     return np.where(moves, moved, rounded)

@@ -37,8 +37,8 @@ class Launch:
         threads: of a block.
         parameters: bytes of all parameters.
         memory, shared: what they read and write.
-        random: whose order and errors they have.
-        errs: whether approximate functions err.
+        seed: of the errors of approximate functions.
+        random: whose order warps have.
         covered: indices of the instructions that ran.
         acted: lines of predicated instructions that some lane did not leave out.
         masked: lines of instructions that some running lane left out.
@@ -49,8 +49,8 @@ class Launch:
     parameters: NDArray[np.uint8]
     memory: GlobalMemory
     shared: SharedMemory
+    seed: int
     random: np.random.Generator
-    errs: bool = True
     covered: set[int] = field(default_factory=set)
     acted: set[int] = field(default_factory=set)
     masked: set[int] = field(default_factory=set)
@@ -64,7 +64,6 @@ def run(
     threads: int = 0,
     shared_bytes: int = 0,
     seed: int = 0,
-    errs: bool = True,
 ) -> Launch:
     """Run a kernel to its end.
 
@@ -76,7 +75,6 @@ def run(
         threads: of a block, a multiple of 32; 0 for as many as the kernel says.
         shared_bytes: dynamic shared memory of a block.
         seed: of the order of warps, and of the errors of approximate functions.
-        errs: whether approximate functions err; the result then depends on nothing random.
 
     Raises:
         PtxFault: something that a GPU would do wrong, or that is not known here.
@@ -90,7 +88,7 @@ def run(
     shared = SharedMemory(kernel, shared_bytes, len(order), threads // LANES)
     parameters = _parameters(program, arguments)
     random = np.random.default_rng(seed)
-    launch = Launch((x, y, z), threads, parameters, memory, shared, random, errs)
+    launch = Launch((x, y, z), threads, parameters, memory, shared, seed, random)
     warps = [Warps(launch, index, order) for index in range(threads // LANES)]
     with np.errstate(all="ignore"):
         _run_all(program, launch, warps)
@@ -168,6 +166,8 @@ def _leave(block: Block, warps: Warps, lanes: NDArray[np.bool_], program: Progra
         warps.at[chosen] = block.target
     elif block.end == "return":
         warps.ended |= chosen
+        if warps.copies.fly_for(chosen):
+            raise PtxFault("threads end while asynchronous copies of theirs have not arrived")
     elif block.end == "barrier":
         warps.whole_blocks(_instruction(program, index).text)
         warps.waits |= lanes
