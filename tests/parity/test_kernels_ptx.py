@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ MOST_MUTANTS = 4
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
-    wanted = {}
+    wanted: dict[str, Any] = {}
     for (cc, _), cases in CASES.items():
         wanted |= wanted_by([case.call for case in cases], cc)
     return compile_all(wanted, tmp_path_factory.mktemp("ptx"))

@@ -23,14 +23,14 @@ from support.ptx.warps import (
 )
 
 
-def widened(bits: Array, kind: str) -> Array:
+def widened(bits: Array, kind: str) -> Any:
     """Return 16-bit numbers, given by their bits, as fp32."""
     if kind == "bf16":
         return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return bits.view(np.float16).astype(np.float32)
 
 
-def narrowed(value: Array, kind: str) -> Array:
+def narrowed(value: Array, kind: str) -> Any:
     """Return the bits of fp32 numbers rounded to 16 bits, to the nearest, ties to even."""
     if kind == "f16":
         return value.astype(np.float16).view(np.uint16)

@@ -17,7 +17,7 @@ from support.ptx import (
 )
 from support.ptx.faults import PtxFault
 from support.ptx.parser import Instruction, Integer, Kernel, Name
-from support.ptx.warps import Step, Warps, reader
+from support.ptx.warps import Read, Step, Warps, reader
 
 Decoder = Callable[[Instruction, Kernel], Step]
 _BARRIERS = {("bar", ("sync",)), ("barrier", ("sync",)), ("barrier", ("sync", "aligned"))}
@@ -92,7 +92,7 @@ class Block:
     start: int
     steps: tuple[Step, ...]
     end: str
-    condition: Step | None
+    condition: Read | None
     next: int
     target: int
 
@@ -154,7 +154,7 @@ def _target(instruction: Instruction, kernel: Kernel, number: dict[int, int]) ->
     return number[kernel.labels[label.text]]
 
 
-def _condition(instruction: Instruction, kernel: Kernel, end: str) -> Step | None:
+def _condition(instruction: Instruction, kernel: Kernel, end: str) -> Read | None:
     if end not in ("branch", "return") or instruction.predicate is None:
         return None
     return reader(instruction.predicate, "pred", kernel)

@@ -73,7 +73,7 @@ def main() -> int:
 def _compiled(cases: list[Case], cc: int) -> dict[str, Compiled]:
     wanted = wanted_by([case.call for case in cases], cc)
     keys = list(wanted)
-    found = {}
+    found: dict[str, Compiled] = {}
     for start in range(0, len(keys), _BATCH):
         with tempfile.TemporaryDirectory() as folder:
             batch = {key: wanted[key] for key in keys[start : start + _BATCH]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +102,8 @@ def group_norm_case(
     if shape.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
         residual = residual.contiguous(memory_format=torch.channels_last)
-    added = {"time_embedding": embedding if shape.time_embedding else None, "variant": variant}
+    added: dict[str, Any] = {"variant": variant}
+    added["time_embedding"] = embedding if shape.time_embedding else None
     common = (weight, bias, shape.num_groups, EPS, silu)
     total = x.double()
     if shape.residual:

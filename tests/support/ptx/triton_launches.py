@@ -160,7 +160,7 @@ def interpret(
                 contents[at] = _bytes_of(value)
                 may_write = at not in read_only
                 buffers[at] = memory.add(name, contents[at], known.get(at, True), may_write)
-            given.append(buffers[at].at(value.storage_offset() * value.element_size()))
+            given.append(buffers[at].at(int(value.storage_offset()) * value.element_size()))
         memory.freeze()
         launch = run(kernel.program, grid, given, memory, 0, kernel.shared_bytes, seed)
         kernel.covered |= launch.covered

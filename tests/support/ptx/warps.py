@@ -24,7 +24,7 @@ Array = NDArray[Any]
 Read = Callable[["Warps"], Array]
 Write = Callable[["Warps", Array], None]
 Step = Callable[["Warps"], None]
-UNSIGNED = {8: np.dtype("u1"), 16: np.dtype("u2"), 32: np.dtype("u4"), 64: np.dtype("u8")}
+UNSIGNED: dict[int, np.dtype[Any]] = {bits: np.dtype(f"u{bits // 8}") for bits in (8, 16, 32, 64)}
 # In registers that no lane or only other lanes have written: no number, and an address of nothing.
 _POISON = {16: 0xFFF5, 32: 0xFFF5A5A5, 64: 0xFFF5A5A5FFF5A5A5}
 
@@ -74,7 +74,8 @@ class Warps:
 
     def threads(self) -> NDArray[np.int64]:
         """Return a number for each lane that is unique in the launch."""
-        return self.block * np.int64(self.launch.threads) + self.index * LANES + self.lane
+        first = self.block * np.int64(self.launch.threads) + self.index * LANES
+        return np.asarray(first + self.lane, np.int64)
 
     def lanes(self) -> Any:
         """Return an index of the running lanes."""

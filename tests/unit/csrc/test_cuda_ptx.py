@@ -56,7 +56,7 @@ def loaded(raw: Array, dtype: str) -> Array:
     """Return what memory holds as fp32."""
     if dtype == "float32":
         return raw.view(np.float32)
-    return widened(raw.view(np.uint16), dtype.replace("loat", ""))
+    return np.asarray(widened(raw.view(np.uint16), dtype.replace("loat", "")))
 
 
 def written(memory: GlobalMemory, buffer: Buffer) -> Array:
