@@ -1,4 +1,4 @@
-"""Tables of what is right: prompts, pictures, samplers, emphasis; resources of Triton kernels."""
+"""Tables of what is right: prompts, pictures, samplers, quantisation; Triton kernels' resources."""
 
 from __future__ import annotations
 
@@ -99,6 +99,23 @@ def guidance_interval(record: Mapping[str, Any]) -> str:
     ]
     times = ["request, ms", "as fast", "of all processors, ms", "as little"]
     return table(["interval", "guided steps", *times, f"right of {total}"], rows)
+
+
+def quantisation(record: Mapping[str, Any]) -> str:
+    """Return a row for each model and precision of its U-Net."""
+    rows = []
+    for model, found in record["models"].items():
+        for precision, row in found.items():
+            layers, errors = "", ["", "", ""]
+            if "layers" in row:
+                layers = f"{row['layers']} of {row['layers'] + row['kept']}"
+                worst = max(row["error_by_evaluation"].values())
+                errors = [f"{e:.1e}" for e in (row["worst_layer"], row["error"], worst)]
+            decibels = row["psnr_db"]
+            shown = f"{min(decibels):.1f} ({statistics.median(decibels):.1f})"
+            rows.append([model, precision, layers, *errors, shown])
+    heading = ["model", "U-Net in", "layers in eight bits", "worst layer alone", "U-Net"]
+    return table([*heading, "its worst step", "PSNR, dB: lowest (median)"], rows, texts=2)
 
 
 def kernel_resources(record: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from sdengine import _native
 from sdengine.backends.tensorrt.arena import MAX_EVALUATIONS, MAX_REGISTERS, rows_of
 from sdengine.building import kept_scratch
 from sdengine.building.architecture import own_size
+from sdengine.building.options import float_precision
 from sdengine.bundle.manifest import Manifest
 from sdengine.checkpoints.checkpoint import TEXT_ENCODERS
 from sdengine.checkpoints.part_source import PartSource
@@ -187,7 +188,8 @@ def built_memory(manifest: Manifest) -> BuiltMemory | None:
         scratch[name] = {size: value for size, value in told.items() if value is not None}
     if not weight_bytes and not scratch:
         return None
-    return BuiltMemory(manifest.precision, manifest.max_batch, weight_bytes, scratch)
+    precision = float_precision(manifest.precision)
+    return BuiltMemory(precision, manifest.max_batch, weight_bytes, scratch)
 
 
 def _largest_stage(weight_bytes: dict[str, int], scratch_bytes: dict[str, int]) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
+from sdengine.backends.tensorrt.cache_file import present_gpu
 from sdengine.building.report import Progress
 from sdengine.compilers import COMPILERS
 from sdengine.compilers.base import CompileSpec
@@ -17,6 +18,8 @@ from sdengine.compilers.tensorrt.engine import FLAVOURS, FULL, target_capabiliti
 from sdengine.compilers.tensorrt.kernel_choice import NATIVE, TRITON
 from sdengine.compilers.tensorrt.options import TensorRtOptions
 from sdengine.compilers.tensorrt.plugin_nodes import AUTO, KERNELS
+from sdengine.compilers.tensorrt.quantisation.calibration import PROMPTS, read_prompts
+from sdengine.compilers.tensorrt.quantisation.formats import FORMATS, NumberFormat, check_format
 from sdengine.errors import ConfigError
 from sdengine.export.sizes import check_batch, parse_sizes
 from sdengine.models.dtypes import TORCH_DTYPES
@@ -36,6 +39,7 @@ class BuildOptions:
     resolutions: Sequence[int | tuple[int, int]] | None = None
     batch: int | None = None
     precision: str = "fp16"
+    calibration: str | os.PathLike[str] | None = None
     controlnet: bool = True
     gpus: Sequence[str] = ()
     workspace_bytes: int | None = None
@@ -52,24 +56,25 @@ class BuildOptions:
         """Refuse what no build can do; `capabilities` refuses GPUs."""
         if self.target not in COMPILERS:
             raise ConfigError.for_field("target", self.target, ", ".join(COMPILERS))
-        if self.precision not in TORCH_DTYPES:
-            raise ConfigError.for_field("precision", self.precision, ", ".join(TORCH_DTYPES))
+        self._check_precision()
         if self.batch is not None:
             check_batch(self.batch)
         if self.resolutions is not None:
             parse_sizes(self.resolutions)
         self._check_limits()
         gpu_capabilities(self.target, tuple(self.gpus))
+        self._check_quantisation()
         self._check_kernels()
         if self.timing_cache is not None and self.target != FULL.target:
             raise ConfigError(
                 f"timing_cache: only target {FULL.target} has one, and this build is for "
                 f"{self.target}. Leave {str(self.timing_cache)!r} out."
             )
-        if self.measure_layers and self.target != "native":
+        if self.measure_layers and self.target != "native" and self.number_format is None:
             raise ConfigError(
-                "measure_layers: only the layers of target native are measured, and this build is "
-                f"for {self.target}."
+                "measure_layers: only the layers of target native, and of engines in "
+                f"{' or '.join(FORMATS)}, are measured, and this build is for {self.target} in "
+                f"{self.precision}."
             )
 
     def completed(self, sizes: Sequence[tuple[int, int]], batch: int) -> BuildOptions:
@@ -91,6 +96,24 @@ class BuildOptions:
         """Compute capabilities that engines are built for; none for other targets."""
         return gpu_capabilities(self.target, tuple(self.gpus))
 
+    @property
+    def number_format(self) -> NumberFormat | None:
+        """Of the U-Net's layers in eight bits; None where all compute in `float_precision`."""
+        return FORMATS.get(self.precision)
+
+    @property
+    def float_precision(self) -> str:
+        """What networks are exported in: 16 bits where the U-Net's layers have eight."""
+        return float_precision(self.precision)
+
+    def prompts(self) -> tuple[str, ...]:
+        """Return the prompts of the calibration.
+
+        Raises:
+            ConfigError: their file is none.
+        """
+        return PROMPTS if self.calibration is None else read_prompts(Path(self.calibration))
+
     def compile_spec(self, progress: Progress | None = None) -> CompileSpec:
         """Return what every network is compiled for.
 
@@ -107,13 +130,31 @@ class BuildOptions:
             timing_cache=cache,
         )
         return CompileSpec(
-            precision=self.precision,
+            precision=self.float_precision,
             sizes=self.sizes,
             batch=self.batch,
             progress=progress,
             cancel=self.cancel,
             tensorrt=tensorrt,
         )
+
+    def _check_precision(self) -> None:
+        accepted = [*TORCH_DTYPES, *(FORMATS if self.target in FLAVOURS else ())]
+        if self.precision not in accepted:
+            eight_bits = f"{' and '.join(FORMATS)} are for targets {' and '.join(FLAVOURS)}."
+            hint = eight_bits if self.precision in FORMATS else ""
+            raise ConfigError.for_field("precision", self.precision, ", ".join(accepted), hint)
+
+    def _check_quantisation(self) -> None:
+        if self.number_format is None:
+            if self.calibration is not None:
+                raise ConfigError(
+                    f"calibration: only engines in {' or '.join(FORMATS)} are calibrated, and this "
+                    f"build is in {self.precision}. Leave {str(self.calibration)!r} out."
+                )
+            return
+        self.prompts()
+        check_format(self.number_format, self.capabilities or [present_gpu()[1]])
 
     def _check_limits(self) -> None:
         workspace, level = self.workspace_bytes, self.optimization_level
@@ -139,6 +180,7 @@ class BuildKeywords(TypedDict, total=False):
     resolutions: Sequence[int | tuple[int, int]] | None
     batch: int | None
     precision: str
+    calibration: str | os.PathLike[str] | None
     controlnet: bool
     gpus: Sequence[str]
     workspace_bytes: int | None
@@ -166,6 +208,11 @@ def gpu_capabilities(target: str, gpus: tuple[str, ...]) -> list[int]:
             f"{' and '.join(FLAVOURS)} are."
         )
     return []
+
+
+def float_precision(precision: str) -> str:
+    """Return what networks, or what layers with more than eight bits, are exported in."""
+    return "fp16" if precision in FORMATS else precision
 
 
 def versions(target: str) -> dict[str, str]:

@@ -94,5 +94,12 @@ class Stages:
 
     def compiler_step(self, phase: str, step: int, steps: int) -> None:
         """Report how far the compiler is within a stage."""
+        self._tell(f"compile {phase}", step, steps)
+
+    def calibration_step(self, network: str, step: int, steps: int) -> None:
+        """Report how far a calibration is within a stage."""
+        self._tell(f"calibrate {network}", step, steps)
+
+    def _tell(self, what: str, step: int, steps: int) -> None:
         if self.progress is not None:
-            self.progress(f"compile {phase} {step}/{steps}", len(self.seconds), self.total)
+            self.progress(f"{what} {step}/{steps}", len(self.seconds), self.total)

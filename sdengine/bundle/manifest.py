@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from sdengine.bundle.quantisation import Quantisation
 from sdengine.bundle.tensors import size_name
 from sdengine.errors import BundleError
 
@@ -94,6 +95,7 @@ class NetworkOptions(_Strict):
         ptx_version: of the plugins' code, which the driver must read where the engine runs: "9.0".
         refittable, stripped: the engine's weights can be exchanged, were left out.
         exact: by precision, outputs of the native steps that are computed plainly.
+        quantisation: how it came to compute in eight bits, where it does.
     """
 
     # What other releases say beside it changes nothing here.
@@ -112,6 +114,7 @@ class NetworkOptions(_Strict):
     refittable: bool = False
     stripped: bool = False
     exact: dict[_ShortText, list[_Text]] = Field(default_factory=dict)
+    quantisation: Quantisation | None = None
 
     def scratch_at(self, size: tuple[int, int]) -> int | None:
         """Return the scratch at width and height in pixels; None where nothing is said of it."""

@@ -31,7 +31,13 @@ def build(
     batch: Annotated[
         int | None, typer.Option(help="Images that one run makes; as the checkpoint says, or 1.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="Of stored weights: fp32, bf16 or fp16.")] = "fp16",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16 or fp16; of TensorRT's engines also fp8 or int8.")
+    ] = "fp16",
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Prompts, one a line, that fp8 and int8 are scaled by."),
+    ] = None,
     controlnet: Annotated[bool, typer.Option(help="Let the U-Net read ControlNets.")] = True,
     gpu: Annotated[
         str | None,
@@ -53,7 +59,10 @@ def build(
     ] = None,
     report: Annotated[
         bool,
-        typer.Option("--report", help="Of target native: measure layers, keep loud ones exact."),
+        typer.Option(
+            "--report",
+            help="Of target native: measure layers, keep loud ones exact; of fp8, int8: list them.",
+        ),
     ] = False,
     variant: options.Variant = None,
     base: options.Base = None,
@@ -79,6 +88,7 @@ def build(
             resolutions=sizes,
             batch=batch,
             precision=precision,
+            calibration=calibration,
             controlnet=controlnet,
             gpus=() if gpu is None else tuple(name for name in gpu.split(",") if name.strip()),
             workspace_bytes=None if workspace is None else _bytes_of(workspace),

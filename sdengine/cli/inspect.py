@@ -14,8 +14,16 @@ from sdengine.cli.terminal import parse_size, progress_bar, say, say_json
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdengine.bundle.manifest import KernelChoice, Manifest, NetworkOptions, TensorEntry
+    from sdengine.bundle.manifest import (
+        KernelChoice,
+        Manifest,
+        NetworkOptions,
+        TensorEntry,
+    )
+    from sdengine.bundle.quantisation import Quantisation
     from sdengine.bundle.reader import Bundle
+
+_MOST_NAMED = 3
 
 
 def inspect(
@@ -165,8 +173,31 @@ def _engine_lines(options: NetworkOptions) -> Iterator[str]:
         sizes = ", ".join(f"{size} {n / 1e6:.1f} MB" for size, n in options.scratch_bytes.items())
         told = "the builder" if options.scratch_from == "builder" else "the graph"
         yield f"scratch {sizes} by {told}"
+    if options.quantisation is not None:
+        yield from _quantisation_lines(options.quantisation)
     if options.stripped:  # only older releases built such engines
         yield "stripped of its weights, so it does not run"
+
+
+def _quantisation_lines(told: Quantisation) -> Iterator[str]:
+    """Say which layers compute in eight bits, how they err, and what their scales come from."""
+    kept = sum(map(len, told.kept.values()))
+    yield (
+        f"{told.format} {len(told.layers)} of {len(told.layers) + kept} layers; relative RMS error "
+        f"{told.error:.1e} against fp32"
+    )
+    by_evaluation = [f"{n}: {error:.1e}" for n, error in told.error_by_evaluation.items()]
+    yield f"  of the evaluations of a request {', '.join(by_evaluation)}"
+    yield (
+        f"  scaled by {told.evaluations} evaluations at {told.size} of {told.prompts} prompts "
+        f"(SHA-256 {told.prompts_sha256[:16]}...), {told.steps} steps each"
+    )
+    if told.layers:
+        name, error = max(told.layers.items(), key=lambda item: item[1])
+        yield f"  largest error of a layer alone {error:.1e}: {name}"
+    for reason, names in told.kept.items():
+        shown = ", ".join(names[:_MOST_NAMED]) + ("..." if len(names) > _MOST_NAMED else "")
+        yield f"  in 16 bits, {reason}: {len(names)} ({shown})"
 
 
 def _choice_lines(choice: KernelChoice) -> Iterator[str]:

@@ -52,13 +52,14 @@ def plan(
     sizes = None if resolutions is None else parse_resolutions(resolutions)
     with progress_bar("reading", quiet=as_json) as progress:
         from sdengine.building.memory_estimate import built_memory, estimate_memory
+        from sdengine.building.options import float_precision
 
         source, bundle = _open(model)
         if sizes is None and bundle is not None:
             sizes = [*bundle.resolutions]
         found = estimate_memory(
             source,
-            precision=precision or (bundle.precision if bundle else "fp16"),
+            precision=precision or (float_precision(bundle.precision) if bundle else "fp16"),
             resolutions=sizes,
             batch=batch if batch is not None else bundle.max_batch if bundle else 1,
             built=built_memory(bundle) if bundle else None,

@@ -60,7 +60,7 @@ def compare_with_module(
 def _largest_error(
     path: Path, contract: NetworkContract, sizes: Sequence[tuple[int, int, int]]
 ) -> float:
-    session = _open_session(path, contract.name)
+    session = open_session(path, contract.name)
     worst = 0.0
     for seed, size in enumerate(sizes, 1):
         inputs = contract.example(*size, seed=seed)
@@ -115,7 +115,12 @@ def _watched_range(contract: NetworkContract) -> Iterator[None]:
         )
 
 
-def _open_session(path: Path, network: str) -> Any:
+def open_session(path: Path, network: str) -> Any:
+    """Return an ONNX file in onnxruntime on the CPU, run as it is written.
+
+    Raises:
+        ExportError: onnxruntime refuses it; the message begins with the network's name.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -84,6 +84,10 @@ class Exporter:
             self._loaded = (part, self.source.load(part, None))
         return self._loaded[1]
 
+    def forget(self) -> None:
+        """Free the weights of the last module."""
+        self._loaded = None
+
     def export(self, network: str, precision: str = "fp32") -> ExportedNetwork:
         """Return a network as ONNX with symbolic shapes, from the cache or freshly exported.
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sdengine.benchmarks.tiny import TINY_SD15 as TINY_SD15
-from sdengine.models.configs import SD21, SDXL, SDXL_REFINER, ModelArchitecture
+from sdengine.benchmarks.tiny import TINY_SDXL as TINY_SDXL
+from sdengine.models.configs import SD21, SDXL_REFINER, ModelArchitecture
 
 TINY_SD21 = replace(
     SD21,
@@ -16,28 +17,6 @@ TINY_SD21 = replace(
     vae=TINY_SD15.vae,
     resolution=64,
 )
-TINY_SDXL = replace(
-    SDXL,
-    name="tiny-sdxl",
-    text_encoders=(
-        TINY_SD15.text_encoder,
-        replace(TINY_SD15.text_encoder, hidden_act="gelu", with_projection=True),
-    ),
-    unet=replace(
-        SDXL.unet,
-        sample_size=8,
-        block_out_channels=(16, 32, 48),
-        norm_num_groups=4,
-        cross_attention_dim=64,
-        attention_head_dim=(2, 4, 8),
-        transformer_layers_per_block=(1, 2, 3),
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=24 + 6 * 8,
-    ),
-    vae=replace(TINY_SD15.vae, scaling_factor=0.13025),
-    resolution=64,
-)
-
 TINY_SDXL_REFINER = replace(
     SDXL_REFINER,
     name="tiny-sdxl-refiner",

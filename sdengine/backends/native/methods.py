@@ -70,10 +70,8 @@ def _with_method(step: Step, sizes: Sizes, precision: str, floats: str, given: s
         return step
     x = sizes[step.inputs["x"]]
     if step.kind == "linear":
-        # What steers every pixel of an image stays exact: a row such as the time embedding's, and
-        # the prompt, which is short. What reads few channels, such as latents, has little to win.
-        steers = x.height * x.width == 1 or step.inputs["x"] in given
-        eight_bits = not steers and x.channels >= _LEAST_INT8_CHANNELS
+        # What reads few channels, such as latents, has little to win.
+        eight_bits = not steers(step, sizes, given) and x.channels >= _LEAST_INT8_CHANNELS
         kind = "int8" if precision == "int8" and eight_bits else floats
         return step.model_copy(update={"weight_kind": kind})
     plain = (step.kernel, step.stride, step.padding, step.padding_after) == (3, 1, 1, 0)
@@ -84,6 +82,15 @@ def _with_method(step: Step, sizes: Sizes, precision: str, floats: str, given: s
         small = coarse and x.channels >= _COARSE_CHANNELS
         return step.model_copy(update={"weight_kind": kind, "tile": 2 if small else 4})
     return step.model_copy(update={"weight_kind": floats})
+
+
+def steers(step: Step, sizes: Sizes, given: Collection[str]) -> bool:
+    """Say whether a product reads what steers every pixel of an image, and so stays exact.
+
+    That is a row such as the time embedding's, or an input of the network, such as the prompt.
+    """
+    x = sizes[step.inputs["x"]]
+    return x.height * x.width == 1 or step.inputs["x"] in given
 
 
 def _pixels(size: Size) -> int:

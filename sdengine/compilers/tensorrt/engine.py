@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +27,7 @@ from sdengine.compilers.tensorrt.plugin_nodes import (
     supported_nodes,
 )
 from sdengine.compilers.tensorrt.process import run_job
+from sdengine.compilers.tensorrt.quantisation.graph import written_beside
 from sdengine.errors import ConfigError, OutOfMemoryError
 from sdengine.export.fusion import FusionReport, fuse
 from sdengine.export.lowering import to_plugins, to_standard
@@ -177,7 +175,8 @@ def compile_engine(
         "plugins_for": plugins_for if plan.plugins else None,
         "user_allocation": True,
     }
-    with _beside(network.onnx_path, _lowered(fused, plan)) as graph:
+    lowered, calibration = _lowered(fused, plan), spec.tensorrt.calibration
+    with written_beside(network.onnx_path, lowered, calibration) as graph:
         try:
             result = run({**job, "onnx": str(graph)})
         except BaseException:
@@ -221,17 +220,6 @@ def _lowered(fused: onnx.ModelProto, plan: KernelPlan) -> onnx.ModelProto:
     if not plan.plugins:
         return to_standard(fused)
     return to_plugins(fused, lambda node: node_name(node) in plan.plugins, plan.maps)
-
-
-@contextmanager
-def _beside(path: Path, model: onnx.ModelProto) -> Iterator[Path]:
-    """Give a graph as a file for as long as the block lasts, beside the weights that it reads."""
-    place = path.with_name(f".{os.getpid()}.fused.{path.name}")
-    try:
-        onnx.save(model, place)
-        yield place
-    finally:
-        place.unlink(missing_ok=True)
 
 
 def _plugin_target(flavour: Flavour, spec: CompileSpec) -> dict[str, int] | None:

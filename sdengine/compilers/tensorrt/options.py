@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sdengine.compilers.tensorrt.quantisation.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,7 @@ class TensorRtOptions:
         kernels: "native" for TensorRT's own, "triton" for ours where one computes the node, or
             "auto" for the faster of the two.
         timing_cache: where the builder keeps what it measured; None is the user's cache.
+        calibration: by which the network computes in eight bits; None for none.
     """
 
     gpus: tuple[str, ...] = ()
@@ -24,3 +29,4 @@ class TensorRtOptions:
     optimization_level: int | None = None
     kernels: str = "auto"
     timing_cache: Path | None = None
+    calibration: Calibration | None = None

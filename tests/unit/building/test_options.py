@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -79,10 +80,59 @@ def test_an_invalid_option_is_named_before_any_work(option: str, value: Any, tol
         BuildOptions(**{option: value})
 
 
-def test_only_native_layers_are_measured() -> None:
+def test_only_layers_in_few_bits_are_measured() -> None:
     assert BuildOptions(measure_layers=True).measure_layers
-    with pytest.raises(ConfigError, match=r"measure_layers: only .* native .* for torch"):
+    with pytest.raises(ConfigError, match=r"measure_layers: only .* native.* for torch in fp16"):
         BuildOptions(target="torch", measure_layers=True)
+    with pytest.raises(ConfigError, match=r"measure_layers: .* for tensorrt-rtx in bf16"):
+        rtx(gpus=["sm89"], precision="bf16", measure_layers=True)
+    assert rtx(gpus=["sm89"], precision="fp8", measure_layers=True).measure_layers
+
+
+def rtx(**options: Any) -> BuildOptions:
+    return BuildOptions(target="tensorrt-rtx", **options)
+
+
+def test_eight_bits_are_for_engines() -> None:
+    accepted = (
+        r"^precision: 'fp8' is not accepted; expected fp32, bf16, fp16\. .*for targets tensor"
+    )
+    for target in ("native", "openvino", "torch"):
+        with pytest.raises(ConfigError, match=accepted):
+            BuildOptions(target=target, precision="fp8")
+    options = rtx(gpus=["sm89", "rtx5090"], precision="fp8")
+    assert options.float_precision == "fp16"
+    assert options.completed([(64, 64)], 1).compile_spec().precision == "fp16"
+    assert rtx(gpus=["sm75"], precision="int8").float_precision == "fp16"
+    assert rtx(gpus=["sm75"], precision="bf16").float_precision == "bf16"
+
+
+def test_a_gpu_without_fp8_is_named_before_any_work() -> None:
+    with pytest.raises(ConfigError, match=r"^precision: 'fp8' .*int8 for sm86 \(.*rtx3090.*sm89"):
+        rtx(gpus=["rtx4090", "rtx3090"], precision="fp8")
+    for name in ("sm75", "sm80"):
+        with pytest.raises(ConfigError, match=f"fp16 or int8 for {name} "):
+            rtx(gpus=[name], precision="fp8")
+
+
+def test_prompts_of_a_calibration_are_read_before_any_work(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    for content, told in (
+        (None, "cannot be read: No such file"),
+        (b"\n \n", "has 0 prompts; expected 1 to 1000"),
+        (b"\xff\xfe", "is no text in UTF-8"),
+        (b"a\n" * 1001, "has 1001 prompts"),
+        (b"x" * (1 << 21), ".*in at most 1048576 bytes"),
+    ):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ConfigError, match=f"^calibration: .*prompts.txt {told}"):
+            rtx(gpus=["sm89"], precision="int8", calibration=path)
+    path.write_text(" a cat \n\nzwei Hunde\r\n", encoding="utf-8")
+    given = rtx(gpus=["sm89"], precision="int8", calibration=path)
+    assert given.prompts() == ("a cat", "zwei Hunde")
+    with pytest.raises(ConfigError, match=r"^calibration: only engines in fp8 or"):
+        rtx(gpus=["sm89"], calibration=path)
 
 
 def test_the_compiler_is_told_what_was_asked_for() -> None:

@@ -1,0 +1,1 @@
+"""Quantisation: U-Nets of engines in eight bits, by a calibration on the CPU."""
