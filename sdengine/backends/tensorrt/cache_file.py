@@ -53,8 +53,8 @@ class Key:
     compute_capability: int
 
     def __str__(self) -> str:
-        cc = self.compute_capability
-        return f"TensorRT {self.tensorrt} on {self.gpu} ({cc // 10}.{cc % 10})"
+        capability = capability_name(self.compute_capability)
+        return f"TensorRT {self.tensorrt} on {self.gpu} ({capability})"
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,11 @@ def present_gpu() -> tuple[str, int]:
     info = _native.cuda_device_info()
     major, _, minor = str(info["compute_capability"]).partition(".")
     return info["name"], 10 * int(major) + int(minor)
+
+
+def capability_name(compute_capability: int) -> str:
+    """Return a compute capability as it is written: "8.9" of 89."""
+    return f"{compute_capability // 10}.{compute_capability % 10}"
 
 
 def cache_path(kind: Kind, key: Key, of: str = "") -> Path:

@@ -14,7 +14,8 @@ import onnx
 
 from sdengine import _native
 from sdengine.backends.tensorrt.arena import MAX_CHUNKS, engine_sizes
-from sdengine.backends.tensorrt.cache_file import present_gpu
+from sdengine.backends.tensorrt.backend import TensorRtRtxBackend
+from sdengine.backends.tensorrt.cache_file import capability_name, present_gpu
 from sdengine.bundle.manifest import NetworkOptions
 from sdengine.bundle.tensors import resolve_shapes, size_name
 from sdengine.compilers.base import Compiled, CompileSpec
@@ -62,13 +63,18 @@ class Flavour:
     capabilities: tuple[int, ...]
 
 
-RTX = Flavour("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx", (75, 80, 86, 89, 120, 121))
+RTX = Flavour(
+    "tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx", TensorRtRtxBackend.compute_capabilities
+)
 FULL = Flavour("tensorrt", "tensorrt", "tensorrt", ())
 FLAVOURS = {flavour.target: flavour for flavour in (RTX, FULL)}
 
 
 def target_capabilities(flavour: Flavour, gpus: tuple[str, ...]) -> list[int]:
-    """Return the compute capabilities to build for; none means the GPU that is present.
+    """Return the compute capabilities to name to the builder; full TensorRT is told none.
+
+    Where no GPU is named it is the one that is present. TensorRT-RTX must be told that one too:
+    untold, it builds for 8.0 to 12.0 but not for 7.5.
 
     Raises:
         ConfigError: a GPU is unknown, the target does not build for it, or none is named where
@@ -90,7 +96,21 @@ def target_capabilities(flavour: Flavour, gpus: tuple[str, ...]) -> list[int]:
             f"gpu: this machine has none to build for, so target {flavour.target} wants to be told "
             f"one: {known_gpus(flavour.capabilities)}."
         )
+    if not gpus and flavour.capabilities:
+        return [_present_capability(flavour)]
     return compute_capabilities(gpus, flavour.target, flavour.capabilities)
+
+
+def _present_capability(flavour: Flavour) -> int:
+    name, capability = present_gpu()
+    if capability not in flavour.capabilities:
+        raise ConfigError(
+            f"gpu: {name}, the GPU of this machine, has compute capability "
+            f"{capability_name(capability)}, which target {flavour.target} does not build for. "
+            f"Build for target {FULL.target} or torch, or name a GPU to build ahead for: "
+            f"{known_gpus(flavour.capabilities)}."
+        )
+    return capability
 
 
 def profiles_by_size(network: ExportedNetwork, spec: CompileSpec) -> dict[str, Shapes]:
