@@ -306,6 +306,18 @@ def test_engines_on_one_backend_share_nothing(
     second.close()
 
 
+def test_the_first_logger_outlives_its_engine(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tensorrt.install(monkeypatch)
+    with sdengine.load(bundle, low_memory=True) as engine:
+        picture(engine)
+    gc.collect()
+    assert fake_tensorrt.Runtime.first_logger is not None
+    with sdengine.load(bundle) as engine:  # refused by the stand-in if that logger is gone
+        picture(engine)
+
+
 def test_closing_frees_everything(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_tensorrt.install(monkeypatch)
     engine = sdengine.load(bundle)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import json
 import math
+import mmap
 import sys
 import weakref
 from pathlib import Path
@@ -233,12 +234,19 @@ class Engine:
 
 
 class Runtime:
-    """Makes engines of files."""
+    """Makes engines of files, and writes to the first logger of the process, as TensorRT does."""
 
-    def __init__(self, logger: object) -> None:
-        pass
+    first_logger: ClassVar[weakref.ref[Logger] | None] = None
 
-    def deserialize_cuda_engine(self, content: bytes) -> Engine | None:
+    def __init__(self, logger: Logger) -> None:
+        if Runtime.first_logger is None:
+            Runtime.first_logger = weakref.ref(logger)
+
+    def deserialize_cuda_engine(self, content: Any) -> Engine | None:
+        assert self.first_logger is not None and self.first_logger() is not None, "no logger"
+        view = memoryview(content)
+        assert isinstance(view.obj, mmap.mmap) and view.readonly, "the engine is read into memory"
+        content = bytes(view)
         return Engine(content) if content.startswith(b"{") else None
 
 
@@ -282,6 +290,7 @@ def install(monkeypatch: pytest.MonkeyPatch, limit_bytes: int = 0) -> None:
     monkeypatch.setattr(_native, "cuda_available", lambda: (True, "a GPU that is none"))
     monkeypatch.setattr(Gpu, "device", _native.CpuDevice(limit_bytes))
     monkeypatch.setattr(_native, "cuda_device", lambda index=0: Gpu.device)
+    monkeypatch.setattr(Runtime, "first_logger", None)
     monkeypatch.setattr(Engine, "made", [])
     monkeypatch.setattr(Engine, "capturable", True)
     monkeypatch.setattr(Engine, "compiled", [])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from sdengine.errors import BundleError, DeviceError, OutOfMemoryError
 from sdengine.storage.regular_file import open_regular
 
 Shapes = Mapping[str, tuple[int, ...]]
+_LOGGERS: dict[str, Any] = {}  # by TensorRT's module
 
 
 class GpuEngine:
@@ -49,9 +53,9 @@ class GpuEngine:
         self.entry = entry
         self.kernels = kernels
         self._trt: Any = trt
-        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        with open_regular(path) as file:
-            self._engine: Any = runtime.deserialize_cuda_engine(file.read())
+        runtime = trt.Runtime(_logger(trt))
+        with _mapped(path) as content:
+            self._engine: Any = runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise DeviceError(
                 f"{path}: {trt.__name__} {trt.__version__} cannot load this engine on this "
@@ -172,6 +176,30 @@ class GpuContext:
         if asked is None or asked(stream):
             return ""
         return "the engine's context says that it is not capturable"
+
+
+def _logger(trt: Any) -> Any:
+    """Return the process's one logger, which lives as long as it.
+
+    TensorRT writes to the first that it was given, whichever an engine was made with.
+    """
+    if trt.__name__ not in _LOGGERS:
+        _LOGGERS[trt.__name__] = trt.Logger(trt.Logger.ERROR)
+    return _LOGGERS[trt.__name__]
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[memoryview | bytes]:
+    """Give a file's content without holding it in memory beside what is made of it."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
+            yield b""
+            return
+        with (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            memoryview(content) as view,
+        ):
+            yield view
 
 
 def piece_shape(spec: TensorSpec, rows: int) -> tuple[int, ...]:
