@@ -42,6 +42,7 @@ def load(
     threads: int | None = None,
     low_memory: bool = False,
     memory_bytes: int | None = None,
+    device: int | None = None,
 ) -> Engine:
     """Open a bundle and make an engine that runs it.
 
@@ -58,6 +59,7 @@ def load(
             native of the machine's, whose convolutions then use smaller weights where they must;
             None for what is free. Image sizes that would take more are refused before anything
             runs.
+        device: number of the GPU that runs a bundle of engines, as CUDA counts them; None is 0.
 
     Returns:
         An engine; use it as a context manager or call its `close`.
@@ -77,7 +79,8 @@ def load(
     if not isinstance(low_memory, bool):
         raise ConfigError.for_field("low_memory", low_memory, "True or False")
     chosen = select_backend(backend, opened.manifest.target)
-    return Engine(opened, chosen, SessionOptions(precision, threads, memory_bytes, low_memory))
+    options = SessionOptions(precision, threads, memory_bytes, low_memory, device)
+    return Engine(opened, chosen, options)
 
 
 class Engine:
@@ -368,7 +371,9 @@ class Engine:
                 "low_memory: the engine frees each network after its use, so that nothing can be "
                 "loaded ahead. Load the bundle without low_memory."
             )
-        requests = warm_up_requests(self.bundle.manifest, sizes, batch, prompt_chunks, guidance)
+        most = self.session.budget.most_shapes
+        manifest = self.bundle.manifest
+        requests = warm_up_requests(manifest, sizes, batch, prompt_chunks, guidance, most)
         plans = [self._plan(request) for request in requests]
         for number, plan in enumerate(plans):
             if progress is not None:

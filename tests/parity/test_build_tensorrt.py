@@ -75,6 +75,7 @@ def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
         assert entry.options.kernels_reason == "TensorRT-RTX has no plugins"
         # One figure a profile, as the builder's log has them.
         scratch = entry.options.scratch_bytes
+        assert entry.options.rows == ([1] if name.startswith("vae") else [1, 2])
         assert scratch.keys() == {"64x64", "128x64"}
         assert entry.options.scratch_from == "builder" and min(scratch.values()) > 0
         if name in planned.weight_bytes:

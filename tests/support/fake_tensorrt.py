@@ -28,15 +28,36 @@ from sdengine import _native
 from sdengine.backends.tensorrt import backend as tensorrt
 from sdengine.compilers.base import Compiled, CompileSpec
 from sdengine.compilers.tensorrt import engine as tensorrt_engine
+from sdengine.errors import DeviceError
 from sdengine.export.network import ExportedNetwork
 
 DTYPES = {"tensor(float16)": "f2", "tensor(int64)": "i8", "tensor(float)": "f4"}
 
 
 class Gpu:
-    """The device that contexts compute on, and how much of it may be had."""
+    """The device that contexts compute on, how much of it may be had, and its number."""
 
     device: ClassVar[_native.CpuDevice] = _native.CpuDevice()
+    names: ClassVar[tuple[str, ...]] = ("a GPU that is none",)
+    opened: ClassVar[list[int]] = []
+
+    @classmethod
+    def open(cls, index: int = 0) -> _native.CpuDevice:
+        cls.opened.append(index)
+        return cls.device
+
+    @classmethod
+    def describe(cls, index: int = 0) -> dict[str, str]:
+        if not 0 <= index < len(cls.names):
+            raise DeviceError(f"there is no GPU {index}")
+        return {"name": cls.names[index], "compute_capability": "8.9"}
+
+    @classmethod
+    def block(cls, size_bytes: int) -> _native.MemoryPool | None:
+        """Take memory, as TensorRT and the driver do beside what the engine plans."""
+        if size_bytes == 0:
+            return None
+        return _native.MemoryPool({"": [("block", size_bytes, 0, 0)]}, device=cls.device)
 
 
 class ExecutionContextAllocationStrategy(enum.Enum):
@@ -122,6 +143,7 @@ class Context:
         self.addresses: dict[str, int] = {}
         self.scratch = (0, 0)
         self.runs = 0
+        self.blocks = [Gpu.block(engine.context_bytes)]
         engine.contexts.add(self)
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
@@ -154,6 +176,8 @@ class Context:
         self.engine.enqueued += 1
         before = self.runs
         Gpu.device.enqueue(stream, self._run)
+        if before == 0:
+            self.blocks.append(Gpu.block(self.engine.first_run_bytes))
         # What is captured does not run yet: that must not be a context's first run.
         return self.runs > before or (before > 0 and self.engine.capturable)
 
@@ -186,6 +210,7 @@ class Context:
             ).copy()
             for port in session.get_inputs()
         }
+        self.engine.rows_run += [len(next(iter(feeds.values())))]
         address, size_bytes = self.scratch
         memory_at(address, "u1", (size_bytes,))[:] = 0xFF
         names = [port.name for port in session.get_outputs()]
@@ -200,6 +225,8 @@ class Engine:
 
     made: ClassVar[list[Engine]] = []
     capturable: ClassVar[bool] = True
+    context_bytes: ClassVar[int] = 0  # of the GPU's memory, of each context
+    first_run_bytes: ClassVar[int] = 0  # more of it
     compiled: ClassVar[list[str]] = []  # networks, once for each compilation at a first run
 
     def __init__(self, content: bytes) -> None:
@@ -207,13 +234,16 @@ class Engine:
         self.network = Path(described["onnx"]).stem
         self.profiles: list[dict[str, list[list[int]]]] = described["profiles"]
         self.num_optimization_profiles = len(self.profiles)
-        self.session = onnxruntime.InferenceSession(described["onnx"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # others spin, and tests take turns on a machine
+        self.session = onnxruntime.InferenceSession(described["onnx"], options)
         ports = (*self.session.get_inputs(), *self.session.get_outputs())
         self.names = {port.name for port in ports}
         self.caches: weakref.WeakSet[RuntimeCache] = weakref.WeakSet()  # of its contexts
         self.contexts: weakref.WeakSet[Context] = weakref.WeakSet()  # graphs hold theirs
         self.enqueued = 0  # calls from Python
         self.runs = 0
+        self.rows_run: list[int] = []  # of each run
         self.gives_nan_in_run = 0
         self.made.append(self)
 
@@ -288,12 +318,13 @@ def install(monkeypatch: pytest.MonkeyPatch, limit_bytes: int = 0) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
     monkeypatch.setattr(tensorrt_engine, "compile_engine", compile_fake)
     monkeypatch.setattr(_native, "cuda_available", lambda: (True, "a GPU that is none"))
-    monkeypatch.setattr(Gpu, "device", _native.CpuDevice(limit_bytes))
-    monkeypatch.setattr(_native, "cuda_device", lambda index=0: Gpu.device)
+    # With a limit it counts what is taken, and does not ask the host.
+    monkeypatch.setattr(Gpu, "device", _native.CpuDevice(limit_bytes or 1 << 40))
+    monkeypatch.setattr(Gpu, "opened", [])
+    monkeypatch.setattr(_native, "cuda_device", Gpu.open)
     monkeypatch.setattr(Runtime, "first_logger", None)
     monkeypatch.setattr(Engine, "made", [])
     monkeypatch.setattr(Engine, "capturable", True)
     monkeypatch.setattr(Engine, "compiled", [])
-    described = {"name": "a GPU that is none", "compute_capability": "8.9"}
-    monkeypatch.setattr(_native, "cuda_device_info", lambda device=0: described)
+    monkeypatch.setattr(_native, "cuda_device_info", Gpu.describe)
     assert tensorrt.TensorRtRtxBackend().available()[0]

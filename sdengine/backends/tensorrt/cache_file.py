@@ -72,9 +72,13 @@ class Loaded:
     replaceable: bool = True
 
 
-def present_gpu() -> tuple[str, int]:
-    """Return the name of the GPU that is present, and ten times its compute capability."""
-    info = _native.cuda_device_info()
+def present_gpu(device: int = 0) -> tuple[str, int]:
+    """Return the name of a GPU that is present, and ten times its compute capability.
+
+    Raises:
+        DeviceError: there is none of that number.
+    """
+    info = _native.cuda_device_info(device)
     major, _, minor = str(info["compute_capability"]).partition(".")
     return info["name"], 10 * int(major) + int(minor)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from sdengine import _native
-from sdengine.backends.tensorrt.arena import MAX_CHUNKS, engine_sizes
+from sdengine.backends.tensorrt.arena import MAX_CHUNKS, engine_sizes, row_counts, rows_of
 from sdengine.backends.tensorrt.backend import TensorRtRtxBackend
 from sdengine.backends.tensorrt.cache_file import capability_name, present_gpu
 from sdengine.bundle.manifest import NetworkOptions
@@ -113,26 +114,30 @@ def _present_capability(flavour: Flavour) -> int:
     return capability
 
 
-def profiles_by_size(network: ExportedNetwork, spec: CompileSpec) -> dict[str, Shapes]:
-    """Return the least, usual and largest shape of each input, by image size: "512x768"."""
-    found: dict[str, Shapes] = {}
+def profiles_by_size(network: ExportedNetwork, spec: CompileSpec) -> dict[str, list[Shapes]]:
+    """Return the profiles of each image size, "512x768", by growing number of rows.
+
+    A profile has the least, usual and largest shape of each input.
+    """
+    found: dict[str, list[Shapes]] = {}
     for size in spec.sizes:
-        least, most = (
-            resolve_shapes(
-                network.name, network.inputs, engine_sizes(network.name, size, spec.batch, chunks)
+        profiles = []
+        for rows in row_counts(network.name, spec.batch):
+            least, most = (
+                resolve_shapes(network.name, network.inputs, engine_sizes(size, rows, chunks))
+                for chunks in (1, MAX_CHUNKS)
             )
-            for chunks in (1, MAX_CHUNKS)
-        )
-        found[size_name(size)] = {
-            name: (list(least[name]), list(least[name]), list(most[name])) for name in least
-        }
+            profiles.append(
+                {name: (list(least[name]), list(least[name]), list(most[name])) for name in least}
+            )
+        found[size_name(size)] = profiles
     return found
 
 
 def make_profiles(network: ExportedNetwork, spec: CompileSpec) -> list[Shapes]:
-    """Return the engine's profiles; a text encoder has one for all image sizes."""
+    """Return the engine's profiles; a text encoder has the same for all image sizes."""
     profiles: list[Shapes] = []
-    for shapes in profiles_by_size(network, spec).values():
+    for shapes in itertools.chain(*profiles_by_size(network, spec).values()):
         if shapes not in profiles:
             profiles.append(shapes)
     return profiles
@@ -151,7 +156,7 @@ def compile_full(network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> 
 def compile_engine(
     network: ExportedNetwork, out_dir: Path, spec: CompileSpec, flavour: Flavour
 ) -> Compiled:
-    """Write `<name>.engine`, one optimisation profile an image size, weights shared.
+    """Write `<name>.engine`, a profile for each image size and number of rows, weights shared.
 
     Args:
         network: an exported network, in the precision that it shall be computed in.
@@ -201,6 +206,7 @@ def compile_engine(
             output.unlink(missing_ok=True)
             raise
     told: dict[str, Any] = {**plan.options, **_memory_options(result, network, spec)}
+    told["rows"] = row_counts(network.name, spec.batch)
     if network.name == "unet":
         told["max_chunks"] = MAX_CHUNKS
     options = NetworkOptions.model_validate(told)
@@ -221,11 +227,13 @@ def _plan_kernels(
     supported = supported_nodes(*fused, plugins_for)
     if spec.tensorrt.kernels == TRITON:
         return KernelPlan(supported, {"kernels": TRITON})
-    profiles = make_profiles(network, spec)
     usual: dict[str, dict[str, int]] = {}
-    for size, shapes in zip(spec.sizes, profiles_by_size(network, spec).values(), strict=True):
-        if len(usual) < len(profiles) and shapes == profiles[len(usual)]:
-            usual[size_name(size)] = engine_sizes(network.name, size, spec.batch)
+    known: list[list[Shapes]] = []
+    rows = rows_of(network.name, spec.batch)
+    for size, profiles in zip(spec.sizes, profiles_by_size(network, spec).values(), strict=True):
+        if profiles not in known:
+            known.append(profiles)
+            usual[size_name(size)] = engine_sizes(size, rows)
     return measured_plan(
         network, model, supported, usual, lambda job: run({**job, "plugins_for": plugins_for})
     )
@@ -265,13 +273,16 @@ def _timing_cache(flavour: Flavour, spec: CompileSpec) -> dict[str, Any] | None:
 def _memory_options(
     result: dict[str, Any], network: ExportedNetwork, spec: CompileSpec
 ) -> dict[str, Any]:
-    """Return what the builder told of memory: scratch by image size, weights on the GPU."""
+    """Return what the builder told of memory: scratch by image size, weights on the GPU.
+
+    Contexts of a size with different rows take turns in one region, which does for the largest.
+    """
     options: dict[str, Any] = {}
     if (told := result["activation_bytes"]) is not None:
         profiles = make_profiles(network, spec)
         options["scratch_bytes"] = {
-            name: told[profiles.index(shapes)]
-            for name, shapes in profiles_by_size(network, spec).items()
+            name: max(told[profiles.index(shapes)] for shapes in by_rows)
+            for name, by_rows in profiles_by_size(network, spec).items()
         }
         options["scratch_from"] = "builder"
     if result["weights_bytes"] is not None:
