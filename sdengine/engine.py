@@ -381,6 +381,14 @@ class Engine:
             with self._turns.take():
                 finish(self._pipeline.run(plan, Watch(sees_steps=False)))
 
+    def forget_prompts(self) -> None:
+        """Have the text encoders run again for prompts of earlier requests, as for measurements.
+
+        What a prompt became is otherwise kept for a while, and used by requests that have the same.
+        """
+        with self._turns.take():
+            self._pipeline.forget_prompts()
+
     def _plan(self, request: Request) -> Plan:
         if not isinstance(request, Request):
             hint = "`generate` takes prompts."

@@ -101,6 +101,7 @@ def test_launches_of_the_graph_are_counted_as_calls(
     (unet,) = fake_tensorrt.made("unet")
     for watched in (None, lambda step: None):
         enqueued, runs = unet.enqueued, unet.runs
+        engine.forget_prompts()
         results.append(engine.generate(**given, progress=watched))
         assert unet.enqueued == enqueued  # nothing but launches
         assert unet.runs - runs == calls
@@ -313,7 +314,8 @@ def test_low_memory_frees_what_a_request_is_done_with(
             assert living() == []
         assert most == 1
         assert fake_tensorrt.Gpu.device.num_allocations == 1
-    assert len(opened) == 3 + 6  # each once to be asked, then once a request
+    # Each once to be asked, then once a request; but the prompt is encoded once.
+    assert len(opened) == 3 + 3 + 2
 
 
 def test_engines_on_one_backend_share_nothing(

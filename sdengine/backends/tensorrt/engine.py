@@ -54,8 +54,7 @@ class GpuEngine:
         self.kernels = kernels
         self._trt: Any = trt
         runtime = trt.Runtime(_logger(trt))
-        with _mapped(path) as content:
-            self._engine: Any = runtime.deserialize_cuda_engine(content)
+        self._engine: Any = runtime.deserialize_cuda_engine(_mapped(path))
         if self._engine is None:
             raise DeviceError(
                 f"{path}: {trt.__name__} {trt.__version__} cannot load this engine on this "
@@ -251,18 +250,12 @@ def _logger(trt: Any) -> Any:
     return _LOGGERS[trt.__name__]
 
 
-@contextmanager
-def _mapped(path: Path) -> Iterator[memoryview | bytes]:
-    """Give a file's content without holding it in memory beside what is made of it."""
+def _mapped(path: Path) -> memoryview:
+    """Return a file's content without holding it in memory beside what is made of it."""
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
-            yield b""
-            return
-        with (
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-            memoryview(content) as view,
-        ):
-            yield view
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def piece_shape(spec: TensorSpec, rows: int) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ from sdengine.compilers.tensorrt.plugin_nodes import (
 from sdengine.compilers.tensorrt.process import run_job
 from sdengine.errors import ConfigError, OutOfMemoryError
 from sdengine.export.fusion import FusionReport, fuse
+from sdengine.export.layer_choice import choose_layer
 from sdengine.export.lowering import to_plugins, to_standard
 from sdengine.export.process_memory import free_bytes
 
@@ -179,7 +180,8 @@ def compile_engine(
         "timing_cache": _timing_cache(flavour, spec),
     }
     _check_memory(network.name, network.onnx_path)
-    model = onnx.load(network.onnx_path, load_external_data=False)
+    model, network = choose_layer(onnx.load(network.onnx_path, load_external_data=False), network)
+    assert network.onnx_path is not None
     fused, report = fuse(model)
 
     def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -210,7 +212,14 @@ def compile_engine(
     if network.name == "unet":
         told["max_chunks"] = MAX_CHUNKS
     options = NetworkOptions.model_validate(told)
-    return Compiled([output.name], result["peak_bytes"], dict(report.replaced), options)
+    return Compiled(
+        [output.name],
+        result["peak_bytes"],
+        dict(report.replaced),
+        options,
+        inputs=network.inputs,
+        outputs=network.outputs,
+    )
 
 
 def _plan_kernels(
