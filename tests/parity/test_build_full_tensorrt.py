@@ -285,7 +285,7 @@ def test_a_whole_bundle_says_what_was_chosen(
     assert options.scratch_bytes == {"64x64": 4000, "128x128": 8000}
     assert (options.scratch_from, options.weight_bytes) == ("builder", 77)
     encoder = manifest.networks["text_encoder"].options
-    assert encoder.scratch_bytes == {"64x64": 1000, "128x128": 1000}
+    assert encoder.scratch_bytes == {"64x64": 2000, "128x128": 2000}
     capsys.readouterr()
     assert main(["inspect", str(place)]) == 0
     shown = capsys.readouterr().out
