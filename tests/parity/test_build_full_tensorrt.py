@@ -295,8 +295,8 @@ def test_a_whole_bundle_says_what_was_chosen(
     planned = json.loads(capsys.readouterr().out)
     assert planned["weight_bytes"] == dict.fromkeys(("text_encoder", "unet", "vae_decoder"), 77)
     small, large = planned["sizes"]
-    assert small["scratch_bytes"] == dict.fromkeys(planned["weight_bytes"], 1000)
-    assert large["scratch_bytes"]["unet"] == 2000 and small["told"] == [*planned["weight_bytes"]]
+    assert small["scratch_bytes"] == {"text_encoder": 2000, "unet": 4000, "vae_decoder": 1000}
+    assert large["scratch_bytes"]["unet"] == 8000 and small["told"] == [*planned["weight_bytes"]]
     assert main(["plan", str(place), "--json", "--batch", "2"]) == 0
     other = json.loads(capsys.readouterr().out)["sizes"][0]
     assert other["told"] == [] and other["scratch_bytes"]["unet"] > 1000
