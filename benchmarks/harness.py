@@ -163,6 +163,7 @@ def _interleave(
     for index in range(case.runs):
         for name, engine in engines.items():
             progress(f"run {index + 1} of {case.runs}: {name}")
+            engine.forget_prompts()
             if case.device == "cuda":
                 timings[name].append(gpu.timed(engine, case))
                 continue

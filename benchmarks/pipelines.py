@@ -65,6 +65,7 @@ def _native(job: Job, precision: str) -> tuple[Callable[[], Picture], Callable[[
     engine = sdengine.load(job.native, "native", precision, threads=job.threads)
 
     def serve(steps: int = job.steps) -> Picture:
+        engine.forget_prompts()
         return engine.generate(
             PROMPT, steps=steps, guidance_scale=job.guidance_scale, sampler="euler",
             schedule="normal", seed=SEED, noise="cuda", width=job.side, height=job.side,

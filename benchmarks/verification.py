@@ -17,9 +17,10 @@ from sdengine.benchmarks.cases import Case
 from sdengine.benchmarks.measures import psnr, relative_rms
 from sdengine.bundle.manifest import TextEncoderArchitecture
 from sdengine.bundle.reader import Bundle, open_bundle
-from sdengine.bundle.tensors import TensorSpec
+from sdengine.bundle.tensors import CHOSEN_STATES, LAYER, TensorSpec
 from sdengine.errors import DeviceError
 from sdengine.pipeline.loaded_networks import Networks
+from sdengine.prompt.conditioning import layer_number
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -109,6 +110,9 @@ def _encode(
     inputs["inputs_embeds"] = table[
         rng.integers(len(table), size=inputs["inputs_embeds"].shape[:2])
     ]
+    if LAYER in inputs:
+        inputs[LAYER][:] = layer_number(encoder, encoder.hidden_state)
+        return np.array(module.run(inputs)[CHOSEN_STATES], dtype=np.float32)
     prefix = "normed_" if encoder.hidden_state.kind == "normed" else ""
     states = module.run(inputs)[f"{prefix}hidden_states"]
     return np.array(states[encoder.hidden_state.index], dtype=np.float32)

@@ -47,6 +47,7 @@ def load(
     threads: int | None = None,
     low_memory: bool = False,
     memory_bytes: int | None = None,
+    device: int | None = None,
 ) -> Engine:
     """Open a bundle and make an engine that runs it.
 
@@ -63,6 +64,7 @@ def load(
             native of the machine's, whose convolutions then use smaller weights where they must;
             None for what is free. Image sizes that would take more are refused before anything
             runs.
+        device: number of the GPU that runs a bundle of engines, as CUDA counts them; None is 0.
 
     Returns:
         An engine; use it as a context manager or call its `close`.
@@ -82,7 +84,8 @@ def load(
     if not isinstance(low_memory, bool):
         raise ConfigError.for_field("low_memory", low_memory, "True or False")
     chosen = select_backend(backend, opened.manifest.target)
-    return Engine(opened, chosen, SessionOptions(precision, threads, memory_bytes, low_memory))
+    options = SessionOptions(precision, threads, memory_bytes, low_memory, device)
+    return Engine(opened, chosen, options)
 
 
 class Engine:
@@ -381,13 +384,23 @@ class Engine:
                 "low_memory: the engine frees each network after its use, so that nothing can be "
                 "loaded ahead. Load the bundle without low_memory."
             )
-        requests = warm_up_requests(self.bundle.manifest, sizes, batch, prompt_chunks, guidance)
+        most = self.session.budget.most_shapes
+        manifest = self.bundle.manifest
+        requests = warm_up_requests(manifest, sizes, batch, prompt_chunks, guidance, most)
         plans = [self._plan(request) for request in requests]
         for number, plan in enumerate(plans):
             if progress is not None:
                 progress(f"{plan.request.width}x{plan.request.height}", number, len(plans))
             with self._turns.take():
                 finish(self._pipeline.run(plan, Watch(seen="nothing")))
+
+    def forget_prompts(self) -> None:
+        """Have the text encoders run again for prompts of earlier requests, as for measurements.
+
+        What a prompt became is otherwise kept for a while, and used by requests that have the same.
+        """
+        with self._turns.take():
+            self._pipeline.forget_prompts()
 
     def _plan(self, request: Request) -> Plan:
         if not isinstance(request, Request):

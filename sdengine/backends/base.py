@@ -50,12 +50,14 @@ class SessionOptions:
         threads: CPU threads, or None for the runtime's own choice.
         memory_bytes: the most memory that may be taken; None for what is free.
         low_memory: each network is freed once a request is done with it.
+        device: number of the GPU, as CUDA counts them; None for the first, and without one.
     """
 
     precision: str = "auto"
     threads: int | None = None
     memory_bytes: int | None = None
     low_memory: bool = False
+    device: int | None = None
 
 
 DEFAULTS = SessionOptions()
@@ -141,3 +143,19 @@ def require_cpu_precision(precision: str) -> None:
     """
     if precision not in CPU_PRECISIONS:
         raise ConfigError.for_field("precision", precision, f"{', '.join(CPU_PRECISIONS)} on a CPU")
+
+
+def require_no_device(backend: str, device: int | None) -> None:
+    """Refuse the number of a GPU where a backend does not choose among several.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if device is not None:
+        raise ConfigError.for_field(
+            "device",
+            device,
+            f"None with backend {backend}",
+            "Bundles of targets tensorrt and tensorrt-rtx choose a GPU; for others the variable "
+            "CUDA_VISIBLE_DEVICES does.",
+        )

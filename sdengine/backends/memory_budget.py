@@ -24,6 +24,8 @@ class SizeNeeds:
         arena_bytes: scratch and tensors as they overlap in the arena.
         graph_bytes: kept back for captured graphs.
         stage_weight_bytes: the weights of the stage that has most; text encoders are one stage.
+        overhead_bytes: what was measured to be taken beside them, by execution contexts, kernels
+            and graphs; 0 before anything has run.
     """
 
     width: int
@@ -34,11 +36,16 @@ class SizeNeeds:
     arena_bytes: int
     graph_bytes: int
     stage_weight_bytes: int
+    overhead_bytes: int = 0
+
+    def planned_bytes(self, low_memory: bool) -> int:
+        """Return every network's weights or, if freed after use, a stage's, and the arena."""
+        weights = self.stage_weight_bytes if low_memory else sum(self.weight_bytes.values())
+        return weights + self.arena_bytes
 
     def total_bytes(self, low_memory: bool) -> int:
-        """Return all of it, with every network's weights or, if freed after use, a stage's."""
-        weights = self.stage_weight_bytes if low_memory else sum(self.weight_bytes.values())
-        return weights + self.arena_bytes + self.graph_bytes
+        """Return all of it."""
+        return self.planned_bytes(low_memory) + max(self.graph_bytes, self.overhead_bytes)
 
     @property
     def name(self) -> str:
@@ -49,14 +56,17 @@ class SizeNeeds:
         """Say what it is made of."""
         known = {name: size for name, size in self.scratch_bytes.items() if size is not None}
         largest = max(known, key=lambda name: known[name], default="")
-        weights = self.total_bytes(low_memory) - self.arena_bytes - self.graph_bytes
+        weights = self.planned_bytes(low_memory) - self.arena_bytes
         scratch = f"{_size(known[largest])} of scratch ({largest})" if known else "scratch"
         parts = [
             f"{_size(weights)} of weights",
             scratch,
             f"{_size(self.tensor_bytes)} of latents, inputs and images",
         ]
-        if self.graph_bytes:
+        if self.overhead_bytes > self.graph_bytes:
+            taken = _size(self.overhead_bytes)
+            parts.append(f"and {taken} that contexts, kernels and graphs were measured to take")
+        elif self.graph_bytes:
             parts.append(f"and {_size(self.graph_bytes)} kept for captured graphs")
         return f"{self.name} takes {_size(self.total_bytes(low_memory))}: {', '.join(parts)}"
 
@@ -71,6 +81,8 @@ class MemoryBudget:
         low_memory: each network's weights are freed once a request is done with them.
     """
 
+    # The most shapes of a network that stay loaded.
+    most_shapes = 3
     # What takes less, in messages.
     smaller = "a bundle built with smaller --resolutions, a smaller --batch or fp16"
 
@@ -110,6 +122,10 @@ class MemoryBudget:
         for size in self.needs:
             if (size.width, size.height) == (width, height):
                 self.require(size)
+
+    def has_room(self, network: str, loaded: int) -> bool:
+        """Say whether another shape of a network may be loaded beside those that are."""
+        return loaded < self.most_shapes
 
     def require(self, size: SizeNeeds) -> None:
         """Refuse a size whose needs are known, as `check` does."""

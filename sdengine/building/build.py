@@ -269,8 +269,8 @@ class _Build:
             self.replaced[name] = dict(compiled.replaced)
         return NetworkEntry(
             files=compiled.files,
-            inputs=_entries(exported.inputs),
-            outputs=_entries(exported.outputs),
+            inputs=_entries(compiled.inputs or exported.inputs),
+            outputs=_entries(compiled.outputs or exported.outputs),
             options=NetworkOptions.model_validate(options),
         )
 

@@ -86,6 +86,8 @@ class NetworkOptions(_Strict):
         controlnet: it reads ControlNet residuals.
         precision: what an engine computes in; the bundle's own where None.
         max_chunks: of a prompt, that an engine takes.
+        rows: that an engine computes at once, one profile an image size each; earlier releases
+            built for the largest alone and say nothing.
         scratch_bytes: what a context of an engine computes in, by image size.
         scratch_from: who says so: TensorRT's builder, or the graph that it was given.
         weight_bytes: what an engine keeps on the GPU.
@@ -104,6 +106,7 @@ class NetworkOptions(_Strict):
     controlnet: bool | None = None
     precision: _ShortText | None = None
     max_chunks: _Positive | None = None
+    rows: list[_Positive] = Field(default_factory=list, max_length=64)
     scratch_bytes: dict[_ShortText, _Bytes] = Field(default_factory=dict)
     scratch_from: Literal["builder", "graph"] | None = None
     weight_bytes: _Bytes | None = None

@@ -14,6 +14,8 @@ from sdengine.errors import BundleError
 MAX_ELEMENTS = 1 << 31
 # Of each dtype that manifests name.
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
+# Of text encoders that hand over one layer: which one, and its states.
+LAYER, CHOSEN_STATES = "layer", "states"
 
 
 @dataclass(frozen=True)

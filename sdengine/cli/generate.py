@@ -61,6 +61,10 @@ def generate(
             help="The most to take, as in 8GiB: of a GPU, or with target native of the machine.",
         ),
     ] = None,
+    device: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Number of the GPU that runs a bundle of engines."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make images from a prompt. Values not given are the bundle's defaults; the seed is random."""
@@ -89,7 +93,9 @@ def generate(
         )
     with (
         progress_bar("loading", remaining=True, quiet=as_json) as bar,
-        load(bundle, backend, precision or "auto", threads, low_memory, memory_bytes) as engine,
+        load(
+            bundle, backend, precision or "auto", threads, low_memory, memory_bytes, device
+        ) as engine,
     ):
         if recorded is not None:
             for line in recorded.differences(engine.provenance):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from sdengine.bundle.manifest import NetworkOptions
+from sdengine.bundle.tensors import TensorSpec
 from sdengine.compilers.tensorrt.options import TensorRtOptions
 
 
@@ -40,9 +41,12 @@ class Compiled:
         peak_bytes: the most memory that processes beside this one held meanwhile.
         replaced: by operator, how many patterns of the graph became one node.
         options: what the manifest says about the network, beside what the build itself knows.
+        inputs, outputs: of what was made, where they are not the network's own.
     """
 
     files: list[str]
     peak_bytes: int = 0
     replaced: Mapping[str, int] = field(default_factory=dict)
     options: NetworkOptions = field(default_factory=NetworkOptions)
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()

@@ -13,12 +13,9 @@ from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import DeviceError
 from sdengine.pipeline.clock import StageClock
 
-# A guidance interval takes two of the U-Net's, for a full chunk of a batch and for what is left.
-MAX_SHAPES_LOADED = 4
-
 
 class Networks:
-    """Load a bundle's networks on first use and keep the latest shapes of each.
+    """Load a bundle's networks on first use and keep those used last, while the budget has room.
 
     Args:
         bundle: an open bundle.
@@ -62,12 +59,13 @@ class Networks:
             if key in shapes_loaded:
                 shapes_loaded.move_to_end(key)
                 return shapes_loaded[key]
+            budget = self._session.budget
+            while shapes_loaded and not budget.has_room(network, len(shapes_loaded)):
+                # Not closed: another request may be in the middle of using it.
+                shapes_loaded.popitem(last=False)
             with contextlib.nullcontext() if clock is None else clock.stage("load"):
                 module = self._load(network, *key)
             shapes_loaded[key] = module
-            if len(shapes_loaded) > MAX_SHAPES_LOADED:
-                # Not closed: another request may be in the middle of using it.
-                shapes_loaded.popitem(last=False)
             return module
 
     def release(self, *networks: str) -> None:

@@ -36,6 +36,7 @@ from sdengine.pipeline.row_plan import lay_out_rows
 from sdengine.pipeline.trajectory import Evaluation, Trajectory
 from sdengine.pipeline.unet_inputs import MicroConditioning, UNetInputs
 from sdengine.prompt.conditioning import Conditioning, TextConditioner
+from sdengine.prompt.kept_conditionings import KeptConditionings
 from sdengine.prompt.plan import PromptOptions, PromptPlan
 from sdengine.request.request import Request
 from sdengine.samplers import (
@@ -147,6 +148,7 @@ class Pipeline:
         make = functools.partial(build_program, noise_schedule=noise_schedule)
         self._program = functools.lru_cache(maxsize=32)(make)
         self._prompts = functools.lru_cache(maxsize=8)(self._conditioner.plan)
+        self._conditionings = KeptConditionings()
         self._row_plans = functools.lru_cache(maxsize=8)(lay_out_rows)
 
     def plan(self, request: Request) -> Plan:
@@ -182,6 +184,10 @@ class Pipeline:
             _log.info("%s", line)
         return Plan(request, size, program, prompts, chunks, guided, warnings)
 
+    def forget_prompts(self) -> None:
+        """Have the text encoders run again for prompts that were encoded before."""
+        self._conditionings.clear()
+
     def run(self, plan: Plan, watch: Watch) -> Generator[Step, None, Result]:
         """Make the images, step by step.
 
@@ -204,6 +210,9 @@ class Pipeline:
         return result
 
     def _condition(self, plan: Plan, clock: StageClock) -> Conditioning:
+        kept = self._conditionings.find(plan.prompts.identity)
+        if kept is not None:
+            return kept
         width, height = plan.size
 
         def get_encoder(network: str, rows: int) -> Module:
@@ -211,6 +220,7 @@ class Pipeline:
             return clock.timed("text_encoder", module)
 
         conditioning = self._conditioner.encode(plan.prompts, get_encoder)
+        self._conditionings.keep(plan.prompts.identity, conditioning)
         encoders = self._manifest.architecture.text_encoders
         self._done_with(*(encoder.network for encoder in encoders))
         return conditioning

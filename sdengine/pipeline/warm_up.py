@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from sdengine.bundle.manifest import Manifest
 from sdengine.errors import ConfigError
-from sdengine.pipeline.loaded_networks import MAX_SHAPES_LOADED
 from sdengine.prompt.planner import MAX_CHUNKS
 from sdengine.request.fields import Integer, Pair
 from sdengine.request.request import MAX_BATCH, MAX_SIDE, Request
@@ -20,8 +19,12 @@ def warm_up_requests(
     batch: int,
     prompt_chunks: int,
     guidance: bool,
+    most_shapes: int,
 ) -> list[Request]:
     """Return one request of one step for each size; arguments as for `Engine.warm_up`.
+
+    Args:
+        most_shapes: of a network that stay loaded.
 
     Raises:
         ConfigError: an argument is invalid, or more networks would be loaded than are kept.
@@ -32,11 +35,11 @@ def warm_up_requests(
     Integer(1, MAX_CHUNKS)("prompt_chunks", prompt_chunks)
     # The U-Net is loaded for a full chunk of the batch, and for what is left over.
     per_size = len({min(batch, manifest.max_batch), batch % manifest.max_batch} - {0})
-    if len(wanted) * per_size > MAX_SHAPES_LOADED:
+    if len(wanted) * per_size > most_shapes:
         raise ConfigError(
             f"sizes, batch: {len(wanted)} sizes, and {per_size} numbers of images that run at once "
             f"(the bundle's most are {manifest.max_batch}); an engine keeps a network loaded for "
-            f"{MAX_SHAPES_LOADED} of these together. Warm up fewer, or use another engine."
+            f"{most_shapes} of these together. Warm up fewer, or use another engine."
         )
     # Chunks differ, as those of real prompts do: equal ones would run once.
     prompt = " BREAK ".join(str(number) for number in range(prompt_chunks))

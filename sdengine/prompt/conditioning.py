@@ -10,9 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.backends.base import Module
-from sdengine.bundle.manifest import TextEncoderArchitecture
+from sdengine.bundle.manifest import HiddenState, TextEncoderArchitecture
 from sdengine.bundle.reader import Bundle
-from sdengine.bundle.tensors import TensorSpec, numpy_dtype, require_tensors
+from sdengine.bundle.tensors import (
+    CHOSEN_STATES,
+    LAYER,
+    TensorSpec,
+    numpy_dtype,
+    require_tensors,
+)
 from sdengine.errors import BundleError, NonFiniteError
 from sdengine.prompt.plan import EncoderTokens, PromptOptions, PromptPlan
 from sdengine.prompt.planner import PromptPlanner
@@ -83,7 +89,8 @@ class TextConditioner:
             plan: of this conditioner.
             get_encoder: gives a text encoder by its network's name and its number of rows, 1 or 2:
                 inputs `inputs_embeds` [rows,77,D] and `eos_index` [rows], outputs `hidden_states`
-                and `normed_hidden_states` [L+1,rows,77,D], perhaps `pooled` [rows,P].
+                and `normed_hidden_states` [L+1,rows,77,D], perhaps `pooled` [rows,P]; or with an
+                input `layer` [rows], see `layer_number`, and `states` [rows,77,D] in their place.
 
         Raises:
             BundleError: a text encoder is not what the manifest says.
@@ -141,7 +148,8 @@ class TextConditioner:
         rows = min(count, MAX_ROWS)
         module = get_encoder(encoder.network, rows)
         choice = tokens.hidden_state
-        output = _HIDDEN_STATES[choice.kind]
+        chooses = any(spec.name == LAYER for spec in module.inputs)
+        output = CHOSEN_STATES if chooses else _HIDDEN_STATES[choice.kind]
         is_pooled = encoder.network == self.architecture.pooled_from
         _check_module(encoder, module, rows, output, is_pooled)
         states, pooled = [], []
@@ -154,13 +162,24 @@ class TextConditioner:
             inputs = {
                 "inputs_embeds": self.token_tables[encoder.network][group],
                 "eos_index": np.argmax(group == encoder.eos_token_id, axis=1),
+                LAYER: np.full(rows, layer_number(encoder, choice)),
             }
             outputs = module.run(_in_dtypes(encoder.network, module.inputs, inputs))
-            states.append(np.array(outputs[output][choice.index][:, :length], dtype=np.float32))
+            found = outputs[output] if chooses else outputs[output][choice.index]
+            states.append(np.array(found[:, :length], dtype=np.float32))
             if is_pooled:
                 pooled.append(np.array(outputs["pooled"], dtype=np.float32))
         all_pooled = np.concatenate(pooled)[:count] if is_pooled else None
         return (np.concatenate(states) if len(states) > 1 else states[0])[:count], all_pooled
+
+
+def layer_number(encoder: TextEncoderArchitecture, choice: HiddenState) -> int:
+    """Return what the input `layer` of a text encoder that hands over one layer is to be.
+
+    0 to L are the hidden states as they are, L+1 to 2L+1 the normed ones.
+    """
+    count = encoder.num_layers + 1
+    return choice.index % count + (count if choice.kind == "normed" else 0)
 
 
 def apply_weights(states: _Floats, weights: _Floats, emphasis: str) -> _Floats:
@@ -190,7 +209,8 @@ def _check_module(
     embeds_shape = (rows, encoder.max_length, encoder.hidden_size)
     wanted = {"inputs_embeds": embeds_shape, "eos_index": (rows,)}
     require_tensors(network, module.inputs, wanted)
-    require_tensors(network, module.outputs, {output: (encoder.num_layers + 1, *embeds_shape)})
+    before = () if output == CHOSEN_STATES else (encoder.num_layers + 1,)
+    require_tensors(network, module.outputs, {output: (*before, *embeds_shape)})
     shapes = [spec.shape for spec in module.outputs if spec.name == "pooled"]
     if is_pooled and not (shapes and len(shapes[0]) == 2 and shapes[0][0] == rows):
         found = f"is {list(shapes[0])}" if shapes else "is missing"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -97,6 +97,21 @@ class PromptPlan:
     not_applied: tuple[str, ...]
     zero_rows: tuple[int, ...]
     steps: tuple[tuple[ImageRows, ...], ...]
+
+    @cached_property
+    def identity(self) -> Hashable:
+        """All that the conditioning follows from: tokens, weights and layer, by text encoder."""
+        encoders = (
+            (
+                name,
+                tokens.token_ids.shape,
+                tokens.token_ids.tobytes(),
+                tokens.weights.tobytes(),
+                (tokens.hidden_state.index, tokens.hidden_state.kind),
+            )
+            for name, tokens in self.encoders.items()
+        )
+        return (self.emphasis, self.zero_rows, *encoders)
 
     @property
     def num_chunks(self) -> int:

@@ -305,10 +305,12 @@ def test_a_whole_bundle_says_what_was_chosen(
     assert manifest.versions["tensorrt"] == "11.4.0"
     options = manifest.networks["unet"].options
     assert options.kernels == "auto" and options.kernel_choices
-    assert options.scratch_bytes == {"64x64": 1000, "128x128": 2000}
+    assert options.rows == [1, 2, 4, 8]
+    # Of the profiles with most rows: the stand-in counts 1000 bytes a profile.
+    assert options.scratch_bytes == {"64x64": 4000, "128x128": 8000}
     assert (options.scratch_from, options.weight_bytes) == ("builder", 77)
     encoder = manifest.networks["text_encoder"].options
-    assert encoder.scratch_bytes == {"64x64": 1000, "128x128": 1000}
+    assert encoder.scratch_bytes == {"64x64": 2000, "128x128": 2000}
     capsys.readouterr()
     assert main(["inspect", str(place)]) == 0
     shown = capsys.readouterr().out
@@ -319,8 +321,8 @@ def test_a_whole_bundle_says_what_was_chosen(
     planned = json.loads(capsys.readouterr().out)
     assert planned["weight_bytes"] == dict.fromkeys(("text_encoder", "unet", "vae_decoder"), 77)
     small, large = planned["sizes"]
-    assert small["scratch_bytes"] == dict.fromkeys(planned["weight_bytes"], 1000)
-    assert large["scratch_bytes"]["unet"] == 2000 and small["told"] == [*planned["weight_bytes"]]
+    assert small["scratch_bytes"] == {"text_encoder": 2000, "unet": 4000, "vae_decoder": 1000}
+    assert large["scratch_bytes"]["unet"] == 8000 and small["told"] == [*planned["weight_bytes"]]
     assert main(["plan", str(place), "--json", "--batch", "2"]) == 0
     other = json.loads(capsys.readouterr().out)["sizes"][0]
     assert other["told"] == [] and other["scratch_bytes"]["unet"] > 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -36,7 +37,7 @@ def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
         tmp_path / "bundle",
         target="tensorrt-rtx",
         gpus=["rtx4090", "sm86"],
-        resolutions=(64, (128, 64)),
+        resolutions=(64,),
         workspace_bytes=1 << 30,
         progress=lambda stage, done, total: stages.append(stage),
     )
@@ -73,9 +74,13 @@ def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
     for name, entry in manifest.networks.items():
         assert entry.options.kernels == "native"
         assert entry.options.kernels_reason == "TensorRT-RTX has no plugins"
-        # One figure a profile, as the builder's log has them.
+        # From the builder's log.
+        if name.startswith("text_encoder"):  # one layer of theirs is handed over
+            assert [tensor.name for tensor in entry.outputs] == ["states", "pooled"]
+            assert entry.inputs[-1].name == "layer"
         scratch = entry.options.scratch_bytes
-        assert scratch.keys() == {"64x64", "128x64"}
+        assert entry.options.rows == ([1] if name.startswith("vae") else [1, 2])
+        assert scratch.keys() == {"64x64"}
         assert entry.options.scratch_from == "builder" and min(scratch.values()) > 0
         if name in planned.weight_bytes:
             assert planned.weight_bytes[name] == entry.options.weight_bytes
@@ -107,6 +112,22 @@ def network_of(tmp_path: Path, op_type: str) -> ExportedNetwork:
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset]), path)
     spec = TensorSpec("x", ("batch", 4), "float16")
     return ExportedNetwork("vae_decoder", path, (spec,), (), None, None)
+
+
+def test_each_size_and_number_of_rows_is_a_profile(tmp_path: Path) -> None:
+    network = network_of(tmp_path, "Sigmoid")
+    spec = TensorSpec("x", ("batch", "width/16"), "float16")
+    network = replace(network, name="unet", inputs=(spec,))
+    options = TensorRtOptions(gpus=("sm89",))
+    sizes = CompileSpec("fp16", ((64, 64), (128, 64)), batch=3, tensorrt=options)
+    assert network.onnx_path is not None
+    model = onnx.load(network.onnx_path)
+    for port in (*model.graph.input, *model.graph.output):
+        port.type.tensor_type.shape.dim[1].dim_param = "width"
+    onnx.save(model, network.onnx_path)
+    told = compile_engine(network, tmp_path, sizes, RTX).options
+    assert told.rows == [1, 2, 4, 6] and told.scratch_bytes.keys() == {"64x64", "128x64"}
+    assert (tmp_path / "unet.engine").stat().st_size > 0
 
 
 def test_phases_are_told(tmp_path: Path) -> None:

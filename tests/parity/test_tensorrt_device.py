@@ -22,7 +22,7 @@ from sdengine.backends.tensorrt.backend import TensorRtRtxBackend
 from sdengine.backends.tensorrt.session import TensorRtSession
 from sdengine.benchmarks.harness import summarise
 from sdengine.bundle.reader import open_bundle
-from sdengine.errors import Cancelled, DeviceError, NonFiniteError
+from sdengine.errors import Cancelled, ConfigError, DeviceError, NonFiniteError
 
 OPTIONS: dict[str, Any] = {"steps": 6, "seed": 7, "sampler": "dpmpp_2m"}
 PROMPT = "a large red circle on a blue background"
@@ -101,6 +101,7 @@ def test_launches_of_the_graph_are_counted_as_calls(
     (unet,) = fake_tensorrt.made("unet")
     for watched in (None, lambda step: None):
         enqueued, runs = unet.enqueued, unet.runs
+        engine.forget_prompts()
         results.append(engine.generate(**given, progress=watched))
         assert unet.enqueued == enqueued  # nothing but launches
         assert unet.runs - runs == calls
@@ -121,9 +122,45 @@ def test_a_graph_for_each_size_batch_and_length(engine: sdengine.Engine) -> None
     engine.generate(", ".join([PROMPT] * 12), **OPTIONS)
     (unet,) = fake_tensorrt.made("unet")
     assert unet.enqueued == 5 * 2  # once to settle, once to be captured
-    # Of shapes that were forgotten, the graphs are gone with their contexts.
-    gc.collect()
-    assert len(unet.contexts) < 5
+    # All are kept, so that mixed requests find theirs again.
+    for options in ({}, {"width": 192, "height": 128}, {"batch_size": 2}, {"guidance_scale": 1.0}):
+        picture(engine, **options)
+    assert unet.enqueued == 5 * 2 and len(unet.contexts) == 5
+
+
+def test_shapes_are_forgotten_where_memory_is_short(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tensorrt.install(monkeypatch)
+    monkeypatch.setattr(fake_tensorrt.Engine, "context_bytes", 40 << 20)
+    sizes: list[dict[str, Any]] = [{"width": 192, "height": 128}, {"batch_size": 2}, {}]
+    with sdengine.load(bundle) as engine:
+        expected = [picture(engine, **options) for options in sizes]
+        most = max(size.planned_bytes(False) for size in engine.session.budget.needs)
+    # The text encoder's, the decoder's of two sizes, and two of the U-Net.
+    fake_tensorrt.install(monkeypatch)
+    with sdengine.load(bundle, memory_bytes=most + (5 * 40 << 20)) as engine:
+        for options, same in zip(sizes, expected, strict=True):
+            assert np.array_equal(picture(engine, **options), same)
+        gc.collect()
+        (unet,) = fake_tensorrt.made("unet")
+        assert len(unet.contexts) == 2  # the graphs are gone with their contexts
+        picture(engine, **sizes[-1])
+        picture(engine, **sizes[-2])
+        assert unet.enqueued == 3 * 2
+
+
+def test_the_gpu_that_was_asked_for_is_used(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tensorrt.install(monkeypatch)
+    monkeypatch.setattr(fake_tensorrt.Gpu, "names", ("NVIDIA L4", "NVIDIA L40S"))
+    with sdengine.load(bundle) as engine:
+        expected = picture(engine)
+    with sdengine.load(bundle, device=1) as engine:
+        assert np.array_equal(picture(engine), expected)
+    assert fake_tensorrt.Gpu.opened == [0, 1]
+    for wrong in (2, -1, True, "0"):
+        with pytest.raises(ConfigError, match=r"device: .* expected 0 \(NVIDIA L4\), 1 \(NVIDIA L"):
+            sdengine.load(bundle, device=wrong)  # type: ignore[arg-type]
 
 
 def test_nothing_is_allocated_and_addresses_stay(engine: sdengine.Engine) -> None:
@@ -277,7 +314,8 @@ def test_low_memory_frees_what_a_request_is_done_with(
             assert living() == []
         assert most == 1
         assert fake_tensorrt.Gpu.device.num_allocations == 1
-    assert len(opened) == 3 + 6  # each once to be asked, then once a request
+    # Each once to be asked, then once a request; but the prompt is encoded once.
+    assert len(opened) == 3 + 3 + 2
 
 
 def test_engines_on_one_backend_share_nothing(
@@ -304,6 +342,18 @@ def test_engines_on_one_backend_share_nothing(
     first.close()
     assert np.array_equal(picture(second, width=64, height=64), small)
     second.close()
+
+
+def test_the_first_logger_outlives_its_engine(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_tensorrt.install(monkeypatch)
+    with sdengine.load(bundle, low_memory=True) as engine:
+        picture(engine)
+    gc.collect()
+    assert fake_tensorrt.Runtime.first_logger is not None
+    with sdengine.load(bundle) as engine:  # refused by the stand-in if that logger is gone
+        picture(engine)
 
 
 def test_closing_frees_everything(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,130 +1,95 @@
-"""What a request does on the device, to the last copy, kernel, launch and wait.
-
-The device is the native runtime's CPU device, which the engine's stand-in computes on; it counts at
-the interface that GPUs have too. `tests/cpp/fake_cuda` counts the calls of CUDA behind that.
-"""
+"""Ledger: the bytes that a request moves between the host and the GPU, exactly."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from support import fake_tensorrt
+from support.tiny_checkpoints import make_tiny
 
 import sdengine
-from sdengine.pipeline import pipeline
-from sdengine.pipeline.trajectory import Trajectory
+from sdengine import _native
+from sdengine.bundle.reader import open_bundle
+from sdengine.compilers.tensorrt import engine as tensorrt_engine
 
-STEPS = 10
-SIZE = 128
-LATENTS_BYTES = 4 * (SIZE // 8) ** 2 * 4  # of one image, fp32
-STATE_BYTES = 24
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        fake_tensorrt.install(monkeypatch)
-        place = tmp_path_factory.mktemp("bundles") / "demo"
-        options: dict[str, Any] = {"target": "tensorrt-rtx", "gpus": ["rtx4090"], "batch": 4}
-        sdengine.build("demo", place, resolutions=(SIZE,), **options)
-        return place
+OPTIONS: dict[str, Any] = {"steps": 3, "seed": 7, "sampler": "euler", "width": 64, "height": 64}
+PROMPT = "a large (red:1.2) circle"
+BUILD: dict[str, Any] = {"target": "tensorrt-rtx", "gpus": ["rtx4090"], "resolutions": (64,)}
 
 
-@pytest.fixture
-def engine(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[sdengine.Engine]:
+class Queue(_native.Queue):
+    """Counts what is copied, by direction and region."""
+
+    moved: ClassVar[Counter[tuple[str, str]]] = Counter()
+
+    def upload(self, set: str, region: str, array: np.ndarray[Any, Any]) -> None:
+        self.moved["up", region] += array.nbytes
+        super().upload(set, region, array)
+
+    def download(self, set: str, region: str, array: np.ndarray[Any, Any]) -> None:
+        self.moved["down", region] += array.nbytes
+        super().download(set, region, array)
+
+
+def of_text_encoders() -> dict[tuple[str, str], int]:
+    return {key: count for key, count in Queue.moved.items() if key[1].startswith("text_encoder")}
+
+
+@pytest.fixture(autouse=True)
+def ledger(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_tensorrt.install(monkeypatch)
-    with sdengine.load(bundle) as opened:
-        yield opened
+    monkeypatch.setattr(_native, "Queue", Queue)
+    Queue.moved.clear()
 
 
-def stages(
-    engine: sdengine.Engine, monkeypatch: pytest.MonkeyPatch, **options: Any
-) -> dict[str, dict[str, int]]:
-    """Serve a request; return what its trajectory and its decoding did."""
-    device = fake_tensorrt.Gpu.device
-    marks: list[dict[str, int]] = []
-    run, decode = Trajectory.run, pipeline.decode
-
-    def marked_run(self: Trajectory, *arguments: Any) -> Any:
-        marks.append(device.ledger())
-        return run(self, *arguments)
-
-    def marked_decode(*arguments: Any) -> Any:
-        marks.append(device.ledger())
-        return decode(*arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trajectory, "run", marked_run)
-        patched.setattr(pipeline, "decode", marked_decode)
-        engine.generate("a red circle", seed=1, steps=STEPS, **options)
-    marks.append(device.ledger())
-    assert len(marks) == 3
-    between = [
-        {name: after[name] - before[name] for name in before if name != "uploaded_bytes"}
-        for before, after in itertools.pairwise(marks)
-    ]
-    return dict(zip(("trajectory", "decoding"), between, strict=True))
+def test_text_encoders_hand_over_one_layer(tmp_path: Path) -> None:
+    checkpoint = make_tiny("tiny-sdxl", tmp_path / "checkpoint")
+    # The stand-in's runtime does not know bf16, which this autoencoder would get.
+    sdengine.build(checkpoint, tmp_path / "bundle", precision="fp32", **BUILD)
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    with sdengine.load(tmp_path / "bundle") as engine:
+        first = engine.generate(PROMPT, "a star", **OPTIONS)
+        rows, item_bytes = 2, 4
+        expected = {}
+        for encoder in manifest.architecture.text_encoders:
+            embeds = rows * 77 * encoder.hidden_size * item_bytes
+            name = encoder.network
+            expected["up", f"{name}.inputs_embeds"] = embeds
+            expected["up", f"{name}.eos_index"] = expected["up", f"{name}.layer"] = 8 * rows
+            expected["down", f"{name}.states"] = embeds
+            pooled = manifest.networks[name].outputs[-1].shape[1]
+            expected["down", f"{name}.pooled"] = rows * int(pooled) * item_bytes
+        assert of_text_encoders() == expected
+        # The same prompts again move nothing.
+        Queue.moved.clear()
+        again = engine.generate(PROMPT, "a star", **OPTIONS)
+        assert of_text_encoders() == {} and again.timings.text_encoder_calls == 0
+        assert np.array_equal(again.arrays[0], first.arrays[0])
+        # Of the U-Net it is what steps do not write themselves, once, and the latents at the end.
+        assert not [region for way, region in Queue.moved if way == "down" and "unet" in region]
 
 
-@pytest.mark.parametrize("noise", ["cpu", "cuda", None])
-@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-@pytest.mark.parametrize("batch", [1, 4])
-def test_a_request_to_the_last_copy(
-    engine: sdengine.Engine,
-    batch: int,
-    guidance_scale: float,
-    noise: str | None,
-    monkeypatch: pytest.MonkeyPatch,
+def test_bundles_whose_encoders_hand_over_all_layers_still_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"batch_size": batch, "guidance_scale": guidance_scale}
-    options["sampler"] = "euler" if noise is None else "euler_a"
-    options["noise"] = noise or "cpu"
-    engine.generate("warm", seed=1, steps=1, **options)
-    noisy = 0 if noise is None else STEPS - 1  # the last step of an ancestral sampler adds none
-    inputs = 1  # of the U-Net, but for sample and timestep: the prompt
-    expected = {
-        "trajectory": {
-            # The program, the first latents, inputs; noise of the host for 1, 2, 4 and 2 steps.
-            "uploads": 2 + inputs + (4 if noise == "cpu" else 0),
-            "downloads": 2,  # whether all was finite, and the latents
-            "downloaded_bytes": STATE_BYTES + batch * LATENTS_BYTES,
-            "fills": 1,
-            "kernels": 2 * STEPS + (noisy * batch if noise == "cuda" else 0),
-            "networks": STEPS,
-            "graph_launches": STEPS,
-            "waits": STEPS - 2 + 1,  # for the queue to have room, and for the latents
-        },
-        "decoding": {
-            "uploads": 0,  # the latents are there
-            "downloads": batch + 1,  # pixels, and whether all was finite
-            "downloaded_bytes": batch * 3 * SIZE**2 + 4,
-            "fills": 1,
-            "kernels": 2 * batch,
-            "networks": batch,
-            "graph_launches": 0,
-            "waits": 1,  # for all images
-        },
-    }
-    for progress in (None, lambda step: None):
-        assert stages(engine, monkeypatch, progress=progress, **options) == expected
-
-
-def test_progress_is_told_of_each_step_and_gets_latents_at_the_end(
-    engine: sdengine.Engine,
-) -> None:
-    seen: list[tuple[int, bool]] = []
-    result = engine.generate(
-        "a red circle",
-        seed=1,
-        steps=5,
-        progress=lambda step: seen.append((step.index, step.latents is not None)),
-    )
-    assert seen == [(k, k == 4) for k in range(5)]
-    streamed = list(engine.stream("a red circle", seed=1, steps=5))
-    assert all(step.latents is not None for step in streamed)
-    assert streamed[-1].result is not None
-    assert (streamed[-1].result.arrays[0] == result.arrays[0]).all()
+    """Earlier releases built them."""
+    for name in ("new", "old"):
+        if name == "old":
+            monkeypatch.setattr(tensorrt_engine, "choose_layer", lambda *given: given)
+        sdengine.build("demo", tmp_path / name, **BUILD)
+    found = {}
+    for name in ("new", "old"):
+        Queue.moved.clear()
+        with sdengine.load(tmp_path / name) as engine:
+            picture = engine.generate(PROMPT, **OPTIONS, clip_skip=2).arrays[0]
+        down = sum(count for (way, _), count in of_text_encoders().items() if way == "down")
+        found[name] = (picture, down)
+    assert np.array_equal(found["old"][0], found["new"][0])
+    (encoder,) = open_bundle(tmp_path / "old").manifest.architecture.text_encoders
+    layers = 2 * (encoder.num_layers + 1)
+    embeds = 2 * 77 * encoder.hidden_size * 2
+    assert found["old"][1] - found["new"][1] == (layers - 1) * embeds

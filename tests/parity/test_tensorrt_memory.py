@@ -15,6 +15,8 @@ from support import fake_tensorrt
 import sdengine
 from sdengine import _native
 from sdengine.backends.memory_budget import MemoryBudget
+from sdengine.backends.tensorrt.arena import GRAPH_BYTES
+from sdengine.backends.tensorrt.gpu_budget import GpuBudget
 from sdengine.backends.tensorrt.session import TensorRtSession
 from sdengine.cli.main import main
 from sdengine.errors import BundleError, OutOfMemoryError
@@ -136,6 +138,39 @@ def test_engines_may_say_more_than_was_foretold(
     with sdengine.load(bundle, memory_bytes=5 * 10**8) as engine, refused:
         engine.generate(PROMPT, **OPTIONS)
     assert fake_tensorrt.Gpu.device.num_allocations == 0
+
+
+def test_what_contexts_take_is_measured_and_refused_late_but_clearly(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {**OPTIONS, "width": 128, "height": 128}
+    with sdengine.load(bundle) as engine:
+        engine.generate(PROMPT, **options)
+        planned = total_of(engine, 128)
+    monkeypatch.setattr(fake_tensorrt.Engine, "context_bytes", 30 << 20)
+    monkeypatch.setattr(fake_tensorrt.Engine, "first_run_bytes", 20 << 20)
+    with caplog.at_level("INFO"), sdengine.load(bundle) as engine:  # of what the GPU has
+        engine.generate(PROMPT, **options)
+        taken = {"text_encoder": 50 << 20, "unet": 50 << 20, "vae_decoder": 50 << 20}
+        budget = engine.session.budget
+        assert isinstance(budget, GpuBudget) and budget.overhead_bytes == taken
+        assert "unet: context, kernels and graphs take 52.4 MB" in caplog.text
+    # The allowance for graphs is part of the plan; what exceeds it has to fit too.
+    spare = 150 * (1 << 20) - GRAPH_BYTES
+    with sdengine.load(bundle, memory_bytes=planned + spare) as engine:
+        engine.generate(PROMPT, **options)
+        assert total_of(engine, 128) == planned + spare
+    late = r"128x128 takes .* 0\.157 GB that contexts, kernels and graphs were measured to take"
+    with sdengine.load(bundle, memory_bytes=planned + spare - 1) as engine:
+        with pytest.raises(OutOfMemoryError, match=late):
+            engine.generate(PROMPT, **options)
+        runs = fake_tensorrt.made("unet")[-1].runs
+        with pytest.raises(OutOfMemoryError, match=late):  # and from then on at once
+            engine.generate(PROMPT, **options)
+        assert fake_tensorrt.made("unet")[-1].runs == runs
+    # One after the other, they fit.
+    with sdengine.load(bundle, memory_bytes=planned, low_memory=True) as engine:
+        engine.generate(PROMPT, **options)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import json
 import math
+import mmap
 import sys
 import weakref
 from pathlib import Path
@@ -19,6 +20,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from support.host_memory import memory_at
@@ -27,15 +29,36 @@ from sdengine import _native
 from sdengine.backends.tensorrt import backend as tensorrt
 from sdengine.compilers.base import Compiled, CompileSpec
 from sdengine.compilers.tensorrt import engine as tensorrt_engine
+from sdengine.errors import DeviceError
 from sdengine.export.network import ExportedNetwork
 
 DTYPES = {"tensor(float16)": "f2", "tensor(int64)": "i8", "tensor(float)": "f4"}
 
 
 class Gpu:
-    """The device that contexts compute on, and how much of it may be had."""
+    """The device that contexts compute on, how much of it may be had, and its number."""
 
     device: ClassVar[_native.CpuDevice] = _native.CpuDevice()
+    names: ClassVar[tuple[str, ...]] = ("a GPU that is none",)
+    opened: ClassVar[list[int]] = []
+
+    @classmethod
+    def open(cls, index: int = 0) -> _native.CpuDevice:
+        cls.opened.append(index)
+        return cls.device
+
+    @classmethod
+    def describe(cls, index: int = 0) -> dict[str, str]:
+        if not 0 <= index < len(cls.names):
+            raise DeviceError(f"there is no GPU {index}")
+        return {"name": cls.names[index], "compute_capability": "8.9"}
+
+    @classmethod
+    def block(cls, size_bytes: int) -> _native.MemoryPool | None:
+        """Take memory, as TensorRT and the driver do beside what the engine plans."""
+        if size_bytes == 0:
+            return None
+        return _native.MemoryPool({"": [("block", size_bytes, 0, 0)]}, device=cls.device)
 
 
 class ExecutionContextAllocationStrategy(enum.Enum):
@@ -121,6 +144,7 @@ class Context:
         self.addresses: dict[str, int] = {}
         self.scratch = (0, 0)
         self.runs = 0
+        self.blocks = [Gpu.block(engine.context_bytes)]
         engine.contexts.add(self)
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
@@ -153,6 +177,8 @@ class Context:
         self.engine.enqueued += 1
         before = self.runs
         Gpu.device.enqueue(stream, self._run)
+        if before == 0:
+            self.blocks.append(Gpu.block(self.engine.first_run_bytes))
         # What is captured does not run yet: that must not be a context's first run.
         return self.runs > before or (before > 0 and self.engine.capturable)
 
@@ -185,6 +211,7 @@ class Context:
             ).copy()
             for port in session.get_inputs()
         }
+        self.engine.rows_run += [len(next(iter(feeds.values())))]
         address, size_bytes = self.scratch
         memory_at(address, "u1", (size_bytes,))[:] = 0xFF
         names = [port.name for port in session.get_outputs()]
@@ -199,20 +226,25 @@ class Engine:
 
     made: ClassVar[list[Engine]] = []
     capturable: ClassVar[bool] = True
+    context_bytes: ClassVar[int] = 0  # of the GPU's memory, of each context
+    first_run_bytes: ClassVar[int] = 0  # more of it
     compiled: ClassVar[list[str]] = []  # networks, once for each compilation at a first run
 
     def __init__(self, content: bytes) -> None:
         described = json.loads(content)
-        self.network = Path(described["onnx"]).stem
+        self.network = described["network"]
         self.profiles: list[dict[str, list[list[int]]]] = described["profiles"]
         self.num_optimization_profiles = len(self.profiles)
-        self.session = onnxruntime.InferenceSession(described["onnx"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # others spin, and tests take turns on a machine
+        self.session = onnxruntime.InferenceSession(described["onnx"], options)
         ports = (*self.session.get_inputs(), *self.session.get_outputs())
         self.names = {port.name for port in ports}
         self.caches: weakref.WeakSet[RuntimeCache] = weakref.WeakSet()  # of its contexts
         self.contexts: weakref.WeakSet[Context] = weakref.WeakSet()  # graphs hold theirs
         self.enqueued = 0  # calls from Python
         self.runs = 0
+        self.rows_run: list[int] = []  # of each run
         self.gives_nan_in_run = 0
         self.made.append(self)
 
@@ -233,12 +265,19 @@ class Engine:
 
 
 class Runtime:
-    """Makes engines of files."""
+    """Makes engines of files, and writes to the first logger of the process, as TensorRT does."""
 
-    def __init__(self, logger: object) -> None:
-        pass
+    first_logger: ClassVar[weakref.ref[Logger] | None] = None
 
-    def deserialize_cuda_engine(self, content: bytes) -> Engine | None:
+    def __init__(self, logger: Logger) -> None:
+        if Runtime.first_logger is None:
+            Runtime.first_logger = weakref.ref(logger)
+
+    def deserialize_cuda_engine(self, content: Any) -> Engine | None:
+        assert self.first_logger is not None and self.first_logger() is not None, "no logger"
+        view = memoryview(content)
+        assert isinstance(view.obj, mmap.mmap) and view.readonly, "the engine is read into memory"
+        content = bytes(view)
         return Engine(content) if content.startswith(b"{") else None
 
 
@@ -255,10 +294,17 @@ def compile_fake(
     network: ExportedNetwork, out_dir: Path, spec: CompileSpec, flavour: object
 ) -> Compiled:
     """Write a description in an engine's place."""
+    assert network.onnx_path is not None
+    graph = onnx.load(network.onnx_path, load_external_data=False)
+    graph, network = tensorrt_engine.choose_layer(graph, network)
+    assert network.onnx_path is not None
+    place = network.onnx_path.with_name(f"{out_dir.name}.{network.onnx_path.name}")
+    onnx.save(graph, place)  # beside its weights
     profiles = tensorrt_engine.make_profiles(network, spec)
     path = out_dir / f"{network.name}.engine"
-    path.write_text(json.dumps({"onnx": str(network.onnx_path), "profiles": profiles}))
-    return Compiled([path.name])
+    described = {"network": network.name, "onnx": str(place), "profiles": profiles}
+    path.write_text(json.dumps(described))
+    return Compiled([path.name], inputs=network.inputs, outputs=network.outputs)
 
 
 def made(network: str) -> list[Engine]:
@@ -280,11 +326,13 @@ def install(monkeypatch: pytest.MonkeyPatch, limit_bytes: int = 0) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
     monkeypatch.setattr(tensorrt_engine, "compile_engine", compile_fake)
     monkeypatch.setattr(_native, "cuda_available", lambda: (True, "a GPU that is none"))
-    monkeypatch.setattr(Gpu, "device", _native.CpuDevice(limit_bytes))
-    monkeypatch.setattr(_native, "cuda_device", lambda index=0: Gpu.device)
+    # With a limit it counts what is taken, and does not ask the host.
+    monkeypatch.setattr(Gpu, "device", _native.CpuDevice(limit_bytes or 1 << 40))
+    monkeypatch.setattr(Gpu, "opened", [])
+    monkeypatch.setattr(_native, "cuda_device", Gpu.open)
+    monkeypatch.setattr(Runtime, "first_logger", None)
     monkeypatch.setattr(Engine, "made", [])
     monkeypatch.setattr(Engine, "capturable", True)
     monkeypatch.setattr(Engine, "compiled", [])
-    described = {"name": "a GPU that is none", "compute_capability": "8.9"}
-    monkeypatch.setattr(_native, "cuda_device_info", lambda device=0: described)
+    monkeypatch.setattr(_native, "cuda_device_info", Gpu.describe)
     assert tensorrt.TensorRtRtxBackend().available()[0]

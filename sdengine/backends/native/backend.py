@@ -7,7 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from sdengine.backends.base import DEFAULTS, Array, Module, Session, SessionOptions
+from sdengine.backends.base import (
+    DEFAULTS,
+    Array,
+    Module,
+    Session,
+    SessionOptions,
+    require_no_device,
+)
 from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, check_memory_bytes
 from sdengine.backends.native.instruction_set import chosen_isa
@@ -105,6 +112,7 @@ class NativeSession:
     works_after_fork: bool = True  # the kernels' threads start anew
 
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
+        require_no_device(NativeBackend.name, options.device)
         check_memory_bytes(options.memory_bytes)
         self.precision = options.precision
         self._bundle = bundle

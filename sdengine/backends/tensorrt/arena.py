@@ -14,9 +14,10 @@ from sdengine.errors import BundleError
 
 # Of a sampler program; what is longer or wider takes the host's path.
 MAX_EVALUATIONS, MAX_REGISTERS = 2048, 8
-MAX_GRAPHS = 8
-# Kept back for the driver's side of captured graphs: an allowance, not a measurement.
-GRAPH_BYTES = MAX_GRAPHS * (8 << 20)
+# Shapes of a network that stay loaded where memory allows; each has a graph.
+MAX_GRAPHS = 16
+# Kept back for the driver's side of contexts and graphs until it is measured: an allowance.
+GRAPH_BYTES = MAX_GRAPHS * (4 << 20)
 # Tokens of a chunk, and the most chunks of a prompt: what engines are built for.
 CHUNK_TOKENS, MAX_CHUNKS = 77, 4
 # U-Net, as the native runtime numbers it; text encoders come one before the other ahead of it.
@@ -49,7 +50,7 @@ def text_encoders(manifest: Manifest) -> list[str]:
 
 
 def rows_of(network: str, batch: int) -> int:
-    """Return how many rows an engine computes at once.
+    """Return the most rows that an engine computes at once.
 
     Guidance evaluates prompt and negative prompt of each image together; images are decoded one
     by one.
@@ -57,15 +58,21 @@ def rows_of(network: str, batch: int) -> int:
     return 2 * batch if network == "unet" else 2 if network.startswith("text_encoder") else 1
 
 
-def engine_sizes(
-    network: str, size: tuple[int, int], batch: int, chunks: int = 1
-) -> dict[str, int]:
+def row_counts(network: str, batch: int) -> list[int]:
+    """Return the numbers of rows that an engine has profiles for: powers of two, and the most.
+
+    So a request that has few rows, such as one image without guidance, computes no others.
+    """
+    most = rows_of(network, batch)
+    return [*(1 << power for power in range((most - 1).bit_length())), most]
+
+
+def engine_sizes(size: tuple[int, int], rows: int, chunks: int = 1) -> dict[str, int]:
     """Return the value of each symbol in an engine's shapes, for width and height in pixels.
 
-    All are fixed when it is built but the length of the prompt: 1 to MAX_CHUNKS chunks.
+    All are fixed in a profile but the length of the prompt: 1 to MAX_CHUNKS chunks.
     """
     width, height = size
-    rows = rows_of(network, batch)
     return {"batch": rows, "height": height, "width": width, "sequence": chunks * CHUNK_TOKENS}
 
 

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 
 from sdengine import _native
 from sdengine.backends.base import DEFAULTS, Session, SessionOptions
+from sdengine.backends.tensorrt.cache_file import capability_name, present_gpu
 from sdengine.backends.tensorrt.session import TensorRtSession
 from sdengine.bundle.reader import Bundle
-from sdengine.errors import ConfigError
+from sdengine.errors import BackendUnavailableError, ConfigError, DeviceError
+
+_MAX_DEVICES = 64
 
 
 class TensorRtRtxBackend:
-    """Run bundles of target `tensorrt-rtx` on GeForce RTX and professional RTX GPUs."""
+    """Run bundles of target `tensorrt-rtx` on GeForce RTX and professional RTX GPUs.
+
+    `compute_capabilities`, times ten, are those that the vendor supports; none says nothing.
+    """
 
     name = "tensorrt-rtx"
     module = "tensorrt_rtx"
     extra = "sdengine[tensorrt-rtx]"
+    compute_capabilities: tuple[int, ...] = (75, 80, 86, 89, 120, 121)
 
     def available(self) -> tuple[bool, str]:
-        """Say whether the module and a GPU are there, and the version or what is lacking."""
+        """Say whether the module and any GPU that it runs on are there, or what is lacking."""
         if importlib.util.find_spec(self.module) is None:
             return False, f"{self.module} is not installed. Install it: pip install '{self.extra}'."
-        usable, reason = _native.cuda_available()
+        usable, found = _native.cuda_available()
         if not usable:
-            return False, f"{reason}."
-        return True, f"{self.module} {importlib.import_module(self.module).__version__}, {reason}"
+            return False, f"{found}."
+        reasons = [self._refuses(*gpu) for gpu in _present_gpus()]
+        if all(reasons):
+            return False, next(iter(reasons), f"{found}, but no GPU describes itself.")
+        return True, f"{self.module} {importlib.import_module(self.module).__version__}, {found}"
 
     def resolve(self, precision: str, stored: str = "fp16") -> str:
         """Return what the engines compute in, which was decided when they were built."""
@@ -37,10 +48,25 @@ class TensorRtRtxBackend:
         return stored
 
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
-        """Make a session that keeps to a limit of the GPU's memory; see `Backend.open`."""
+        """Make a session on a GPU that keeps to a limit of its memory; see `Backend.open`."""
         precision = self.resolve(options.precision, bundle.manifest.precision)
+        device = 0 if options.device is None else _checked_device(options.device)
+        reason = self._refuses(*present_gpu(device))
+        if reason:
+            raise BackendUnavailableError(f"backend {self.name} is not available: {reason}")
         return TensorRtSession(
-            bundle, precision, self.module, options.memory_bytes, options.low_memory
+            bundle, precision, self.module, options.memory_bytes, options.low_memory, device
+        )
+
+    def _refuses(self, gpu: str, capability: int) -> str:
+        """Say why engines do not run on a GPU; nothing where they may."""
+        if not self.compute_capabilities or capability in self.compute_capabilities:
+            return ""
+        known = ", ".join(map(capability_name, self.compute_capabilities))
+        return (
+            f"{self.module} does not run on {gpu}, which has compute capability "
+            f"{capability_name(capability)}; it runs on {known}. Build for target tensorrt or "
+            "torch."
         )
 
 
@@ -50,3 +76,30 @@ class TensorRtBackend(TensorRtRtxBackend):
     name = "tensorrt"
     module = "tensorrt"
     extra = "sdengine[tensorrt]"
+    compute_capabilities = ()
+
+
+def _present_gpus() -> list[tuple[str, int]]:
+    found: list[tuple[str, int]] = []
+    with contextlib.suppress(DeviceError):
+        while len(found) < _MAX_DEVICES:
+            found.append(present_gpu(len(found)))
+    return found
+
+
+def _checked_device(device: object) -> int:
+    """Return the number of a GPU that is there.
+
+    Raises:
+        ConfigError: it is none; the message lists those that are.
+    """
+    gpus = _present_gpus()
+    if type(device) is int and 0 <= device < len(gpus):
+        return device
+    known = ", ".join(f"{number} ({name})" for number, (name, _) in enumerate(gpus))
+    raise ConfigError.for_field(
+        "device",
+        device,
+        known or "the number of a GPU, of which there is none",
+        "CUDA_VISIBLE_DEVICES decides which are counted.",
+    )

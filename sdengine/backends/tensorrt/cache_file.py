@@ -53,8 +53,8 @@ class Key:
     compute_capability: int
 
     def __str__(self) -> str:
-        cc = self.compute_capability
-        return f"TensorRT {self.tensorrt} on {self.gpu} ({cc // 10}.{cc % 10})"
+        capability = capability_name(self.compute_capability)
+        return f"TensorRT {self.tensorrt} on {self.gpu} ({capability})"
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,20 @@ class Loaded:
     replaceable: bool = True
 
 
-def present_gpu() -> tuple[str, int]:
-    """Return the name of the GPU that is present, and ten times its compute capability."""
-    info = _native.cuda_device_info()
+def present_gpu(device: int = 0) -> tuple[str, int]:
+    """Return the name of a GPU that is present, and ten times its compute capability.
+
+    Raises:
+        DeviceError: there is none of that number.
+    """
+    info = _native.cuda_device_info(device)
     major, _, minor = str(info["compute_capability"]).partition(".")
     return info["name"], 10 * int(major) + int(minor)
+
+
+def capability_name(compute_capability: int) -> str:
+    """Return a compute capability as it is written: "8.9" of 89."""
+    return f"{compute_capability // 10}.{compute_capability % 10}"
 
 
 def cache_path(kind: Kind, key: Key, of: str = "") -> Path:

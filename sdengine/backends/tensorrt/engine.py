@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from sdengine.errors import BundleError, DeviceError, OutOfMemoryError
 from sdengine.storage.regular_file import open_regular
 
 Shapes = Mapping[str, tuple[int, ...]]
+_LOGGERS: dict[str, Any] = {}  # by TensorRT's module
 
 
 class GpuEngine:
@@ -49,30 +53,47 @@ class GpuEngine:
         self.entry = entry
         self.kernels = kernels
         self._trt: Any = trt
-        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        with open_regular(path) as file:
-            self._engine: Any = runtime.deserialize_cuda_engine(file.read())
+        runtime = trt.Runtime(_logger(trt))
+        self._engine: Any = runtime.deserialize_cuda_engine(_mapped(path))
         if self._engine is None:
             raise DeviceError(
                 f"{path}: {trt.__name__} {trt.__version__} cannot load this engine on this "
                 "GPU. Build the bundle again: sdengine build CHECKPOINT -o BUNDLE --gpu NAME."
             )
 
-    def profile_of(self, shapes: Shapes) -> int:
-        """Return the number of the profile that shapes fit into, whatever their rows.
+    def profiles_of(self, shapes: Shapes) -> list[int]:
+        """Return the numbers of the profiles that shapes fit into, whatever their rows.
 
         Raises:
             BundleError: there is none.
         """
-        for index in range(self._engine.num_optimization_profiles):
-            for name, shape in shapes.items():
-                least, _, most = self._engine.get_tensor_profile_shape(name, index)
-                pairs = zip(tuple(least)[1:], shape[1:], tuple(most)[1:], strict=True)
-                if not all(low <= size <= high for low, size, high in pairs):
-                    break
-            else:
-                return index
-        raise BundleError(f"{self.name}: the engine has no profile for {dict(shapes)}.")
+        found = [
+            index
+            for index in range(self._engine.num_optimization_profiles)
+            if all(self._fits(name, shape, index) for name, shape in shapes.items())
+        ]
+        if not found:
+            raise BundleError(f"{self.name}: the engine has no profile for {dict(shapes)}.")
+        return found
+
+    def profile_of(self, shapes: Shapes) -> int:
+        """Return the number of the profile that computes shapes with the fewest rows.
+
+        Where none has as many rows as they, it is the one with most, which then runs several times.
+
+        Raises:
+            BundleError: there is none.
+        """
+        profiles = self.profiles_of(shapes)
+        wanted = next(iter(shapes.values()))[0]
+        rows = {index: self.largest_sizes(index)["batch"] for index in profiles}
+        enough = [index for index in profiles if rows[index] >= wanted]
+        return min(enough, key=rows.__getitem__) if enough else max(profiles, key=rows.__getitem__)
+
+    def _fits(self, name: str, shape: tuple[int, ...], profile: int) -> bool:
+        least, _, most = self._engine.get_tensor_profile_shape(name, profile)
+        pairs = zip(tuple(least)[1:], shape[1:], tuple(most)[1:], strict=True)
+        return all(low <= size <= high for low, size, high in pairs)
 
     def largest_sizes(self, profile: int) -> dict[str, int]:
         """Return the value of each symbol at the largest shapes of a profile."""
@@ -87,7 +108,12 @@ class GpuEngine:
         return int(self._engine.get_device_memory_size_for_profile_v2(profile))
 
     def context(
-        self, arena: SharedArena, set_name: str, profile: int, shapes: Shapes
+        self,
+        arena: SharedArena,
+        set_name: str,
+        profile: int,
+        shapes: Shapes,
+        measured: Callable[[str], None] = lambda set_name: None,
     ) -> GpuContext:
         """Make a context at fixed shapes, bound to the arena's addresses.
 
@@ -96,12 +122,13 @@ class GpuEngine:
             set_name: the image size whose regions it uses.
             profile: of the engine.
             shapes: of every input, at the engine's own rows.
+            measured: told the set's name once the context's `overhead_bytes` are known.
 
         Raises:
             OutOfMemoryError: the GPU has no memory for it.
             DeviceError: the engine refuses the profile, a shape or an address.
         """
-        return GpuContext(self, arena, set_name, profile, shapes)
+        return GpuContext(self, arena, set_name, profile, shapes, measured)
 
     def open_context(self, profile: int, queue: _native.Queue) -> tuple[Any, Any]:
         """Return a context of TensorRT's, and what must live as long as it does."""
@@ -119,7 +146,11 @@ class GpuEngine:
 
 
 class GpuContext:
-    """A context whose tensors and scratch lie at fixed addresses, so that graphs can hold it."""
+    """A context whose tensors and scratch lie at fixed addresses, so that graphs can hold it.
+
+    `overhead_bytes` is what it takes of the GPU's memory beside them: what TensorRT keeps for it,
+    the kernels that its first run compiled or loaded, graphs that hold it.
+    """
 
     def __init__(
         self,
@@ -128,10 +159,17 @@ class GpuContext:
         set_name: str,
         profile: int,
         shapes: Shapes,
+        measured: Callable[[str], None],
     ) -> None:
         self.name = engine.name
+        self.overhead_bytes = 0
         self._engine = engine  # whose weights it reads
-        self._context, self._config = engine.open_context(profile, arena.queue)
+        self._device = arena.device
+        self._set = set_name
+        self._told = measured
+        with self.measuring():
+            self._context, self._config = engine.open_context(profile, arena.queue)
+        self._free_before_run: int | None = None
         self._has_run = False
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
@@ -153,17 +191,45 @@ class GpuContext:
             )
         self._context.set_device_memory(arena.pool.address(set_name, region), planned)
 
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Count what the block takes of the GPU's memory to the context."""
+        before, _ = self._device.memory_info()
+        yield
+        self._count(before)
+
+    def _count(self, before: int) -> None:
+        free, _ = self._device.memory_info()
+        self.overhead_bytes += max(0, before - free)
+
     def enqueue(self, stream: int) -> None:
         """Queue one run, or have it recorded where the stream captures."""
+        if not self._has_run and self._free_before_run is None:
+            self._free_before_run, _ = self._device.memory_info()
         if not self._context.execute_async_v3(stream):
             raise DeviceError(f"{self.name}: the engine did not run.")
 
     def has_run(self) -> None:
-        """Keep the kernels that the first run compiled; nothing may be queued when it is told."""
+        """Keep the kernels that the first run compiled; nothing may be queued when it is told.
+
+        Raises:
+            OutOfMemoryError: the run took more memory than may be had.
+        """
         if not self._has_run:
             self._has_run = True
             if self._engine.kernels is not None:
                 self._engine.kernels.save()
+            if self._free_before_run is not None:
+                self._count(self._free_before_run)
+            self.tell()
+
+    def tell(self) -> None:
+        """Have the budget know what the context takes.
+
+        Raises:
+            OutOfMemoryError: all that is kept takes more memory than may be had.
+        """
+        self._told(self._set)
 
     def why_not_capturable(self, stream: int) -> str:
         """Say why a graph cannot hold the context; nothing where it can."""
@@ -172,6 +238,24 @@ class GpuContext:
         if asked is None or asked(stream):
             return ""
         return "the engine's context says that it is not capturable"
+
+
+def _logger(trt: Any) -> Any:
+    """Return the process's one logger, which lives as long as it.
+
+    TensorRT writes to the first that it was given, whichever an engine was made with.
+    """
+    if trt.__name__ not in _LOGGERS:
+        _LOGGERS[trt.__name__] = trt.Logger(trt.Logger.ERROR)
+    return _LOGGERS[trt.__name__]
+
+
+def _mapped(path: Path) -> memoryview:
+    """Return a file's content without holding it in memory beside what is made of it."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def piece_shape(spec: TensorSpec, rows: int) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ class Binding:
 
     Args:
         set_name: the image size whose regions they lie in.
-        rows: of the engine.
+        rows: of the context.
         inputs, outputs: at the caller's rows.
         engine_dtypes: of the engine's tensors, by name.
     """
@@ -41,7 +41,7 @@ class Binding:
 class GpuModule:
     """One engine's context at one image size.
 
-    The engine computes a fixed number of rows: fewer are filled up, more take several runs. Arrays
+    A context computes a fixed number of rows: fewer are filled up, more take several runs. Arrays
     are fp32 on this side; engines of fp16 and bf16 get and give rounded values.
 
     Args:

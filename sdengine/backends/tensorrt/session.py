@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 from sdengine import _native
 from sdengine.backends.base import Module
-from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds, check_memory_bytes
+from sdengine.backends.memory_budget import SizeNeeds, check_memory_bytes
 from sdengine.backends.tensorrt.arena import (
     Region,
     Sizes,
@@ -18,10 +19,12 @@ from sdengine.backends.tensorrt.arena import (
     needs_of,
     plan_size,
     recorded_scratch,
+    rows_of,
     used_networks,
 )
 from sdengine.backends.tensorrt.cache_file import present_gpu
-from sdengine.backends.tensorrt.engine import GpuEngine, Shapes, piece_shape
+from sdengine.backends.tensorrt.engine import GpuContext, GpuEngine, Shapes, piece_shape
+from sdengine.backends.tensorrt.gpu_budget import GpuBudget
 from sdengine.backends.tensorrt.module import Binding, GpuDecoder, GpuModule
 from sdengine.backends.tensorrt.runtime_cache import RuntimeCache, RuntimeKey, driver_version
 from sdengine.backends.tensorrt.shared_arena import SharedArena
@@ -45,6 +48,7 @@ class TensorRtSession:
         module: name of TensorRT's Python module.
         memory_bytes: the most of the GPU's memory that may be taken; None for what is free.
         low_memory: an engine is freed once a request is done with it.
+        device: number of the GPU.
 
     Raises:
         ConfigError: memory_bytes is invalid.
@@ -61,20 +65,24 @@ class TensorRtSession:
         module: str,
         memory_bytes: int | None,
         low_memory: bool,
+        device: int = 0,
     ) -> None:
         check_memory_bytes(memory_bytes)
         self.bundle = bundle
         self.precision = precision
         self.max_chunks: int | None = max_chunks(bundle.manifest)
         self._module = module
-        self._device = _native.cuda_device()
-        self.budget = self._foretold_budget(memory_bytes, low_memory)
+        self._device_number = device
+        self._device = _native.cuda_device(device)
+        # Those that modules use; they go with the last of them.
+        self._contexts: weakref.WeakValueDictionary[Any, GpuContext] = weakref.WeakValueDictionary()
+        self.budget: GpuBudget = self._foretold_budget(memory_bytes, low_memory)
         self.arena: SharedArena | None = None  # until the first network is loaded
         self._engines: weakref.WeakValueDictionary[str, GpuEngine] = weakref.WeakValueDictionary()
         self._kept: list[GpuEngine] = []  # unless memory is low, until the session is closed
 
     def load(self, network: str, shapes: Shapes) -> Module:
-        """Open one network's engine at the profile of an image size."""
+        """Open one network's engine at the profile of an image size with the fewest rows."""
         entry = self.bundle.network(network)
         arena = self._opened_arena()
         engine = self._engine(network)
@@ -90,10 +98,22 @@ class TensorRtSession:
             engine_dtypes={t.name: t.dtype for t in (*entry.inputs, *entry.outputs)},
         )
         pieces = {spec.name: piece_shape(spec, rows) for spec in binding.inputs}
-        context = engine.context(arena, binding.set_name, profile, pieces)
+        context = self._context(engine, arena, binding.set_name, profile, pieces)
         if network == "unet" and size is not None:
             return GpuUNet(context, arena, binding, image_size=(size[1], size[0]))
         return (GpuDecoder if network == "vae_decoder" else GpuModule)(context, arena, binding)
+
+    def _context(
+        self, engine: GpuEngine, arena: SharedArena, set_name: str, profile: int, shapes: Shapes
+    ) -> GpuContext:
+        """Return a context at some shapes; modules whose rows fill up the same ones share it."""
+        key = (engine.name, set_name, tuple(sorted(shapes.items())))
+        context = self._contexts.get(key)
+        if context is None:
+            told = self.budget.measured
+            context = engine.context(arena, set_name, profile, shapes, told)
+            self._contexts[key] = context
+        return context
 
     def close(self) -> None:
         """Free engines and arena; a second call does nothing."""
@@ -103,11 +123,8 @@ class TensorRtSession:
         self._kept.clear()
         self.arena = None
 
-    def _foretold_budget(self, memory_bytes: int | None, low_memory: bool) -> MemoryBudget:
+    def _foretold_budget(self, memory_bytes: int | None, low_memory: bool) -> GpuBudget:
         """Compare weights, scratch and tensors with the limit and with what the GPU has free."""
-        free_bytes, _ = self._device.memory_info()
-        available = min(free_bytes, memory_bytes or free_bytes)
-        source = "memory_bytes" if available == memory_bytes else "free on the GPU"
         manifest = self.bundle.manifest
         for name in used_networks(manifest):
             self.bundle.network(name)  # or the bundle is no good
@@ -115,12 +132,12 @@ class TensorRtSession:
         for size in manifest.resolutions:
             scratch = recorded_scratch(manifest, size)
             sizes = {
-                name: engine_sizes(name, size, manifest.max_batch, built_chunks(manifest))
+                name: engine_sizes(size, rows_of(name, manifest.max_batch), built_chunks(manifest))
                 for name in scratch
             }
             regions = plan_size(manifest, size, sizes, scratch)
             needs.append(needs_of(self.bundle, size, regions, scratch))
-        return MemoryBudget(needs, available, source, low_memory)
+        return GpuBudget(needs, low_memory, self._device, memory_bytes, self._contexts)
 
     def _opened_arena(self) -> SharedArena:
         """Return the arena, planned once from what the engines say."""
@@ -150,10 +167,11 @@ class TensorRtSession:
         for name in used_networks(manifest):
             engine = self._engine(name)
             for size in manifest.resolutions:
-                usual = engine_sizes(name, size, manifest.max_batch)
-                profile = engine.profile_of(resolve_shapes(name, engine.entry.inputs, usual))
-                sizes[size][name] = engine.largest_sizes(profile)
-                scratch[size][name] = engine.scratch_bytes(profile)
+                usual = engine_sizes(size, rows_of(name, manifest.max_batch))
+                shapes = resolve_shapes(name, engine.entry.inputs, usual)
+                sizes[size][name] = engine.largest_sizes(engine.profile_of(shapes))
+                profiles = engine.profiles_of(shapes)
+                scratch[size][name] = max(map(engine.scratch_bytes, profiles))
             if not low_memory:
                 self._kept.append(engine)
             del engine  # or it would be there beside the next one
@@ -186,9 +204,9 @@ class TensorRtSession:
             entry = self.bundle.network(network)
             with self.bundle.open(entry.files[0]) as file:  # what it claims to be proves nothing
                 sha256 = self.bundle.hashed(entry.files[0], file).sha256
-            kernels = RuntimeCache(
-                RuntimeKey(str(trt.__version__), *present_gpu(), driver_version(), sha256)
-            )
+            gpu = present_gpu(self._device_number)
+            kernels = RuntimeCache(RuntimeKey(str(trt.__version__), *gpu, driver_version(), sha256))
+            self._device.memory_info()  # which makes the GPU this thread's, as TensorRT reads it
             engine = GpuEngine(trt, network, self.bundle.path(entry.files[0]), entry, kernels)
             self._engines[network] = engine
         return engine

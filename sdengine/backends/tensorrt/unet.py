@@ -81,6 +81,7 @@ class GpuUNet(GpuModule):
         """Run the engine once and capture the step's graph, ahead of the first trajectory."""
         self._arena.take(self)
         self._captured[self._key(kind)] = self._capture(kind)
+        self._opened().tell()
 
     def begin(
         self,
@@ -115,7 +116,8 @@ class GpuUNet(GpuModule):
         if not reason:
             try:
                 self._graph_keys.append(self._key(kind))
-                self._make(kind, captured=True).warm_up()
+                with context.measuring():
+                    self._make(kind, captured=True).warm_up()
                 return True
             except DeviceError as error:
                 reason = str(error)

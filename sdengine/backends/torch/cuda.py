@@ -7,7 +7,7 @@ import weakref
 import torch
 from torch import nn
 
-from sdengine.backends.base import DEFAULTS, Session, SessionOptions
+from sdengine.backends.base import DEFAULTS, Session, SessionOptions, require_no_device
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
 from sdengine.backends.torch.eager import TorchSession
 from sdengine.bundle.reader import Bundle
@@ -94,6 +94,7 @@ class TorchCudaBackend:
 
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session; see `Backend.open`. torch takes memory as it needs it."""
+        require_no_device(self.name, options.device)
         budget = unplanned_budget(self.name, options.memory_bytes)
         precision = self.resolve(options.precision, bundle.manifest.precision)
         return self._session(bundle, precision, options.threads, budget)

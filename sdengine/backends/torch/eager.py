@@ -15,6 +15,7 @@ from sdengine.backends.base import (
     Session,
     SessionOptions,
     require_cpu_precision,
+    require_no_device,
 )
 from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
@@ -218,6 +219,7 @@ class TorchBackend:
 
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session; see `Backend.open`. torch takes memory as it needs it."""
+        require_no_device(self.name, options.device)
         budget = unplanned_budget(self.name, options.memory_bytes)
         # Its own choice knows no quota.
         threads = options.threads or usable_processors().threads_by_quota

@@ -67,9 +67,9 @@ def build_file(trt: Any, job: dict[str, Any], log: BuilderLog, tell: Tell) -> di
         trt: the module tensorrt or tensorrt_rtx.
         job: `onnx` and `output` are paths; `profiles` has the least, usual and largest shape of
             each input, by profile; `capabilities` are compute capabilities to build for, none
-            meaning the GPU that is present; `workspace_bytes` and `optimization_level` may be
-            None; `timing_cache` may be None, or have `path` (or None), `gpu` and
-            `compute_capability`.
+            where full TensorRT builds for the GPU that is present; `workspace_bytes` and
+            `optimization_level` may be None; `timing_cache` may be None, or have `path` (or None),
+            `gpu` and `compute_capability`.
         log: where the builder's messages go.
         tell: told of progress.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ import onnx
 
 from sdengine import _native
 from sdengine.backends import nvidia_driver
-from sdengine.backends.tensorrt.arena import MAX_CHUNKS, engine_sizes
-from sdengine.backends.tensorrt.cache_file import present_gpu
+from sdengine.backends.tensorrt.arena import MAX_CHUNKS, engine_sizes, row_counts, rows_of
+from sdengine.backends.tensorrt.backend import TensorRtRtxBackend
+from sdengine.backends.tensorrt.cache_file import capability_name, present_gpu
 from sdengine.bundle.manifest import NetworkOptions
 from sdengine.bundle.tensors import resolve_shapes, size_name
 from sdengine.compilers.base import Compiled, CompileSpec
@@ -30,6 +32,7 @@ from sdengine.compilers.tensorrt.process import run_job
 from sdengine.compilers.tensorrt.quantisation.graph import written_beside
 from sdengine.errors import ConfigError, OutOfMemoryError
 from sdengine.export.fusion import FusionReport, fuse
+from sdengine.export.layer_choice import choose_layer
 from sdengine.export.lowering import to_plugins, to_standard
 from sdengine.export.process_memory import free_bytes
 from sdengine.kernels.ptx import OLDEST_DRIVERS_PTX, version_of_cuda, version_written
@@ -63,13 +66,18 @@ class Flavour:
     capabilities: tuple[int, ...]
 
 
-RTX = Flavour("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx", (75, 80, 86, 89, 120, 121))
+RTX = Flavour(
+    "tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx", TensorRtRtxBackend.compute_capabilities
+)
 FULL = Flavour("tensorrt", "tensorrt", "tensorrt", ())
 FLAVOURS = {flavour.target: flavour for flavour in (RTX, FULL)}
 
 
 def target_capabilities(flavour: Flavour, gpus: tuple[str, ...]) -> list[int]:
-    """Return the compute capabilities to build for; none means the GPU that is present.
+    """Return the compute capabilities to name to the builder; full TensorRT is told none.
+
+    Where no GPU is named it is the one that is present. TensorRT-RTX must be told that one too:
+    untold, it builds for 8.0 to 12.0 but not for 7.5.
 
     Raises:
         ConfigError: a GPU is unknown, the target does not build for it, or none is named where
@@ -91,29 +99,47 @@ def target_capabilities(flavour: Flavour, gpus: tuple[str, ...]) -> list[int]:
             f"gpu: this machine has none to build for, so target {flavour.target} wants to be told "
             f"one: {known_gpus(flavour.capabilities)}."
         )
+    if not gpus and flavour.capabilities:
+        return [_present_capability(flavour)]
     return compute_capabilities(gpus, flavour.target, flavour.capabilities)
 
 
-def profiles_by_size(network: ExportedNetwork, spec: CompileSpec) -> dict[str, Shapes]:
-    """Return the least, usual and largest shape of each input, by image size: "512x768"."""
-    found: dict[str, Shapes] = {}
-    for size in spec.sizes:
-        least, most = (
-            resolve_shapes(
-                network.name, network.inputs, engine_sizes(network.name, size, spec.batch, chunks)
-            )
-            for chunks in (1, MAX_CHUNKS)
+def _present_capability(flavour: Flavour) -> int:
+    name, capability = present_gpu()
+    if capability not in flavour.capabilities:
+        raise ConfigError(
+            f"gpu: {name}, the GPU of this machine, has compute capability "
+            f"{capability_name(capability)}, which target {flavour.target} does not build for. "
+            f"Build for target {FULL.target} or torch, or name a GPU to build ahead for: "
+            f"{known_gpus(flavour.capabilities)}."
         )
-        found[size_name(size)] = {
-            name: (list(least[name]), list(least[name]), list(most[name])) for name in least
-        }
+    return capability
+
+
+def profiles_by_size(network: ExportedNetwork, spec: CompileSpec) -> dict[str, list[Shapes]]:
+    """Return the profiles of each image size, "512x768", by growing number of rows.
+
+    A profile has the least, usual and largest shape of each input.
+    """
+    found: dict[str, list[Shapes]] = {}
+    for size in spec.sizes:
+        profiles = []
+        for rows in row_counts(network.name, spec.batch):
+            least, most = (
+                resolve_shapes(network.name, network.inputs, engine_sizes(size, rows, chunks))
+                for chunks in (1, MAX_CHUNKS)
+            )
+            profiles.append(
+                {name: (list(least[name]), list(least[name]), list(most[name])) for name in least}
+            )
+        found[size_name(size)] = profiles
     return found
 
 
 def make_profiles(network: ExportedNetwork, spec: CompileSpec) -> list[Shapes]:
-    """Return the engine's profiles; a text encoder has one for all image sizes."""
+    """Return the engine's profiles; a text encoder has the same for all image sizes."""
     profiles: list[Shapes] = []
-    for shapes in profiles_by_size(network, spec).values():
+    for shapes in itertools.chain(*profiles_by_size(network, spec).values()):
         if shapes not in profiles:
             profiles.append(shapes)
     return profiles
@@ -132,7 +158,7 @@ def compile_full(network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> 
 def compile_engine(
     network: ExportedNetwork, out_dir: Path, spec: CompileSpec, flavour: Flavour
 ) -> Compiled:
-    """Write `<name>.engine`, one optimisation profile an image size, weights shared.
+    """Write `<name>.engine`, a profile for each image size and number of rows, weights shared.
 
     Args:
         network: an exported network, in the precision that it shall be computed in.
@@ -155,7 +181,8 @@ def compile_engine(
         "timing_cache": _timing_cache(flavour, spec),
     }
     _check_memory(network.name, network.onnx_path)
-    model = onnx.load(network.onnx_path, load_external_data=False)
+    model, network = choose_layer(onnx.load(network.onnx_path, load_external_data=False), network)
+    assert network.onnx_path is not None
     fused, report = fuse(model)
 
     def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -183,13 +210,21 @@ def compile_engine(
             output.unlink(missing_ok=True)
             raise
     told: dict[str, Any] = {**plan.options, **_memory_options(result, network, spec)}
+    told["rows"] = row_counts(network.name, spec.batch)
     if network.name == "unet":
         told["max_chunks"] = MAX_CHUNKS
     if plan.plugins and plugins_for is not None:
         version = version_written(plugins_for["cc"], plugins_for["ptx_version"])
         told["ptx_version"] = f"{version // 10}.{version % 10}"
     options = NetworkOptions.model_validate(told)
-    return Compiled([output.name], result["peak_bytes"], dict(report.replaced), options)
+    return Compiled(
+        [output.name],
+        result["peak_bytes"],
+        dict(report.replaced),
+        options,
+        inputs=network.inputs,
+        outputs=network.outputs,
+    )
 
 
 def _plan_kernels(
@@ -204,11 +239,13 @@ def _plan_kernels(
         no_choice = spec.tensorrt.kernels == NATIVE
         return native_plan("" if no_choice else "TensorRT-RTX has no plugins")
     supported = supported_nodes(*fused, plugins_for["cc"])
-    profiles = make_profiles(network, spec)
     usual: dict[str, dict[str, int]] = {}
-    for size, shapes in zip(spec.sizes, profiles_by_size(network, spec).values(), strict=True):
-        if len(usual) < len(profiles) and shapes == profiles[len(usual)]:
-            usual[size_name(size)] = engine_sizes(network.name, size, spec.batch)
+    known: list[list[Shapes]] = []
+    rows = rows_of(network.name, spec.batch)
+    for size, profiles in zip(spec.sizes, profiles_by_size(network, spec).values(), strict=True):
+        if profiles not in known:
+            known.append(profiles)
+            usual[size_name(size)] = engine_sizes(size, rows)
     if spec.tensorrt.kernels == TRITON:
         return forced_plan(network, model, supported, usual)
     return measured_plan(
@@ -242,13 +279,16 @@ def _timing_cache(flavour: Flavour, spec: CompileSpec) -> dict[str, Any] | None:
 def _memory_options(
     result: dict[str, Any], network: ExportedNetwork, spec: CompileSpec
 ) -> dict[str, Any]:
-    """Return what the builder told of memory: scratch by image size, weights on the GPU."""
+    """Return what the builder told of memory: scratch by image size, weights on the GPU.
+
+    Contexts of a size with different rows take turns in one region, which does for the largest.
+    """
     options: dict[str, Any] = {}
     if (told := result["activation_bytes"]) is not None:
         profiles = make_profiles(network, spec)
         options["scratch_bytes"] = {
-            name: told[profiles.index(shapes)]
-            for name, shapes in profiles_by_size(network, spec).items()
+            name: max(told[profiles.index(shapes)] for shapes in by_rows)
+            for name, by_rows in profiles_by_size(network, spec).items()
         }
         options["scratch_from"] = "builder"
     if result["weights_bytes"] is not None:

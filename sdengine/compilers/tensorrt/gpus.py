@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from sdengine.backends.tensorrt.cache_file import capability_name
 from sdengine.errors import ConfigError
 
 _BY_CAPABILITY: dict[int, tuple[str, ...]] = {
@@ -69,7 +70,7 @@ def compute_capabilities(names: Iterable[str], target: str, accepted: Iterable[i
                 "gpu",
                 name,
                 f"for target {target}: {known_gpus(accepted)}",
-                f"It has compute capability {cc // 10}.{cc % 10}.",
+                f"It has compute capability {capability_name(cc)}.",
             )
         if cc not in found:
             found.append(cc)

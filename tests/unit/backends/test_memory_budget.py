@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,16 @@ def test_what_a_size_takes_adds_up() -> None:
     assert "4 GB of weights, scratch, 0.5 GB" in needs(500, None).described(low_memory=True)
 
 
+def test_what_was_measured_takes_the_place_of_the_allowance() -> None:
+    little, much = (replace(needs(500), overhead_bytes=GB // part) for part in (20, 2))
+    assert little.total_bytes(low_memory=False) == 8_600_000_000
+    assert "0.1 GB kept for captured graphs" in little.described(low_memory=False)
+    assert much.total_bytes(low_memory=False) == 9_000_000_000
+    assert much.described(low_memory=False).endswith(
+        "and 0.5 GB that contexts, kernels and graphs were measured to take"
+    )
+
+
 def test_sizes_that_do_not_fit_are_refused_with_what_would() -> None:
     budget = MemoryBudget([needs(500), needs(1000)], 9 * GB, "memory_bytes")
     assert [size.name for size in budget.fitting()] == ["500x500"]
@@ -76,6 +87,9 @@ def test_backends_of_the_processor_do_not_plan(bundle: Bundle) -> None:
     OpenVinoBackend().open(bundle).budget.check(512, 512)
     with pytest.raises(ConfigError, match=r"memory_bytes: 1000 .* None with backend openvino"):
         OpenVinoBackend().open(bundle, SessionOptions(memory_bytes=1000))
+    for name in ("native", "openvino", "torch", "torch-cuda"):
+        with pytest.raises(ConfigError, match=f"device: 0 .* None with backend {name}"):
+            get_backend(name).open(bundle, SessionOptions(device=0))
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "8GiB", 1 << 50])

@@ -17,7 +17,7 @@ from support.native_server import region
 
 from sdengine import _native
 from sdengine.backends import get_backend
-from sdengine.backends.tensorrt.arena import rows_of
+from sdengine.backends.tensorrt.arena import row_counts, rows_of
 from sdengine.backends.tensorrt.backend import TensorRtBackend, TensorRtRtxBackend
 from sdengine.backends.tensorrt.engine import GpuContext, GpuEngine
 from sdengine.backends.tensorrt.module import Binding, GpuModule, from_engine, to_engine
@@ -55,21 +55,30 @@ SPEC = CompileSpec(
 )
 
 
-def test_each_size_has_a_profile_of_fixed_shapes() -> None:
+def test_each_size_and_number_of_rows_has_a_profile_of_fixed_shapes() -> None:
     assert make_profiles(UNET, SPEC) == [
         {
-            "sample": ([4, 4, height, width],) * 3,
-            "encoder_hidden_states": ([4, 77, 768], [4, 77, 768], [4, 308, 768]),
+            "sample": ([rows, 4, height, width],) * 3,
+            "encoder_hidden_states": ([rows, 77, 768], [rows, 77, 768], [rows, 308, 768]),
         }
         for height, width in ((64, 64), (64, 96))
+        for rows in (1, 2, 4)
     ]
 
 
-def test_networks_without_a_size_have_one_profile() -> None:
+def test_networks_without_a_size_have_a_profile_for_each_number_of_rows() -> None:
     inputs = (TensorSpec("inputs_embeds", ("batch", 77, 768), "float16"),)
     encoder = ExportedNetwork("text_encoder", None, inputs, (), None, None)
-    assert make_profiles(encoder, SPEC) == [{"inputs_embeds": ([2, 77, 768],) * 3}]
+    assert make_profiles(encoder, SPEC) == [
+        {"inputs_embeds": ([rows, 77, 768],) * 3} for rows in (1, 2)
+    ]
     assert [rows_of(name, 3) for name in ("unet", "text_encoder_2", "vae_decoder")] == [6, 2, 1]
+    assert [row_counts("unet", batch) for batch in (1, 3, 4)] == [
+        [1, 2],
+        [1, 2, 4, 6],
+        [1, 2, 4, 8],
+    ]
+    assert row_counts("vae_decoder", 4) == [1]
 
 
 @pytest.mark.parametrize("gpus", [(), ("h100",), ("nothing",)])
@@ -247,14 +256,14 @@ def engine_of(tmp_path: Path, name: str, trt: SimpleNamespace, inputs: list[Any]
     return GpuEngine(trt, name, path, entry)
 
 
-def test_profiles_are_found_by_size_whatever_the_rows(tmp_path: Path) -> None:
+def test_profiles_are_found_by_size_with_the_fewest_rows_that_do(tmp_path: Path) -> None:
     def profile_shape(name: str, index: int) -> list[tuple[int, ...]]:
-        side = (64, 96)[index]
+        side, rows = ((64, 2), (96, 4), (96, 1), (96, 2))[index]
         if name == "sample":
-            return [(2, 4, side, side)] * 3
-        return [(2, 77, 768), (2, 77, 768), (2, 308, 768)]
+            return [(rows, 4, side, side)] * 3
+        return [(rows, 77, 768), (rows, 77, 768), (rows, 308, 768)]
 
-    found = SimpleNamespace(num_optimization_profiles=2, get_tensor_profile_shape=profile_shape)
+    found = SimpleNamespace(num_optimization_profiles=4, get_tensor_profile_shape=profile_shape)
     engine = engine_of(
         tmp_path,
         "unet",
@@ -264,10 +273,13 @@ def test_profiles_are_found_by_size_whatever_the_rows(tmp_path: Path) -> None:
             TensorEntry(name="states", shape=["batch", "sequence", 768], dtype="float16"),
         ],
     )
-    for rows in (1, 5):
+    for rows, profile in ((1, 2), (2, 3), (3, 1), (4, 1), (9, 1)):
         shapes = {"sample": (rows, 4, 96, 96), "states": (rows, 154, 768)}
-        assert engine.profile_of(shapes) == 1
-    assert engine.largest_sizes(1) == {"batch": 2, "height": 768, "width": 768, "sequence": 308}
+        assert engine.profile_of(shapes) == profile
+        assert engine.profiles_of(shapes) == [1, 2, 3]
+    # Bundles of earlier releases have one profile a size.
+    assert engine.profile_of({"sample": (1, 4, 64, 64), "states": (1, 77, 768)}) == 0
+    assert engine.largest_sizes(1) == {"batch": 4, "height": 768, "width": 768, "sequence": 308}
     for shapes in (
         {"sample": (2, 4, 64, 96), "states": (2, 77, 768)},
         {"sample": (2, 4, 64, 64), "states": (2, 385, 768)},

@@ -123,6 +123,9 @@ class _Engine:
     def __init__(self, log: list[str]) -> None:
         self.log = log
 
+    def forget_prompts(self) -> None:
+        self.log.append("forget")
+
     def run(self, request: Request) -> _Served:
         self.log.append("run")
         return _Served(Timings({"unet": StageTime(2.0, 4)}, 10.0))
@@ -145,7 +148,8 @@ def test_requests_of_a_gpu_alternate_and_each_is_waited_for(
     monkeypatch.setattr(gpu, "_synchronize", lambda: log.append("wait"))
     engines: Any = {name: _Engine(log) for name in SIDES}
     timings = harness._interleave(replace(GPU_CASE, runs=2), engines, lambda _: None)
-    assert log == ["wait", "run", "wait"] * 4
+    # The text encoders are timed too.
+    assert log == ["forget", "wait", "run", "wait"] * 4
     assert [len(rows) for rows in timings.values()] == [2, 2]
 
 

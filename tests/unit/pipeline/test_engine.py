@@ -146,12 +146,30 @@ def test_steps_yield_progress_and_end_in_the_result(engine: Engine) -> None:
 def test_timings_add_up(tiny: Path) -> None:
     with load(tiny, precision="fp32") as engine:
         first = engine.generate("a circle").timings
-        second = engine.generate("a circle").timings
+        second = engine.generate("a square").timings
     assert first.load_ms > 0
     assert second.load_ms == 0
     parts = second.text_encoder_ms + second.unet_ms + second.vae_decoder_ms + second.other_ms
     assert parts == pytest.approx(second.total_ms)
     assert (second.text_encoder_calls, second.unet_calls, second.vae_decoder_calls) == (1, 4, 1)
+
+
+def test_prompts_of_an_earlier_request_are_not_encoded_again(tiny: Path) -> None:
+    with load(tiny, precision="fp32") as engine:
+        first = engine.generate("a (red:1.2) circle", seed=1)
+        again = engine.generate("a (red:1.2) circle", seed=1, sampler="euler", width=128)
+        same = engine.generate("a (red:1.2) circle", seed=1)
+        assert [r.timings.text_encoder_calls for r in (first, again, same)] == [1, 0, 0]
+        assert np.array_equal(same.arrays[0], first.arrays[0])
+        for prompt, options in (
+            ("a (red:1.3) circle", {}),
+            ("a (red:1.2) circle", {"emphasis": "no_norm"}),
+            ("a (red:1.2) circle", {"negative_prompt": "a square"}),
+        ):
+            other = engine.generate(prompt, seed=1, **options)
+            assert other.timings.text_encoder_calls == 1
+        engine.forget_prompts()
+        assert engine.generate("a (red:1.2) circle", seed=1).timings.text_encoder_calls == 1
 
 
 def test_time_that_the_caller_holds_is_not_counted(

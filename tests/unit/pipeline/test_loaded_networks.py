@@ -12,7 +12,7 @@ from sdengine.backends.memory_budget import MemoryBudget
 from sdengine.bundle.reader import open_bundle
 from sdengine.errors import BundleError, DeviceError
 from sdengine.pipeline.clock import StageClock
-from sdengine.pipeline.loaded_networks import MAX_SHAPES_LOADED, Networks
+from sdengine.pipeline.loaded_networks import Networks
 
 
 class RecordingSession:
@@ -68,7 +68,7 @@ def test_a_shape_loads_once(networks: Networks, session: RecordingSession) -> No
 
 
 def test_only_the_latest_shapes_stay(networks: Networks, session: RecordingSession) -> None:
-    for batch in range(1, MAX_SHAPES_LOADED + 1):
+    for batch in range(1, session.budget.most_shapes + 1):
         networks.get("unet", batch, 64, 64)
     networks.get("unet", 1, 64, 64)
     networks.get("unet", 9, 64, 64)

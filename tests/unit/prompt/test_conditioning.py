@@ -11,10 +11,11 @@ import pytest
 from support.tiny_bundle import HIDDEN, LAYERS, make_tiny_bundle
 
 from sdengine.backends.base import Module
+from sdengine.bundle.manifest import HiddenState
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import BundleError, NonFiniteError
-from sdengine.prompt.conditioning import TextConditioner, apply_weights
+from sdengine.prompt.conditioning import TextConditioner, apply_weights, layer_number
 from sdengine.prompt.plan import PromptOptions
 
 LENGTH = 77
@@ -55,16 +56,33 @@ class FakeEncoder:
         pass
 
 
+class ChoosingEncoder(FakeEncoder):
+    """Hands over one layer alone, as engines do."""
+
+    def __init__(self, rows: int, **options: Any) -> None:
+        super().__init__(rows, **options)
+        self.inputs += (TensorSpec("layer", (rows,), "int64"),)
+        stack, _, pooled = self.outputs
+        self.outputs = (TensorSpec("states", stack.shape[1:], stack.dtype), pooled)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = super().run(inputs)
+        (layer,) = set(inputs["layer"].tolist())
+        stacks = np.concatenate([found["hidden_states"], found["normed_hidden_states"]])
+        return {"states": stacks[layer], "pooled": found["pooled"]}
+
+
 class Encoders:
     """Give fake encoders by name and rows, each made once, and remember what was asked for."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, kind: type[FakeEncoder] = FakeEncoder, **options: Any) -> None:
+        self.kind = kind
         self.options = options
         self.made: dict[tuple[str, int], FakeEncoder] = {}
 
     def __call__(self, network: str, rows: int) -> Module:
         if (network, rows) not in self.made:
-            self.made[network, rows] = FakeEncoder(rows, **self.options)
+            self.made[network, rows] = self.kind(rows, **self.options)
         return self.made[network, rows]
 
 
@@ -92,6 +110,29 @@ def test_states_of_each_row(bundles: dict[str, Bundle]) -> None:
     assert found.prompt_embeds.dtype == np.float32 and found.pooled is None
     expected = 2 * embeddings(conditioner, plan, "text_encoder")
     np.testing.assert_array_equal(found.prompt_embeds, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_layer_that_is_asked_for_is_that_of_all(bundles: dict[str, Bundle], kind: str) -> None:
+    conditioner = TextConditioner(bundles[kind])
+    plan = conditioner.plan(["a (cat:1.3)", "dog " * 80], ["x", ""], 1, PromptOptions())
+    expected = conditioner.encode(plan, Encoders())
+    found = conditioner.encode(plan, Encoders(ChoosingEncoder))
+    np.testing.assert_array_equal(found.prompt_embeds, expected.prompt_embeds)
+    np.testing.assert_array_equal(found.pooled, expected.pooled)
+
+
+@pytest.mark.parametrize(
+    ("index", "kind", "number"),
+    [(0, "raw", 0), (-1, "raw", 2), (-2, "raw", 1), (0, "normed", 3), (-1, "normed", 5)],
+)
+def test_layers_are_numbered_raw_then_normed(
+    bundles: dict[str, Bundle], index: int, kind: str, number: int
+) -> None:
+    (encoder,) = bundles["sd"].manifest.architecture.text_encoders
+    encoder = encoder.model_copy(update={"num_layers": 2})
+    choice = HiddenState.model_validate({"index": index, "kind": kind})
+    assert layer_number(encoder, choice) == number
 
 
 def test_few_row_counts(bundles: dict[str, Bundle]) -> None:
