@@ -35,6 +35,16 @@ class Queue {
     device().upload(target, source, size_bytes, handle());
   }
 
+  void clear(const std::string& set, const std::string& region) const {
+    void* const target = region_bytes(*pool_, set, region, 0, 0);
+    std::size_t size_bytes = 0;
+    for (const runtime::Region& planned : pool_->plan(set).regions) {
+      if (planned.name == region) size_bytes = planned.size_bytes;
+    }
+    const pybind11::gil_scoped_release unlocked;
+    device().fill(target, 0, size_bytes, handle());
+  }
+
   void download(const std::string& set, const std::string& region, pybind11::array array) const {
     if ((array.flags() & pybind11::array::c_style) == 0 || !array.writeable()) {
       throw pybind11::value_error("array: must be C-contiguous and writable");

@@ -131,6 +131,7 @@ void bind_runtime(py::module_& module) {
       .def("synchronize", &Queue::synchronize, "Wait for everything queued.")
       .def("upload", &Queue::upload, "set"_a, "region"_a, "array"_a.noconvert(),
            "Queue a copy of an array to a region's begin.")
+      .def("clear", &Queue::clear, "set"_a, "region"_a, "Queue zeros for a whole region.")
       .def("download", &Queue::download, "set"_a, "region"_a, "array"_a.noconvert(),
            "Copy a region's begin to an array, and wait for it.")
       .def("scale", &Queue::scale, "set"_a, "source"_a, "first"_a, "count"_a, "factor"_a,

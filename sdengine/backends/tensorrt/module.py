@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,19 +63,23 @@ class GpuModule:
             spec.name: np.zeros(piece_shape(spec, self._rows), NUMPY[self._dtypes[spec.name]])
             for spec in (*self.inputs, *self.outputs)
         }
+        self._may_lack = frozenset(s.name for s in self.inputs if "_residual" in s.name)
         self._results = {
             spec.name: np.empty(tuple(map(int, spec.shape)), np.float32) for spec in self.outputs
         }
 
+    def zero_unless_given(self) -> frozenset[str]:
+        """Name the inputs of ControlNets, which are large to bring over for nothing."""
+        return self._may_lack
+
     def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Compute the outputs by name; every input must be given at its shape."""
+        """Compute the outputs by name; other inputs must be given at their shapes."""
         context, queue = self._opened(), self._arena.queue
         self._arena.take(self)
         total = int(self.inputs[0].shape[0])
         for first in range(0, total, self._rows):
             count = min(self._rows, total - first)
-            for spec in self.inputs:
-                self.send(spec.name, inputs[spec.name][first : first + count])
+            self.send_all({name: inputs[name][first : first + count] for name in inputs})
             context.enqueue(queue.stream)
             for spec in self.outputs:
                 host = self._host[spec.name]
@@ -100,11 +104,24 @@ class GpuModule:
             raise DeviceError(f"{self.name}: the network was closed.")
         return self._context
 
-    def send(self, name: str, values: Array) -> None:
-        """Queue the copy of an input's rows, which come first of the engine's."""
-        host = self._host[name]
-        host[: len(values)] = to_engine(values, host.dtype)
-        self._arena.queue.upload(self._set, region_of(self.name, name), host)
+    def send_all(self, inputs: Mapping[str, Array], without: Container[str] = ()) -> None:
+        """Queue the copies of inputs' rows, which come first of the engine's.
+
+        Args:
+            inputs: by name; of `zero_unless_given`, those that are not there are zeros of the GPU.
+            without: names of those that are left as they are.
+        """
+        queue = self._arena.queue
+        for spec in self.inputs:
+            region = region_of(self.name, spec.name)
+            if spec.name in without:
+                continue
+            if spec.name not in inputs and spec.name in self._may_lack:
+                queue.clear(self._set, region)
+                continue
+            values, host = inputs[spec.name], self._host[spec.name]
+            host[: len(values)] = to_engine(values, host.dtype)
+            queue.upload(self._set, region, host)
 
 
 class GpuDecoder(GpuModule):

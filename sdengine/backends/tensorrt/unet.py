@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping
-
-import numpy as np
+from collections.abc import Callable, Container, Mapping
 
 from sdengine import _native
 from sdengine.backends.base import Array
@@ -94,7 +92,7 @@ class GpuUNet(GpuModule):
         """Bring a program and its registers before evaluation `first` to the GPU."""
         # Runs of a kind share their graph, but not the program that they have brought.
         steps = self._make(kind, self._captured[self._key(kind)])
-        run = GpuRun(self._arena, self._set, steps, self.send, len(program.t) - first)
+        run = GpuRun(self._arena, self._set, steps, self.send_all, len(program.t) - first)
         run.start(program, guidance_scale, registers, first)
         return run
 
@@ -106,8 +104,7 @@ class GpuUNet(GpuModule):
     def _capture(self, kind: TrajectoryKind) -> bool:
         context, queue = self._opened(), self._arena.queue
         for spec in self.inputs:  # rows that no image has are computed too
-            host = np.zeros_like(self._host[spec.name])
-            queue.upload(self._set, region_of(self.name, spec.name), host)
+            queue.clear(self._set, region_of(self.name, spec.name))
         # The first run at a shape does work that must not become part of a graph.
         context.enqueue(queue.stream)
         queue.synchronize()
@@ -163,7 +160,7 @@ class GpuRun:
         arena: of the bundle.
         set_name: the image size whose regions it uses.
         steps: of the native runtime, not started.
-        send: queues the copy of one of the U-Net's inputs.
+        send_all: queues the copies of the U-Net's inputs; see `GpuModule`.
         evaluations: that it computes.
     """
 
@@ -172,13 +169,13 @@ class GpuRun:
         arena: SharedArena,
         set_name: str,
         steps: _native.ProgramRunner,
-        send: Callable[[str, Array], None],
+        send_all: Callable[[Mapping[str, Array], Container[str]], None],
         evaluations: int,
     ) -> None:
         self._arena = arena
         self._set = set_name
         self._steps = steps
-        self._send = send
+        self._send_all = send_all
         self._inputs: Mapping[str, Array] = {}
         self._registers: Array | None = None
         self._left = evaluations
@@ -249,6 +246,4 @@ class GpuRun:
         self._send_inputs()
 
     def _send_inputs(self) -> None:
-        for name, values in self._inputs.items():
-            if name not in STEP_TENSORS:
-                self._send(name, values)
+        self._send_all(self._inputs, STEP_TENSORS)

@@ -232,6 +232,18 @@ def test_every_half_goes_there_and_back() -> None:
         np.testing.assert_array_equal(found, between.astype(np.float16))
 
 
+def test_a_region_is_cleared_whole() -> None:
+    desk = Desk()
+    ones, found = np.ones(200, np.float32), np.empty(200, np.float32)
+    desk.queue.upload("set", "latents", ones)
+    desk.queue.upload("set", "scaled", ones[:100])
+    desk.queue.clear("set", "latents")
+    desk.queue.download("set", "latents", found)
+    assert not found.any()
+    desk.queue.download("set", "scaled", found[:100])
+    assert found[:100].all()
+
+
 def test_copies_stay_in_their_region() -> None:
     desk = Desk()
     for call in (
