@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sdengine.backends.torch.graphs import GraphedFunction
+from sdengine.backends.torch.triton_model import prepare
 from sdengine.backends.torch.triton_ops import TritonOps
-from sdengine.models.ops import set_ops
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 
 _ROWS = 2  # of classifier-free guidance
@@ -97,7 +97,7 @@ def measure(
         add(side="torch in a graph", ms=times(lambda: graphed(*inputs)))
         graphed.close()
         ops = TritonOps()
-        set_ops(model, ops)
+        prepare(model, ops)
         triton = GraphedFunction(model, device, cuda)
         found = _single(triton(*inputs)).float()
         error = float((found - expected).square().mean().sqrt() / expected.std())
