@@ -97,7 +97,7 @@ def guidance_interval(record: Mapping[str, Any]) -> str:
         ]
         for name, row in record["candidates"].items()
     ]
-    times = ["request, ms", "as fast", "of all processors, ms", "as little"]
+    times = ["request, ms", "as fast", "processor time, ms", "ratio"]
     return table(["interval", "guided steps", *times, f"right of {total}"], rows)
 
 

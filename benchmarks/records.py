@@ -12,13 +12,15 @@ import urllib.parse
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sdengine
-from sdengine.benchmarks.cases import Case
 from sdengine.errors import ConfigError, OutputError
 from sdengine.images.provenance import cpu_info
 from sdengine.version import __version__
+
+if TYPE_CHECKING:
+    from sdengine.benchmarks.cases import Case
 
 SCHEMA = 1
 SIDES = ("ours", "baseline")
@@ -117,12 +119,10 @@ def software(*others: str) -> dict[str, str | None]:
 
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
-    import psutil
-
     return {
         "processor": cpu_info()[0],
         "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "system": f"{platform.system()} {platform.release()}",
     }
 

@@ -48,6 +48,7 @@ def read(results: Path) -> Records:
         step_counts=_json(results / "step-counts.json"),
         emphasis=_json(results / "emphasis.json"),
         quantisation=_json(results / "quantisation.json"),
+        guidance_interval=_json(results / "guidance-interval.json"),
         comparisons=comparisons,
         networks=read_records(results / "native-networks.jsonl"),
         operations=read_records(results / "native-ops.jsonl", _OPERATIONS_SCHEMA),

@@ -28,6 +28,7 @@ class Records:
     step_counts: Record
     emphasis: Record
     quantisation: Record
+    guidance_interval: Record
     comparisons: Sequence[Record]
     networks: Sequence[Record]
     operations: Sequence[Record]
@@ -158,6 +159,32 @@ def quantisation(records: Records) -> str:
             "that no scale was taken from. tiny-sdxl has seeded weights: they magnify errors, and "
             "its pictures are noise.",
             accuracy.quantisation(record),
+        ]
+    )
+
+
+def guidance_interval(records: Records) -> str:
+    """Return what guidance inside an interval saves, and what it does to prompt following."""
+    record = records.guidance_interval
+    held = record["held_out"]
+    changed = held["right_throughout"] + held["right_in_interval"] - 2 * held["right_in_both"]
+    return "\n\n".join(
+        [
+            f"Demo model, {record['backend']} in {record['precision']}, {record['size']} pixels, "
+            f"guidance scale {record['guidance_scale']:g}, {record['sampler']}, "
+            f"{record['schedule']}, {record['steps']} steps. Medians of {record['rounds']} whole "
+            f"requests in turns, on {record['machine']['processor']} with "
+            f"{record['machine']['cores']} cores, of which others took "
+            f"{record['other_load_percent']:g} %, in {record['threads']} thread"
+            f"{'' if record['threads'] == 1 else 's'}. Pictures are scored as above, on "
+            f"{record['prompts_of_choice']} prompts that are not the held-out ones.",
+            accuracy.guidance_interval(record),
+            "Chosen: the fewest guided steps with at most "
+            f"{record['max_fewer_in_a_hundred']} in a hundred fewer right than with guidance at "
+            f"every step, `--guidance-interval {record['chosen']}`. On the {held['prompts']} "
+            f"held-out prompts, with the same seeds, {held['right_in_interval']} are right with it "
+            f"and {held['right_throughout']} without; changed: {changed} (two-sided sign test: "
+            f"p = {held['p']:g}). The processor time is what others' load disturbs least.",
         ]
     )
 
@@ -294,7 +321,9 @@ def gpu(records: Records) -> str:
 _WITHOUT_A_GPU = (
     "**Nothing is measured on a GPU yet**, and no test has run on one. `make gpu-check` does both "
     "on a machine with an NVIDIA GPU and nvcc; comparisons that it leaves in `bench.jsonl`, put "
-    "into this folder, appear here.",
+    "into this folder, appear here. Where there is no package index, or little time, "
+    "`python benchmarks/gpu_smoke.py` builds, tests and times the most important in minutes, and "
+    "leaves all that it found in one file.",
     "What is known without a GPU: the CUDA kernels of the extension compile without warnings, and "
     "its CUDA code (streams, graphs, memory, step and pixel kernels) runs in the C++ tests on a "
     "strict host implementation of the CUDA runtime that enforces the documented rules, also under "
@@ -332,6 +361,10 @@ SECTIONS = (
     Section(
         "Engines in eight bits", "U-Nets in FP8 and INT8, and their pictures", "the same in fp32",
         "python benchmarks/quantisation.py", quantisation,
+    ),
+    Section(
+        "Guidance interval", "time and pictures of the demo model", "guidance at every step",
+        "python benchmarks/guidance_interval.py", guidance_interval,
     ),
     Section(
         "Whole requests against diffusers", "SD 1.5 on the native target",

@@ -100,7 +100,7 @@ class Request(PictureFields):
         metadata=about(
             Interval(0, 1),
             "the steps that are guided, from one fraction of them up to another; the others "
-            "compute no unconditional half, which takes about half the time",
+            "compute no unconditional half",
             ("CFG interval",),
         ),
     )

@@ -127,7 +127,7 @@ class GraphedFunction:
     def _capture(self, arguments: tuple[Tensor, ...]) -> _Captured:
         assert self._function is not None, "it was closed"
         inputs = tuple(buffer_for(argument, self._device) for argument in arguments)
-        with _CAPTURING:
+        with _CAPTURING, _convolutions_measured():
             # Made before the capture, so that they lie outside the pool: graphs that share it
             # write all over it.
             outputs = self._warm_up(inputs)
@@ -149,6 +149,21 @@ class GraphedFunction:
         if isinstance(computed, Tensor):
             return torch.empty_like(computed)
         return tuple(torch.empty_like(tensor) for tensor in computed)
+
+
+@contextmanager
+def _convolutions_measured() -> Iterator[None]:
+    """Let cuDNN time its convolutions at their first run, and a capture take the fastest.
+
+    Shapes are fixed here and come often. The switch is torch's for the whole process, so others'
+    convolutions of the moment are measured too.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _several(tensors: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

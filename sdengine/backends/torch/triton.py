@@ -12,9 +12,9 @@ from sdengine.backends.memory_budget import MemoryBudget
 from sdengine.backends.torch.cuda import TorchCudaBackend, TorchCudaSession
 from sdengine.backends.torch.eager import Compute
 from sdengine.backends.torch.graphs import GraphedFunction, GraphPool
+from sdengine.backends.torch.triton_model import prepare
 from sdengine.backends.torch.triton_ops import Choice, TritonOps
 from sdengine.bundle.reader import Bundle
-from sdengine.models.ops import set_ops
 
 
 class TritonSession(TorchCudaSession):
@@ -44,10 +44,7 @@ class TritonSession(TorchCudaSession):
         return {network: ops.report() for network, ops in self._ops.items()}
 
     def _prepare(self, network: str, module: nn.Module) -> None:
-        set_ops(module, self._ops.setdefault(network, TritonOps()))
-        for parameter in module.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        prepare(module, self._ops.setdefault(network, TritonOps()))
 
     def _compute(self, module: nn.Module) -> Compute:
         return GraphedFunction(module, self.device, self._cuda, self._pool)

@@ -57,6 +57,28 @@ def test_captures_once_after_a_warm_up_on_a_side_stream(cuda: FakeCuda) -> None:
     ]
 
 
+def test_convolutions_are_measured_for_what_is_captured_and_for_nothing_else(
+    cuda: FakeCuda,
+) -> None:
+    measured: list[bool] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        measured.append(torch.backends.cudnn.benchmark)
+        if len(x) == 2:
+            raise ValueError("lost")
+        return x + 1
+
+    assert not torch.backends.cudnn.benchmark
+    graphed = GraphedFunction(function, "cpu", cuda)
+    graphed(torch.zeros(3))
+    # In the capture too, which else would not take what the warm-up has found.
+    assert measured == [True] * (WARM_UP_RUNS + 1)
+    assert not torch.backends.cudnn.benchmark
+    with pytest.raises(ValueError, match="lost"):
+        graphed(torch.zeros(2))
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_buffers_are_the_same_at_every_replay(cuda: FakeCuda) -> None:
     graphed = GraphedFunction(Doubling(cuda), "cpu", cuda)
     x, y = pair(0)
