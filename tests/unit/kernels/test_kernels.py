@@ -139,6 +139,14 @@ def test_attention_blocks_follow_the_lengths() -> None:
     assert block(64, 64) == (64, 64)
 
 
+@pytest.mark.parametrize("head_dim", [40, 64, 80, 160])
+@pytest.mark.parametrize("cc", [80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize("keys", [77, 1024, 4096])
+def test_attention_of_u_nets_loads_while_it_multiplies(head_dim: int, cc: int, keys: int) -> None:
+    shape = AttentionShape(2, 8, 1024, keys, head_dim)
+    assert choose("attention", shape, "float16", cc).num_stages > 1
+
+
 def test_group_norm_is_split_when_groups_are_few_and_large() -> None:
     def names(channels: int, positions: int) -> list[str]:
         shape = GroupNormShape(2, channels, positions, 32)
