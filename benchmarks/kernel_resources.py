@@ -2,9 +2,10 @@
 
     python benchmarks/kernel_resources.py      # the tables and the records; minutes, no GPU
 
-Registers and spills are the assembler's. Blocks and warps that fit a multiprocessor follow from the
-limits in `sdengine.kernels.targets`. Bytes and operations are counted from the shapes; the bound is
-where they stand against the published peaks of the target's reference GPU. No time is measured.
+Registers and spills are the assembler's; which instructions there are is what the disassembler
+tells. Blocks and warps that fit a multiprocessor follow from the limits in
+`sdengine.kernels.targets`. Bytes and operations are counted from the shapes; the bound is where
+they stand against the published peaks of the target's reference GPU. No time is measured.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from sdengine.kernels.geglu import GegluShape
 from sdengine.kernels.group_norm import GroupNormShape
 from sdengine.kernels.layer_norm import LayerNormShape
 from sdengine.kernels.registry import OPS
-from sdengine.kernels.targets import PORTABLE_SHARED_BYTES, TARGETS, WARP_SIZE, Target
+from sdengine.kernels.sass import ledger
+from sdengine.kernels.targets import PORTABLE_SHARED_BYTES, TARGETS, WARP_SIZE, target_of
 from sdengine.kernels.variants import Specialisation
 
 EPS = 1e-5
@@ -91,6 +93,7 @@ class Row:
     blocks_per_sm: int
     warps_per_sm: int
     tensor_core_instructions: int
+    sass: Mapping[str, Any] | None = None  # a `Ledger`; records of older releases have none
 
 
 def specialisations(op: str, shape: Any, dtype: str, cc: int) -> Iterator[Specialisation]:
@@ -125,26 +128,26 @@ def compile_rows(
                         continue
                     done.add(key)
                     compiled = compile_kernel(specialisation, cc)
-                    yield row_of(specialisation, compiled, TARGETS[cc], label, dtype)
+                    yield row_of(specialisation, compiled, cc, label, dtype)
 
 
 def row_of(
     specialisation: Specialisation,
     compiled: CompiledKernel,
-    target: Target,
+    cc: int,
     label: str,
     dtype: str,
 ) -> Row:
     """Return the figures of one compiled kernel."""
     warps = compiled.threads // WARP_SIZE
-    blocks = target.blocks_per_sm(warps, compiled.registers, compiled.shared_bytes)
+    blocks = target_of(cc).blocks_per_sm(warps, compiled.registers, compiled.shared_bytes)
     return Row(
         specialisation.op,
         specialisation.function.partition(".")[2],
         label,
         specialisation.variant.name,
         dtype,
-        target.cc,
+        cc,
         compiled.registers,
         compiled.spill_bytes,
         compiled.shared_bytes,
@@ -153,6 +156,8 @@ def row_of(
         blocks,
         blocks * warps,
         len(_TENSOR_CORE.findall(compiled.ptx)),
+        # As a record has it: JSON has no keys that are numbers.
+        json.loads(json.dumps(asdict(ledger(compiled.cubin)))),
     )
 
 
@@ -184,7 +189,8 @@ def problems(rows: list[Row]) -> list[str]:
     """Return what must not be.
 
     That is: spills, more shared memory than a variant declares, no variant under 48 KiB of it, an
-    attention without tensor cores.
+    attention without tensor cores, or with stages that do not load while it computes, an NHWC map
+    that is not loaded 16 bytes a thread.
     """
     found = []
     least: dict[tuple[str, str, str, int], int] = {}
@@ -194,6 +200,7 @@ def problems(rows: list[Row]) -> list[str]:
             found.append(f"{name} spills {row.spill_bytes} bytes")
         if row.op == attention.OP and row.tensor_core_instructions == 0:
             found.append(f"{name} multiplies without tensor cores")
+        found += [f"{name} {problem}" for problem in _sass_problems(row)]
         if row.shared_bytes > row.declared_shared_bytes:
             found.append(f"{name} needs {row.shared_bytes} bytes of shared memory, more than said")
         if row.blocks_per_sm == 0:
@@ -206,11 +213,33 @@ def problems(rows: list[Row]) -> list[str]:
     return found
 
 
+def _sass_problems(row: Row) -> Iterator[str]:
+    if row.sass is None:
+        return
+    if row.sass["spills"]:
+        yield f"has {row.sass['spills']} loads and stores of local memory"
+    if row.op == attention.OP and not row.variant.endswith("s1") and not row.sass["async_copies"]:
+        yield "has several stages and no asynchronous loads"
+    if row.variant.startswith("slab") and "16" not in row.sass["loads"]:
+        yield "loads less than 16 bytes a thread"
+
+
+def _sass_cell(sass: Mapping[str, Any]) -> str:
+    products = ", ".join(f"{n} {name}" for name, n in sass["tensor_core"].items()) or "-"
+    copies = sum(sass["async_copies"].values())
+    widths = [max(map(int, sass[kind]), default=0) for kind in ("loads", "stores")]
+    figures = [products, sass["exponentials"], copies, *widths, sass["loop"], sass["instructions"]]
+    return " / ".join(map(str, figures))
+
+
 def as_markdown(rows: list[Row], cases: list[dict[str, Any]]) -> str:
-    """Return both tables as Markdown."""
+    """Return the tables as Markdown."""
     ccs = sorted({row.cc for row in rows})
     needs: dict[tuple[str, str, str], dict[int, str]] = {}
+    codes: dict[tuple[str, str, str], dict[int, str]] = {}
     for row in rows:
+        if row.dtype == "float16" and row.sass is not None:
+            codes.setdefault((row.kernel, row.case, row.variant), {})[row.cc] = _sass_cell(row.sass)
         if row.dtype == "float16":
             cell = f"{row.registers} / {row.shared_bytes / 1024:.1f} / {row.warps_per_sm}"
             needs.setdefault((row.kernel, row.case, row.variant), {})[row.cc] = cell
@@ -223,7 +252,7 @@ def as_markdown(rows: list[Row], cases: list[dict[str, Any]]) -> str:
             f"{figures['bytes'] / 1e6:.1f}",
             f"{figures['operations'] / 1e9:.2f}",
             f"{figures['operations_per_byte']:.1f}",
-            *(figures["bound"][TARGETS[cc].name].split(":")[0] for cc in ccs),
+            *(figures["bound"][target_of(cc).name].split(":")[0] for cc in ccs),
         ]
         for figures in cases
         if figures["dtype"] == "float16"
@@ -232,21 +261,36 @@ def as_markdown(rows: list[Row], cases: list[dict[str, Any]]) -> str:
     peaks = "; ".join(
         f"{t.gpu} {t.fp16_tflops:g} TFLOPS, {t.memory_gb_s:g} GB/s ({t.source})"
         for t in TARGETS.values()
-        if t.cc in ccs
+        if t in map(target_of, ccs)
     )
     parts = [
         "Registers a thread / KiB of shared memory / warps that fit a multiprocessor, fp16. "
         "No variant spills a register. Computed by the compiler, not measured on a GPU.",
         table(["kernel", "first needed by", "variant", *capabilities], lines, texts=3),
+        *_sass_table(codes, ccs),
         "What a case must move and compute, fp16, and what bounds it at the published peaks.",
-        table(["operation", "case", *units, *(TARGETS[cc].gpu for cc in ccs)], moves, texts=2),
+        table(["operation", "case", *units, *(target_of(cc).gpu for cc in ccs)], moves, texts=2),
         f"Peaks: {peaks}.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def _sass_table(
+    codes: Mapping[tuple[str, str, str], Mapping[int, str]], ccs: Sequence[int]
+) -> list[str]:
+    if not codes:
+        return []
+    lines = [[*name, *(cells.get(cc, "-") for cc in ccs)] for name, cells in codes.items()]
+    columns = ["kernel", "first needed by", "variant", *(f"{cc // 10}.{cc % 10}" for cc in ccs)]
+    return [
+        "Instructions of the machine code, fp16: tensor core / EX2 / asynchronous copies / bytes "
+        "of the widest load / of the widest store / in the longest inner loop / in all.",
+        table(columns, lines, texts=3),
+    ]
+
+
 def page(record: Mapping[str, Any]) -> str:
-    """Return both tables of a record that was read."""
+    """Return the tables of a record that was read."""
     return as_markdown([Row(**row) for row in record["resources"]], record["cases"])
 
 

@@ -19,6 +19,7 @@ OP = "attention"
 HEAD_DIMS = {40: (32, 8), 64: (64, 0), 80: (64, 16), 128: (128, 0), 160: (128, 32), 512: (512, 0)}
 # The causal mask takes registers too: they do not suffice for 128 queries at once on 10.0 and 12.0.
 _MAX_CAUSAL_BLOCK_M = 64
+_MAX_PARTS = 2
 # Fewest terms that a tensor core sums.
 _MIN_TERMS = 16
 _STRIDES = tuple(
@@ -38,13 +39,18 @@ class AttentionShape:
     causal: bool = False
 
 
-def _variant(m: int, n: int, warps: int, stages: int, shared_bytes: int) -> Variant:
-    name = f"m{m}n{n}w{warps}s{stages}"
-    return Variant(name, {"BLOCK_M": m, "BLOCK_N": n}, warps, stages, shared_bytes)
+def _variant(m: int, n: int, warps: int, stages: int, shared_bytes: int, parts: int = 1) -> Variant:
+    name = f"m{m}n{n}{'' if parts == 1 else f'v{parts}'}w{warps}s{stages}"
+    constants = {"BLOCK_M": m, "BLOCK_N": n}
+    if parts > 1:
+        constants["PARTS"] = parts
+    return Variant(name, constants, warps, stages, shared_bytes)
 
 
 # None of them spills a register on any target, and each head dimension has one that needs less than
 # PORTABLE_SHARED_BYTES; benchmarks/kernel_resources.py checks both.
+# Those with two stages load keys while they multiply; the first choice for the U-Nets' head
+# dimensions is one of them.
 VARIANTS: dict[int, tuple[Variant, ...]] = {
     40: (
         _variant(128, 64, 4, 2, 34816),
@@ -59,7 +65,6 @@ VARIANTS: dict[int, tuple[Variant, ...]] = {
     ),
     80: (
         _variant(64, 64, 4, 2, 51200),
-        _variant(128, 64, 8, 1, 32768),
         _variant(128, 32, 8, 2, 40960),
         _variant(64, 32, 4, 2, 30720),
     ),
@@ -76,6 +81,7 @@ VARIANTS: dict[int, tuple[Variant, ...]] = {
     ),
     512: (
         _variant(32, 32, 8, 1, 67584),
+        _variant(64, 16, 8, 1, 81928, parts=_MAX_PARTS),
         _variant(32, 16, 8, 1, 50176),
         _variant(16, 16, 4, 1, 33280),
     ),
@@ -106,7 +112,7 @@ def supports(shape: AttentionShape, dtype: str, cc: int | None) -> tuple[bool, s
         return False, f"head dimension {shape.head_dim} is none of {', '.join(map(str, HEAD_DIMS))}"
     if shape.keys < 1:
         return False, "there are no keys, so the softmax has no value"
-    if max(shape.heads, shape.batch) > grids.MAX_YZ:
+    if max(shape.heads * _MAX_PARTS, shape.batch) > grids.MAX_YZ:
         return False, f"{shape.heads} heads of {shape.batch} images; at most {grids.MAX_YZ} of each"
     if cc is not None and not variants(shape, dtype, cc):
         return False, f"no variant fits the shared memory of compute capability {cc / 10}"
@@ -116,13 +122,14 @@ def supports(shape: AttentionShape, dtype: str, cc: int | None) -> tuple[bool, s
 def variants(shape: AttentionShape, dtype: str, cc: int | None) -> tuple[Variant, ...]:
     """Return the variants that fit a target, the presumably fastest first.
 
-    The order is that of the products computed, masked ones too, then of the size of the blocks:
-    larger ones read the keys less often.
+    The order is that of the products computed, masked and repeated ones too, then of the size of
+    the blocks: larger ones read the keys less often.
     """
 
     def rank(variant: Variant) -> tuple[int, int]:
         m, n = variant.constants["BLOCK_M"], variant.constants["BLOCK_N"]
-        return grids.cdiv(shape.queries, m) * m * grids.cdiv(shape.keys, n) * n, -m * n
+        scores = grids.cdiv(shape.queries, m) * m * grids.cdiv(shape.keys, n) * n
+        return scores * (1 + value_parts(variant)), -m * n
 
     limit = None if cc is None else target_of(cc).shared_bytes_per_block
     fitting = [
@@ -132,6 +139,11 @@ def variants(shape: AttentionShape, dtype: str, cc: int | None) -> tuple[Variant
         and not (shape.causal and v.constants["BLOCK_M"] > _MAX_CAUSAL_BLOCK_M)
     ]
     return tuple(sorted(fitting, key=rank))
+
+
+def value_parts(variant: Variant) -> int:
+    """Return how many programs share out the values' columns of a head."""
+    return variant.constants.get("PARTS", 1)
 
 
 def specialise(
@@ -174,6 +186,7 @@ def specialise(
             "TAIL": tail,
             "TAIL_DOT": max(tail, _MIN_TERMS) if tail else 0,
             "UNIT": unit or 16 // dtypes.ELEMENT_BYTES[dtype],
+            "PARTS": value_parts(variant),
             **variant.constants,
         },
         variant,
@@ -236,7 +249,7 @@ def attention(
         for name, tensor in tensors.items()
         for i, axis in enumerate(("batch", "head", "row"))
     }
-    grid = (grids.cdiv(S, chosen.constants["BLOCK_M"]), heads, B)
+    grid = (grids.cdiv(S, chosen.constants["BLOCK_M"]), heads * value_parts(chosen), B)
     launching.launch(
         specialise(shape, dtype, chosen, scale, unit),
         grid,

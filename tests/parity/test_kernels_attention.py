@@ -88,7 +88,7 @@ def test_causal(dtype: torch.dtype, S: int, T: int) -> None:
     ids=lambda value: value.name if isinstance(value, Variant) else str(value),
 )
 def test_every_variant(D: int, variant: Variant) -> None:
-    q, k, v = made(torch.float16, 1, 1, 65, 77, D)
+    q, k, v = made(torch.float16, 1, 2, 65, 77, D)
     torchs, truth = expected(q, k, v)
     assert_close_as_torch("attention", attention(q, k, v, variant=variant), torchs, truth)
 

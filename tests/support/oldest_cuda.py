@@ -38,6 +38,7 @@ def _places() -> Iterator[Path]:
 
 def assemble(ptxas: Path, source: Path, gpu: str) -> tuple[int, str]:
     """Assemble a file for exactly one GPU; return the exit status and what was said."""
-    command = [ptxas, f"--gpu-name={gpu}", source, "--output-file", source.with_suffix(".cubin")]
+    output = source.with_suffix(".cubin")
+    command = [str(ptxas), f"--gpu-name={gpu}", str(source), "--output-file", str(output)]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.returncode, done.stderr

@@ -66,7 +66,8 @@ def _register_attention(trtp: Any, target: PluginTarget, *, causal: bool) -> Non
             values[f"{tensor}_batch"] = length * step
             values[f"{tensor}_head"] = head_dim // unit
             values[f"{tensor}_row"] = step
-        grid = (trtp.cdiv(rows, variant.constants["BLOCK_M"]), heads, q.shape_expr[0])
+        programs = heads * attention.value_parts(variant)
+        grid = (trtp.cdiv(rows, variant.constants["BLOCK_M"]), programs, q.shape_expr[0])
         return launch(trtp, specialisation, target, grid, values)
 
     register(trtp, name, tensors, {"scale": float}, describe, tactics, implement)

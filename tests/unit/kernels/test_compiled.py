@@ -91,13 +91,20 @@ def test_what_does_not_compile_says_so(found: dict[str, Any]) -> None:
 
 
 def test_resource_table(tmp_path: Path) -> None:
-    arguments = ["--targets=75,120", "--dtypes=float16", "--cases=16²", f"--output={tmp_path}"]
+    arguments = ["--targets=75,121", "--dtypes=float16", "--cases=16²", f"--output={tmp_path}"]
     output = run(["-m", "sdengine.benchmarks.kernel_resources", *arguments], tmp_path)
     record = json.loads((tmp_path / "kernel-resources.json").read_text())
     rows = record["resources"]
-    assert {row["cc"] for row in rows if row["op"] == "layer_norm"} == {75, 120}
-    assert {row["cc"] for row in rows if row["op"] == "attention"} == {120}
+    assert {row["cc"] for row in rows if row["op"] == "layer_norm"} == {75, 121}
+    assert {row["cc"] for row in rows if row["op"] == "attention"} == {121}
     assert all(row["spill_bytes"] == 0 and row["warps_per_sm"] > 0 for row in rows)
+    for row in rows:
+        sass = row["sass"]
+        assert sass["spills"] == 0 and sass["loop"] < sass["instructions"]
+        assert row["op"] == "geglu" or max(map(int, sass["loads"])) == 16, row["variant"]
+        if row["op"] == "attention":
+            assert sass["tensor_core"]["HMMA"] and sass["exponentials"] and sass["loop"]
+            assert bool(sass["async_copies"]) == row["variant"].endswith("s2")
     refused = [case["bound"]["7.5"] for case in record["cases"] if case["op"] == "attention"]
     assert refused
     assert all(bound.startswith("not supported: ") for bound in refused)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sdengine.errors import ConfigError
-from sdengine.kernels.attention import HEAD_DIMS, VARIANTS, AttentionShape
+from sdengine.kernels.attention import HEAD_DIMS, VARIANTS, AttentionShape, value_parts
 from sdengine.kernels.geglu import GegluShape
 from sdengine.kernels.group_norm import GroupNormShape, is_slab, is_split, partials_sizes
 from sdengine.kernels.layer_norm import LayerNormShape
@@ -137,6 +137,21 @@ def test_attention_blocks_follow_the_lengths() -> None:
     assert block(4096, 4096) == (128, 64)
     assert block(4096, 77) == (128, 32)  # 96 keys computed, not 128
     assert block(64, 64) == (64, 64)
+
+
+@pytest.mark.parametrize("cc", [80, 86, 89, 90, 100, 103, 120, 121])
+def test_attention_of_the_autoencoder_has_blocks_of_64_queries(cc: int) -> None:
+    found = OPS["attention"].variants(AttentionShape(1, 1, 4096, 4096, 512), "float16", cc)
+    assert max(variant.constants["BLOCK_M"] for variant in found) == 64
+    assert value_parts(found[0]) == 1  # which computes each score once
+
+
+@pytest.mark.parametrize("head_dim", [40, 64, 80, 160])
+@pytest.mark.parametrize("cc", [80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize("keys", [77, 1024, 4096])
+def test_attention_of_u_nets_loads_while_it_multiplies(head_dim: int, cc: int, keys: int) -> None:
+    shape = AttentionShape(2, 8, 1024, keys, head_dim)
+    assert choose("attention", shape, "float16", cc).num_stages > 1
 
 
 def test_group_norm_is_split_when_groups_are_few_and_large() -> None:
