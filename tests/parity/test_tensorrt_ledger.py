@@ -14,7 +14,6 @@ from support.tiny_checkpoints import make_tiny
 import sdengine
 from sdengine import _native
 from sdengine.bundle.reader import open_bundle
-from sdengine.compilers.tensorrt import engine as tensorrt_engine
 
 OPTIONS: dict[str, Any] = {"steps": 3, "seed": 7, "sampler": "euler", "width": 64, "height": 64}
 PROMPT = "a large (red:1.2) circle"
@@ -79,7 +78,7 @@ def test_bundles_whose_encoders_hand_over_all_layers_still_run(
     """Earlier releases built them."""
     for name in ("new", "old"):
         if name == "old":
-            monkeypatch.setattr(tensorrt_engine, "choose_layer", lambda *given: given)
+            monkeypatch.setattr(fake_tensorrt, "choose_layer", lambda *given: given)
         sdengine.build("demo", tmp_path / name, **BUILD)
     found = {}
     for name in ("new", "old"):

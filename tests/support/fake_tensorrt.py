@@ -30,6 +30,7 @@ from sdengine.backends.tensorrt import backend as tensorrt
 from sdengine.compilers.base import Compiled, CompileSpec
 from sdengine.compilers.tensorrt import engine as tensorrt_engine
 from sdengine.errors import DeviceError
+from sdengine.export.layer_choice import choose_layer
 from sdengine.export.network import ExportedNetwork
 
 DTYPES = {"tensor(float16)": "f2", "tensor(int64)": "i8", "tensor(float)": "f4"}
@@ -296,7 +297,7 @@ def compile_fake(
     """Write a description in an engine's place."""
     assert network.onnx_path is not None
     graph = onnx.load(network.onnx_path, load_external_data=False)
-    graph, network = tensorrt_engine.choose_layer(graph, network)
+    graph, network = choose_layer(graph, network)
     assert network.onnx_path is not None
     place = network.onnx_path.with_name(f"{out_dir.name}.{network.onnx_path.name}")
     onnx.save(graph, place)  # beside its weights

@@ -9,7 +9,7 @@ from typing import Any
 
 from sdengine import _native
 from sdengine.backends.base import Module
-from sdengine.backends.memory_budget import SizeNeeds, check_memory_bytes
+from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds, check_memory_bytes
 from sdengine.backends.tensorrt.arena import (
     Region,
     Sizes,
@@ -76,7 +76,8 @@ class TensorRtSession:
         self._device = _native.cuda_device(device)
         # Those that modules use; they go with the last of them.
         self._contexts: weakref.WeakValueDictionary[Any, GpuContext] = weakref.WeakValueDictionary()
-        self.budget: GpuBudget = self._foretold_budget(memory_bytes, low_memory)
+        self._gpu_budget = self._foretold_budget(memory_bytes, low_memory)
+        self.budget: MemoryBudget = self._gpu_budget
         self.arena: SharedArena | None = None  # until the first network is loaded
         self._engines: weakref.WeakValueDictionary[str, GpuEngine] = weakref.WeakValueDictionary()
         self._kept: list[GpuEngine] = []  # unless memory is low, until the session is closed
@@ -110,7 +111,7 @@ class TensorRtSession:
         key = (engine.name, set_name, tuple(sorted(shapes.items())))
         context = self._contexts.get(key)
         if context is None:
-            told = self.budget.measured
+            told = self._gpu_budget.measured
             context = engine.context(arena, set_name, profile, shapes, told)
             self._contexts[key] = context
         return context
