@@ -10,6 +10,7 @@ decoder are the native target's in fp32 on both sides, so the U-Net alone makes 
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ FP16 = "fp16"
 class RunModule:
     """A module whose outputs come from a function; see `sdengine.backends.base.Module`."""
 
-    def __init__(self, unet: Module, run: Run) -> None:
+    def __init__(self, run: Run, unet: Module) -> None:
         self.inputs: tuple[TensorSpec, ...] = unet.inputs
         self.outputs: tuple[TensorSpec, ...] = unet.outputs
         self._unet, self._run = unet, run
@@ -102,9 +103,7 @@ def compare(
             row["worst_layer"] = max(row["layers"].values())
             row["layers"] = len(row["layers"])
         with opened(unet, calibration) as run:
-            shown = pictures_with(
-                bundle, lambda module, run=run: RunModule(module, run), prompts, steps
-            )
+            shown = pictures_with(bundle, functools.partial(RunModule, run), prompts, steps)
         row["psnr_db"] = [round(psnr(a, b), 2) for a, b in zip(truth, shown, strict=True)]
         found[name] = row
     return found

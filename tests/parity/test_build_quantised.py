@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -136,9 +137,7 @@ def test_pictures_of_the_demo_model_are_near_those_in_fp32(tmp_path: Path) -> No
             error = quantised_error(exported, calibrated)
             check_record(Quantisation(**calibrated.to_record(error)), kind)
             with opened(exported, calibrated) as run:
-                found = pictures_with(
-                    bundle, lambda unet, run=run: RunModule(unet, run), prompts, steps
-                )
+                found = pictures_with(bundle, functools.partial(RunModule, run), prompts, steps)
             distance = psnr(found[0], truth[0])
             assert LEAST_PSNR["demo", kind] < distance < 60, (kind, distance)
             assert np.std(found[0]) > 10

@@ -22,7 +22,7 @@ def test_layers_compute_with_what_is_left_of_their_inputs(
     number_format: NumberFormat, tmp_path: Path
 ) -> None:
     path, weights = write_network(tmp_path)
-    factors = np.float32([0.5, 2.0] * 16)
+    factors = np.array([0.5, 2.0] * 16, np.float32)
     layers = {
         "conv.weight": LayerScales(float(number_format.scale(4.0))),
         "a.weight": LayerScales(float(number_format.scale(9.0)), factors),

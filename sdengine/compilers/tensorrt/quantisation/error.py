@@ -87,7 +87,7 @@ def _run(session: Any, network: ExportedNetwork, inputs: Mapping[str, Array]) ->
         for spec in network.inputs
     }
     (found,) = session.run([network.outputs[0].name], given)
-    return np.float32(found)
+    return np.asarray(found, np.float32)
 
 
 def _downscale(inputs: tuple[TensorSpec, ...]) -> int:

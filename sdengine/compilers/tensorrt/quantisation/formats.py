@@ -42,7 +42,7 @@ class NumberFormat:
     def scale(self, largest: Array | float) -> Array:
         """Return what numbers are multiplied by: fp32 that fp16 holds, for each largest value."""
         wanted = np.maximum(np.asarray(largest, np.float32) / self.reach, _LEAST_SCALE)
-        return wanted.astype(np.float16).astype(np.float32)
+        return np.asarray(wanted.astype(np.float16), np.float32)
 
     def weight_scale(self, weight: Array) -> Array:
         """Return a scale for each output channel [out] of a weight [out, ...]."""
@@ -52,7 +52,8 @@ class NumberFormat:
         """Return the nearest numbers as bytes; `scale` must spread over the values."""
         numbers = np.clip(values / scale, -self.most, self.most).astype(np.float32)
         if self.onnx_type == onnx.TensorProto.INT8:
-            return np.rint(numbers).astype(np.int8).view(np.uint8)
+            whole: Array = np.rint(numbers).astype(np.int8).view(np.uint8)
+            return whole
         bits: Array = torch.from_numpy(numbers).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
         return bits
 
@@ -60,9 +61,10 @@ class NumberFormat:
         """Return what is left of fp32 values once they were stored and read again."""
         bits = self.stored(values, scale)
         if self.onnx_type == onnx.TensorProto.INT8:
-            return np.multiply(bits.view(np.int8), scale, dtype=np.float32)
-        numbers = torch.from_numpy(bits).view(torch.float8_e4m3fn).float().numpy()
-        return np.multiply(numbers, scale, dtype=np.float32)
+            numbers = bits.view(np.int8)
+        else:
+            numbers = torch.from_numpy(bits).view(torch.float8_e4m3fn).float().numpy()
+        return np.asarray(numbers * scale, np.float32)
 
     def rounded_weight(self, weight: Array) -> Array:
         """Return what is left of a weight [out, ...] with a scale for each output channel."""

@@ -171,5 +171,5 @@ class _Rewriting:
         self._graph.initializer.append(helper.make_tensor(name, kind, shape, data, raw=True))
 
 
-def _node(op_type: str, inputs: list[str], output: str, **attributes: int) -> onnx.NodeProto:
+def _node(op_type: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(op_type, inputs, [output], name=output, **attributes)

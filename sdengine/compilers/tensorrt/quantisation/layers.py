@@ -77,12 +77,16 @@ class Layer:
     def measure(self, product: Product) -> None:
         """Compare the layer with itself in fp32 on what it read."""
         for way, scales in self._scales.items():
-            x, weights = product.read["x"], {n: self._weights[n] for n in self.names}
+            x = product.read["x"]
+            weights = {n: np.asarray(self._weights[n], np.float32) for n in self.names}
             if scales.smoothing is not None:
                 x = x * scales.smoothing
                 weights = {n: smoothed(w, scales.smoothing) for n, w in weights.items()}
             x = self._format.rounded(x, np.float32(scales.scale))
-            weights = {n: self._format.rounded_weight(np.float32(w)) for n, w in weights.items()}
+            weights = {
+                n: self._format.rounded_weight(np.asarray(w, np.float32))
+                for n, w in weights.items()
+            }
             given = replace(product, read={**product.read, "x": x})
             error = error_alone(self.step, given, {**self._weights, **weights})
             self._errors[way] = max(self._errors[way], error)
@@ -104,7 +108,7 @@ def _smoothing(largest: Array, weights: Sequence[Array]) -> Array:
 
     Source: "SmoothQuant" (Xiao et al. 2023), equation 4, with a strength of 0.5.
     """
-    columns = [np.abs(np.float32(w)).max(axis=(0, *range(2, w.ndim))) for w in weights]
+    columns = [np.abs(np.asarray(w, np.float32)).max(axis=(0, *range(2, w.ndim))) for w in weights]
     of_weights = np.max(columns, axis=0)
     loud = (largest > 0) & (of_weights > 0)
     factors = np.ones_like(largest)
@@ -115,4 +119,5 @@ def _smoothing(largest: Array, weights: Sequence[Array]) -> Array:
 
 def smoothed(weight: Array, factors: Array) -> Array:
     """Return a weight [out, in, ...] for what was multiplied by factors [in]."""
-    return np.float32(weight) / factors.reshape(-1, *(1,) * (weight.ndim - 2))
+    spread = factors.reshape(-1, *(1,) * (weight.ndim - 2))
+    return np.asarray(weight, np.float32) / spread

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from sdengine.backends.base import DEFAULTS, Module, Session, SessionOptions
 from sdengine.backends.device_protocols import inputs_zero_unless_given
 from sdengine.backends.native.backend import NativeBackend
 from sdengine.bundle.reader import Bundle
-from sdengine.bundle.tensors import TensorSpec
 from sdengine.engine import Engine
 
 Array = NDArray[Any]
@@ -76,48 +75,49 @@ class _EnoughError(Exception):
     """End a request whose remaining steps nobody needs."""
 
 
-@dataclass
 class _Recorder:
-    """A U-Net that keeps copies of what it reads at some evaluations."""
+    """Keep copies of what a U-Net reads at some evaluations of a request.
 
-    wanted: Collection[int] = ()
-    kept: list[Inputs] = field(default_factory=list)
-    _evaluation: int = 0
-    _unet: Module | None = None
+    Args:
+        kept: of the request that was begun last.
+    """
+
+    def __init__(self) -> None:
+        self.kept: list[Inputs] = []
+        self._wanted: Collection[int] = ()
+        self._evaluation = 0
 
     def begin(self, evaluations: Collection[int]) -> None:
-        self.wanted, self._evaluation = evaluations, 0
+        """Forget the last request, and keep these evaluations of the next."""
+        self.kept, self._wanted, self._evaluation = [], evaluations, 0
 
     def around(self, unet: Module) -> Module:
-        self._unet = unet
-        return self
+        """Return a U-Net whose inputs are seen here."""
+        return _SeenUNet(unet, self.see)
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        assert self._unet is not None
-        return self._unet.inputs
+    def see(self, inputs: Inputs) -> None:
+        """Take the inputs of the next evaluation; end the request with the last that is kept."""
+        if self._evaluation in self._wanted:
+            self.kept.append({name: values.copy() for name, values in inputs.items()})
+        if self._evaluation >= max(self._wanted):
+            raise _EnoughError
+        self._evaluation += 1
 
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        assert self._unet is not None
-        return self._unet.outputs
+
+class _SeenUNet:
+    def __init__(self, unet: Module, see: Callable[[Inputs], None]) -> None:
+        self.inputs, self.outputs = unet.inputs, unet.outputs
+        self._unet, self._see = unet, see
 
     def zero_unless_given(self) -> frozenset[str]:
-        assert self._unet is not None
         return inputs_zero_unless_given(self._unet)
 
     def run(self, inputs: Inputs) -> Mapping[str, Array]:
-        assert self._unet is not None
-        if self._evaluation in self.wanted:
-            self.kept.append({name: values.copy() for name, values in inputs.items()})
-        if self._evaluation >= max(self.wanted):
-            raise _EnoughError
-        self._evaluation += 1
+        self._see(inputs)
         return self._unet.run(inputs)
 
     def close(self) -> None:
-        if self._unet is not None:
-            self._unet.close()
+        self._unet.close()
 
 
 def record(
@@ -155,7 +155,6 @@ def record(
                 for _ in steps:
                     pass
             found.append(recorder.kept)
-            recorder.kept = []
     return found
 
 
