@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -114,7 +115,9 @@ def _build(found: Findings, root: Path) -> Path:
     pybind11 = importlib.import_module("pybind11")
     folder = Path.cwd() / "extension"
     answer = _output(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
-    capability = (answer.split() or ["9.0"])[0].replace(".", "")
+    # Without a GPU, or a tool that names it, for the one of _CC_WITHOUT_GPU.
+    named = re.match(r"(\d+)\.(\d)\b", answer)
+    capability = "".join(named.groups()) if named else str(_CC_WITHOUT_GPU)
     configure = [
         "cmake", "-S", str(root), "-B", str(folder), "-G", "Ninja",
         f"-DSDENGINE_CUDA={'ON' if nvcc else 'OFF'}", f"-DCMAKE_CUDA_ARCHITECTURES={capability}",

@@ -41,7 +41,9 @@ def make_unet(config: UNetConfig, device: str, dtype: torch.dtype = torch.float1
                 else:
                     is_norm = isinstance(module, (nn.GroupNorm, nn.LayerNorm)) and name == "weight"
                     parameter.fill_(1.0 if is_norm else 0.0)
-    return model.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model.requires_grad_(False).eval()
 
 
 def inputs_of(config: UNetConfig, side: int, device: str, dtype: torch.dtype) -> list[Tensor]:

@@ -12,7 +12,6 @@ candidate, by themselves.
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import multiprocessing
 import statistics
@@ -88,7 +87,7 @@ class Place:
 def right(place: Place, count: int, seed: int, interval: Interval) -> list[bool]:
     """Say of each prompt of `prompts_of` whether its picture shows it; prompt i has seed i."""
     found = []
-    sides = {"width": place.size, "height": place.size}
+    sides: dict[str, Any] = {"width": place.size, "height": place.size}
     with place.engine() as engine:
         for index, (scene, text) in enumerate(prompts_of(count, seed)):
             made = engine.generate(
@@ -120,7 +119,7 @@ def sign_test(first: Sequence[bool], second: Sequence[bool]) -> float:
     only_second = sum(b and not a for a, b in zip(first, second, strict=True))
     total = only_first + only_second
     tail = sum(math.comb(total, i) for i in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    return min(1.0, float(2 * tail / 2**total))
 
 
 def timed(engine: sdengine.Engine, size: int, rounds: int) -> dict[Interval, list[Seconds]]:
@@ -158,13 +157,14 @@ def measure(
             "guidance_scale": engine.bundle.manifest.defaults.guidance_scale,
         }
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        ask = functools.partial(pool.submit, right, place)
         # This one is needed whatever is chosen, and takes longest.
-        throughout = ask(count, TEST_SEED, THROUGHOUT)
-        choice = {one: ask(choice_count, CHOICE_SEED, one) for one in CANDIDATES}
+        throughout = pool.submit(right, place, count, TEST_SEED, THROUGHOUT)
+        choice = {
+            one: pool.submit(right, place, choice_count, CHOICE_SEED, one) for one in CANDIDATES
+        }
         counts = {one: sum(future.result()) for one, future in choice.items()}
         chosen = choose({one: 50 * found / choice_count for one, found in counts.items()})
-        after = ask(count, TEST_SEED, chosen).result()
+        after = pool.submit(right, place, count, TEST_SEED, chosen).result()
         before = throughout.result()
     return {
         **made,

@@ -16,7 +16,7 @@ from tolerances import assert_close
 
 from sdengine.backends.base import Array, Module, Session, SessionOptions
 from sdengine.backends.torch.cuda import TorchCudaBackend, TorchCudaSession
-from sdengine.backends.torch.eager import TorchBackend
+from sdengine.backends.torch.eager import TorchBackend, TorchSession
 from sdengine.backends.torch.triton import TritonBackend, TritonSession
 from sdengine.building.build import build
 from sdengine.bundle.reader import Bundle, open_bundle
@@ -103,9 +103,12 @@ def test_a_whole_request_makes_the_same_picture(bundle: Bundle) -> None:
     assert any("head dimension" in choice.reason for choice in report["unet"])
 
 
-def test_weights_are_held_once_for_all_sizes_and_freed_with_the_last(bundle: Bundle) -> None:
-    session = TorchCudaBackend("cpu").open(bundle, SessionOptions("fp32"))
-    assert isinstance(session, TorchCudaSession)
+@pytest.mark.parametrize("backend", [TorchBackend(), TorchCudaBackend("cpu")])
+def test_weights_are_held_once_for_all_sizes_and_freed_with_the_last(
+    bundle: Bundle, backend: TorchBackend | TorchCudaBackend
+) -> None:
+    session = backend.open(bundle, SessionOptions("fp32"))
+    assert isinstance(session, TorchSession)
     small, large = (load(session, bundle, "unet", size) for size in (SIZE, 2 * SIZE))
     assert len(session._modules) == 1
     assert small.outputs[0].shape != large.outputs[0].shape

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-
 import torch
-from torch import nn
 
 from sdengine.backends.base import DEFAULTS, Session, SessionOptions, require_no_device
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
@@ -16,10 +13,7 @@ from sdengine.models.dtypes import TORCH_DTYPES
 
 
 class TorchCudaSession(TorchSession):
-    """One bundle of target `torch` on the GPU.
-
-    A network's weights are on the GPU once, whatever the sizes that it is loaded for.
-    """
+    """One bundle of target `torch` on the GPU."""
 
     def __init__(
         self,
@@ -30,7 +24,6 @@ class TorchCudaSession(TorchSession):
         device: str = "cuda",
     ) -> None:
         super().__init__(bundle, precision, threads, budget, device)
-        self._modules: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
 
     def dtype_of(self, network: str) -> torch.dtype:
         """Return what a network computes in: not fp16 where its values leave that range."""
@@ -38,17 +31,6 @@ class TorchCudaSession(TorchSession):
         if self.precision == "fp16" and network.startswith("vae") and vae.compute_fp32:
             return torch.bfloat16 if has_bf16(self.device) else torch.float32
         return super().dtype_of(network)
-
-    def _module(self, network: str, dtype: torch.dtype) -> nn.Module:
-        module = self._modules.get(network)
-        if module is None:
-            module = super()._module(network, dtype)
-            self._prepare(network, module)
-            self._modules[network] = module
-        return module
-
-    def _prepare(self, network: str, module: nn.Module) -> None:
-        """Change a network just read into what shall be computed."""
 
 
 class TorchCudaBackend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -125,6 +126,8 @@ class TorchModule:
 class TorchSession:
     """One bundle of target `torch` on the CPU; see `sdengine.backends.base.Session`.
 
+    A network's weights are held once, whatever the shapes that it is loaded for.
+
     Args:
         bundle: an open bundle.
         precision: a key of `TORCH_DTYPES`.
@@ -149,6 +152,7 @@ class TorchSession:
         self.budget = budget
         self.device = device
         self._threads = threads
+        self._modules: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
 
     def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
         """Build one network's module and give it its weights."""
@@ -184,7 +188,18 @@ class TorchSession:
         return module
 
     def _module(self, network: str, dtype: torch.dtype) -> nn.Module:
-        """Return a network's module with its weights."""
+        """Return a network's module with its weights, the one that others use if there is one."""
+        module = self._modules.get(network)
+        if module is None:
+            module = self._read(network, dtype)
+            self._prepare(network, module)
+            self._modules[network] = module
+        return module
+
+    def _prepare(self, network: str, module: nn.Module) -> None:
+        """Change a network just read into what shall be computed."""
+
+    def _read(self, network: str, dtype: torch.dtype) -> nn.Module:
         files = [self.bundle.path(name) for name in self.bundle.network(network).files]
         weights = Weights(files, lambda name: name)
         return weights.load_into(lambda: _build(self.bundle, network), dtype, self.device)

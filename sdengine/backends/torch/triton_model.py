@@ -61,8 +61,8 @@ def prepare(model: nn.Module, ops: Ops) -> None:
     """Join projections, lay convolutions out channels last, and let a table compute operations."""
     for block in model.modules():
         if isinstance(block, BasicTransformerBlock):
-            block.attn1 = JoinedSelfAttention(block.attn1)
-            block.attn2 = JoinedCrossAttention(block.attn2)
+            block.add_module("attn1", JoinedSelfAttention(block.attn1))
+            block.add_module("attn2", JoinedCrossAttention(block.attn2))
     for parameter in model.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -18,7 +18,7 @@ from support.tiny_architectures import TINY_SD15
 import sdengine
 from sdengine import _native
 from sdengine.backends.torch.triton_ops import TritonOps
-from sdengine.benchmarks import cuda_driver, gpu_smoke, gpu_smoke_unet
+from sdengine.benchmarks import gpu_smoke, gpu_smoke_unet
 from sdengine.benchmarks.cuda_driver import Driver, NoGpu
 from sdengine.benchmarks.gpu_smoke import NO_GPU, PARTS, Part, Record, lay_out, main, run_part
 from sdengine.benchmarks.gpu_smoke_parts import PARTS as FUNCTIONS
@@ -199,13 +199,13 @@ class FakeDriver:
 
 
 def test_the_driver_says_why_it_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_driver.ctypes, "CDLL", lambda _: FakeDriver())
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver())
     driver = Driver()
     assert (driver.version, driver.capability()) == (13000, 90)
     assert driver.load(".version 9.0\n.target sm_90a") == "loaded"
     told = driver.load(".version 9.4\n.target sm_90a")
     assert told == "CUDA_ERROR_SOMETHING: ptxas: Unsupported .version 9.4"
-    monkeypatch.setattr(cuda_driver.ctypes, "CDLL", lambda _: FakeDriver(cuInit=100))
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver(cuInit=100))
     with pytest.raises(NoGpu, match="cuInit answers CUDA_ERROR_SOMETHING"):
         Driver()
 

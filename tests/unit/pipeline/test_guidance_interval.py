@@ -161,9 +161,9 @@ def test_rows_of_requests(
 
 
 def test_all_steps_is_what_is_done_anyway(engine: Engine) -> None:
-    for given in ({"prompt": "a"}, {"prompt": "a AND b:0.5"}, {"prompt": "a [b|c]"}):
-        plain = engine.generate(**given, sampler="euler_a", **BASE)
-        whole = engine.generate(**given, sampler="euler_a", guidance_interval=(0, 1), **BASE)
+    for prompt in ("a", "a AND b:0.5", "a [b|c]"):
+        plain = engine.generate(prompt, sampler="euler_a", **BASE)
+        whole = engine.generate(prompt, sampler="euler_a", guidance_interval=(0, 1), **BASE)
         assert np.array_equal(plain.arrays[0], whole.arrays[0])
         assert plain.request == whole.request
 
