@@ -11,7 +11,7 @@ import torch
 from support import interpreted  # noqa: F401  (skips where kernels are not interpreted)
 from support.coalescing import Access, Layout, compiled_code, layouts, ratio, recorded
 
-from sdengine.kernels import group_norm
+from sdengine.kernels import group_norm, launching
 from sdengine.kernels.group_norm import GroupNormShape
 from sdengine.kernels.variants import Variant
 
@@ -44,7 +44,7 @@ def accesses_of(shape: GroupNormShape, variant: Variant) -> list[list[Access]]:
     if shape.time_embedding:
         options["time_embedding"] = torch.ones(1, shape.channels).half()
     found: list[list[Access]] = []
-    launch = group_norm.launching.launch
+    launch = launching.launch
 
     def launch_and_record(*arguments: Any) -> None:
         found.append([])
@@ -52,7 +52,7 @@ def accesses_of(shape: GroupNormShape, variant: Variant) -> list[list[Access]]:
             launch(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(group_norm.launching, "launch", launch_and_record)
+        patch.setattr(launching, "launch", launch_and_record)
         if shape.total:
             group_norm.add_group_norm_silu(
                 made(), made(), ones, ones, shape.num_groups, 1e-5, **options

@@ -15,7 +15,7 @@ import pytest
 from support import fake_tensorrt
 
 import sdengine
-from sdengine.pipeline import pipeline
+from sdengine.pipeline import decoding, pipeline
 from sdengine.pipeline.trajectory import Trajectory
 
 STEPS = 6
@@ -47,7 +47,7 @@ def stages(
     """Serve a request; return what its trajectory and its decoding did."""
     device = fake_tensorrt.Gpu.device
     marks: list[dict[str, int]] = []
-    run, decode = Trajectory.run, pipeline.decode
+    run, decode = Trajectory.run, decoding.decode
 
     def marked_run(self: Trajectory, *arguments: Any) -> Any:
         marks.append(device.ledger())

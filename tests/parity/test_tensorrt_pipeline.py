@@ -116,7 +116,7 @@ def test_a_guidance_interval_changes_the_picture_and_hands_over_watched_too(bund
     given = request("interval")
     with sdengine.load(bundle) as engine:
         found = engine.generate(**given)
-        seen = [step.latents.copy() for step in engine.stream(given.pop("prompt"), **given)]
+        seen = [np.array(step.latents) for step in engine.stream(given.pop("prompt"), **given)]
         plain = engine.generate(PROMPT, **{**given, "guidance_interval": (0, 1)})
         assert len(seen) == found.timings.unet_calls == 6
         assert not np.array_equal(found.arrays[0], plain.arrays[0])

@@ -133,7 +133,8 @@ def _register_statistics(trtp: Any, target: PluginTarget) -> None:
         grid = _paired_grid(trtp, x, variant, num_groups)
         return launch(trtp, specialisation, target, grid, {"num_positions": _positions(x)})
 
-    attributes = {"num_groups": int, "divisor": int, "most_positions": int, "chunk": int}
+    names = ("num_groups", "divisor", "most_positions", "chunk")
+    attributes: dict[str, type] = dict.fromkeys(names, int)
     register(trtp, "group_norm_statistics", ("x",), attributes, describe, tactics, implement)
 
 

@@ -8,8 +8,10 @@ from tolerances import TOLERANCES, assert_close
 
 
 def test_rows_are_ordered() -> None:
-    for max_allowed, rms_allowed in TOLERANCES.values():
-        assert 0 < rms_allowed <= max_allowed < 0.2
+    for (what, _), (max_allowed, rms_allowed) in TOLERANCES.items():
+        assert 0 < rms_allowed <= max_allowed and rms_allowed < 0.2
+        # Single outputs of whole networks in eight bits may be far off.
+        assert max_allowed < 0.2 or what == "quantised network"
 
 
 def test_accepts_small_errors_only() -> None:

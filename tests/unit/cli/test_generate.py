@@ -63,7 +63,7 @@ def test_a_guidance_interval_is_an_option_and_is_in_the_file(
     assert main([*given, "--guidance-interval", "0.25,.75", "-o", "a.png", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["guidance_interval"] == [0.25, 0.75]
     with Image.open(folder / "a.png") as image:
-        texts: dict[str, str] = image.text  # type: ignore[attr-defined]
+        texts: dict[str, str] = image.text
     assert "CFG interval: 0.25-0.75" in texts["parameters"]
     assert json.loads(texts["sdengine"])["request"]["guidance_interval"] == [0.25, 0.75]
     again = ["generate", "--bundle", bundle, "--from", "a.png", "-o", "b.png"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -246,13 +247,14 @@ def test_a_region_is_cleared_whole() -> None:
 
 def test_copies_stay_in_their_region() -> None:
     desk = Desk()
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: desk.queue.upload("set", "flag", np.zeros(2, np.float32)),
         lambda: desk.queue.download("set", "flag", np.zeros(2, np.float32)),
         lambda: desk.queue.scale("set", "latents", 101, 100, 1.0, "scaled", "float32"),
         lambda: desk.queue.scale("set", "latents", 0, 101, 1.0, "scaled", "float32"),
         lambda: desk.queue.pixel_batch("set", "flag", 1, 20, 20).add("images", "float32", "pixels"),
-    ):
+    )
+    for call in calls:
         with pytest.raises(ValueError, match=r"region \w+: has \d+ bytes"):
             call()
     with pytest.raises(ValueError, match="dtype: int8"):

@@ -23,7 +23,7 @@ def check(cc: int, folder: Path, *words: str) -> None:
     """Compile for a capability; every file must be readable, and be for that very GPU."""
     ptxas = oldest_ptxas()
     cache = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder / "cache")}
-    command = [sys.executable, PROGRAM, folder, str(cc), *words]
+    command = [sys.executable, str(PROGRAM), str(folder), str(cc), *words]
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env=os.environ | cache
     )

@@ -18,6 +18,7 @@ from sdengine.pipeline.device_trajectory import (
     Seen,
     _cancelling,
     choose_device,
+    end_of_rows,
     run_on_device,
     segments,
 )
@@ -86,6 +87,18 @@ def test_one_function_says_where_and_why(
     found, why = choose_device(module(), kind, [PLAIN, plan], rescale, clean_every)
     assert (found is not None) == (reason == "") == (why == "")
     assert reason in why
+
+
+def test_what_reads_pictures_in_each_step_runs_on_the_host() -> None:
+    for fields, reason in (({"keeps_part": True}, "mask"), ({"has_extra": True}, "channels")):
+        found, why = choose_device(DeviceModule(), KIND, [PLAIN], 0.0, 0, **fields)
+        assert found is None and reason in why
+
+
+def test_a_run_ends_where_the_number_of_rows_changes() -> None:
+    alone = RowPlan((1,), np.ones((1, 1), np.float32), False)
+    plans = [PLAIN, PLAIN, alone, PLAIN]
+    assert [end_of_rows(plans, first) for first in range(4)] == [2, 2, 3, 4]
 
 
 def test_steps_are_one_piece_unless_prompts_change_or_somebody_looks() -> None:
@@ -157,10 +170,11 @@ def test_who_counts_steps_makes_the_device_wait_no_more_than_who_sees_none(
     program = build_program("euler", "normal", steps, SCHEDULE)
     told, lag = [], 0
     for k, latents in run_on_device(
-        run,
+        lambda rows, first, end, registers: run,
+        np.zeros((1, 1, 4, 8, 8), np.float32),
         program,
         [PLAIN] * steps,
-        cast("UNetInputs", Inputs()),
+        {2: cast("UNetInputs", Inputs())},
         NoiseSource([1], (4, 8, 8)),
         StageClock(),
         seen,

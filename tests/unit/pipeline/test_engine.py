@@ -161,11 +161,12 @@ def test_prompts_of_an_earlier_request_are_not_encoded_again(tiny: Path) -> None
         same = engine.generate("a (red:1.2) circle", seed=1)
         assert [r.timings.text_encoder_calls for r in (first, again, same)] == [1, 0, 0]
         assert np.array_equal(same.arrays[0], first.arrays[0])
-        for prompt, options in (
+        others: tuple[tuple[str, dict[str, Any]], ...] = (
             ("a (red:1.3) circle", {}),
             ("a (red:1.2) circle", {"emphasis": "no_norm"}),
             ("a (red:1.2) circle", {"negative_prompt": "a square"}),
-        ):
+        )
+        for prompt, options in others:
             other = engine.generate(prompt, seed=1, **options)
             assert other.timings.text_encoder_calls == 1
         engine.forget_prompts()

@@ -179,7 +179,7 @@ def test_no_step_is_guidance_scale_one(engine: Engine) -> None:
 def test_parts_joined_by_and_outside_count_as_at_scale_one(engine: Engine) -> None:
     """Steps of Euler's method are linear in the guided output: latents say which scale it had."""
     runs = {
-        name: [step.latents.copy() for step in engine.stream("a AND b:0.5", "x", **changes)]
+        name: [np.array(step.latents) for step in engine.stream("a AND b:0.5", "x", **changes)]
         for name, changes in {
             "one": {**BASE, "sampler": "euler", "guidance_scale": 1.0},
             "all": {**BASE, "sampler": "euler"},

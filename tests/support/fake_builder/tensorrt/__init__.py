@@ -37,7 +37,7 @@ class _HostBuffer:
 
 # This process has no GPU; it is the builder's own, so that nobody else sees the change.
 _native.CudaBuffer = _HostBuffer  # type: ignore[assignment, misc]
-_native.cuda_synchronize = lambda stream=0: None  # type: ignore[misc]
+_native.cuda_synchronize = lambda device=0: None
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
