@@ -101,6 +101,29 @@ def guidance_interval(record: Mapping[str, Any]) -> str:
     return table(["interval", "guided steps", *times, f"right of {total}"], rows)
 
 
+def inpainting(record: Mapping[str, Any]) -> str:
+    """Return a row for each way to inpaint."""
+    rows = [
+        [kind, str(row["color_right"]), str(row["all_right"]), str(row["rest_equal"])]
+        for kind, row in record["inpainting"].items()
+    ]
+    total = record["scenes"]
+    return table([f"of {total}", "colour right", "everything right", "rest equal"], rows)
+
+
+def image_to_image(record: Mapping[str, Any]) -> str:
+    """Return a column for each strength."""
+    found = record["image_to_image"]
+    rows = [
+        ["median distance", *(f"{d:.1f}" for d in found["median_distance"].values())],
+        [
+            f"everything that the prompt says, of {record['scenes']}",
+            *map(str, found["follows_prompt"].values()),
+        ],
+    ]
+    return table(["strength", *found["median_distance"]], rows)
+
+
 def quantisation(record: Mapping[str, Any]) -> str:
     """Return a row for each model and precision of its U-Net."""
     rows = []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sdengine.benchmarks import accuracy_sections as sections
 from sdengine.benchmarks import accuracy_tables as accuracy
 from sdengine.benchmarks import native_tables as native
 from sdengine.benchmarks.markdown import folded
@@ -29,6 +30,7 @@ class Records:
     emphasis: Record
     quantisation: Record
     guidance_interval: Record
+    picture_tasks: Record
     comparisons: Sequence[Record]
     networks: Sequence[Record]
     operations: Sequence[Record]
@@ -144,48 +146,6 @@ def emphasis(records: Records) -> str:
     return (
         "Share of the picture's pixels in the colour whose weight changes, mean over the seeds.\n\n"
         + accuracy.emphasis(records.emphasis)
-    )
-
-
-def quantisation(records: Records) -> str:
-    """Return what U-Nets in eight bits do to pictures."""
-    record = records.quantisation
-    return "\n\n".join(
-        [
-            f"{record['prompts']} pictures, {record['steps']} steps, against the same in fp32. The "
-            "graph that TensorRT's builder is given runs in onnxruntime on the CPU, which rounds "
-            "values and weights as QuantizeLinear and DequantizeLinear say; text encoder and "
-            "decoder are the native target's in fp32 on both sides. Errors are those on prompts "
-            "that no scale was taken from. tiny-sdxl has seeded weights: they magnify errors, and "
-            "its pictures are noise.",
-            accuracy.quantisation(record),
-        ]
-    )
-
-
-def guidance_interval(records: Records) -> str:
-    """Return what guidance inside an interval saves, and what it does to prompt following."""
-    record = records.guidance_interval
-    held = record["held_out"]
-    changed = held["right_throughout"] + held["right_in_interval"] - 2 * held["right_in_both"]
-    return "\n\n".join(
-        [
-            f"Demo model, {record['backend']} in {record['precision']}, {record['size']} pixels, "
-            f"guidance scale {record['guidance_scale']:g}, {record['sampler']}, "
-            f"{record['schedule']}, {record['steps']} steps. Medians of {record['rounds']} whole "
-            f"requests in turns, on {record['machine']['processor']} with "
-            f"{record['machine']['cores']} cores, of which others took "
-            f"{record['other_load_percent']:g} %, in {record['threads']} thread"
-            f"{'' if record['threads'] == 1 else 's'}. Pictures are scored as above, on "
-            f"{record['prompts_of_choice']} prompts that are not the held-out ones.",
-            accuracy.guidance_interval(record),
-            "Chosen: the fewest guided steps with at most "
-            f"{record['max_fewer_in_a_hundred']} in a hundred fewer right than with guidance at "
-            f"every step, `--guidance-interval {record['chosen']}`. On the {held['prompts']} "
-            f"held-out prompts, with the same seeds, {held['right_in_interval']} are right with it "
-            f"and {held['right_throughout']} without; changed: {changed} (two-sided sign test: "
-            f"p = {held['p']:g}). The processor time is what others' load disturbs least.",
-        ]
     )
 
 
@@ -360,11 +320,18 @@ SECTIONS = (
     ),
     Section(
         "Engines in eight bits", "U-Nets in FP8 and INT8, and their pictures", "the same in fp32",
-        "python benchmarks/quantisation.py", quantisation,
+        "python benchmarks/quantisation.py",
+        lambda records: sections.quantisation(records.quantisation),
     ),
     Section(
         "Guidance interval", "time and pictures of the demo model", "guidance at every step",
-        "python benchmarks/guidance_interval.py", guidance_interval,
+        "python benchmarks/guidance_interval.py",
+        lambda records: sections.guidance_interval(records.guidance_interval),
+    ),
+    Section(
+        "From pictures", "inpainting and image to image with the demo model", "what was asked for",
+        "python benchmarks/picture_tasks.py",
+        lambda records: sections.picture_tasks(records.picture_tasks),
     ),
     Section(
         "Whole requests against diffusers", "SD 1.5 on the native target",

@@ -1,0 +1,68 @@
+"""Sections of the report about pictures: what their tables cannot say themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdengine.benchmarks import accuracy_tables as accuracy
+
+Record = Mapping[str, Any]
+
+
+def quantisation(record: Record) -> str:
+    """Return what U-Nets in eight bits do to pictures."""
+    return "\n\n".join(
+        [
+            f"{record['prompts']} pictures, {record['steps']} steps, against the same in fp32. The "
+            "graph that TensorRT's builder is given runs in onnxruntime on the CPU, which rounds "
+            "values and weights as QuantizeLinear and DequantizeLinear say; text encoder and "
+            "decoder are the native target's in fp32 on both sides. Errors are those on prompts "
+            "that no scale was taken from. tiny-sdxl has seeded weights: they magnify errors, and "
+            "its pictures are noise.",
+            accuracy.quantisation(record),
+        ]
+    )
+
+
+def guidance_interval(record: Record) -> str:
+    """Return what guidance inside an interval saves, and what it does to prompt following."""
+    held = record["held_out"]
+    changed = held["right_throughout"] + held["right_in_interval"] - 2 * held["right_in_both"]
+    return "\n\n".join(
+        [
+            f"Demo model, {record['backend']} in {record['precision']}, {record['size']} pixels, "
+            f"guidance scale {record['guidance_scale']:g}, {record['sampler']}, "
+            f"{record['schedule']}, {record['steps']} steps. Medians of {record['rounds']} whole "
+            f"requests in turns, on {record['machine']['processor']} with "
+            f"{record['machine']['cores']} cores, of which others took "
+            f"{record['other_load_percent']:g} %, in {record['threads']} thread"
+            f"{'' if record['threads'] == 1 else 's'}. Pictures are scored as above, on "
+            f"{record['prompts_of_choice']} prompts that are not the held-out ones.",
+            accuracy.guidance_interval(record),
+            "Chosen: the fewest guided steps with at most "
+            f"{record['max_fewer_in_a_hundred']} in a hundred fewer right than with guidance at "
+            f"every step, `--guidance-interval {record['chosen']}`. On the {held['prompts']} "
+            f"held-out prompts, with the same seeds, {held['right_in_interval']} are right with it "
+            f"and {held['right_throughout']} without; changed: {changed} (two-sided sign test: "
+            f"p = {held['p']:g}). The processor time is what others' load disturbs least.",
+        ]
+    )
+
+
+def picture_tasks(record: Record) -> str:
+    """Return what inpainting and image to image make of drawn scenes."""
+    return "\n\n".join(
+        [
+            f"Demo model in {record['precision']}, {record['scenes']} drawn scenes of compositions "
+            f"that training never saw, {record['size']} pixels, {record['steps']} steps. "
+            "Inpainting asks for the scene with its object in another colour, and masks a square "
+            f"around the object with a blur of {record['blur']:g}; `rest equal` counts pictures "
+            "whose other pixels are the same to the byte.",
+            accuracy.inpainting(record),
+            "Image to image asks for the same of the whole picture. Distance is the mean absolute "
+            f"difference of pixels, of 255; in {record['image_to_image']['never_falls']} of "
+            f"{record['scenes']} scenes it never falls as strength grows.",
+            accuracy.image_to_image(record),
+        ]
+    )
