@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pty
@@ -24,7 +23,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 GENERATE_KEYS = {
     *("files", "seeds", "model", "backend", "precision", "timings", "warnings"),
-    *(field.name for field in dataclasses.fields(Request)),
+    *Request("").to_dict(),
 }
 
 
