@@ -109,7 +109,7 @@ def run_on_device(
         NonFiniteError: an evaluation gave NaN or infinity.
         Cancelled: the caller cancelled.
     """
-    total, told = len(program.t), 0
+    total, told, last = len(program.t), 0, 0
     used: RowPlan | None = None
     run: DeviceRun | None = None
     plans = [row_plans[int(step)] for step in program.step]
@@ -118,7 +118,7 @@ def run_on_device(
         plan = row_plans[int(program.step[first])]
         with clock.stage("unet", calls=end - first):
             if run is None or used is None or len(plan.rows) != len(used.rows):
-                registers = registers if run is None else _named(run.hand_over)
+                registers = registers if run is None else _named(run.hand_over, last, total)
                 last = end_of_rows(plans, first)
                 run, used = begin(len(plan.rows), first, last, registers), None
             if plan is not used:
@@ -128,7 +128,9 @@ def run_on_device(
             # One evaluation ends soon enough by itself.
             with _cancelling(cancel if end - first > 1 else None, run):
                 run.advance(end - first, noise)
-            latents = _named(run.latents) if seen == "latents" and end < total else None
+            latents = (
+                _named(run.latents, last, total) if seen == "latents" and end < total else None
+            )
         if latents is not None:
             yield end - 1, latents
         if seen == "steps":
@@ -144,7 +146,7 @@ def run_on_device(
         yield told, None
         told += 1
     with clock.stage("unet", calls=0):
-        latents = _named(run.latents)
+        latents = _named(run.latents, last, total)
     yield total - 1, latents
 
 
@@ -163,12 +165,19 @@ def segments(plans: Sequence[RowPlan], one_by_one: bool) -> Iterator[tuple[int, 
             first = k
 
 
-def _named(read: Callable[[], Array]) -> Array:
-    """Return what a run has computed, or say which network gave no numbers."""
+def _named(read: Callable[[], Array], end: int, total: int) -> Array:
+    """Return what a run has computed, or say which network gave no numbers.
+
+    Args:
+        read: waits for it.
+        end: of the run's evaluations: it knows of no more.
+        total: of the trajectory's.
+    """
     try:
         return read()
     except NonFiniteError as error:
-        raise NonFiniteError.at("unet", str(error).removeprefix("unet: ")) from None
+        told = str(error).removeprefix("unet: ").replace(f" of {end} ", f" of {total} ")
+        raise NonFiniteError.at("unet", told) from None
 
 
 @contextmanager
