@@ -234,6 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to use without installing")
     parser.add_argument("--extension", default="", help="a built _native module; none is built")
     options = parser.parse_args(arguments)
+    if not (ROOT / "sdengine").is_dir():
+        parser.error("it takes the sources beside it: python benchmarks/gpu_smoke.py in a checkout")
     names = [name for name in options.only.split(",") if name]
     unknown = sorted(set(names) - {part.name for part in PARTS})
     if unknown:

@@ -53,6 +53,12 @@ sys.meta_path.insert(0, Lacking())
 """
 
 
+@pytest.fixture(autouse=True)
+def checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the script, which these tests import from where it is installed, be that of here."""
+    monkeypatch.setattr(gpu_smoke, "ROOT", Path(__file__).parents[3])
+
+
 @pytest.fixture
 def lacking(tmp_path: Path) -> Path:
     """A folder of one wheel, that makes what is LACKING impossible to import."""
