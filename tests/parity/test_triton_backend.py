@@ -37,7 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def load(session: Session, bundle: Bundle, network: str, size: int = SIZE) -> Module:
-    sizes = {"batch": 2, "height": size, "width": size, "sequence": 77}
+    sizes = {"batch": 1, "height": size, "width": size, "sequence": 77}
     shapes = resolve_shapes(network, bundle.network(network).inputs, sizes)
     return session.load(network, shapes)
 
@@ -84,7 +84,7 @@ def test_networks_replay_what_torch_computes(bundle: Bundle, network: str) -> No
 
 @pytest.mark.slow
 def test_a_whole_request_makes_the_same_picture(bundle: Bundle) -> None:
-    request: dict[str, Any] = {"steps": 2, "seed": 5, "guidance_scale": 4.0}
+    request: dict[str, Any] = {"steps": 1, "seed": 5, "guidance_scale": 4.0}
     request |= {"width": SIZE, "height": SIZE}
     cuda = FakeCuda()
     with Engine(bundle, TorchBackend(), SessionOptions("fp32")) as engine:
@@ -95,7 +95,7 @@ def test_a_whole_request_makes_the_same_picture(bundle: Bundle) -> None:
     assert cuda.log.count("pool") == 1  # which the stand-in overwrites after each replay
     # Text encoder, U-Net and decoder; the U-Net runs at each step.
     assert cuda.log.count("capture thread_local") == cuda.log.count("reset") == 3
-    assert cuda.log.count("replay") == 1 + 2 + 1
+    assert cuda.log.count("replay") == 1 + 1 + 1
     assert isinstance(engine.session, TritonSession)
     report = engine.session.report()
     assert set(report) == {"text_encoder", "unet", "vae_decoder"}
