@@ -194,4 +194,4 @@ def test_what_plugins_use_is_there(tmp_path: Path) -> None:
         for node in ast.walk(ast.parse(source.read_text()))
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "trtp"
     }
-    assert len(used) >= 8 and used - names.keys() == set()
+    assert len(used) >= 8 and used - names.keys() <= {"__name__"}
