@@ -20,7 +20,6 @@ from sdengine.images.provenance import Provenance, processor
 from sdengine.images.result import Result, Step
 from sdengine.inputs.picture import read_picture
 from sdengine.pipeline.loaded_networks import Networks
-from sdengine.pipeline.picture_start import computed_size
 from sdengine.pipeline.pipeline import Pipeline, Plan, Watch, finish
 from sdengine.pipeline.turns import Turns
 from sdengine.pipeline.warm_up import warm_up_requests
@@ -407,8 +406,9 @@ class Engine:
             hint = "`generate` takes prompts."
             raise ConfigError.for_field("request", request, "a sdengine.Request", hint)
         self._networks.require_own()
-        self.session.budget.check(*computed_size(request, self.bundle.manifest))
-        return self._pipeline.plan(request)
+        plan = self._pipeline.plan(request)
+        self.session.budget.check(*plan.size)
+        return plan
 
     def _in_turns(self, plan: Plan, watch: Watch) -> Iterator[Step]:
         run = self._pipeline.run(plan, watch)

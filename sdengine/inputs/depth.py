@@ -30,11 +30,6 @@ class DepthMap(Recorded):
         values.flags.writeable = False
         self.values = values
 
-    @property
-    def is_given(self) -> bool:
-        """It is."""
-        return True
-
 
 def read_depth(field: str, value: Any) -> Recorded:
     """Return a depth map, whatever it was given as; colours count by their grey value.
@@ -46,7 +41,7 @@ def read_depth(field: str, value: Any) -> Recorded:
     Raises:
         ConfigError: it is none, is damaged, or holds NaN or infinity.
     """
-    if isinstance(value, Recorded):
+    if isinstance(value, DepthMap) or type(value) is Recorded:
         return value
     if isinstance(value, (str, os.PathLike)):
         return _from_bytes(field, read_file(field, Path(value)), Path(value).name)

@@ -43,11 +43,6 @@ class Picture(Recorded):
         pixels.flags.writeable = False
         self.pixels = pixels
 
-    @property
-    def is_given(self) -> bool:
-        """It is."""
-        return True
-
 
 def read_picture(field: str, value: Any) -> Recorded:
     """Return a picture, whatever it was given as.
@@ -62,7 +57,7 @@ def read_picture(field: str, value: Any) -> Recorded:
     Raises:
         ConfigError: it is none of these, is damaged, animated, or of more than MAX_PIXELS pixels.
     """
-    if isinstance(value, Recorded):
+    if isinstance(value, Picture) or type(value) is Recorded:
         return value
     if isinstance(value, (str, os.PathLike)):
         return _from_bytes(field, read_file(field, Path(value)), Path(value).name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,18 +115,22 @@ class StartingPicture:
         noise.step(drawn)
         return np.asarray(mean + self.deviation * drawn)
 
-    def start(self, request: Request, latents: Array, noise: NoiseSource) -> Array:
+    def start(
+        self, request: Request, latents: Array, make_noise: Callable[[], NoiseSource]
+    ) -> Array:
         """Return what a trajectory starts from: the latents, with what shall be masked by.
 
         Args:
             request: says by what.
             latents: [B,C,h,w] of the picture.
-            noise: of the same images, from which nothing was drawn.
+            make_noise: gives that of the same images, from its beginning.
         """
         if self.inpainting is None or request.masked_content in ("original", "fill"):
             return latents
         free = self.inpainting.cells
-        content = noise.initial() if request.masked_content == "latent_noise" else np.float32(0)
+        content = (
+            make_noise().initial() if request.masked_content == "latent_noise" else np.float32(0)
+        )
         return np.asarray((1 - free) * latents + free * content, np.float32)
 
     def known(self, request: Request, latents: Array, task: str) -> KnownPart | None:
@@ -240,17 +245,19 @@ class MaskedPicture:
     mean: Array
     deviation: Array
 
-    def channels(self, request: Request, noise: NoiseSource, count: int) -> Array:
+    def channels(
+        self, request: Request, make_noise: Callable[[], NoiseSource], count: int
+    ) -> Array:
         """Return [count,1+C,h,w]; drawn latents take noise after the trajectory's start.
 
         Args:
             request: says whether they are drawn.
-            noise: of the same images, from which nothing was drawn.
+            make_noise: gives that of the same images, from its beginning.
             count: images.
         """
         cells, mean = (np.repeat(one, count, axis=0) for one in (self.cells, self.mean))
         if request.encode == "sample" and request.image is not None:
-            drawn = np.empty_like(mean)
+            drawn, noise = np.empty_like(mean), make_noise()
             if request.starts_from_picture:
                 noise.step(drawn)
             noise.initial()

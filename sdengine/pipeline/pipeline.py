@@ -274,8 +274,8 @@ class Pipeline:
     ) -> Generator[Step, None, Step]:
         """Yield the steps of some images but the last; return that one."""
         request, architecture = plan.request, self._manifest.architecture
-        noise = noise_of(request, plan.size, chunk, architecture)
-        fresh = noise_of(request, plan.size, chunk, architecture)
+        make_noise = functools.partial(noise_of, request, plan.size, chunk, architecture)
+        noise = make_noise()
         start = known = None
         if (picture := prepared.picture) is not None:
             # Inpainting models that start from noise never see the latents, and draw none.
@@ -283,10 +283,10 @@ class Pipeline:
             latents = picture.latents(request, noise, len(chunk), draws)
             known = picture.known(request, latents, architecture.task)
             if request.starts_from_picture:
-                start = picture.start(request, latents, fresh)
+                start = picture.start(request, latents, make_noise)
         extra = prepared.depth
         if prepared.masked is not None:
-            extra = prepared.masked.channels(request, fresh, len(chunk))
+            extra = prepared.masked.channels(request, make_noise, len(chunk))
         trajectory = self._trajectory(plan, watch, prepared.conditioning, extra, chunk, clock)
         evaluations = trajectory.run(noise, clock, watch.preview_every, watch.seen, start, known)
         while True:

@@ -219,7 +219,9 @@ class Request(PictureFields):
 
     def __post_init__(self) -> None:
         for name, info in FIELDS.items():
-            self._set(name, info.checked(getattr(self, name)))
+            value = getattr(self, name)
+            if value is not info.default:  # which a test checks once for all
+                self._set(name, info.checked(value))
         for name in ("prompt", "negative_prompt", "seed"):
             value = getattr(self, name)
             if isinstance(value, tuple):

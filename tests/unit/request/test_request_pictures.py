@@ -20,6 +20,14 @@ def request(**fields: Any) -> Request:
     return Request(**{"prompt": "a", "image": PIXELS, "width": 50, "height": 40, **fields})
 
 
+def test_a_picture_is_no_depth_map_and_the_other_way() -> None:
+    made = request(depth=np.zeros((4, 4)))
+    with pytest.raises(ConfigError, match=r"^image: .*the path of a picture"):
+        request(image=made.depth)
+    with pytest.raises(ConfigError, match=r"^depth: .*a depth map"):
+        request(depth=made.image)
+
+
 @pytest.mark.parametrize("steps", [10, 20, 25, 50, 100])
 def test_steps_that_run_are_the_rational_result(steps: int) -> None:
     for hundredths in range(101):
