@@ -20,7 +20,8 @@ from sdengine.images.provenance import Provenance, processor
 from sdengine.images.result import Result, Step
 from sdengine.inputs.picture import read_picture
 from sdengine.pipeline.loaded_networks import Networks
-from sdengine.pipeline.pipeline import Pipeline, Plan, Watch, finish
+from sdengine.pipeline.pipeline import Pipeline, finish
+from sdengine.pipeline.plan import Plan, Watch
 from sdengine.pipeline.turns import Turns
 from sdengine.pipeline.warm_up import warm_up_requests
 from sdengine.prompt.planner import usual_clip_skip

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.backends.base import Array, Module
 from sdengine.bundle.reader import Bundle
-from sdengine.errors import ConfigError
 from sdengine.images.provenance import Provenance
 from sdengine.images.result import Result, Step
 from sdengine.inputs.depth import depth_channel
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.decoding import decode, preview
-from sdengine.pipeline.device_trajectory import Seen
 from sdengine.pipeline.latents import latents_shape, noise_of
 from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.picture_start import (
     ENCODER,
-    MaskedPicture,
-    StartingPicture,
     computed_size,
     masked_picture,
     picture_warnings,
     require_pictures,
     starting_picture,
 )
+from sdengine.pipeline.plan import Plan, Prepared, Watch
 from sdengine.pipeline.row_plan import lay_out_rows
 from sdengine.pipeline.trajectory import Evaluation, Trajectory
 from sdengine.pipeline.unet_inputs import MicroConditioning, UNetInputs
@@ -42,7 +38,6 @@ from sdengine.request.request import Request
 from sdengine.samplers import (
     NoiseSchedule,
     SamplerOptions,
-    SamplerProgram,
     build_program,
     resolve_names,
 )
@@ -53,69 +48,6 @@ _NO_INTERVAL = (
     "guidance_interval: it is not applied: this bundle's U-Net was distilled to be told the "
     "guidance scale, and no step computes an unconditional half that could be left out."
 )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A checked request with everything that the host can work out before any network runs.
-
-    Args:
-        request: with its sampler and schedule by name.
-        program: the sampler's numbers.
-        size: width and height that the networks compute at.
-        prompts: the texts and where they hold.
-        chunks: the images that are made together, by index; at least one chunk.
-        guided: the steps at which guidance scale and rescale apply.
-        warnings: what of the request cannot be done, in sentences.
-    """
-
-    request: Request
-    size: tuple[int, int]
-    program: SamplerProgram
-    prompts: PromptPlan
-    chunks: tuple[range, ...]
-    guided: range
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What the trajectories of a request have in common.
-
-    Args:
-        conditioning: what its prompts became.
-        picture: that they start from, if any.
-        masked: what an inpainting model reads of it.
-        depth: [1,1,h,w] fp32 that a depth model reads.
-    """
-
-    conditioning: Conditioning
-    picture: StartingPicture | None
-    masked: MaskedPicture | None
-    depth: Array | None
-
-
-@dataclass(frozen=True)
-class Watch:
-    """How a request is followed while it runs.
-
-    Args:
-        cancel: setting it ends the request within one step.
-        preview_every: give every n-th step a preview; 0 for none.
-        seen: what somebody looks at of every step: its latents; that it is done, for which a device
-            that runs the steps itself is not made to wait; or nothing.
-
-    Raises:
-        ConfigError: preview_every is no integer from 0.
-    """
-
-    cancel: threading.Event | None = None
-    preview_every: int = 0
-    seen: Seen = "latents"
-
-    def __post_init__(self) -> None:
-        if type(self.preview_every) is not int or self.preview_every < 0:
-            raise ConfigError.for_field("preview_every", self.preview_every, "an integer from 0")
 
 
 class Pipeline:

@@ -1,0 +1,78 @@
+"""Plan of a request: what is worked out before its networks run, and how it is followed."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from sdengine.backends.base import Array
+from sdengine.errors import ConfigError
+from sdengine.pipeline.device_trajectory import Seen
+from sdengine.pipeline.picture_start import MaskedPicture, StartingPicture
+from sdengine.prompt.conditioning import Conditioning
+from sdengine.prompt.plan import PromptPlan
+from sdengine.request.request import Request
+from sdengine.samplers import SamplerProgram
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request with everything that the host can work out before any network runs.
+
+    Args:
+        request: with its sampler and schedule by name.
+        program: the sampler's numbers.
+        size: width and height that the networks compute at.
+        prompts: the texts and where they hold.
+        chunks: the images that are made together, by index; at least one chunk.
+        guided: the steps at which guidance scale and rescale apply.
+        warnings: what of the request cannot be done, in sentences.
+    """
+
+    request: Request
+    size: tuple[int, int]
+    program: SamplerProgram
+    prompts: PromptPlan
+    chunks: tuple[range, ...]
+    guided: range
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the trajectories of a request have in common.
+
+    Args:
+        conditioning: what its prompts became.
+        picture: that they start from, if any.
+        masked: what an inpainting model reads of it.
+        depth: [1,1,h,w] fp32 that a depth model reads.
+    """
+
+    conditioning: Conditioning
+    picture: StartingPicture | None
+    masked: MaskedPicture | None
+    depth: Array | None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a request is followed while it runs.
+
+    Args:
+        cancel: setting it ends the request within one step.
+        preview_every: give every n-th step a preview; 0 for none.
+        seen: what somebody looks at of every step: its latents; that it is done, for which a device
+            that runs the steps itself is not made to wait; or nothing.
+
+    Raises:
+        ConfigError: preview_every is no integer from 0.
+    """
+
+    cancel: threading.Event | None = None
+    preview_every: int = 0
+    seen: Seen = "latents"
+
+    def __post_init__(self) -> None:
+        if type(self.preview_every) is not int or self.preview_every < 0:
+            raise ConfigError.for_field("preview_every", self.preview_every, "an integer from 0")
