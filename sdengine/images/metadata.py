@@ -3,7 +3,7 @@
 Two text chunks of a PNG: `parameters`, the form that image tools read, and `sdengine`, JSON with
 the exact request of that one image and what ran it. The chunk's `format` is the version of the
 request in it too; both are as the first release wrote them. Of other tools' pictures the text of
-web UIs is read, in EXIF too, and the JSON of NovelAI and ComfyUI.
+web UIs is read, in EXIF and in pixels too, and the JSON of NovelAI and ComfyUI.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sdengine.errors import ConfigError
 from sdengine.images import comfyui, novelai
 from sdengine.images.exif_text import COMMENT, MAX_TEXT_BYTES
 from sdengine.images.picture_text import read_text
+from sdengine.images.pixel_text import pixel_text
 from sdengine.images.provenance import Provenance
 from sdengine.images.web_ui_text import parse_parameters
 from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
@@ -119,7 +120,8 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
     """Read how an image was made.
 
     Args:
-        path: a PNG, JPEG or WebP file of this product or another one.
+        path: a PNG, JPEG or WebP file of this product or another one. The pixels of one that has
+            none of these texts are read too, where some tools hide one.
 
     Raises:
         ConfigError: it says nothing that is read, or what it says is damaged or out of range.
@@ -127,13 +129,19 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
     keys = (CHUNK, PARAMETERS, _NOVELAI, _DESCRIPTION, _GRAPH, *_EXIF, *_FOREIGN)
     texts = read_text(path, keys)
     try:
-        return _read(texts)
+        found = _read(texts)
+        if found is None:  # nothing was written, or a site took it away
+            hidden = pixel_text(path)
+            found = None if hidden is None else _from_text(PARAMETERS, hidden, "")
+        if found is None:
+            raise _nothing_said(texts)
     except ConfigError as error:
         raise ConfigError(f"from: {str(path)!r}: {str(error)[:400]}") from None
+    return found
 
 
-def _read(texts: Mapping[str, str | None]) -> Metadata:
-    """Read the text that says most."""
+def _read(texts: Mapping[str, str | None]) -> Metadata | None:
+    """Read the text that says most; None if none says how the picture was made."""
     for key in (CHUNK, PARAMETERS, _NOVELAI, _GRAPH, *_EXIF):
         if key not in texts:
             continue
@@ -148,12 +156,17 @@ def _read(texts: Mapping[str, str | None]) -> Metadata:
         found = _from_text(key, text, texts.get(_DESCRIPTION) or "")
         if found is not None:
             return found
+    return None
+
+
+def _nothing_said(texts: Mapping[str, str | None]) -> ConfigError:
     for key, tool in _FOREIGN.items():
         if key in texts:
-            raise ConfigError(f"it was made by {tool}, whose text {key!r} is not read.")
-    raise ConfigError(
+            return ConfigError(f"it was made by {tool}, whose text {key!r} is not read.")
+    return ConfigError(
         f"it says nothing about how it was made; expected a PNG with a text chunk {CHUNK!r} or "
-        f"{PARAMETERS!r}, the JSON of NovelAI or ComfyUI, or EXIF with the text of a web UI."
+        f"{PARAMETERS!r}, the JSON of NovelAI or ComfyUI, EXIF with the text of a web UI, or such "
+        "a text in its pixels."
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,56 @@ def test_novelai_of_the_first_releases_and_what_is_left(tmp_path: Path) -> None:
     }
     assert found.not_understood[:2] == ("strength", "sampler")
     assert "emphasis" in found.not_understood[2]
+
+
+def hidden(path: Path, text: bytes, signature: bytes = b"stealth_pngcomp", bits: int = -1) -> Path:
+    """Write a picture with a text in its lowest bits, pixel by pixel as the layout says."""
+    data = gzip.compress(text) if signature.endswith(b"comp") else text
+    length = 8 * len(data) if bits < 0 else bits
+    message = signature + struct.pack(">I", length) + data
+    image = Image.new("RGBA", (64, max(96, len(message) // 8 + 1)), (10, 20, 30, 254))
+    pixels = image.load()
+    assert pixels is not None
+    stream = iter([byte >> shift & 1 for byte in message for shift in range(7, -1, -1)])
+    for x in range(image.width):
+        for y in range(image.height):
+            red, green, blue, alpha = pixels[x, y]
+            if signature.startswith(b"stealth_rgb"):
+                channels = [value & ~1 | next(stream, 0) for value in (red, green, blue)]
+                pixels[x, y] = (*channels, alpha)
+            else:
+                pixels[x, y] = (red, green, blue, alpha & ~1 | next(stream, 0))
+    image.save(path, lossless=True)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp"])
+@pytest.mark.parametrize("kind", ["pnginfo", "pngcomp", "rgbinfo", "rgbcomp"])
+def test_text_in_pixels(tmp_path: Path, kind: str, name: str) -> None:
+    whole = json.dumps({"Description": "1girl", "Comment": json.dumps(COMMENT)}).encode()
+    found = read_metadata(hidden(tmp_path / name, whole, b"stealth_" + kind.encode()))
+    assert found.fields == NOVELAI
+    web_ui = b"a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5"
+    path = hidden(tmp_path / name, web_ui, b"stealth_" + kind.encode())
+    assert read_metadata(path).fields["negative_prompt"] == "dog"
+
+
+@pytest.mark.parametrize(
+    ("text", "signature", "bits", "message"),
+    [
+        (b"{}", b"stealth_pnginfo", 8 * 64 * 96, "claims more bits than it has pixels"),
+        (b"\xff\xfe", b"stealth_pnginfo", -1, "not UTF-8"),
+        (b"x" * 100, b"stealth_pngcomp", 80, "cannot be unpacked|ends early"),
+        (b"x" * (5 << 20), b"stealth_pngcomp", -1, "more than 4 MiB"),
+        (b"{}", b"stealth_nothing", -1, "says nothing"),
+    ],
+)
+def test_bad_text_in_pixels(
+    tmp_path: Path, text: bytes, signature: bytes, bits: int, message: str
+) -> None:
+    path = hidden(tmp_path / "a.png", text, signature, bits)
+    with pytest.raises(ConfigError, match=message):
+        read_metadata(path)
 
 
 GRAPH: dict[str, Any] = {
