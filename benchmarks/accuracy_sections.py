@@ -66,3 +66,24 @@ def picture_tasks(record: Record) -> str:
             accuracy.image_to_image(record),
         ]
     )
+
+
+def roofline(record: Record) -> str:
+    """Return what a U-Net's step costs by arithmetic, and what the run time adds to it."""
+    return "\n\n".join(
+        [
+            f"**Computed, not measured**: one evaluation with {record['rows']} rows in 16 bits by "
+            f"the data sheet of an {record['gpu']}. Each operation takes the longer of its "
+            f"arithmetic (at {100 * record['reached']:g} % of the peak, by whole waves of tiles) "
+            "and its bytes, and a launch. It is optimistic; published engines take 1.5 to 2 times "
+            "as long. Fused: attention, GroupNorm with SiLU, LayerNorm with its sum and GEGLU are "
+            "one kernel each, and products add the residual that follows.",
+            accuracy.roofline(record),
+            "Beside that, what the run time does, counted on the stand-ins of CUDA and held by "
+            "`tests/cpp/fake_cuda/test_cuda_ledger.cpp` and `tests/parity/test_request_ledger.py`: "
+            "of each step one launch of a graph, whose four kernels beside the network scale, "
+            "guide and step; no copy of latents and no pageable upload; of K steps K - 1 waits, "
+            "for the queue to have room, and 2 downloads, whether or not progress is shown. A "
+            "step that went through the host would wait once and copy latents twice.",
+        ]
+    )

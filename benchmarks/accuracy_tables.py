@@ -27,6 +27,28 @@ def prompt_following(records: Sequence[Mapping[str, Any]]) -> str:
     return table(heading, rows, texts=3)
 
 
+def roofline(record: Mapping[str, Any]) -> str:
+    """Return what a step of each U-Net costs by arithmetic, as torch launches it and fused."""
+    rows = []
+    for label, ways in record["networks"].items():
+        for way, found in ways.items():
+            parts = [f"{value:.2f}" for value in found["tflop"].values()]
+            rows.append(
+                [
+                    label,
+                    way,
+                    str(found["kernels"]),
+                    *parts,
+                    f"{found['gigabytes']:.1f}",
+                    f"{found['least_ms']:.1f}",
+                    f"{found['model_ms']:.1f}",
+                ]
+            )
+    heading = ["U-Net", "kernels", "count", "convolutions, TFLOP", "products", "attention"]
+    heading += ["moved, GB", "at peak, ms", "model, ms"]
+    return table(heading, rows, texts=2)
+
+
 def pictures(distances: Mapping[str, Mapping[Any, Sequence[float]]], heading: str) -> str:
     """Return the lowest and the median PSNR of each cell; the heading says of what."""
     columns = [str(column) for column in next(iter(distances.values()))]

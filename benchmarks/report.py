@@ -49,6 +49,7 @@ def read(results: Path) -> Records:
         emphasis=_json(results / "emphasis.json"),
         quantisation=_json(results / "quantisation.json"),
         guidance_interval=_json(results / "guidance-interval.json"),
+        roofline=_json(results / "roofline.json"),
         picture_tasks=_json(results / "picture-tasks.json"),
         comparisons=comparisons,
         networks=read_records(results / "native-networks.jsonl"),

@@ -31,6 +31,7 @@ class Records:
     quantisation: Record
     guidance_interval: Record
     picture_tasks: Record
+    roofline: Record
     comparisons: Sequence[Record]
     networks: Sequence[Record]
     operations: Sequence[Record]
@@ -358,6 +359,10 @@ SECTIONS = (
     Section(
         "Triton kernels", "registers, shared memory, occupancy", "the GPUs' limits",
         "python benchmarks/kernel_resources.py", kernels,
+    ),
+    Section(
+        "Roofline of a GPU", "a U-Net's step by arithmetic", "nothing: it is computed",
+        "python benchmarks/roofline.py", lambda records: sections.roofline(records.roofline),
     ),
     Section("On a GPU", "all of the above that a GPU runs", "eager torch", "make gpu-check", gpu),
 )  # fmt: skip
