@@ -27,6 +27,7 @@ from sdengine.pipeline.warm_up import warm_up_requests
 from sdengine.prompt.planner import usual_clip_skip
 from sdengine.request.fields import Integer, as_arguments
 from sdengine.request.keywords import given_fields
+from sdengine.request.outpaint_fields import OUTPAINT_STRENGTH
 from sdengine.request.request import FIELDS, Request, random_seed
 from sdengine.samplers import resolve_names
 from sdengine.version import __version__
@@ -340,10 +341,13 @@ class Engine:
         )
         if given.get("image") is not None:
             picture = values["image"] = read_picture("image", given["image"])
+            own = picture.size
+            if given.get("outpaint") is not None:
+                values["outpaint"] = FIELDS["outpaint"].checked(given["outpaint"])
+                values.setdefault("strength", OUTPAINT_STRENGTH)
+                own = values["outpaint"].size(*own)
             if given.get("inpaint_area") != "masked":  # which is enlarged to the usual size
-                values |= {
-                    n: s for n, s in zip(_SIDES, picture.size, strict=True) if n not in given
-                }
+                values |= {n: s for n, s in zip(_SIDES, own, strict=True) if n not in given}
         if values.get("variation_strength") and "variation_seed" not in values:
             values["variation_seed"] = random_seed()
         return Request(**values)

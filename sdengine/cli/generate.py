@@ -145,7 +145,11 @@ def _merged(recorded: Metadata, options: dict[str, Any]) -> dict[str, Any]:
         fields.pop("batch_size", None)
     if options.keys() & {"clip_skip", WEB_UI_CLIP_SKIP}:
         fields = {name: fields[name] for name in fields.keys() - {"clip_skip", WEB_UI_CLIP_SKIP}}
-    return {**fields, **options}
+    merged = {**fields, **options}
+    if merged.get("outpaint") is not None and merged.get("inpaint_area") != "masked":
+        # The size follows from the sides and the picture, of which either may be another now.
+        merged = {n: v for n, v in merged.items() if n in options or n not in ("width", "height")}
+    return merged
 
 
 def _threads_here(recorded: int | None) -> int | None:

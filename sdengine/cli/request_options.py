@@ -25,7 +25,12 @@ from sdengine.request.picture_fields import PICTURES
 from sdengine.request.request import FIELDS, nearest_field
 
 _SHORT = {"negative_prompt": "-n"}
-_METAVARS = {"crop": "LEFTxTOP", "background": "#RRGGBB", **dict.fromkeys(PICTURES, "FILE")}
+_METAVARS = {
+    "crop": "LEFTxTOP",
+    "background": "#RRGGBB",
+    "outpaint": "SIDE=N,...",
+    **dict.fromkeys(PICTURES, "FILE"),
+}
 # One option for two fields.
 _SEED_SIZE = "seed_size"
 _SEED_SIDES = ("seed_width", "seed_height")
@@ -119,6 +124,8 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
         given |= zip(_SEED_SIDES, given.pop(_SEED_SIZE), strict=True)
     for name in given.keys() & set(_INTERVALS):
         given[name] = _interval(name.replace("_", "-"), given[name])
+    if "outpaint" in given:
+        given["outpaint"] = _sides("outpaint", given["outpaint"])
     return given
 
 
@@ -140,3 +147,17 @@ def _interval(option: str, value: str) -> tuple[float, float]:
         return float(first), float(last)
     except ValueError:
         raise ConfigError.for_field(option, value, "two numbers such as 0.2,0.8") from None
+
+
+def _sides(option: str, value: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for part in value.split(","):
+        side, _, pixels = part.strip().partition("=")
+        try:
+            number = int(pixels)
+        except ValueError:
+            number = None
+        if number is None or side in found:
+            raise ConfigError.for_field(option, value, "sides such as left=64,top=32 or all=64")
+        found[side] = number
+    return found

@@ -1,4 +1,4 @@
-"""Start from pictures: paint a circle over, then change a part of the result and nothing else."""
+"""Start from pictures: paint a circle over, change a part of it and nothing else, enlarge it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sdengine
 
 
 def main(folder: Path) -> None:
-    """Write red.png, yellow.png, made from it, and star.png, whose border is that of red.png."""
+    """Write red.png, yellow.png, made from it, star.png with its border, wide.png around it."""
     with sdengine.load("demo") as engine:
         red = engine.generate("a large red circle on a blue background", seed=7)
         print(*red.save(folder / "red.png"))
@@ -24,6 +24,10 @@ def main(folder: Path) -> None:
         prompt = "a large green star on a blue background"
         star = engine.generate(prompt, image=red.images[0], mask=mask, strength=1.0, seed=2)
         print(*star.save(folder / "star.png"))
+
+        prompt = "a large red circle on a blue background"
+        wide = engine.generate(prompt, image=red.images[0], outpaint={"left": 64}, seed=3)
+        print(*wide.save(folder / "wide.png"))
 
 
 if __name__ == "__main__":

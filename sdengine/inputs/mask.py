@@ -135,6 +135,8 @@ def _grown(span: tuple[int, int], size: int, limit: int) -> tuple[int, int]:
 def filled(pixels: Pixels, weights: Weights) -> Pixels:
     """Fill what may change with the colours around it: the rest blurred, from coarse to fine.
 
+    What is too far away for all blurs gets the mean colour of the rest.
+
     Source: radii and their repetitions are those of the web UI's "fill".
     """
     from PIL import Image, ImageFilter
@@ -147,7 +149,13 @@ def filled(pixels: Pixels, weights: Weights) -> Pixels:
         layer = rest.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")
         for _ in range(times):
             found.alpha_composite(layer)
-    return np.asarray(found.convert("RGB"))
+    colors = np.array(found)
+    is_blank = colors[..., 3] == 0
+    if is_blank.any():
+        share = 1 - weights if (weights < 1).any() else np.ones_like(weights)
+        mean = np.tensordot(share, pixels, axes=((0, 1), (0, 1))) / share.sum(dtype=np.float64)
+        colors[is_blank, :3] = np.rint(mean)
+    return np.ascontiguousarray(colors[..., :3])
 
 
 def composite(generated: Pixels, original: Pixels, weights: Weights) -> Pixels:

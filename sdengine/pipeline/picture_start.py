@@ -13,20 +13,11 @@ from sdengine.bundle.reader import check_size
 from sdengine.bundle.tensors import require_tensors
 from sdengine.errors import ConfigError, NonFiniteError
 from sdengine.inputs.depth import is_flat
-from sdengine.inputs.mask import (
-    Box,
-    Weights,
-    blurred,
-    composite,
-    filled,
-    latent_weights,
-    mask_weights,
-    masked_box,
-    resized_weights,
-)
+from sdengine.inputs.mask import filled, latent_weights
 from sdengine.inputs.picture import Picture, Pixels
 from sdengine.inputs.resize import flattened, padded, resized
 from sdengine.pipeline.clock import StageClock
+from sdengine.pipeline.inpainting import Inpainting, computed_part
 from sdengine.pipeline.known_part import KnownPart
 from sdengine.pipeline.latents import latents_shape
 from sdengine.pipeline.loaded_networks import Networks
@@ -68,27 +59,6 @@ def next_size(width: int, height: int, manifest: Manifest) -> tuple[int, int]:
         if 0 <= w - width < _MOST_PADDING and 0 <= h - height < _MOST_PADDING
     ]
     return min(near, key=lambda size: size[0] * size[1], default=(width, height))
-
-
-@dataclass(frozen=True)
-class Inpainting:
-    """Where a picture may change, and how the result is laid into it.
-
-    Args:
-        weights: [H,W] fp32 in the computation's pixels, without what pads them.
-        laid: [h,w] fp32 of the box, or of the original: how much of the result is laid over it.
-        free: [H,W] what is more white than black before any blur.
-        cells: [1,1,h,w] fp32 of latent cells.
-        original: [H,W,3] uint8 that the result is laid over.
-        box: the part of the original that is computed; None for all of it.
-    """
-
-    weights: Weights
-    laid: Weights
-    free: NDArray[np.bool_]
-    cells: Array
-    original: Pixels
-    box: Box | None
 
 
 @dataclass(frozen=True)
@@ -154,7 +124,7 @@ class StartingPicture:
             images = corrected(images, self.pixels)
         if self.inpainting is None:
             return images
-        return [_laid_in(one, self.inpainting) for one in images]
+        return [self.inpainting.laid_in(one) for one in images]
 
 
 def starting_picture(
@@ -180,52 +150,12 @@ def starting_picture(
         mean, deviation = (_bilinear(one, *cells) for one in moments)
         pixels, inpainting = resized(own, request.width, request.height, "stretch"), None
     else:
-        pixels, inpainting = _computed(request, own, size, networks.bundle.manifest)
+        pixels, inpainting = computed_part(request, own, size, networks.bundle.manifest)
         content = pixels
         if inpainting is not None and request.masked_content == "fill":
             content = filled(pixels, inpainting.weights)
         mean, deviation = _encoded(padded(content, *size), networks, clock)
     return StartingPicture(pixels, mean, deviation, inpainting)
-
-
-def _computed(
-    request: Request, own: Pixels, size: tuple[int, int], manifest: Manifest
-) -> tuple[Pixels, Inpainting | None]:
-    """Return the pixels [H,W,3] that are computed, and where they may change."""
-    width, height = request.width, request.height
-    if request.mask is None:
-        return resized(own, width, height, request.resize), None
-    sharp = weights = mask_weights(request.mask, invert=request.mask_invert)
-    if not request.soft_inpainting:
-        weights = blurred(weights, request.mask_blur)
-    box = None
-    if request.inpaint_area == "masked":
-        box = masked_box(weights, request.mask_padding, width, height)
-        if box is None:
-            raise ConfigError(
-                'mask: nothing in it may change, so that inpaint_area="masked" has no area.'
-            )
-        part = np.s_[box.top : box.bottom, box.left : box.right]
-        pixels, laid = resized(own[part], width, height, "stretch"), weights[part]
-        sharp, weights = (
-            resized_weights(one[part], width, height, "stretch") for one in (sharp, weights)
-        )
-        original = own
-    else:
-        pixels = original = resized(own, width, height, request.resize)
-        sharp, weights = (
-            resized_weights(one, width, height, request.resize) for one in (sharp, weights)
-        )
-        laid = (weights * 2).clip(0, 1)  # opaque up to the middle of the blur
-    if request.soft_inpainting:
-        laid = (weights * 8 if box is None else laid * 8).clip(0, 1)  # a ramp next to what stays
-    below, right = size[1] - height, size[0] - width
-    cells = latent_weights(
-        np.pad(weights, ((0, below), (0, right)), mode="edge"),
-        manifest.architecture.vae.downscale,
-        soft=request.soft_inpainting,
-    )
-    return pixels, Inpainting(weights, laid, sharp >= 0.5, cells[None, None], original, box)
 
 
 @dataclass(frozen=True)
@@ -293,18 +223,6 @@ def _in_range(pixels: Pixels) -> Array:
     """Return [H,W,3] pixels as [1,3,H,W] in [-1,1]."""
     images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], dtype=np.float32)
     return np.asarray(images / np.float32(127.5) - np.float32(1))
-
-
-def _laid_in(image: Pixels, inpainting: Inpainting) -> Pixels:
-    """Lay an image over the original where it may change; the rest stays as it is to the byte."""
-    box = inpainting.box
-    if box is None:
-        return composite(image, inpainting.original, inpainting.laid)
-    part = np.s_[box.top : box.bottom, box.left : box.right]
-    image = resized(image, box.width, box.height, "stretch")
-    found = np.array(inpainting.original)
-    found[part] = composite(image, found[part], inpainting.laid)
-    return found
 
 
 def require_pictures(request: Request, manifest: Manifest) -> None:

@@ -65,6 +65,9 @@ class RequestOptions(TypedDict, total=False):
     mask_padding: int | None
     mask_blend: str | None
     soft_inpainting: bool | None
+    outpaint: Any
+    outpaint_fill: str | None
+    outpaint_overlap: int | None
     depth: Any
     depth_invert: bool | None
     original_size: tuple[int, int] | None

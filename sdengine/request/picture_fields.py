@@ -19,6 +19,7 @@ from sdengine.request.fields import (
     PictureField,
     about,
 )
+from sdengine.request.outpaint_fields import OutpaintFields
 
 STRENGTH_RULES = ("diffusers", "web_ui", "exact")
 ENCODINGS = ("mean", "sample")
@@ -37,20 +38,22 @@ IMAGE_FIELDS = (
     "color_correction",
 )
 # What has no meaning without `mask`.
-MASK_FIELDS = (
-    "mask_blur",
-    "mask_invert",
-    "masked_content",
-    "inpaint_area",
-    "mask_padding",
-    "mask_blend",
-    "soft_inpainting",
-)
-OPTIONS_OF = {"image": IMAGE_FIELDS, "mask": MASK_FIELDS, "depth": DEPTH_FIELDS}
+MASK_FIELDS = ("mask_blur", "mask_invert", "masked_content", "soft_inpainting")
+# What has none without it or `outpaint`.
+AREA_FIELDS = ("inpaint_area", "mask_padding", "mask_blend")
+OUTPAINT_FIELDS = ("outpaint_fill", "outpaint_overlap")
+# Fields by that of which one must be given for them to mean something.
+OPTIONS_OF = {
+    "image": IMAGE_FIELDS,
+    "mask": MASK_FIELDS,
+    "outpaint": OUTPAINT_FIELDS,
+    "mask or outpaint": AREA_FIELDS,
+    "depth": DEPTH_FIELDS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureFields:
+class PictureFields(OutpaintFields):
     """Those fields of a request that start with a picture; see `sdengine.Request`."""
 
     image: Recorded | None = field(
@@ -156,15 +159,19 @@ class PictureFields:
         Raises:
             ConfigError: so it is.
         """
-        for picture, others in OPTIONS_OF.items():
-            if getattr(self, picture) is None:
-                self._require_defaults(picture, others, infos)
-        if self.mask is not None and self.image is None:
-            raise ConfigError.for_field("mask", self.mask, "none without image", "Give an image.")
+        for needed, names in OPTIONS_OF.items():
+            if all(getattr(self, name) is None for name in needed.split(" or ")):
+                self._require_defaults(needed, names, infos)
+        for name in ("mask", "outpaint"):
+            if getattr(self, name) is not None and self.image is None:
+                value = getattr(self, name)
+                raise ConfigError.for_field(name, value, "none without image", "Give an image.")
         if self.mask is not None and self.image is not None and self.mask.size != self.image.size:
             shown = "{}x{} pixels".format(*self.mask.size)
             accepted = "the size of image, {}x{}".format(*self.image.size)
             raise ConfigError.for_field("mask", shown, accepted)
+        if self.outpaint is not None:
+            self._check_outpaint(infos)
         if self.soft_inpainting and self.masked_content != "original":
             raise ConfigError.for_field(
                 "masked_content", self.masked_content, "original with soft_inpainting"
@@ -175,6 +182,22 @@ class PictureFields:
             raise ConfigError.for_field(
                 "resize", self.resize, "stretch where inpaint_area is masked"
             )
+
+    def _check_outpaint(self, infos: Mapping[str, FieldInfo]) -> None:
+        if self.mask is not None:
+            hint = "Inpaint what outpainting gave."
+            raise ConfigError.for_field("mask", self.mask, "none with outpaint", hint)
+        for name in ("resize", "color_correction"):  # the size and the tone are outpainting's own
+            if getattr(self, name) != infos[name].default:
+                value = getattr(self, name)
+                raise ConfigError.for_field(name, value, "its default with outpaint")
+        fill = infos["outpaint_fill"]
+        if self.outpaint_fill != fill.default and not self.starts_from_picture:
+            hint = "Give --strength 0.95, or leave it out."
+            raise ConfigError.for_field(
+                fill.name, self.outpaint_fill, "its default at strength 1, which starts from noise",
+                hint,
+            )  # fmt: skip
 
     def _require_defaults(
         self, needed: str, names: tuple[str, ...], infos: Mapping[str, FieldInfo]
@@ -192,7 +215,8 @@ class PictureFields:
 
         At strength 1 what may change starts from noise, as in diffusers.
         """
-        is_free = self.mask is not None and self.masked_content == "original"
+        is_masked = self.mask is not None or self.outpaint is not None
+        is_free = is_masked and self.masked_content == "original"
         at_once = self.strength == 1 and self.strength_rule == "diffusers"
         return self.image is not None and not (is_free and at_once)
 

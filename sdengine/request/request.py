@@ -229,6 +229,9 @@ class Request(PictureFields):
         for name in ("seed", "variation_seed"):
             self._check_last_seed(name)
         self.check_pictures(FIELDS)
+        if self.image is not None:
+            is_whole = self.inpaint_area == "whole"
+            self.check_outpaint(self.image, (self.width, self.height) if is_whole else None)
         if self.image is None:
             for name in ("width", "height"):
                 _SIDE(name, getattr(self, name))
@@ -337,13 +340,12 @@ class Request(PictureFields):
     def to_dict(self) -> dict[str, Any]:
         """Return every field by name as JSON holds it; those of a picture only with it."""
         values = asdict(self)
-        for picture, others in OPTIONS_OF.items():
-            found = getattr(self, picture)
-            if found is not None:
-                values[picture] = found.record()
-            else:
-                values = {n: v for n, v in values.items() if n not in (picture, *others)}
-        return values
+        for needed, names in OPTIONS_OF.items():
+            givers = needed.split(" or ")
+            absent = [name for name in givers if getattr(self, name) is None]
+            left_out = [*absent, *names] if absent == givers else absent
+            values = {name: value for name, value in values.items() if name not in left_out}
+        return values | {name: getattr(self, name).record() for name in PICTURES if name in values}
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Request:

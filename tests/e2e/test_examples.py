@@ -20,7 +20,7 @@ WRITES = {
     "many_prompts": 3,
     "arrays": 1,
     "saved_requests": 3,
-    "from_pictures": 3,
+    "from_pictures": 4,
 }
 
 

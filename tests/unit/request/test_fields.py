@@ -25,7 +25,7 @@ PROMPTS = ("prompt", "negative_prompt")
 # What only this command or the web UI's text leaves out, because they have no place for it.
 WITHOUT_A_LABEL = {
     *PROMPTS,
-    *("batch_size", *PICTURES, *sum(OPTIONS_OF.values(), ())),
+    *("batch_size", *PICTURES, "outpaint", *sum(OPTIONS_OF.values(), ())),
     *("original_size", "crop", "target_size", "aesthetic_score", "negative_aesthetic_score"),
 }
 
@@ -40,7 +40,8 @@ def test_keywords_are_the_fields_with_their_types() -> None:
     hints = typing.get_type_hints(Request)
     keywords = typing.get_type_hints(RequestOptions)
     expected = {name: or_none(hints[name]) for name in FIELDS if name not in PROMPTS}
-    expected |= {name: or_none(typing.Any) for name in PICTURES}  # whatever can be read as one
+    # Whatever can be read as one.
+    expected |= {name: or_none(typing.Any) for name in (*PICTURES, "outpaint")}
     expected |= {alias: or_none(hints[name]) for alias, name in ALIASES.items()}
     expected[WEB_UI_CLIP_SKIP] = expected["clip_skip"]
     assert {name: or_none(hint) for name, hint in keywords.items()} == expected
