@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import nn
 
-from sdengine.checkpoints.checkpoint import Checkpoint
+from sdengine.bundle.controls import is_control
 from sdengine.checkpoints.part_source import PartSource
 from sdengine.errors import ConfigError
 from sdengine.export.cache import Entry, OnnxCache, Record, make_key
@@ -55,7 +55,7 @@ class Exporter:
         self.options: ContractOptions = {
             "downscale": _downscale(source),
             "controlnet": controlnet,
-            "num_time_ids": source.num_time_ids if isinstance(source, Checkpoint) else 6,
+            "num_time_ids": source.num_time_ids,
         }
         self._loaded: tuple[str, nn.Module] | None = None
 
@@ -63,7 +63,8 @@ class Exporter:
     def networks(self) -> tuple[str, ...]:
         """Those that the checkpoint has."""
         parts = self.source.parts
-        return tuple(name for name in (*NETWORKS, CONTROLNET) if part_of(name) in parts)
+        controls = [part for part in parts if part == CONTROLNET or is_control(part)]
+        return tuple(name for name in (*NETWORKS, *controls) if part_of(name) in parts)
 
     @property
     def multiple(self) -> int:

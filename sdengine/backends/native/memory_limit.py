@@ -14,6 +14,7 @@ from sdengine.backends.machine import free_memory_bytes
 from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds
 from sdengine.backends.native.packing import packed_bytes
 from sdengine.backends.native.prepare import Prepared, prepare
+from sdengine.bundle.controls import is_control
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import BundleError, UnsupportedShapeError
@@ -102,7 +103,7 @@ class NativeBudget(MemoryBudget):
         length = manifest.architecture.text_encoders[0].chunk_length
         found = {}
         for name, entry in manifest.networks.items():
-            if name == "vae_encoder":
+            if name == "vae_encoder" or is_control(name):
                 continue
             rows = 1 if name == "vae_decoder" else 2
             sides = {"batch": rows, "width": width, "height": height, "sequence": length}
