@@ -16,22 +16,24 @@ from tolerances import assert_close
 import sdengine
 from sdengine.backends import get_backend
 from sdengine.backends.base import SessionOptions
-from sdengine.building.memory_estimate import estimate_memory
+from sdengine.building import memory_estimate
 from sdengine.bundle.controls import control_network
 from sdengine.bundle.manifest import Manifest, parse_manifest
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.checkpoints import load_checkpoint
-from sdengine.checkpoints.architecture_source import architecture_of_bundle
+from sdengine.checkpoints.architecture_source import ArchitectureSource, architecture_of_bundle
 from sdengine.checkpoints.controlnet import read_controlnet
-from sdengine.checkpoints.controls import open_controls
+from sdengine.checkpoints.controls import SteeredCheckpoint, open_controls
 from sdengine.cli.inspect import _lines
 from sdengine.cli.main import main
 from sdengine.errors import BundleError, CheckpointError, ConfigError
+from sdengine.export.cache import OnnxCache
+from sdengine.export.exporter import Exporter
 from sdengine.models.contracts import controlnet_contract
 from sdengine.models.controlnet import ControlNetModel
 
-TARGETS = ("openvino", "torch")
+TARGET = "torch"
 CANNY = control_network("canny")
 
 
@@ -45,45 +47,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundles(folder: Path) -> dict[str, Bundle]:
-    made = {}
-    for target in TARGETS:
-        sdengine.build(
-            folder / "tiny",
-            folder / target,
-            target=target,
-            resolutions=(64, (128, 64)),
-            precision="fp32",
-            controls={"canny": folder / "sd1"},
-        )
-        made[target] = open_bundle(folder / target, verify="hash")
-    return made
+def bundle(folder: Path) -> Bundle:
+    sdengine.build(
+        folder / "tiny",
+        folder / "bundle",
+        target=TARGET,
+        resolutions=(64, (128, 64)),
+        precision="fp32",
+        controls={"canny": folder / "sd1"},
+    )
+    return open_bundle(folder / "bundle", verify="hash")
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_control_computes_what_its_module_does(
-    folder: Path, bundles: dict[str, Bundle], target: str
-) -> None:
+def test_a_control_computes_what_its_module_does(folder: Path, bundle: Bundle) -> None:
     module = read_controlnet(folder / "sd1").load("controlnet")
     assert isinstance(module, ControlNetModel)
     contract = controlnet_contract(module)
     inputs = contract.example(1, 64, 128, seed=3)
     with torch.no_grad():
         expected = contract.module(*inputs)
-    bundle = bundles[target]
     sizes = {"batch": 1, "height": 64, "width": 128, "sequence": 77}
     shapes = resolve_shapes(CANNY, bundle.network(CANNY).inputs, sizes)
-    loaded = get_backend(target).open(bundle, SessionOptions("fp32", 1)).load(CANNY, shapes)
-    named = {s.name: x.numpy() for s, x in zip(contract.inputs, inputs, strict=True)}
-    found = loaded.run(named)
+    loaded = get_backend(TARGET).open(bundle, SessionOptions("fp32", 1)).load(CANNY, shapes)
+    found = loaded.run({s.name: x.numpy() for s, x in zip(contract.inputs, inputs, strict=True)})
     assert [spec.name for spec in loaded.outputs] == [spec.name for spec in contract.outputs]
     for spec, value in zip(contract.outputs, expected, strict=True):
         assert value.abs().max() > 0
         assert_close("controlnet", "float32", found[spec.name], value)
 
 
-def test_the_manifest_says_what_runs_need(folder: Path, bundles: dict[str, Bundle]) -> None:
-    manifest = bundles["openvino"].manifest
+def test_the_manifest_says_what_runs_need(folder: Path, bundle: Bundle) -> None:
+    manifest = bundle.manifest
     (control,) = manifest.architecture.controls.values()
     assert (control.kind, control.conditioning_channels, control.residuals) == ("controlnet", 3, 13)
     assert (control.source, control.global_pool) == ("sd1", False)
@@ -94,18 +88,38 @@ def test_the_manifest_says_what_runs_need(folder: Path, bundles: dict[str, Bundl
     assert f"network     {CANNY}: " in shown
 
 
-def test_estimates_count_controls(bundles: dict[str, Bundle]) -> None:
-    manifest = bundles["openvino"].manifest
+def test_a_control_is_exported_once_whatever_its_name(folder: Path, tmp_path: Path) -> None:
+    cache = OnnxCache(tmp_path)
+    checkpoint = load_checkpoint(folder / "tiny")
+
+    def exporter(name: str) -> Exporter:
+        controls = open_controls({name: folder / "sd1"}, checkpoint)
+        return Exporter(SteeredCheckpoint(checkpoint, controls), cache)
+
+    first = exporter("canny").export(CANNY)
+    second = exporter("edges").export(control_network("edges"))
+    assert (first.reused, second.reused) == (False, True)
+    assert (first.name, second.name) == (CANNY, control_network("edges"))
+    assert second.onnx_path == first.onnx_path
+
+
+def test_estimates_count_controls(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"text_encoder": 10, "unet": 1000, "vae_decoder": 500, CANNY: 300}  # of their graphs
+    monkeypatch.setattr(
+        memory_estimate, "_scratch_bytes", lambda _, name, *rest: {(64, 64): known[name]}
+    )
+    manifest = bundle.manifest
     source = architecture_of_bundle(manifest.name, manifest.architecture)
-    found = estimate_memory(source, precision="fp32", resolutions=(64,))
+    found = memory_estimate.estimate_memory(source, precision="fp32", resolutions=(64,))
     shapes = source.shapes(CANNY).values()
     assert found.weight_bytes[CANNY] == 4 * sum(int(np.prod(shape)) for shape in shapes)
     (size,) = found.sizes
-    others = max(scratch for name, scratch in size.scratch_bytes.items() if name != CANNY)
-    assert size.total_bytes == sum(found.weight_bytes.values()) + others + size.pool_bytes
-    assert size.pool_bytes > size.scratch_bytes[CANNY] > 0
-    both = found.weight_bytes["unet"] + found.weight_bytes[CANNY] + size.scratch_bytes["unet"]
-    assert size.low_total_bytes == both + size.pool_bytes
+    alone = ArchitectureSource("", {n: c for n, c in source.configs.items() if n != CANNY})
+    (plain,) = memory_estimate.estimate_memory(alone, precision="fp32", resolutions=(64,)).sizes
+    assert size.pool_bytes == plain.pool_bytes + 300  # beside what the U-Net computes in
+    more = found.weight_bytes[CANNY] + 300
+    assert size.total_bytes == plain.total_bytes + more
+    assert size.low_total_bytes == plain.low_total_bytes + more  # the U-Net's stage is its own
 
 
 @pytest.mark.parametrize(
@@ -220,7 +234,7 @@ def changed(manifest: Manifest, change: str) -> bytes:
     ],
 )
 def test_a_manifest_that_does_not_fit_itself_is_refused(
-    bundles: dict[str, Bundle], change: str, named: str
+    bundle: Bundle, change: str, named: str
 ) -> None:
     with pytest.raises(BundleError, match=named):
-        parse_manifest(changed(bundles["torch"].manifest, change))
+        parse_manifest(changed(bundle.manifest, change))
