@@ -14,6 +14,7 @@ _HOMES = {
     "load": "sdengine.engine",
     "Engine": "sdengine.engine",
     "Request": "sdengine.request.request",
+    "Control": "sdengine.request.control",
     "Result": "sdengine.images.result",
     "Step": "sdengine.images.result",
     "Timings": "sdengine.images.timings",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from sdengine.images.result import Result as Result
     from sdengine.images.result import Step as Step
     from sdengine.images.timings import Timings as Timings
+    from sdengine.request.control import Control as Control
     from sdengine.request.request import Request as Request
 
 

@@ -359,6 +359,7 @@ class Engine:
         batch: int = 1,
         prompt_chunks: int = 1,
         guidance: bool = True,
+        controls: Sequence[str] = (),
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """Load, pack and capture ahead of the first request, so that its `load_ms` is 0.
@@ -376,6 +377,8 @@ class Engine:
                 another number load the U-Net again.
             guidance: requests have a guidance_scale of more than 1; for a guidance_interval, warm
                 up once with guidance and once without.
+            controls: names of the controls that requests are steered by, together; modes that steer
+                the conditional half alone load more on first use.
             progress: called before each request with its size, its number and their count.
 
         Raises:
@@ -390,7 +393,7 @@ class Engine:
             )
         most = self.session.budget.most_shapes
         manifest = self.bundle.manifest
-        requests = warm_up_requests(manifest, sizes, batch, prompt_chunks, guidance, most)
+        requests = warm_up_requests(manifest, sizes, batch, prompt_chunks, guidance, most, controls)
         plans = [self._plan(request) for request in requests]
         for number, plan in enumerate(plans):
             if progress is not None:
@@ -412,7 +415,7 @@ class Engine:
             raise ConfigError.for_field("request", request, "a sdengine.Request", hint)
         self._networks.require_own()
         plan = self._pipeline.plan(request)
-        self.session.budget.check(*plan.size)
+        self.session.budget.check(*plan.size, plan.control_networks)
         return plan
 
     def _in_turns(self, plan: Plan, watch: Watch) -> Iterator[Step]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sdengine.bundle.tensors import size_name
@@ -113,8 +113,12 @@ class MemoryBudget:
         low = self.low_memory if low_memory is None else low_memory
         return [size for size in self.needs if size.total_bytes(low) <= self.available_bytes]
 
-    def check(self, width: int, height: int) -> None:
+    def check(self, width: int, height: int, controls: Collection[str] = ()) -> None:
         """Refuse an image size that does not fit.
+
+        Args:
+            width, height: in pixels.
+            controls: networks that steer the U-Net meanwhile.
 
         Raises:
             OutOfMemoryError: it does not; the message has the figures and what would help.

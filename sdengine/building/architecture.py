@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,19 +13,26 @@ from pydantic import ValidationError
 from sdengine.bundle.manifest import TASKS, Architecture, Defaults, extra_channels
 from sdengine.checkpoints import Checkpoint
 from sdengine.checkpoints.added_tokens import ADDED
+from sdengine.checkpoints.controlnet import ControlNetCheckpoint
 from sdengine.checkpoints.diffusers_folder import EXTRAS_FILE
 from sdengine.checkpoints.tokenizer_files import MERGES, VOCAB
 from sdengine.errors import BundleError, CheckpointError, ConfigError
 from sdengine.export.sizes import check_batch, parse_sizes
-from sdengine.models.contracts import size_multiple
+from sdengine.models.contracts import CONTROLNET, size_multiple
 from sdengine.models.unet import UNetConfig
 from sdengine.models.vae import VAEConfig
 from sdengine.prompt.tokenizer import ClipTokenizer
 from sdengine.samplers import NoiseSchedule, build_program, read_scheduler_keys
 
 
-def describe(checkpoint: Checkpoint) -> Architecture:
+def describe(
+    checkpoint: Checkpoint, controls: Mapping[str, ControlNetCheckpoint] = MappingProxyType({})
+) -> Architecture:
     """Return what the run time must know about the networks.
+
+    Args:
+        checkpoint: with its U-Net.
+        controls: that steer it, by name.
 
     Raises:
         CheckpointError: the parts do not fit together, or ask for what requests cannot give yet.
@@ -55,6 +64,7 @@ def describe(checkpoint: Checkpoint) -> Architecture:
             "config": vae.to_dict(),
         },
         "scheduler": scheduler,
+        "controls": {name: _control(control) for name, control in controls.items()},
         "not_taken_over": [*checkpoint.not_taken_over, *not_taken_over],
     }
     try:
@@ -95,6 +105,19 @@ def _text_encoder(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
         "pad_token": checkpoint.pad_tokens[part],
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
+        "config": config.to_dict(),
+    }
+
+
+def _control(control: ControlNetCheckpoint) -> dict[str, Any]:
+    config = control.controlnet_config
+    return {
+        "kind": "controlnet",
+        "conditioning_channels": config.conditioning_channels,
+        "residuals": len(config.unet.residual_channels) + 1,
+        "global_pool": config.global_pool_conditions,
+        "source": control.name,
+        "sha256": control.part_sha256(CONTROLNET),
         "config": config.to_dict(),
     }
 

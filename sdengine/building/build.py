@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ from sdengine.bundle.reader import open_bundle
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.bundle.writer import check_target, write_bundle
 from sdengine.checkpoints import Checkpoint, load_checkpoint
+from sdengine.checkpoints.controlnet import ControlNetCheckpoint
+from sdengine.checkpoints.controls import SteeredCheckpoint, open_controls
 from sdengine.checkpoints.weights import save_tensors
 from sdengine.compilers import COMPILERS, get_compiler
 from sdengine.compilers.base import CompileSpec
@@ -86,6 +89,8 @@ def build(
         calibration: text file of prompts, one a line, that a build in eight bits is calibrated
             with; None is a few built-in ones.
         controlnet: let the U-Net read ControlNet residuals.
+        controls: ControlNets that requests may steer it with: by name, folders as diffusers writes
+            them. Each becomes a network of the bundle, `control_` and its name.
         gpus: names such as "rtx4090" or "sm89" that TensorRT-RTX builds for; none is the GPU that
             is present.
         workspace_bytes: the most that a TensorRT engine may take for scratch.
@@ -127,12 +132,17 @@ def build(
     check_multiples(
         [*options.sizes], size_multiple(source.unet_config, source.vae_config.downscale)
     )
-    ignored = source.ignored
+    controls = open_controls(options.controls or {}, source)
+    ignored = {**source.ignored}
+    for control in controls.values():
+        ignored |= control.ignored
     memory = PeakMemory()
     try:
         with open_cache(options.cache, beside=place) as exports:
-            exporter = Exporter(source, exports, controlnet=options.controlnet)
-            work = _Build(source, exporter, options, compiler, memory, exporter.networks)
+            steered = SteeredCheckpoint(source, controls)
+            exporter = Exporter(steered, exports, controlnet=options.controlnet)
+            networks = exporter.networks
+            work = _Build(source, exporter, options, compiler, memory, networks, controls)
             path = write_bundle(place, work.write, force=options.force)
     finally:
         peak_bytes = memory.end()
@@ -177,6 +187,7 @@ class _Build:
     compiler: Compile
     memory: PeakMemory
     networks: tuple[str, ...]
+    controls: Mapping[str, ControlNetCheckpoint] = field(default_factory=dict)
     max_error: dict[str, float] = field(default_factory=dict)
     replaced: dict[str, dict[str, int]] = field(default_factory=dict)
     layers: dict[str, list[LayerError]] = field(default_factory=dict)
@@ -194,7 +205,7 @@ class _Build:
         """Write all files but the manifest, which is returned."""
         source, options = self.checkpoint, self.options
         with self.stages.stage("read"):
-            architecture = describe(source)
+            architecture = describe(source, self.controls)
             self.not_taken_over = architecture.not_taken_over
             _check_chunks(architecture, options.target)
             defaults = choose_defaults(source, [*options.sizes])

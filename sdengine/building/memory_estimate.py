@@ -21,6 +21,7 @@ from sdengine.backends.tensorrt.arena import MAX_EVALUATIONS, MAX_REGISTERS, row
 from sdengine.building import kept_scratch
 from sdengine.building.architecture import own_size
 from sdengine.building.options import float_precision
+from sdengine.bundle.controls import is_control
 from sdengine.bundle.manifest import Manifest
 from sdengine.checkpoints.checkpoint import TEXT_ENCODERS
 from sdengine.checkpoints.part_source import PartSource
@@ -56,7 +57,7 @@ class SizeEstimate:
             and share one block, so the largest counts.
         told: networks whose scratch the engine's builder told; that of the others follows from
             their graphs.
-        pool_bytes: latents, noise, the sampler's table, and the images.
+        pool_bytes: latents, noise, the sampler's table, the images, and what controls compute in.
         total_bytes: with all weights resident.
         low_total_bytes: with `low_memory`, where each network is freed once it is done.
     """
@@ -138,7 +139,8 @@ def estimate_memory(
         raise ConfigError.for_field("precision", precision, ", ".join(TORCH_DTYPES))
     check_batch(batch)
     sizes = _usual_sizes(source) if resolutions is None else parse_sizes(resolutions)
-    exporter = Exporter(source, OnnxCache(), controlnet=False)
+    steered = any(is_control(part) for part in source.parts)
+    exporter = Exporter(source, OnnxCache(), controlnet=steered)
     check_multiples(sizes, exporter.multiple)
     item_bytes = TORCH_DTYPES[precision].itemsize
     networks = [name for name in exporter.networks if name not in _LEFT_OUT]
@@ -160,7 +162,9 @@ def estimate_memory(
         needed = {name: by_size[size] for name, by_size in scratch.items()}
         told_here = [name for name in networks if size in told.get(name, {})]
         pool = _pool_bytes(exporter, size, batch, item_bytes)
-        total = resident + max(needed.values()) + pool
+        # Controls compute in memory of their own, as they take turns with the U-Net.
+        pool += sum(scratch for name, scratch in needed.items() if is_control(name))
+        total = resident + max(s for name, s in needed.items() if not is_control(name)) + pool
         low = _largest_stage(weight_bytes, needed) + pool
         estimates.append(SizeEstimate(*size, batch, needed, told_here, pool, total, low))
     return MemoryEstimate(source.name, precision, weight_bytes, estimates)
@@ -193,13 +197,15 @@ def built_memory(manifest: Manifest) -> BuiltMemory | None:
 
 
 def _largest_stage(weight_bytes: dict[str, int], scratch_bytes: dict[str, int]) -> int:
-    """Return the most that a stage takes alone; the text encoders are one stage."""
+    """Return the most that a stage takes alone: text encoders, or the U-Net with its controls."""
     weights: Counter[str] = Counter()
     scratch: Counter[str] = Counter()
     for name, size in weight_bytes.items():
         stage = TEXT_ENCODERS[0] if name in TEXT_ENCODERS else name
+        stage = "unet" if is_control(name) else stage
         weights[stage] += size
-        scratch[stage] = max(scratch[stage], scratch_bytes[name])
+        if not is_control(name):
+            scratch[stage] = max(scratch[stage], scratch_bytes[name])
     return max(weights[stage] + scratch[stage] for stage in weights)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
 from sdengine.backends.tensorrt.cache_file import present_gpu
 from sdengine.building.report import Progress
+from sdengine.bundle.controls import check_control_name
 from sdengine.compilers import COMPILERS
 from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.tensorrt.engine import FLAVOURS, FULL, target_capabilities
@@ -41,6 +42,7 @@ class BuildOptions:
     precision: str = "fp16"
     calibration: str | os.PathLike[str] | None = None
     controlnet: bool = True
+    controls: Mapping[str, str | os.PathLike[str]] | None = None
     gpus: Sequence[str] = ()
     workspace_bytes: int | None = None
     optimization_level: int | None = None
@@ -61,6 +63,7 @@ class BuildOptions:
             check_batch(self.batch)
         if self.resolutions is not None:
             parse_sizes(self.resolutions)
+        self._check_controls()
         self._check_limits()
         gpu_capabilities(self.target, tuple(self.gpus))
         self._check_quantisation()
@@ -156,6 +159,19 @@ class BuildOptions:
         self.prompts()
         check_format(self.number_format, self.capabilities or [present_gpu()[1]])
 
+    def _check_controls(self) -> None:
+        if self.controls is None:
+            return
+        if not isinstance(self.controls, Mapping):
+            raise ConfigError.for_field("controls", self.controls, "folders by the controls' names")
+        for name in self.controls:
+            check_control_name(name)
+        if self.controls and not self.controlnet:
+            raise ConfigError(
+                f"controls: {', '.join(self.controls)} would steer nothing, because with "
+                "controlnet=False (--no-controlnet) the U-Net reads no residuals. Leave one out."
+            )
+
     def _check_limits(self) -> None:
         workspace, level = self.workspace_bytes, self.optimization_level
         if workspace is not None and not (type(workspace) is int and workspace > 0):
@@ -182,6 +198,7 @@ class BuildKeywords(TypedDict, total=False):
     precision: str
     calibration: str | os.PathLike[str] | None
     controlnet: bool
+    controls: Mapping[str, str | os.PathLike[str]] | None
     gpus: Sequence[str]
     workspace_bytes: int | None
     optimization_level: int | None

@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from sdengine.bundle.controls import CONTROL_NAME, ControlArchitecture, control_network, is_control
 from sdengine.bundle.quantisation import Quantisation
 from sdengine.bundle.tensors import size_name
 from sdengine.errors import BundleError
@@ -254,8 +255,9 @@ class Architecture(_Strict):
 
     The outputs of `text_encoders` are joined in their order; `pooled_from` names the one whose
     pooled output conditions the U-Net. `zero_empty_negative` asks for zeros in place of an empty
-    negative prompt's embeddings. `not_taken_over` has a line for each thing in the checkpoint's
-    files that has no effect here.
+    negative prompt's embeddings. `controls` has the networks that steer the U-Net by a picture, by
+    name. `not_taken_over` has a line for each thing in the checkpoint's files that has no effect
+    here.
     """
 
     family: _ShortText
@@ -265,6 +267,7 @@ class Architecture(_Strict):
     unet: UNetArchitecture
     vae: VAEArchitecture
     scheduler: dict[str, Any]
+    controls: dict[_ShortText, ControlArchitecture] = Field(default_factory=dict, max_length=32)
     not_taken_over: list[_Text] = Field(default_factory=list, max_length=100)
 
     @property
@@ -287,15 +290,19 @@ class Architecture(_Strict):
             raise ValueError(f"pooled_from: {self.pooled_from} is not among text_encoders")
         if self.unet.size_conditioning != "none" and self.pooled_from is None:
             raise ValueError("unet.size_conditioning needs pooled_from")
+        for name in self.controls:
+            if CONTROL_NAME.fullmatch(name) is None:
+                raise ValueError(f"controls: {name[:80]!r} is no name of a control")
         return self
 
     @model_serializer(mode="wrap")
-    def _as_older_releases_where_all_is_taken_over(
+    def _as_older_releases_without_what_is_empty(
         self, dump: SerializerFunctionWrapHandler
     ) -> dict[str, Any]:
         content: dict[str, Any] = dump(self)
-        if not self.not_taken_over:
-            del content["not_taken_over"]
+        for name in ("not_taken_over", "controls"):
+            if not content[name]:
+                del content[name]
         return content
 
 
@@ -371,12 +378,25 @@ class Manifest(_Strict):
             raise ValueError("a file is listed twice")
         if (self.defaults.width, self.defaults.height) not in self.resolutions:
             raise ValueError("the default size is not among the resolutions")
+        self._controls_are_there()
         for name, network in self.networks.items():
             for path in network.files:
                 checked_relative_path(path)
                 if paths and path not in paths:
                     raise ValueError(f"network {name} names {path!r}, which files does not list")
         return self
+
+    def _controls_are_there(self) -> None:
+        described = {control_network(name) for name in self.architecture.controls}
+        if odd := described ^ {name for name in self.networks if is_control(name)}:
+            raise ValueError(f"{min(odd)}: it is not both a network and among the controls")
+        unet = self.networks.get("unet")
+        if described and unet is not None:
+            read = sum("_residual" in tensor.name for tensor in unet.inputs)
+            for name, control in self.architecture.controls.items():
+                given = len(self.networks[control_network(name)].outputs)
+                if not read == given == control.residuals:
+                    raise ValueError(f"control {name}: {given} residuals, the U-Net reads {read}")
 
 
 def checked_relative_path(path: str) -> str:

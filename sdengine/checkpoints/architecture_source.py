@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdengine.bundle.controls import control_network
 from sdengine.bundle.manifest import Architecture
 from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.configs import ARCHITECTURES, ModelArchitecture
+from sdengine.models.controlnet import ControlNetConfig
 from sdengine.models.text_encoder import TextEncoderConfig
 from sdengine.models.unet import UNetConfig
 from sdengine.models.vae import VAEConfig
@@ -68,6 +70,9 @@ def architecture_of_bundle(name: str, architecture: Architecture) -> Architectur
         for encoder in architecture.text_encoders
     }
     unet, vae = architecture.unet.config, architecture.vae.config
-    return ArchitectureSource(
-        name, {**encoders, "unet": UNetConfig.from_dict(unet), "vae": VAEConfig.from_dict(vae)}
-    )
+    controls: dict[str, PartConfig] = {
+        control_network(name): ControlNetConfig.from_dict(control.config)
+        for name, control in architecture.controls.items()
+    }
+    own = {"unet": UNetConfig.from_dict(unet), "vae": VAEConfig.from_dict(vae)}
+    return ArchitectureSource(name, {**encoders, **own, **controls})

@@ -25,7 +25,7 @@ class ControlNetCheckpoint(PartSource):
         root: the folder.
         name: for people.
         controlnet_config: of the network.
-        open_weights: opens the files of the part "controlnet".
+        open_weights: opens the files of the one part, whatever it is called.
     """
 
     root: Path

@@ -40,6 +40,11 @@ class PartSource(ABC):
     open_weights: Callable[[str], Weights]
 
     @property
+    def num_time_ids(self) -> int:
+        """How many sizes and scores a U-Net with size conditioning reads."""
+        return 6
+
+    @property
     @abstractmethod
     def configs(self) -> dict[str, PartConfig]:
         """The networks' configurations, by what a folder calls them."""

@@ -39,6 +39,13 @@ def build(
         typer.Option(metavar="FILE", help="Prompts, one a line, that fp8 and int8 are scaled by."),
     ] = None,
     controlnet: Annotated[bool, typer.Option(help="Let the U-Net read ControlNets.")] = True,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="A ControlNet for requests to steer with, by a name such as canny; repeatable.",
+        ),
+    ] = None,
     gpu: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="TensorRT-RTX builds for these, such as rtx4090,sm86."),
@@ -90,6 +97,7 @@ def build(
             precision=precision,
             calibration=calibration,
             controlnet=controlnet,
+            controls=_named(control) if control else None,
             gpus=() if gpu is None else tuple(name for name in gpu.split(",") if name.strip()),
             workspace_bytes=None if workspace is None else _bytes_of(workspace),
             optimization_level=optimization_level,
@@ -161,6 +169,19 @@ def describe(report: BuildReport) -> dict[str, object]:
         "not_taken_over": report.not_taken_over,
         "layers": {name: [asdict(e) for e in errors] for name, errors in report.layers.items()},
     }
+
+
+def _named(controls: list[str]) -> dict[str, str]:
+    """Return the folders of controls by their names."""
+    found: dict[str, str] = {}
+    for one in controls:
+        name, _, folder = one.partition("=")
+        if not folder:
+            raise ConfigError.for_field("--control", one, "NAME=FOLDER")
+        if name in found:
+            raise ConfigError.for_field("--control", one, "one folder for each name")
+        found[name] = folder
+    return found
 
 
 def _bytes_of(gib: float) -> int:

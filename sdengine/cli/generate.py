@@ -116,12 +116,31 @@ def _warn_of_another_picture(recorded: Metadata, options: dict[str, Any]) -> Non
     """Read the picture that is given, and say where it is not the one that was started from."""
     from sdengine.inputs.picture import read_picture
 
+    _warn_of_other_control_pictures(recorded, options)
     if "image" not in options:
         return
     options["image"] = given = read_picture("image", options["image"])
     known = recorded.request_fields().get("image")
     if known is not None and known != given:
         note(f"warning: the image was made from another picture, with SHA-256 {known.sha256}.")
+
+
+def _warn_of_other_control_pictures(recorded: Metadata, options: dict[str, Any]) -> None:
+    """Read the controls' pictures that are given, with what is recorded of these controls."""
+    from sdengine.cli.control_options import merged_controls
+    from sdengine.request.control import Controls
+
+    if "controls" not in options:
+        return
+    known = recorded.request_fields().get("controls", ())
+    found = Controls()("controls", merged_controls(known, options["controls"]))
+    options["controls"] = found
+    for old, new in zip(known, found, strict=False):
+        if old.image != new.image:
+            note(
+                f"warning: control {old.network}: the image was made with another picture, with "
+                f"SHA-256 {old.image.sha256}."
+            )
 
 
 def describe(result: Result, files: list[Path]) -> dict[str, Any]:

@@ -133,6 +133,10 @@ def _lines(manifest: Manifest) -> list[str]:
         ),
         f"latents     {architecture.vae.latent_channels} channels, 1/{architecture.vae.downscale}"
         f" size, scaling {architecture.vae.scaling_factor:g}",
+        *(
+            f"control     {name}: {control.kind} of {control.source}, {control.residuals} residuals"
+            for name, control in architecture.controls.items()
+        ),
         *(f"not taken   {line}" for line in architecture.not_taken_over),
         *(
             f"assumed     {guess.what} {guess.value}: {guess.reason} ({guess.option})"

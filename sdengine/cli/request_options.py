@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sdengine.cli.control_options import CONTROL_HELP, CONTROL_METAVAR, parse_control
 from sdengine.errors import ConfigError
+from sdengine.request.control import CONTROL_FIELDS, Controls
 from sdengine.request.fields import (
     Choice,
     FieldInfo,
@@ -90,11 +92,13 @@ def _parameter(
 
 def _kind(info: FieldInfo) -> type:
     check = info.check.check if isinstance(info.check, OneOrEach) else info.check
-    kinds: dict[type, type] = {Integer: int, Number: float, Flag: bool}
+    kinds: dict[type, type] = {Integer: int, Number: float, Flag: bool, Controls: list[str]}
     return kinds.get(type(check), str)
 
 
 def _help(info: FieldInfo) -> str:
+    if isinstance(info.check, Controls):
+        return CONTROL_HELP + ", ".join([*CONTROL_FIELDS][2:])
     shown = info.help + _MORE.get(info.name, "")
     return shown + (f" ({info.check.range})" if info.check.range else "")
 
@@ -102,6 +106,8 @@ def _help(info: FieldInfo) -> str:
 def _metavar(info: FieldInfo) -> str | None:
     if isinstance(info.check, Pair):
         return _METAVARS.get(info.name, "WxH")
+    if isinstance(info.check, Controls):
+        return CONTROL_METAVAR
     if info.name in _METAVARS:
         return _METAVARS[info.name]
     if isinstance(info.check, Interval):
@@ -118,6 +124,8 @@ def near_option(wrong: str) -> str | None:
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return the keywords of `Engine.request` that were given."""
     given = {name: value for name, value in options.items() if value is not None}
+    if controls := given.pop("controls", None):
+        given["controls"] = [parse_control(one) for one in controls]
     for name in given.keys() & {_SEED_SIZE, *_PAIRS}:
         given[name] = _pair(name.replace("_", "-"), given[name])
     if _SEED_SIZE in given:

@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import nn
 
-from sdengine.checkpoints.checkpoint import Checkpoint
+from sdengine.bundle.controls import is_control
 from sdengine.checkpoints.part_source import PartSource
 from sdengine.errors import ConfigError
 from sdengine.export.cache import Entry, OnnxCache, Record, make_key
@@ -55,7 +55,7 @@ class Exporter:
         self.options: ContractOptions = {
             "downscale": _downscale(source),
             "controlnet": controlnet,
-            "num_time_ids": source.num_time_ids if isinstance(source, Checkpoint) else 6,
+            "num_time_ids": source.num_time_ids,
         }
         self._loaded: tuple[str, nn.Module] | None = None
 
@@ -63,7 +63,8 @@ class Exporter:
     def networks(self) -> tuple[str, ...]:
         """Those that the checkpoint has."""
         parts = self.source.parts
-        return tuple(name for name in (*NETWORKS, CONTROLNET) if part_of(name) in parts)
+        controls = [part for part in parts if part == CONTROLNET or is_control(part)]
+        return tuple(name for name in (*NETWORKS, *controls) if part_of(name) in parts)
 
     @property
     def multiple(self) -> int:
@@ -106,7 +107,7 @@ class Exporter:
         reused = entry is not None
         if entry is None:
             entry = self._make(key, network, precision)
-        graph = f"{network}.onnx"
+        graph = f"{_kept_as(network)}.onnx"
         return ExportedNetwork(
             name=network,
             onnx_path=entry.folder / graph,
@@ -145,7 +146,7 @@ class Exporter:
         if entry is None:
             entry = self._make(key, network, precision)
         size = f"{batch}x{height}x{width}"
-        graph = f"{network}.{f'{batch}' if _is_sizeless(contract) else size}.onnx"
+        graph = f"{_kept_as(network)}.{f'{batch}' if _is_sizeless(contract) else size}.onnx"
         known = entry.record.max_error
         reused = graph in known and not (check and known[graph] is None)
         if not reused:
@@ -165,15 +166,16 @@ class Exporter:
 
     def _make(self, key: str, network: str, precision: str) -> Entry:
         module = self.module(network)
-        contract = self._contract(network, module, precision)
+        name = _kept_as(network)
+        contract = replace(self._contract(network, module, precision), name=name)
 
         def fill(folder: Path) -> Record:
             exported = export_contract(contract, module, folder)
             return Record(
                 checkpoint=self.source.name,
-                network=network,
+                network=name,
                 precision=precision,
-                max_error={f"{network}.onnx": exported.max_error},
+                max_error={f"{name}.onnx": exported.max_error},
             )
 
         item_bytes = contract.dtype.itemsize
@@ -189,7 +191,7 @@ class Exporter:
         check: bool,
     ) -> float | None:
         """Write a graph of fixed shapes and compare it where that is wanted and memory suffices."""
-        symbolic = folder / f"{contract.name}.onnx"
+        symbolic = folder / f"{_kept_as(contract.name)}.onnx"
         fixed = fix_shapes(onnx.load(symbolic, load_external_data=False), contract)
         onnx.save(fixed, path)
         needed_bytes = _LARGEST_TENSORS * largest_tensor_bytes(fixed)
@@ -210,13 +212,18 @@ class Exporter:
     def _key(self, network: str, precision: str) -> str:
         return make_key(
             {
-                "network": network,
+                "network": _kept_as(network),
                 "precision": precision,
                 "part": self.source.part_sha256(part_of(network)),
                 "options": self.options,
                 "torch": torch.__version__,
             }
         )
+
+
+def _kept_as(network: str) -> str:
+    """Return what the cache calls a network: that of a control is the same under any name."""
+    return CONTROLNET if is_control(network) else network
 
 
 def _downscale(source: PartSource) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from sdengine.errors import ConfigError
 from sdengine.images.provenance import Provenance
 from sdengine.images.web_ui_pairs import find_pairs
+from sdengine.request.control import Control
 from sdengine.request.fields import FieldInfo, Interval, Number
 from sdengine.request.keywords import WEB_UI_CLIP_SKIP
 from sdengine.request.request import FIELDS, Request
@@ -36,6 +37,15 @@ _CHOICES = {"noise": {"CPU": "cpu", "GPU": "cuda", "NV": "cuda"}, "emphasis": _E
 _SCHEDULES = {"Automatic": None, "Uniform": "normal", "DDIM": "ddim_uniform"}
 _NOT_OF_THE_REQUEST = {"Model hash", "Model", "Version", "Hashes", "Sampler", "Schedule type"}
 _NO_SEED = "-1"
+# The ControlNet extension's names; diffusers' guess mode is near to the last one.
+_MORE_IMPORTANT = "ControlNet is more important"
+_CONTROL_MODES = {
+    "balanced": "Balanced",
+    "prompt": "My prompt is more important",
+    "control": _MORE_IMPORTANT,
+    "guess": _MORE_IMPORTANT,
+}
+_RESIZES = {"stretch": "Just Resize", "crop": "Crop and Resize", "fill": "Resize and Fill"}
 _FIELDS: dict[str, list[FieldInfo]] = {}  # by label; a size has two
 for _info in FIELDS.values():
     for _label in _info.labels:
@@ -88,10 +98,25 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
         pairs |= _labelled(request, "guidance_interval")
     if request.emphasis != "original":
         pairs |= _labelled(request, "emphasis")
+    pairs |= {f"ControlNet {i}": _control(one) for i, one in enumerate(request.controls)}
     pairs |= _labelled(request, "noise")
     pairs["Version"] = f"sdengine {provenance.version}"
     shown = (f"{key}: {_value_text(value)}" for key, value in pairs.items() if value is not None)
     return "\n".join([*lines, ", ".join(shown)])
+
+
+def _control(control: Control) -> str:
+    """Describe a control as the ControlNet extension does; its picture is in no text."""
+    pairs = {
+        "Module": "none",
+        "Model": control.network,
+        "Weight": _value_text(control.scale),
+        "Resize Mode": _RESIZES[control.resize],
+        "Guidance Start": _value_text(control.start),
+        "Guidance End": _value_text(control.end),
+        "Control Mode": _CONTROL_MODES[control.mode],
+    }
+    return ", ".join(f"{key}: {value}" for key, value in pairs.items())
 
 
 def _labelled(request: Request, *names: str) -> dict[str, Any]:

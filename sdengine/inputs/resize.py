@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
+Scaled = Callable[[Pixels, int, int], Pixels]
 MODES = ("stretch", "crop", "fill", "latent")
 
 
@@ -18,33 +21,37 @@ def flattened(pixels: Pixels, background: tuple[int, int, int]) -> Pixels:
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
-def resized(pixels: Pixels, width: int, height: int, mode: str) -> Pixels:
-    """Return [H,W,3] pixels at another size, by Lanczos' filter.
+def resized(
+    pixels: Pixels, width: int, height: int, mode: str, scaled: Scaled | None = None
+) -> Pixels:
+    """Return [H,W,3] pixels at another size.
 
     Args:
         pixels: [h,w,3].
         width, height: wanted.
         mode: "stretch" changes the proportions; "crop" covers the size and cuts what is over,
             evenly; "fill" fits into it and stretches the outermost rows or columns over the rest.
+        scaled: changes both sides; None is Lanczos' filter.
 
     Source: the sizes and offsets are those of the web UI's resize modes 0 to 2.
     """
     old_height, old_width = pixels.shape[:2]
     if (old_width, old_height) == (width, height):
         return pixels
+    scaled = scaled or _scaled
     if mode == "stretch":
-        return _scaled(pixels, width, height)
+        return scaled(pixels, width, height)
     wider = old_width * height > width * old_height
     if wider == (mode == "crop"):
         new_width, new_height = max(1, old_width * height // old_height), height
     else:
         new_width, new_height = width, max(1, old_height * width // old_width)
-    scaled = _scaled(pixels, new_width, new_height)
+    found = scaled(pixels, new_width, new_height)
     left, top = width // 2 - new_width // 2, height // 2 - new_height // 2
     if mode == "crop":
-        return scaled[-top : height - top, -left : width - left]
+        return found[-top : height - top, -left : width - left]
     sides = ((top, height - top - new_height), (left, width - left - new_width), (0, 0))
-    return np.pad(scaled, sides, mode="edge")
+    return np.pad(found, sides, mode="edge")
 
 
 def padded(pixels: Pixels, width: int, height: int) -> Pixels:

@@ -9,6 +9,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
+from sdengine.bundle.controls import is_control
 from sdengine.bundle.tensors import TensorSpec, resolve_shapes
 from sdengine.errors import ConfigError
 from sdengine.models.controlnet import ControlNetModel
@@ -29,7 +30,6 @@ KEPT_IN_FP32 = ("timestep", "time_ids")
 LEFT_OUT: Mapping[str, tuple[str, ...]] = {
     "text_encoder": ("text_model.embeddings.token_embedding",),
     "text_encoder_2": ("text_model.embeddings.token_embedding",),
-    "unet": (),
     "vae_decoder": ("encoder", "quant_conv"),
     "vae_encoder": ("decoder", "post_quant_conv"),
 }
@@ -164,12 +164,17 @@ def unet_contract(
 
 
 def controlnet_contract(
-    module: ControlNetModel, *, downscale: int = 8, num_time_ids: int = 6
+    module: ControlNetModel,
+    name: str = CONTROLNET,
+    *,
+    downscale: int = 8,
+    num_time_ids: int = 6,
 ) -> NetworkContract:
     """sample, timestep, encoder_hidden_states, [added], controlnet_cond -> residuals at scale 1.
 
     Args:
         module: the ControlNet.
+        name: of the network.
         downscale, num_time_ids: of the U-Net that it steers; see `unet_contract`.
     """
     config = module.config
@@ -177,7 +182,7 @@ def controlnet_contract(
     text = ("batch", "sequence", config.cross_attention_dim)
     control = _map(module.controlnet_config.conditioning_channels, 1)
     return NetworkContract(
-        name=CONTROLNET,
+        name=name,
         module=_PositionalControlNet(module, [spec.name for spec in added]),
         inputs=(
             TensorSpec("sample", _map(config.in_channels, downscale), _FLOAT),
@@ -219,7 +224,7 @@ def vae_encoder_contract(module: AutoencoderKL) -> NetworkContract:
 
 def has_weight(network: str, name: str) -> bool:
     """Say whether a network of a bundle holds the weight of that name in its module."""
-    return not name.startswith(tuple(f"{part}." for part in LEFT_OUT[network]))
+    return not name.startswith(tuple(f"{part}." for part in LEFT_OUT.get(network, ())))
 
 
 def size_multiple(config: UNetConfig, downscale: int = 8) -> int:
@@ -340,7 +345,7 @@ def make_contract(
     """Return what a network reads and writes.
 
     Args:
-        name: one of NETWORKS, or "controlnet".
+        name: one of NETWORKS, "controlnet", or what a bundle calls the network of a control.
         module: the CLIPTextEncoder, UNet2DConditionModel, AutoencoderKL or ControlNetModel.
         downscale: pixels along one side of a latent cell (U-Net, ControlNet).
         controlnet: let the U-Net read ControlNet residuals.
@@ -360,8 +365,8 @@ def make_contract(
         contract = unet_contract(
             module, downscale=downscale, controlnet=controlnet, num_time_ids=num_time_ids
         )
-    elif name == CONTROLNET and isinstance(module, ControlNetModel):
-        contract = controlnet_contract(module, downscale=downscale, num_time_ids=num_time_ids)
+    elif (name == CONTROLNET or is_control(name)) and isinstance(module, ControlNetModel):
+        contract = controlnet_contract(module, name, downscale=downscale, num_time_ids=num_time_ids)
     elif name == "vae_decoder" and isinstance(module, AutoencoderKL):
         contract = vae_decoder_contract(module)
     elif name == "vae_encoder" and isinstance(module, AutoencoderKL):

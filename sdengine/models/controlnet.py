@@ -22,17 +22,27 @@ from sdengine.models.unet_keys import HARMLESS as UNET_HARMLESS
 
 _UP_OF = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
 _NOT_OF_CONTROLNETS = ("sample_size", "out_channels", "up_block_types", "time_cond_proj_dim")
-FIXED = {"controlnet_conditioning_channel_order": "rgb", "global_pool_conditions": False}
-_OWN = ("conditioning_channels", "conditioning_embedding_out_channels", *FIXED)
+FIXED = {"controlnet_conditioning_channel_order": "rgb"}
+_OWN = (
+    "conditioning_channels",
+    "conditioning_embedding_out_channels",
+    "global_pool_conditions",
+    *FIXED,
+)
 
 
 @dataclass(frozen=True)
 class ControlNetConfig:
-    """Describe a ControlNet: the U-Net it steers, and how it reads the control image."""
+    """Describe a ControlNet: the U-Net it steers, and how it reads the control image.
+
+    With `global_pool_conditions` its residuals count by their means over height and width, which
+    whoever adds them takes.
+    """
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     conditioning_channels: int = 3
     conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
+    global_pool_conditions: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot make a network."""
@@ -67,6 +77,7 @@ class ControlNetConfig:
             "_class_name": "ControlNetModel",
             "conditioning_channels": self.conditioning_channels,
             "conditioning_embedding_out_channels": list(self.conditioning_embedding_out_channels),
+            "global_pool_conditions": self.global_pool_conditions,
         }
 
 

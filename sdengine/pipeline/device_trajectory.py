@@ -41,6 +41,7 @@ def choose_device(
     *,
     keeps_part: bool = False,
     has_extra: bool = False,
+    is_steered: bool = False,
 ) -> tuple[RunsTrajectories | None, str]:
     """Decide where a trajectory's steps run.
 
@@ -52,6 +53,7 @@ def choose_device(
             host.
         keeps_part: a mask keeps a part of a picture.
         has_extra: the U-Net reads more than latents.
+        is_steered: controls run at some of the steps.
 
     Returns:
         The U-Net as what runs them, or None and why the host does.
@@ -62,6 +64,8 @@ def choose_device(
         return None, "previews are made from each prediction"
     if has_extra:
         return None, "the U-Net reads more channels than the device scales"
+    if is_steered:
+        return None, "controls run between its steps, and the host sums what they give"
     if keeps_part:
         return None, "a mask keeps a part of a picture in each prediction"
     if guidance_rescale > 0:

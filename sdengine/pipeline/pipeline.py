@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from sdengine.images.provenance import Provenance
 from sdengine.images.result import Result, Step
 from sdengine.inputs.depth import depth_channel
 from sdengine.pipeline.clock import StageClock
+from sdengine.pipeline.control_plan import plan_controls, read_hint, require_controls
 from sdengine.pipeline.decoding import decode, preview
 from sdengine.pipeline.latents import latents_shape, noise_of
 from sdengine.pipeline.loaded_networks import Networks
@@ -28,7 +29,8 @@ from sdengine.pipeline.picture_start import (
     starting_picture,
 )
 from sdengine.pipeline.plan import Plan, Prepared, Watch
-from sdengine.pipeline.row_plan import lay_out_rows
+from sdengine.pipeline.row_plan import RowPlan, lay_out_rows
+from sdengine.pipeline.steering import Steering, first_row
 from sdengine.pipeline.trajectory import Evaluation, Trajectory
 from sdengine.pipeline.unet_inputs import MicroConditioning, UNetInputs
 from sdengine.prompt.conditioning import Conditioning, TextConditioner
@@ -93,6 +95,7 @@ class Pipeline:
         if (sampler, schedule) != (request.sampler, request.schedule):
             request = replace(request, sampler=sampler, schedule=schedule)
         require_pictures(request, self._manifest)
+        require_controls(request, self._manifest)
         size = computed_size(request, self._manifest)
         count, steps = request.num_steps_run, request.num_schedule_steps
         first = steps - count if request.starts_from_picture else None
@@ -111,10 +114,11 @@ class Pipeline:
         ignores_interval = is_distilled and not request.is_guided_throughout
         guided = range(count) if ignores_interval else request.guided_steps
         said = [_NO_INTERVAL] if ignores_interval else []
-        warnings = (*_warnings(prompts), *picture_warnings(request), *said)
+        controls, idle = plan_controls(request, self._manifest, len(program.t))
+        warnings = (*_warnings(prompts), *picture_warnings(request), *said, *idle)
         for line in warnings:
             _log.info("%s", line)
-        return Plan(request, size, program, prompts, chunks, guided, warnings)
+        return Plan(request, size, program, prompts, chunks, guided, warnings, tuple(controls))
 
     def forget_prompts(self) -> None:
         """Have the text encoders run again for prompts that were encoded before."""
@@ -170,7 +174,8 @@ class Pipeline:
             shape = latents_shape(self._manifest.architecture, 1, *plan.size[::-1])
             extra = depth_channel(request.depth, shape[2], shape[3], invert=request.depth_invert)
         self._done_with(ENCODER)
-        return Prepared(conditioning, picture, left_out, extra)
+        hints = tuple(read_hint(one, request, plan.size, picture) for one in plan.controls)
+        return Prepared(conditioning, picture, left_out, extra, hints)
 
     def _steps(
         self,
@@ -187,7 +192,7 @@ class Pipeline:
             yield from _held(step, clock)
             images += self._decode(step, clock)
         last = yield from self._chunk_steps(plan, watch, prepared, final, clock)
-        self._done_with("unet")
+        self._done_with("unet", *plan.control_networks)
         images += self._decode(last, clock)
         self._done_with("vae_decoder")
         return last, images
@@ -219,7 +224,7 @@ class Pipeline:
         extra = prepared.depth
         if prepared.masked is not None:
             extra = prepared.masked.channels(request, make_noise, len(chunk))
-        trajectory = self._trajectory(plan, watch, prepared.conditioning, extra, chunk, clock)
+        trajectory = self._trajectory(plan, watch, prepared, extra, chunk, clock)
         evaluations = trajectory.run(noise, clock, watch.preview_every, watch.seen, start, known)
         while True:
             evaluation = next(evaluations)
@@ -235,13 +240,13 @@ class Pipeline:
         self,
         plan: Plan,
         watch: Watch,
-        conditioning: Conditioning,
+        prepared: Prepared,
         extra: Array | None,
         chunk: range,
         clock: StageClock,
     ) -> Trajectory:
-        """Load the U-Net for each number of rows that a chunk's steps have."""
-        request = plan.request
+        """Load the U-Net, and controls, for each number of rows that a chunk's steps have."""
+        request, conditioning = plan.request, prepared.conditioning
         row_plans = self._row_plans(plan.prompts.steps, chunk, plan.guided)
         counts = dict.fromkeys(len(rows.rows) for rows in row_plans)
         return Trajectory(
@@ -251,7 +256,26 @@ class Pipeline:
             request.guidance_scale,
             request.guidance_rescale,
             watch.cancel,
+            self._steering(plan, prepared, row_plans, clock),
         )
+
+    def _steering(
+        self, plan: Plan, prepared: Prepared, row_plans: Sequence[RowPlan], clock: StageClock
+    ) -> Steering | None:
+        """Load the networks of the controls for each number of rows that they run with."""
+        sequence = prepared.conditioning.prompt_embeds.shape[1]
+        wanted = {}
+        for planned in plan.controls:
+            for k in sorted(planned.active):
+                rows = row_plans[int(plan.program.step[k])]
+                wanted[planned.network, len(rows.rows) - first_row(planned, rows)] = None
+        modules = {
+            (network, rows): self._networks.get(
+                network, rows, *plan.size[::-1], sequence=sequence, clock=clock
+            )
+            for network, rows in wanted
+        }
+        return Steering(plan.controls, prepared.hints, modules) if plan.controls else None
 
     def _unet_inputs(
         self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sdengine.backends.base import Array
 from sdengine.errors import ConfigError
+from sdengine.pipeline.control_plan import PlannedControl
 from sdengine.pipeline.device_trajectory import Seen
 from sdengine.pipeline.picture_start import MaskedPicture, StartingPicture
 from sdengine.prompt.conditioning import Conditioning
@@ -27,6 +28,7 @@ class Plan:
         chunks: the images that are made together, by index; at least one chunk.
         guided: the steps at which guidance scale and rescale apply.
         warnings: what of the request cannot be done, in sentences.
+        controls: that steer at some evaluation.
     """
 
     request: Request
@@ -36,6 +38,12 @@ class Plan:
     chunks: tuple[range, ...]
     guided: range
     warnings: tuple[str, ...]
+    controls: tuple[PlannedControl, ...] = ()
+
+    @property
+    def control_networks(self) -> tuple[str, ...]:
+        """The networks of its controls, each once."""
+        return tuple(dict.fromkeys(planned.network for planned in self.controls))
 
 
 @dataclass(frozen=True)
@@ -47,12 +55,14 @@ class Prepared:
         picture: that they start from, if any.
         masked: what an inpainting model reads of it.
         depth: [1,1,h,w] fp32 that a depth model reads.
+        hints: [1,C,H,W] fp32 that each of the plan's controls reads.
     """
 
     conditioning: Conditioning
     picture: StartingPicture | None
     masked: MaskedPicture | None
     depth: Array | None
+    hints: tuple[Array, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from sdengine.pipeline.device_trajectory import Seen, choose_device, run_on_devi
 from sdengine.pipeline.guidance import guide
 from sdengine.pipeline.known_part import KnownPart
 from sdengine.pipeline.row_plan import RowPlan
+from sdengine.pipeline.steering import Steering
 from sdengine.pipeline.turns import check_cancelled
 from sdengine.pipeline.unet_inputs import UNetInputs
 from sdengine.samplers import SamplerProgram
@@ -52,6 +54,7 @@ class Trajectory:
         row_plans: of every step.
         guidance_scale, guidance_rescale: as in `sdengine.Request`.
         cancel: setting it ends the trajectory before its next evaluation.
+        steering: its controls, if any.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Trajectory:
         guidance_scale: float,
         guidance_rescale: float = 0.0,
         cancel: threading.Event | None = None,
+        steering: Steering | None = None,
     ) -> None:
         self.inputs = inputs
         self.program = program
@@ -69,6 +73,7 @@ class Trajectory:
         self.guidance_scale = guidance_scale
         self.guidance_rescale = guidance_rescale
         self.cancel = cancel
+        self.steering = steering
 
     def run(
         self,
@@ -104,6 +109,7 @@ class Trajectory:
                 clean_every,
                 keeps_part=known is not None,
                 has_extra=inputs.has_extra,
+                is_steered=self.steering is not None,
             )
             if device is None:
                 _log.debug("the host runs the sampler's steps: %s", reason)
@@ -182,8 +188,11 @@ class Trajectory:
             inputs.timestep.fill(numbers.t)
             if numbers.needs_noise:
                 noise.step(step_noise)
+            arrays: Mapping[str, NDArray[Any]] = inputs.arrays
+            if self.steering is not None:
+                arrays = self.steering.arrays(k, inputs, plan, clock)
             with clock.stage("unet"):
-                noise_pred = inputs.unet.run(inputs.arrays)["noise_pred"]
+                noise_pred = inputs.unet.run(arrays)["noise_pred"]
             wants_clean = clean_every > 0 and (numbers.step + 1) % clean_every == 0
             blends = known is not None and known.rule == "clean"
             if wants_clean or blends or not plan.is_plain or rescale > 0:
@@ -204,6 +213,8 @@ class Trajectory:
                 step_noise if numbers.needs_noise else None,
             )
             if not finite:
+                if self.steering is not None:
+                    self.steering.require_finite(k)
                 raise NonFiniteError.at(
                     "unet", f"evaluation {k + 1} of {len(program.t)} gave NaN or infinity"
                 )

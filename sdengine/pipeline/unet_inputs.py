@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,7 @@ class UNetInputs:
         self._conditioning = conditioning
         self._micro = micro
         self._plan: RowPlan | None = None
-        # Inputs that nothing fills, such as ControlNet residuals, stay zero.
+        # Residuals of controls stay zero until `steered` is called.
         self.arrays: dict[str, NDArray[Any]] = {}
         left_out = inputs_zero_unless_given(unet)
         for spec in unet.inputs:
@@ -98,6 +99,13 @@ class UNetInputs:
             if spec.name not in left_out or spec.name in _FILLED:
                 shape = [int(size) for size in spec.shape]
                 self.arrays[spec.name] = np.zeros(shape, dtype=numpy_dtype(spec.dtype))
+        self._lacking = {
+            spec.name: tuple(int(size) for size in spec.shape)
+            for spec in unet.inputs
+            if spec.name not in self.arrays
+        }
+        self._with_residuals: dict[str, NDArray[Any]] | None = None
+        self._is_steered = False
         self.has_extra = extra is not None
         if extra is not None:
             self.arrays["sample"][:, channels:] = np.tile(extra, (rows // len(extra), 1, 1, 1))
@@ -115,6 +123,31 @@ class UNetInputs:
     def timestep(self) -> NDArray[Any]:
         """The timestep of every row [rows]."""
         return self.arrays["timestep"]
+
+    @property
+    def residuals(self) -> dict[str, NDArray[np.float32]]:
+        """Buffers of what controls add, by name in their order, for a caller to fill."""
+        return {name: x for name, x in self._all().items() if "_residual" in name}
+
+    def steered(self) -> Mapping[str, NDArray[Any]]:
+        """Return what the U-Net reads, with what the residuals hold."""
+        self._is_steered = True
+        return self._all()
+
+    def unsteered(self) -> Mapping[str, NDArray[Any]]:
+        """Return what the U-Net reads without any residuals."""
+        if self._is_steered:
+            self._is_steered = False
+            for name in self.residuals.keys() & self.arrays.keys():
+                self.arrays[name].fill(0)
+        return self.arrays
+
+    def _all(self) -> dict[str, NDArray[Any]]:
+        if self._with_residuals is None:
+            own = {name: np.zeros(shape, np.float32) for name, shape in self._lacking.items()}
+            found = {**self.arrays, **own}
+            self._with_residuals = {spec.name: found[spec.name] for spec in self.unet.inputs}
+        return self._with_residuals
 
     def use(self, plan: RowPlan) -> None:
         """Let the rows read the prompts that a plan names."""

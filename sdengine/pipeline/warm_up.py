@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from sdengine.bundle.manifest import Manifest
 from sdengine.errors import ConfigError
 from sdengine.prompt.planner import MAX_CHUNKS
 from sdengine.request.fields import Integer, Pair
-from sdengine.request.request import MAX_BATCH, MAX_SIDE, Request
+from sdengine.request.request import MAX_BATCH, MAX_SIDE, SIZE_MULTIPLE, Request
 
 _SAMPLER = "euler"
 
@@ -20,11 +22,13 @@ def warm_up_requests(
     prompt_chunks: int,
     guidance: bool,
     most_shapes: int,
+    controls: Sequence[str] = (),
 ) -> list[Request]:
     """Return one request of one step for each size; arguments as for `Engine.warm_up`.
 
     Args:
         most_shapes: of a network that stay loaded.
+        controls: names of those that requests are steered by.
 
     Raises:
         ConfigError: an argument is invalid, or more networks would be loaded than are kept.
@@ -43,6 +47,8 @@ def warm_up_requests(
         )
     # Chunks differ, as those of real prompts do: equal ones would run once.
     prompt = " BREAK ".join(str(number) for number in range(prompt_chunks))
+    black = np.zeros((SIZE_MULTIPLE, SIZE_MULTIPLE, 3), np.uint8)
+    steered = [{"network": name, "image": black} for name in controls]
     return [
         Request(
             prompt,
@@ -53,6 +59,7 @@ def warm_up_requests(
             sampler=_SAMPLER,
             schedule="normal",
             batch_size=batch,
+            controls=steered,  # type: ignore[arg-type]  # which the request checks
         )
         for width, height in wanted
     ]

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, TypedDict
 
 from sdengine.errors import ConfigError
+from sdengine.request.control import Control
 from sdengine.request.fields import Integer
 from sdengine.request.request import FIELDS, MAX_BATCH, random_seed, refuse_unknown
 
@@ -70,6 +71,7 @@ class RequestOptions(TypedDict, total=False):
     outpaint_overlap: int | None
     depth: Any
     depth_invert: bool | None
+    controls: Sequence[Control] | Control | None
     original_size: tuple[int, int] | None
     crop: tuple[int, int] | None
     target_size: tuple[int, int] | None

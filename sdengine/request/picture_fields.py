@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sdengine.errors import ConfigError
 from sdengine.inputs.recorded import Recorded
 from sdengine.inputs.resize import MODES
+from sdengine.request.control import Control, Controls
 from sdengine.request.fields import (
     Choice,
     Color,
@@ -149,6 +150,15 @@ class PictureFields(OutpaintFields):
         ),
     )
     depth_invert: bool = field(default=False, metadata=about(Flag(), "depth: near is small"))
+    controls: tuple[Control, ...] = field(
+        default=(),
+        metadata=about(
+            Controls(),
+            "ControlNets of the bundle that steer the picture, each by a picture of its own; a "
+            "list of sdengine.Control",
+            option="control",
+        ),
+    )
 
     def check_pictures(self, infos: Mapping[str, FieldInfo]) -> None:
         """Refuse what does not go together, and what has no effect.
@@ -172,6 +182,9 @@ class PictureFields(OutpaintFields):
             raise ConfigError.for_field("mask", shown, accepted)
         if self.outpaint is not None:
             self._check_outpaint(infos)
+        for control in self.controls:
+            if control.masked and self.mask is None:
+                raise ConfigError.for_field("control.masked", True, "False without mask")
         if self.soft_inpainting and self.masked_content != "original":
             raise ConfigError.for_field(
                 "masked_content", self.masked_content, "original with soft_inpainting"

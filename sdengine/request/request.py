@@ -16,6 +16,7 @@ from typing import Any
 
 from sdengine.errors import ConfigError
 from sdengine.inputs.recorded import read_record
+from sdengine.request.control import read_controls
 from sdengine.request.fields import (
     Choice,
     FieldInfo,
@@ -340,6 +341,9 @@ class Request(PictureFields):
     def to_dict(self) -> dict[str, Any]:
         """Return every field by name as JSON holds it; those of a picture only with it."""
         values = asdict(self)
+        values["controls"] = [control.to_dict() for control in self.controls]
+        if not self.controls:
+            del values["controls"]  # as releases wrote it that knew none
         for needed, names in OPTIONS_OF.items():
             givers = needed.split(" or ")
             absent = [name for name in givers if getattr(self, name) is None]
@@ -390,6 +394,8 @@ def read_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     for name in PICTURES:
         if values.get(name) is not None:
             values = {**values, name: read_record(name, values[name])}
+    if "controls" in values:
+        values = {**values, "controls": read_controls(values["controls"])}
     request = Request(**values)
     return {name: getattr(request, name) for name in values}
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import torch
-from support.tiny_architectures import TINY, TINY_SDXL
+from support.tiny_architectures import TINY
 
 from sdengine.checkpoints.synthetic import make_synthetic, seed_weights
 from sdengine.models.controlnet import ControlNetModel
@@ -21,13 +21,15 @@ def make_tiny(
     return make_synthetic(TINY[name], folder, seed=seed, dtype=dtype)
 
 
-def save_controlnet(folder: Path) -> Path:
-    """Write a ControlNet with diffusers, seeded, as its users would have it."""
+def save_controlnet(folder: Path, family: str = "tiny-sdxl", *, seed: int | None = 31) -> Path:
+    """Write a ControlNet with diffusers, as its users would have it; without a seed untrained."""
     from diffusers import ControlNetModel as DiffusersControlNet
 
-    ours = ControlNetModel(TINY_SDXL.controlnet)
-    seed_weights(ours, seed=31)
-    theirs = DiffusersControlNet.from_config(TINY_SDXL.controlnet.to_dict())
+    config = TINY[family].controlnet
+    ours = ControlNetModel(config)
+    if seed is not None:
+        seed_weights(ours, seed=seed)
+    theirs = DiffusersControlNet.from_config(config.to_dict())
     theirs.load_state_dict(ours.state_dict())
     theirs.save_pretrained(folder)
     return folder

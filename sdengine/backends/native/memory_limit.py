@@ -9,11 +9,13 @@ megabytes, comes on top.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from sdengine.backends.machine import free_memory_bytes
 from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds
 from sdengine.backends.native.packing import packed_bytes
 from sdengine.backends.native.prepare import Prepared, prepare
+from sdengine.bundle.controls import is_control
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import BundleError, UnsupportedShapeError
@@ -47,7 +49,7 @@ class NativeBudget(MemoryBudget):
         self._precision = precision
         self._isa = isa
         self._has_limit = memory_bytes is not None
-        self._accepted: set[tuple[int, int]] = set()
+        self._accepted: set[tuple[int | str, ...]] = set()
         self.weight_limits: dict[str, int] = {}  # bytes of packed weights, by network
         needs = []
         if memory_bytes is not None:
@@ -55,22 +57,26 @@ class NativeBudget(MemoryBudget):
             needs = [self._plan(*size) for size in bundle.manifest.resolutions]
         super().__init__(needs, memory_bytes or 0, "memory_bytes", low_memory)
 
-    def check(self, width: int, height: int) -> None:
+    def check(self, width: int, height: int, controls: Collection[str] = ()) -> None:
         """Refuse an image size that does not fit.
+
+        Args:
+            width, height: in pixels.
+            controls: networks that steer the U-Net meanwhile.
 
         Raises:
             OutOfMemoryError: it does not; the message has the figures and what would help.
             UnsupportedShapeError: a network's maps would be too large at this size.
         """
-        size = (width, height)
-        if size in self._bundle.manifest.resolutions:
+        size = (width, height, *sorted(controls))
+        if size[:2] in self._bundle.manifest.resolutions and not (controls and self._has_limit):
             super().check(width, height)
         elif size not in self._accepted:
             if not self._has_limit:
                 self.available_bytes = free_memory_bytes()
                 self.source = "free on this machine"
             try:
-                needs = self._plan(width, height)
+                needs = self._plan(width, height, controls)
             except BundleError as error:
                 raise UnsupportedShapeError(f"width, height: {width}x{height}: {error}") from None
             self.require(needs)
@@ -90,19 +96,23 @@ class NativeBudget(MemoryBudget):
             return {name: left for name in weights}
         return {}
 
-    def _plan(self, width: int, height: int) -> SizeNeeds:
-        prepared = self._prepared(width, height)
+    def _plan(self, width: int, height: int, controls: Collection[str] = ()) -> SizeNeeds:
+        prepared = self._prepared(width, height, controls)
         weights = {name: packed_bytes(one.packing) for name, one in prepared.items()}
         maps = sum(one.program().arena_bytes for one in prepared.values())
-        return SizeNeeds(width, height, weights, {}, maps, maps, 0, max(weights.values()))
+        stage = sum(size for name, size in weights.items() if name == "unet" or name in controls)
+        most = max(stage, *weights.values())
+        return SizeNeeds(width, height, weights, {}, maps, maps, 0, most)
 
-    def _prepared(self, width: int, height: int) -> dict[str, Prepared]:
+    def _prepared(
+        self, width: int, height: int, controls: Collection[str] = ()
+    ) -> dict[str, Prepared]:
         """Prepare what an image needs, with the rows that guidance takes for one."""
         manifest = self._bundle.manifest
         length = manifest.architecture.text_encoders[0].chunk_length
         found = {}
         for name, entry in manifest.networks.items():
-            if name == "vae_encoder":
+            if name == "vae_encoder" or (is_control(name) and name not in controls):
                 continue
             rows = 1 if name == "vae_decoder" else 2
             sides = {"batch": rows, "width": width, "height": height, "sequence": length}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from sdengine import _native
 from sdengine.backends.memory_budget import SizeNeeds
+from sdengine.bundle.controls import is_control
 from sdengine.bundle.manifest import Manifest, NetworkEntry
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import ITEM_BYTES, resolve_shapes
@@ -55,7 +56,9 @@ def rows_of(network: str, batch: int) -> int:
     Guidance evaluates prompt and negative prompt of each image together; images are decoded one
     by one.
     """
-    return 2 * batch if network == "unet" else 2 if network.startswith("text_encoder") else 1
+    if network == "unet" or is_control(network):
+        return 2 * batch
+    return 2 if network.startswith("text_encoder") else 1
 
 
 def row_counts(network: str, batch: int) -> list[int]:
@@ -89,7 +92,7 @@ def max_chunks(manifest: Manifest) -> int:
 
 
 def used_networks(manifest: Manifest) -> list[str]:
-    """Return the names of the networks that requests run, in their order."""
+    """Return the names of the networks that every request runs, in their order."""
     return [*text_encoders(manifest), "unet", "vae_decoder"]
 
 
@@ -129,6 +132,21 @@ def plan_size(
     width, height = size
     regions += [(PIXELS, 3 * width * height, _DECODE, _DECODE), (FLAG, 4, _DECODE, _DECODE)]
     return regions
+
+
+def own_regions(
+    network: str, entry: NetworkEntry, sizes: Sizes, scratch_bytes: int
+) -> list[Region]:
+    """Return the regions of a network that has an arena of its own, at one image size.
+
+    Args:
+        network, entry: as the manifest names and describes it.
+        sizes: the value of each symbol of its shapes; the largest that it runs.
+        scratch_bytes: what its contexts compute in.
+    """
+    tensors = tensor_bytes(network, entry, sizes).items()
+    regions = [(region_of(network, name), size, 0, 0) for name, size in tensors]
+    return [*regions, (scratch_of(network), scratch_bytes, 0, 0)]
 
 
 def _step_regions(manifest: Manifest, sizes: Sizes) -> list[Region]:

@@ -17,6 +17,7 @@ from sdengine.backends.tensorrt.arena import (
     engine_sizes,
     max_chunks,
     needs_of,
+    own_regions,
     plan_size,
     recorded_scratch,
     rows_of,
@@ -80,6 +81,8 @@ class TensorRtSession:
         self.budget: MemoryBudget = self._gpu_budget
         self.arena: SharedArena | None = None  # until the first network is loaded
         self._engines: weakref.WeakValueDictionary[str, GpuEngine] = weakref.WeakValueDictionary()
+        # Of networks that only some requests run; each goes with the last module that uses it.
+        self._own: weakref.WeakValueDictionary[str, SharedArena] = weakref.WeakValueDictionary()
         self._kept: list[GpuEngine] = []  # unless memory is low, until the session is closed
 
     def load(self, network: str, shapes: Shapes) -> Module:
@@ -87,6 +90,8 @@ class TensorRtSession:
         entry = self.bundle.network(network)
         arena = self._opened_arena()
         engine = self._engine(network)
+        if network not in used_networks(self.bundle.manifest):
+            arena = self._own_arena(engine)
         profile = engine.profile_of(shapes)
         size = self._size_of(network, shapes)
         rows = engine.largest_sizes(profile)["batch"]
@@ -160,6 +165,36 @@ class TensorRtSession:
             )
         return self.arena
 
+    def _own_arena(self, engine: GpuEngine) -> SharedArena:
+        """Return the arena of a network that only some requests run, beside that of the others.
+
+        Raises:
+            OutOfMemoryError: it does not fit there.
+        """
+        arena, low_memory = self._own.get(engine.name), self.budget.low_memory
+        if arena is None:
+            fitting = self.budget.fitting()
+            sets = {}
+            for one in fitting:
+                sizes, scratch = self._asked(engine, (one.width, one.height))
+                sets[one.name] = own_regions(engine.name, engine.entry, sizes, scratch)
+            files = {entry.path: entry.size_bytes for entry in self.bundle.manifest.files}
+            taken = max(one.total_bytes(low_memory) for one in fitting)
+            taken += sum(files[path] for path in engine.entry.files)
+            taken += sum(one.planned_bytes for one in list(self._own.values()))
+            left = max(1, self.budget.available_bytes - taken)
+            arena = SharedArena(self._device, sets, cap_bytes=left)
+            self._own[engine.name] = arena
+        return arena
+
+    def _asked(self, engine: GpuEngine, size: _Size) -> tuple[Sizes, int]:
+        """Ask an engine for the largest that it runs at an image size, and what it computes in."""
+        rows = rows_of(engine.name, self.bundle.manifest.max_batch)
+        usual = engine_sizes(size, rows)
+        shapes = resolve_shapes(engine.name, engine.entry.inputs, usual)
+        scratch = max(map(engine.scratch_bytes, engine.profiles_of(shapes)))
+        return engine.largest_sizes(engine.profile_of(shapes)), scratch
+
     def _measured_sets(self, low_memory: bool) -> tuple[dict[str, list[Region]], list[SizeNeeds]]:
         """Ask each engine what it computes in; keep all open, or one at a time."""
         manifest = self.bundle.manifest
@@ -168,11 +203,7 @@ class TensorRtSession:
         for name in used_networks(manifest):
             engine = self._engine(name)
             for size in manifest.resolutions:
-                usual = engine_sizes(size, rows_of(name, manifest.max_batch))
-                shapes = resolve_shapes(name, engine.entry.inputs, usual)
-                sizes[size][name] = engine.largest_sizes(engine.profile_of(shapes))
-                profiles = engine.profiles_of(shapes)
-                scratch[size][name] = max(map(engine.scratch_bytes, profiles))
+                sizes[size][name], scratch[size][name] = self._asked(engine, size)
             if not low_memory:
                 self._kept.append(engine)
             del engine  # or it would be there beside the next one

@@ -36,6 +36,7 @@ class SharedArena:
         self.queue = _native.Queue(self.pool)
         self.graphs = _native.GraphCache(self.pool, MAX_GRAPHS)
         self.sets = {name: {region: size for region, size, _, _ in sets[name]} for name in sets}
+        self.planned_bytes = max(_native.plan_regions(regions)[0] for regions in sets.values())
         self._tenant: weakref.ref[Any] | None = None
         self._latents: Array | None = None
         self._latents_set = ""

@@ -20,6 +20,7 @@ from sdengine.backends.base import (
 )
 from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
+from sdengine.bundle.controls import control_name, is_control
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, resolve_shapes, symbol_sizes
 from sdengine.checkpoints.weights import Weights
@@ -36,6 +37,7 @@ from sdengine.models.contracts import (
     NetworkContract,
     make_contract,
 )
+from sdengine.models.controlnet import ControlNetConfig, ControlNetModel
 from sdengine.models.dtypes import TORCH_DTYPES
 from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
@@ -250,11 +252,14 @@ def _build(bundle: Bundle, network: str) -> nn.Module:
         module = CLIPTextEncoder(TextEncoderConfig.from_dict(encoders[network].config))
     elif network == "unet":
         module = UNet2DConditionModel(UNetConfig.from_dict(architecture.unet.config))
+    elif is_control(network):  # which a manifest describes
+        control = architecture.controls[control_name(network)]
+        module = ControlNetModel(ControlNetConfig.from_dict(control.config))
     elif network in LEFT_OUT:
         module = AutoencoderKL(VAEConfig.from_dict(architecture.vae.config))
     else:
         raise BundleError(f"network {network!r} is unknown to this release.")
-    for part in LEFT_OUT[network]:
+    for part in LEFT_OUT.get(network, ()):
         parent, _, name = part.rpartition(".")
         delattr(module.get_submodule(parent), name)
     return module

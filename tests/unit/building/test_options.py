@@ -18,6 +18,7 @@ from sdengine.errors import ConfigError
 
 # Of the command: what it calls an option, and those that it has in another unit or type.
 COMMAND_NAMES = {
+    "controls": "control",
     "gpus": "gpu",
     "workspace_bytes": "workspace",
     "measure_layers": "report",

@@ -70,7 +70,7 @@ MODULES: dict[str, Any] = {
         ("text_encoder", "model_type", "t5"),
         ("controlnet", "conditioning_embedding_out_channels", []),
         ("controlnet", "conditioning_channels", 0),
-        ("controlnet", "global_pool_conditions", True),
+        ("controlnet", "controlnet_conditioning_channel_order", "bgr"),
         ("controlnet", "down_block_types", 3),
     ],
 )

@@ -16,6 +16,7 @@ import sdengine
 from sdengine.cli.generate import generate
 from sdengine.errors import ConfigError
 from sdengine.images import web_ui_text
+from sdengine.request.control import Control
 from sdengine.request.keywords import ALIASES, WEB_UI_CLIP_SKIP, RequestOptions
 from sdengine.request.picture_fields import OPTIONS_OF, PICTURES
 from sdengine.request.request import FIELDS, Request
@@ -25,7 +26,7 @@ PROMPTS = ("prompt", "negative_prompt")
 # What only this command or the web UI's text leaves out, because they have no place for it.
 WITHOUT_A_LABEL = {
     *PROMPTS,
-    *("batch_size", *PICTURES, "outpaint", *sum(OPTIONS_OF.values(), ())),
+    *("batch_size", "controls", *PICTURES, "outpaint", *sum(OPTIONS_OF.values(), ())),
     *("original_size", "crop", "target_size", "aesthetic_score", "negative_aesthetic_score"),
 }
 
@@ -42,6 +43,7 @@ def test_keywords_are_the_fields_with_their_types() -> None:
     expected = {name: or_none(hints[name]) for name in FIELDS if name not in PROMPTS}
     # Whatever can be read as one.
     expected |= {name: or_none(typing.Any) for name in (*PICTURES, "outpaint")}
+    expected["controls"] = or_none(Sequence[Control] | Control)
     expected |= {alias: or_none(hints[name]) for alias, name in ALIASES.items()}
     expected[WEB_UI_CLIP_SKIP] = expected["clip_skip"]
     assert {name: or_none(hint) for name, hint in keywords.items()} == expected

@@ -41,7 +41,7 @@ FULL = Request(
 def test_a_request_comes_back(request_: Request) -> None:
     text = request_.to_json()
     assert "\n" not in text
-    of_pictures = {*PICTURES, "outpaint", *sum(OPTIONS_OF.values(), ())}
+    of_pictures = {"controls", *PICTURES, "outpaint", *sum(OPTIONS_OF.values(), ())}
     assert json.loads(text).keys() == {"version", *FIELDS} - of_pictures
     assert Request.from_json(text) == request_
     assert Request.from_json(text.encode()) == request_

@@ -1,0 +1,147 @@
+"""Controls of a checkpoint: networks of other files that steer its U-Net, checked to fit it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdengine.bundle.controls import check_control_name, control_name, control_network
+from sdengine.checkpoints.checkpoint import Checkpoint
+from sdengine.checkpoints.controlnet import ControlNetCheckpoint, read_controlnet
+from sdengine.checkpoints.part_source import PartConfig, PartSource
+from sdengine.checkpoints.weights import Weights
+from sdengine.errors import CheckpointError, ConfigError
+from sdengine.models.controlnet import ControlNetConfig
+from sdengine.models.unet import UNetConfig
+
+PathLike = str | os.PathLike[str]
+MAX_CONTROLS = 32
+# Of the published models; at other widths the kind of conditioning tells.
+_BY_TEXT_WIDTH = {768: "sd1", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
+
+
+@dataclass(frozen=True)
+class SteeredCheckpoint(PartSource):
+    """A checkpoint together with controls, whose parts are called as a bundle's networks.
+
+    Args:
+        base: the checkpoint.
+        controls: by name.
+    """
+
+    base: Checkpoint
+    controls: Mapping[str, ControlNetCheckpoint]
+
+    @property
+    def root(self) -> Path:  # type: ignore[override]
+        """Where the checkpoint came from."""
+        return self.base.root
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The checkpoint's."""
+        return self.base.name
+
+    @property
+    def num_time_ids(self) -> int:
+        """Of the U-Net."""
+        return self.base.num_time_ids
+
+    @property
+    def configs(self) -> dict[str, PartConfig]:
+        """Those of the checkpoint's networks, then those of the controls'."""
+        own = {control_network(n): c.controlnet_config for n, c in self.controls.items()}
+        return {**self.base.configs, **own}
+
+    def open_weights(self, part: str) -> Weights:  # type: ignore[override]
+        """Open the files of a part."""
+        control = self.controls.get(control_name(part)) if part not in self.base.configs else None
+        return (control or self.base).open_weights(part)
+
+
+def open_controls(
+    controls: Mapping[str, PathLike], checkpoint: Checkpoint
+) -> dict[str, ControlNetCheckpoint]:
+    """Open what shall steer a checkpoint's U-Net, by name.
+
+    Args:
+        controls: by name, folders as diffusers' ControlNetModel.save_pretrained writes them.
+        checkpoint: that they shall steer.
+
+    Raises:
+        ConfigError: a name is none, or there are more than MAX_CONTROLS.
+        CheckpointError: one is missing, damaged or of another kind, or steers another U-Net.
+    """
+    if len(controls) > MAX_CONTROLS:
+        raise ConfigError.for_field("controls", len(controls), f"at most {MAX_CONTROLS}")
+    opened = {check_control_name(name): _open(name, path) for name, path in controls.items()}
+    for name, control in opened.items():
+        require_fit(name, control.root, control.controlnet_config, checkpoint)
+    return opened
+
+
+def _open(name: str, path: PathLike) -> ControlNetCheckpoint:
+    try:
+        place = Path(os.fsdecode(path))
+    except TypeError:
+        raise ConfigError.for_field(f"control {name}", path, "the path of a folder") from None
+    try:
+        is_there = place.is_dir()
+    except (OSError, ValueError):
+        is_there = False
+    if not is_there:
+        raise CheckpointError(
+            f"control {name}: {str(path)[:200]!r} is no folder. Give one as diffusers writes them, "
+            "with config.json and diffusion_pytorch_model.safetensors."
+        )
+    return read_controlnet(place)
+
+
+def require_fit(name: str, root: Path, config: ControlNetConfig, checkpoint: Checkpoint) -> None:
+    """Refuse a control of another family of models.
+
+    Args:
+        name: of the control.
+        root: its file or folder.
+        config: its own, with that of the U-Net that it steers.
+        checkpoint: whose U-Net it shall steer.
+
+    Raises:
+        CheckpointError: that is another one; the message names both families.
+    """
+    steered, unet = config.unet, checkpoint.unet_config
+    pairs = {
+        "text embeddings of width": (steered.cross_attention_dim, unet.cross_attention_dim),
+        "channels of its levels": (steered.block_out_channels, unet.block_out_channels),
+        "residuals": (steered.residual_channels, unet.residual_channels),
+        "picture pixels to a latent cell": (
+            2 ** (len(config.conditioning_embedding_out_channels) - 1),
+            checkpoint.vae_config.downscale,
+        ),
+        "latent channels": (steered.in_channels, checkpoint.vae_config.latent_channels),
+        "added conditioning of": (
+            steered.projection_class_embeddings_input_dim,
+            unet.projection_class_embeddings_input_dim,
+        ),
+    }
+    for what, (found, wanted) in pairs.items():
+        if found != wanted:
+            raise CheckpointError(
+                f"control {name}: {root} is for {family_of_shapes(steered)} ({what} "
+                f"{_shown(found)}); {checkpoint.name} is {checkpoint.family} ({_shown(wanted)}). "
+                "Give a control that was trained for this model's family."
+            )
+
+
+def family_of_shapes(unet: UNetConfig) -> str:
+    """Return which family a U-Net's shapes are of, one of FAMILIES."""
+    known = _BY_TEXT_WIDTH.get(unet.cross_attention_dim)
+    return known or ("sd1" if unet.addition_embed_type is None else "sdxl")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"{len(value)}: {', '.join(map(str, value))}"
+    return str(value)

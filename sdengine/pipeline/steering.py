@@ -1,0 +1,142 @@
+"""Steering of a trajectory: its controls run beside the U-Net, and what they give summed for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdengine.backends.base import Module
+from sdengine.bundle.tensors import numpy_dtype, require_tensors
+from sdengine.errors import BundleError, NonFiniteError
+from sdengine.pipeline.clock import StageClock
+from sdengine.pipeline.control_plan import PlannedControl
+from sdengine.pipeline.row_plan import RowPlan
+from sdengine.pipeline.unet_inputs import UNetInputs
+
+Array = NDArray[np.float32]
+HINT = "controlnet_cond"
+_SHARED = ("timestep", "encoder_hidden_states", "text_embeds", "time_ids")
+
+
+def first_row(planned: PlannedControl, plan: RowPlan) -> int:
+    """Return the first of an evaluation's rows that a control runs with; it runs with the rest."""
+    return plan.num_images if planned.is_conditional_only and plan.has_negative else 0
+
+
+@dataclass
+class _Run:
+    """One control's network at the rows of some U-Net inputs; what it reads mostly is theirs."""
+
+    module: Module
+    arrays: dict[str, NDArray[Any]]
+    sample: Array | None  # of its own, where the U-Net reads more channels
+    outputs: Mapping[str, Array] = field(default_factory=dict)
+
+
+class Steering:
+    """The controls of one trajectory.
+
+    Args:
+        controls: at least one.
+        hints: [1,C,H,W] fp32 that each of them reads.
+        modules: by network and number of rows, loaded for all that `arrays` comes across.
+    """
+
+    def __init__(
+        self,
+        controls: Sequence[PlannedControl],
+        hints: Sequence[Array],
+        modules: Mapping[tuple[str, int], Module],
+    ) -> None:
+        self._controls = controls
+        self._hints = hints
+        self._modules = modules
+        self._runs: dict[tuple[int, int, int], _Run] = {}  # by control, U-Net's rows, first row
+        self._scaled = np.empty(0, np.float32)  # one residual before it is added to others
+
+    def arrays(
+        self, k: int, inputs: UNetInputs, plan: RowPlan, clock: StageClock
+    ) -> Mapping[str, NDArray[Any]]:
+        """Return what the U-Net reads at evaluation k, whose own inputs are filled already."""
+        is_first = True
+        for index, planned in enumerate(self._controls):
+            if k in planned.active:
+                first = first_row(planned, plan)
+                run = self._run(index, inputs, first)
+                with clock.stage(planned.network):
+                    if run.sample is not None:
+                        np.copyto(run.sample, inputs.sample[first:])
+                    run.outputs = run.module.run(run.arrays)
+                    self._add(planned, run, inputs, first, is_first)
+                is_first = False
+        return inputs.unsteered() if is_first else inputs.steered()
+
+    def require_finite(self, k: int) -> None:
+        """Refuse numbers that a control gave at evaluation k.
+
+        Raises:
+            NonFiniteError: one is NaN or infinite; the message names the control.
+        """
+        for (index, _, _), run in self._runs.items():
+            planned = self._controls[index]
+            if k in planned.active and not all(np.isfinite(x).all() for x in run.outputs.values()):
+                raise NonFiniteError.at(planned.network)
+
+    def _run(self, index: int, inputs: UNetInputs, first: int) -> _Run:
+        rows = inputs.latents_shape[0]
+        key = (index, rows, first)
+        if key not in self._runs:
+            planned = self._controls[index]
+            module = self._modules[planned.network, rows - first]
+            self._runs[key] = self._made(planned, module, self._hints[index], inputs, first)
+        return self._runs[key]
+
+    def _made(
+        self, planned: PlannedControl, module: Module, hint: Array, inputs: UNetInputs, first: int
+    ) -> _Run:
+        rows = inputs.latents_shape[0] - first
+        shape = (rows, *inputs.latents_shape[1:])
+        name = planned.network
+        require_tensors(name, module.inputs, {"sample": shape}, "float32")
+        require_tensors(name, module.inputs, {HINT: (rows, *hint.shape[1:])}, "float32")
+        given = {key: (rows, *array.shape[1:]) for key, array in inputs.residuals.items()}
+        require_tensors(name, module.outputs, given, "float32")
+        sample = np.empty(shape, np.float32) if inputs.has_extra else None
+        arrays: dict[str, NDArray[Any]] = {
+            "sample": inputs.arrays["sample"][first:] if sample is None else sample,
+            HINT: np.repeat(hint, rows, axis=0),
+        }
+        for spec in module.inputs:
+            if spec.name in arrays:
+                continue
+            if spec.name not in _SHARED or spec.name not in inputs.arrays:
+                raise BundleError(f"{name}: input {spec.name!r} is unknown to this release.")
+            shared = inputs.arrays[spec.name]  # a view of its last rows is contiguous
+            require_tensors(name, [spec], {spec.name: (rows, *shared.shape[1:])})
+            if numpy_dtype(spec.dtype) != shared.dtype:
+                raise BundleError(f"{name}: {spec.name!r} is not what the U-Net reads.")
+            arrays[spec.name] = shared[first:]
+        return _Run(module, arrays, sample)
+
+    def _add(
+        self, planned: PlannedControl, run: _Run, inputs: UNetInputs, first: int, is_first: bool
+    ) -> None:
+        """Add a control's residuals, weighted, to what others gave at the same evaluation."""
+        for weight, (name, total) in zip(planned.weights, inputs.residuals.items(), strict=True):
+            given = run.outputs[name]
+            if planned.architecture.global_pool:
+                given = given.mean(axis=(2, 3), keepdims=True)
+            if is_first:
+                total[:first] = 0
+                np.multiply(given, np.float32(weight), out=total[first:])
+            elif weight == 1:
+                total[first:] += given
+            elif weight:
+                if self._scaled.size < given.size:
+                    self._scaled = np.empty(given.size, np.float32)
+                scaled = self._scaled[: given.size].reshape(given.shape)
+                total[first:] += np.multiply(given, np.float32(weight), out=scaled)

@@ -1,0 +1,54 @@
+"""Control pictures at other sizes: maps keep their colours, lines stay lines."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sdengine.inputs.control_picture import resized_control
+
+RNG = np.random.default_rng(0)
+
+
+def test_a_picture_of_that_size_is_left_alone() -> None:
+    picture = RNG.integers(0, 256, (8, 12, 3), np.uint8)
+    assert resized_control(picture, 12, 8, "crop") is picture
+
+
+@pytest.mark.parametrize("size", [(90, 50), (31, 17)])
+def test_maps_get_no_new_colours(size: tuple[int, int]) -> None:
+    colours = RNG.integers(0, 256, (40, 3), np.uint8)
+    picture = colours[RNG.integers(0, 40, (40, 60))]
+    for mode in ("stretch", "crop", "fill"):
+        found = resized_control(picture, *size, mode)
+        assert found.shape == (size[1], size[0], 3)
+        known = {tuple(colour) for colour in colours.tolist()}
+        assert {tuple(colour) for colour in found.reshape(-1, 3).tolist()} <= known
+
+
+@pytest.mark.parametrize("size", [(320, 320), (96, 96), (64, 80)])
+def test_thin_lines_stay_and_stay_of_their_colours(size: tuple[int, int]) -> None:
+    picture = np.zeros((160, 160, 3), np.uint8)
+    picture[20:140, 50] = picture[100, 10:150] = (255, 128, 0)
+    found = resized_control(picture, *size, "stretch")
+    shown = {tuple(colour) for colour in found.reshape(-1, 3).tolist()}
+    assert shown == {(0, 0, 0), (255, 128, 0)}
+    lit = found[..., 0] > 0
+    column, row = 50 * size[0] // 160, 100 * size[1] // 160
+    assert lit[size[1] // 4 : size[1] // 2, column - 1 : column + 3].any(axis=1).all()
+    assert lit[row - 1 : row + 3, size[0] // 4 : size[0] // 2].any(axis=0).all()
+    assert lit.mean() < 0.08
+
+
+def test_one_colour_stays() -> None:
+    picture = np.full((10, 10, 3), 77, np.uint8)
+    assert (resized_control(picture, 33, 7, "fill") == 77).all()
+
+
+def test_pictures_shrink_by_averages_and_grow_smoothly() -> None:
+    picture = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+    small = resized_control(picture, 32, 32, "stretch")
+    blocks = picture.reshape(32, 2, 32, 2, 3).astype(float).mean(axis=(1, 3))
+    assert np.abs(small - blocks).max() <= 1  # rounded after each of the two axes
+    large = resized_control(picture, 128, 128, "stretch")
+    assert len(np.unique(large.reshape(-1, 3), axis=0)) > 64 * 64
