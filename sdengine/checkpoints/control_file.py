@@ -1,0 +1,131 @@
+"""ControlNets in single files: in the original names or those of diffusers, whole or as difference.
+
+A file of differences holds what training added to the U-Net that it began with; a network is that
+and a U-Net's weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sdengine.checkpoints.checkpoint import Checkpoint
+from sdengine.checkpoints.control_names import controlnet_config, original_names
+from sdengine.checkpoints.controlnet import ControlNetCheckpoint
+from sdengine.checkpoints.ldm_configs import Shapes
+from sdengine.checkpoints.no_parameters import ParameterFile, open_parameters
+from sdengine.checkpoints.weights import Renamer, Weights
+from sdengine.errors import CheckpointError, ConfigError
+from sdengine.models.contracts import CONTROLNET
+
+_ORIGINAL_MARK = "zero_convs.0.0.weight"
+_DIFFUSERS_MARK = "controlnet_cond_embedding.conv_in.weight"
+# What names begin with, by what follows; files of the original names often hold a whole model.
+_LAYOUTS = (
+    ("control_model.", _ORIGINAL_MARK),
+    ("", _ORIGINAL_MARK),
+    ("", _DIFFUSERS_MARK),
+    ("controlnet.", _DIFFUSERS_MARK),
+)
+_DIFFERENCE = "difference"
+# What else steers a U-Net, by how a name in its file begins.
+_OTHERS = {
+    "lora_controlnet": "a Control-LoRA, whose ranks are laid on the U-Net that runs",
+    "lllite_": "a ControlNet-LLLite, which changes what attentions of the U-Net read",
+    "image_proj": "an IP-Adapter, which adds to what attentions of the U-Net read",
+    "ip_adapter": "an IP-Adapter, which adds to what attentions of the U-Net read",
+}
+
+
+def read_control_file(path: Path, base: Checkpoint | None = None) -> ControlNetCheckpoint:
+    """Open a ControlNet's file.
+
+    Args:
+        path: an existing file of any known format.
+        base: the checkpoint that it is for: its U-Net completes a file of differences, and tells
+            numbers of heads. None for a whole file of a published architecture.
+
+    Raises:
+        CheckpointError: it is damaged, holds no ControlNet, or one of a kind that is not supported.
+    """
+    file = open_parameters(path)
+    names = set(file.names())
+    _refuse_others(path, names)
+    found = next(((p, mark) for p, mark in _LAYOUTS if f"{p}{mark}" in names), None)
+    if found is None:
+        first = ", ".join(repr(name[:80]) for name in sorted(names)[:3]) or "nothing"
+        raise CheckpointError(
+            f"{path}: not a ControlNet: there is neither {_ORIGINAL_MARK}, with or without "
+            f"control_model., nor {_DIFFUSERS_MARK}; it holds {first}..."
+        )
+    if _DIFFERENCE in names and base is None:
+        raise CheckpointError(
+            f"{path}: it holds differences to a U-Net, as the key {_DIFFERENCE!r} says; build it "
+            "together with a checkpoint of the model that it was made of."
+        )
+    prefix, mark = found
+    shapes = _shapes(file, prefix)
+    unet = None if base is None else base.unet_config
+    try:
+        rename: Renamer = str
+        if mark == _ORIGINAL_MARK:
+            rename = original_names(shapes)
+            shapes = {str(rename(name)): shape for name, shape in shapes.items()}
+        config = controlnet_config(shapes, unet)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}. The file is incomplete.") from None
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its tensors are of no known shape: {error}") from None
+    open_weights = functools.partial(Weights, [path], rename, prefix)
+    if _DIFFERENCE in names and base is not None:
+        open_weights = _completed(path, open_weights, base)
+    return ControlNetCheckpoint(
+        root=path,
+        name=path.stem[:200] or CONTROLNET,
+        controlnet_config=config,
+        open_weights=lambda part: open_weights(),
+    )
+
+
+def _refuse_others(path: Path, names: set[str]) -> None:
+    for name in sorted(names):
+        for start, what in _OTHERS.items():
+            if name.startswith(start):
+                raise CheckpointError(
+                    f"{path}: {name[:80]!r} marks {what}. That is not supported; a ControlNet of "
+                    "its own weights is."
+                )
+
+
+def _shapes(file: ParameterFile, prefix: str) -> Shapes:
+    return {n.removeprefix(prefix): file.shape(n) for n in file.names() if n.startswith(prefix)}
+
+
+def _completed(
+    path: Path, open_weights: Callable[[], Weights], base: Checkpoint
+) -> Callable[[], Weights]:
+    """Return what opens the sums of a file of differences and a checkpoint's U-Net."""
+
+    def opened() -> Weights:
+        weights = open_weights()
+        wanted = set(weights.names())
+        known = base.open_weights("unet").tensors(base.shapes("unet"))
+        before = {name: tensor for name, tensor in known if name in wanted}
+
+        def sum_of(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            if name not in before:
+                return tensor
+            if before[name].shape != tensor.shape:
+                raise CheckpointError(
+                    f"{path}: {name!r} is {list(tensor.shape)}, a difference to a U-Net of other "
+                    f"sizes than {base.name}'s, {list(before[name].shape)}."
+                )
+            return before[name].float() + tensor.float()
+
+        weights.derive = sum_of
+        return weights
+
+    return opened
