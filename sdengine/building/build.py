@@ -90,7 +90,7 @@ def build(
             with; None is a few built-in ones.
         controlnet: let the U-Net read ControlNet residuals.
         controls: ControlNets that requests may steer it with: by name, folders as diffusers writes
-            them. Each becomes a network of the bundle, `control_` and its name.
+            them, or single files. Each becomes a network of the bundle, `control_` and its name.
         gpus: names such as "rtx4090" or "sm89" that TensorRT-RTX builds for; none is the GPU that
             is present.
         workspace_bytes: the most that a TensorRT engine may take for scratch.

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from sdengine.checkpoints.diffusers_folder import open_folder_weights
 from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.checkpoints.part_source import PartConfig, PartSource
@@ -15,6 +17,7 @@ from sdengine.models.contracts import CONTROLNET
 from sdengine.models.controlnet import ControlNetConfig
 
 _CONFIG_FILE = "config.json"
+_CHANNEL_ORDER = "controlnet_conditioning_channel_order"
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ def is_controlnet_folder(root: Path) -> bool:
 def read_controlnet(root: Path, *, variant: str | None = None) -> ControlNetCheckpoint:
     """Open a folder as diffusers' ControlNetModel.save_pretrained writes it.
 
+    A network that reads BGR comes as the one that gives the same for RGB.
+
     Args:
         root: an existing folder.
         variant: which of several sets of weights, such as "fp16"; None for the plain one.
@@ -55,20 +60,36 @@ def read_controlnet(root: Path, *, variant: str | None = None) -> ControlNetChec
         CheckpointError: it is incomplete, damaged, or of another kind of network.
     """
     folder = CheckpointFolder(root)
-    content = folder.json(_CONFIG_FILE)
+    content = dict(folder.json(_CONFIG_FILE))
     kind = content.get("_class_name")
     if kind != "ControlNetModel":
         raise CheckpointError(
             f"{root / _CONFIG_FILE}: {str(kind)[:80]!r} is not a ControlNetModel, the only network "
             "that is read by itself."
         )
+    order = content.pop(_CHANNEL_ORDER, "rgb")
+    if order not in ("rgb", "bgr"):
+        raise CheckpointError(
+            f"{root / _CONFIG_FILE}: {_CHANNEL_ORDER} is {str(order)[:40]!r}; expected rgb or bgr."
+        )
     try:
         config = ControlNetConfig.from_dict(content)
     except ConfigError as error:
         raise CheckpointError(f"{root / _CONFIG_FILE}: {error}") from None
+
+    def open_weights(part: str) -> Weights:
+        weights = open_folder_weights(folder, part, ".", variant)
+        weights.derive = _in_rgb if order == "bgr" else None
+        return weights
+
     return ControlNetCheckpoint(
         root=root,
         name=root.resolve().name[:200] or CONTROLNET,
         controlnet_config=config,
-        open_weights=lambda part: open_folder_weights(folder, part, ".", variant),
+        open_weights=open_weights,
     )
+
+
+def _in_rgb(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Turn the layer that reads a picture's channels round, for a network that reads BGR."""
+    return tensor.flip(1) if name == "controlnet_cond_embedding.conv_in.weight" else tensor

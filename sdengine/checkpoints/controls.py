@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sdengine.bundle.controls import check_control_name, control_name, control_network
 from sdengine.checkpoints.checkpoint import Checkpoint
+from sdengine.checkpoints.control_file import read_control_file
 from sdengine.checkpoints.controlnet import ControlNetCheckpoint, read_controlnet
 from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
@@ -67,7 +68,8 @@ def open_controls(
     """Open what shall steer a checkpoint's U-Net, by name.
 
     Args:
-        controls: by name, folders as diffusers' ControlNetModel.save_pretrained writes them.
+        controls: by name, folders as diffusers' ControlNetModel.save_pretrained writes them, or
+            single files.
         checkpoint: that they shall steer.
 
     Raises:
@@ -76,27 +78,33 @@ def open_controls(
     """
     if len(controls) > MAX_CONTROLS:
         raise ConfigError.for_field("controls", len(controls), f"at most {MAX_CONTROLS}")
-    opened = {check_control_name(name): _open(name, path) for name, path in controls.items()}
+    opened = {
+        check_control_name(name): _open(name, path, checkpoint) for name, path in controls.items()
+    }
     for name, control in opened.items():
         require_fit(name, control.root, control.controlnet_config, checkpoint)
     return opened
 
 
-def _open(name: str, path: PathLike) -> ControlNetCheckpoint:
+def _open(name: str, path: PathLike, checkpoint: Checkpoint) -> ControlNetCheckpoint:
     try:
         place = Path(os.fsdecode(path))
     except TypeError:
-        raise ConfigError.for_field(f"control {name}", path, "the path of a folder") from None
+        accepted = "the path of a folder or file"
+        raise ConfigError.for_field(f"control {name}", path, accepted) from None
     try:
-        is_there = place.is_dir()
+        is_folder, is_file = place.is_dir(), place.is_file()
     except (OSError, ValueError):
-        is_there = False
-    if not is_there:
-        raise CheckpointError(
-            f"control {name}: {str(path)[:200]!r} is no folder. Give one as diffusers writes them, "
-            "with config.json and diffusion_pytorch_model.safetensors."
-        )
-    return read_controlnet(place)
+        is_folder = is_file = False
+    if is_folder:
+        return read_controlnet(place)
+    if is_file:
+        return read_control_file(place, checkpoint)
+    raise CheckpointError(
+        f"control {name}: {str(path)[:200]!r} is neither a folder nor a file. Give a folder as "
+        "diffusers writes them, with config.json and diffusion_pytorch_model.safetensors, or a "
+        "single file."
+    )
 
 
 def require_fit(name: str, root: Path, config: ControlNetConfig, checkpoint: Checkpoint) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from safetensors.torch import save_file
 from support.original_names import control_place
 from support.tiny_architectures import TINY
-from support.tiny_checkpoints import make_tiny
+from support.tiny_checkpoints import make_tiny, save_controlnet
+from tolerances import assert_close
 
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.control_file import read_control_file
+from sdengine.checkpoints.controlnet import read_controlnet
+from sdengine.checkpoints.controls import open_controls
 from sdengine.checkpoints.synthetic import seed_weights
 from sdengine.errors import CheckpointError
 from sdengine.models.controlnet import ControlNetModel
@@ -148,3 +153,33 @@ def test_shapes_of_no_network_are_refused(tmp_path: Path, made: tuple[Checkpoint
     flat = {**original(base, state), "control_model.input_blocks.0.0.weight": torch.zeros(3)}
     with pytest.raises(CheckpointError, match=r"'conv_in\.weight' has shape"):
         read_other(tmp_path, flat, base)
+
+
+def test_a_network_that_reads_bgr_is_turned_round(tmp_path: Path) -> None:
+    """Against diffusers, which turns the picture's channels."""
+    theirs: Any = diffusers.ControlNetModel.from_pretrained(save_controlnet(tmp_path, "tiny"))
+    theirs.register_to_config(controlnet_conditioning_channel_order="bgr")
+    theirs.save_pretrained(tmp_path)
+    ours = read_controlnet(tmp_path).load("controlnet")
+    sample, text = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 32)
+    picture, timestep = torch.rand(1, 3, 64, 64), torch.tensor([50.0])
+    with torch.no_grad():
+        found, middle = ours(sample, timestep, text, picture)
+        expected = theirs(sample, timestep, text, picture, return_dict=False)
+        other = ours(sample, timestep, text, picture.flip(1))
+    assert_close("controlnet", "float32", found[3], expected[0][3])
+    assert_close("controlnet", "float32", middle, expected[1])
+    assert not torch.allclose(other[1], middle)
+
+
+def test_a_build_takes_a_file(tmp_path: Path, made: tuple[Checkpoint, State]) -> None:
+    base, state = made
+    save_file(original(base, state), tmp_path / "canny.safetensors")
+    (control,) = open_controls({"canny": tmp_path / "canny.safetensors"}, base).values()
+    assert control.name == "canny"
+    wrong = replace(base, unet_config=replace(base.unet_config, cross_attention_dim=2048))
+    with pytest.raises(CheckpointError, match=r"control canny: .* is for .* width .*2048"):
+        open_controls({"canny": tmp_path / "canny.safetensors"}, wrong)
+    (tmp_path / "canny.txt").write_text("x")
+    with pytest.raises(CheckpointError, match=r"'.txt' is not among"):
+        open_controls({"canny": tmp_path / "canny.txt"}, base)
