@@ -19,6 +19,7 @@ from sdengine.checkpoints.tokenizer_files import MERGES, VOCAB
 from sdengine.errors import BundleError, CheckpointError, ConfigError
 from sdengine.export.sizes import check_batch, parse_sizes
 from sdengine.models.contracts import CONTROLNET, size_multiple
+from sdengine.models.controlnet_union import ControlNetUnionConfig
 from sdengine.models.unet import UNetConfig
 from sdengine.models.vae import VAEConfig
 from sdengine.prompt.tokenizer import ClipTokenizer
@@ -111,8 +112,10 @@ def _text_encoder(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
 
 def _control(control: ControlNetCheckpoint) -> dict[str, Any]:
     config = control.controlnet_config
+    union = config if isinstance(config, ControlNetUnionConfig) else None
     return {
-        "kind": "controlnet",
+        "kind": "controlnet" if union is None else "controlnet_union",
+        "control_types": 0 if union is None else union.num_control_type,
         "conditioning_channels": config.conditioning_channels,
         "residuals": len(config.unet.residual_channels) + 1,
         "global_pool": config.global_pool_conditions,

@@ -19,8 +19,10 @@ class ControlArchitecture(BaseModel):
 
     Args:
         kind: how its network reads the picture and steers: "controlnet" runs with the U-Net and
-            gives what is added to each of the results that it keeps on its way down.
+            gives what is added to each of the results that it keeps on its way down;
+            "controlnet_union" is one for pictures of several kinds, which reads `control_type`.
         conditioning_channels: of the picture.
+        control_types: how many kinds of picture a "controlnet_union" knows; 0 for others.
         residuals: how many tensors it gives.
         global_pool: each of them counts by its mean over height and width.
         source, sha256: the name and the content's hash of what it was built from.
@@ -29,8 +31,9 @@ class ControlArchitecture(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    kind: Literal["controlnet"]
+    kind: Literal["controlnet", "controlnet_union"]
     conditioning_channels: _Channels = 3
+    control_types: Annotated[int, Field(ge=0, le=64)] = 0
     residuals: Annotated[int, Field(ge=1, le=100)]
     global_pool: bool = False
     source: Annotated[str, Field(max_length=200)]

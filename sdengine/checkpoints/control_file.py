@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 
 from sdengine.checkpoints.checkpoint import Checkpoint
-from sdengine.checkpoints.control_names import controlnet_config, original_names
+from sdengine.checkpoints.control_names import controlnet_config, original_names, union_names
 from sdengine.checkpoints.controlnet import ControlNetCheckpoint
 from sdengine.checkpoints.ldm_configs import Shapes
 from sdengine.checkpoints.no_parameters import ParameterFile, open_parameters
 from sdengine.checkpoints.weights import Renamer, Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.contracts import CONTROLNET
+from sdengine.models.controlnet_union import ControlNetUnionConfig
 
 _ORIGINAL_MARK = "zero_convs.0.0.weight"
 _DIFFUSERS_MARK = "controlnet_cond_embedding.conv_in.weight"
@@ -75,6 +76,8 @@ def read_control_file(path: Path, base: Checkpoint | None = None) -> ControlNetC
             rename = original_names(shapes)
             shapes = {str(rename(name)): shape for name, shape in shapes.items()}
         config = controlnet_config(shapes, unet)
+        if isinstance(config, ControlNetUnionConfig):
+            rename = union_names
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}. The file is incomplete.") from None
     except ConfigError as error:

@@ -10,21 +10,24 @@ Source: the state dictionaries of the published networks of either form.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from sdengine.checkpoints.ldm_configs import Shapes, count_of, depth_of, dim_of, down_levels
 from sdengine.checkpoints.ldm_names import encoder_names
-from sdengine.checkpoints.weights import Renamer
+from sdengine.checkpoints.weights import Piece, Renamer
 from sdengine.models.controlnet import ControlNetConfig
+from sdengine.models.controlnet_union import ControlNetUnionConfig
 from sdengine.models.unet import UNetConfig
 
 _HINT = re.compile(r"input_hint_block\.(\d{1,3})\.(weight|bias)")
 _ZERO = re.compile(r"zero_convs\.(\d{1,3})\.0\.(weight|bias)")
 _MIDDLE = re.compile(r"middle_block_out\.0\.(weight|bias)")
+_JOINT = re.compile(r"(transformer_layes\.\d{1,3}\.attn\.)in_proj_(weight|bias)")
 _ADDED_WIDTH = 256  # of each size that SDXL reads
-_HEAD_DIM, _SD1_HEADS = 64, 8
+_HEAD_DIM, _SD1_HEADS, _TRANS_HEADS = 64, 8, 8
 
 
 def original_names(shapes: Shapes) -> Renamer:
@@ -55,6 +58,18 @@ def original_names(shapes: Shapes) -> Renamer:
         return encoder(name)
 
     return rename
+
+
+def union_names(name: str) -> str | tuple[Piece, ...]:
+    """Rename a tensor of a union ControlNet in the names of diffusers.
+
+    Of the matrix of queries, keys and values the values alone count: see `ControlNetUnionModel`.
+    """
+    if name == "task_embedding":
+        return (Piece("task_embedding.weight", transposed=True),)
+    if joint := _JOINT.fullmatch(name):
+        return (Piece(f"{joint[1]}v_proj.{joint[2]}", 2, 3),)
+    return name
 
 
 def controlnet_config(shapes: Shapes, like: UNetConfig | None) -> ControlNetConfig:
@@ -104,7 +119,18 @@ def controlnet_config(shapes: Shapes, like: UNetConfig | None) -> ControlNetConf
         values["projection_class_embeddings_input_dim"] = dim_of(
             shapes, "add_embedding.linear_1.weight", 1
         )
-    return ControlNetConfig.from_dict(values)
+    if "task_embedding" not in shapes:
+        return ControlNetConfig.from_dict(values)
+    kinds, width = (dim_of(shapes, "task_embedding", axis) for axis in (0, 1))
+    values["num_control_type"], values["num_trans_channel"] = kinds, width
+    values["num_proj_channel"] = dim_of(shapes, "spatial_ch_projs.weight", 0)
+    values["num_trans_layer"] = count_of(
+        shapes, r"transformer_layes\.(\d{1,3})\.attn\.in_proj_weight"
+    )
+    values["num_trans_head"] = math.gcd(width, _TRANS_HEADS)
+    sines = dim_of(shapes, "control_add_embedding.linear_1.weight", 1)
+    values["addition_time_embed_dim"] = sines // max(kinds, 1)
+    return ControlNetUnionConfig.from_dict(values)
 
 
 def _heads(widths: tuple[int, ...], linear: bool, like: UNetConfig | None) -> list[int]:

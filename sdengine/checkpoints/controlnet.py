@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 
+from sdengine.checkpoints.control_names import union_names
 from sdengine.checkpoints.diffusers_folder import open_folder_weights
 from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.checkpoints.part_source import PartConfig, PartSource
-from sdengine.checkpoints.weights import Weights
+from sdengine.checkpoints.weights import Renamer, Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.contracts import CONTROLNET
 from sdengine.models.controlnet import ControlNetConfig
+from sdengine.models.controlnet_union import CONFIGS, UNION
 
 _CONFIG_FILE = "config.json"
 _CHANNEL_ORDER = "controlnet_conditioning_channel_order"
@@ -62,23 +64,24 @@ def read_controlnet(root: Path, *, variant: str | None = None) -> ControlNetChec
     folder = CheckpointFolder(root)
     content = dict(folder.json(_CONFIG_FILE))
     kind = content.get("_class_name")
-    if kind != "ControlNetModel":
+    if not isinstance(kind, str) or kind not in CONFIGS:
         raise CheckpointError(
-            f"{root / _CONFIG_FILE}: {str(kind)[:80]!r} is not a ControlNetModel, the only network "
-            "that is read by itself."
+            f"{root / _CONFIG_FILE}: {str(kind)[:80]!r} is not a {' or '.join(CONFIGS)}, the only "
+            "networks that are read by themselves."
         )
+    rename: Renamer = union_names if kind == UNION else str
     order = content.pop(_CHANNEL_ORDER, "rgb")
     if order not in ("rgb", "bgr"):
         raise CheckpointError(
             f"{root / _CONFIG_FILE}: {_CHANNEL_ORDER} is {str(order)[:40]!r}; expected rgb or bgr."
         )
     try:
-        config = ControlNetConfig.from_dict(content)
+        config = CONFIGS[kind].from_dict(content)
     except ConfigError as error:
         raise CheckpointError(f"{root / _CONFIG_FILE}: {error}") from None
 
     def open_weights(part: str) -> Weights:
-        weights = open_folder_weights(folder, part, ".", variant)
+        weights = open_folder_weights(folder, part, ".", variant, rename)
         weights.derive = _in_rgb if order == "bgr" else None
         return weights
 

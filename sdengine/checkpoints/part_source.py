@@ -14,7 +14,8 @@ from torch import nn
 
 from sdengine.checkpoints.weights import Weights, shapes_of
 from sdengine.errors import ConfigError
-from sdengine.models.controlnet import ControlNetConfig, ControlNetModel
+from sdengine.models.controlnet import ControlNetConfig
+from sdengine.models.controlnet_union import ControlNetUnionConfig, make_control
 from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL, VAEConfig
@@ -24,7 +25,8 @@ _MODULES: Mapping[type[Any], Callable[[Any], nn.Module]] = {
     UNetConfig: UNet2DConditionModel,
     VAEConfig: AutoencoderKL,
     TextEncoderConfig: CLIPTextEncoder,
-    ControlNetConfig: ControlNetModel,
+    ControlNetConfig: make_control,
+    ControlNetUnionConfig: make_control,
 }
 
 

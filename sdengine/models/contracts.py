@@ -13,6 +13,7 @@ from sdengine.bundle.controls import is_control
 from sdengine.bundle.tensors import TensorSpec, resolve_shapes
 from sdengine.errors import ConfigError
 from sdengine.models.controlnet import ControlNetModel
+from sdengine.models.controlnet_union import ControlNetUnionModel
 from sdengine.models.dtypes import TORCH_DTYPES
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
@@ -172,6 +173,8 @@ def controlnet_contract(
 ) -> NetworkContract:
     """sample, timestep, encoder_hidden_states, [added], controlnet_cond -> residuals at scale 1.
 
+    A union ControlNet also reads control_type.
+
     Args:
         module: the ControlNet.
         name: of the network.
@@ -190,10 +193,17 @@ def controlnet_contract(
             TensorSpec("encoder_hidden_states", text, _FLOAT),
             *added,
             TensorSpec("controlnet_cond", control, _FLOAT),
+            *_kinds(module),
         ),
         outputs=tuple(_residuals(config, downscale)),
         multiple=size_multiple(config, downscale),
     )
+
+
+def _kinds(module: ControlNetModel) -> list[TensorSpec]:
+    if not isinstance(module, ControlNetUnionModel):
+        return []
+    return [TensorSpec("control_type", ("batch", module.union_config.num_control_type), _FLOAT)]
 
 
 def vae_decoder_contract(module: AutoencoderKL) -> NetworkContract:
@@ -265,7 +275,8 @@ class _PositionalControlNet(nn.Module):
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
         added = dict(zip(self.added, rest, strict=False))
-        down, mid = self.module(sample, timestep, encoder_hidden_states, rest[-1], **added)
+        hint = rest[len(self.added) :]
+        down, mid = self.module(sample, timestep, encoder_hidden_states, *hint, **added)
         return (*down, mid)
 
 

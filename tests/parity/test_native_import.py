@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.tiny_architectures import TINY_SD15, TINY_SDXL
-from support.tiny_checkpoints import FAMILIES, make_tiny, save_controlnet
+from support.tiny_checkpoints import FAMILIES, make_tiny, save_controlnet, save_union
 from tolerances import assert_close
 
 from sdengine.backends.base import SessionOptions
@@ -74,7 +74,7 @@ def test_the_demo_bundle_is_what_its_checkpoint_compiles_to(
         np.testing.assert_allclose(found[name], tensor, rtol=0 if exact else 3e-7)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "union"])
 def test_every_network_of_every_family(
     cache: OnnxCache, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +82,9 @@ def test_every_network_of_every_family(
     source: PartSource
     if family == "controlnet":
         source = read_controlnet(save_controlnet(tmp_path / family))
+    elif family == "union":
+        save_union(tmp_path / family)
+        source = read_controlnet(tmp_path / family)
     else:
         source = load_checkpoint(make_tiny(family, tmp_path / family))
     exporter = Exporter(source, cache)

@@ -37,7 +37,7 @@ from sdengine.models.contracts import (
     NetworkContract,
     make_contract,
 )
-from sdengine.models.controlnet import ControlNetConfig, ControlNetModel
+from sdengine.models.controlnet_union import control_config, make_control
 from sdengine.models.dtypes import TORCH_DTYPES
 from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
@@ -254,7 +254,7 @@ def _build(bundle: Bundle, network: str) -> nn.Module:
         module = UNet2DConditionModel(UNetConfig.from_dict(architecture.unet.config))
     elif is_control(network):  # which a manifest describes
         control = architecture.controls[control_name(network)]
-        module = ControlNetModel(ControlNetConfig.from_dict(control.config))
+        module = make_control(control_config(control.config))
     elif network in LEFT_OUT:
         module = AutoencoderKL(VAEConfig.from_dict(architecture.vae.config))
     else:
