@@ -14,7 +14,8 @@ from sdengine.inputs.control_picture import control_pixels, resized_control
 from sdengine.inputs.picture import Pixels
 from sdengine.inputs.resize import padded
 from sdengine.pipeline.picture_start import StartingPicture
-from sdengine.request.control import Control
+from sdengine.request.control import CONTROL_TYPES, Control
+from sdengine.request.preprocessors import hint_of
 from sdengine.request.request import Request
 
 Array = NDArray[np.float32]
@@ -39,6 +40,14 @@ class PlannedControl:
     architecture: ControlArchitecture
     active: frozenset[int]
     weights: tuple[float, ...]
+
+    @property
+    def type_vector(self) -> Array:
+        """What a union ControlNet is told of the picture, [1,control_types]: 1 at its kind."""
+        found = np.zeros((1, self.architecture.control_types), np.float32)
+        if self.control.control_type is not None:
+            found[0, CONTROL_TYPES[self.control.control_type]] = 1
+        return found
 
     @property
     def network(self) -> str:
@@ -127,11 +136,25 @@ def require_controls(request: Request, manifest: Manifest) -> None:
             raise ConfigError.for_field(
                 "control.layer_weights", control.layer_weights, f"{count} of them for this model"
             )
+        _require_type(control, architecture)
         if architecture.conditioning_channels not in (1, 3):
             raise ConfigError(
                 f"control {control.network}: it reads pictures of "
                 f"{architecture.conditioning_channels} channels; only 1 and 3 can be given."
             )
+
+
+def _require_type(control: Control, architecture: ControlArchitecture) -> None:
+    kinds, given = architecture.control_types, control.control_type
+    known = [name for name, number in CONTROL_TYPES.items() if number < kinds]
+    if given is not None and given not in known:
+        accepted = f"one of {', '.join(known)}" if kinds else "none: the network reads one kind"
+        raise ConfigError.for_field("control.control_type", given, accepted)
+    if given is None and kinds:
+        raise ConfigError(
+            f"control {control.network}: control_type is missing; a union ControlNet is told what "
+            f"its picture is: {', '.join(known)}."
+        )
 
 
 def read_hint(
@@ -149,7 +172,10 @@ def read_hint(
         picture: that the request starts from, if any.
     """
     control, width, height = planned.control, request.width, request.height
-    pixels = control_pixels(control.image)
+    pixels, options = control_pixels(control.image), dict(control.preprocess_options)
+    is_sized = "resolution" in options
+    if is_sized:
+        pixels = hint_of(pixels, control.preprocess, options)
     inpainting = None if picture is None else picture.inpainting
     if inpainting is not None and (box := inpainting.box) is not None:
         own_height, own_width = inpainting.original.shape[:2]
@@ -158,6 +184,8 @@ def read_hint(
         pixels = resized_control(pixels, width, height, "stretch")
     else:
         pixels = resized_control(pixels, width, height, control.resize)
+    if not is_sized:  # lines are then as thin as the result shows them
+        pixels = hint_of(pixels, control.preprocess, options)
     hint = _channels(padded(pixels, *size), planned.architecture.conditioning_channels)
     if control.masked and inpainting is not None:
         around = ((0, size[1] - height), (0, size[0] - width))

@@ -18,7 +18,7 @@ from sdengine.pipeline.row_plan import RowPlan
 from sdengine.pipeline.unet_inputs import UNetInputs
 
 Array = NDArray[np.float32]
-HINT = "controlnet_cond"
+HINT, TYPE = "controlnet_cond", "control_type"
 _SHARED = ("timestep", "encoder_hidden_states", "text_embeds", "time_ids")
 
 
@@ -110,6 +110,9 @@ class Steering:
             "sample": inputs.arrays["sample"][first:] if sample is None else sample,
             HINT: np.repeat(hint, rows, axis=0),
         }
+        if planned.architecture.control_types:
+            arrays[TYPE] = np.repeat(planned.type_vector, rows, axis=0)
+            require_tensors(name, module.inputs, {TYPE: arrays[TYPE].shape}, "float32")
         for spec in module.inputs:
             if spec.name in arrays:
                 continue

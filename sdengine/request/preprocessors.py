@@ -30,6 +30,7 @@ from sdengine.request.fields import (
 
 Hint = NDArray[np.uint8] | NDArray[np.float32]
 _GREY_LEVEL = Number(0, 255)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _MAX_GRADIENT = 2040  # of a 3x3 Sobel filter, both directions together
 
 
@@ -77,7 +78,7 @@ class Preprocessor:
         make: the function from [H,W,3] pixels and the options to [H,W] or [H,W,3]; None where
             `preprocess` itself knows more than the pixels.
         own: its options.
-        in_requests: whether a request may name it; not where it reads a file of its own.
+        in_requests: whether a request's controls may name it; not where it reads a file of its own.
     """
 
     name: str
@@ -148,6 +149,7 @@ PREPROCESSORS: Mapping[str, Preprocessor] = MappingProxyType(
                 "inpaint",
                 "floats in [0,1], -1 where the mask is white",
                 own=(_option("mask", None, PictureField(), "of its size: white may change"),),
+                in_requests=False,  # there `masked` says it, of the request's own mask
             ),
             Preprocessor(
                 "depth",
@@ -196,30 +198,59 @@ def preprocess(image: Any, preprocessor: str = "canny", **options: Any) -> Hint:
         BackendUnavailableError: "onnx" without the packages of the extra `preprocess`.
     """
     known = find(preprocessor)
-    given = {**{k: v.default for k, v in known.options.items()}, **check_options(known, options)}
+    given = _with_defaults(known, check_options(known, options))
     if known.name == "depth":
-        return _depth(image, given)
+        depth = read_depth("image", image)
+        if not isinstance(depth, DepthMap):
+            raise ConfigError.for_field("image", image, ACCEPTED)
+        return _depth(depth.values, given)
     network = OnnxNetwork("onnx", given["onnx"]) if known.name == "onnx" else None
     picture = read_picture("image", image)
     if not isinstance(picture, Picture):
         raise ConfigError.for_field("image", image, ACCEPTED)
     mask = given.get("mask")
-    if known.name == "inpaint" and mask.size != picture.size:
+    if mask is not None and mask.size != picture.size:
         shown, accepted = ("{}x{} pixels".format(*one.size) for one in (mask, picture))
         raise ConfigError.for_field("mask", shown, f"the size of image, {accepted}")
-    background = tuple(bytes.fromhex(given["background"][1:]))
-    pixels = flattened(picture.pixels, (background[0], background[1], background[2]))
+    red, green, blue = bytes.fromhex(given["background"][1:])
+    pixels = flattened(picture.pixels, (red, green, blue))
+    if mask is None and network is None:
+        return _made(known, pixels, given)
     width, height = _size(picture.size, given["resolution"])
-    if known.name == "segmentation":
+    pixels = resized(pixels, width, height, "stretch")
+    if network is not None:
+        own = {info.name: given[info.name] for info in known.own if info.name != "onnx"}
+        return network.hint(pixels, **own)
+    weights = mask_weights(mask, invert=False)
+    return hints.inpaint(pixels, resized_weights(weights, width, height, "stretch"))
+
+
+def hint_of(pixels: Pixels, name: str, options: Mapping[str, Any]) -> Pixels:
+    """Return the hint of [H,W,3] pixels, for preprocessors that requests may name.
+
+    Args:
+        pixels: of the picture.
+        name: of the preprocessor.
+        options: checked by `check_options`.
+    """
+    known = PREPROCESSORS[name]
+    given = _with_defaults(known, options)
+    if name == "depth":
+        return _depth(pixels.astype(np.float32) @ _LUMA, given)
+    return _made(known, pixels, given)
+
+
+def _with_defaults(known: Preprocessor, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{name: info.default for name, info in known.options.items()}, **options}
+
+
+def _made(known: Preprocessor, pixels: Pixels, given: Mapping[str, Any]) -> Pixels:
+    height, width = pixels.shape[:2]
+    width, height = _size((width, height), given["resolution"])
+    if known.make is None:
         return _nearest(pixels, width, height)
     pixels = resized(pixels, width, height, "stretch")
-    own = {info.name: given[info.name] for info in known.own}
-    if network is not None:
-        return network.hint(pixels, **{k: v for k, v in own.items() if k != "onnx"})
-    if known.make is None:
-        weights = mask_weights(mask, invert=False)
-        return hints.inpaint(pixels, resized_weights(weights, width, height, "stretch"))
-    found = known.make(pixels, *own.values())
+    found = known.make(pixels, *(given[info.name] for info in known.own))
     return hints.in_colours(found) if found.ndim == 2 else np.array(found)
 
 
@@ -262,19 +293,13 @@ def check_options(known: Preprocessor, options: Mapping[str, Any]) -> dict[str, 
 _ENDS = ("low", "high")
 
 
-def _depth(image: Any, options: Mapping[str, Any]) -> Pixels:
-    if isinstance(image, Picture):
-        image = flattened(image.pixels, (255, 255, 255)) @ np.array([0.299, 0.587, 0.114])
-    found = read_depth("image", image)
-    if not isinstance(found, DepthMap):
-        raise ConfigError.for_field("image", image, ACCEPTED)
-    values = found.values
-    width, height = _size(found.size, options["resolution"])
-    if found.size != (width, height):
+def _depth(values: NDArray[np.float32], options: Mapping[str, Any]) -> Pixels:
+    height, width = values.shape
+    size = _size((width, height), options["resolution"])
+    if size != (width, height):
         from PIL import Image
 
-        resized = Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
-        values = np.asarray(resized)
+        values = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BICUBIC))
     return hints.depth(values, options["low"], options["high"], invert=options["invert"])
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from support.tiny_checkpoints import make_tiny, save_union
 from tolerances import assert_close
 
+import sdengine
+from sdengine import Control, preprocess
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.control_file import read_control_file
 from sdengine.checkpoints.controlnet import read_controlnet
-from sdengine.errors import CheckpointError
+from sdengine.engine import Engine
+from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.controlnet_union import ControlNetUnionConfig
 
 
@@ -121,3 +127,106 @@ def test_configurations_of_no_network_are_refused(
     (tmp_path / "config.json").write_text(json.dumps({**content, **changes}))
     with pytest.raises(CheckpointError, match=said):
         read_controlnet(tmp_path)
+
+
+PROMPT, STEPS, GUIDANCE_SCALE, SEED = "a red circle", 6, 4.0, 5
+LEAST_PSNR_DB = 40.0
+# Of the difference that the control makes, so that it is none of rounding.
+MOST_PSNR_DB = 35.0
+
+
+def psnr_db(found: Any, wanted: Any) -> float:
+    error = np.square(found.astype(np.float64) - wanted).mean()
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+@pytest.fixture(scope="module")
+def engine(saved: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    folder = tmp_path_factory.mktemp("built")
+    make_tiny("tiny-sdxl", folder / "base", seed=3, dtype=torch.float32)
+    sdengine.build(
+        folder / "base",
+        folder / "bundle",
+        target="torch",
+        resolutions=[(128, 64)],
+        precision="fp32",
+        controls={"union": saved[0]},
+    )
+    with sdengine.load(folder / "bundle", backend="torch", precision="fp32") as engine:
+        yield engine
+
+
+def picture() -> Any:
+    y, x = np.mgrid[0:64, 0:128]
+    waves = [np.sin(x / (9 + i)) * np.cos(y / (5 + i)) for i in range(3)]
+    return np.stack([(wave > 0.3).astype(np.uint8) * 255 for wave in waves], axis=2)
+
+
+def made(engine: Engine, *controls: Any, **options: Any) -> Any:
+    given: dict[str, Any] = {
+        "steps": STEPS,
+        "guidance_scale": GUIDANCE_SCALE,
+        "sampler": "euler",
+        "schedule": "normal",
+        "seed": SEED,
+        **options,
+    }
+    return engine.generate(PROMPT, width=128, height=64, controls=controls, **given)
+
+
+def test_the_image_is_that_of_diffusers_pipeline(engine: Engine, saved: tuple[Path, Any]) -> None:
+    import diffusers
+
+    library: Any = diffusers  # its type annotations are incomplete
+    base = Path(engine.bundle.root).parent / "base"
+    pipeline = library.StableDiffusionXLControlNetUnionPipeline.from_pretrained(
+        base, controlnet=saved[1]
+    )
+    pipeline.scheduler = library.EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    wanted = (
+        255
+        * pipeline(
+            PROMPT,
+            control_image=[Image.fromarray(picture())],
+            control_mode=[3],
+            controlnet_conditioning_scale=0.7,
+            control_guidance_end=0.8,
+            height=64,
+            width=128,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE_SCALE,
+            generator=torch.Generator().manual_seed(SEED),
+            output_type="np",
+        ).images[0]
+    )
+    control = Control("union", picture(), control_type="canny", scale=0.7, end=0.8)
+    assert psnr_db(made(engine, control).arrays[0], wanted) >= LEAST_PSNR_DB
+    other = Control("union", picture(), control_type="depth", scale=0.7, end=0.8)
+    assert psnr_db(made(engine, other).arrays[0], wanted) < LEAST_PSNR_DB
+    assert psnr_db(made(engine).arrays[0], wanted) <= MOST_PSNR_DB
+
+
+def test_the_kind_is_needed_and_must_be_known(engine: Engine) -> None:
+    with pytest.raises(ConfigError, match=r"control_type is missing; .*openpose, depth, soft_edge"):
+        made(engine, Control("union", picture()))
+    with pytest.raises(ConfigError, match=r"control_type: 'tile' .*one of .*segmentation"):
+        made(engine, Control("union", picture(), control_type="tile"))
+    with pytest.raises(ConfigError, match=r"control.control_type: 'hed'"):
+        Control("union", picture(), control_type="hed")
+    engine.warm_up([(128, 64)], controls=["union"])
+
+
+def test_a_preprocessed_picture_steers_as_its_hint_does(engine: Engine) -> None:
+    fields: dict[str, Any] = {"network": "union", "control_type": "canny", "scale": 2.0}
+    options = {"low": 50, "high": 300}
+    found = made(
+        engine,
+        {**fields, "image": picture(), "preprocess": "canny", "preprocess_options": options},
+        steps=2,
+    )
+    hint = preprocess(picture(), "canny", **options)
+    same = made(engine, {**fields, "image": hint}, steps=2)
+    np.testing.assert_array_equal(found.arrays[0], same.arrays[0])
+    other = made(engine, {**fields, "image": picture()}, steps=2)
+    assert not np.array_equal(found.arrays[0], other.arrays[0])
