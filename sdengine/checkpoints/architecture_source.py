@@ -11,7 +11,7 @@ from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.configs import ARCHITECTURES, ModelArchitecture
-from sdengine.models.controlnet_union import control_config
+from sdengine.models.controls import control_config
 from sdengine.models.text_encoder import TextEncoderConfig
 from sdengine.models.unet import UNetConfig
 from sdengine.models.vae import VAEConfig

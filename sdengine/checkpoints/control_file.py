@@ -1,4 +1,4 @@
-"""ControlNets in single files: in the original names or those of diffusers, whole or as difference.
+"""Control networks in single files: original names or those of diffusers, whole or as difference.
 
 A file of differences holds what training added to the U-Net that it began with; a network is that
 and a U-Net's weights.
@@ -6,15 +6,17 @@ and a U-Net's weights.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
+from sdengine.checkpoints.adapter_names import MARKS, adapter_config, adapter_names
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.control_names import controlnet_config, original_names, union_names
-from sdengine.checkpoints.controlnet import ControlNetCheckpoint
+from sdengine.checkpoints.controlnet import ControlCheckpoint
 from sdengine.checkpoints.ldm_configs import Shapes
 from sdengine.checkpoints.no_parameters import ParameterFile, open_parameters
 from sdengine.checkpoints.weights import Renamer, Weights
@@ -41,8 +43,8 @@ _OTHERS = {
 }
 
 
-def read_control_file(path: Path, base: Checkpoint | None = None) -> ControlNetCheckpoint:
-    """Open a ControlNet's file.
+def read_control_file(path: Path, base: Checkpoint | None = None) -> ControlCheckpoint:
+    """Open the file of a ControlNet or a T2I-Adapter.
 
     Args:
         path: an existing file of any known format.
@@ -56,11 +58,14 @@ def read_control_file(path: Path, base: Checkpoint | None = None) -> ControlNetC
     names = set(file.names())
     _refuse_others(path, names)
     found = next(((p, mark) for p, mark in _LAYOUTS if f"{p}{mark}" in names), None)
+    if found is None and names.intersection(MARKS):
+        return _adapter(path, file)
     if found is None:
         first = ", ".join(repr(name[:80]) for name in sorted(names)[:3]) or "nothing"
         raise CheckpointError(
-            f"{path}: not a ControlNet: there is neither {_ORIGINAL_MARK}, with or without "
-            f"control_model., nor {_DIFFUSERS_MARK}; it holds {first}..."
+            f"{path}: neither a ControlNet nor a T2I-Adapter: there is no {_ORIGINAL_MARK}, with "
+            f"or without control_model., no {_DIFFUSERS_MARK} and no {MARKS[0]}; it holds "
+            f"{first}..."
         )
     if _DIFFERENCE in names and base is None:
         raise CheckpointError(
@@ -70,27 +75,47 @@ def read_control_file(path: Path, base: Checkpoint | None = None) -> ControlNetC
     prefix, mark = found
     shapes = _shapes(file, prefix)
     unet = None if base is None else base.unet_config
-    try:
-        rename: Renamer = str
+    rename: Renamer = str
+    with _read_from(path):
         if mark == _ORIGINAL_MARK:
             rename = original_names(shapes)
             shapes = {str(rename(name)): shape for name, shape in shapes.items()}
         config = controlnet_config(shapes, unet)
         if isinstance(config, ControlNetUnionConfig):
             rename = union_names
+    open_weights = functools.partial(Weights, [path], rename, prefix)
+    if _DIFFERENCE in names and base is not None:
+        open_weights = _completed(path, open_weights, base)
+    return ControlCheckpoint(
+        root=path,
+        name=path.stem[:200] or CONTROLNET,
+        control_config=config,
+        open_weights=lambda part: open_weights(),
+    )
+
+
+def _adapter(path: Path, file: ParameterFile) -> ControlCheckpoint:
+    shapes = _shapes(file, "")
+    rename = adapter_names(shapes)
+    with _read_from(path):
+        config = adapter_config({str(rename(name)): shape for name, shape in shapes.items()})
+    return ControlCheckpoint(
+        root=path,
+        name=path.stem[:200] or CONTROLNET,
+        control_config=config,
+        open_weights=lambda part: Weights([path], rename),
+    )
+
+
+@contextlib.contextmanager
+def _read_from(path: Path) -> Iterator[None]:
+    """Name the file in what is said of its tensors."""
+    try:
+        yield
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}. The file is incomplete.") from None
     except ConfigError as error:
         raise CheckpointError(f"{path}: its tensors are of no known shape: {error}") from None
-    open_weights = functools.partial(Weights, [path], rename, prefix)
-    if _DIFFERENCE in names and base is not None:
-        open_weights = _completed(path, open_weights, base)
-    return ControlNetCheckpoint(
-        root=path,
-        name=path.stem[:200] or CONTROLNET,
-        controlnet_config=config,
-        open_weights=lambda part: open_weights(),
-    )
 
 
 def _refuse_others(path: Path, names: set[str]) -> None:

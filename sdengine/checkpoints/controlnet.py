@@ -1,4 +1,4 @@
-"""ControlNet checkpoints, which hold the one network alone."""
+"""Checkpoints of ControlNets and T2I-Adapters, which hold the one network alone."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Renamer, Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.contracts import CONTROLNET
-from sdengine.models.controlnet import ControlNetConfig
-from sdengine.models.controlnet_union import CONFIGS, UNION
+from sdengine.models.controlnet_union import UNION
+from sdengine.models.controls import CONFIGS, ControlConfig
+from sdengine.models.t2i_adapter import CLASS as ADAPTER
 
 _CONFIG_FILE = "config.json"
 _CHANNEL_ORDER = "controlnet_conditioning_channel_order"
 
 
 @dataclass(frozen=True)
-class ControlNetCheckpoint(PartSource):
-    """Hold one ControlNet: a checked configuration, weights that are read when asked for.
+class ControlCheckpoint(PartSource):
+    """Hold one control network: a checked configuration, weights that are read when asked for.
 
     Args:
         root: the folder.
         name: for people.
-        controlnet_config: of the network.
+        control_config: of the network.
         open_weights: opens the files of the one part, whatever it is called.
     """
 
     root: Path
     name: str
-    controlnet_config: ControlNetConfig
+    control_config: ControlConfig
     open_weights: Callable[[str], Weights] = field(repr=False)
 
     @property
     def configs(self) -> dict[str, PartConfig]:
         """The one network's configuration."""
-        return {CONTROLNET: self.controlnet_config}
+        return {CONTROLNET: self.control_config}
 
 
 def is_controlnet_folder(root: Path) -> bool:
@@ -49,8 +50,8 @@ def is_controlnet_folder(root: Path) -> bool:
     return (root / _CONFIG_FILE).is_file() and not (root / "model_index.json").exists()
 
 
-def read_controlnet(root: Path, *, variant: str | None = None) -> ControlNetCheckpoint:
-    """Open a folder as diffusers' ControlNetModel.save_pretrained writes it.
+def read_controlnet(root: Path, *, variant: str | None = None) -> ControlCheckpoint:
+    """Open a folder as `save_pretrained` of diffusers' classes writes it.
 
     A network that reads BGR comes as the one that gives the same for RGB.
 
@@ -70,7 +71,7 @@ def read_controlnet(root: Path, *, variant: str | None = None) -> ControlNetChec
             "networks that are read by themselves."
         )
     rename: Renamer = union_names if kind == UNION else str
-    order = content.pop(_CHANNEL_ORDER, "rgb")
+    order = "rgb" if kind == ADAPTER else content.pop(_CHANNEL_ORDER, "rgb")
     if order not in ("rgb", "bgr"):
         raise CheckpointError(
             f"{root / _CONFIG_FILE}: {_CHANNEL_ORDER} is {str(order)[:40]!r}; expected rgb or bgr."
@@ -85,10 +86,10 @@ def read_controlnet(root: Path, *, variant: str | None = None) -> ControlNetChec
         weights.derive = _in_rgb if order == "bgr" else None
         return weights
 
-    return ControlNetCheckpoint(
+    return ControlCheckpoint(
         root=root,
         name=root.resolve().name[:200] or CONTROLNET,
-        controlnet_config=config,
+        control_config=config,
         open_weights=open_weights,
     )
 

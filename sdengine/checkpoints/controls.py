@@ -10,11 +10,12 @@ from pathlib import Path
 from sdengine.bundle.controls import check_control_name, control_name, control_network
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.control_file import read_control_file
-from sdengine.checkpoints.controlnet import ControlNetCheckpoint, read_controlnet
+from sdengine.checkpoints.controlnet import ControlCheckpoint, read_controlnet
 from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
-from sdengine.models.controlnet import ControlNetConfig
+from sdengine.models.controls import ControlConfig
+from sdengine.models.t2i_adapter import T2IAdapterConfig
 from sdengine.models.unet import UNetConfig
 
 PathLike = str | os.PathLike[str]
@@ -33,7 +34,7 @@ class SteeredCheckpoint(PartSource):
     """
 
     base: Checkpoint
-    controls: Mapping[str, ControlNetCheckpoint]
+    controls: Mapping[str, ControlCheckpoint]
 
     @property
     def root(self) -> Path:  # type: ignore[override]
@@ -53,7 +54,7 @@ class SteeredCheckpoint(PartSource):
     @property
     def configs(self) -> dict[str, PartConfig]:
         """Those of the checkpoint's networks, then those of the controls'."""
-        own = {control_network(n): c.controlnet_config for n, c in self.controls.items()}
+        own = {control_network(n): c.control_config for n, c in self.controls.items()}
         return {**self.base.configs, **own}
 
     def open_weights(self, part: str) -> Weights:  # type: ignore[override]
@@ -64,7 +65,7 @@ class SteeredCheckpoint(PartSource):
 
 def open_controls(
     controls: Mapping[str, PathLike], checkpoint: Checkpoint
-) -> dict[str, ControlNetCheckpoint]:
+) -> dict[str, ControlCheckpoint]:
     """Open what shall steer a checkpoint's U-Net, by name.
 
     Args:
@@ -82,11 +83,11 @@ def open_controls(
         check_control_name(name): _open(name, path, checkpoint) for name, path in controls.items()
     }
     for name, control in opened.items():
-        require_fit(name, control.root, control.controlnet_config, checkpoint)
+        require_fit(name, control.root, control.control_config, checkpoint)
     return opened
 
 
-def _open(name: str, path: PathLike, checkpoint: Checkpoint) -> ControlNetCheckpoint:
+def _open(name: str, path: PathLike, checkpoint: Checkpoint) -> ControlCheckpoint:
     try:
         place = Path(os.fsdecode(path))
     except TypeError:
@@ -107,7 +108,7 @@ def _open(name: str, path: PathLike, checkpoint: Checkpoint) -> ControlNetCheckp
     )
 
 
-def require_fit(name: str, root: Path, config: ControlNetConfig, checkpoint: Checkpoint) -> None:
+def require_fit(name: str, root: Path, config: ControlConfig, checkpoint: Checkpoint) -> None:
     """Refuse a control of another family of models.
 
     Args:
@@ -119,7 +120,11 @@ def require_fit(name: str, root: Path, config: ControlNetConfig, checkpoint: Che
     Raises:
         CheckpointError: that is another one; the message names both families.
     """
-    steered, unet = config.unet, checkpoint.unet_config
+    unet = checkpoint.unet_config
+    if isinstance(config, T2IAdapterConfig):
+        _require_adapter_fit(name, root, config, checkpoint)
+        return
+    steered = config.unet
     pairs = {
         "text embeddings of width": (steered.cross_attention_dim, unet.cross_attention_dim),
         "channels of its levels": (steered.block_out_channels, unet.block_out_channels),
@@ -141,6 +146,21 @@ def require_fit(name: str, root: Path, config: ControlNetConfig, checkpoint: Che
                 f"{_shown(found)}); {checkpoint.name} is {checkpoint.family} ({_shown(wanted)}). "
                 "Give a control that was trained for this model's family."
             )
+
+
+def _require_adapter_fit(
+    name: str, root: Path, config: T2IAdapterConfig, checkpoint: Checkpoint
+) -> None:
+    downscale = checkpoint.vae_config.downscale
+    wanted = tuple((c, downscale << level) for c, level in checkpoint.unet_config.feature_places)
+    if config.features != wanted:
+        family = "sdxl" if config.adapter_type == "full_adapter_xl" else "sd1 or sd2"
+        shown = ["; ".join(f"{c} at 1/{d}" for c, d in each) for each in (config.features, wanted)]
+        raise CheckpointError(
+            f"control {name}: {root} is a T2I-Adapter for {family} (features of {shown[0]}); "
+            f"{checkpoint.name} is {checkpoint.family} ({shown[1]}). Give an adapter that was "
+            "trained for this model's family."
+        )
 
 
 def family_of_shapes(unet: UNetConfig) -> str:

@@ -6,7 +6,6 @@ for what `checkpoints.control_names` says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,25 +180,3 @@ class ControlNetUnionModel(ControlNetModel):
         )
         out: Tensor = self.ops.attention(q, k, v, 0.0).transpose(1, 2).flatten(2)
         return out
-
-
-CONFIGS: Mapping[str, type[ControlNetConfig]] = {
-    "ControlNetModel": ControlNetConfig,
-    UNION: ControlNetUnionConfig,
-}
-
-
-def control_config(content: Mapping[str, Any]) -> ControlNetConfig:
-    """Read the configuration of a network of either kind, as its `_class_name` says.
-
-    Raises:
-        ConfigError: it describes what is not implemented.
-    """
-    return CONFIGS.get(str(content.get("_class_name")), ControlNetConfig).from_dict(content)
-
-
-def make_control(config: ControlNetConfig) -> ControlNetModel:
-    """Make the network of a configuration."""
-    if isinstance(config, ControlNetUnionConfig):
-        return ControlNetUnionModel(config)
-    return ControlNetModel(config)

@@ -22,6 +22,7 @@ Array = NDArray[np.float32]
 # Of two residuals next to each other, and the distance of the last one of Stable Diffusion 1 from
 # the middle block, from which those of all families are counted.
 _SOFTER, _FARTHEST = 0.825, 12
+_SOFT_FEATURES = (0.25, 0.62, 0.825, 1.0)  # of a T2I-Adapter, as in the web UI's extension
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -53,6 +54,11 @@ class PlannedControl:
     def network(self) -> str:
         """Its network in the bundle."""
         return control_network(self.control.network)
+
+    @property
+    def runs_once(self) -> bool:
+        """Whether its network runs once, for one row, and not at each evaluation."""
+        return self.architecture.kind == "t2i_adapter"
 
     @property
     def is_conditional_only(self) -> bool:
@@ -100,6 +106,8 @@ def residual_weights(control: Control, architecture: ControlArchitecture) -> tup
     weights: tuple[float, ...] = (1.0,) * count
     if control.layer_weights is not None:
         weights = control.layer_weights
+    elif control.mode in ("prompt", "control") and architecture.kind == "t2i_adapter":
+        weights = _SOFT_FEATURES
     elif control.mode in ("prompt", "control"):
         weights = tuple(_SOFTER ** (_FARTHEST - i) for i in range(count))
     elif control.mode == "guess" and not architecture.global_pool:
@@ -137,6 +145,10 @@ def require_controls(request: Request, manifest: Manifest) -> None:
                 "control.layer_weights", control.layer_weights, f"{count} of them for this model"
             )
         _require_type(control, architecture)
+        if architecture.kind == "t2i_adapter" and control.mode == "guess":
+            raise ConfigError.for_field(
+                "control.mode", control.mode, "balanced, prompt or control for a T2I-Adapter"
+            )
         if architecture.conditioning_channels not in (1, 3):
             raise ConfigError(
                 f"control {control.network}: it reads pictures of "

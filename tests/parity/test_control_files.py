@@ -64,7 +64,7 @@ def test_original_names(
     else:
         save_file(file, path)
     found = read_control_file(path, base)
-    assert found.controlnet_config.unet.level(0, ()) == base.unet_config.level(0, ())
+    assert found.control_config.unet.level(0, ()) == base.unet_config.level(0, ())
     loaded = found.load("controlnet")
     assert_same(loaded.state_dict(), state)
     theirs: Any = convert_controlnet_checkpoint(file, {"layers_per_block": 2})
@@ -81,7 +81,7 @@ def test_names_of_diffusers(made: tuple[Checkpoint, State], tmp_path: Path) -> N
     found = read_control_file(path, base)
     assert_same(found.load("controlnet").state_dict(), state)
     expected = TINY[f"tiny-{base.family.replace('sd1', 'sd15').replace('sd2', 'sd21')}"].controlnet
-    network, same = (ControlNetModel(c) for c in (found.controlnet_config, expected))
+    network, same = (ControlNetModel(c) for c in (found.control_config, expected))
     for one in (network, same):
         one.load_state_dict(state)
     inputs = {

@@ -99,7 +99,7 @@ def test_the_same_from_a_single_file(saved: tuple[Path, Any], tmp_path: Path) ->
     base = load_checkpoint(make_tiny("tiny-sdxl", tmp_path / "base"))
     found = read_control_file(tmp_path / "union.safetensors", base)
     expected = read_controlnet(folder)
-    config = found.controlnet_config
+    config = found.control_config
     assert isinstance(config, ControlNetUnionConfig) and config.num_trans_layer == 2
     state = found.load("controlnet").state_dict()
     for name, tensor in expected.load("controlnet").state_dict().items():

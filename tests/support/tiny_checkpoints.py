@@ -12,6 +12,7 @@ from support.tiny_architectures import TINY
 from sdengine.checkpoints.synthetic import make_synthetic, seed_weights
 from sdengine.models.controlnet import ControlNetModel
 from sdengine.models.controlnet_union import ControlNetUnionConfig
+from sdengine.models.t2i_adapter import T2IAdapterConfig
 
 FAMILIES = ("tiny", "tiny-sd21", "tiny-sdxl", "tiny-sdxl-refiner", "tiny-lcm", "controlnet")
 
@@ -51,5 +52,26 @@ def save_union(folder: Path, family: str = "tiny-sdxl", kinds: int = 6) -> Any:
     )
     theirs: Any = ControlNetUnionModel.from_config(config.to_dict())
     seed_weights(theirs, seed=37)
+    theirs.eval().save_pretrained(folder)
+    return theirs
+
+
+ADAPTERS = {
+    "tiny": T2IAdapterConfig(channels=(16, 32, 48, 48)),
+    "tiny-light": T2IAdapterConfig(
+        channels=(16, 32, 48), num_res_blocks=3, adapter_type="light_adapter", in_channels=1
+    ),
+    "tiny-sdxl": T2IAdapterConfig(
+        channels=(16, 32, 48, 48), downscale_factor=16, adapter_type="full_adapter_xl"
+    ),
+}
+
+
+def save_adapter(folder: Path, name: str, *, seed: int = 41) -> Any:
+    """Write one of ADAPTERS with diffusers, seeded; return it."""
+    from diffusers import T2IAdapter
+
+    theirs: Any = T2IAdapter.from_config(ADAPTERS[name].to_dict())
+    seed_weights(theirs, seed=seed)
     theirs.eval().save_pretrained(folder)
     return theirs
