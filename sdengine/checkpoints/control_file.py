@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,6 +35,8 @@ _LAYOUTS = (
     ("controlnet.", _DIFFUSERS_MARK),
 )
 _DIFFERENCE = "difference"
+# In the name of a network whose residuals count by their means, which nothing in its file says.
+_POOLED = "shuffle"
 # What else steers a U-Net, by how a name in its file begins.
 _OTHERS = {
     "lora_controlnet": "a Control-LoRA, whose ranks are laid on the U-Net that runs",
@@ -83,6 +86,8 @@ def read_control_file(path: Path, base: Checkpoint | None = None) -> ControlChec
         config = controlnet_config(shapes, unet)
         if isinstance(config, ControlNetUnionConfig):
             rename = union_names
+        elif _POOLED in path.stem.lower():
+            config = replace(config, global_pool_conditions=True)
     open_weights = functools.partial(Weights, [path], rename, prefix)
     if _DIFFERENCE in names and base is not None:
         open_weights = _completed(path, open_weights, base)

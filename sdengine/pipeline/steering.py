@@ -52,8 +52,8 @@ class Steering:
         controls: at least one.
         hints: [1,C,H,W] fp32 that each of them reads.
         modules: by network and number of rows, loaded for all that `arrays` comes across.
-        kept: what T2I-Adapters gave, by number of the control; the request's other trajectories
-            share it.
+        kept: what T2I-Adapters gave, by number of the control; shared with the request's other
+            trajectories.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class Steering:
         controls: Sequence[PlannedControl],
         hints: Sequence[Array],
         modules: Mapping[tuple[str, int], Module],
-        kept: dict[int, Mapping[str, Array]],
+        kept: dict[int, Mapping[str, Array]] | None = None,
     ) -> None:
         self._controls = controls
         self._hints = hints
         self._modules = modules
         self._runs: dict[tuple[int, int, int], _Run] = {}  # by control, U-Net's rows, first row
-        self._kept = kept
+        self._kept = {} if kept is None else kept
         self._scaled = np.empty(0, np.float32)  # one residual before it is added to others
 
     def arrays(

@@ -130,7 +130,7 @@ def read_other(folder: Path, state: State, base: Checkpoint | None = None) -> An
         ({"lora_controlnet": 0, "input_blocks.0.0.weight": 0}, "marks a Control-LoRA, whose ranks"),
         ({"lllite_unet_input_blocks_4_1.up.weight": 0}, "marks a ControlNet-LLLite"),
         ({"ip_adapter.1.to_k_ip.weight": 0, "image_proj.norm.weight": 0}, "marks an IP-Adapter"),
-        ({"model.diffusion_model.out.2.bias": 0}, "not a ControlNet: there is neither"),
+        ({"model.diffusion_model.out.2.bias": 0}, "neither a ControlNet nor a T2I-Adapter"),
         (
             {"zero_convs.0.0.weight": 0},
             "'input_blocks.1.0.in_layers.0.weight' is missing. The file",
@@ -180,6 +180,10 @@ def test_a_build_takes_a_file(tmp_path: Path, made: tuple[Checkpoint, State]) ->
     wrong = replace(base, unet_config=replace(base.unet_config, cross_attention_dim=2048))
     with pytest.raises(CheckpointError, match=r"control canny: .* is for .* width .*2048"):
         open_controls({"canny": tmp_path / "canny.safetensors"}, wrong)
+    assert not control.control_config.global_pool_conditions  # type: ignore[union-attr]
+    save_file(original(base, state), tmp_path / "control_v11e_Shuffle.safetensors")
+    pooled = read_control_file(tmp_path / "control_v11e_Shuffle.safetensors", base)
+    assert pooled.control_config.global_pool_conditions  # type: ignore[union-attr]
     (tmp_path / "canny.txt").write_text("x")
     with pytest.raises(CheckpointError, match=r"'.txt' is not among"):
         open_controls({"canny": tmp_path / "canny.txt"}, base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from support.tiny_architectures import TINY
-from support.tiny_checkpoints import ADAPTERS, make_tiny, save_adapter
+from support.tiny_checkpoints import ADAPTERS, make_tiny, save_adapter, save_controlnet
 from tolerances import assert_close
 
 import sdengine
@@ -141,6 +142,7 @@ def test_what_fits_no_model_is_named(tmp_path: Path) -> None:
         open_controls({"a": tmp_path / "odd.safetensors"}, sd1)
 
 
+LIBRARY: Any = diffusers  # its type annotations are incomplete
 PROMPT, STEPS, GUIDANCE_SCALE, SEED = "a red circle", 6, 4.0, 5
 LEAST_PSNR_DB = 40.0
 # Of the difference that the adapter makes, so that it is none of rounding.
@@ -161,13 +163,19 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[En
         names["two"] = "tiny-light"
     for number, (control, name) in enumerate(names.items()):
         save_adapter(folder / control, name, seed=41 + number)
+    controls = {name: folder / name for name in names}
+    if request.param == "tiny":
+        controls["shuffle"] = save_controlnet(folder / "shuffle", "tiny")
+        config = json.loads((folder / "shuffle/config.json").read_text())
+        config["global_pool_conditions"] = True
+        (folder / "shuffle/config.json").write_text(json.dumps(config))
     sdengine.build(
         folder / "base",
         folder / "bundle",
         target="torch",
         resolutions=[(128, 64)],
         precision="fp32",
-        controls={name: folder / name for name in names},
+        controls=controls,
     )
     with sdengine.load(folder / "bundle", backend="torch", precision="fp32") as engine:
         yield engine
@@ -188,6 +196,30 @@ def made(engine: Engine, *controls: Control, **options: Any) -> Any:
         **options,
     }
     return engine.generate(PROMPT, width=128, height=64, controls=controls, **given)
+
+
+def of_diffusers(engine: Engine, kind: str, **parts: Any) -> Any:
+    """Return what runs a pipeline of diffusers on the engine's checkpoint."""
+    base = Path(engine.bundle.root).parent / "base"
+    pipeline = getattr(LIBRARY, kind).from_pretrained(base, **parts)
+    pipeline.scheduler = LIBRARY.EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def run(**options: Any) -> Any:
+        found = pipeline(
+            PROMPT,
+            image=Image.fromarray(picture()),
+            height=64,
+            width=128,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE_SCALE,
+            generator=torch.Generator().manual_seed(SEED),
+            output_type="np",
+            **options,
+        )
+        return 255 * found.images[0]
+
+    return run
 
 
 @pytest.mark.filterwarnings("ignore:The decode_latents method:FutureWarning")
@@ -246,3 +278,21 @@ def test_adapters_add_up_and_run_once_a_request(
     np.testing.assert_array_equal(soft.arrays[0], same.arrays[0])
     with pytest.raises(ConfigError, match=r"control.mode: 'guess' .*for a T2I-Adapter"):
         made(engine, Control("one", picture(), mode="guess"))
+
+
+@pytest.mark.parametrize("engine", ["tiny"], indirect=True)
+def test_residuals_that_count_by_their_means(engine: Engine) -> None:
+    """The shuffle model, alone and where an adapter steers the first evaluations instead."""
+    folder = Path(engine.bundle.root).parent
+    network = LIBRARY.ControlNetModel.from_pretrained(folder / "shuffle")
+    assert network.config.global_pool_conditions
+    run = of_diffusers(engine, "StableDiffusionControlNetPipeline", controlnet=network)
+    wanted = run(controlnet_conditioning_scale=0.8)
+    control = Control("shuffle", picture(), scale=0.8)
+    assert psnr_db(made(engine, control).arrays[0], wanted) >= LEAST_PSNR_DB
+    assert psnr_db(made(engine).arrays[0], wanted) <= MOST_PSNR_DB
+    late, early = Control("shuffle", picture(), start=0.5), Control("one", picture(), end=0.5)
+    found = made(engine, late, early).arrays[0]
+    np.testing.assert_array_equal(found, made(engine, early, late).arrays[0])
+    alone = [made(engine, one).arrays[0] for one in (late, early)]
+    assert not any(np.array_equal(found, one) for one in alone)
