@@ -21,6 +21,7 @@ _HOMES = {
     "Provenance": "sdengine.images.provenance",
     "Metadata": "sdengine.images.metadata",
     "read_metadata": "sdengine.images.metadata",
+    "preprocess": "sdengine.request.preprocessors",
     "build": "sdengine.building.build",
     "export_onnx": "sdengine.export.folder",
     "load_checkpoint": "sdengine.checkpoints",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from sdengine.images.result import Step as Step
     from sdengine.images.timings import Timings as Timings
     from sdengine.request.control import Control as Control
+    from sdengine.request.preprocessors import preprocess as preprocess
     from sdengine.request.request import Request as Request
 
 

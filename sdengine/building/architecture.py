@@ -13,12 +13,14 @@ from pydantic import ValidationError
 from sdengine.bundle.manifest import TASKS, Architecture, Defaults, extra_channels
 from sdengine.checkpoints import Checkpoint
 from sdengine.checkpoints.added_tokens import ADDED
-from sdengine.checkpoints.controlnet import ControlNetCheckpoint
+from sdengine.checkpoints.controlnet import ControlCheckpoint
 from sdengine.checkpoints.diffusers_folder import EXTRAS_FILE
 from sdengine.checkpoints.tokenizer_files import MERGES, VOCAB
 from sdengine.errors import BundleError, CheckpointError, ConfigError
 from sdengine.export.sizes import check_batch, parse_sizes
-from sdengine.models.contracts import CONTROLNET, size_multiple
+from sdengine.models.contracts import size_multiple
+from sdengine.models.controlnet_union import ControlNetUnionConfig
+from sdengine.models.t2i_adapter import T2IAdapterConfig
 from sdengine.models.unet import UNetConfig
 from sdengine.models.vae import VAEConfig
 from sdengine.prompt.tokenizer import ClipTokenizer
@@ -26,7 +28,7 @@ from sdengine.samplers import NoiseSchedule, build_program, read_scheduler_keys
 
 
 def describe(
-    checkpoint: Checkpoint, controls: Mapping[str, ControlNetCheckpoint] = MappingProxyType({})
+    checkpoint: Checkpoint, controls: Mapping[str, ControlCheckpoint] = MappingProxyType({})
 ) -> Architecture:
     """Return what the run time must know about the networks.
 
@@ -109,16 +111,30 @@ def _text_encoder(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
     }
 
 
-def _control(control: ControlNetCheckpoint) -> dict[str, Any]:
-    config = control.controlnet_config
+def _control(control: ControlCheckpoint) -> dict[str, Any]:
+    config = control.control_config
+    (part,) = control.parts
+    common = {
+        "source": control.name,
+        "sha256": control.part_sha256(part),
+        "config": config.to_dict(),
+    }
+    if isinstance(config, T2IAdapterConfig):
+        own = {
+            "kind": "t2i_adapter",
+            "conditioning_channels": config.in_channels,
+            "cell": config.downscale_factor,
+            "residuals": len(config.features),
+        }
+        return {**own, **common}
+    union = config if isinstance(config, ControlNetUnionConfig) else None
     return {
-        "kind": "controlnet",
+        "kind": "controlnet" if union is None else "controlnet_union",
+        "control_types": 0 if union is None else union.num_control_type,
         "conditioning_channels": config.conditioning_channels,
         "residuals": len(config.unet.residual_channels) + 1,
         "global_pool": config.global_pool_conditions,
-        "source": control.name,
-        "sha256": control.part_sha256(CONTROLNET),
-        "config": config.to_dict(),
+        **common,
     }
 
 

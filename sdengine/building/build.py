@@ -34,7 +34,7 @@ from sdengine.bundle.reader import open_bundle
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.bundle.writer import check_target, write_bundle
 from sdengine.checkpoints import Checkpoint, load_checkpoint
-from sdengine.checkpoints.controlnet import ControlNetCheckpoint
+from sdengine.checkpoints.controlnet import ControlCheckpoint
 from sdengine.checkpoints.controls import SteeredCheckpoint, open_controls
 from sdengine.checkpoints.weights import save_tensors
 from sdengine.compilers import COMPILERS, get_compiler
@@ -90,7 +90,7 @@ def build(
             with; None is a few built-in ones.
         controlnet: let the U-Net read ControlNet residuals.
         controls: ControlNets that requests may steer it with: by name, folders as diffusers writes
-            them. Each becomes a network of the bundle, `control_` and its name.
+            them, or single files. Each becomes a network of the bundle, `control_` and its name.
         gpus: names such as "rtx4090" or "sm89" that TensorRT-RTX builds for; none is the GPU that
             is present.
         workspace_bytes: the most that a TensorRT engine may take for scratch.
@@ -187,7 +187,7 @@ class _Build:
     compiler: Compile
     memory: PeakMemory
     networks: tuple[str, ...]
-    controls: Mapping[str, ControlNetCheckpoint] = field(default_factory=dict)
+    controls: Mapping[str, ControlCheckpoint] = field(default_factory=dict)
     max_error: dict[str, float] = field(default_factory=dict)
     replaced: dict[str, dict[str, int]] = field(default_factory=dict)
     layers: dict[str, list[LayerError]] = field(default_factory=dict)

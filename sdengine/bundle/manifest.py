@@ -22,7 +22,14 @@ from pydantic import (
     model_validator,
 )
 
-from sdengine.bundle.controls import CONTROL_NAME, ControlArchitecture, control_network, is_control
+from sdengine.bundle.controls import (
+    CONTROL_NAME,
+    ControlArchitecture,
+    control_network,
+    is_control,
+    is_feature,
+    is_residual,
+)
 from sdengine.bundle.quantisation import Quantisation
 from sdengine.bundle.tensors import size_name
 from sdengine.errors import BundleError
@@ -392,8 +399,10 @@ class Manifest(_Strict):
             raise ValueError(f"{min(odd)}: it is not both a network and among the controls")
         unet = self.networks.get("unet")
         if described and unet is not None:
-            read = sum("_residual" in tensor.name for tensor in unet.inputs)
+            names = [tensor.name for tensor in unet.inputs]
             for name, control in self.architecture.controls.items():
+                adds = is_feature if control.kind == "t2i_adapter" else is_residual
+                read = sum(map(adds, names))
                 given = len(self.networks[control_network(name)].outputs)
                 if not read == given == control.residuals:
                     raise ValueError(f"control {name}: {given} residuals, the U-Net reads {read}")

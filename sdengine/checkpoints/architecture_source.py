@@ -11,7 +11,7 @@ from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.configs import ARCHITECTURES, ModelArchitecture
-from sdengine.models.controlnet import ControlNetConfig
+from sdengine.models.controls import control_config
 from sdengine.models.text_encoder import TextEncoderConfig
 from sdengine.models.unet import UNetConfig
 from sdengine.models.vae import VAEConfig
@@ -71,7 +71,7 @@ def architecture_of_bundle(name: str, architecture: Architecture) -> Architectur
     }
     unet, vae = architecture.unet.config, architecture.vae.config
     controls: dict[str, PartConfig] = {
-        control_network(name): ControlNetConfig.from_dict(control.config)
+        control_network(name): control_config(control.config)
         for name, control in architecture.controls.items()
     }
     own = {"unet": UNetConfig.from_dict(unet), "vae": VAEConfig.from_dict(vae)}

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from sdengine.bundle.controls import check_control_name, control_name, control_network
 from sdengine.checkpoints.checkpoint import Checkpoint
-from sdengine.checkpoints.controlnet import ControlNetCheckpoint, read_controlnet
+from sdengine.checkpoints.control_file import read_control_file
+from sdengine.checkpoints.controlnet import ControlCheckpoint, read_controlnet
 from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
-from sdengine.models.controlnet import ControlNetConfig
+from sdengine.models.controls import ControlConfig
+from sdengine.models.t2i_adapter import T2IAdapterConfig
 from sdengine.models.unet import UNetConfig
 
 PathLike = str | os.PathLike[str]
@@ -32,7 +34,7 @@ class SteeredCheckpoint(PartSource):
     """
 
     base: Checkpoint
-    controls: Mapping[str, ControlNetCheckpoint]
+    controls: Mapping[str, ControlCheckpoint]
 
     @property
     def root(self) -> Path:  # type: ignore[override]
@@ -52,7 +54,7 @@ class SteeredCheckpoint(PartSource):
     @property
     def configs(self) -> dict[str, PartConfig]:
         """Those of the checkpoint's networks, then those of the controls'."""
-        own = {control_network(n): c.controlnet_config for n, c in self.controls.items()}
+        own = {control_network(n): c.control_config for n, c in self.controls.items()}
         return {**self.base.configs, **own}
 
     def open_weights(self, part: str) -> Weights:  # type: ignore[override]
@@ -63,11 +65,12 @@ class SteeredCheckpoint(PartSource):
 
 def open_controls(
     controls: Mapping[str, PathLike], checkpoint: Checkpoint
-) -> dict[str, ControlNetCheckpoint]:
+) -> dict[str, ControlCheckpoint]:
     """Open what shall steer a checkpoint's U-Net, by name.
 
     Args:
-        controls: by name, folders as diffusers' ControlNetModel.save_pretrained writes them.
+        controls: by name, folders as diffusers' ControlNetModel.save_pretrained writes them, or
+            single files.
         checkpoint: that they shall steer.
 
     Raises:
@@ -76,30 +79,36 @@ def open_controls(
     """
     if len(controls) > MAX_CONTROLS:
         raise ConfigError.for_field("controls", len(controls), f"at most {MAX_CONTROLS}")
-    opened = {check_control_name(name): _open(name, path) for name, path in controls.items()}
+    opened = {
+        check_control_name(name): _open(name, path, checkpoint) for name, path in controls.items()
+    }
     for name, control in opened.items():
-        require_fit(name, control.root, control.controlnet_config, checkpoint)
+        require_fit(name, control.root, control.control_config, checkpoint)
     return opened
 
 
-def _open(name: str, path: PathLike) -> ControlNetCheckpoint:
+def _open(name: str, path: PathLike, checkpoint: Checkpoint) -> ControlCheckpoint:
     try:
         place = Path(os.fsdecode(path))
     except TypeError:
-        raise ConfigError.for_field(f"control {name}", path, "the path of a folder") from None
+        accepted = "the path of a folder or file"
+        raise ConfigError.for_field(f"control {name}", path, accepted) from None
     try:
-        is_there = place.is_dir()
+        is_folder, is_file = place.is_dir(), place.is_file()
     except (OSError, ValueError):
-        is_there = False
-    if not is_there:
-        raise CheckpointError(
-            f"control {name}: {str(path)[:200]!r} is no folder. Give one as diffusers writes them, "
-            "with config.json and diffusion_pytorch_model.safetensors."
-        )
-    return read_controlnet(place)
+        is_folder = is_file = False
+    if is_folder:
+        return read_controlnet(place)
+    if is_file:
+        return read_control_file(place, checkpoint)
+    raise CheckpointError(
+        f"control {name}: {str(path)[:200]!r} is neither a folder nor a file. Give a folder as "
+        "diffusers writes them, with config.json and diffusion_pytorch_model.safetensors, or a "
+        "single file."
+    )
 
 
-def require_fit(name: str, root: Path, config: ControlNetConfig, checkpoint: Checkpoint) -> None:
+def require_fit(name: str, root: Path, config: ControlConfig, checkpoint: Checkpoint) -> None:
     """Refuse a control of another family of models.
 
     Args:
@@ -111,7 +120,11 @@ def require_fit(name: str, root: Path, config: ControlNetConfig, checkpoint: Che
     Raises:
         CheckpointError: that is another one; the message names both families.
     """
-    steered, unet = config.unet, checkpoint.unet_config
+    unet = checkpoint.unet_config
+    if isinstance(config, T2IAdapterConfig):
+        _require_adapter_fit(name, root, config, checkpoint)
+        return
+    steered = config.unet
     pairs = {
         "text embeddings of width": (steered.cross_attention_dim, unet.cross_attention_dim),
         "channels of its levels": (steered.block_out_channels, unet.block_out_channels),
@@ -133,6 +146,21 @@ def require_fit(name: str, root: Path, config: ControlNetConfig, checkpoint: Che
                 f"{_shown(found)}); {checkpoint.name} is {checkpoint.family} ({_shown(wanted)}). "
                 "Give a control that was trained for this model's family."
             )
+
+
+def _require_adapter_fit(
+    name: str, root: Path, config: T2IAdapterConfig, checkpoint: Checkpoint
+) -> None:
+    downscale = checkpoint.vae_config.downscale
+    wanted = tuple((c, downscale << level) for c, level in checkpoint.unet_config.feature_places)
+    if config.features != wanted:
+        family = "sdxl" if config.adapter_type == "full_adapter_xl" else "sd1 or sd2"
+        shown = ["; ".join(f"{c} at 1/{d}" for c, d in each) for each in (config.features, wanted)]
+        raise CheckpointError(
+            f"control {name}: {root} is a T2I-Adapter for {family} (features of {shown[0]}); "
+            f"{checkpoint.name} is {checkpoint.family} ({shown[1]}). Give an adapter that was "
+            "trained for this model's family."
+        )
 
 
 def family_of_shapes(unet: UNetConfig) -> str:

@@ -12,7 +12,7 @@ from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.checkpoints.guesses import Guess
 from sdengine.checkpoints.model_index import read_entries
 from sdengine.checkpoints.tokenizer_files import read_tokenizer, read_vocabulary
-from sdengine.checkpoints.weights import Weights
+from sdengine.checkpoints.weights import Renamer, Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.text_encoder import TextEncoderConfig
 from sdengine.models.unet import UNetConfig
@@ -110,7 +110,11 @@ def _stems(part: str) -> tuple[str, ...]:
 
 
 def open_folder_weights(
-    folder: CheckpointFolder, part: str, subfolder: str, variant: str | None
+    folder: CheckpointFolder,
+    part: str,
+    subfolder: str,
+    variant: str | None,
+    rename: Renamer | None = None,
 ) -> Weights:
     """Find and open the weights of one network.
 
@@ -119,13 +123,13 @@ def open_folder_weights(
         part: which network, for its parameters' names.
         subfolder: its place in the folder, or "." for the folder itself.
         variant: such as "fp16", or None.
+        rename: gives the names of today; None for what is known of the part.
 
     Raises:
         CheckpointError: there are none, or they are damaged.
     """
-    return Weights(
-        folder.weight_files(subfolder, _stems(part), variant), lambda name: current_name(part, name)
-    )
+    files = folder.weight_files(subfolder, _stems(part), variant)
+    return Weights(files, rename or (lambda name: current_name(part, name)))
 
 
 def current_name(part: str, name: str) -> str:

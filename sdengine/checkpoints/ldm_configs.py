@@ -37,18 +37,18 @@ def unet_config(shapes: Shapes, family: str, pooled_dim: int, sample_size: int) 
         CheckpointError: tensors that every U-Net of the family has are missing.
         ConfigError: what they say cannot be built.
     """
-    levels, outputs = _down_levels(shapes), _up_levels(shapes)
+    levels, outputs = down_levels(shapes), _up_levels(shapes)
     if [len(blocks) + 1 for blocks in reversed(levels)] != [len(blocks) for blocks in outputs]:
         raise CheckpointError("its levels have other numbers of layers on the way up than down")
     widths = tuple(
-        _dim(shapes, f"input_blocks.{blocks[0]}.0.out_layers.3.weight", 0) for blocks in levels
+        dim_of(shapes, f"input_blocks.{blocks[0]}.0.out_layers.3.weight", 0) for blocks in levels
     )
     downs = [[f"input_blocks.{n}.1" for n in blocks] for blocks in levels]
     ups = [[f"output_blocks.{n}.1" for n in blocks] for blocks in outputs]
     attends, attends_up = _attends(shapes, downs), _attends(shapes, ups)
     place = next((p for level in downs for p in level if _is_attention(shapes, p)), downs[-1][0])
     linear = len(_shape(shapes, f"{place}.proj_in.weight")) == 2
-    middle = _depth(shapes, "middle_block.1") if _is_attention(shapes, "middle_block.1") else None
+    middle = depth_of(shapes, "middle_block.1") if _is_attention(shapes, "middle_block.1") else None
     entries = [_entry(shapes, level) for level in downs]
     if middle is not None and not attends[-1]:
         # The middle is as deep as the last level's entry says, even where that does not attend.
@@ -71,17 +71,17 @@ def unet_config(shapes: Shapes, family: str, pooled_dim: int, sample_size: int) 
             if family not in _SDXL_TIME_IDS
             else "the U-Net lacks SDXL's added conditioning"
         )
-    added_dim = _dim(shapes, "label_emb.0.0.weight", 1) if added else None
+    added_dim = dim_of(shapes, "label_emb.0.0.weight", 1) if added else None
     cond_proj = shapes.get("time_embed.cond_proj.weight")
     return UNetConfig(
         sample_size=sample_size,
-        in_channels=_dim(shapes, "input_blocks.0.0.weight", 1),
-        out_channels=_dim(shapes, "out.2.weight", 0),
+        in_channels=dim_of(shapes, "input_blocks.0.0.weight", 1),
+        out_channels=dim_of(shapes, "out.2.weight", 0),
         down_block_types=down,
         up_block_types=up,
         block_out_channels=widths,
         layers_per_block=layers[0] if len(set(layers)) == 1 else layers,
-        cross_attention_dim=_dim(shapes, f"{place}.transformer_blocks.0.attn2.to_k.weight", 1),
+        cross_attention_dim=dim_of(shapes, f"{place}.transformer_blocks.0.attn2.to_k.weight", 1),
         attention_head_dim=tuple(w // _HEAD_DIM for w in widths) if linear else _SD1_HEADS,
         transformer_layers_per_block=(
             _first(entries[-1]) if len(same) == 1 and not nested else tuple(entries)
@@ -111,15 +111,16 @@ def vae_config(shapes: Shapes, family: str, sample_size: int, num_groups: int = 
         CheckpointError: tensors that every autoencoder has are missing.
         ConfigError: what they say cannot be built.
     """
-    levels = _count(shapes, r"encoder\.down\.(\d{1,3})\.block\.0\.conv1\.weight")
+    levels = count_of(shapes, r"encoder\.down\.(\d{1,3})\.block\.0\.conv1\.weight")
     return VAEConfig(
-        in_channels=_dim(shapes, "encoder.conv_in.weight", 1),
-        out_channels=_dim(shapes, "decoder.conv_out.weight", 0),
+        in_channels=dim_of(shapes, "encoder.conv_in.weight", 1),
+        out_channels=dim_of(shapes, "decoder.conv_out.weight", 0),
         block_out_channels=tuple(
-            _dim(shapes, f"encoder.down.{level}.block.0.conv1.weight", 0) for level in range(levels)
+            dim_of(shapes, f"encoder.down.{level}.block.0.conv1.weight", 0)
+            for level in range(levels)
         ),
-        layers_per_block=_count(shapes, r"encoder\.down\.0\.block\.(\d{1,3})\.conv1\.weight"),
-        latent_channels=_dim(shapes, "decoder.conv_in.weight", 1),
+        layers_per_block=count_of(shapes, r"encoder\.down\.0\.block\.(\d{1,3})\.conv1\.weight"),
+        latent_channels=dim_of(shapes, "decoder.conv_in.weight", 1),
         use_quant_conv="quant_conv.weight" in shapes,
         use_post_quant_conv="post_quant_conv.weight" in shapes,
         norm_num_groups=num_groups,
@@ -144,10 +145,10 @@ def clip_config(shapes: Shapes) -> TextEncoderConfig:
     return TextEncoderConfig(
         vocab_size=tokens,
         hidden_size=width,
-        intermediate_size=_dim(plain, "encoder.layers.0.mlp.fc1.weight", 0),
-        num_hidden_layers=_count(plain, r"encoder\.layers\.(\d{1,4})\.mlp\.fc1\.weight"),
+        intermediate_size=dim_of(plain, "encoder.layers.0.mlp.fc1.weight", 0),
+        num_hidden_layers=count_of(plain, r"encoder\.layers\.(\d{1,4})\.mlp\.fc1\.weight"),
         num_attention_heads=max(width // _HEAD_DIM, 1),
-        max_position_embeddings=_dim(plain, "embeddings.position_embedding.weight", 0),
+        max_position_embeddings=dim_of(plain, "embeddings.position_embedding.weight", 0),
         projection_dim=width,
     )
 
@@ -161,25 +162,29 @@ def openclip_config(shapes: Shapes, *, projects: bool) -> TextEncoderConfig:
             used either (Stable Diffusion 2).
     """
     tokens, width = _pair(shapes, "token_embedding.weight")
-    layers = _count(shapes, r"transformer\.resblocks\.(\d{1,4})\.mlp\.c_fc\.weight")
+    layers = count_of(shapes, r"transformer\.resblocks\.(\d{1,4})\.mlp\.c_fc\.weight")
     if not projects and layers != _OPENCLIP_H_USED:
         layers -= 1
     return TextEncoderConfig(
         vocab_size=tokens,
         hidden_size=width,
-        intermediate_size=_dim(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 0),
+        intermediate_size=dim_of(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 0),
         num_hidden_layers=layers,
         num_attention_heads=max(width // _HEAD_DIM, 1),
-        max_position_embeddings=_dim(shapes, "positional_embedding", 0),
+        max_position_embeddings=dim_of(shapes, "positional_embedding", 0),
         # The published SD2 configuration says 512 of a projection that it does not have.
-        projection_dim=_dim(shapes, "text_projection", 1) if projects else 512,
+        projection_dim=dim_of(shapes, "text_projection", 1) if projects else 512,
         hidden_act="gelu",
         with_projection=projects,
     )
 
 
-def _down_levels(shapes: Shapes) -> list[list[int]]:
-    """Return the numbers of the input blocks of each level; a downsampler ends one."""
+def down_levels(shapes: Shapes) -> list[list[int]]:
+    """Return the numbers of the input blocks of each level; a downsampler ends one.
+
+    Raises:
+        CheckpointError: the first one is missing.
+    """
     levels: list[list[int]] = [[]]
     block = 1
     while True:
@@ -220,7 +225,7 @@ def _attends(shapes: Shapes, levels: list[list[str]]) -> list[bool]:
 
 def _entry(shapes: Shapes, places: list[str]) -> int | tuple[int, ...]:
     """Return the transformer blocks of a level's layers: one number where they are the same."""
-    depths = tuple(_depth(shapes, place) or 1 for place in places)
+    depths = tuple(depth_of(shapes, place) or 1 for place in places)
     return depths[0] if len(set(depths)) == 1 else depths
 
 
@@ -240,7 +245,12 @@ def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     return shapes[name]
 
 
-def _dim(shapes: Shapes, name: str, index: int) -> int:
+def dim_of(shapes: Shapes, name: str, index: int) -> int:
+    """Return one side of a tensor.
+
+    Raises:
+        CheckpointError: it is missing, or has fewer sides.
+    """
     shape = _shape(shapes, name)
     if index >= len(shape):
         raise CheckpointError(f"tensor {name!r} has shape {list(shape)}")
@@ -248,15 +258,16 @@ def _dim(shapes: Shapes, name: str, index: int) -> int:
 
 
 def _pair(shapes: Shapes, name: str) -> tuple[int, int]:
-    return _dim(shapes, name, 0), _dim(shapes, name, 1)
+    return dim_of(shapes, name, 0), dim_of(shapes, name, 1)
 
 
-def _depth(shapes: Shapes, place: str) -> int:
+def depth_of(shapes: Shapes, place: str) -> int:
+    """Return how many transformer blocks an attention has; 0 where there is none."""
     escaped = re.escape(place)
-    return _count(shapes, rf"{escaped}\.transformer_blocks\.(\d{{1,3}})\.attn2\.to_k\.weight")
+    return count_of(shapes, rf"{escaped}\.transformer_blocks\.(\d{{1,3}})\.attn2\.to_k\.weight")
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
+def count_of(shapes: Shapes, pattern: str) -> int:
     """Return one more than the largest number that the pattern finds among the names."""
     found = (re.fullmatch(pattern, name) for name in shapes)
     return max((int(match[1]) + 1 for match in found if match), default=0)

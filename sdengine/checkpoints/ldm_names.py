@@ -72,8 +72,12 @@ _OPENCLIP_BLOCK = re.compile(r"transformer\.resblocks\.(\d{1,4})\.(.+)")
 
 def unet_names(config: UNetConfig) -> Renamer:
     """Return the renamer of what follows ``model.diffusion_model.``."""
+    return encoder_names(config.num_layers)
+
+
+def encoder_names(layers: tuple[int, ...]) -> Renamer:
+    """Return the renamer of a U-Net, or of its way down alone, by its levels' numbers of layers."""
     # In the file blocks are counted through; a level's downsampler is a block of its own.
-    layers = config.num_layers
     down_places = [(level, index) for level, n in enumerate(layers) for index in range(n + 1)]
     up_places = [(level, index) for level, n in enumerate(layers[::-1]) for index in range(n + 1)]
 

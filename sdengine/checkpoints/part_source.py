@@ -14,17 +14,22 @@ from torch import nn
 
 from sdengine.checkpoints.weights import Weights, shapes_of
 from sdengine.errors import ConfigError
-from sdengine.models.controlnet import ControlNetConfig, ControlNetModel
+from sdengine.models.controlnet import ControlNetConfig
+from sdengine.models.controlnet_union import ControlNetUnionConfig
+from sdengine.models.controls import ControlConfig, make_control
+from sdengine.models.t2i_adapter import T2IAdapterConfig
 from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL, VAEConfig
 
-PartConfig = UNetConfig | VAEConfig | TextEncoderConfig | ControlNetConfig
+PartConfig = UNetConfig | VAEConfig | TextEncoderConfig | ControlConfig
 _MODULES: Mapping[type[Any], Callable[[Any], nn.Module]] = {
     UNetConfig: UNet2DConditionModel,
     VAEConfig: AutoencoderKL,
     TextEncoderConfig: CLIPTextEncoder,
-    ControlNetConfig: ControlNetModel,
+    ControlNetConfig: make_control,
+    ControlNetUnionConfig: make_control,
+    T2IAdapterConfig: make_control,
 }
 
 

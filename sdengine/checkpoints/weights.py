@@ -58,6 +58,8 @@ class Weights:
     Attributes:
         left_out: what each of the others is, as far as it is the network's business.
         elsewhere: the tensors that do not begin with the prefix.
+        derive: gives what the network has in the place of a tensor that is read, by its name; None
+            where it has that tensor.
 
     Raises:
         CheckpointError: a file is damaged, or holds a tensor twice.
@@ -65,6 +67,7 @@ class Weights:
 
     def __init__(self, files: Sequence[Path], rename: Renamer, prefix: str = "") -> None:
         self.files = list(files)
+        self.derive: Callable[[str, torch.Tensor], torch.Tensor] | None = None
         self._places: dict[str, tuple[TensorFile, str, Piece]] = {}
         self._scales: dict[tuple[Path, str], str] = {}
         self.left_out: dict[tuple[Path, str], str] = {}
@@ -160,7 +163,8 @@ class Weights:
             rows = tensor.shape[0] // piece.parts if piece.parts > 1 else 0
             if rows:
                 tensor = tensor[piece.part * rows : (piece.part + 1) * rows]
-            yield name, tensor.reshape(shape)
+            tensor = tensor.reshape(shape)
+            yield name, tensor if self.derive is None else self.derive(name, tensor)
 
     def _read(self, handle: TensorFile, stored: str) -> torch.Tensor:
         tensor = handle.read(stored)

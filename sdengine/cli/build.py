@@ -42,7 +42,7 @@ def build(
     control: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=FOLDER",
+            metavar="NAME=PATH",
             help="A ControlNet for requests to steer with, by a name such as canny; repeatable.",
         ),
     ] = None,
@@ -172,14 +172,14 @@ def describe(report: BuildReport) -> dict[str, object]:
 
 
 def _named(controls: list[str]) -> dict[str, str]:
-    """Return the folders of controls by their names."""
+    """Return the paths of controls by their names."""
     found: dict[str, str] = {}
     for one in controls:
         name, _, folder = one.partition("=")
         if not folder:
-            raise ConfigError.for_field("--control", one, "NAME=FOLDER")
+            raise ConfigError.for_field("--control", one, "NAME=PATH")
         if name in found:
-            raise ConfigError.for_field("--control", one, "one folder for each name")
+            raise ConfigError.for_field("--control", one, "one path for each name")
         found[name] = folder
     return found
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from sdengine.errors import ConfigError
 from sdengine.request.control import CONTROL_FIELDS, Control
+from sdengine.request.fields import Flag
+from sdengine.request.preprocessors import PREPROCESSORS
 
 CONTROL_HELP = (
     "steer by a picture: the control's name in the bundle, a file, and any of its options, as in "
@@ -34,9 +36,10 @@ def parse_control(text: str) -> dict[str, Any]:
         key, value = option.groups()
         if key not in _READERS:
             raise ConfigError.for_field("--control", last, f"keys {', '.join(_READERS)}")
-        if key in found:
+        place = found.setdefault(_OPTIONS, {}) if key in _PREPROCESS_READERS else found
+        if key in place:
             raise ConfigError.for_field("--control", text, f"{key} once")
-        found[key] = _READERS[key](last, value)
+        place[key] = _READERS[key](last, value)
         rest = before
     if not is_there or not name or not rest:
         raise ConfigError.for_field("--control", text, "NAME=FILE, such as canny=edges.png")
@@ -84,7 +87,21 @@ def _word(option: str, value: str) -> str:
     return value
 
 
-_READERS: Mapping[str, Callable[[str, str], Any]] = {
+def _value(option: str, value: str) -> int | float:
+    number = _number(option, value)
+    return int(number) if number.is_integer() else number
+
+
+_OPTIONS = "preprocess_options"
+_Readers = Mapping[str, Callable[[str, str], Any]]
+_PREPROCESS_READERS: _Readers = {
+    name: _flag if isinstance(info.check, Flag) else _value
+    for one in PREPROCESSORS.values()
+    if one.in_requests
+    for name, info in one.options.items()
+    if name != "background"
+}
+_READERS: _Readers = {
     "scale": _number,
     "start": _number,
     "end": _number,
@@ -92,4 +109,7 @@ _READERS: Mapping[str, Callable[[str, str], Any]] = {
     "layer_weights": _weights,
     "resize": _word,
     "masked": _flag,
+    "control_type": _word,
+    "preprocess": _word,
+    **_PREPROCESS_READERS,
 }

@@ -134,7 +134,9 @@ def _lines(manifest: Manifest) -> list[str]:
         f"latents     {architecture.vae.latent_channels} channels, 1/{architecture.vae.downscale}"
         f" size, scaling {architecture.vae.scaling_factor:g}",
         *(
-            f"control     {name}: {control.kind} of {control.source}, {control.residuals} residuals"
+            f"control     {name}: {control.kind} of {control.source}, {control.residuals} "
+            f"{'features' if control.kind == 't2i_adapter' else 'residuals'}"
+            f"{', which count by their means' * control.global_pool}"
             for name, control in architecture.controls.items()
         ),
         *(f"not taken   {line}" for line in architecture.not_taken_over),

@@ -55,6 +55,9 @@ SUBCOMMANDS = (
     Subcommand("inspect", "sdengine.cli.inspect:inspect", "Show what a bundle holds."),
     Subcommand("verify", "sdengine.cli.verify:verify", "Check every file of a bundle."),
     Subcommand("tokens", "sdengine.cli.tokens:tokens", "Show how a prompt is read."),
+    Subcommand(
+        "preprocess", "sdengine.cli.preprocess:preprocess", "Make a control network's hint."
+    ),
     Subcommand("samplers", "sdengine.cli.samplers:samplers", "List samplers and schedules."),
     Subcommand("doctor", "sdengine.cli.doctor:doctor", "Show what this machine can run."),
     Subcommand(

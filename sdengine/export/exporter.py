@@ -26,6 +26,7 @@ from sdengine.models.contracts import (
     NetworkContract,
     make_contract,
 )
+from sdengine.models.t2i_adapter import T2IAdapterConfig
 from sdengine.models.vae import VAEConfig
 
 _PARTS = {"vae_decoder": "vae", "vae_encoder": "vae"}
@@ -55,6 +56,7 @@ class Exporter:
         self.options: ContractOptions = {
             "downscale": _downscale(source),
             "controlnet": controlnet,
+            "adapters": any(isinstance(c, T2IAdapterConfig) for c in source.configs.values()),
             "num_time_ids": source.num_time_ids,
         }
         self._loaded: tuple[str, nn.Module] | None = None

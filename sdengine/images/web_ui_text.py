@@ -108,7 +108,7 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
 def _control(control: Control) -> str:
     """Describe a control as the ControlNet extension does; its picture is in no text."""
     pairs = {
-        "Module": "none",
+        "Module": control.preprocess,
         "Model": control.network,
         "Weight": _value_text(control.scale),
         "Resize Mode": _RESIZES[control.resize],

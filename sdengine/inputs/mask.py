@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sdengine.inputs.gaussian import gaussian
 from sdengine.inputs.picture import Picture, Pixels
 from sdengine.inputs.recorded import Recorded
 from sdengine.inputs.resize import resized
@@ -70,18 +71,7 @@ def blurred(weights: Weights, sigma: float) -> Weights:
     """
     if sigma == 0:
         return weights
-    reach = int(2.5 * sigma + 0.5)
-    places = np.arange(-reach, reach + 1)
-    kernel = np.exp(-0.5 * (places / sigma) ** 2)
-    kernel /= kernel.sum()
-    found = weights.astype(np.float64)
-    for axis in (0, 1):
-        wide = np.pad(found, [(reach, reach) if a == axis else (0, 0) for a in (0, 1)], "edge")
-        size = found.shape[axis]
-        found = sum(
-            share * np.take(wide, range(first, first + size), axis)
-            for first, share in enumerate(kernel)
-        )
+    found = gaussian(weights, sigma, int(2.5 * sigma + 0.5), "edge")
     return np.asarray(found.clip(0, 1), np.float32)
 
 

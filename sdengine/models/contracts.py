@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -13,9 +13,12 @@ from sdengine.bundle.controls import is_control
 from sdengine.bundle.tensors import TensorSpec, resolve_shapes
 from sdengine.errors import ConfigError
 from sdengine.models.controlnet import ControlNetModel
+from sdengine.models.controlnet_union import ControlNetUnionModel
 from sdengine.models.dtypes import TORCH_DTYPES
+from sdengine.models.positional import Joined, Method, PositionalControlNet, PositionalUNet
+from sdengine.models.t2i_adapter import T2IAdapter
 from sdengine.models.text_encoder import CLIPTextEncoder
-from sdengine.models.unet import UNet2DConditionModel, UNetConfig
+from sdengine.models.unet import FEATURES, UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL
 
 NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
@@ -132,14 +135,16 @@ def unet_contract(
     *,
     downscale: int = 8,
     controlnet: bool = True,
+    adapters: bool = False,
     num_time_ids: int = 6,
 ) -> NetworkContract:
-    """sample, timestep, encoder_hidden_states, [added], [residuals] -> noise_pred.
+    """sample, timestep, encoder_hidden_states, [added], [residuals], [features] -> noise_pred.
 
     Args:
         module: the U-Net.
         downscale: pixels along one side of a latent cell.
         controlnet: read residuals that are added on the way up; zeros leave them out.
+        adapters: read features that are added on the way down; zeros leave them out.
         num_time_ids: of each image, where the U-Net reads them: 6, or 5 for a refiner.
     """
     config = module.config
@@ -154,9 +159,14 @@ def unet_contract(
     inputs += added
     if controlnet:
         inputs += _residuals(config, downscale)
+    if adapters:
+        places = [(c, downscale << level) for c, level in config.feature_places]
+        inputs += _features(places)
     return NetworkContract(
         name="unet",
-        module=_PositionalUNet(module, [spec.name for spec in added], controlnet),
+        module=PositionalUNet(
+            module, [spec.name for spec in added], controlnet, FEATURES if adapters else 0
+        ),
         inputs=tuple(inputs),
         outputs=(TensorSpec("noise_pred", _map(config.out_channels, downscale), _FLOAT),),
         multiple=size_multiple(config, downscale),
@@ -172,6 +182,8 @@ def controlnet_contract(
 ) -> NetworkContract:
     """sample, timestep, encoder_hidden_states, [added], controlnet_cond -> residuals at scale 1.
 
+    A union ControlNet also reads control_type.
+
     Args:
         module: the ControlNet.
         name: of the network.
@@ -183,17 +195,50 @@ def controlnet_contract(
     control = _map(module.controlnet_config.conditioning_channels, 1)
     return NetworkContract(
         name=name,
-        module=_PositionalControlNet(module, [spec.name for spec in added]),
+        module=PositionalControlNet(module, [spec.name for spec in added]),
         inputs=(
             TensorSpec("sample", _map(config.in_channels, downscale), _FLOAT),
             TensorSpec("timestep", ("batch",), _FLOAT),
             TensorSpec("encoder_hidden_states", text, _FLOAT),
             *added,
             TensorSpec("controlnet_cond", control, _FLOAT),
+            *_kinds(module),
         ),
         outputs=tuple(_residuals(config, downscale)),
         multiple=size_multiple(config, downscale),
     )
+
+
+def t2i_adapter_contract(module: T2IAdapter, name: str) -> NetworkContract:
+    """hint -> features at scale 1.
+
+    Args:
+        module: the adapter.
+        name: of the network.
+    """
+    config = module.config
+    cell = config.downscale_factor
+    hint = _map(config.in_channels * cell**2, cell)
+    return NetworkContract(
+        name=name,
+        module=Joined(module),
+        inputs=(TensorSpec("hint", hint, _FLOAT),),
+        outputs=tuple(_features(config.features)),
+        multiple=max(divisor for _, divisor in config.features),
+    )
+
+
+def _features(places: Sequence[tuple[int, int]]) -> list[TensorSpec]:
+    return [
+        TensorSpec(f"adapter_feature_{index}", _map(channels, divisor), _FLOAT)
+        for index, (channels, divisor) in enumerate(places)
+    ]
+
+
+def _kinds(module: ControlNetModel) -> list[TensorSpec]:
+    if not isinstance(module, ControlNetUnionModel):
+        return []
+    return [TensorSpec("control_type", ("batch", module.union_config.num_control_type), _FLOAT)]
 
 
 def vae_decoder_contract(module: AutoencoderKL) -> NetworkContract:
@@ -202,7 +247,7 @@ def vae_decoder_contract(module: AutoencoderKL) -> NetworkContract:
     latents = TensorSpec("latents", _map(config.latent_channels, config.downscale), _FLOAT)
     return NetworkContract(
         name="vae_decoder",
-        module=_Method(module, module.decode),
+        module=Method(module, module.decode),
         inputs=(latents,),
         outputs=(TensorSpec("images", _map(config.out_channels, 1), _FLOAT),),
         multiple=config.downscale,
@@ -215,7 +260,7 @@ def vae_encoder_contract(module: AutoencoderKL) -> NetworkContract:
     moments = TensorSpec("moments", _map(2 * config.latent_channels, config.downscale), _FLOAT)
     return NetworkContract(
         name="vae_encoder",
-        module=_Method(module, module.encode),
+        module=Method(module, module.encode),
         inputs=(TensorSpec("images", _map(config.in_channels, 1), _FLOAT),),
         outputs=(moments,),
         multiple=config.downscale,
@@ -230,55 +275,6 @@ def has_weight(network: str, name: str) -> bool:
 def size_multiple(config: UNetConfig, downscale: int = 8) -> int:
     """Return what height and width in pixels must be multiples of, so that levels fit together."""
     return int(downscale << (len(config.block_out_channels) - 1))
-
-
-class _PositionalUNet(nn.Module):
-    """Sort the positional inputs of a contract into the U-Net's arguments."""
-
-    def __init__(self, module: UNet2DConditionModel, added: list[str], controlnet: bool) -> None:
-        super().__init__()
-        self.module = module
-        self.added = added
-        self.controlnet = controlnet
-
-    def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *rest: Tensor
-    ) -> Tensor:
-        added = dict(zip(self.added, rest, strict=False))
-        rest = rest[len(self.added) :]
-        residuals = {}
-        if self.controlnet:
-            residuals = {"down_residuals": rest[:-1], "mid_residual": rest[-1]}
-        out: Tensor = self.module(sample, timestep, encoder_hidden_states, **added, **residuals)
-        return out
-
-
-class _PositionalControlNet(nn.Module):
-    """Sort the inputs of a contract into the ControlNet's arguments, and join its results."""
-
-    def __init__(self, module: ControlNetModel, added: list[str]) -> None:
-        super().__init__()
-        self.module = module
-        self.added = added
-
-    def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *rest: Tensor
-    ) -> tuple[Tensor, ...]:
-        added = dict(zip(self.added, rest, strict=False))
-        down, mid = self.module(sample, timestep, encoder_hidden_states, rest[-1], **added)
-        return (*down, mid)
-
-
-class _Method(nn.Module):
-    """Make a method of a module a module."""
-
-    def __init__(self, module: nn.Module, method: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.module = module
-        self.method = method
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.method(x)
 
 
 def _map(channels: int, divisor: int) -> tuple[int | str, ...]:
@@ -330,6 +326,7 @@ class ContractOptions(TypedDict):
 
     downscale: int
     controlnet: bool
+    adapters: bool
     num_time_ids: int
 
 
@@ -339,6 +336,7 @@ def make_contract(
     *,
     downscale: int = 8,
     controlnet: bool = True,
+    adapters: bool = False,
     num_time_ids: int = 6,
     precision: str = "fp32",
 ) -> NetworkContract:
@@ -346,9 +344,11 @@ def make_contract(
 
     Args:
         name: one of NETWORKS, "controlnet", or what a bundle calls the network of a control.
-        module: the CLIPTextEncoder, UNet2DConditionModel, AutoencoderKL or ControlNetModel.
+        module: the CLIPTextEncoder, UNet2DConditionModel, AutoencoderKL, ControlNetModel or
+            T2IAdapter.
         downscale: pixels along one side of a latent cell (U-Net, ControlNet).
         controlnet: let the U-Net read ControlNet residuals.
+        adapters: let it read a T2I-Adapter's features.
         num_time_ids: sizes and scores that a U-Net with size conditioning reads.
         precision: "fp32", "bf16" or "fp16": of weights, inputs and outputs, except timesteps and
             sizes.
@@ -363,8 +363,14 @@ def make_contract(
         contract = text_encoder_contract(module, name)
     elif name == "unet" and isinstance(module, UNet2DConditionModel):
         contract = unet_contract(
-            module, downscale=downscale, controlnet=controlnet, num_time_ids=num_time_ids
+            module,
+            downscale=downscale,
+            controlnet=controlnet,
+            adapters=adapters,
+            num_time_ids=num_time_ids,
         )
+    elif is_control(name) and isinstance(module, T2IAdapter):
+        contract = t2i_adapter_contract(module, name)
     elif (name == CONTROLNET or is_control(name)) and isinstance(module, ControlNetModel):
         contract = controlnet_contract(module, name, downscale=downscale, num_time_ids=num_time_ids)
     elif name == "vae_decoder" and isinstance(module, AutoencoderKL):

@@ -7,7 +7,7 @@ section 3. Parameter names of diffusers' ControlNetModel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,12 +23,6 @@ from sdengine.models.unet_keys import HARMLESS as UNET_HARMLESS
 _UP_OF = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
 _NOT_OF_CONTROLNETS = ("sample_size", "out_channels", "up_block_types", "time_cond_proj_dim")
 FIXED = {"controlnet_conditioning_channel_order": "rgb"}
-_OWN = (
-    "conditioning_channels",
-    "conditioning_embedding_out_channels",
-    "global_pool_conditions",
-    *FIXED,
-)
 
 
 @dataclass(frozen=True)
@@ -59,9 +53,10 @@ class ControlNetConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ControlNetConfig:
         """Read diffusers' ``config.json`` of a ControlNet, a missing key as diffusers does."""
-        own = {key: value for key, value in config.items() if key in _OWN}
+        names = {one.name for one in fields(cls)} - {"unet"} | FIXED.keys()
+        own = {key: value for key, value in config.items() if key in names}
         values = read_fields(cls, own, "controlnet", FIXED, ())
-        shared = {key: value for key, value in config.items() if key not in _OWN}
+        shared = {key: value for key, value in config.items() if key not in names}
         down_types = read_fields(UNetConfig, shared, "controlnet", UNET_FIXED, UNET_HARMLESS).get(
             "down_block_types", UNetConfig.down_block_types
         )
@@ -141,6 +136,12 @@ class ControlNetModel(ConditionedEncoder):
         """
         temb = self.embed_time(timestep, sample.dtype, text_embeds, time_ids, None)
         x = self.conv_in(sample) + self.controlnet_cond_embedding(controlnet_cond)
+        return self.residuals(x, temb, encoder_hidden_states)
+
+    def residuals(
+        self, x: Tensor, temb: Tensor, encoder_hidden_states: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return what the copy of the U-Net's encoder gives for the hint laid on its first map."""
         x, kept = self.descend(x, temb, encoder_hidden_states)
         x = self.middle(x, temb, encoder_hidden_states)
         down = [conv(k) for conv, k in zip(self.controlnet_down_blocks, kept, strict=True)]

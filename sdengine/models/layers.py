@@ -1,11 +1,20 @@
-"""Convolutional building blocks shared by the U-Net, the ControlNet and the VAE."""
+"""Layers that several networks share."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdengine.models.ops import OpsModule
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Approximate GELU as CLIP was trained with.
+
+    Source: "Gaussian Error Linear Units" (Hendrycks and Gimpel 2016), section 2.
+    """
+    return x * torch.sigmoid(1.702 * x)
 
 
 class ResnetBlock2D(OpsModule):

@@ -16,15 +16,11 @@ from torch import Tensor, nn
 
 from sdengine.errors import ConfigError
 from sdengine.models.config_fields import read_fields
+from sdengine.models.layers import quick_gelu
 from sdengine.models.ops import OpsModule
 from sdengine.models.transformers_keys import HARMLESS
 
-
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": _quick_gelu, "gelu": F.gelu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 # What transformers can vary and the published text encoders do not.
 FIXED = {
     "add_cross_attention": False,

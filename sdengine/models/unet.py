@@ -32,6 +32,8 @@ _ATTENDING_MIDDLE = "UNetMidBlock2DCrossAttn"
 # What a config.json that leaves a key out means by that, where it is not what SD 1 has.
 _LEFT_OUT = {"cross_attention_dim": 1280}
 
+FEATURES = 4  # of every T2I-Adapter
+
 Depths = tuple[int | tuple[int, ...], ...]
 
 
@@ -234,6 +236,22 @@ class UNetConfig:
             kept += [width] * (self.num_layers[level] + (level < len(widths) - 1))
         return tuple(kept)
 
+    @property
+    def feature_places(self) -> tuple[tuple[int, int], ...]:
+        """Channels and level of what a T2I-Adapter's features are added to, in their order.
+
+        They are four: one in each level, behind its last layer where it attends and else behind
+        its downsampler, and one behind the middle block where there are three levels.
+        """
+        last = len(self.block_out_channels) - 1
+        places = [
+            (width, index if self.down_depths(index) else min(index + 1, last))
+            for index, width in enumerate(self.block_out_channels)
+        ]
+        if len(places) < FEATURES:
+            places.append((self.block_out_channels[-1], last))
+        return tuple(places[:FEATURES])
+
 
 def _depths(block_type: str, entry: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
     if not _WITH_ATTENTION[block_type]:
@@ -295,11 +313,17 @@ class ConditionedEncoder(OpsModule):
             temb = temb + self.add_embedding(added)
         return temb
 
-    def descend(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the middle block's input and all kept results, x itself first."""
+    def descend(
+        self, x: Tensor, temb: Tensor, context: Tensor, features: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the middle block's input and all kept results, x itself first.
+
+        Features are added on the way, one in each level.
+        """
         skips = [x]
-        for block in self.down_blocks:
-            x, kept = block(x, temb, context)
+        for index, block in enumerate(self.down_blocks):
+            feature = features[index] if index < len(features) else None
+            x, kept = block(x, temb, context, feature)
             skips += kept
         return x, skips
 
@@ -337,6 +361,7 @@ class UNet2DConditionModel(ConditionedEncoder):
         timestep_cond: Tensor | None = None,
         down_residuals: Sequence[Tensor] | None = None,
         mid_residual: Tensor | None = None,
+        adapter_features: Sequence[Tensor] = (),
     ) -> Tensor:
         """Predict.
 
@@ -349,13 +374,17 @@ class UNet2DConditionModel(ConditionedEncoder):
             timestep_cond: [B,time_cond_proj_dim] guidance embedding (LCM).
             down_residuals: ControlNet's, one for each of residual_channels.
             mid_residual: ControlNet's for the middle block.
+            adapter_features: a T2I-Adapter's, one for each of feature_places.
 
         Returns:
             [B,out_channels,h,w].
         """
         temb = self.embed_time(timestep, sample.dtype, text_embeds, time_ids, timestep_cond)
-        x, skips = self.descend(self.conv_in(sample), temb, encoder_hidden_states)
+        x = self.conv_in(sample)
+        x, skips = self.descend(x, temb, encoder_hidden_states, adapter_features)
         x = self.middle(x, temb, encoder_hidden_states)
+        for feature in adapter_features[len(self.down_blocks) :]:
+            x = x + feature
         if down_residuals is not None:
             skips = [s + r for s, r in zip(skips, down_residuals, strict=True)]
         if mid_residual is not None:

@@ -79,15 +79,24 @@ class DownBlock(_Level):
         if downsample:
             self.downsamplers = nn.ModuleList([Downsample2D(spec.channels)])
 
-    def forward(self, x: Tensor, temb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the level's result and all intermediate results, the last included."""
+    def forward(
+        self, x: Tensor, temb: Tensor, context: Tensor, feature: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the level's result and all intermediate results, the last included.
+
+        A feature is added behind the last layer where the level attends, else to its result.
+        """
         skips = []
         for index in range(len(self.resnets)):
             x = self._run(index, x, temb, context)
+            if feature is not None and self.has_attention and index == len(self.resnets) - 1:
+                x = x + feature
             skips.append(x)
         if self.has_downsampler:
             x = self.downsamplers[0](x)
             skips.append(x)
+        if feature is not None and not self.has_attention:
+            x = skips[-1] = x + feature
         return x, skips
 
 

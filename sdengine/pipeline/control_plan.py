@@ -14,13 +14,15 @@ from sdengine.inputs.control_picture import control_pixels, resized_control
 from sdengine.inputs.picture import Pixels
 from sdengine.inputs.resize import padded
 from sdengine.pipeline.picture_start import StartingPicture
-from sdengine.request.control import Control
+from sdengine.request.control import CONTROL_TYPES, Control
+from sdengine.request.preprocessors import hint_of
 from sdengine.request.request import Request
 
 Array = NDArray[np.float32]
 # Of two residuals next to each other, and the distance of the last one of Stable Diffusion 1 from
 # the middle block, from which those of all families are counted.
 _SOFTER, _FARTHEST = 0.825, 12
+_SOFT_FEATURES = (0.25, 0.62, 0.825, 1.0)  # of a T2I-Adapter, as in the web UI's extension
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -41,9 +43,22 @@ class PlannedControl:
     weights: tuple[float, ...]
 
     @property
+    def type_vector(self) -> Array:
+        """What a union ControlNet is told of the picture, [1,control_types]: 1 at its kind."""
+        found = np.zeros((1, self.architecture.control_types), np.float32)
+        if self.control.control_type is not None:
+            found[0, CONTROL_TYPES[self.control.control_type]] = 1
+        return found
+
+    @property
     def network(self) -> str:
         """Its network in the bundle."""
         return control_network(self.control.network)
+
+    @property
+    def runs_once(self) -> bool:
+        """Whether its network runs once, for one row, and not at each evaluation."""
+        return self.architecture.kind == "t2i_adapter"
 
     @property
     def is_conditional_only(self) -> bool:
@@ -91,6 +106,8 @@ def residual_weights(control: Control, architecture: ControlArchitecture) -> tup
     weights: tuple[float, ...] = (1.0,) * count
     if control.layer_weights is not None:
         weights = control.layer_weights
+    elif control.mode in ("prompt", "control") and architecture.kind == "t2i_adapter":
+        weights = _SOFT_FEATURES
     elif control.mode in ("prompt", "control"):
         weights = tuple(_SOFTER ** (_FARTHEST - i) for i in range(count))
     elif control.mode == "guess" and not architecture.global_pool:
@@ -127,11 +144,29 @@ def require_controls(request: Request, manifest: Manifest) -> None:
             raise ConfigError.for_field(
                 "control.layer_weights", control.layer_weights, f"{count} of them for this model"
             )
+        _require_type(control, architecture)
+        if architecture.kind == "t2i_adapter" and control.mode == "guess":
+            raise ConfigError.for_field(
+                "control.mode", control.mode, "balanced, prompt or control for a T2I-Adapter"
+            )
         if architecture.conditioning_channels not in (1, 3):
             raise ConfigError(
                 f"control {control.network}: it reads pictures of "
                 f"{architecture.conditioning_channels} channels; only 1 and 3 can be given."
             )
+
+
+def _require_type(control: Control, architecture: ControlArchitecture) -> None:
+    kinds, given = architecture.control_types, control.control_type
+    known = [name for name, number in CONTROL_TYPES.items() if number < kinds]
+    if given is not None and given not in known:
+        accepted = f"one of {', '.join(known)}" if kinds else "none: the network reads one kind"
+        raise ConfigError.for_field("control.control_type", given, accepted)
+    if given is None and kinds:
+        raise ConfigError(
+            f"control {control.network}: control_type is missing; a union ControlNet is told what "
+            f"its picture is: {', '.join(known)}."
+        )
 
 
 def read_hint(
@@ -149,7 +184,10 @@ def read_hint(
         picture: that the request starts from, if any.
     """
     control, width, height = planned.control, request.width, request.height
-    pixels = control_pixels(control.image)
+    pixels, options = control_pixels(control.image), dict(control.preprocess_options)
+    is_sized = "resolution" in options
+    if is_sized:
+        pixels = hint_of(pixels, control.preprocess, options)
     inpainting = None if picture is None else picture.inpainting
     if inpainting is not None and (box := inpainting.box) is not None:
         own_height, own_width = inpainting.original.shape[:2]
@@ -158,6 +196,8 @@ def read_hint(
         pixels = resized_control(pixels, width, height, "stretch")
     else:
         pixels = resized_control(pixels, width, height, control.resize)
+    if not is_sized:  # lines are then as thin as the result shows them
+        pixels = hint_of(pixels, control.preprocess, options)
     hint = _channels(padded(pixels, *size), planned.architecture.conditioning_channels)
     if control.masked and inpainting is not None:
         around = ((0, size[1] - height), (0, size[0] - width))

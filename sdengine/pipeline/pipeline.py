@@ -268,14 +268,17 @@ class Pipeline:
         for planned in plan.controls:
             for k in sorted(planned.active):
                 rows = row_plans[int(plan.program.step[k])]
-                wanted[planned.network, len(rows.rows) - first_row(planned, rows)] = None
+                count = len(rows.rows) - first_row(planned, rows)
+                wanted[planned.network, 1 if planned.runs_once else count] = None
         modules = {
             (network, rows): self._networks.get(
                 network, rows, *plan.size[::-1], sequence=sequence, clock=clock
             )
             for network, rows in wanted
         }
-        return Steering(plan.controls, prepared.hints, modules) if plan.controls else None
+        if not plan.controls:
+            return None
+        return Steering(plan.controls, prepared.hints, modules, prepared.features)
 
     def _unet_inputs(
         self,

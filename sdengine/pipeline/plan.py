@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from sdengine.backends.base import Array
 from sdengine.errors import ConfigError
@@ -56,6 +57,7 @@ class Prepared:
         masked: what an inpainting model reads of it.
         depth: [1,1,h,w] fp32 that a depth model reads.
         hints: [1,C,H,W] fp32 that each of the plan's controls reads.
+        features: what T2I-Adapters among them gave, by their number; filled on first use.
     """
 
     conditioning: Conditioning
@@ -63,6 +65,7 @@ class Prepared:
     masked: MaskedPicture | None
     depth: Array | None
     hints: tuple[Array, ...] = ()
+    features: dict[int, Mapping[str, Array]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,21 @@ from sdengine.pipeline.row_plan import RowPlan
 from sdengine.pipeline.unet_inputs import UNetInputs
 
 Array = NDArray[np.float32]
-HINT = "controlnet_cond"
+HINT, TYPE, CELLS = "controlnet_cond", "control_type", "hint"
 _SHARED = ("timestep", "encoder_hidden_states", "text_embeds", "time_ids")
 
 
 def first_row(planned: PlannedControl, plan: RowPlan) -> int:
     """Return the first of an evaluation's rows that a control runs with; it runs with the rest."""
     return plan.num_images if planned.is_conditional_only and plan.has_negative else 0
+
+
+def in_cells(hint: Array, cell: int) -> Array:
+    """Return a picture [1,C,H,W] with the pixels of squares as channels: [1,C*cell*cell,h,w]."""
+    _, channels, height, width = hint.shape
+    rows, columns = height // cell, width // cell
+    squares = hint.reshape(1, channels, rows, cell, columns, cell).transpose(0, 1, 3, 5, 2, 4)
+    return np.ascontiguousarray(squares.reshape(1, channels * cell * cell, rows, columns))
 
 
 @dataclass
@@ -44,6 +52,8 @@ class Steering:
         controls: at least one.
         hints: [1,C,H,W] fp32 that each of them reads.
         modules: by network and number of rows, loaded for all that `arrays` comes across.
+        kept: what T2I-Adapters gave, by number of the control; shared with the request's other
+            trajectories.
     """
 
     def __init__(
@@ -51,29 +61,37 @@ class Steering:
         controls: Sequence[PlannedControl],
         hints: Sequence[Array],
         modules: Mapping[tuple[str, int], Module],
+        kept: dict[int, Mapping[str, Array]] | None = None,
     ) -> None:
         self._controls = controls
         self._hints = hints
         self._modules = modules
         self._runs: dict[tuple[int, int, int], _Run] = {}  # by control, U-Net's rows, first row
+        self._kept = {} if kept is None else kept
         self._scaled = np.empty(0, np.float32)  # one residual before it is added to others
 
     def arrays(
         self, k: int, inputs: UNetInputs, plan: RowPlan, clock: StageClock
     ) -> Mapping[str, NDArray[Any]]:
         """Return what the U-Net reads at evaluation k, whose own inputs are filled already."""
-        is_first = True
+        filled = {False: False, True: False}  # of T2I-Adapters or not
         for index, planned in enumerate(self._controls):
-            if k in planned.active:
-                first = first_row(planned, plan)
-                run = self._run(index, inputs, first)
-                with clock.stage(planned.network):
+            if k not in planned.active:
+                continue
+            is_adapter = planned.runs_once
+            first = first_row(planned, plan)
+            with clock.stage(planned.network):
+                if is_adapter:
+                    given, targets = self._features(index), inputs.features
+                else:
+                    run = self._run(index, inputs, first)
                     if run.sample is not None:
                         np.copyto(run.sample, inputs.sample[first:])
-                    run.outputs = run.module.run(run.arrays)
-                    self._add(planned, run, inputs, first, is_first)
-                is_first = False
-        return inputs.unsteered() if is_first else inputs.steered()
+                    given = run.outputs = run.module.run(run.arrays)
+                    targets = inputs.residuals
+                self._add(planned, given, targets, first, not filled[is_adapter])
+            filled[is_adapter] = True
+        return inputs.steered(residuals=filled[False], features=filled[True])
 
     def require_finite(self, k: int) -> None:
         """Refuse numbers that a control gave at evaluation k.
@@ -81,10 +99,22 @@ class Steering:
         Raises:
             NonFiniteError: one is NaN or infinite; the message names the control.
         """
-        for (index, _, _), run in self._runs.items():
+        given = [(index, run.outputs) for (index, _, _), run in self._runs.items()]
+        for index, outputs in (*given, *self._kept.items()):
             planned = self._controls[index]
-            if k in planned.active and not all(np.isfinite(x).all() for x in run.outputs.values()):
+            if k in planned.active and not all(np.isfinite(x).all() for x in outputs.values()):
                 raise NonFiniteError.at(planned.network)
+
+    def _features(self, index: int) -> Mapping[str, Array]:
+        """Return what a T2I-Adapter gives: the same for all images, rows and evaluations."""
+        if index not in self._kept:
+            planned, hint = self._controls[index], self._hints[index]
+            module, cell = self._modules[planned.network, 1], planned.architecture.cell
+            given = in_cells(hint, cell)
+            require_tensors(planned.network, module.inputs, {CELLS: given.shape}, "float32")
+            found = module.run({CELLS: given})
+            self._kept[index] = {spec.name: found[spec.name].copy() for spec in module.outputs}
+        return self._kept[index]
 
     def _run(self, index: int, inputs: UNetInputs, first: int) -> _Run:
         rows = inputs.latents_shape[0]
@@ -110,6 +140,9 @@ class Steering:
             "sample": inputs.arrays["sample"][first:] if sample is None else sample,
             HINT: np.repeat(hint, rows, axis=0),
         }
+        if planned.architecture.control_types:
+            arrays[TYPE] = np.repeat(planned.type_vector, rows, axis=0)
+            require_tensors(name, module.inputs, {TYPE: arrays[TYPE].shape}, "float32")
         for spec in module.inputs:
             if spec.name in arrays:
                 continue
@@ -123,11 +156,16 @@ class Steering:
         return _Run(module, arrays, sample)
 
     def _add(
-        self, planned: PlannedControl, run: _Run, inputs: UNetInputs, first: int, is_first: bool
+        self,
+        planned: PlannedControl,
+        outputs: Mapping[str, Array],
+        targets: Mapping[str, Array],
+        first: int,
+        is_first: bool,
     ) -> None:
-        """Add a control's residuals, weighted, to what others gave at the same evaluation."""
-        for weight, (name, total) in zip(planned.weights, inputs.residuals.items(), strict=True):
-            given = run.outputs[name]
+        """Add what a control gave, weighted, to what others gave at the same evaluation."""
+        for weight, (name, total) in zip(planned.weights, targets.items(), strict=True):
+            given = outputs[name]
             if planned.architecture.global_pool:
                 given = given.mean(axis=(2, 3), keepdims=True)
             if is_first:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sdengine.backends.base import Module
 from sdengine.backends.device_protocols import inputs_zero_unless_given
+from sdengine.bundle.controls import is_feature, is_residual
 from sdengine.bundle.manifest import UNetArchitecture
 from sdengine.bundle.tensors import numpy_dtype, require_tensors
 from sdengine.errors import BundleError
@@ -94,7 +95,7 @@ class UNetInputs:
         self.arrays: dict[str, NDArray[Any]] = {}
         left_out = inputs_zero_unless_given(unet)
         for spec in unet.inputs:
-            if spec.name not in _FILLED and "_residual" not in spec.name:
+            if spec.name not in _FILLED and not (is_residual(spec.name) or is_feature(spec.name)):
                 raise BundleError(f"unet: input {spec.name!r} is unknown to this release.")
             if spec.name not in left_out or spec.name in _FILLED:
                 shape = [int(size) for size in spec.shape]
@@ -105,7 +106,7 @@ class UNetInputs:
             if spec.name not in self.arrays
         }
         self._with_residuals: dict[str, NDArray[Any]] | None = None
-        self._is_steered = False
+        self._dirty: set[str] = set()  # buffers of controls that are not zero
         self.has_extra = extra is not None
         if extra is not None:
             self.arrays["sample"][:, channels:] = np.tile(extra, (rows // len(extra), 1, 1, 1))
@@ -126,21 +127,28 @@ class UNetInputs:
 
     @property
     def residuals(self) -> dict[str, NDArray[np.float32]]:
-        """Buffers of what controls add, by name in their order, for a caller to fill."""
-        return {name: x for name, x in self._all().items() if "_residual" in name}
+        """Buffers of what ControlNets add, by name in their order, for a caller to fill."""
+        return {name: x for name, x in self._all().items() if is_residual(name)}
 
-    def steered(self) -> Mapping[str, NDArray[Any]]:
-        """Return what the U-Net reads, with what the residuals hold."""
-        self._is_steered = True
-        return self._all()
+    @property
+    def features(self) -> dict[str, NDArray[np.float32]]:
+        """The same of what T2I-Adapters add."""
+        return {name: x for name, x in self._all().items() if is_feature(name)}
 
-    def unsteered(self) -> Mapping[str, NDArray[Any]]:
-        """Return what the U-Net reads without any residuals."""
-        if self._is_steered:
-            self._is_steered = False
-            for name in self.residuals.keys() & self.arrays.keys():
-                self.arrays[name].fill(0)
-        return self.arrays
+    def steered(self, *, residuals: bool, features: bool) -> Mapping[str, NDArray[Any]]:
+        """Return what the U-Net reads.
+
+        Args:
+            residuals, features: whether these buffers are filled; else they count as zero.
+        """
+        for names, filled in ((self.residuals, residuals), (self.features, features)):
+            if filled:
+                self._dirty.update(names)
+                continue
+            for name in self._dirty.intersection(names):
+                self._all()[name].fill(0)
+            self._dirty.difference_update(names)
+        return self._all() if residuals or features else self.arrays
 
     def _all(self) -> dict[str, NDArray[Any]]:
         if self._with_residuals is None:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sdengine.bundle.controls import ControlArchitecture
 from sdengine.bundle.manifest import Manifest
 from sdengine.errors import ConfigError
 from sdengine.prompt.planner import MAX_CHUNKS
+from sdengine.request.control import CONTROL_TYPES
 from sdengine.request.fields import Integer, Pair
 from sdengine.request.request import MAX_BATCH, MAX_SIDE, SIZE_MULTIPLE, Request
 
@@ -48,7 +50,11 @@ def warm_up_requests(
     # Chunks differ, as those of real prompts do: equal ones would run once.
     prompt = " BREAK ".join(str(number) for number in range(prompt_chunks))
     black = np.zeros((SIZE_MULTIPLE, SIZE_MULTIPLE, 3), np.uint8)
-    steered = [{"network": name, "image": black} for name in controls]
+    known = manifest.architecture.controls
+    steered = [
+        {"network": name, "image": black, "control_type": _any_type(known.get(name))}
+        for name in controls
+    ]
     return [
         Request(
             prompt,
@@ -63,6 +69,10 @@ def warm_up_requests(
         )
         for width, height in wanted
     ]
+
+
+def _any_type(control: ControlArchitecture | None) -> str | None:
+    return next(iter(CONTROL_TYPES)) if control is not None and control.control_types else None
 
 
 def _distinct(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -22,9 +22,28 @@ from sdengine.request.fields import (
     as_arguments,
     field_infos,
 )
+from sdengine.request.preprocessors import PREPROCESSORS, check_options
 
 MODES = ("balanced", "prompt", "control", "guess")
 RESIZES = ("stretch", "crop", "fill")
+# Kinds of picture by number in union ControlNets; those of ProMax know the last two.
+CONTROL_TYPES: Mapping[str, int] = MappingProxyType(
+    {
+        "openpose": 0,
+        "depth": 1,
+        "soft_edge": 2,
+        "scribble": 2,
+        "canny": 3,
+        "lineart": 3,
+        "mlsd": 3,
+        "normal": 4,
+        "segmentation": 5,
+        "tile": 6,
+        "inpaint": 7,
+    }
+)
+_PREPROCESSORS = tuple(name for name, one in PREPROCESSORS.items() if one.in_requests)
+_MAX_OPTIONS = 16
 MAX_CONTROLS = 16
 _MAX_WEIGHTS = 100
 _WEIGHT = Number(0, 10)
@@ -45,6 +64,25 @@ class LayerWeights:
         if not isinstance(value, (list, tuple)) or not 0 < len(value) <= _MAX_WEIGHTS:
             raise ConfigError.for_field(name, value, self.accepted)
         return tuple(_WEIGHT(name, one) for one in value)
+
+
+@dataclass(frozen=True)
+class PreprocessOptions:
+    """Options by name, not yet checked; as a mapping or as pairs."""
+
+    accepted: str = "options by name, such as {'low': 50}"
+    range: str = ""
+
+    def __call__(self, name: str, value: Any) -> tuple[tuple[str, Any], ...]:
+        """Return pairs."""
+        pairs = list(value.items()) if isinstance(value, Mapping) else value
+        if not isinstance(pairs, (list, tuple)) or len(pairs) > _MAX_OPTIONS:
+            raise ConfigError.for_field(name, value, self.accepted)
+        for pair in pairs:
+            is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+            if not is_pair or not isinstance(pair[0], str):
+                raise ConfigError.for_field(name, value, self.accepted)
+        return tuple((key, one) for key, one in pairs)
 
 
 @dataclass(frozen=True)
@@ -112,6 +150,24 @@ class Control:
         ),
     )  # fmt: skip
 
+    control_type: str | None = field(
+        default=None,
+        metadata=about(
+            Choice(tuple(CONTROL_TYPES)), "what image is, for union ControlNets, which need it"
+        ),
+    )
+    preprocess: str = field(
+        default="none",
+        metadata=about(
+            Choice(_PREPROCESSORS),
+            "what image is made into first, at the size of the result unless its option "
+            "resolution says another",
+        ),
+    )
+    preprocess_options: tuple[tuple[str, Any], ...] = field(
+        default=(), metadata=about(PreprocessOptions(), "options of preprocess by name")
+    )
+
     def __post_init__(self) -> None:
         for name, info in CONTROL_FIELDS.items():
             value = getattr(self, name)
@@ -121,11 +177,19 @@ class Control:
             raise ConfigError.for_field(
                 "control.start", self.start, f"less than end, which is {self.end:g}"
             )
+        known, options = PREPROCESSORS[self.preprocess], dict(self.preprocess_options)
+        if "background" in options:
+            raise ConfigError.for_field(
+                "background", options["background"], "none in controls: black is under their image"
+            )
+        checked = check_options(known, options)
+        object.__setattr__(self, "preprocess_options", tuple(sorted(checked.items())))
 
     def to_dict(self) -> dict[str, Any]:
         """Return every field by name as JSON holds it; the picture is a record."""
         values = {name: getattr(self, name) for name in CONTROL_FIELDS}
-        return {**values, "image": self.image.record()}
+        options = dict(self.preprocess_options)
+        return {**values, "image": self.image.record(), "preprocess_options": options}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Control:

@@ -157,7 +157,7 @@ def test_published_families_are_named(folder: Path, tmp_path: Path) -> None:
         ({"conditioning_embedding_out_channels": [16, 32, 96]}, "to a latent cell 4.*8"),
         ({"layers_per_block": 1}, r"residuals 8: .*12: "),
         ({"_class_name": "MultiControlNetModel"}, "not a ControlNetModel"),
-        ({"controlnet_conditioning_channel_order": "bgr"}, "channel_order"),
+        ({"controlnet_conditioning_channel_order": "gbr"}, "channel_order is 'gbr'"),
     ],
 )
 def test_what_does_not_fit_is_named(
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_named(
         ({"controls": {"../x": "x"}}, ConfigError, "controls: '../x'"),
         ({"controls": "x"}, ConfigError, "controls: 'x' .*by the controls' names"),
         ({"controls": {"a": "x"}, "controlnet": False}, ConfigError, "no residuals. Leave one out"),
-        ({"controls": {"a": "nowhere"}}, CheckpointError, "control a: 'nowhere' is no folder"),
+        ({"controls": {"a": "nowhere"}}, CheckpointError, "control a: 'nowhere' is neither"),
         ({"controls": {"a": 3}}, ConfigError, "control a: 3"),
         ({"controls": {"a": "sdxl"}}, CheckpointError, "control a: sdxl is for"),
     ],

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 from support.tiny_architectures import TINY_SD15, TINY_SDXL
-from support.tiny_checkpoints import FAMILIES, make_tiny, save_controlnet
+from support.tiny_checkpoints import FAMILIES, make_tiny, save_controlnet, save_union
 from tolerances import assert_close
 
 from sdengine.backends.base import SessionOptions
 from sdengine.backends.native.backend import NativeBackend
 from sdengine.backends.native.graph import read_graph
+from sdengine.backends.native.projections import additive_inputs
+from sdengine.bundle.controls import is_feature
 from sdengine.bundle.manifest import NetworkEntry, TensorEntry
 from sdengine.bundle.reader import DEMO_BUNDLE, Bundle
+from sdengine.bundle.tensors import TensorSpec
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.controlnet import read_controlnet
 from sdengine.checkpoints.part_source import PartSource
@@ -74,7 +77,7 @@ def test_the_demo_bundle_is_what_its_checkpoint_compiles_to(
         np.testing.assert_allclose(found[name], tensor, rtol=0 if exact else 3e-7)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "union"])
 def test_every_network_of_every_family(
     cache: OnnxCache, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +85,9 @@ def test_every_network_of_every_family(
     source: PartSource
     if family == "controlnet":
         source = read_controlnet(save_controlnet(tmp_path / family))
+    elif family == "union":
+        save_union(tmp_path / family)
+        source = read_controlnet(tmp_path / family)
     else:
         source = load_checkpoint(make_tiny(family, tmp_path / family))
     exporter = Exporter(source, cache)
@@ -103,6 +109,48 @@ def test_unets_of_inpainting_that_read_no_residuals(
         folder = tmp_path / f"{channels}"
         folder.mkdir()
         assert_runs_as_torch(contract, export_contract(contract, module, folder), folder)
+
+
+def test_unets_that_read_features_of_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all are zero, additions of them are left out: adapters cost nothing unless used."""
+    monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path / "packed"))
+    module = UNet2DConditionModel(TINY_SDXL.unet)
+    seed_weights(module, seed=4)
+    contract = unet_contract(module, adapters=True)
+    exported = export_contract(contract, module, tmp_path)
+    assert_runs_as_torch(contract, exported, tmp_path)
+    graph = read_graph(tmp_path / compile_native(exported, tmp_path, FP16).files[0])
+    names = {spec.name for spec in contract.inputs if is_feature(spec.name)}
+    assert len(names) == 4 and names <= additive_inputs(graph)
+
+
+class _Halved(torch.nn.Module):
+    """What T2I-Adapters halve maps by, between layers that every network has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = torch.nn.Conv2d(5, 12, 3, padding=1), torch.nn.Conv2d(12, 7, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.after(torch.nn.functional.avg_pool2d(self.before(x), 2))
+        return out
+
+
+def test_means_of_squares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path / "packed"))
+    module = _Halved()
+    seed_weights(module, seed=9)
+    given = TensorSpec("x", ("batch", 5, "height/8", "width/8"), "float32")
+    made = TensorSpec("y", ("batch", 7, "height/16", "width/16"), "float32")
+    contract = NetworkContract("halved", module, (given,), (made,), 16)
+    exported = export_contract(contract, module, tmp_path)
+    assert_runs_as_torch(contract, exported, tmp_path)
+    (tmp_path / "fp16").mkdir()
+    files = compile_native(exported, tmp_path / "fp16", FP16).files  # constants are rounded too
+    kept = map_tensors(tmp_path / "fp16" / files[1])["means_of_12_channels.weight"]
+    np.testing.assert_array_equal(kept.astype(np.float32)[3, 3], np.full((2, 2), 0.25))
 
 
 def assert_runs_as_torch(contract: NetworkContract, exported: Any, folder: Path) -> None:

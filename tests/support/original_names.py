@@ -91,6 +91,22 @@ def _inside(kind: str, rest: str) -> str:
     return f"{_RESNET[head]}.{tail}"
 
 
+def control_place(name: str, config: UNetConfig) -> str:
+    """Return what the original implementation calls a weight of a ControlNet, without prefix."""
+    middle = re.fullmatch(r"controlnet_mid_block\.(\w+)", name)
+    if middle is not None:
+        return f"middle_block_out.0.{middle[1]}"
+    zero = re.fullmatch(r"controlnet_down_blocks\.(\d+)\.(\w+)", name)
+    if zero is not None:
+        return f"zero_convs.{zero[1]}.0.{zero[2]}"
+    hint = re.fullmatch(r"controlnet_cond_embedding\.(conv_in|conv_out|blocks\.(\d+))\.(\w+)", name)
+    if hint is not None:
+        layers = {"conv_in": 0, "conv_out": 14}  # four widths, and activations between all layers
+        number = layers[hint[1]] if hint[2] is None else 2 + 2 * int(hint[2])
+        return f"input_hint_block.{number}.{hint[3]}"
+    return unet_place(name, config).name.removeprefix(UNET)
+
+
 _VAE_ATTENTION = {
     "group_norm": "norm",
     "to_q": "q",

@@ -13,6 +13,7 @@ from sdengine.backends.base import Array
 from sdengine.backends.tensorrt.arena import FLAG, PIXELS, REGISTERS, region_of
 from sdengine.backends.tensorrt.engine import GpuContext, piece_shape, row_axis
 from sdengine.backends.tensorrt.shared_arena import SharedArena
+from sdengine.bundle.controls import is_feature, is_residual
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import DeviceError
 from sdengine.storage.tensor_file import to_bf16_bits, to_float32
@@ -63,13 +64,14 @@ class GpuModule:
             spec.name: np.zeros(piece_shape(spec, self._rows), NUMPY[self._dtypes[spec.name]])
             for spec in (*self.inputs, *self.outputs)
         }
-        self._may_lack = frozenset(s.name for s in self.inputs if "_residual" in s.name)
+        names = [spec.name for spec in self.inputs]
+        self._may_lack = frozenset(n for n in names if is_residual(n) or is_feature(n))
         self._results = {
             spec.name: np.empty(tuple(map(int, spec.shape)), np.float32) for spec in self.outputs
         }
 
     def zero_unless_given(self) -> frozenset[str]:
-        """Name the inputs of ControlNets, which are large to bring over for nothing."""
+        """Name the inputs of controls, which are large to bring over for nothing."""
         return self._may_lack
 
     def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:

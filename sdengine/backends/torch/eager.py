@@ -20,7 +20,7 @@ from sdengine.backends.base import (
 )
 from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
-from sdengine.bundle.controls import control_name, is_control
+from sdengine.bundle.controls import control_name, is_control, is_feature
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, resolve_shapes, symbol_sizes
 from sdengine.checkpoints.weights import Weights
@@ -37,7 +37,7 @@ from sdengine.models.contracts import (
     NetworkContract,
     make_contract,
 )
-from sdengine.models.controlnet import ControlNetConfig, ControlNetModel
+from sdengine.models.controls import control_config, make_control
 from sdengine.models.dtypes import TORCH_DTYPES
 from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
@@ -214,6 +214,7 @@ class TorchSession:
             module,
             downscale=architecture.vae.downscale,
             controlnet=any(tensor.name == "mid_residual" for tensor in inputs),
+            adapters=any(is_feature(tensor.name) for tensor in inputs),
             num_time_ids=5 if architecture.unet.size_conditioning == "aesthetic" else 6,
         )
 
@@ -254,7 +255,7 @@ def _build(bundle: Bundle, network: str) -> nn.Module:
         module = UNet2DConditionModel(UNetConfig.from_dict(architecture.unet.config))
     elif is_control(network):  # which a manifest describes
         control = architecture.controls[control_name(network)]
-        module = ControlNetModel(ControlNetConfig.from_dict(control.config))
+        module = make_control(control_config(control.config))
     elif network in LEFT_OUT:
         module = AutoencoderKL(VAEConfig.from_dict(architecture.vae.config))
     else:

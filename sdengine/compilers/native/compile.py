@@ -72,7 +72,9 @@ def _tensors(
     data = np.memmap(data_file(network.onnx_path), dtype=np.uint8, mode="r")
     for name, (kind, shape) in kinds.items():
         if name not in stored:
-            yield name, imported.constants[name]
+            constant = imported.constants[name]
+            rounds = kind != "F32"
+            yield name, _rounded(network.name, name, constant, precision) if rounds else constant
             continue
         place = {entry.key: entry.value for entry in stored[name].external_data}
         first = int(place["offset"])

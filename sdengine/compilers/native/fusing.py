@@ -21,6 +21,7 @@ def fuse_drafts(drafts: Drafts, row_inputs: set[str]) -> None:
         ExportError: a node is part of nothing that the native target computes.
     """
     rows = _rows(drafts, row_inputs)
+    one_row = _one_row(drafts, rows)
     fusers: dict[str, Callable[[Drafts, Draft], None]] = {
         "bias": _bias,
         "product": _product,
@@ -31,7 +32,7 @@ def fuse_drafts(drafts: Drafts, row_inputs: set[str]) -> None:
     }
     for draft in list(drafts.all):
         if draft.kind == "add":
-            _add(drafts, draft, rows)
+            _add(drafts, draft, rows, one_row)
         elif draft.kind in fusers:
             fusers[draft.kind](drafts, draft)
     drafts.all.sort(key=lambda draft: (draft.output not in rows, draft.place))
@@ -44,6 +45,16 @@ def _rows(drafts: Drafts, inputs: set[str]) -> set[str]:
         if draft.inputs and draft.kind != "select" and rows.issuperset(draft.inputs.values()):
             rows.add(draft.output)
     return rows
+
+
+def _one_row(drafts: Drafts, rows: set[str]) -> set[str]:
+    """Return the values of one row an image, also those that follow from maps."""
+    found = set(rows)
+    for draft in drafts.all:
+        asking = {draft.inputs["q"]} if draft.kind == "attention" else set(draft.inputs.values())
+        if asking and draft.kind != "select" and found.issuperset(asking):
+            found.add(draft.output)
+    return found
 
 
 def _open_product(drafts: Drafts, value: str, readers: int = 1) -> Draft | None:
@@ -185,13 +196,14 @@ def _conv(drafts: Drafts, draft: Draft) -> None:
     drafts.readers[draft.inputs["x"]] += 1
 
 
-def _add(drafts: Drafts, draft: Draft, rows: set[str]) -> None:
+def _add(drafts: Drafts, draft: Draft, rows: set[str], one_row: set[str]) -> None:
     """Let the product that makes one side add the other."""
     a, b = draft.inputs["a"], draft.inputs["b"]
     for value, other in ((a, b), (b, a)):
         made = _open_product(drafts, value)
-        one_row = other in rows and value not in rows
-        if made is None or not one_row or "activation" in made.fields:
+        if made is None or other not in one_row or value in one_row or "activation" in made.fields:
+            continue
+        if other not in rows and drafts.maker[other].place > made.place:
             continue
         if "per_image" not in made.inputs and made.fields.get("activation") is None:
             made.inputs["per_image"] = other
@@ -202,11 +214,11 @@ def _add(drafts: Drafts, draft: Draft, rows: set[str]) -> None:
     for value, other in sorted(((a, b), (b, a)), key=lambda pair: -places.get(pair[0], -1)):
         made = _open_product(drafts, value)
         # What is added must be there before; inputs, which may be all zero, stay apart.
-        if made is None or other not in places or places[other] > made.place or other in rows:
+        if made is None or other not in places or places[other] > made.place or other in one_row:
             continue
         made.inputs["residual"] = other
         drafts.readers[other] += 1
         drafts.absorb(draft, made)
         return
-    if a in rows and b not in rows:
+    if a in one_row and b not in one_row:
         draft.inputs = {"a": b, "b": a}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 
 from sdengine.compilers.native.import_state import ImportState
@@ -195,6 +196,20 @@ def _resize(state: ImportState, node: onnx.NodeProto, given: Attributes) -> None
     state.make("double", node, {"x": node.input[0]}, state.channels_of(node.input[0]))
 
 
+def _average_pool(state: ImportState, node: onnx.NodeProto, given: Attributes) -> None:
+    """Draft a convolution whose every output is the mean of four of the same channel."""
+    odd = given.get("ceil_mode", 0) or set(given.get("pads", [0])) != {0}
+    if odd or given["kernel_shape"] != [2, 2] or given.get("strides") != [2, 2]:
+        state.refuse(node, "it takes means of other squares than 2x2")
+    x = node.input[0]
+    channels = state.channels_of(x)
+    weight = f"means_of_{channels}_channels.weight"
+    quarter = np.full((2, 2), 0.25, np.float32)
+    state.drafts.constants[weight] = np.eye(channels, dtype=np.float32)[..., None, None] * quarter
+    fields = {"channels": channels, "kernel": 2, "stride": 2, "padding": 0}
+    state.make("conv", node, {"x": x}, channels, **fields).weights["weight"] = weight
+
+
 def _pad(state: ImportState, node: onnx.NodeProto, given: Attributes) -> None:
     amounts = state.known[node.input[1]].tolist()
     if given.get("mode", b"constant") != b"constant" or amounts != [0, 0, 0, 0, 0, 0, 1, 1]:
@@ -204,6 +219,7 @@ def _pad(state: ImportState, node: onnx.NodeProto, given: Attributes) -> None:
 
 OPERATORS: Mapping[str, Handler] = {
     "Add": _add,
+    "AveragePool": _average_pool,
     "Concat": _concat,
     "Conv": _conv,
     "Cos": _elementwise("cos"),
