@@ -11,7 +11,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,14 +26,15 @@ Array = NDArray[Any]
 Kinds = dict[str, tuple[str, tuple[int, ...]]]
 MAX_HEADER_BYTES = 16 << 20
 _ALIGNMENT = 64
-# NumPy has no bf16: its bits are taken as uint16, which no file of ours holds otherwise.
-_DTYPES: Mapping[str, str] = {
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "I32": "<i4",
-    "U8": "|u1",
-}
+# By the format's names. NumPy has neither bf16 nor fp8: their bits are taken as integers.
+NUMPY_DTYPES: Mapping[str, str] = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "|u1", "F8_E5M2": "|u1",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U8": "|u1", "BOOL": "|b1",
+}  # fmt: skip
+# In the files of a bundle, where uint16 is always bf16.
+_OF_BUNDLES = ("F32", "F16", "BF16", "I32", "U8")
+# In those of others, as far as weights are stored in them.
+OF_WEIGHTS = ("F64", "F32", "F16", "BF16", "I64", "I32")
 
 
 def map_tensors(path: Path) -> dict[str, Array]:
@@ -51,6 +52,22 @@ def map_tensors(path: Path) -> dict[str, Array]:
 
 def map_open_tensors(file: BinaryIO, path: Path) -> dict[str, Array]:
     """Map a file that is open, and may be closed afterwards; see `map_tensors`."""
+    return map_open_file(file, path, _OF_BUNDLES)[0]
+
+
+def map_open_file(
+    file: BinaryIO, path: Path, dtypes: Sequence[str] = OF_WEIGHTS
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """Map an open file; return its tensors as `map_tensors` does, and its metadata.
+
+    Args:
+        file: open; it may be closed afterwards.
+        path: of it.
+        dtypes: names of the data types that are accepted.
+
+    Raises:
+        BundleError: as for `map_tensors`.
+    """
     try:
         size = os.fstat(file.fileno()).st_size
         if size < 10:
@@ -58,13 +75,13 @@ def map_open_tensors(file: BinaryIO, path: Path) -> dict[str, Array]:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read: {error}.") from None
-    header, start = _read_header(path, mapped, size)
+    header, metadata, start = _read_header(path, mapped, size)
     data = np.frombuffer(mapped, np.uint8)[start:]
     tensors = {}
     end = 0
     for name, entry in header.items():
-        kind, shape, (first, last) = _entry(path, name, entry)
-        dtype = np.dtype(_DTYPES[kind])
+        kind, shape, (first, last) = _entry(path, name, entry, dtypes)
+        dtype = np.dtype(NUMPY_DTYPES[kind])
         if first != end or last - first != tensor_bytes(kind, shape) or last > len(data):
             raise BundleError(
                 f"{path}: tensor {name!r} is {kind} {list(shape)} at bytes {first} to {last} of "
@@ -77,7 +94,7 @@ def map_open_tensors(file: BinaryIO, path: Path) -> dict[str, Array]:
         tensors[name] = flat.view(dtype).reshape(shape)
     if end != len(data):
         raise BundleError(f"{path}: {len(data) - end} bytes belong to no tensor.")
-    return tensors
+    return tensors, metadata
 
 
 def write_tensors(
@@ -133,7 +150,7 @@ def tensor_header(
 
 def tensor_bytes(kind: str, shape: tuple[int, ...]) -> int:
     """Return the size of a tensor, its kind as files name it: "F32", "BF16", "U8"..."""
-    return math.prod(shape) * np.dtype(_DTYPES[kind]).itemsize
+    return math.prod(shape) * np.dtype(NUMPY_DTYPES[kind]).itemsize
 
 
 def to_bf16_bits(values: Array) -> Array:
@@ -145,13 +162,15 @@ def to_bf16_bits(values: Array) -> Array:
 
 
 def to_float32(values: Array) -> Array:
-    """Return fp32 from fp32, fp16 or the bits of bf16."""
+    """Return fp32 from other floats, or from the bits of bf16."""
     if values.dtype == np.uint16:
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32, copy=False)
 
 
-def _read_header(path: Path, mapped: mmap.mmap, size: int) -> tuple[dict[str, Any], int]:
+def _read_header(
+    path: Path, mapped: mmap.mmap, size: int
+) -> tuple[dict[str, Any], dict[str, str], int]:
     (length,) = struct.unpack("<Q", mapped[:8])
     if length > min(size - 8, MAX_HEADER_BYTES):
         raise BundleError(f"{path}: a header of {length} bytes in a file of {size}.")
@@ -161,22 +180,26 @@ def _read_header(path: Path, mapped: mmap.mmap, size: int) -> tuple[dict[str, An
         raise BundleError(f"{path}: the header is not JSON: {error}.") from None
     if not isinstance(header, dict):
         raise BundleError(f"{path}: the header is not an object.")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
+    told = metadata.items() if isinstance(metadata, dict) else ()
+    texts = {key: value for key, value in told if isinstance(value, str)}
 
     def first_byte(item: tuple[str, Any]) -> int:
         offsets = item[1].get("data_offsets") if isinstance(item[1], dict) else None
         good = isinstance(offsets, list) and len(offsets) == 2 and type(offsets[0]) is int
         return int(offsets[0]) if good and offsets is not None else -1
 
-    return dict(sorted(header.items(), key=first_byte)), 8 + length
+    return dict(sorted(header.items(), key=first_byte)), texts, 8 + length
 
 
-def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+def _entry(
+    path: Path, name: str, entry: Any, dtypes: Sequence[str]
+) -> tuple[str, tuple[int, ...], tuple[int, int]]:
     if isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}:
         kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         whole = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
         if whole and all(type(n) is int and 0 <= n < 1 << 60 for n in (*shape, *offsets)):
-            if isinstance(kind, str) and kind in _DTYPES:
+            if isinstance(kind, str) and kind in dtypes:
                 return kind, tuple(shape), (offsets[0], offsets[1])
             raise BundleError(f"{path}: tensor {name!r} is {kind!r}, which no weight is.")
     raise BundleError(f"{path}: the entry of tensor {name!r} is malformed.")

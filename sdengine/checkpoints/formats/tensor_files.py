@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from sdengine.checkpoints.formats.torch_archive import TorchArchive
 from sdengine.errors import CheckpointError
+from sdengine.models.dtypes import SAFETENSORS_DTYPES
 from sdengine.storage.regular_file import open_regular
+from sdengine.storage.torch_archive import TorchArchive
 
 SAFETENSORS_ENDINGS = (".safetensors", ".sft")
 PICKLE_ENDINGS = (".ckpt", ".bin", ".pt", ".pth")
@@ -89,6 +90,14 @@ class SafetensorsFile:
         return tensor
 
 
+class PickleFile(TorchArchive):
+    """A file of torch.save; see `TorchArchive`."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a tensor that shares memory with the mapped file."""
+        return torch.from_numpy(self.array(name)).view(SAFETENSORS_DTYPES[self.dtype(name)])
+
+
 def open_tensor_file(path: Path) -> TensorFile:
     """Open a file of tensors in the format that its ending names.
 
@@ -99,5 +108,5 @@ def open_tensor_file(path: Path) -> TensorFile:
     if ending in SAFETENSORS_ENDINGS:
         return SafetensorsFile(path)
     if ending in PICKLE_ENDINGS:
-        return TorchArchive(path)
+        return PickleFile(path)
     raise CheckpointError(f"{path}: {ending or 'no ending'!r} is not among {', '.join(ENDINGS)}.")

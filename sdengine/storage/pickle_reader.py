@@ -21,8 +21,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, Any
 
+import numpy as np
+
 from sdengine.errors import CheckpointError
-from sdengine.models.dtypes import SAFETENSORS_DTYPES
+from sdengine.storage.tensor_file import NUMPY_DTYPES
 
 # Global name -> data type in the words of the safetensors format.
 _STORAGES = {
@@ -300,7 +302,7 @@ def _typed_tensor(
     if name not in _OF_DTYPES or not isinstance(storage, StorageRecord) or storage.dtype != "U8":
         raise CheckpointError(f"its pickle describes a tensor of no known type {name[:40]!r}")
     kind = _OF_DTYPES[name]
-    held = StorageRecord(storage.key, kind, storage.numel // SAFETENSORS_DTYPES[kind].itemsize)
+    held = StorageRecord(storage.key, kind, storage.numel // np.dtype(NUMPY_DTYPES[kind]).itemsize)
     return _tensor(held, offset, shape, stride)
 
 

@@ -22,12 +22,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
-from sdengine.checkpoints.formats.pickle_reader import StorageRecord, TensorRecord, read_pickle
 from sdengine.errors import CheckpointError
-from sdengine.models.dtypes import SAFETENSORS_DTYPES
+from sdengine.storage.pickle_reader import StorageRecord, TensorRecord, read_pickle
 from sdengine.storage.regular_file import open_regular
+from sdengine.storage.tensor_file import NUMPY_DTYPES
 
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES = 1 << 20
@@ -78,15 +79,16 @@ class TorchArchive:
         """Return the name of a tensor's data type."""
         return self._tensors[name].storage.dtype
 
-    def read(self, name: str) -> torch.Tensor:
-        """Return a tensor that shares memory with the mapped file."""
+    def array(self, name: str) -> NDArray[Any]:
+        """Return a tensor that shares memory with the mapped file; of BF16 and F8 its bits."""
         record = self._tensors[name]
-        dtype = SAFETENSORS_DTYPES[record.storage.dtype]
+        dtype = np.dtype(NUMPY_DTYPES[record.storage.dtype])
         if not record.storage.numel:
-            return torch.empty(record.shape, dtype=dtype)
+            return np.empty(record.shape, dtype)
         start, _ = self._spans[record.storage.key]
-        flat = torch.frombuffer(self._map, dtype=dtype, count=record.storage.numel, offset=start)
-        return flat.as_strided(record.shape, record.stride, record.offset)
+        flat = np.frombuffer(self._map, dtype, record.storage.numel, start)[record.offset :]
+        strides = [step * dtype.itemsize for step in record.stride]
+        return np.lib.stride_tricks.as_strided(flat, record.shape, strides)
 
 
 def _read_zip(path: Path, data: mmap.mmap) -> tuple[Any, dict[str, tuple[int, int]]]:
@@ -149,7 +151,7 @@ def _read_legacy(path: Path, data: mmap.mmap) -> tuple[Any, dict[str, tuple[int,
         if type(key) is not str or key not in storages or place + 8 > len(data):
             raise CheckpointError("its list of storages does not fit its tensors")
         numel = int.from_bytes(data[place : place + 8], "little", signed=True)
-        length = numel * SAFETENSORS_DTYPES[storages[key].dtype].itemsize
+        length = numel * _item_bytes(storages[key])
         if numel < 0 or place + 8 + length > len(data):
             raise CheckpointError(f"storage {key[:40]!r} claims {numel} numbers, past the end")
         spans[key] = (place + 8, length)
@@ -170,7 +172,7 @@ def _check(name: str, record: TensorRecord, spans: Mapping[str, tuple[int, int]]
     """Refuse a tensor that reaches out of its storage or makes more of it than is there."""
     storage: StorageRecord = record.storage
     held = spans.get(storage.key, (0, -1))[1]
-    if storage.numel * SAFETENSORS_DTYPES[storage.dtype].itemsize != held:
+    if storage.numel * _item_bytes(storage) != held:
         raise CheckpointError(
             f"tensor {name[:80]!r} claims a storage of {storage.numel} numbers; the file holds "
             f"{max(held, 0)} bytes of it"
@@ -187,3 +189,7 @@ def _check(name: str, record: TensorRecord, spans: Mapping[str, tuple[int, int]]
         fits = last < storage.numel
     if not fits:
         raise CheckpointError(f"tensor {name[:80]!r} reaches out of its storage")
+
+
+def _item_bytes(storage: StorageRecord) -> int:
+    return np.dtype(NUMPY_DTYPES[storage.dtype]).itemsize
