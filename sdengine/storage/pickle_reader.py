@@ -58,6 +58,8 @@ _INERT_NAMES = frozenset(
         "torch.torch_version.TorchVersion", "types.SimpleNamespace",
     }
 )  # fmt: skip
+# An old torch wrote its module of parameters whole, others a dict of them.
+_PARAMETERS = "torch.nn.modules.container.ParameterDict"
 # How torch rebuilds tensors of kinds that no network's weights are: sparse, quantised, on "meta".
 _OTHER_TENSORS = "torch._utils._rebuild_"
 _MARK = object()
@@ -84,6 +86,10 @@ class Inert:
     """Stand for an object that is of no use here and was never built."""
 
     name: str
+
+
+class _Parameters(dict[str, Any]):
+    """Stand for a ParameterDict, which is a dict by what it holds."""
 
 
 @dataclass(frozen=True)
@@ -196,8 +202,19 @@ class _Machine:
     def discard_state(self) -> None:
         self.stack.pop()
 
+    def build_object(self) -> None:
+        """Take of a module's state its parameters; of all else nothing is of use."""
+        state, target = self.stack.pop(), self.stack[-1]
+        held = state.get("_parameters") if isinstance(state, dict) else None
+        if isinstance(target, _Parameters) and isinstance(held, dict):
+            target.update(held)
+
     def persistent(self) -> None:
-        record = _storage(self.stack.pop())
+        identity = self.stack.pop()
+        if isinstance(identity, tuple) and len(identity) > 1 and identity[0] == "module":
+            self.push(identity[1])  # a class with its source, which the oldest format keeps
+            return
+        record = _storage(identity)
         self.storages[record.key] = record
         self.push(record)
 
@@ -233,7 +250,7 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "STACK_GLOBAL": lambda m, _: m.stack_global(),
     "REDUCE": lambda m, _: m.reduce(),
     "NEWOBJ": lambda m, _: m.reduce(),
-    "BUILD": lambda m, _: m.discard_state(),
+    "BUILD": lambda m, _: m.build_object(),
     "BINPERSID": lambda m, _: m.persistent(),
 }
 
@@ -313,6 +330,7 @@ def _ordered(pairs: Any = ()) -> dict[str, Any]:
 _BUILDERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
     "torch.Size": lambda size: tuple(size),
+    _PARAMETERS: lambda *_: _Parameters(),
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     "torch._utils._rebuild_tensor": _tensor,

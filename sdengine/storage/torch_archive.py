@@ -40,11 +40,14 @@ _LEGACY_PROTOCOL = 1001
 _NESTS = ("state_dict", "model")
 
 
-class TorchArchive:
+class TorchFile:
     """A file of torch.save, opened without running anything that it says.
 
+    `content` is what its pickle describes: dicts, lists, literals, and for every tensor a
+    `TensorRecord`, whose claims `array` checks.
+
     Raises:
-        CheckpointError: it is damaged, refused, or a size in it does not fit the file.
+        CheckpointError: it is damaged or refused.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,13 +61,49 @@ class TorchArchive:
             raise CheckpointError(f"{path} cannot be read: {error}.") from None
         try:
             is_zip = self._map[:4] == b"PK\x03\x04"
-            content, self._spans = (_read_zip if is_zip else _read_legacy)(path, self._map)
-            self._tensors = _tensors(content)
+            self.content, self._spans = (_read_zip if is_zip else _read_legacy)(path, self._map)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}.") from None
+
+    def array_of(self, name: str, record: TensorRecord) -> NDArray[Any]:
+        """Return a tensor that shares memory with the mapped file; of BF16 and F8 its bits.
+
+        Args:
+            name: what errors call it.
+            record: of `content`.
+
+        Raises:
+            CheckpointError: it reaches out of its storage, or makes more of it than is there.
+        """
+        try:
+            _check(name, record, self._spans)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}.") from None
+        dtype = np.dtype(NUMPY_DTYPES[record.storage.dtype])
+        if not record.storage.numel:
+            return np.empty(record.shape, dtype)
+        start, _ = self._spans[record.storage.key]
+        flat = np.frombuffer(self._map, dtype, record.storage.numel, start)[record.offset :]
+        strides = [step * dtype.itemsize for step in record.stride]
+        return np.lib.stride_tricks.as_strided(flat, record.shape, strides)
+
+
+class TorchArchive(TorchFile):
+    """A file of torch.save that holds named tensors, each checked when it is opened.
+
+    Raises:
+        CheckpointError: as for `TorchFile`; a size in it does not fit the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            self._tensors = _tensors(self.content)
             for name, record in self._tensors.items():
                 _check(name, record, self._spans)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}.") from None
-        step = content.get("global_step") if isinstance(content, dict) else None
+        step = self.content.get("global_step") if isinstance(self.content, dict) else None
         self.metadata: Mapping[str, str] = {"global_step": str(step)} if type(step) is int else {}
 
     def names(self) -> list[str]:
@@ -81,14 +120,7 @@ class TorchArchive:
 
     def array(self, name: str) -> NDArray[Any]:
         """Return a tensor that shares memory with the mapped file; of BF16 and F8 its bits."""
-        record = self._tensors[name]
-        dtype = np.dtype(NUMPY_DTYPES[record.storage.dtype])
-        if not record.storage.numel:
-            return np.empty(record.shape, dtype)
-        start, _ = self._spans[record.storage.key]
-        flat = np.frombuffer(self._map, dtype, record.storage.numel, start)[record.offset :]
-        strides = [step * dtype.itemsize for step in record.stride]
-        return np.lib.stride_tricks.as_strided(flat, record.shape, strides)
+        return self.array_of(name, self._tensors[name])
 
 
 def _read_zip(path: Path, data: mmap.mmap) -> tuple[Any, dict[str, tuple[int, int]]]:
