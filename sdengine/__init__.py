@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 _HOMES = {
     "load": "sdengine.engine",
     "Engine": "sdengine.engine",
+    "Embedding": "sdengine.inputs.embeddings",
+    "read_embeddings": "sdengine.inputs.embedding_files",
     "Request": "sdengine.request.request",
     "Control": "sdengine.request.control",
     "Result": "sdengine.images.result",
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
     from sdengine.images.result import Result as Result
     from sdengine.images.result import Step as Step
     from sdengine.images.timings import Timings as Timings
+    from sdengine.inputs.embedding_files import read_embeddings as read_embeddings
+    from sdengine.inputs.embeddings import Embedding as Embedding
     from sdengine.request.control import Control as Control
     from sdengine.request.preprocessors import preprocess as preprocess
     from sdengine.request.request import Request as Request

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
@@ -18,6 +18,7 @@ from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.errors import ConfigError
 from sdengine.images.provenance import Provenance, processor
 from sdengine.images.result import Result, Step
+from sdengine.inputs.embeddings import Embedding
 from sdengine.inputs.picture import read_picture
 from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.pipeline import Pipeline, finish
@@ -49,6 +50,7 @@ def load(
     low_memory: bool = False,
     memory_bytes: int | None = None,
     device: int | None = None,
+    embeddings: str | os.PathLike[str] | None = None,
 ) -> Engine:
     """Open a bundle and make an engine that runs it.
 
@@ -66,6 +68,8 @@ def load(
             None for what is free. Image sizes that would take more are refused before anything
             runs.
         device: number of the GPU that runs a bundle of engines, as CUDA counts them; None is 0.
+        embeddings: a folder of textual inversions, or a file, that prompts may name from the start;
+            see `Engine.add_embeddings`.
 
     Returns:
         An engine; use it as a context manager or call its `close`.
@@ -86,7 +90,14 @@ def load(
         raise ConfigError.for_field("low_memory", low_memory, "True or False")
     chosen = select_backend(backend, opened.manifest.target)
     options = SessionOptions(precision, threads, memory_bytes, low_memory, device)
-    return Engine(opened, chosen, options)
+    engine = Engine(opened, chosen, options)
+    if embeddings is not None:
+        try:
+            engine.add_embeddings(embeddings)
+        except BaseException:
+            engine.close()
+            raise
+    return engine
 
 
 class Engine:
@@ -400,6 +411,34 @@ class Engine:
                 progress(f"{plan.request.width}x{plan.request.height}", number, len(plans))
             with self._turns.take():
                 finish(self._pipeline.run(plan, Watch(seen="nothing")))
+
+    @property
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """The textual inversions that prompts may name, sorted by name."""
+        return self._pipeline.library.embeddings
+
+    @property
+    def skipped_embeddings(self) -> Mapping[str, str]:
+        """Files of folders given to `add_embeddings` that are of no use, and why."""
+        return {one.file: one.reason for one in self._pipeline.library.skipped}
+
+    def add_embeddings(self, *embeddings: str | os.PathLike[str] | Embedding) -> None:
+        """Let prompts name textual inversions; nothing is built or loaded again.
+
+        A request that has `embeddings` itself sees those alone. A name that was there already means
+        the new one from now on.
+
+        Args:
+            embeddings: paths of files, which prompts call by their names without the ending; paths
+                of folders, which are read with all folders in them; or what `read_embeddings`
+                returns, which can give a file another name. Files of folders that are damaged, for
+                other models, or of a name that is taken are skipped, see `skipped_embeddings`; a
+                prompt that names one gives a warning.
+
+        Raises:
+            ConfigError: a file cannot be read, or is not for this bundle's text encoders.
+        """
+        self._pipeline.library.add(*embeddings)
 
     def forget_prompts(self) -> None:
         """Have the text encoders run again for prompts of earlier requests, as for measurements.

@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdengine.cli.embedding_options import (
+    FOLDER_HELP,
+    embedding_warnings,
+    read_given,
+    recorded_embeddings,
+)
 from sdengine.cli.request_options import request_options
 from sdengine.cli.terminal import note, progress_bar, say, say_json
 from sdengine.errors import ConfigError
@@ -65,6 +71,9 @@ def generate(
         int | None,
         typer.Option(metavar="N", help="Number of the GPU that runs a bundle of engines."),
     ] = None,
+    embeddings_folder: Annotated[
+        str | None, typer.Option("--embeddings", metavar="FOLDER", help=FOLDER_HELP)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make images from a prompt. Values not given are the bundle's defaults; the seed is random."""
@@ -73,6 +82,7 @@ def generate(
     from sdengine.images.png import check_output
 
     memory_bytes = None if memory is None else parse_bytes("--memory", memory)
+    given = read_given(fields.pop("embeddings", ()))
     options = {**fields, "prompt": _one_or_many(prompt)} if prompt else fields
     check_output(output)
     recorded = read_metadata(source) if source is not None else None
@@ -94,14 +104,25 @@ def generate(
     with (
         progress_bar("loading", remaining=True, quiet=as_json) as bar,
         load(
-            bundle, backend, precision or "auto", threads, low_memory, memory_bytes, device
+            bundle,
+            backend,
+            precision or "auto",
+            threads,
+            low_memory,
+            memory_bytes,
+            device,
+            embeddings_folder,
         ) as engine,
     ):
+        engine.add_embeddings(*given)
         if recorded is not None:
+            asked = {**fields, **({"prompt": prompt} if prompt else {})}
+            found = recorded_embeddings(recorded, asked, given, engine.embeddings)
+            options["embeddings"] = found
             for line in recorded.differences(engine.provenance):
                 note(f"warning: {line}")
         result = engine.generate(progress=_shown_by(bar), **options)
-    for line in result.warnings:
+    for line in (*result.warnings, *embedding_warnings(recorded, given, result)):
         note(f"warning: {line}")
     files = result.save(output, overwrite=overwrite)
     if as_json:

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from sdengine.cli.control_options import CONTROL_HELP, CONTROL_METAVAR, parse_control
+from sdengine.cli.embedding_options import EMBEDDING_HELP, EMBEDDING_METAVAR
 from sdengine.errors import ConfigError
 from sdengine.request.control import CONTROL_FIELDS, Controls
+from sdengine.request.embeddings import Embeddings
 from sdengine.request.fields import (
     Choice,
     FieldInfo,
@@ -28,6 +30,7 @@ from sdengine.request.request import FIELDS, nearest_field
 
 _SHORT = {"negative_prompt": "-n"}
 _METAVARS = {
+    "embeddings": EMBEDDING_METAVAR,
     "crop": "LEFTxTOP",
     "background": "#RRGGBB",
     "outpaint": "SIDE=N,...",
@@ -67,7 +70,9 @@ def _parameters() -> Iterator[inspect.Parameter]:
     for info in FIELDS.values():
         if info.name != "prompt" and info.name not in _SEED_SIDES:
             alias = info.alias if info.alias != IMAGES_PER_PROMPT else ""
-            spellings = [one for one in (info.option, info.name, alias) if one]
+            # The plural of an embedding is a folder of them, which is no field.
+            name = "" if isinstance(info.check, Embeddings) else info.name
+            spellings = [one for one in (info.option, name, alias) if one]
             yield _parameter(info.name, _kind(info), spellings, _help(info), _metavar(info))
     each = "images of each prompt, one after the other"
     yield _parameter(IMAGES_PER_PROMPT, int, [IMAGES_PER_PROMPT], each)
@@ -92,13 +97,16 @@ def _parameter(
 
 def _kind(info: FieldInfo) -> type:
     check = info.check.check if isinstance(info.check, OneOrEach) else info.check
-    kinds: dict[type, type] = {Integer: int, Number: float, Flag: bool, Controls: list[str]}
+    kinds: dict[type, type] = {Integer: int, Number: float, Flag: bool}
+    kinds |= dict.fromkeys((Controls, Embeddings), list[str])
     return kinds.get(type(check), str)
 
 
 def _help(info: FieldInfo) -> str:
     if isinstance(info.check, Controls):
         return CONTROL_HELP + ", ".join([*CONTROL_FIELDS][2:])
+    if isinstance(info.check, Embeddings):
+        return EMBEDDING_HELP
     shown = info.help + _MORE.get(info.name, "")
     return shown + (f" ({info.check.range})" if info.check.range else "")
 
@@ -126,6 +134,8 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None}
     if controls := given.pop("controls", None):
         given["controls"] = [parse_control(one) for one in controls]
+    if embeddings := given.pop("embeddings", None):
+        given["embeddings"] = embeddings
     for name in given.keys() & {_SEED_SIZE, *_PAIRS}:
         given[name] = _pair(name.replace("_", "-"), given[name])
     if _SEED_SIZE in given:

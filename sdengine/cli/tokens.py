@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdengine.cli.terminal import print_table, printable, say, say_json
+from sdengine.cli.embedding_options import (
+    EMBEDDING_HELP,
+    EMBEDDING_METAVAR,
+    FOLDER_HELP,
+    read_given,
+)
+from sdengine.cli.terminal import note, print_table, printable, say, say_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,21 +31,32 @@ def tokens(
         str, typer.Option(help="What weights do: original, no_norm, none or literal.")
     ] = "original",
     bundle: Annotated[str, typer.Option(metavar="PATH", help="Bundle, or demo.")] = "demo",
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar=EMBEDDING_METAVAR, help=f"{EMBEDDING_HELP.capitalize()}."),
+    ] = None,
+    embeddings: Annotated[str | None, typer.Option(metavar="FOLDER", help=FOLDER_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show a prompt's tokens, weights and chunks, and which text holds at which steps."""
     from sdengine.bundle.reader import open_bundle
+    from sdengine.prompt.embedding_library import EmbeddingLibrary
     from sdengine.prompt.plan import PromptOptions
     from sdengine.prompt.planner import PromptPlanner
     from sdengine.request.request import FIELDS
 
     FIELDS["steps"].checked(steps)
     planner = PromptPlanner.from_bundle(open_bundle(bundle, verify="size"))
-    plan = planner.plan([prompt], [], steps, PromptOptions(emphasis=emphasis))
+    library = EmbeddingLibrary(planner)
+    library.add(*([embeddings] if embeddings else []))
+    library.add(*read_given(embedding or []))
+    options = PromptOptions(emphasis=emphasis)
+    held, skipped = library.embeddings, library.skipped
+    plan = planner.plan([prompt], [], steps, options, embeddings=held, skipped=skipped)
     texts = describe(planner, plan)
     if as_json:
         told = {"prompt": prompt, "steps": steps, "texts": texts}
-        say_json({**told, "not_applied": plan.not_applied})
+        say_json({**told, "not_applied": plan.not_applied, "warnings": plan.skipped})
         return
     for text in texts:
         for shown in _shown(text, len(texts), steps):
@@ -49,13 +66,16 @@ def tokens(
                 print_table(shown)
     for tag in plan.not_applied:
         say(f"not applied: {tag}")
+    for line in plan.skipped:
+        note(f"warning: {line}")
 
 
 def describe(planner: PromptPlanner, plan: PromptPlan) -> list[dict[str, Any]]:
     """Return what `--json` prints about each text of the plan of one image.
 
     A text has `uses`, which say as which part, with which weight and at which steps (from 1) it
-    counts, and by text encoder its chunks of tokens.
+    counts, and by text encoder its chunks of tokens. A vector of an embedding has no id; its token
+    is the embedding's name, its `vector` counts from 1.
     """
     uses: dict[int, dict[tuple[int, float], list[int]]] = {}
     for step, ((_, parts),) in enumerate(plan.steps, 1):
@@ -79,6 +99,11 @@ def _chunks(
 ) -> list[dict[str, Any]]:
     read, tokenizer = plan.encoders[encoder], planner.tokenizers[encoder]
     room = read.token_ids.shape[2] - 2
+    vectors = [
+        {"token": one.name, "vector": number}
+        for one in plan.embeddings
+        for number in range(1, one.num_vectors + 1)
+    ]
     chunks = []
     for chunk, count in enumerate(read.num_tokens[row]):
         inner = slice(1, 1 + int(count))
@@ -86,6 +111,8 @@ def _chunks(
         weights = read.weights[row, chunk, inner].tolist()
         found = [
             {"token": tokenizer.token(token_id), "id": token_id, "weight": weight}
+            if token_id >= 0
+            else {**vectors[-1 - token_id], "id": None, "weight": weight}
             for token_id, weight in zip(ids, weights, strict=True)
         ]
         chunks.append({"room": room, "tokens": found})
@@ -120,8 +147,10 @@ def _table(chunks: Sequence[dict[str, Any]]) -> RenderableType:
     for number, chunk in enumerate(chunks, 1):
         for position, token in enumerate(chunk["tokens"], 1):
             weight = f"{token['weight']:.4g}"
-            shown = printable(token["token"])
-            cells = (str(number), str(position), shown, str(token["id"]), weight)
+            shown, of = printable(token["token"]), token["id"]
+            if of is None:
+                of = f"vector {token['vector']}"
+            cells = (str(number), str(position), shown, str(of), weight)
             table.add_row(*(Text(cell) for cell in cells), end_section=False)
         table.add_section()
     return table

@@ -60,11 +60,13 @@ class Metadata:
         fields: keywords of `Engine.request`, checked; only those that the file names.
         provenance: what made it, as far as the file says; without the model's name.
         not_understood: keys of the file's parameters that have no counterpart here.
+        embeddings: name and SHA-256, or its first digits, of each textual inversion that was used.
     """
 
     fields: dict[str, Any]
     provenance: Provenance = field(default_factory=Provenance)
     not_understood: tuple[str, ...] = ()
+    embeddings: tuple[tuple[str, str], ...] = ()
 
     def request_fields(self) -> dict[str, Any]:
         """Return keyword arguments for `Engine.generate` and `Engine.request`."""
@@ -226,13 +228,16 @@ def _from_chunk(text: str) -> Metadata:
         model_hash=_match(_SHA256, model.get("sha256")),
         bundle_hash=_match(_SHA256, content.get("bundle")),
     )
-    return Metadata(read_fields(request), provenance)
+    fields = read_fields(request)
+    used = tuple((one.name, one.sha256) for one in fields.get("embeddings") or ())
+    return Metadata(fields, provenance, embeddings=used)
 
 
 def _from_parameters(text: str) -> Metadata:
     found = parse_parameters(text)
     Request(**{name: value for name, value in found.fields.items() if name != WEB_UI_CLIP_SKIP})
-    return Metadata(found.fields, Provenance(model_hash=found.model_hash), found.not_understood)
+    provenance = Provenance(model_hash=found.model_hash)
+    return Metadata(found.fields, provenance, found.not_understood, found.embeddings)
 
 
 def _match(pattern: re.Pattern[str], value: object) -> str:

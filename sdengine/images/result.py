@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from sdengine.images.png import check_output, encode_png, write_images
 from sdengine.images.provenance import Provenance
 from sdengine.images.timings import Timings
 from sdengine.images.web_ui_text import parameters_text
+from sdengine.inputs.embeddings import Embedding
 from sdengine.request.request import Request
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Result:
         timings: where the time went.
         provenance: what made the images.
         warnings: sentences on what the request asked for and did not get, none where all was done.
+        embeddings: for each image those that its prompts name.
     """
 
     arrays: tuple[NDArray[np.uint8], ...]
@@ -64,6 +66,7 @@ class Result:
     timings: Timings
     provenance: Provenance
     warnings: tuple[str, ...] = ()
+    embeddings: tuple[tuple[Embedding, ...], ...] = ()
     _images: list[Image] = field(default_factory=list, repr=False)
 
     @property
@@ -87,7 +90,7 @@ class Result:
 
     def parameters(self, index: int = 0) -> str:
         """Describe image `index` in the text form that image tools read from PNG files."""
-        return parameters_text(self.request.only(index), self.provenance)
+        return parameters_text(self._request_of(index), self.provenance)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
         """Write the images as PNG files; either all of them appear or none.
@@ -110,9 +113,16 @@ class Result:
                 image,
                 {
                     PARAMETERS: self.parameters(index),
-                    CHUNK: describe_image(self.request.only(index), self.provenance),
+                    CHUNK: describe_image(self._request_of(index), self.provenance),
                 },
             )
             for index, image in enumerate(self.images)
         ]
         return write_images(path, contents, overwrite=overwrite)
+
+    def _request_of(self, index: int) -> Request:
+        """Return the request that makes an image alone, with the embeddings that it names."""
+        request = self.request.only(index)
+        if request.embeddings is None or not self.embeddings:
+            return request
+        return replace(request, embeddings=self.embeddings[index])

@@ -29,6 +29,8 @@ _REAL = re.compile(_NUMBER)
 _INTERVAL = re.compile(f"({_NUMBER})-({_NUMBER})")
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 _HASH = re.compile(r"[0-9a-f]{8,64}")
+_EMBEDDINGS = "TI hashes"
+_NAME_AND_HASH = re.compile(r"\s*([^\s:][^:]{0,200}):\s*([0-9a-f]{8,64})\s*(?:,|$)")
 
 _EMPHASIS = {"Original": "original", "No norm": "no_norm", "Ignore": "none", "None": "literal"}
 # What reads the value of a field that is no number.
@@ -36,6 +38,7 @@ _CHOICES = {"noise": {"CPU": "cpu", "GPU": "cuda", "NV": "cuda"}, "emphasis": _E
 # The web UI's own names; "Automatic" is the sampler's default.
 _SCHEDULES = {"Automatic": None, "Uniform": "normal", "DDIM": "ddim_uniform"}
 _NOT_OF_THE_REQUEST = {"Model hash", "Model", "Version", "Hashes", "Sampler", "Schedule type"}
+_NOT_OF_THE_REQUEST |= {_EMBEDDINGS}
 _NO_SEED = "-1"
 # The ControlNet extension's names; diffusers' guess mode is near to the last one.
 _MORE_IMPORTANT = "ControlNet is more important"
@@ -61,11 +64,13 @@ class Parameters:
         fields: keywords of `Engine.request`, each of them acceptable.
         model_hash: first digits of the checkpoint's SHA-256; "" if the text names none.
         not_understood: keys without a counterpart, or with a value that none accepts.
+        embeddings: name and first digits of the SHA-256 of each that was used.
     """
 
     fields: dict[str, Any]
     model_hash: str
     not_understood: tuple[str, ...]
+    embeddings: tuple[tuple[str, str], ...] = ()
 
 
 def parameters_text(request: Request, provenance: Provenance) -> str:
@@ -99,6 +104,8 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
     if request.emphasis != "original":
         pairs |= _labelled(request, "emphasis")
     pairs |= {f"ControlNet {i}": _control(one) for i, one in enumerate(request.controls)}
+    if request.embeddings:
+        pairs[_EMBEDDINGS] = ", ".join(f"{e.name}: {e.sha256[:10]}" for e in request.embeddings)
     pairs |= _labelled(request, "noise")
     pairs["Version"] = f"sdengine {provenance.version}"
     shown = (f"{key}: {_value_text(value)}" for key, value in pairs.items() if value is not None)
@@ -169,7 +176,9 @@ def parse_parameters(text: str) -> Parameters:
     left = list(dict.fromkeys(left + found_pairs.left))
     shown = tuple(key if key.isprintable() else ascii(key) for key in left[:_MAX_NAMED])
     given_hash = pairs.get("Model hash", "").lower()
-    return Parameters(values, given_hash if _HASH.fullmatch(given_hash) else "", shown)
+    model_hash = given_hash if _HASH.fullmatch(given_hash) else ""
+    named = _NAME_AND_HASH.findall(pairs.get(_EMBEDDINGS, ""))
+    return Parameters(values, model_hash, shown, tuple(named[:_MAX_NAMED]))
 
 
 def _prompts(lines: list[str]) -> tuple[str, str]:

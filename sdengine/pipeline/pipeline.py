@@ -34,6 +34,7 @@ from sdengine.pipeline.steering import Steering, first_row
 from sdengine.pipeline.trajectory import Evaluation, Trajectory
 from sdengine.pipeline.unet_inputs import MicroConditioning, UNetInputs
 from sdengine.prompt.conditioning import Conditioning, TextConditioner
+from sdengine.prompt.embedding_library import EmbeddingLibrary, unused_embeddings
 from sdengine.prompt.kept_conditionings import KeptConditionings
 from sdengine.prompt.plan import PromptOptions, PromptPlan
 from sdengine.request.request import Request
@@ -76,6 +77,7 @@ class Pipeline:
         self._provenance = provenance
         self._low_memory = low_memory
         self._conditioner = TextConditioner(bundle, max_chunks)
+        self.library = EmbeddingLibrary(self._conditioner.planner)
         noise_schedule = NoiseSchedule.from_config(bundle.manifest.architecture.scheduler)
         # What follows from a few fields of a request is often the same for the next one; nobody
         # writes to it.
@@ -102,20 +104,26 @@ class Pipeline:
         options = _sampler_options(request)
         program = self._program(sampler, schedule, steps, options=options, first=first)
         is_distilled = self._manifest.architecture.unet.guidance_embed_dim is not None
+        embeddings = self.library.resolve(request.embeddings)
         prompts = self._prompts(
             request.prompts,
             request.negative_prompts,
             count,
             PromptOptions(emphasis=request.emphasis, clip_skip=request.clip_skip),
             is_guided=request.uses_guidance and not is_distilled,
+            embeddings=embeddings,
+            skipped=self.library.skipped if request.embeddings is None else (),
         )
+        unused = unused_embeddings(request, prompts)
+        if request.embeddings is not None or embeddings:
+            request = replace(request, embeddings=prompts.embeddings)
         chunks = _chunks(request.batch_size, self._manifest.max_batch)
         # A distilled U-Net is told the scale instead of being run twice.
         ignores_interval = is_distilled and not request.is_guided_throughout
         guided = range(count) if ignores_interval else request.guided_steps
         said = [_NO_INTERVAL] if ignores_interval else []
         controls, idle = plan_controls(request, self._manifest, len(program.t))
-        warnings = (*_warnings(prompts), *picture_warnings(request), *said, *idle)
+        warnings = (*_warnings(prompts), *unused, *picture_warnings(request), *said, *idle)
         for line in warnings:
             _log.info("%s", line)
         return Plan(request, size, program, prompts, chunks, guided, warnings, tuple(controls))
@@ -140,7 +148,12 @@ class Pipeline:
         if prepared.picture is not None:
             images = prepared.picture.finished(plan.request, images)
         result = Result(
-            tuple(images), plan.request, clock.timings(), self._provenance, plan.warnings
+            tuple(images),
+            plan.request,
+            clock.timings(),
+            self._provenance,
+            plan.warnings,
+            plan.prompts.used,
         )
         yield replace(last, result=result)
         return result
@@ -339,10 +352,13 @@ def _warnings(prompts: PromptPlan) -> tuple[str, ...]:
     more = [f"and {len(tags) - _MAX_NAMED} more"] if len(tags) > _MAX_NAMED else []
     shown = [tag if tag.isprintable() else ascii(tag) for tag in tags[:_MAX_NAMED]]
     named = [tag if len(tag) <= 120 else f"{tag[:117]}..." for tag in shown]
-    return tuple(
-        f"prompt: {tag} is not applied: this release loads no such networks, and the picture is "
-        "made without."
-        for tag in named + more
+    return (
+        tuple(
+            f"prompt: {tag} is not applied: this release loads no such networks, and the picture "
+            "is made without."
+            for tag in named + more
+        )
+        + tuple(prompts.skipped)[:_MAX_NAMED]
     )
 
 

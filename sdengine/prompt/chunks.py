@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 # A comma at most so many tokens before a chunk's end takes what follows it to the next chunk.
 COMMA_REACH = 20
+# An id of the vocabulary, or several that stay together in one chunk: the vectors of an embedding.
+# Those have the ids -1, -2, ... so that no vector can be taken for the end token.
+Token = int | tuple[int, ...]
 
 
 @dataclass
@@ -25,10 +28,10 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    def append(self, token_id: int, weight: float) -> None:
-        """Add one token."""
-        self.token_ids.append(token_id)
-        self.weights.append(weight)
+    def extend(self, token_ids: Sequence[int], weight: float) -> None:
+        """Add tokens of one weight."""
+        self.token_ids.extend(token_ids)
+        self.weights.extend([weight] * len(token_ids))
 
     def take_from(self, start: int) -> Chunk:
         """Remove the tokens from a place on and return them."""
@@ -38,13 +41,13 @@ class Chunk:
 
 
 def split_chunks(
-    sections: Sequence[Iterable[tuple[int, float]]], room: int, comma_token_id: int | None
+    sections: Sequence[Iterable[tuple[Token, float]]], room: int, comma_token_id: int | None
 ) -> list[Chunk]:
     """Fill chunks with tokens; every section begins a new one.
 
     Args:
-        sections: (token id, weight) pairs between BREAKs; a last empty section makes no chunk.
-        room: tokens that fit into a chunk.
+        sections: (token, weight) pairs between BREAKs; a last empty section makes no chunk.
+        room: tokens that fit into a chunk, as many as the longest token has ids or more.
         comma_token_id: of a comma that is a word by itself; None for no back-off.
 
     Returns:
@@ -59,12 +62,13 @@ def split_chunks(
 
 
 def _fill(
-    tokens: Iterable[tuple[int, float]], room: int, comma_token_id: int | None
+    tokens: Iterable[tuple[Token, float]], room: int, comma_token_id: int | None
 ) -> list[Chunk]:
     chunks = [Chunk()]
     after_comma: int | None = None  # of the open chunk
-    for token_id, weight in tokens:
-        is_comma = token_id == comma_token_id
+    for token, weight in tokens:
+        token_ids = (token,) if isinstance(token, int) else token
+        is_comma = token == comma_token_id
         if len(chunks[-1]) == room:
             start = room
             if not is_comma and after_comma is not None and room - after_comma < COMMA_REACH:
@@ -73,7 +77,10 @@ def _fill(
             after_comma = None
         elif is_comma:
             after_comma = len(chunks[-1]) + 1
-        chunks[-1].append(token_id, weight)
+        if len(chunks[-1]) + len(token_ids) > room:
+            chunks.append(Chunk())
+            after_comma = None
+        chunks[-1].extend(token_ids, weight)
     return chunks
 
 

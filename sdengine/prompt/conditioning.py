@@ -20,6 +20,8 @@ from sdengine.bundle.tensors import (
     require_tensors,
 )
 from sdengine.errors import BundleError, NonFiniteError
+from sdengine.inputs.embedding_files import Skipped
+from sdengine.inputs.embeddings import Embedding
 from sdengine.prompt.plan import EncoderTokens, PromptOptions, PromptPlan
 from sdengine.prompt.planner import PromptPlanner
 
@@ -78,9 +80,19 @@ class TextConditioner:
         options: PromptOptions,
         *,
         is_guided: bool = True,
+        embeddings: tuple[Embedding, ...] = (),
+        skipped: tuple[Skipped, ...] = (),
     ) -> PromptPlan:
         """Plan a request's prompts, as `PromptPlanner.plan` describes."""
-        return self.planner.plan(prompts, negatives, steps, options, is_guided=is_guided)
+        return self.planner.plan(
+            prompts,
+            negatives,
+            steps,
+            options,
+            is_guided=is_guided,
+            embeddings=embeddings,
+            skipped=skipped,
+        )
 
     def encode(self, plan: PromptPlan, get_encoder: Callable[[str, int], Module]) -> Conditioning:
         """Run the text encoders over a plan's texts.
@@ -160,7 +172,7 @@ class TextConditioner:
             if length < encoder.max_length:
                 group = np.pad(group, ((0, 0), (0, encoder.max_length - length)), mode="edge")
             inputs = {
-                "inputs_embeds": self.token_tables[encoder.network][group],
+                "inputs_embeds": self._embeds(encoder.network, group, tokens.vectors),
                 "eos_index": np.argmax(group == encoder.eos_token_id, axis=1),
                 LAYER: np.full(rows, layer_number(encoder, choice)),
             }
@@ -171,6 +183,18 @@ class TextConditioner:
                 pooled.append(np.array(outputs["pooled"], dtype=np.float32))
         all_pooled = np.concatenate(pooled)[:count] if is_pooled else None
         return (np.concatenate(states) if len(states) > 1 else states[0])[:count], all_pooled
+
+    def _embeds(
+        self, network: str, token_ids: NDArray[np.int64], vectors: _Floats | None
+    ) -> NDArray[Any]:
+        """Return what stands for the tokens: rows of the table, and learned vectors as they are."""
+        table = self.token_tables[network]
+        if vectors is None:
+            return table[token_ids]
+        embeds: _Floats = table[token_ids.clip(0)].astype(np.float32)
+        is_learned = token_ids < 0
+        embeds[is_learned] = vectors[-1 - token_ids[is_learned]]
+        return embeds
 
 
 def layer_number(encoder: TextEncoderArchitecture, choice: HiddenState) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.bundle.manifest import HiddenState
+from sdengine.inputs.embeddings import Embedding
 from sdengine.request.request import FIELDS
 
 # (row of the negative or None, (row, weight) of every part joined by AND)
@@ -47,16 +48,18 @@ class EncoderTokens:
     """The tokens that one text encoder reads, chunk by chunk, and the state that is taken from it.
 
     Args:
-        token_ids: [N,chunks,length] int64 with start, end and padding.
+        token_ids: [N,chunks,length] int64 with start, end and padding; -1 - k is row k of vectors.
         weights: the same shape in fp32; 1 where no token has another weight.
         num_tokens: [N,chunks] int64, without start, end and padding.
         hidden_state: which one conditions the U-Net.
+        vectors: [K,D] fp32 of the embeddings that the prompts name; None where they name none.
     """
 
     token_ids: NDArray[np.int64]
     weights: NDArray[np.float32]
     num_tokens: NDArray[np.int64]
     hidden_state: HiddenState
+    vectors: NDArray[np.float32] | None = None
 
     @cached_property
     def is_weighted(self) -> bool:
@@ -89,6 +92,9 @@ class PromptPlan:
             they are in no text.
         zero_rows: rows whose conditioning is zero: empty negatives, where the checkpoint says so.
         steps: for each step the rows of every image.
+        embeddings: what the texts name, in the order in which `EncoderTokens.vectors` has them.
+        used: for each image those that its own texts name.
+        skipped: embeddings that the texts name and that are of no use, in sentences.
     """
 
     texts: tuple[str, ...]
@@ -97,10 +103,13 @@ class PromptPlan:
     not_applied: tuple[str, ...]
     zero_rows: tuple[int, ...]
     steps: tuple[tuple[ImageRows, ...], ...]
+    embeddings: tuple[Embedding, ...] = ()
+    used: tuple[tuple[Embedding, ...], ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @cached_property
     def identity(self) -> Hashable:
-        """All that the conditioning follows from: tokens, weights and layer, by text encoder."""
+        """All that the conditioning follows from: tokens, weights, layer and learned vectors."""
         encoders = (
             (
                 name,
@@ -111,7 +120,8 @@ class PromptPlan:
             )
             for name, tokens in self.encoders.items()
         )
-        return (self.emphasis, self.zero_rows, *encoders)
+        learned = tuple((one.sha256, one.name) for one in self.embeddings)
+        return (self.emphasis, self.zero_rows, learned, *encoders)
 
     @property
     def num_chunks(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,11 @@ from sdengine.bundle.manifest import (
 )
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import BundleError, ConfigError
-from sdengine.prompt.chunks import Chunk, pad_token_ids, pad_weights, split_chunks
+from sdengine.inputs.embedding_files import Skipped
+from sdengine.inputs.embeddings import Embedding
+from sdengine.prompt.chunks import Chunk, Token, pad_token_ids, pad_weights, split_chunks
 from sdengine.prompt.editing import EditedText, Part, split_parts
+from sdengine.prompt.embedding_names import EmbeddingNames, encoder_vectors
 from sdengine.prompt.emphasis import Run, parse_emphasis, parse_unweighted
 from sdengine.prompt.network_tags import split_tags
 from sdengine.prompt.plan import EncoderTokens, PromptOptions, PromptPlan
@@ -30,6 +34,7 @@ MAX_TOTAL_CHUNKS = 2048
 
 _NEGATIVE = "negative_prompt"
 _Parts = tuple[tuple[int, float], ...]
+_Names = Mapping[ClipTokenizer, EmbeddingNames]
 
 
 class PromptPlanner:
@@ -72,6 +77,8 @@ class PromptPlanner:
                     f"{vocab_file}: start and end token are {found} in the vocabulary, {stated} "
                     "in the manifest."
                 )
+        # Thousands of names take longer to tokenize than a prompt.
+        self._names = functools.lru_cache(maxsize=4)(self._names_of)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, max_chunks: int | None = None) -> PromptPlanner:
@@ -89,6 +96,8 @@ class PromptPlanner:
         options: PromptOptions,
         *,
         is_guided: bool = True,
+        embeddings: tuple[Embedding, ...] = (),
+        skipped: tuple[Skipped, ...] = (),
     ) -> PromptPlan:
         """Plan the prompts of a request.
 
@@ -100,10 +109,13 @@ class PromptPlanner:
             options: how to read the prompts.
             is_guided: the U-Net computes the unconditional half; without it negatives are left out
                 unless AND joins parts, which only has a meaning relative to a negative.
+            embeddings: that the prompts may name.
+            skipped: embeddings of no use; a prompt that names one is told so.
 
         Raises:
             ConfigError: a prompt has too many tokens, edits or parts, or a weight out of range;
-                the text encoder has too few layers for clip_skip.
+                the text encoder has too few layers for clip_skip; an embedding is not for this
+                bundle, or two have one name.
         """
         states = {
             encoder.network: skip_layers(encoder, options.clip_skip)
@@ -111,7 +123,7 @@ class PromptPlanner:
         }
         if len(negatives) not in (0, len(prompts)):
             raise ConfigError(f"{_NEGATIVE}: {len(negatives)} texts for {len(prompts)} prompts.")
-        rows = _Rows(self, options.emphasis)
+        rows = _Rows(self, options.emphasis, self._names(embeddings, skipped))
         positive = _schedules(rows, "prompt", prompts, steps)
         is_composed = any(len(parts[0]) > 1 for parts in positive)
         negative = _schedules(rows, _NEGATIVE, negatives if is_guided or is_composed else (), steps)
@@ -128,7 +140,23 @@ class PromptPlanner:
                 )
                 for step in range(steps)
             ),
+            embeddings=tuple(rows.placed),
+            used=tuple(
+                rows.named_in(*own) for own in zip(positive, negative or positive, strict=True)
+            ),
+            skipped=tuple(rows.skipped),
         )
+
+    def _names_of(
+        self, embeddings: tuple[Embedding, ...], skipped: tuple[Skipped, ...]
+    ) -> _Names | None:
+        """Return the names that each tokenizer looks for."""
+        for embedding in embeddings:
+            encoder_vectors(self.architecture, embedding)
+        names = (*embeddings, *skipped)
+        if not names:
+            return None
+        return {one: EmbeddingNames(one, names) for one in set(self.tokenizers.values())}
 
 
 def skip_layers(encoder: TextEncoderArchitecture, clip_skip: int | None) -> HiddenState:
@@ -168,9 +196,14 @@ def _from_end(encoder: TextEncoderArchitecture) -> int:
 class _Rows:
     """Number the distinct texts in the order in which they are met, and tokenize each once."""
 
-    def __init__(self, planner: PromptPlanner, emphasis: str) -> None:
+    def __init__(self, planner: PromptPlanner, emphasis: str, names: _Names | None) -> None:
         self._planner = planner
+        self._names = names
         self.emphasis = emphasis
+        # Embedding -> the ids that stand for its vectors, in the order in which they are met.
+        self.placed: dict[Embedding, tuple[int, ...]] = {}
+        self.skipped: dict[str, None] = {}
+        self._named: list[dict[Embedding, None]] = []  # by row
         self._chunks: dict[str, list[list[Chunk]]] = {name: [] for name in planner.tokenizers}
         self._num_chunks = 1
         # (text, whether its conditioning is zero) -> row
@@ -194,6 +227,7 @@ class _Rows:
 
     def _add(self, field: str, text: str) -> None:
         sections = self._sections(field, text)
+        self._named.append({})
         by_tokenizer: dict[int, list[Chunk]] = {}
         for name, tokenizer in self._planner.tokenizers.items():
             if id(tokenizer) not in by_tokenizer:
@@ -220,14 +254,14 @@ class _Rows:
         self, field: str, sections: list[list[Run]], tokenizer: ClipTokenizer
     ) -> list[Chunk]:
         tokens = [
-            [(token_id, run.weight) for run in section for token_id in tokenizer.encode(run.text)]
+            [(token, run.weight) for run in section for token in self._read(run.text, tokenizer)]
             for section in sections
         ]
         room = self._planner.architecture.text_encoders[0].chunk_length - 2
         chunks = split_chunks(tokens, room, tokenizer.comma_token_id)
         most = self._planner.max_chunks
         if len(chunks) > most:
-            count = sum(len(section) for section in tokens)
+            count = sum(len(chunk) for chunk in chunks)
             where, hint = "", ""
             if most < MAX_CHUNKS:
                 where = " by this bundle's engines"
@@ -237,6 +271,37 @@ class _Rows:
                 f"chunks, {most * room} tokens, are accepted{where}. Shorten the text{hint}."
             )
         return chunks
+
+    def _read(self, text: str, tokenizer: ClipTokenizer) -> Iterator[Token]:
+        """Yield the tokens of a text, with embeddings in the place of their names."""
+        token_ids = tokenizer.encode(text)
+        if self._names is None:
+            yield from token_ids
+            return
+        for ids, named in self._names[tokenizer].find(token_ids):
+            if isinstance(named, Embedding):
+                self._named[-1][named] = None
+                yield self._place(named)
+            else:
+                if named is not None:
+                    shown = f"{named.name[:60]!r} is read as text, because its embedding is of no"
+                    self.skipped[f"prompt: {shown} use here: {named.reason}"] = None
+                yield from ids
+
+    def _place(self, embedding: Embedding) -> tuple[int, ...]:
+        """Return the ids of an embedding's vectors: those below zero are free."""
+        if embedding not in self.placed:
+            first = -1 - sum(map(len, self.placed.values()))
+            self.placed[embedding] = tuple(range(first, first - embedding.num_vectors, -1))
+        return self.placed[embedding]
+
+    def named_in(self, *schedules: Sequence[_Parts]) -> tuple[Embedding, ...]:
+        """Return the embeddings that the texts of some schedules name."""
+        if not self.placed:
+            return ()
+        numbers = {row for schedule in schedules for parts in set(schedule) for row, _ in parts}
+        named = {one for row in numbers for one in self._named[row]}
+        return tuple(one for one in self.placed if one in named)
 
     def tokens(self, network: str, hidden_state: HiddenState) -> EncoderTokens:
         """Return all rows as one text encoder reads them, filled up to equally many chunks."""
@@ -248,6 +313,8 @@ class _Rows:
             for chunks in rows
             for chunk in [*chunks, *[Chunk()] * (self._num_chunks - len(chunks))]
         ]
+        architecture = self._planner.architecture
+        vectors = [encoder_vectors(architecture, one)[network] for one in self.placed]
         special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         shape = (len(rows), self._num_chunks)
         return EncoderTokens(
@@ -255,6 +322,7 @@ class _Rows:
             weights=pad_weights(flat, length).reshape(*shape, length),
             num_tokens=np.array([len(chunk) for chunk in flat], dtype=np.int64).reshape(shape),
             hidden_state=hidden_state,
+            vectors=np.concatenate(vectors) if vectors else None,
         )
 
 

@@ -51,6 +51,7 @@ class RequestOptions(TypedDict, total=False):
     noise: str | None
     emphasis: str | None
     clip_skip: int | None
+    embeddings: Any
     image: Any
     strength: float | None
     strength_rule: str | None

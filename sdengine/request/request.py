@@ -15,8 +15,10 @@ from types import MappingProxyType
 from typing import Any
 
 from sdengine.errors import ConfigError
+from sdengine.inputs.embeddings import Embedding
 from sdengine.inputs.recorded import read_record
 from sdengine.request.control import read_controls
+from sdengine.request.embeddings import Embeddings, read_embedding_records
 from sdengine.request.fields import (
     Choice,
     FieldInfo,
@@ -197,6 +199,15 @@ class Request(PictureFields):
             ("Clip skip",),
         ),
     )
+    embeddings: tuple[Embedding, ...] | None = field(
+        default=None,
+        metadata=about(
+            Embeddings(),
+            "textual inversions that the prompts may name: paths, sdengine.Embedding, or a dict of "
+            "them by name; by default those that the engine was given",
+            option="embedding",
+        ),
+    )
     original_size: tuple[int, int] | None = field(
         default=None,
         metadata=about(
@@ -344,6 +355,10 @@ class Request(PictureFields):
         values["controls"] = [control.to_dict() for control in self.controls]
         if not self.controls:
             del values["controls"]  # as releases wrote it that knew none
+        if self.embeddings is None:
+            del values["embeddings"]  # as releases wrote it that knew none
+        else:
+            values["embeddings"] = [embedding.record() for embedding in self.embeddings]
         for needed, names in OPTIONS_OF.items():
             givers = needed.split(" or ")
             absent = [name for name in givers if getattr(self, name) is None]
@@ -396,6 +411,9 @@ def read_fields(values: Mapping[str, Any]) -> dict[str, Any]:
             values = {**values, name: read_record(name, values[name])}
     if "controls" in values:
         values = {**values, "controls": read_controls(values["controls"])}
+    if values.get("embeddings") is not None:
+        found = read_embedding_records("embeddings", values["embeddings"])
+        values = {**values, "embeddings": found}
     request = Request(**values)
     return {name: getattr(request, name) for name in values}
 

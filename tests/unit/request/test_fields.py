@@ -26,7 +26,7 @@ PROMPTS = ("prompt", "negative_prompt")
 # What only this command or the web UI's text leaves out, because they have no place for it.
 WITHOUT_A_LABEL = {
     *PROMPTS,
-    *("batch_size", "controls", *PICTURES, "outpaint", *sum(OPTIONS_OF.values(), ())),
+    *("batch_size", "controls", "embeddings", *PICTURES, "outpaint", *sum(OPTIONS_OF.values(), ())),
     *("original_size", "crop", "target_size", "aesthetic_score", "negative_aesthetic_score"),
 }
 
@@ -42,7 +42,8 @@ def test_keywords_are_the_fields_with_their_types() -> None:
     keywords = typing.get_type_hints(RequestOptions)
     expected = {name: or_none(hints[name]) for name in FIELDS if name not in PROMPTS}
     # Whatever can be read as one.
-    expected |= {name: or_none(typing.Any) for name in (*PICTURES, "outpaint")}
+    read = ("embeddings", *PICTURES, "outpaint")
+    expected |= {name: or_none(typing.Any) for name in read}
     expected["controls"] = or_none(Sequence[Control] | Control)
     expected |= {alias: or_none(hints[name]) for alias, name in ALIASES.items()}
     expected[WEB_UI_CLIP_SKIP] = expected["clip_skip"]

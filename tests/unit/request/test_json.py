@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdengine.errors import ConfigError
+from sdengine.inputs.embeddings import Embedding
 from sdengine.request.picture_fields import OPTIONS_OF, PICTURES
 from sdengine.request.request import FIELDS, MAX_SEED, Request
 
@@ -41,8 +42,8 @@ FULL = Request(
 def test_a_request_comes_back(request_: Request) -> None:
     text = request_.to_json()
     assert "\n" not in text
-    of_pictures = {"controls", *PICTURES, "outpaint", *sum(OPTIONS_OF.values(), ())}
-    assert json.loads(text).keys() == {"version", *FIELDS} - of_pictures
+    of_files = {"controls", "embeddings", *PICTURES, "outpaint", *sum(OPTIONS_OF.values(), ())}
+    assert json.loads(text).keys() == {"version", *FIELDS} - of_files
     assert Request.from_json(text) == request_
     assert Request.from_json(text.encode()) == request_
 
@@ -65,6 +66,19 @@ def test_golden_text() -> None:
 
 def test_what_is_left_out_is_a_default() -> None:
     assert Request.from_json('{"version": 1, "prompt": "a"}') == Request("a")
+
+
+def test_embeddings_are_records() -> None:
+    record = {"name": "my cat", "sha256": "0" * 64}
+    text = json.dumps({"version": 1, "prompt": "a", "embeddings": [record]})
+    request = Request.from_json(text)
+    assert request.embeddings == (Embedding("my cat", "0" * 64),)
+    assert not request.embeddings[0].is_given
+    assert json.loads(request.to_json())["embeddings"] == [record]
+    assert Request.from_json(request.to_json()) == request
+    none = Request("a", embeddings=())
+    assert json.loads(none.to_json())["embeddings"] == []
+    assert Request.from_json(none.to_json()).embeddings == ()
 
 
 @settings(max_examples=100, deadline=None)
@@ -95,6 +109,15 @@ def test_any_request_comes_back(prompt: str, scale: float, seed: Any) -> None:
         ({"seed": [1, -1]}, "seed: -1"),
         ({"crop": [1]}, r"crop: \[1\]"),
         ({"noise": "gpu"}, "noise: 'gpu'"),
+        ({"embeddings": "x.pt"}, "embeddings: 'x.pt'.*expected a list"),
+        ({"embeddings": ["x.pt"]}, "embeddings: 'x.pt'.*expected a list of up to 1000 objects"),
+        ({"embeddings": [{"name": "x", "sha256": "../x"}]}, "embeddings: {'name': 'x'"),
+        ({"embeddings": [{"name": "a\nb", "sha256": "0" * 64}]}, "embeddings: {'name'"),
+        ({"embeddings": [{"name": "x", "sha256": "0" * 64}] * 1001}, "embeddings: "),
+        (
+            {"embeddings": [{"name": "x", "sha256": c * 64} for c in "01"]},
+            "embeddings: '00.*' and '11.*' are both called 'x'",
+        ),
         ({"step": 3}, "'step': a request has no such field.*Did you mean steps"),
         ({"\x1b[2J": 3}, r"'\\x1b\[2J'"),
         ({"num_inference_steps": 3}, "'num_inference_steps'"),
