@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch_file
 from support.tiny_architectures import TINY
 from support.tiny_bundle import make_tiny_bundle
 from tolerances import assert_close
@@ -23,6 +24,7 @@ from sdengine.bundle.manifest import MERGES_FILE, VOCAB_FILE, Manifest
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.checkpoints.synthetic import seed_weights
+from sdengine.inputs.embedding_files import read_embeddings
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.prompt.conditioning import TextConditioner
 from sdengine.prompt.plan import PromptOptions
@@ -78,8 +80,11 @@ class Pair:
     models: dict[str, CLIPTextEncoder]
     pipeline: Any
 
-    def ours(self, prompts: list[str], negatives: list[str], **options: Any) -> Any:
-        plan = self.conditioner.plan(prompts, negatives, 1, PromptOptions(**options))
+    def ours(
+        self, prompts: list[str], negatives: list[str], *, embeddings: Any = (), **options: Any
+    ) -> Any:
+        given = PromptOptions(**options)
+        plan = self.conditioner.plan(prompts, negatives, 1, given, embeddings=embeddings)
 
         def get_encoder(network: str, rows: int) -> Module:
             return TorchEncoder(self.models[network], rows)
@@ -231,3 +236,93 @@ def test_weights(pair: Pair) -> None:
         weighted = part * factors
         expected.append(weighted * (part.mean() / weighted.mean()))
     assert_close("text_encoder", "float32", found.prompt_embeds, np.concatenate(expected, axis=2))
+
+
+def load_embedding(pair: Pair, vectors: dict[str, torch.Tensor], folder: Path) -> tuple[Any, Any]:
+    """Return diffusers' pipeline with an embedding called my-cat, and ours of the same file."""
+    path = folder / "my-cat.safetensors"
+    pipeline = make_pipeline(pair.family, pair.models)
+    save_torch_file(vectors, path)
+    if len(vectors) == 1:
+        pipeline.load_textual_inversion(vectors, token="my-cat")
+    else:
+        for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
+            encoder = getattr(pipeline, f"text_encoder{suffix}")
+            tokenizer = getattr(pipeline, f"tokenizer{suffix}")
+            pipeline.load_textual_inversion(
+                vectors[key], token="my-cat", text_encoder=encoder, tokenizer=tokenizer
+            )
+    return pipeline, read_embeddings(path)
+
+
+@pytest.fixture(scope="module")
+def embedding(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pair, tuple[Any, ...]]:
+    """Return the pair whose pipeline has an embedding of 8 loud vectors, and ours."""
+    generator = torch.Generator().manual_seed(1)
+    keys = ("clip_l", "clip_g") if len(pair.models) == 2 else ("my-cat",)
+    vectors = {
+        key: torch.randn(8, model.config.hidden_size, generator=generator)
+        for key, model in zip(keys, pair.models.values(), strict=True)
+    }
+    pipeline, ours = load_embedding(pair, vectors, tmp_path_factory.mktemp("embedding"))
+    return replace(pair, pipeline=pipeline), ours
+
+
+EMBEDDING_PROMPTS = {
+    "alone": ("my-cat", "my-cat"),
+    "upper case": ("a MY-CAT, red", "a my-cat, red"),
+    "twice": ("my-cat on my-cat", "my-cat on my-cat"),
+    "inside another word": ("a tommy-cats", "a tommy-cats"),
+    "at the end of a chunk": ("tree " * 67 + "my-cat", "tree " * 67 + "my-cat"),
+}
+
+
+@pytest.mark.parametrize("kind", EMBEDDING_PROMPTS)
+def test_textual_inversion(embedding: tuple[Pair, tuple[Any, ...]], kind: str) -> None:
+    """diffusers is asked without capitals, and with no name inside a word, which it would take."""
+    pair, ours = embedding
+    prompt, theirs = EMBEDDING_PROMPTS[kind]
+    pair_of_all = pair if kind != "inside another word" else replace(
+        pair, pipeline=make_pipeline(pair.family, pair.models)
+    )  # fmt: skip
+    plan, found = pair.ours([prompt], ["ugly, my-cat"], embeddings=ours)
+    [(negative, ((row, _),))] = plan.rows(0)
+    embeds, _, pooled, _ = pair_of_all.theirs(theirs, "ugly, my-cat")
+    _, negative_embeds, _, negative_pooled = pair.theirs(theirs, "ugly, my-cat")
+    assert_close("text_encoder", "float32", found.prompt_embeds[[row]], embeds)
+    assert_close("text_encoder", "float32", found.prompt_embeds[[negative]], negative_embeds)
+    if found.pooled is not None:
+        assert_close("text_encoder", "float32", found.pooled[[row]], pooled)
+        assert_close("text_encoder", "float32", found.pooled[[negative]], negative_pooled)
+
+
+def test_textual_inversion_that_does_not_fit_begins_a_chunk(
+    embedding: tuple[Pair, tuple[Any, ...]],
+) -> None:
+    pair, ours = embedding
+    plan, found = pair.ours(["tree " * 70 + "(my-cat:1.3) tree"], [], embeddings=ours)
+    assert plan.num_chunks == 2
+    first, *_, pooled, _ = pair.theirs("tree " * 70)
+    second = pair.theirs("my-cat tree")[0].numpy().astype(np.float64)
+    factors = np.ones((1, 77, 1))
+    factors[:, 1:9] = 1.3
+    widths = [model.config.hidden_size for model in pair.models.values()]
+    expected = []
+    for part in np.split(second, np.cumsum(widths)[:-1], axis=2):
+        expected.append(part * factors * (part.mean() / (part * factors).mean()))
+    joined = np.concatenate([first, np.concatenate(expected, axis=2)], axis=1)
+    assert_close("text_encoder", "float32", found.prompt_embeds, joined)
+    if found.pooled is not None:
+        assert_close("text_encoder", "float32", found.pooled, pooled)
+
+
+def test_prompts_beside_a_textual_inversion_are_the_same_to_the_bit(
+    embedding: tuple[Pair, tuple[Any, ...]],
+) -> None:
+    pair, ours = embedding
+    for prompt in PROMPTS:
+        _, plain = pair.ours([prompt], ["ugly"])
+        _, beside = pair.ours([prompt], ["ugly"], embeddings=ours)
+        np.testing.assert_array_equal(plain.prompt_embeds, beside.prompt_embeds)
+        if plain.pooled is not None:
+            np.testing.assert_array_equal(plain.pooled, beside.pooled)

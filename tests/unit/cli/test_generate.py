@@ -101,3 +101,65 @@ def test_tags_and_what_is_not_understood_are_warnings(
     again = ["generate", "--bundle", bundle, "--from", "out.png", "--web-ui-clip-skip", "2"]
     assert main([*again, "-o", "again.png", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["clip_skip"] == 1
+
+
+def embedding(path: Path, scale: float = 5.0) -> str:
+    import torch
+
+    path.parent.mkdir(exist_ok=True)
+    pair = {"clip_l": torch.full((2, 8), scale), "clip_g": torch.full((2, 8), -scale)}
+    torch.save(pair, path)
+    return str(path)
+
+
+def test_embeddings_are_given_by_file_and_again_with_from(
+    folder: Path, bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cat, dog = embedding(folder / "a" / "my-cat.pt"), embedding(folder / "a" / "dog.bin", 2.0)
+    common = ["generate", "--bundle", bundle, "--steps", "2", "--seed", "3"]
+    run = [*common, "a my-cat, toy", "--embedding", cat, "--embedding", f"toy={dog}"]
+    assert main([*run, "-o", "out.png"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    again = ["generate", "--bundle", bundle, "--from", "out.png", "-o"]
+    assert main([*again, "1.png"]) == 2
+    assert "embeddings: 'my-cat', with SHA-256" in capsys.readouterr().err
+    # By their hashes, whatever they are called.
+    assert main([*again, "2.png", "--embeddings", "a"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert (folder / "2.png").read_bytes() == (folder / "out.png").read_bytes()
+    # By name, where the hash is another one.
+    other = embedding(folder / "b" / "my-cat.pt", 3.0)
+    assert main([*again, "3.png", "--embedding", other, "--embedding", f"toy={dog}"]) == 0
+    assert "made with another file of the embedding 'my-cat'" in capsys.readouterr().err
+    assert (folder / "3.png").read_bytes() != (folder / "out.png").read_bytes()
+    # A new prompt may name what it wants.
+    assert main([*again, "4.png", "only my-cat", "--embeddings", "a", "--json"]) == 0
+    told = capsys.readouterr()
+    assert [one["name"] for one in json.loads(told.out)["embeddings"]] == ["my-cat"]
+    assert "made with the embedding 'toy'" in told.err
+
+
+def test_embeddings_without_effect_are_told(
+    folder: Path, bundle: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cat = embedding(folder / "my-cat.pt")
+    common = ["generate", "--bundle", bundle, "--steps", "1", "a cat"]
+    assert main([*common, "--embedding", cat]) == 0
+    assert "warning: embeddings: 'my-cat' is named in no prompt" in capsys.readouterr().err
+    assert main([*common, "--embedding", "=x"]) == 2
+    assert "--embedding: '=x' is not accepted; expected FILE or NAME=FILE" in (
+        capsys.readouterr().err
+    )
+    assert main([*common, "--embedding", cat, "--embedding", f"my-cat={cat}"]) == 0
+    source = picture(
+        folder, "parameters", 'a my-cat\nSteps: 1, Size: 64x64, TI hashes: "my-cat: 0123456789"'
+    )
+    capsys.readouterr()
+    assert main(["generate", "--bundle", bundle, "--from", source]) == 0
+    told = capsys.readouterr().err
+    assert "made with the embedding 'my-cat', with SHA-256 0123456789, which is not used" in told
+    assert "not understood" not in told
+    assert main(["generate", "--bundle", bundle, "--from", source, "--embedding", cat]) == 0
+    assert "another file of the embedding 'my-cat', with SHA-256 0123456789" in (
+        capsys.readouterr().err
+    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.tiny_bundle import make_tiny_bundle
 
 from sdengine.bundle.reader import Bundle
@@ -108,3 +110,28 @@ def test_tags_of_other_networks(bundle: str, capsys: pytest.CaptureFixture[str])
     assert shown.endswith("not applied: <lora:[x] y:0.8>\n")
     show(bundle, "a <lora:x:1> <lora:x:1>", as_json=True)
     assert json.loads(capsys.readouterr().out)["not_applied"] == ["<lora:x:1>"]
+
+
+def test_embeddings_are_shown(
+    bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    pair = {"clip_l": torch.ones(2, 8), "clip_g": torch.ones(2, 8)}
+    torch.save(pair, tmp_path / "folder" / "my-cat.pt")
+    torch.save({"x": torch.ones(2, 1024)}, tmp_path / "folder" / "wide.pt")
+    show(bundle, "a (My-Cat:1.5) wide", embeddings=str(tmp_path / "folder"))
+    shown = capsys.readouterr()
+    assert table_rows(shown.out)[:3] == [
+        ["1", "1", "a</w>", "320", "1"],
+        ["1", "2", "my-cat", "vector 1", "1.5"],
+        ["1", "3", "my-cat", "vector 2", "1.5"],
+    ]
+    assert "warning: prompt: 'wide' is read as text" in shown.err
+    file = f"toy={tmp_path / 'folder' / 'my-cat.pt'}"
+    show(bundle, "toy", embedding=[file], as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    (chunk,) = found["texts"][0]["encoders"]["text_encoder_2"]
+    assert chunk["tokens"] == [
+        {"token": "toy", "vector": number, "id": None, "weight": 1.0} for number in (1, 2)
+    ]
+    assert found["warnings"] == []
