@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sdengine.errors import ConfigError
 
@@ -43,7 +43,7 @@ def read_given(texts: Sequence[str]) -> tuple[Embedding, ...]:
 
 def recorded_embeddings(
     recorded: Metadata,
-    options: Mapping[str, Any],
+    has_new_text: bool,
     given: Sequence[Embedding],
     held: Sequence[Embedding],
 ) -> tuple[Embedding, ...] | None:
@@ -54,12 +54,12 @@ def recorded_embeddings(
 
     Args:
         recorded: of the image.
-        options: keywords of `Engine.generate` that the command was given.
+        has_new_text: a prompt is given beside it.
         given: files that it was given.
         held: all that the engine has.
     """
     known = recorded.request_fields().get("embeddings")
-    if known is None or options.keys() & {"prompt", "negative_prompt"}:
+    if known is None or has_new_text:
         return None
     hashes = {one.sha256 for one in held}
     names = {one.name: one for one in held}

@@ -84,6 +84,7 @@ def generate(
     memory_bytes = None if memory is None else parse_bytes("--memory", memory)
     given = read_given(fields.pop("embeddings", ()))
     options = {**fields, "prompt": _one_or_many(prompt)} if prompt else fields
+    has_new_text = bool(options.keys() & {"prompt", "negative_prompt"})
     check_output(output)
     recorded = read_metadata(source) if source is not None else None
     if recorded is not None:
@@ -116,9 +117,8 @@ def generate(
     ):
         engine.add_embeddings(*given)
         if recorded is not None:
-            asked = {**fields, **({"prompt": prompt} if prompt else {})}
-            found = recorded_embeddings(recorded, asked, given, engine.embeddings)
-            options["embeddings"] = found
+            own = recorded_embeddings(recorded, has_new_text, given, engine.embeddings)
+            options["embeddings"] = own
             for line in recorded.differences(engine.provenance):
                 note(f"warning: {line}")
         result = engine.generate(progress=_shown_by(bar), **options)

@@ -27,7 +27,7 @@ from sdengine.inputs.embeddings import (
     name_fault,
 )
 from sdengine.inputs.picture import read_file
-from sdengine.storage.content_hash import sha256_of
+from sdengine.storage.content_hash import FileVersion, sha256_of
 from sdengine.storage.pickle_reader import TensorRecord
 from sdengine.storage.regular_file import open_regular
 from sdengine.storage.tensor_file import map_open_file, to_float32
@@ -84,20 +84,24 @@ def read_embeddings(path: str | os.PathLike[str], name: str = "") -> tuple[Embed
             f"{', '.join(ENDINGS)}."
         )
     try:
+        version = FileVersion.of(place.stat())
         if ending in PICTURE_ENDINGS:
             found, inner = _in_picture(place, shown)
         elif ending in PICKLE_ENDINGS:
             found, inner = {ONLY: _in_pickle(place)}, ""
         else:
             found, inner = _in_safetensors(place), ""
-        sha256 = sha256_of(place)
         parts = {own: _vectors(shown, own, tensors) for own, tensors in found.items()}
+        sha256 = sha256_of(place)
+        if FileVersion.of(place.stat()) != version:
+            raise ConfigError(f"{_FIELD}: {shown} was changed while it was read. Try again.")
     except (CheckpointError, BundleError) as error:
         raise ConfigError(f"{_FIELD}: {error}") from None
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{_FIELD}: {shown} cannot be read: {error}.") from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{_FIELD}: {shown} cannot be read: {reason}.") from None
     if name and len(parts) > 1:
         raise ConfigError(
             f"{_FIELD}: {shown} holds {len(parts)} embeddings with names of their own, "

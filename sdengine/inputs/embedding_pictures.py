@@ -74,10 +74,10 @@ def _from_base64(text: str) -> bytes:
 
 def _hidden(pixels: NDArray[np.uint8]) -> bytes | None:
     """Return what two blocks of pixels hold, or None where there are none."""
-    bright = (pixels > 0).all(axis=2)
+    bright: NDArray[np.bool_] = np.all(pixels > 0, axis=2)
     if not bright.any():
         return None
-    columns, rows = np.flatnonzero(bright.any(axis=0)), np.flatnonzero(bright.any(axis=1))
+    columns, rows = (np.flatnonzero(np.any(bright, axis=axis)) for axis in (0, 1))
     low = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] & 0x0F
     black = np.flatnonzero(~low.any(axis=(0, 2)))
     if len(black) < 2 or black[0] == 0 or black[-1] == low.shape[1] - 1:
@@ -109,7 +109,7 @@ def _masks(count: int) -> NDArray[np.uint8]:
         numbers = np.concatenate([numbers, further])
         increment = (multiplier * increment + increment) % modulus
         multiplier = multiplier * multiplier % modulus
-    return (numbers[:count] % np.uint64(255)).astype(np.uint8) & np.uint8(0x0F)
+    return np.asarray(numbers[:count] % np.uint64(255) & np.uint64(0x0F), np.uint8)
 
 
 def _with_arrays(content: dict[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
+from sdengine.backends.forks import ForkSafeLock
 from sdengine.errors import ConfigError
 from sdengine.inputs.embedding_files import Skipped, read_embedding_folder, read_embeddings
 from sdengine.inputs.embeddings import Embedding
@@ -27,7 +27,7 @@ class EmbeddingLibrary:
 
     def __init__(self, planner: PromptPlanner) -> None:
         self._planner = planner
-        self._adding = threading.Lock()
+        self._adding = ForkSafeLock()
         self._held: tuple[tuple[Embedding, ...], tuple[Skipped, ...]] = ((), ())
 
     @property
@@ -57,7 +57,7 @@ class EmbeddingLibrary:
             else:
                 for one in read_embeddings(value):
                     self._take(one, found)
-        new = {one.file for one in (*found.values(), *skipped)}
+        new = {one.file for one in found.values()} | {one.file for one in skipped}
         with self._adding:
             held = {self._key(one): one for one in self.embeddings} | found
             left = [one for one in self.skipped if one.file not in new]

@@ -153,7 +153,7 @@ class PromptPlanner:
         """Return the names that each tokenizer looks for."""
         for embedding in embeddings:
             encoder_vectors(self.architecture, embedding)
-        names = (*embeddings, *skipped)
+        names: list[Embedding | Skipped] = [*embeddings, *skipped]
         if not names:
             return None
         return {one: EmbeddingNames(one, names) for one in set(self.tokenizers.values())}

@@ -257,7 +257,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no safetensors": (as_bytes("x.safetensors", b"\xff" * 64), "a header of 18446744073709551615"),
     "no picture": (as_bytes("x.png", b"hello"), "is no picture that can be read"),
     "no ending": (as_bytes("x.onnx", b""), r"does not end as a file of an embedding; accepted are"),
-    "missing": (lambda folder: folder / "x.pt", "x.pt cannot be read"),
+    "missing": (lambda folder: folder / "x.pt", "x.pt' cannot be read: No such file or directory"),
     "no base64": (lambda folder: with_text(folder / "x.png", "&&&"), "embedding in it is damaged"),
     "no JSON": (as_text("{"), "embedding in it is damaged"),
     "no object": (as_text("[1]"), "embedding in it is damaged: not a JSON object"),

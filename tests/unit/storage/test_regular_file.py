@@ -21,6 +21,7 @@ from sdengine.checkpoints.reader import load_checkpoint
 from sdengine.errors import SdengineError
 from sdengine.export.cache import RECORD_FILE, OnnxCache
 from sdengine.images.picture_text import read_text
+from sdengine.inputs.embedding_files import read_embeddings
 from sdengine.storage.content_hash import sha256_of
 from sdengine.storage.regular_file import open_regular
 from sdengine.storage.tensor_file import map_tensors
@@ -67,6 +68,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "x.graph.json": read_graph,
     "x.bin": sha256_of,
     "x.png": lambda path: read_text(path, ["parameters"]),
+    **{f"embedding.{ending}": read_embeddings for ending in ("pt", "safetensors", "png")},
 }
 
 

@@ -28,8 +28,10 @@ TENSORS = {
 @pytest.mark.parametrize("legacy", [False, True])
 def test_tensors_are_those_of_torch_wherever_they_lie(tmp_path: Path, legacy: bool) -> None:
     path = tmp_path / "x.pt"
-    nested = {"a": [{"b": TENSORS}], "bits": torch.linspace(-1, 1, 5).bfloat16()}
-    torch.save(nested, path, _use_new_zipfile_serialization=not legacy)
+    bfloat = torch.linspace(-1, 1, 5).bfloat16()
+    torch.save(
+        {"a": [{"b": TENSORS}], "bits": bfloat}, path, _use_new_zipfile_serialization=not legacy
+    )
     archive = TorchFile(path)
     found = archive.content["a"][0]["b"]
     assert found.keys() == TENSORS.keys()
@@ -38,7 +40,7 @@ def test_tensors_are_those_of_torch_wherever_they_lie(tmp_path: Path, legacy: bo
         assert array.dtype == tensor.numpy().dtype
         np.testing.assert_array_equal(array, tensor.numpy())
     bits = archive.array_of("bits", archive.content["bits"])
-    np.testing.assert_array_equal(to_float32(bits), nested["bits"].float().numpy())
+    np.testing.assert_array_equal(to_float32(bits), bfloat.float().numpy())
 
 
 def test_a_tensor_that_is_larger_than_its_storage_is_refused(tmp_path: Path) -> None:
