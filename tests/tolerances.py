@@ -52,6 +52,7 @@ TOLERANCES: dict[tuple[str, str], tuple[float, float]] = {
     ("native linear", "int8"): (8e-2, 1.5e-2),
     # Whole networks against diffusers and transformers on equal weights: mostly equal to the bit.
     ("text_encoder", "float32"): (1e-5, 1e-6),
+    ("hypernetwork", "float32"): (1e-5, 1e-6),
     ("unet", "float32"): (1e-5, 2e-6),
     ("controlnet", "float32"): (1e-5, 2e-6),
     ("vae", "float32"): (1e-5, 2e-6),

@@ -26,6 +26,7 @@ from sdengine.inputs.embeddings import (
     Vectors,
     name_fault,
 )
+from sdengine.inputs.hypernetworks import is_hypernetwork
 from sdengine.inputs.picture import read_file
 from sdengine.storage.content_hash import FileVersion, sha256_of
 from sdengine.storage.pickle_reader import TensorRecord
@@ -180,12 +181,18 @@ def _in_pickle(path: Path) -> Any:
         if isinstance(value, TensorRecord):
             return file.array_of(name, value)
         if isinstance(value, dict) and depth:
-            made = {key: arrays(one, key, depth - 1) for key, one in value.items()}
+            texts = {key: one for key, one in value.items() if isinstance(key, str)}
+            made = {key: arrays(one, key, depth - 1) for key, one in texts.items()}
             return {key: one for key, one in made.items() if one is not None}
         if isinstance(value, list) and depth:
             return [one for v in value if (one := arrays(v, name, depth - 1)) is not None]
         return None
 
+    if is_hypernetwork(file.content):
+        raise _NoEmbedding(
+            f"{_FIELD}: {str(path)[:200]!r} is a hypernetwork, which no request of this release "
+            "applies."
+        )
     return arrays(file.content, "", 3)
 
 

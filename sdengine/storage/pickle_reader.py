@@ -3,11 +3,11 @@
 Python's own unpickler builds whatever a pickle names by calling it, so that even a restricted one
 is only as safe as its list; and a few bytes make its memo take gigabytes. This reader goes through
 the opcodes that `pickletools` decodes and keeps a stack of its own. It has no instruction that
-calls, imports or sets an attribute: a tensor becomes a `TensorRecord`, a mapping a dict of its
-string keys, and the objects that training frameworks leave in checkpoints become `Inert`. What a
-pickle only names, such as a data type or a class among the settings, stays a name. What it asks
-to be called, if it is not on the list of plain values, is refused by its name, because a
-checkpoint has no use for it and an attack has.
+calls, imports or sets an attribute: a tensor becomes a `TensorRecord`, a mapping a dict of its keys
+that are texts or integers, and the objects that training frameworks leave in checkpoints become
+`Inert`. What a pickle only names, such as a data type or a class among the settings, stays a name.
+What it asks to be called, if it is not on the list of plain values, is refused by its name, because
+a checkpoint has no use for it and an attack has.
 
 Source: the documentation of `pickletools`, and the layout of torch.save's pickles as
 `torch.serialization` documents it.
@@ -176,7 +176,7 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, dict):
             for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-                if type(key) is str:  # nothing else names a tensor, and hashing may recurse
+                if type(key) in (str, int):  # nothing else names anything, and hashing may recurse
                     target[key] = value
 
     def append(self, items: list[Any]) -> None:
@@ -323,8 +323,9 @@ def _typed_tensor(
     return _tensor(held, offset, shape, stride)
 
 
-def _ordered(pairs: Any = ()) -> dict[str, Any]:
-    return {pair[0]: pair[1] for pair in pairs if type(pair[0]) is str}  # Python 2 passes pairs
+def _ordered(pairs: Any = ()) -> dict[Any, Any]:
+    # Python 2 passes pairs.
+    return {pair[0]: pair[1] for pair in pairs if type(pair[0]) in (str, int)}
 
 
 _BUILDERS: dict[str, Callable[..., Any]] = {

@@ -197,7 +197,11 @@ def _tensors(content: Any) -> dict[str, TensorRecord]:
             content = content[nest]
     if not isinstance(content, dict):
         raise CheckpointError(f"it holds a {type(content).__name__}, not named tensors")
-    return {name: value for name, value in content.items() if isinstance(value, TensorRecord)}
+    return {
+        name: value
+        for name, value in content.items()
+        if type(name) is str and isinstance(value, TensorRecord)
+    }
 
 
 def _check(name: str, record: TensorRecord, spans: Mapping[str, tuple[int, int]]) -> None:
