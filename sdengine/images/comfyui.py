@@ -6,6 +6,7 @@ Source: the text chunk `prompt` of its PNG files: a JSON object of nodes by numb
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -44,6 +45,12 @@ _SCHEDULES = {
 }
 # What a node that only holds a value calls it.
 _VALUES = ("value", "text", "string", "seed", "int", "float")
+# A textual inversion by its file, perhaps with a folder and an ending: prompts here have its name.
+_EMBEDDING = re.compile(
+    r"\bembedding:(?:[^\s,:()\[\]|]*[\\/])?([^\s,:()\[\]|]+?)"
+    r"(?:\.(?:safetensors|pt|bin))?(?=[\s,:()\[\]|]|$)",
+    re.IGNORECASE,
+)
 
 
 def is_graph(content: Mapping[str, Any]) -> bool:
@@ -129,7 +136,7 @@ class _Graph:
         else:
             raise _unreadable(f"{kind} of its {side} prompt")
         self._clip(source)
-        return str(text)
+        return _EMBEDDING.sub(r"\1", str(text))
 
     def _clip(self, node: Mapping[str, Any]) -> None:
         for found in self._path(node, "clip", _CLIP_NODES):

@@ -223,6 +223,17 @@ def test_comfyui(tmp_path: Path) -> None:
         ),
         (
             {
+                "n6": {"inputs": {"text": "(embedding:my-cat:1.2), my embedding: of it"}},
+                "n7": {"inputs": {"text": "embedding:sub/bad_v1.5.pt, Embedding:other"}},
+            },
+            {
+                "prompt": "(my-cat:1.2), my embedding: of it",
+                "negative_prompt": "bad_v1.5, other",
+            },
+            (),
+        ),
+        (
+            {
                 "n3": {"inputs": {"seed": ["12", 0], "negative": ["13", 0]}},
                 "n12": {"class_type": "Seed Everywhere", "inputs": {"seed": 9}},
                 "n13": {"class_type": "ConditioningZeroOut", "inputs": {}},
