@@ -15,7 +15,7 @@ from sdengine.inputs import edges, hints
 from sdengine.inputs.depth import DepthMap, read_depth
 from sdengine.inputs.mask import mask_weights, resized_weights
 from sdengine.inputs.onnx_network import RANGES, OnnxNetwork
-from sdengine.inputs.picture import ACCEPTED, Picture, Pixels, read_picture
+from sdengine.inputs.picture import ACCEPTED, MAX_PIXELS, Picture, Pixels, read_picture
 from sdengine.inputs.resize import flattened, resized
 from sdengine.request.fields import (
     Choice,
@@ -309,6 +309,9 @@ def _size(size: tuple[int, int], resolution: int | None) -> tuple[int, int]:
         return size
     short = min(size)
     width, height = ((side * resolution + short // 2) // short for side in size)
+    if width * height > MAX_PIXELS:
+        accepted = f"a size that makes {size[0]}x{size[1]} at most {MAX_PIXELS} pixels"
+        raise ConfigError.for_field("resolution", resolution, accepted)
     return width, height
 
 
