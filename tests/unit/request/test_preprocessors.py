@@ -149,7 +149,7 @@ def network(
     return str(path)
 
 
-FREE = [1, 3, "h", "w"]
+FREE: list[Any] = [1, 3, "h", "w"]
 
 
 def run(path: str, pixels: NDArray[np.uint8] = PIXELS, **options: Any) -> NDArray[Any]:
