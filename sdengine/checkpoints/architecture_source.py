@@ -74,5 +74,8 @@ def architecture_of_bundle(name: str, architecture: Architecture) -> Architectur
         control_network(name): control_config(control.config)
         for name, control in architecture.controls.items()
     }
-    own = {"unet": UNetConfig.from_dict(unet), "vae": VAEConfig.from_dict(vae)}
+    own: dict[str, PartConfig] = {
+        "unet": UNetConfig.from_dict(unet),
+        "vae": VAEConfig.from_dict(vae),
+    }
     return ArchitectureSource(name, {**encoders, **own, **controls})

@@ -88,7 +88,7 @@ def read_control_file(path: Path, base: Checkpoint | None = None) -> ControlChec
             rename = union_names
         elif _POOLED in path.stem.lower():
             config = replace(config, global_pool_conditions=True)
-    open_weights = functools.partial(Weights, [path], rename, prefix)
+    open_weights: Callable[[], Weights] = functools.partial(Weights, [path], rename, prefix)
     if _DIFFERENCE in names and base is not None:
         open_weights = _completed(path, open_weights, base)
     return ControlCheckpoint(

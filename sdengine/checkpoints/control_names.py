@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdengine.checkpoints.ldm_configs import Shapes, count_of, depth_of, dim_of, down_levels
@@ -42,7 +42,7 @@ def original_names(shapes: Shapes) -> Renamer:
     encoder = encoder_names(tuple(len(blocks) for blocks in down_levels(shapes)))
     last_hint = count_of(shapes, r"input_hint_block\.(\d{1,3})\.weight") - 1
 
-    def rename(name: str) -> str | None:
+    def rename(name: str) -> str | Sequence[Piece] | None:
         if name == "difference":
             return None
         if hint := _HINT.fullmatch(name):

@@ -57,7 +57,7 @@ class SteeredCheckpoint(PartSource):
         own = {control_network(n): c.control_config for n, c in self.controls.items()}
         return {**self.base.configs, **own}
 
-    def open_weights(self, part: str) -> Weights:  # type: ignore[override]
+    def open_weights(self, part: str) -> Weights:
         """Open the files of a part."""
         control = self.controls.get(control_name(part)) if part not in self.base.configs else None
         return (control or self.base).open_weights(part)

@@ -98,7 +98,7 @@ def soft_edge(pixels: Pixels, sigma: float) -> Map:
     wide = np.pad(smooth, ((1, 1), (1, 1), (0, 0)), "edge")
     size = np.hypot(wide[1:-1, 2:] - wide[1:-1, :-2], wide[2:, 1:-1] - wide[:-2, 1:-1]).max(axis=2)
     largest = size.max()
-    return np.rint(size * (255 / largest if largest > _FLAT else 0)).astype(np.uint8)
+    return np.asarray(np.rint(size * (255 / largest if largest > _FLAT else 0)), np.uint8)
 
 
 def threshold(pixels: Pixels, level: float) -> Map:

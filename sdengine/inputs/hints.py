@@ -41,7 +41,7 @@ def inpaint(pixels: Pixels, weights: Weights) -> NDArray[np.float32]:
         [H,W,3] fp32.
     """
     masked = (weights > 0.5)[..., None]
-    return np.where(masked, np.float32(-1), pixels / np.float32(255))
+    return np.asarray(np.where(masked, -1, pixels / np.float32(255)), np.float32)
 
 
 def depth(

@@ -113,7 +113,8 @@ class OnnxNetwork:
                 "such as 32; resolution changes the size."
             ) from None
         values = self._in_unit(self._map(found), range)
-        return np.rint(_scaled(values, height, width).clip(0, 1) * 255).astype(np.uint8)
+        found = _scaled(values, height, width).clip(0, 1)
+        return np.asarray(np.rint(found * 255), np.uint8)
 
     def _given(
         self, values: NDArray[np.float32], mean: tuple[float, ...], std: tuple[float, ...]
@@ -124,7 +125,9 @@ class OnnxNetwork:
                 raise ConfigError.for_field("mean and std", (mean, std), accepted)
             values = np.rint(values.clip(0, 255))
         else:
-            values = (values.clip(0, 255) / 255 - np.float32(mean)) / np.float32(std)
+            values = (values.clip(0, 255) / 255 - np.array(mean, np.float32)) / np.array(
+                std, np.float32
+            )
         if self._channels_first:
             values = values.transpose(2, 0, 1)
         return np.ascontiguousarray(values[None].astype(self._dtype))
@@ -149,7 +152,7 @@ class OnnxNetwork:
     def _in_unit(self, values: NDArray[np.float32], range: str) -> NDArray[np.float32]:
         low, high = float(values.min()), float(values.max())
         if range == "minmax":
-            return (values - np.float32(low)) / np.float32((high - low) or 1)
+            return np.asarray((values - low) / ((high - low) or 1), np.float32)
         if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
             raise ConfigError(
                 f"{self.field}: {self.name} gave values from {low:g} to {high:g}, not from 0 to 1. "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sdengine.errors import ConfigError
@@ -175,7 +176,7 @@ class ControlNetUnionModel(ControlNetModel):
         """
         tokens = hint.flatten(2).transpose(1, 2)  # [B,h*w,C]
         q, k, v = (
-            each.unflatten(2, (self.heads, self.head_dim)).transpose(1, 2)
+            torch.unflatten(each, 2, (self.heads, self.head_dim)).transpose(1, 2)
             for each in (task, tokens, tokens)
         )
         out: Tensor = self.ops.attention(q, k, v, 0.0).transpose(1, 2).flatten(2)

@@ -277,7 +277,7 @@ class Pipeline:
     ) -> Steering | None:
         """Load the networks of the controls for each number of rows that they run with."""
         sequence = prepared.conditioning.prompt_embeds.shape[1]
-        wanted = {}
+        wanted: dict[tuple[str, int], None] = {}
         for planned in plan.controls:
             for k in sorted(planned.active):
                 rows = row_plans[int(plan.program.step[k])]

@@ -15,7 +15,7 @@ from sdengine.inputs import edges, hints
 from sdengine.inputs.depth import DepthMap, read_depth
 from sdengine.inputs.mask import mask_weights, resized_weights
 from sdengine.inputs.onnx_network import RANGES, OnnxNetwork
-from sdengine.inputs.picture import ACCEPTED, Picture, Pixels, read_picture
+from sdengine.inputs.picture import ACCEPTED, MAX_PIXELS, Picture, Pixels, read_picture
 from sdengine.inputs.resize import flattened, resized
 from sdengine.request.fields import (
     Choice,
@@ -221,6 +221,7 @@ def preprocess(image: Any, preprocessor: str = "canny", **options: Any) -> Hint:
     if network is not None:
         own = {info.name: given[info.name] for info in known.own if info.name != "onnx"}
         return network.hint(pixels, **own)
+    assert mask is not None
     weights = mask_weights(mask, invert=False)
     return hints.inpaint(pixels, resized_weights(weights, width, height, "stretch"))
 
@@ -284,13 +285,16 @@ def check_options(known: Preprocessor, options: Mapping[str, Any]) -> dict[str, 
             raise ConfigError(
                 f"{needed}: it is missing; {known.name} needs {infos[needed].check.accepted}."
             )
-    low, high = (checked.get(end, infos[end].default if end in infos else None) for end in _ENDS)
-    if None not in (low, high) and (low > high or (known.name == "depth" and low == high)):
+    low, high = (_number(checked, infos, end) for end in ("low", "high"))
+    is_depth = known.name == "depth"  # of which nothing lies between equal ends
+    if low is not None and high is not None and (low > high or (is_depth and low == high)):
         raise ConfigError.for_field("low", low, f"less than high, which is {high:g}")
     return checked
 
 
-_ENDS = ("low", "high")
+def _number(checked: Mapping[str, Any], infos: Mapping[str, FieldInfo], name: str) -> float | None:
+    found = checked.get(name, infos[name].default if name in infos else None)
+    return None if found is None else float(found)
 
 
 def _depth(values: NDArray[np.float32], options: Mapping[str, Any]) -> Pixels:
@@ -309,6 +313,9 @@ def _size(size: tuple[int, int], resolution: int | None) -> tuple[int, int]:
         return size
     short = min(size)
     width, height = ((side * resolution + short // 2) // short for side in size)
+    if width * height > MAX_PIXELS:
+        accepted = f"a size that makes {size[0]}x{size[1]} at most {MAX_PIXELS} pixels"
+        raise ConfigError.for_field("resolution", resolution, accepted)
     return width, height
 
 

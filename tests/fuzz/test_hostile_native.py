@@ -24,7 +24,7 @@ from sdengine.storage.tensor_file import map_tensors, write_tensors
 
 PLANS = 4000
 GRAPHS = 1500
-WEIGHT_FILES = 100_000
+WEIGHT_FILES = 20_000
 _ODD = (0, 1, -1, 2, 3, 7, 31, 33, 1 << 15, 1 << 20, 1 << 30, (1 << 31) - 1, 1 << 40, -(1 << 40))
 
 

@@ -23,8 +23,6 @@ SHAPES = [
     GroupNormShape(2, 640, 1024, 32, True, time_embedding=True),
     GroupNormShape(2, 960, 4096, 32, True, True, True, True),
     GroupNormShape(2, 1280, 64, 32, True),
-    GroupNormShape(2, 1280, 1024, 32, True),
-    GroupNormShape(2, 1920, 256, 32, True),
     GroupNormShape(1, 128, 1 << 18, 32, True),
 ]
 # How a program of one group reads NHWC: what the gate is there to refuse.

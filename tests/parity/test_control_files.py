@@ -19,11 +19,11 @@ from tolerances import assert_close
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.control_file import read_control_file
-from sdengine.checkpoints.controlnet import read_controlnet
+from sdengine.checkpoints.controlnet import ControlCheckpoint, read_controlnet
 from sdengine.checkpoints.controls import open_controls
 from sdengine.checkpoints.synthetic import seed_weights
 from sdengine.errors import CheckpointError
-from sdengine.models.controlnet import ControlNetModel
+from sdengine.models.controlnet import ControlNetConfig, ControlNetModel
 
 FAMILIES = ("tiny-sd15", "tiny-sd21", "tiny-sdxl")
 State = dict[str, torch.Tensor]
@@ -64,7 +64,9 @@ def test_original_names(
     else:
         save_file(file, path)
     found = read_control_file(path, base)
-    assert found.control_config.unet.level(0, ()) == base.unet_config.level(0, ())
+    config = found.control_config
+    assert isinstance(config, ControlNetConfig)
+    assert config.unet.level(0, ()) == base.unet_config.level(0, ())
     loaded = found.load("controlnet")
     assert_same(loaded.state_dict(), state)
     theirs: Any = convert_controlnet_checkpoint(file, {"layers_per_block": 2})
@@ -81,7 +83,9 @@ def test_names_of_diffusers(made: tuple[Checkpoint, State], tmp_path: Path) -> N
     found = read_control_file(path, base)
     assert_same(found.load("controlnet").state_dict(), state)
     expected = TINY[f"tiny-{base.family.replace('sd1', 'sd15').replace('sd2', 'sd21')}"].controlnet
-    network, same = (ControlNetModel(c) for c in (found.control_config, expected))
+    config = found.control_config
+    assert isinstance(config, ControlNetConfig)
+    network, same = (ControlNetModel(c) for c in (config, expected))
     for one in (network, same):
         one.load_state_dict(state)
     inputs = {
@@ -172,6 +176,11 @@ def test_a_network_that_reads_bgr_is_turned_round(tmp_path: Path) -> None:
     assert not torch.allclose(other[1], middle)
 
 
+def is_pooled(control: ControlCheckpoint) -> bool:
+    config = control.control_config
+    return isinstance(config, ControlNetConfig) and config.global_pool_conditions
+
+
 def test_a_build_takes_a_file(tmp_path: Path, made: tuple[Checkpoint, State]) -> None:
     base, state = made
     save_file(original(base, state), tmp_path / "canny.safetensors")
@@ -180,10 +189,10 @@ def test_a_build_takes_a_file(tmp_path: Path, made: tuple[Checkpoint, State]) ->
     wrong = replace(base, unet_config=replace(base.unet_config, cross_attention_dim=2048))
     with pytest.raises(CheckpointError, match=r"control canny: .* is for .* width .*2048"):
         open_controls({"canny": tmp_path / "canny.safetensors"}, wrong)
-    assert not control.control_config.global_pool_conditions  # type: ignore[union-attr]
+    assert not is_pooled(control)
     save_file(original(base, state), tmp_path / "control_v11e_Shuffle.safetensors")
     pooled = read_control_file(tmp_path / "control_v11e_Shuffle.safetensors", base)
-    assert pooled.control_config.global_pool_conditions  # type: ignore[union-attr]
+    assert is_pooled(pooled)
     (tmp_path / "canny.txt").write_text("x")
     with pytest.raises(CheckpointError, match=r"'.txt' is not among"):
         open_controls({"canny": tmp_path / "canny.txt"}, base)

@@ -97,7 +97,8 @@ def test_batches_editing_intervals_and_parts(engine: Engine) -> None:
     ):
         for mode in ("balanced", "control"):
             given: dict[str, Any] = {
-                "prompt": PROMPT, **USUAL, "steps": 5, **fields, "controls": [canny(mode=mode, end=0.8)],
+                "prompt": PROMPT, **USUAL, "steps": 5, **fields,
+                "controls": [canny(mode=mode, end=0.8)],
             }  # fmt: skip
             batch = engine.generate(**given, batch_size=3)
             assert calls(batch) == 8  # of two images, and of one

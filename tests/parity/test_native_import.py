@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.tiny_architectures import TINY_SD15, TINY_SDXL
-from support.tiny_checkpoints import FAMILIES, make_tiny, save_controlnet, save_union
+from support.tiny_checkpoints import FAMILIES, make_tiny, save_adapter, save_controlnet, save_union
 from tolerances import assert_close
 
 from sdengine.backends.base import SessionOptions
@@ -24,10 +24,12 @@ from sdengine.bundle.reader import DEMO_BUNDLE, Bundle
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.controlnet import read_controlnet
+from sdengine.checkpoints.controls import SteeredCheckpoint
 from sdengine.checkpoints.part_source import PartSource
 from sdengine.checkpoints.synthetic import seed_weights
 from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.native.compile import compile_native
+from sdengine.compilers.native.operators import OPERATORS
 from sdengine.errors import ConfigError, EngineBuildError
 from sdengine.export.cache import OnnxCache
 from sdengine.export.exporter import Exporter
@@ -38,6 +40,12 @@ from sdengine.storage.content_hash import sha256_of
 from sdengine.storage.tensor_file import map_tensors
 
 FP16 = CompileSpec("fp16", ())
+ADAPTER = pytest.param(
+    "adapter",
+    marks=pytest.mark.skipif(
+        "Relu" not in OPERATORS, reason="the native target has no step for Relu"
+    ),
+)
 
 
 def files_as_bundle(folder: Path, contract: NetworkContract, files: list[str]) -> Any:
@@ -77,7 +85,7 @@ def test_the_demo_bundle_is_what_its_checkpoint_compiles_to(
         np.testing.assert_allclose(found[name], tensor, rtol=0 if exact else 3e-7)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "union"])
+@pytest.mark.parametrize("family", [*FAMILIES, "union", ADAPTER])
 def test_every_network_of_every_family(
     cache: OnnxCache, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,10 +96,17 @@ def test_every_network_of_every_family(
     elif family == "union":
         save_union(tmp_path / family)
         source = read_controlnet(tmp_path / family)
+    elif family == "adapter":
+        save_adapter(tmp_path / family, "tiny")
+        source = SteeredCheckpoint(
+            load_checkpoint(make_tiny("tiny", tmp_path / "base")),
+            {"sketch": read_controlnet(tmp_path / family)},
+        )
     else:
         source = load_checkpoint(make_tiny(family, tmp_path / family))
     exporter = Exporter(source, cache)
-    for network in exporter.networks:
+    networks = exporter.networks if family != "adapter" else ("control_sketch",)
+    for network in networks:
         contract = exporter._contract(network, exporter.module(network).float(), "fp32")
         assert_runs_as_torch(contract, exporter.export(network), tmp_path)
 

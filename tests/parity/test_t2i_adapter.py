@@ -263,7 +263,12 @@ def test_adapters_add_up_and_run_once_a_request(
         found = module(self, network, *args, **options)
         if network.startswith("control_"):
             run = found.run
-            monkeypatch.setattr(found, "run", lambda given: (calls.append(1), run(given))[1])
+
+            def counting(given: Any) -> Any:
+                calls.append(1)
+                return run(given)
+
+            monkeypatch.setattr(found, "run", counting)
         return found
 
     monkeypatch.setattr(type(engine._pipeline._networks), "get", counted)
@@ -274,7 +279,7 @@ def test_adapters_add_up_and_run_once_a_request(
     assert not np.array_equal(both.arrays[0], first.arrays[0])
     assert psnr_db(made(engine, *halves).arrays[0], first.arrays[0].astype(float)) >= 50
     soft = made(engine, Control("one", picture(), mode="prompt"))
-    same = made(engine, Control("one", picture(), layer_weights=[0.25, 0.62, 0.825, 1.0]))
+    same = made(engine, Control("one", picture(), layer_weights=(0.25, 0.62, 0.825, 1.0)))
     np.testing.assert_array_equal(soft.arrays[0], same.arrays[0])
     with pytest.raises(ConfigError, match=r"control.mode: 'guess' .*for a T2I-Adapter"):
         made(engine, Control("one", picture(), mode="guess"))

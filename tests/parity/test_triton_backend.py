@@ -122,13 +122,13 @@ def test_sessions_of_one_backend_share_neither_weights_nor_graphs(bundle: Bundle
     cuda = FakeCuda()
     backend = TritonBackend("cpu", cuda)
     first, second = (backend.open(bundle, SessionOptions("fp32")) for _ in range(2))
-    modules = [load(session, bundle, "vae_decoder") for session in (first, second)]
+    modules = [load(session, bundle, "text_encoder") for session in (first, second)]
     inputs = inputs_of(modules[0], 0)
     wanted = copied(modules[0].run(inputs))
     assert isinstance(first, TritonSession) and isinstance(second, TritonSession)
-    assert set(first.report()) == {"vae_decoder"} and any(first.report().values())
+    assert set(first.report()) == {"text_encoder"} and any(first.report().values())
     assert not any(second.report().values())
-    assert first._modules["vae_decoder"] is not second._modules["vae_decoder"]
+    assert first._modules["text_encoder"] is not second._modules["text_encoder"]
     modules[0].close()
     for name, array in modules[1].run(inputs).items():
         assert_close("triton network", "float32", array, wanted[name])

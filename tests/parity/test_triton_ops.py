@@ -110,8 +110,11 @@ def outputs_of(case: str, dtype: torch.dtype, ops: TritonOps | None = None) -> O
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    # The families differ in what is asked of the kernels, not in how these round.
+    [(case, DTYPES[0]) for case in CASES] + [("unet tiny-sd15", dtype) for dtype in DTYPES[1:]],
+)
 def test_networks_compute_the_same(case: str, dtype: torch.dtype) -> None:
     ops = TritonOps()
     truth = outputs_of(case, torch.float64)

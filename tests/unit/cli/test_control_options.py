@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdengine.cli.control_options import _READERS, merged_controls, parse_control
+from sdengine.cli.control_options import (
+    _PREPROCESS_READERS,
+    _READERS,
+    merged_controls,
+    parse_control,
+)
 from sdengine.errors import ConfigError
 from sdengine.request.control import CONTROL_FIELDS, Control
 
@@ -36,7 +41,9 @@ def test_a_files_name_may_have_commas_and_equals_signs() -> None:
 
 
 def test_every_field_has_a_key() -> None:
-    assert {"network", "image", *_READERS} == CONTROL_FIELDS.keys()
+    own = _READERS.keys() - _PREPROCESS_READERS.keys()
+    assert {"network", "image", "preprocess_options", *own} == CONTROL_FIELDS.keys()
+    assert not _PREPROCESS_READERS.keys() & CONTROL_FIELDS.keys()
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_a_padded_computation_repeats_the_last_row_and_column() -> None:
 def starting(box: Box | None, free: Any, original: Any) -> StartingPicture:
     none = np.zeros((1, 4, 1, 1), np.float32)
     weights = free.astype(np.float32)
-    inpainting = Inpainting(weights, weights, free, weights[None, None], original, box)
+    inpainting = Inpainting(weights, weights, free, weights[None, None], original, box, False)
     return StartingPicture(original, none, none, inpainting)
 
 

@@ -13,7 +13,7 @@ from sdengine.cli.control_options import merged_controls, parse_control
 from sdengine.errors import ConfigError
 from sdengine.request.preprocessors import PREPROCESSORS, hint_of, preprocess
 
-PICTURE = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+PICTURE: Any = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 def test_the_command_says_what_python_does() -> None:
@@ -34,14 +34,16 @@ def test_the_command_says_what_python_does() -> None:
 
 
 def test_json_holds_every_option_and_gives_the_same_control_back() -> None:
+    options: Any = {"low": np.int64(50), "high": 90}
     control = Control(
         "canny",
         PICTURE,
         control_type="scribble",
         preprocess="canny",
-        preprocess_options={"low": np.int64(50), "high": 90},
+        preprocess_options=options,
     )
-    request = Request("a", controls=[control])
+    given: Any = [control]
+    request = Request("a", controls=given)
     (kept,) = json.loads(request.to_json())["controls"]
     assert kept["preprocess_options"] == {"high": 90.0, "low": 50.0}
     again = Request.from_json(request.to_json()).controls[0]

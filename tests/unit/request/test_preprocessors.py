@@ -31,6 +31,16 @@ def test_a_hint_is_rgb_bytes_of_the_pictures_size_or_as_asked_for(name: str) -> 
     assert sdengine.preprocess is preprocess
 
 
+@pytest.mark.parametrize("name", WITHOUT_FILES)
+def test_the_smallest_and_the_narrowest_pictures(name: str) -> None:
+    for shape in ((1, 1), (1, 40), (40, 1)):
+        image = np.full((*shape, 3), 9, np.uint8)
+        given = image[..., 0] if name == "depth" else image
+        assert preprocess(given, name).shape == image.shape
+        with pytest.raises(ConfigError, match=r"resolution: 8192 .* at most 134217728 pixels"):
+            preprocess(np.repeat(given, 50, axis=shape.index(max(shape))), name, resolution=8192)
+
+
 def test_options_reach_the_function() -> None:
     assert np.array_equal(
         preprocess(PIXELS, "canny", low=300, high=900)[..., 1], edges.canny(PIXELS, 300, 900)
@@ -139,7 +149,7 @@ def network(
     return str(path)
 
 
-FREE = [1, 3, "h", "w"]
+FREE: list[Any] = [1, 3, "h", "w"]
 
 
 def run(path: str, pixels: NDArray[np.uint8] = PIXELS, **options: Any) -> NDArray[Any]:
