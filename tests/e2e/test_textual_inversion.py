@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def test_vectors_of_known_words_give_their_picture(tmp_path: Path) -> None:
     words = tokenizer.encode("red circle")
     save_file({"emb_params": np.array(table[words])}, tmp_path / "my-shape.safetensors")
     with sdengine.load("demo", threads=2, embeddings=tmp_path) as engine:
-        options = {"seed": 7, "steps": 3, "width": 128, "height": 128}
+        options: dict[str, Any] = {"seed": 7, "steps": 3, "width": 128, "height": 128}
         expected = engine.generate("a (red circle:1.2) on white", "blue", **options)
         found = engine.generate("a (My-Shape:1.2) on white", "blue", **options)
         np.testing.assert_array_equal(found.arrays[0], expected.arrays[0])
