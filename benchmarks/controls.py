@@ -142,7 +142,9 @@ def _diffusers(job: Job, precision: str) -> Serve:
             ends.append(time.perf_counter())
             return {}
 
-        more = {"image": Image.fromarray(edges(job.side))} if kind != "plain" else {}
+        more: dict[str, Any] = (
+            {"image": Image.fromarray(edges(job.side))} if kind != "plain" else {}
+        )
         if kind == "off":
             more["controlnet_conditioning_scale"] = 0.0
         pipeline = plain if kind == "plain" else steered

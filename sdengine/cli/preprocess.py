@@ -62,7 +62,9 @@ def preprocess(
     background: Annotated[
         str | None, typer.Option(metavar="#RRGGBB", help="Under transparent pixels; white.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there.")
+    ] = False,
 ) -> None:
     """Make the hint of a control network. Options that are not the preprocessor's are refused."""
     from PIL import Image

@@ -369,7 +369,7 @@ def make_contract(
             adapters=adapters,
             num_time_ids=num_time_ids,
         )
-    elif is_control(name) and isinstance(module, T2IAdapter):
+    elif (name == CONTROLNET or is_control(name)) and isinstance(module, T2IAdapter):
         contract = t2i_adapter_contract(module, name)
     elif (name == CONTROLNET or is_control(name)) and isinstance(module, ControlNetModel):
         contract = controlnet_contract(module, name, downscale=downscale, num_time_ids=num_time_ids)

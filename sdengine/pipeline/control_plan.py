@@ -105,7 +105,7 @@ def residual_weights(control: Control, architecture: ControlArchitecture) -> tup
     count = architecture.residuals
     weights: tuple[float, ...] = (1.0,) * count
     if control.layer_weights is not None:
-        weights = control.layer_weights
+        weights = tuple(control.layer_weights)
     elif control.mode in ("prompt", "control") and architecture.kind == "t2i_adapter":
         weights = _SOFT_FEATURES
     elif control.mode in ("prompt", "control"):

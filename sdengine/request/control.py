@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from sdengine.errors import ConfigError
-from sdengine.inputs.recorded import Recorded, read_record
+from sdengine.inputs.recorded import read_record
 from sdengine.request.fields import (
     Choice,
     FieldInfo,
@@ -104,7 +104,8 @@ class Control:
     network: str = field(
         metadata=about(Text(60), "its name in the bundle, as `sdengine build --control` was told")
     )
-    image: Recorded = field(
+    # What callers may give is more than what it is once it is checked: a Recorded.
+    image: Any = field(
         metadata=about(
             PictureField(),
             "what it reads, such as edges white on black: a path, a PIL image, an array or a "
@@ -133,7 +134,7 @@ class Control:
             "conditional half alone, guess is diffusers' way of that",
         ),
     )
-    layer_weights: tuple[float, ...] | None = field(
+    layer_weights: Sequence[float] | None = field(
         default=None,
         metadata=about(
             LayerWeights(), "weight of each residual, the middle block's last, in place of mode's"
@@ -164,7 +165,7 @@ class Control:
             "resolution says another",
         ),
     )
-    preprocess_options: tuple[tuple[str, Any], ...] = field(
+    preprocess_options: Any = field(  # pairs, once they are checked
         default=(), metadata=about(PreprocessOptions(), "options of preprocess by name")
     )
 

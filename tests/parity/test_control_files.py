@@ -100,6 +100,7 @@ def test_names_of_diffusers(made: tuple[Checkpoint, State], tmp_path: Path) -> N
         assert torch.equal(network(**inputs)[1], same(**inputs)[1])  # heads are not in any shape
 
 
+@pytest.mark.parametrize("made", ["tiny-sd15"], indirect=True)
 def test_a_difference_is_added_to_the_unet_that_it_was_made_of(
     made: tuple[Checkpoint, State], tmp_path: Path
 ) -> None:
@@ -149,6 +150,7 @@ def test_other_kinds_and_incomplete_files_are_named(
         read_other(tmp_path, {name: torch.zeros(4) for name in state})
 
 
+@pytest.mark.parametrize("made", ["tiny-sd15"], indirect=True)
 def test_shapes_of_no_network_are_refused(tmp_path: Path, made: tuple[Checkpoint, State]) -> None:
     base, state = made
     wrong = {**original(base, state), "control_model.middle_block_out.0.weight": torch.zeros(3, 3)}
@@ -181,6 +183,7 @@ def is_pooled(control: ControlCheckpoint) -> bool:
     return isinstance(config, ControlNetConfig) and config.global_pool_conditions
 
 
+@pytest.mark.parametrize("made", ["tiny-sd15"], indirect=True)
 def test_a_build_takes_a_file(tmp_path: Path, made: tuple[Checkpoint, State]) -> None:
     base, state = made
     save_file(original(base, state), tmp_path / "canny.safetensors")

@@ -15,7 +15,7 @@ import sdengine
 from sdengine import Control
 from sdengine.engine import Engine
 from sdengine.errors import OutOfMemoryError
-from sdengine.pipeline import trajectory
+from sdengine.pipeline import device_trajectory, trajectory
 
 pytestmark = pytest.mark.slow
 
@@ -192,7 +192,7 @@ def test_other_backends_give_the_same_pictures(
     fake_tensorrt.install(monkeypatch)
     on_gpu = target == "tensorrt-rtx"
     reasons: list[str] = []
-    choose = trajectory.choose_device
+    choose = device_trajectory.choose_device
 
     def chosen(*arguments: Any, **options: Any) -> Any:
         found = choose(*arguments, **options)

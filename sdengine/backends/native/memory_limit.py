@@ -68,8 +68,10 @@ class NativeBudget(MemoryBudget):
             OutOfMemoryError: it does not; the message has the figures and what would help.
             UnsupportedShapeError: a network's maps would be too large at this size.
         """
-        size = (width, height, *sorted(controls))
-        if size[:2] in self._bundle.manifest.resolutions and not (controls and self._has_limit):
+        size: tuple[int | str, ...] = (width, height, *sorted(controls))
+        if (width, height) in self._bundle.manifest.resolutions and not (
+            controls and self._has_limit
+        ):
             super().check(width, height)
         elif size not in self._accepted:
             if not self._has_limit:

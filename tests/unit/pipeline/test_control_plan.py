@@ -15,7 +15,8 @@ from sdengine.pipeline.control_plan import (
     read_hint,
     residual_weights,
 )
-from sdengine.pipeline.picture_start import Inpainting, StartingPicture
+from sdengine.pipeline.inpainting import Inpainting
+from sdengine.pipeline.picture_start import StartingPicture
 from sdengine.request.control import Control
 from sdengine.request.request import Request
 
@@ -84,6 +85,10 @@ def test_the_shuffle_model_keeps_its_scale_and_the_conditional_half() -> None:
         .is_conditional_only  # fmt: skip
 
 
+def asked(**fields: Any) -> Request:
+    return Request("", **fields)
+
+
 def hint_of(made: Control, request: Request, size: tuple[int, int], **more: Any) -> Any:
     planned = PlannedControl(made, architecture(**more.pop("of", {})), frozenset({0}), ())
     return read_hint(planned, request, size, more.get("picture"))
@@ -111,7 +116,7 @@ def test_transparent_pixels_are_black() -> None:
 
 def test_a_padded_computation_repeats_the_last_row_and_column() -> None:
     picture = np.arange(10 * 12 * 3).astype(np.uint8).reshape(10, 12, 3)
-    request = Request("", width=12, height=10, image=np.zeros((10, 12, 3), np.uint8))
+    request = asked(width=12, height=10, image=np.zeros((10, 12, 3), np.uint8))
     found = hint_of(control(image=picture), request, (16, 16))
     inside = picture.transpose(2, 0, 1) / np.float32(255)
     np.testing.assert_array_equal(found[0, :, :10, :12], inside)
@@ -132,7 +137,7 @@ def test_only_masked_crops_the_control_picture_with_the_same_box() -> None:
     picture[:, 16:24] = 255  # the left half of the box
     box = Box(left=32, top=0, right=64, bottom=32)
     original = np.zeros((32, 64, 3), np.uint8)
-    request = Request("", width=64, height=64, image=original, inpaint_area="masked",
+    request = asked(width=64, height=64, image=original, inpaint_area="masked",
                       mask=np.full((32, 64), 255, np.uint8))  # fmt: skip
     whole = starting(box, np.ones((64, 64), bool), original)
     found = hint_of(control(image=picture), request, (64, 64), picture=whole)
@@ -144,7 +149,7 @@ def test_masked_pixels_are_minus_one() -> None:
     free[2:4] = True
     original = np.zeros((8, 8, 3), np.uint8)
     mask = np.zeros((8, 8), np.uint8)
-    request = Request("", width=8, height=8, image=original, mask=mask)
+    request = asked(width=8, height=8, image=original, mask=mask)
     white = np.full((8, 8, 3), 255, np.uint8)
     made, start = control(image=white, masked=True), starting(None, free, original)
     found = hint_of(made, request, (8, 8), picture=start)

@@ -94,7 +94,7 @@ def planned(weights: tuple[float, float], **fields: Any) -> PlannedControl:
 
 
 def steering(controls: list[PlannedControl], *networks: Network) -> Steering:
-    modules = {
+    modules: Any = {
         (one.network, int(network.inputs[0].shape[0])): network
         for one, network in zip(controls, networks, strict=True)
     }

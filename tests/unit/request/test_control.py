@@ -78,9 +78,8 @@ def test_bad_controls_are_named(controls: Any, told: str) -> None:
 
 def test_controls_are_taken_as_fields_too_and_one_alone() -> None:
     wanted = (Control("canny", EDGES, scale=0.5),)
-    assert Request("a", controls=[{"network": "canny", "image": EDGES, "scale": 0.5}]).controls == (
-        wanted
-    )
+    fields: Any = [{"network": "canny", "image": EDGES, "scale": 0.5}]
+    assert Request("a", controls=fields).controls == wanted
     assert Request("a", controls=wanted[0]).controls == wanted  # type: ignore[arg-type]
 
 
