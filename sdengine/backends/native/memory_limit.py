@@ -102,6 +102,9 @@ class NativeBudget(MemoryBudget):
         prepared = self._prepared(width, height, controls)
         weights = {name: packed_bytes(one.packing) for name, one in prepared.items()}
         maps = sum(one.program().arena_bytes for one in prepared.values())
+        if controls:  # beside which the U-Net is laid out for the steps without them too
+            unet = prepared["unet"]
+            maps += unet.program_without(unet.additive()).arena_bytes
         stage = sum(size for name, size in weights.items() if name == "unet" or name in controls)
         most = max(stage, *weights.values())
         return SizeNeeds(width, height, weights, {}, maps, maps, 0, most)
