@@ -454,7 +454,8 @@ class Engine:
             raise ConfigError.for_field("request", request, "a sdengine.Request", hint)
         self._networks.require_own()
         plan = self._pipeline.plan(request)
-        self.session.budget.check(*plan.size, plan.control_networks)
+        for one in plan.passes:
+            self.session.budget.check(*one.size, one.control_networks)
         return plan
 
     def _in_turns(self, plan: Plan, watch: Watch) -> Iterator[Step]:

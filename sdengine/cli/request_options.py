@@ -34,6 +34,7 @@ _METAVARS = {
     "crop": "LEFTxTOP",
     "background": "#RRGGBB",
     "outpaint": "SIDE=N,...",
+    "hires": "2x|WxH",
     **dict.fromkeys(PICTURES, "FILE"),
 }
 # One option for two fields.

@@ -47,9 +47,9 @@ _FOREIGN = {
 # Beyond these a picture's own word is not enough to begin.
 LIMITS: Mapping[str, int] = MappingProxyType(
     {"batch_size": 16, "steps": 150, "width": 2048, "height": 2048}
-    | {"seed_width": 2048, "seed_height": 2048}
+    | {"seed_width": 2048, "seed_height": 2048, "hires": 2048, "hires_steps": 150}
 )
-_SHOWN = {"batch_size": "images"}
+_SHOWN = {"batch_size": "images", "hires": "pixels of hires"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ class Metadata:
         given = {*given, *(("batch_size",) if IMAGES_PER_PROMPT in given else ())}
         plain = {name: value for name, value in self.fields.items() if name != WEB_UI_CLIP_SKIP}
         request = Request(**plain)
-        asked = {name: getattr(request, name) for name in LIMITS if name not in given}
+        asked = {n: getattr(request, n) for n in LIMITS if n not in given and n != "hires"}
+        if request.hires is not None and "hires" not in given:
+            asked["hires"] = max(request.hires_size(request.width, request.height))
         return [
             f"{asked[name]} {_SHOWN.get(name, name)} (at most {most})"
             for name, most in LIMITS.items()

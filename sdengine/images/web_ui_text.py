@@ -16,7 +16,9 @@ from sdengine.images.provenance import Provenance
 from sdengine.images.web_ui_pairs import find_pairs
 from sdengine.request.control import Control
 from sdengine.request.fields import FieldInfo, Interval, Number
+from sdengine.request.hires_fields import HiresField
 from sdengine.request.keywords import WEB_UI_CLIP_SKIP
+from sdengine.request.picture_fields import HIRES_FIELDS
 from sdengine.request.request import FIELDS, Request
 from sdengine.samplers import SAMPLERS, SCHEDULES, resolve_names
 
@@ -33,8 +35,22 @@ _EMBEDDINGS = "TI hashes"
 _NAME_AND_HASH = re.compile(r"\s*([^\s:][^:]{0,200}):\s*([0-9a-f]{8,64})\s*(?:,|$)")
 
 _EMPHASIS = {"Original": "original", "No norm": "no_norm", "Ignore": "none", "None": "literal"}
+_UPSCALERS = {
+    "Latent": "latent",
+    "Latent (antialiased)": "latent_antialiased",
+    "Latent (bicubic)": "latent_bicubic",
+    "Latent (bicubic antialiased)": "latent_bicubic_antialiased",
+    "Latent (nearest)": "latent_nearest",
+    "Latent (nearest-exact)": "latent_nearest_exact",
+    "Lanczos": "lanczos",
+    "Nearest": "nearest",
+}
 # What reads the value of a field that is no number.
-_CHOICES = {"noise": {"CPU": "cpu", "GPU": "cuda", "NV": "cuda"}, "emphasis": _EMPHASIS}
+_CHOICES = {
+    "noise": {"CPU": "cpu", "GPU": "cuda", "NV": "cuda"},
+    "emphasis": _EMPHASIS,
+    "hires_upscaler": _UPSCALERS,
+}
 # The web UI's own names; "Automatic" is the sampler's default.
 _SCHEDULES = {"Automatic": None, "Uniform": "normal", "DDIM": "ddim_uniform"}
 _NOT_OF_THE_REQUEST = {"Model hash", "Model", "Version", "Hashes", "Sampler", "Schedule type"}
@@ -91,6 +107,8 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
     if request.image is not None:
         # Written alone: read without the picture, which no text holds, it would mean nothing.
         pairs["Denoising strength"] = request.strength
+    if request.hires is not None:
+        pairs |= _labelled(request, "hires_strength", "hires", "hires_steps", "hires_upscaler")
     if request.variation_strength:
         pairs |= _labelled(request, "variation_seed", "variation_strength")
     if request.clip_skip is not None:
@@ -140,6 +158,10 @@ def _labelled(request: Request, *names: str) -> dict[str, Any]:
             value = SCHEDULES[value].label
         elif len(sides := _FIELDS[label]) == 2 and value is not None:
             value = "x".join(str(getattr(request, side.name)) for side in sides)
+        elif name == "hires" and isinstance(value, tuple):
+            label, value = FIELDS[name].labels[1], "x".join(map(str, value))
+        elif name == "hires_steps":
+            value = value or None  # as many as the first pass has
         elif name == "guidance_interval":
             value = "-".join(map(_value_text, value))
         elif name == "eta" and request.sampler == "ddim":
@@ -171,6 +193,11 @@ def parse_parameters(text: str) -> Parameters:
         values.setdefault("noise", "cuda")
     if "variation_seed" not in values and values.pop("variation_strength", 0):
         left.append("Variation seed strength")
+    if (
+        "hires" not in values
+    ):  # of a picture that was started from, or an upscaler's of another kind
+        lost = [name for name in HIRES_FIELDS if values.pop(name, None) is not None]
+        left += [FIELDS[name].labels[0] for name in lost]
     if "clip_skip" in values:
         values[WEB_UI_CLIP_SKIP] = values.pop("clip_skip")
     left = list(dict.fromkeys(left + found_pairs.left))
@@ -199,6 +226,8 @@ def _counterparts(key: str, value: str) -> dict[str, Any]:
         if info.name in _CHOICES:
             choices = _CHOICES[info.name]
             return {info.name: choices[value]} if value in choices else {}
+        if isinstance(info.check, HiresField):
+            return {info.name: value}
         if isinstance(info.check, Interval):
             ends = _INTERVAL.fullmatch(value)
             return {info.name: tuple(map(float, ends.groups()))} if ends else {}
@@ -210,12 +239,12 @@ def _counterparts(key: str, value: str) -> dict[str, Any]:
 
 def _acceptable(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values if a request takes them, or nothing."""
-    complete = {"prompt": "", "variation_seed": 0, **values}
+    needed = {"hires": 2.0} if values.keys() & set(HIRES_FIELDS) else {}
     try:
-        Request(**complete)
+        request = Request(**{"prompt": "", "variation_seed": 0, **needed, **values})
     except ConfigError:
         return {}
-    return values
+    return {name: getattr(request, name) for name in values}
 
 
 def _sampler_names(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:

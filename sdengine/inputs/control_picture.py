@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sdengine.inputs.picture import Picture, Pixels
 from sdengine.inputs.recorded import Recorded
-from sdengine.inputs.resize import flattened, resized
+from sdengine.inputs.resize import flattened, nearest, resized
 
 # Pictures of so few colours are maps, whose colours mean something and must not be mixed.
 _MOST_OF_A_MAP = 199
@@ -39,7 +39,7 @@ def resized_control(pixels: Pixels, width: int, height: int, mode: str) -> Pixel
         return pixels
     colours = _colours(pixels)
     if colours is not None and len(colours) > 2:
-        return resized(pixels, width, height, mode, _nearest)
+        return resized(pixels, width, height, mode, nearest)
     if colours is None or len(colours) == 1:
         return resized(pixels, width, height, mode, _smooth)
     share = (pixels != colours[0]).any(axis=2).astype(np.uint8) * 255
@@ -66,12 +66,6 @@ def _threshold(grey: NDArray[np.uint8]) -> int:
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
     return int(np.nan_to_num(between).argmax())
-
-
-def _nearest(pixels: Pixels, width: int, height: int) -> Pixels:
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
 
 
 def _smooth(pixels: Pixels, width: int, height: int) -> Pixels:

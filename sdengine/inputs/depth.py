@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.errors import ConfigError
+from sdengine.inputs.interpolation import interpolated
 from sdengine.inputs.picture import MAX_PIXELS, opened, read_file
 from sdengine.inputs.recorded import Recorded
 
@@ -19,7 +20,6 @@ ACCEPTED = (
     "a depth map, near large: the path or content of a picture of 8 or 16 bits or of a TIFF of "
     "floats, a PIL image, or an array of numbers [H,W]"
 )
-_CUBIC = -0.75  # of the kernel that torch's bicubic interpolation takes
 
 
 class DepthMap(Recorded):
@@ -69,7 +69,7 @@ def depth_channel(depth: Recorded, height: int, width: int, *, invert: bool) -> 
         [1,1,height,width] fp32.
     """
     assert isinstance(depth, DepthMap)
-    found = _bicubic(depth.values.astype(np.float64), height, width)
+    found = interpolated(depth.values.astype(np.float64), height, width, "bicubic")
     low, high = found.min(), found.max()
     if high - low <= 1e-6 * max(abs(low), abs(high)):
         return np.zeros((1, 1, height, width), np.float32)
@@ -114,24 +114,3 @@ def _from_values(values: Values) -> DepthMap:
     named = hashlib.sha256(f"depth {values.shape}".encode())
     named.update(values.tobytes())
     return DepthMap(values, named.hexdigest())
-
-
-def _bicubic(values: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
-    """Resize [h,w] between the middles of pixels by cubic convolution, without antialiasing.
-
-    Source: "Cubic Convolution Interpolation for Digital Image Processing" (Keys 1981).
-    """
-    for axis, size in ((0, height), (1, width)):
-        count = values.shape[axis]
-        places = (np.arange(size) + 0.5) * (count / size) - 0.5
-        first = np.floor(places).astype(int)
-        found = np.zeros_like(np.take(values, np.zeros(size, int), axis))
-        for tap in range(-1, 3):
-            distance = np.abs(places - (first + tap))
-            near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
-            far = _CUBIC * (((distance - 5) * distance + 8) * distance - 4)
-            weight = np.where(distance <= 1, near, far)
-            taken = np.take(values, (first + tap).clip(0, count - 1), axis)
-            found += taken * (weight[:, None] if axis == 0 else weight)
-        values = found
-    return values

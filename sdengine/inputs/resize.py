@@ -60,6 +60,13 @@ def padded(pixels: Pixels, width: int, height: int) -> Pixels:
     return np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="edge")
 
 
+def nearest(pixels: Pixels, width: int, height: int) -> Pixels:
+    """Return [height,width,3] of [h,w,3] pixels, each the nearest one."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
+
+
 def _scaled(pixels: Pixels, width: int, height: int) -> Pixels:
     from PIL import Image
 

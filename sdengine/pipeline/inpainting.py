@@ -47,7 +47,7 @@ class Inpainting:
     cells: Array
     original: Pixels
     box: Box | None
-    matches: bool
+    matches: bool = False
 
     def laid_in(self, image: Pixels) -> Pixels:
         """Lay an image over the original where it may change; the rest stays to the byte."""

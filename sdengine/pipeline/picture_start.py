@@ -13,6 +13,7 @@ from sdengine.bundle.reader import check_size
 from sdengine.bundle.tensors import require_tensors
 from sdengine.errors import ConfigError, NonFiniteError
 from sdengine.inputs.depth import is_flat
+from sdengine.inputs.interpolation import interpolated
 from sdengine.inputs.mask import filled, latent_weights
 from sdengine.inputs.picture import Picture, Pixels
 from sdengine.inputs.resize import flattened, padded, resized
@@ -145,16 +146,16 @@ def starting_picture(
     if request.resize == "latent":
         manifest = networks.bundle.manifest
         own_size = next_size(own.shape[1], own.shape[0], manifest)
-        moments = _encoded(padded(own, *own_size), networks, clock)
+        moments = encoded(padded(own, *own_size), networks, clock)
         cells = latents_shape(manifest.architecture, 1, size[1], size[0])[2:]
-        mean, deviation = (_bilinear(one, *cells) for one in moments)
+        mean, deviation = (interpolated(one, *cells, "bilinear") for one in moments)
         pixels, inpainting = resized(own, request.width, request.height, "stretch"), None
     else:
         pixels, inpainting = computed_part(request, own, size, networks.bundle.manifest)
         content = pixels
         if inpainting is not None and request.masked_content == "fill":
             content = filled(pixels, inpainting.weights)
-        mean, deviation = _encoded(padded(content, *size), networks, clock)
+        mean, deviation = encoded(padded(content, *size), networks, clock)
     return StartingPicture(pixels, mean, deviation, inpainting)
 
 
@@ -282,7 +283,7 @@ def _rgb(color: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _encoded(pixels: Pixels, networks: Networks, clock: StageClock) -> tuple[Array, Array]:
+def encoded(pixels: Pixels, networks: Networks, clock: StageClock) -> tuple[Array, Array]:
     """Return mean and deviation [1,C,h,w] of the latents of [H,W,3] pixels."""
     return _encoded_images(_in_range(pixels), networks, clock)
 
@@ -303,16 +304,3 @@ def _encoded_images(images: Array, networks: Networks, clock: StageClock) -> tup
     scale = np.float32(architecture.vae.scaling_factor)
     deviation = np.exp(0.5 * np.clip(moments[:, channels:], -30, 20))
     return moments[:, :channels] * scale, np.asarray(deviation * scale, np.float32)
-
-
-def _bilinear(maps: Array, height: int, width: int) -> Array:
-    """Resize [1,C,h,w] between the middles of cells, without antialiasing."""
-    for axis, size in ((2, height), (3, width)):
-        places = (np.arange(size) + 0.5) * (maps.shape[axis] / size) - 0.5
-        places = places.clip(0, maps.shape[axis] - 1)
-        low = places.astype(int)
-        high = np.minimum(low + 1, maps.shape[axis] - 1)
-        shape = [-1 if one == axis else 1 for one in range(4)]
-        share = (places - low).reshape(shape).astype(np.float32)
-        maps = np.take(maps, low, axis) * (1 - share) + np.take(maps, high, axis) * share
-    return maps

@@ -18,6 +18,7 @@ from sdengine.inputs.depth import depth_channel
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.control_plan import plan_controls, read_hint, require_controls
 from sdengine.pipeline.decoding import decode, preview
+from sdengine.pipeline.hires import cut, enlarged, second_request, two_passes
 from sdengine.pipeline.latents import latents_shape, noise_of
 from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.picture_start import (
@@ -32,6 +33,7 @@ from sdengine.pipeline.plan import Plan, Prepared, Watch
 from sdengine.pipeline.row_plan import RowPlan, lay_out_rows
 from sdengine.pipeline.steering import Steering, first_row
 from sdengine.pipeline.trajectory import Evaluation, Trajectory
+from sdengine.pipeline.turns import check_cancelled
 from sdengine.pipeline.unet_inputs import MicroConditioning, UNetInputs
 from sdengine.prompt.conditioning import Conditioning, TextConditioner
 from sdengine.prompt.embedding_library import EmbeddingLibrary, unused_embeddings
@@ -98,6 +100,15 @@ class Pipeline:
             request = replace(request, sampler=sampler, schedule=schedule)
         require_pictures(request, self._manifest)
         require_controls(request, self._manifest)
+        plan = self._plan_pass(request)
+        if request.hires is not None:
+            plan = two_passes(plan, self._plan_pass(second_request(request, self._manifest)))
+        for line in plan.warnings:
+            _log.info("%s", line)
+        return plan
+
+    def _plan_pass(self, request: Request) -> Plan:
+        sampler, schedule = request.sampler, request.schedule
         size = computed_size(request, self._manifest)
         count, steps = request.num_steps_run, request.num_schedule_steps
         first = steps - count if request.starts_from_picture else None
@@ -124,8 +135,6 @@ class Pipeline:
         said = [_NO_INTERVAL] if ignores_interval else []
         controls, idle = plan_controls(request, self._manifest, len(program.t))
         warnings = (*_warnings(prompts), *unused, *picture_warnings(request), *said, *idle)
-        for line in warnings:
-            _log.info("%s", line)
         return Plan(request, size, program, prompts, chunks, guided, warnings, tuple(controls))
 
     def forget_prompts(self) -> None:
@@ -144,7 +153,12 @@ class Pipeline:
         """
         clock = StageClock()
         prepared = self._prepare(plan, clock)
-        last, images = yield from self._steps(plan, watch, prepared, clock)
+        if plan.second is None:
+            last, images = yield from self._steps(plan, watch, prepared, clock)
+        else:
+            prepared = yield from self._first_pass(plan, plan.second, watch, prepared, clock)
+            last, images = yield from self._steps(plan.second, watch, prepared, clock)
+            images = cut(plan.second.request, images)
         if prepared.picture is not None:
             images = prepared.picture.finished(plan.request, images)
         result = Result(
@@ -179,7 +193,7 @@ class Pipeline:
         conditioning = self._condition(plan, clock)
         request, task = plan.request, self._manifest.architecture.task
         picture = left_out = extra = None
-        if request.image is not None:
+        if request.image is not None and request.image.is_given:
             picture = starting_picture(request, plan.size, self._networks, clock)
         if task == "inpainting":
             left_out = masked_picture(picture, plan.size, self._networks, clock)
@@ -210,6 +224,23 @@ class Pipeline:
         self._done_with("vae_decoder")
         return last, images
 
+    def _first_pass(
+        self, plan: Plan, second: Plan, watch: Watch, prepared: Prepared, clock: StageClock
+    ) -> Generator[Step, None, Prepared]:
+        """Yield all steps of a first pass; return what the second one starts from."""
+        self._condition(second, clock)  # before the U-Net takes its memory
+        latents = []
+        for chunk in plan.chunks:
+            step = yield from self._chunk_steps(plan, watch, prepared, chunk, clock)
+            assert step.latents is not None  # it is the last one of its images
+            latents.append(step.latents)
+            yield from _held(step, clock)
+        self._done_with("unet", *plan.control_networks)
+        check_cancelled(watch.cancel)
+        given = enlarged(plan.request, latents, second.size, self._networks, clock)
+        self._done_with("vae_decoder")
+        return replace(self._prepare(second, clock), given=given)
+
     def _decode(self, step: Step, clock: StageClock) -> list[NDArray[np.uint8]]:
         assert step.latents is not None  # it is the last one of its images
         return decode(step.latents, self._networks, clock)
@@ -234,6 +265,8 @@ class Pipeline:
             known = picture.known(request, latents, architecture.task)
             if request.starts_from_picture:
                 start = picture.start(request, latents, make_noise)
+        elif prepared.given:
+            start = prepared.given[plan.chunks.index(chunk)]
         extra = prepared.depth
         if prepared.masked is not None:
             extra = prepared.masked.channels(request, make_noise, len(chunk))
@@ -319,8 +352,8 @@ class Pipeline:
         program, k, clean = plan.program, evaluation.index, evaluation.clean
         count = len(program.t)
         return Step(
-            index=plan.chunks.index(chunk) * count + k,
-            total=len(plan.chunks) * count,
+            index=plan.steps_before + plan.chunks.index(chunk) * count + k,
+            total=plan.steps_before + len(plan.chunks) * count + plan.steps_after,
             timestep=float(program.t[k]),
             sigma=float(program.sigma[k]),
             latents=evaluation.latents,

@@ -30,6 +30,8 @@ class Plan:
         guided: the steps at which guidance scale and rescale apply.
         warnings: what of the request cannot be done, in sentences.
         controls: that steer at some evaluation.
+        second: the plan of the pass that goes on with its result, if there is one.
+        steps_before, steps_after: evaluations of passes before it and after it.
     """
 
     request: Request
@@ -40,11 +42,19 @@ class Plan:
     guided: range
     warnings: tuple[str, ...]
     controls: tuple[PlannedControl, ...] = ()
+    second: Plan | None = None
+    steps_before: int = 0
+    steps_after: int = 0
 
     @property
     def control_networks(self) -> tuple[str, ...]:
         """The networks of its controls, each once."""
         return tuple(dict.fromkeys(planned.network for planned in self.controls))
+
+    @property
+    def passes(self) -> tuple[Plan, ...]:
+        """This plan, and those that go on from it."""
+        return (self, *(() if self.second is None else self.second.passes))
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class Prepared:
         depth: [1,1,h,w] fp32 that a depth model reads.
         hints: [1,C,H,W] fp32 that each of the plan's controls reads.
         features: what T2I-Adapters among them gave, by their number; filled on first use.
+        given: latents [B,C,h,w] fp32 that each chunk starts from, where a first pass made them.
     """
 
     conditioning: Conditioning
@@ -66,6 +77,7 @@ class Prepared:
     depth: Array | None
     hints: tuple[Array, ...] = ()
     features: dict[int, Mapping[str, Array]] = field(default_factory=dict)
+    given: tuple[Array, ...] = ()
 
 
 @dataclass(frozen=True)

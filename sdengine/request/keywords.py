@@ -73,6 +73,10 @@ class RequestOptions(TypedDict, total=False):
     depth: Any
     depth_invert: bool | None
     controls: Sequence[Control] | Control | None
+    hires: Any
+    hires_upscaler: str | None
+    hires_strength: float | None
+    hires_steps: int | None
     original_size: tuple[int, int] | None
     crop: tuple[int, int] | None
     target_size: tuple[int, int] | None

@@ -20,6 +20,7 @@ from sdengine.request.fields import (
     PictureField,
     about,
 )
+from sdengine.request.hires_fields import HiresFields
 from sdengine.request.outpaint_fields import OutpaintFields
 
 STRENGTH_RULES = ("diffusers", "web_ui", "exact")
@@ -43,6 +44,7 @@ MASK_FIELDS = ("mask_blur", "mask_invert", "masked_content", "soft_inpainting")
 # What has none without it or `outpaint`.
 AREA_FIELDS = ("inpaint_area", "mask_padding", "mask_blend")
 OUTPAINT_FIELDS = ("outpaint_fill", "outpaint_overlap")
+HIRES_FIELDS = ("hires_upscaler", "hires_strength", "hires_steps")
 # Fields by that of which one must be given for them to mean something.
 OPTIONS_OF = {
     "image": IMAGE_FIELDS,
@@ -50,11 +52,12 @@ OPTIONS_OF = {
     "outpaint": OUTPAINT_FIELDS,
     "mask or outpaint": AREA_FIELDS,
     "depth": DEPTH_FIELDS,
+    "hires": HIRES_FIELDS,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureFields(OutpaintFields):
+class PictureFields(OutpaintFields, HiresFields):
     """Those fields of a request that start with a picture; see `sdengine.Request`."""
 
     image: Recorded | None = field(
@@ -185,6 +188,9 @@ class PictureFields(OutpaintFields):
         for control in self.controls:
             if control.masked and self.mask is None:
                 raise ConfigError.for_field("control.masked", True, "False without mask")
+        if self.hires is not None and self.image is not None:
+            hint = "Give the result of the one as image to the other, with width and height."
+            raise ConfigError.for_field("hires", self.hires, "none with image", hint)
         if self.soft_inpainting and self.masked_content != "original":
             raise ConfigError.for_field(
                 "masked_content", self.masked_content, "original with soft_inpainting"

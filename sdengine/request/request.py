@@ -33,10 +33,9 @@ from sdengine.request.fields import (
     as_arguments,
     field_infos,
 )
+from sdengine.request.hires_fields import MAX_SIDE, MAX_STEPS
 from sdengine.request.picture_fields import OPTIONS_OF, PICTURES, PictureFields
 
-MAX_STEPS = 1000
-MAX_SIDE = 16384
 MAX_BATCH = 256
 MAX_SEED = 2**64 - 1
 SIZE_MULTIPLE = 8
@@ -247,6 +246,7 @@ class Request(PictureFields):
         if self.image is None:
             for name in ("width", "height"):
                 _SIDE(name, getattr(self, name))
+            self.check_hires(self.width, self.height, self.steps)
         elif self.num_steps_run == 0:
             raise ConfigError.for_field(
                 "strength",

@@ -19,6 +19,8 @@ from sdengine.cli.main import main
 from sdengine.engine import Engine
 from sdengine.errors import Cancelled, ConfigError
 from sdengine.images.metadata import read_metadata
+from sdengine.inputs.control_picture import control_pixels, resized_control
+from sdengine.inputs.resize import nearest
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +116,25 @@ def test_an_untrained_controls_conditional_mode_is_no_guidance_of_its_own(
     control = Control("untrained", edges(), mode="guess")
     result = engine.generate(PROMPT, **USUAL, controls=[control])
     np.testing.assert_array_equal(result.arrays[0], plain)
+
+
+def test_both_passes_are_steered(engine: Engine) -> None:
+    usual = {**USUAL, "steps": 3}
+    sides: dict[str, Any] = {"width": 64, "height": 64}
+    found = engine.generate(
+        PROMPT, **usual, **sides, hires=(128, 64), hires_upscaler="nearest", hires_steps=4,
+        controls=[canny(end=0.5)],
+    )  # fmt: skip
+    assert calls(found) == 1 + 2  # of 3 and of 4 evaluations
+    whole = canny()
+    pixels = resized_control(control_pixels(whole.image), 128, 128, whole.resize)[32:96]
+    cut = canny(image=pixels, end=0.5)
+    half = engine.generate(PROMPT, **usual, **sides, controls=[canny(end=0.5)]).arrays[0]
+    second = engine.generate(
+        PROMPT, image=nearest(half, 128, 128)[32:96], strength=0.7, strength_rule="exact",
+        **{**usual, "steps": 4}, controls=[cut],
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.arrays[0], second.arrays[0])
 
 
 def test_low_memory_frees_it_and_an_engine_warmed_up_has_it(bundle: Path, engine: Engine) -> None:

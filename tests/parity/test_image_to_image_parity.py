@@ -105,3 +105,31 @@ def test_same_image(
     ).arrays[0]
     assert expected.std() > 0.01  # a flat picture would prove nothing
     assert psnr_db(found, expected) >= LEAST_PSNR_DB
+
+
+def test_same_image_in_two_passes(engine: Engine, pipeline: Any) -> None:
+    import diffusers
+    import torch
+
+    config = pipeline.scheduler.config
+    pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(config)
+    library: Any = diffusers
+    first = library.AutoPipelineForText2Image.from_pipe(pipeline)
+    first.set_progress_bar_config(disable=True)
+    shared: dict[str, Any] = {"prompt": PROMPT, "guidance_scale": GUIDANCE_SCALE}
+    latents = first(
+        height=64, width=64, num_inference_steps=4,
+        generator=torch.Generator().manual_seed(SEED), output_type="latent", **shared,
+    ).images  # fmt: skip
+    expected = pipeline(
+        image=torch.nn.functional.interpolate(latents, size=(16, 16), mode="bilinear"),
+        strength=0.7, num_inference_steps=STEPS,
+        generator=torch.Generator().manual_seed(SEED), output_type="np", **shared,
+    ).images[0]  # fmt: skip
+    found = engine.generate(
+        PROMPT, width=64, height=64, steps=4, guidance_scale=GUIDANCE_SCALE, sampler="euler",
+        schedule="normal", seed=SEED, hires=2, hires_steps=7,
+    )  # fmt: skip
+    assert found.timings.stages["unet"].calls == 4 + 7  # int(0.7 x 10) in diffusers
+    assert expected.std() > 0.01  # a flat picture would prove nothing
+    assert psnr_db(found.arrays[0], expected) >= LEAST_PSNR_DB

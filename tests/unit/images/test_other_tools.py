@@ -323,5 +323,9 @@ def test_a_picture_that_asks_for_too_much_says_so(tmp_path: Path) -> None:
     assert found.beyond_limits({"steps", "num_images_per_prompt"}) == ["4096 width (at most 2048)"]
     many = json.dumps({"format": 1, "request": {"prompt": ["a"] * 17}, "model": {}})
     assert read_metadata(png(tmp_path, sdengine=many)).beyond_limits() == ["17 images (at most 16)"]
+    twice = png(tmp_path, parameters="a\nSteps: 9, Size: 512x1024, Hires upscale: 3")
+    asked = read_metadata(twice).beyond_limits()
+    assert asked == ["3072 pixels of hires (at most 2048)"]
+    assert read_metadata(twice).beyond_limits({"hires"}) == []
     usual = read_metadata(png(tmp_path, parameters="a\nSteps: 150, Size: 2048x2048, Clip skip: 2"))
     assert usual.beyond_limits() == []

@@ -34,6 +34,10 @@ FULL: dict[str, Any] = {
     "noise": "cuda",
     "emphasis": "no_norm",
     "clip_skip": 2,
+    "hires": 1.75,
+    "hires_upscaler": "latent_bicubic_antialiased",
+    "hires_strength": 0.6123456789,
+    "hires_steps": 9,
 }
 
 
@@ -115,11 +119,40 @@ def test_text_of_the_web_ui() -> None:
         "seed": 3,
         "width": 512,
         "height": 640,
+        "hires": 2.0,
         "web_ui_clip_skip": 2,
         "noise": "cuda",  # which the web UI leaves out
     }
     assert found.model_hash == "0123456789"
-    assert found.not_understood == ("Hires upscale", "Lora hashes", "ENSD")
+    assert found.not_understood == ("Lora hashes", "ENSD")
+
+
+def test_a_second_pass_comes_back() -> None:
+    made = Provenance(model="m")
+    usual = Request("a", hires=2, hires_steps=10)
+    assert (
+        "Denoising strength: 0.7, Hires upscale: 2, Hires steps: 10, Hires upscaler: Latent"
+        in parameters_text(usual, made)
+    )
+    sized = Request("a", hires=(768, 0), hires_upscaler="latent_nearest_exact", hires_strength=0.55)
+    text = parameters_text(sized, made)
+    assert "Hires resize: 768x0, Hires upscaler: Latent (nearest-exact)" in text
+    for request in (usual, sized, Request("a", hires=1.5, hires_upscaler="lanczos")):
+        found = parse_parameters(parameters_text(request, made))
+        assert Request(**found.fields) == request and not found.not_understood
+
+
+def test_a_second_pass_of_another_kind_is_named() -> None:
+    text = "a\nSteps: 4, Denoising strength: 0.4, Hires upscale: 2, Hires upscaler: 4x-UltraSharp"
+    found = parse_parameters(text)
+    assert found.fields["hires"] == 2 and found.fields["hires_strength"] == 0.4
+    assert found.not_understood == ("Hires upscaler",)
+    alone = parse_parameters("a\nSteps: 4, Denoising strength: 0.4, Seed: 3")
+    assert "hires_strength" not in alone.fields
+    assert alone.not_understood == ("Denoising strength",)
+    wrong = parse_parameters("a\nSteps: 4, Hires upscale: 99, Hires steps: 2, Seed: 3")
+    assert not wrong.fields.keys() & {"hires", "hires_steps"}
+    assert wrong.not_understood == ("Hires upscale", "Hires steps")
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ FULL = Request(
 def test_a_request_comes_back(request_: Request) -> None:
     text = request_.to_json()
     assert "\n" not in text
-    of_files = {"controls", "embeddings", *PICTURES, "outpaint", *sum(OPTIONS_OF.values(), ())}
-    assert json.loads(text).keys() == {"version", *FIELDS} - of_files
+    of_pictures = {*PICTURES, "outpaint", "hires", *sum(OPTIONS_OF.values(), ())}
+    assert json.loads(text).keys() == {"version", *FIELDS} - {"controls", "embeddings"} - of_pictures
     assert Request.from_json(text) == request_
     assert Request.from_json(text.encode()) == request_
 

@@ -91,7 +91,7 @@ def test_json_has_the_record_and_no_path_in_it_is_opened(tmp_path: Any) -> None:
 
 
 def test_without_a_picture_json_says_nothing_of_one() -> None:
-    of_pictures = {*PICTURES, "outpaint", *sum(OPTIONS_OF.values(), ())}
+    of_pictures = {*PICTURES, "outpaint", "hires", *sum(OPTIONS_OF.values(), ())}
     assert not of_pictures & json.loads(Request("a").to_json()).keys()
 
 

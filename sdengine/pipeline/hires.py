@@ -1,0 +1,171 @@
+"""Hires fix: the second pass of a request, from the enlarged result of the first one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdengine.bundle.manifest import Manifest
+from sdengine.bundle.reader import check_size
+from sdengine.errors import ConfigError, UnsupportedShapeError
+from sdengine.inputs.control_picture import control_pixels, resized_control
+from sdengine.inputs.interpolation import interpolated
+from sdengine.inputs.picture import Picture, Pixels
+from sdengine.inputs.recorded import Recorded
+from sdengine.inputs.resize import nearest, padded, resized
+from sdengine.pipeline.clock import StageClock
+from sdengine.pipeline.decoding import decode
+from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.picture_start import ENCODER, encoded
+from sdengine.pipeline.plan import Plan
+from sdengine.request.control import Control
+from sdengine.request.hires_fields import LATENT_UPSCALERS, LEAST_LATENT_STRENGTH
+from sdengine.request.picture_fields import HIRES_FIELDS
+from sdengine.request.request import FIELDS, Request
+
+Array = NDArray[np.float32]
+
+
+def second_request(request: Request, manifest: Manifest) -> Request:
+    """Return the image to image request that the second pass is, its picture yet to be made.
+
+    Args:
+        request: with `hires`.
+        manifest: of the bundle.
+
+    Raises:
+        ConfigError: the bundle cannot encode what is enlarged.
+        UnsupportedShapeError: it does not run the size.
+    """
+    width, height = request.hires_size(request.width, request.height)
+    if request.hires_upscaler in LATENT_UPSCALERS:
+        try:
+            check_size(width, height, manifest)  # of pixels any size is padded
+        except UnsupportedShapeError as error:
+            raise UnsupportedShapeError(
+                f"hires: {str(error).removeprefix('width, height: ')}"
+            ) from None
+    elif ENCODER not in manifest.networks:
+        names = ", ".join(LATENT_UPSCALERS)
+        raise ConfigError.for_field(
+            "hires_upscaler", request.hires_upscaler, f"{names}: the bundle has no VAE encoder"
+        )
+    usual = {name: FIELDS[name].default for name in ("hires", *HIRES_FIELDS)}
+    return replace(
+        request,
+        **usual,
+        image=Recorded("0" * 64, size=(width, height)),
+        width=width,
+        height=height,
+        steps=request.hires_steps or request.steps,
+        strength=request.hires_strength,
+        strength_rule="exact",
+        controls=_controls(request, (width, height), manifest),
+    )
+
+
+def two_passes(first: Plan, second: Plan) -> Plan:
+    """Return the plan of a request that goes on with another one."""
+    counts = [len(one.chunks) * len(one.program.t) for one in (first, second)]
+    return replace(
+        first,
+        steps_after=counts[1],
+        second=replace(second, steps_before=counts[0]),
+        warnings=tuple(
+            dict.fromkeys((*first.warnings, *second.warnings, *_warnings(first.request)))
+        ),
+    )
+
+
+def enlarged(
+    request: Request,
+    latents: Sequence[Array],
+    size: tuple[int, int],
+    networks: Networks,
+    clock: StageClock,
+) -> tuple[Array, ...]:
+    """Return what the second pass starts from.
+
+    Args:
+        request: with `hires`.
+        latents: [B,C,h,w] fp32 of each chunk's images after the first pass.
+        size: width and height that the second pass is computed at.
+        networks: of the open bundle.
+        clock: where time is counted.
+
+    Raises:
+        NonFiniteError: the decoder or the encoder gave NaN or infinity.
+    """
+    if request.hires_upscaler not in LATENT_UPSCALERS:
+        return tuple(_by_pixels(request, one, size, networks, clock) for one in latents)
+    cell = _cell(networks.bundle.manifest)
+    cover = request.hires_cover(request.width, request.height)
+    columns, rows = cover[0] // cell, cover[1] // cell
+    left, above = (_first(*sides, cell) // cell for sides in zip(cover, size, strict=True))
+    part = np.s_[..., above : above + size[1] // cell, left : left + size[0] // cell]
+    kind = LATENT_UPSCALERS[request.hires_upscaler]
+    with clock.stage("upscale"):
+        return tuple(
+            np.ascontiguousarray(interpolated(one, rows, columns, kind)[part]) for one in latents
+        )
+
+
+def cut(request: Request, images: list[Pixels]) -> list[Pixels]:
+    """Return images [H,W,3] of the second pass without what padded them."""
+    return [np.ascontiguousarray(one[: request.height, : request.width]) for one in images]
+
+
+def _controls(request: Request, size: tuple[int, int], manifest: Manifest) -> tuple[Control, ...]:
+    """Return a request's controls; where the second pass is cut, their pictures are cut alike."""
+    cover = request.hires_cover(request.width, request.height)
+    if cover == size:
+        return request.controls
+    is_latent = request.hires_upscaler in LATENT_UPSCALERS
+    left, top = (_first(*sides, _cell(manifest) if is_latent else 1)
+                 for sides in zip(cover, size, strict=True))  # fmt: skip
+    found = []
+    for control in request.controls:
+        pixels = resized_control(control_pixels(control.image), *cover, control.resize)
+        part = np.ascontiguousarray(pixels[top : top + size[1], left : left + size[0]])
+        found.append(replace(control, image=Picture(part, control.image.sha256), resize="stretch"))
+    return tuple(found)
+
+
+def _first(cover: int, size: int, cell: int) -> int:
+    """Return where the middle of a side begins, in whole cells."""
+    return (cover // cell - size // cell) // 2 * cell
+
+
+def _cell(manifest: Manifest) -> int:
+    return manifest.architecture.vae.downscale
+
+
+def _by_pixels(
+    request: Request,
+    latents: Array,
+    size: tuple[int, int],
+    networks: Networks,
+    clock: StageClock,
+) -> Array:
+    width, height = request.hires_size(request.width, request.height)
+    mode = "crop" if isinstance(request.hires, tuple) else "stretch"
+    found = []
+    for pixels in decode(latents, networks, clock):
+        with clock.stage("upscale"):
+            sampling = nearest if request.hires_upscaler == "nearest" else None
+            pixels = resized(pixels, width, height, mode, sampling)
+        found.append(encoded(padded(pixels, *size), networks, clock)[0])
+    return np.concatenate(found)
+
+
+def _warnings(request: Request) -> tuple[str, ...]:
+    is_latent = request.hires_upscaler in LATENT_UPSCALERS
+    if is_latent and request.hires_strength < LEAST_LATENT_STRENGTH:
+        return (
+            f"hires_strength: at {request.hires_strength:g} enlarged latents stay blurred or "
+            f"blocky; give at least {LEAST_LATENT_STRENGTH:g}, or hires_upscaler=lanczos.",
+        )
+    return ()
