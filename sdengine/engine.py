@@ -27,6 +27,7 @@ from sdengine.pipeline.turns import Turns
 from sdengine.pipeline.warm_up import warm_up_requests
 from sdengine.prompt.planner import usual_clip_skip
 from sdengine.request.fields import Integer, as_arguments
+from sdengine.request.hires_fields import MODEL_UPSCALER
 from sdengine.request.keywords import given_fields
 from sdengine.request.outpaint_fields import OUTPAINT_STRENGTH
 from sdengine.request.request import FIELDS, Request, random_seed
@@ -359,6 +360,8 @@ class Engine:
                 own = values["outpaint"].size(*own)
             if given.get("inpaint_area") != "masked":  # which is enlarged to the usual size
                 values |= {n: s for n, s in zip(_SIDES, own, strict=True) if n not in given}
+        if values.get("hires_model") is not None:
+            values.setdefault("hires_upscaler", MODEL_UPSCALER)
         if values.get("variation_strength") and "variation_seed" not in values:
             values["variation_seed"] = random_seed()
         return Request(**values)

@@ -25,7 +25,7 @@ from sdengine.request.fields import (
     Pair,
 )
 from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
-from sdengine.request.picture_fields import PICTURES
+from sdengine.request.picture_fields import FILES
 from sdengine.request.request import FIELDS, nearest_field
 
 _SHORT = {"negative_prompt": "-n"}
@@ -35,7 +35,7 @@ _METAVARS = {
     "background": "#RRGGBB",
     "outpaint": "SIDE=N,...",
     "hires": "2x|WxH",
-    **dict.fromkeys(PICTURES, "FILE"),
+    **dict.fromkeys(FILES, "FILE"),
 }
 # One option for two fields.
 _SEED_SIZE = "seed_size"

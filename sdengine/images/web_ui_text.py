@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from sdengine.errors import ConfigError
@@ -109,6 +110,8 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
         pairs["Denoising strength"] = request.strength
     if request.hires is not None:
         pairs |= _labelled(request, "hires_strength", "hires", "hires_steps", "hires_upscaler")
+        if request.hires_model is not None:
+            pairs["Hires upscaler"] = PurePath(request.hires_model.name).stem or "ONNX"
     if request.variation_strength:
         pairs |= _labelled(request, "variation_seed", "variation_strength")
     if request.clip_skip is not None:

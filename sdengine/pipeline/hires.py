@@ -16,6 +16,7 @@ from sdengine.inputs.interpolation import interpolated
 from sdengine.inputs.picture import Picture, Pixels
 from sdengine.inputs.recorded import Recorded
 from sdengine.inputs.resize import nearest, padded, resized
+from sdengine.inputs.upscaler import Upscaler, UpscalerFile, open_upscaler, upscaled_to
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.decoding import decode
 from sdengine.pipeline.loaded_networks import Networks
@@ -37,7 +38,8 @@ def second_request(request: Request, manifest: Manifest) -> Request:
         manifest: of the bundle.
 
     Raises:
-        ConfigError: the bundle cannot encode what is enlarged.
+        ConfigError: the bundle cannot encode what is enlarged, or hires_model is no upscaler.
+        BackendUnavailableError: what runs hires_model is not installed.
         UnsupportedShapeError: it does not run the size.
     """
     width, height = request.hires_size(request.width, request.height)
@@ -53,6 +55,8 @@ def second_request(request: Request, manifest: Manifest) -> Request:
         raise ConfigError.for_field(
             "hires_upscaler", request.hires_upscaler, f"{names}: the bundle has no VAE encoder"
         )
+    if request.hires_model is not None:
+        _upscaler(request)
     usual = {name: FIELDS[name].default for name in ("hires", *HIRES_FIELDS)}
     return replace(
         request,
@@ -155,10 +159,18 @@ def _by_pixels(
     found = []
     for pixels in decode(latents, networks, clock):
         with clock.stage("upscale"):
+            if request.hires_model is not None:
+                covered = request.hires_cover(request.width, request.height)
+                pixels = upscaled_to(_upscaler(request), pixels, *covered)
             sampling = nearest if request.hires_upscaler == "nearest" else None
             pixels = resized(pixels, width, height, mode, sampling)
         found.append(encoded(padded(pixels, *size), networks, clock)[0])
     return np.concatenate(found)
+
+
+def _upscaler(request: Request) -> Upscaler:
+    assert isinstance(request.hires_model, UpscalerFile)
+    return open_upscaler("hires_model", request.hires_model)
 
 
 def _warnings(request: Request) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from sdengine.pipeline.inpainting import Inpainting, computed_part
 from sdengine.pipeline.known_part import KnownPart
 from sdengine.pipeline.latents import latents_shape
 from sdengine.pipeline.loaded_networks import Networks
-from sdengine.request.picture_fields import PICTURES
+from sdengine.request.picture_fields import FILES, PICTURES
 from sdengine.request.request import Request
 from sdengine.samplers.noise import NoiseSource
 
@@ -227,17 +227,18 @@ def _in_range(pixels: Pixels) -> Array:
 
 
 def require_pictures(request: Request, manifest: Manifest) -> None:
-    """Refuse, before any work, pictures that are not there or that nothing can use.
+    """Refuse, before any work, pictures and files that are not there or that nothing can use.
 
     Raises:
         ConfigError: so it is.
     """
-    for name in PICTURES:
+    for name in FILES:
         found = getattr(request, name)
         if found is not None and not found.is_given:
+            kind = "picture" if name in PICTURES else "file"
             raise ConfigError(
-                f"{name}: only the record of the picture with SHA-256 {found.sha256} is known. "
-                f"Give the picture itself, with --{name} or {name}=."
+                f"{name}: only the record of the {kind} with SHA-256 {found.sha256} is known. "
+                f"Give the {kind} itself, with --{name.replace('_', '-')} or {name}=."
             )
     task = manifest.architecture.task
     if task == "depth" and request.depth is None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdengine.errors import ConfigError
+from sdengine.inputs import upscaler
+from sdengine.inputs.recorded import Recorded
 from sdengine.request.fields import Choice, Integer, Number, about
 
 # Ways to enlarge latents, by the interpolation that they are.
@@ -20,6 +22,8 @@ LATENT_UPSCALERS = {
 }
 PIXEL_UPSCALERS = ("lanczos", "nearest")
 UPSCALERS = (*LATENT_UPSCALERS, *PIXEL_UPSCALERS)
+# What `Engine.request` gives where a model is given and this is not.
+MODEL_UPSCALER = "lanczos"
 # Enlarged latents are blurred or blocky until so much of them is gone.
 LEAST_LATENT_STRENGTH = 0.5
 MAX_SIDE, MAX_STEPS = 16384, 1000
@@ -56,6 +60,18 @@ class HiresField:
             raise ConfigError.for_field(name, value, self.accepted) from None
 
 
+@dataclass(frozen=True)
+class UpscalerField:
+    """An upscaler's file, which is read at once."""
+
+    accepted: str = upscaler.ACCEPTED
+    range: str = ""
+
+    def __call__(self, name: str, value: Any) -> Recorded:
+        """Return the file."""
+        return upscaler.read_upscaler(name, value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class HiresFields:
     """Those fields of a request that ask for a second pass; see `sdengine.Request`."""
@@ -75,6 +91,13 @@ class HiresFields:
             Choice(UPSCALERS),
             "hires: how the result is enlarged; its latents, which are not decoded, or its pixels",
             ("Hires upscaler",),
+        ),
+    )
+    hires_model: Recorded | None = field(
+        default=None,
+        metadata=about(
+            UpscalerField(),
+            "hires: ONNX file of an upscaler of the ESRGAN kind that enlarges the pixels first",
         ),
     )
     hires_strength: float = field(
@@ -103,6 +126,9 @@ class HiresFields:
         """
         if self.hires is None:
             return
+        if self.hires_model is not None and self.hires_upscaler not in PIXEL_UPSCALERS:
+            accepted = f"{' or '.join(PIXEL_UPSCALERS)} with hires_model"
+            raise ConfigError.for_field("hires_upscaler", self.hires_upscaler, accepted)
         if (size := self.hires_size(width, height)) and not 8 <= min(size) <= max(size) <= MAX_SIDE:
             shown = "{}x{} from {}x{}".format(*size, width, height)
             raise ConfigError.for_field("hires", shown, f"sides from 8 to {MAX_SIDE}")

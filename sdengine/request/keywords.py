@@ -75,6 +75,7 @@ class RequestOptions(TypedDict, total=False):
     controls: Sequence[Control] | Control | None
     hires: Any
     hires_upscaler: str | None
+    hires_model: Any
     hires_strength: float | None
     hires_steps: int | None
     original_size: tuple[int, int] | None

@@ -29,6 +29,8 @@ MASKED_CONTENTS = ("original", "fill", "latent_noise", "latent_nothing")
 INPAINT_AREAS = ("whole", "masked")
 MASK_BLENDS = ("auto", "clean", "latents", "none")
 PICTURES = ("image", "mask", "depth")
+# Files that JSON names by their hash.
+FILES = (*PICTURES, "hires_model")
 DEPTH_FIELDS = ("depth_invert",)
 # What has no meaning without `image`.
 IMAGE_FIELDS = (
@@ -44,7 +46,7 @@ MASK_FIELDS = ("mask_blur", "mask_invert", "masked_content", "soft_inpainting")
 # What has none without it or `outpaint`.
 AREA_FIELDS = ("inpaint_area", "mask_padding", "mask_blend")
 OUTPAINT_FIELDS = ("outpaint_fill", "outpaint_overlap")
-HIRES_FIELDS = ("hires_upscaler", "hires_strength", "hires_steps")
+HIRES_FIELDS = ("hires_upscaler", "hires_model", "hires_strength", "hires_steps")
 # Fields by that of which one must be given for them to mean something.
 OPTIONS_OF = {
     "image": IMAGE_FIELDS,

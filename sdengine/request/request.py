@@ -34,7 +34,7 @@ from sdengine.request.fields import (
     field_infos,
 )
 from sdengine.request.hires_fields import MAX_SIDE, MAX_STEPS
-from sdengine.request.picture_fields import OPTIONS_OF, PICTURES, PictureFields
+from sdengine.request.picture_fields import FILES, OPTIONS_OF, PICTURES, PictureFields
 
 MAX_BATCH = 256
 MAX_SEED = 2**64 - 1
@@ -364,7 +364,8 @@ class Request(PictureFields):
             absent = [name for name in givers if getattr(self, name) is None]
             left_out = [*absent, *names] if absent == givers else absent
             values = {name: value for name, value in values.items() if name not in left_out}
-        return values | {name: getattr(self, name).record() for name in PICTURES if name in values}
+        files = {name: getattr(self, name) for name in FILES if values.get(name) is not None}
+        return values | {name: file.record() for name, file in files.items()}
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Request:
@@ -406,9 +407,10 @@ def read_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unknown(values)
     if "prompt" not in values:
         raise ConfigError("prompt: it is missing.")
-    for name in PICTURES:
+    for name in FILES:
         if values.get(name) is not None:
-            values = {**values, name: read_record(name, values[name])}
+            record = read_record(name, values[name], has_size=name in PICTURES)
+            values = {**values, name: record}
     if "controls" in values:
         values = {**values, "controls": read_controls(values["controls"])}
     if values.get("embeddings") is not None:

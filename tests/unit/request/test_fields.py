@@ -18,7 +18,7 @@ from sdengine.errors import ConfigError
 from sdengine.images import web_ui_text
 from sdengine.request.control import Control
 from sdengine.request.keywords import ALIASES, WEB_UI_CLIP_SKIP, RequestOptions
-from sdengine.request.picture_fields import HIRES_FIELDS, OPTIONS_OF, PICTURES
+from sdengine.request.picture_fields import FILES, HIRES_FIELDS, OPTIONS_OF, PICTURES
 from sdengine.request.request import FIELDS, Request
 from sdengine.samplers import SAMPLERS, SamplerOptions
 
@@ -28,6 +28,7 @@ WITHOUT_A_LABEL = {
     *PROMPTS,
     *("batch_size", "controls", "embeddings", *PICTURES, "outpaint"),
     *{*sum(OPTIONS_OF.values(), ())} - {*HIRES_FIELDS},
+    "hires_model",
     *("original_size", "crop", "target_size", "aesthetic_score", "negative_aesthetic_score"),
 }
 
@@ -43,7 +44,7 @@ def test_keywords_are_the_fields_with_their_types() -> None:
     keywords = typing.get_type_hints(RequestOptions)
     expected = {name: or_none(hints[name]) for name in FIELDS if name not in PROMPTS}
     # Whatever can be read as one.
-    read = ("embeddings", *PICTURES, "outpaint", "hires")
+    read = ("embeddings", *FILES, "outpaint", "hires")
     expected |= {name: or_none(typing.Any) for name in read}
     expected["controls"] = or_none(Sequence[Control] | Control)
     expected |= {alias: or_none(hints[name]) for alias, name in ALIASES.items()}
