@@ -19,6 +19,7 @@ _HOMES = {
     "Control": "sdengine.request.control",
     "Result": "sdengine.images.result",
     "Step": "sdengine.images.result",
+    "Latents": "sdengine.images.latents",
     "Timings": "sdengine.images.timings",
     "Provenance": "sdengine.images.provenance",
     "Metadata": "sdengine.images.metadata",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from sdengine.errors import SdengineError as SdengineError
     from sdengine.errors import UnsupportedShapeError as UnsupportedShapeError
     from sdengine.export.folder import export_onnx as export_onnx
+    from sdengine.images.latents import Latents as Latents
     from sdengine.images.metadata import Metadata as Metadata
     from sdengine.images.metadata import read_metadata as read_metadata
     from sdengine.images.provenance import Provenance as Provenance

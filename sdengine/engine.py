@@ -16,10 +16,18 @@ from sdengine.backends.base import DEFAULTS, PRECISIONS, Backend, SessionOptions
 from sdengine.backends.forks import ForkSafeLock, watch_forks
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.errors import ConfigError
+from sdengine.images.latents import Latents
 from sdengine.images.provenance import Provenance, processor
 from sdengine.images.result import Result, Step
 from sdengine.inputs.embeddings import Embedding
 from sdengine.inputs.picture import read_picture
+from sdengine.pipeline.codec import (
+    decode_latents,
+    encode_pixels,
+    latents_size,
+    own_pixels,
+    padded_size,
+)
 from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.pipeline import Pipeline, finish
 from sdengine.pipeline.plan import Plan, Watch
@@ -35,6 +43,8 @@ from sdengine.samplers import resolve_names
 from sdengine.version import __version__
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from typing_extensions import Unpack
 
     from sdengine.request.keywords import RequestOptions
@@ -442,6 +452,38 @@ class Engine:
             ConfigError: a file cannot be read, or is not for this bundle's text encoders.
         """
         self._pipeline.library.add(*embeddings)
+
+    def encode(self, image: Any) -> Latents:
+        """Return the mean latents of a picture, of any size that the bundle runs when padded.
+
+        With `Latents.save` and `decode` the VAE is a codec of half a bit a pixel.
+
+        Args:
+            image: a path, a PIL image, an array or a file's bytes; transparent pixels show white.
+
+        Raises:
+            ConfigError: it is no picture, or the bundle has no encoder.
+            UnsupportedShapeError, OutOfMemoryError, NonFiniteError: as for `run`.
+        """
+        pixels = own_pixels(image)
+        size = padded_size(pixels.shape[1], pixels.shape[0], self._networks)
+        self.session.budget.check(*size)
+        with self._turns.take():
+            self._networks.require_own()
+            return encode_pixels(pixels, size, self._networks, self.provenance.model_hash)
+
+    def decode(self, latents: Latents) -> NDArray[np.uint8]:
+        """Return the picture [h,w,3] uint8 of latents that `encode` made with the same model.
+
+        Raises:
+            ConfigError: another model's VAE made them.
+            UnsupportedShapeError, OutOfMemoryError, NonFiniteError: as for `run`.
+        """
+        size = latents_size(latents, self._networks, self.provenance.model_hash)
+        self.session.budget.check(*size)
+        with self._turns.take():
+            self._networks.require_own()
+            return decode_latents(latents, self._networks)
 
     def forget_prompts(self) -> None:
         """Have the text encoders run again for prompts of earlier requests, as for measurements.

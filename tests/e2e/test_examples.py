@@ -21,6 +21,8 @@ WRITES = {
     "arrays": 1,
     "saved_requests": 3,
     "from_pictures": 4,
+    "variations": 3,
+    "codec": 3,
 }
 
 
