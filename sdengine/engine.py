@@ -390,11 +390,13 @@ class Engine:
 
         A product that must answer at once calls this before it takes requests. It serves a request
         of one step of each kind and throws the images away; all else of a request (its sampler,
-        steps and prompts) makes no difference to what is loaded. Previews, prompts joined by AND,
-        and a batch whose only text is that of all its images load more on first use.
+        steps and prompts) makes no difference to what is loaded. Previews, pictures to start from,
+        prompts joined by AND, and a batch whose only text is that of all its images load more on
+        first use.
 
         Args:
-            sizes: (width, height) of images; None is the bundle's default size.
+            sizes: (width, height) of images, of both passes where there are two; None is the
+                bundle's default size.
             batch: images of a request; as many as go through the U-Net together are loaded for,
                 and the rest that is left over.
             prompt_chunks: chunks of 75 tokens that a request's longest prompt fills; requests of

@@ -47,9 +47,10 @@ _FOREIGN = {
 # Beyond these a picture's own word is not enough to begin.
 LIMITS: Mapping[str, int] = MappingProxyType(
     {"batch_size": 16, "steps": 150, "width": 2048, "height": 2048}
-    | {"seed_width": 2048, "seed_height": 2048, "hires": 2048, "hires_steps": 150}
+    | {"seed_width": 2048, "seed_height": 2048, "hires": 2048, "hires_steps": 150, "outpaint": 2048}
 )
-_SHOWN = {"batch_size": "images", "hires": "pixels of hires"}
+_SHOWN = {"batch_size": "images"}
+_SHOWN |= {name: f"pixels of {name}" for name in ("hires", "outpaint")}
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,11 @@ class Metadata:
         given = {*given, *(("batch_size",) if IMAGES_PER_PROMPT in given else ())}
         plain = {name: value for name, value in self.fields.items() if name != WEB_UI_CLIP_SKIP}
         request = Request(**plain)
-        asked = {n: getattr(request, n) for n in LIMITS if n not in given and n != "hires"}
-        if request.hires is not None and "hires" not in given:
+        asked = {name: getattr(request, name) for name in LIMITS if name not in given}
+        if request.hires is not None and "hires" in asked:
             asked["hires"] = max(request.hires_size(request.width, request.height))
+        if request.outpaint is not None and "outpaint" in asked:
+            asked["outpaint"] = max(request.outpaint.size(0, 0))
         return [
             f"{asked[name]} {_SHOWN.get(name, name)} (at most {most})"
             for name, most in LIMITS.items()

@@ -133,6 +133,9 @@ class HiresFields:
             shown = "{}x{} from {}x{}".format(*size, width, height)
             raise ConfigError.for_field("hires", shown, f"sides from 8 to {MAX_SIDE}")
         count = self.hires_steps or steps
+        if count >= MAX_STEPS:
+            accepted = f"1 to {MAX_STEPS - 1}, of a schedule of at most {MAX_STEPS} steps"
+            raise ConfigError.for_field("hires_steps", self.hires_steps, accepted)
         if count > self.hires_strength * MAX_STEPS:
             raise ConfigError.for_field(
                 "hires_strength",

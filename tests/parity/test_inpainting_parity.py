@@ -162,6 +162,26 @@ def test_outpainting_is_inpainting_of_the_canvas(
     assert near > 20 and found[:, :24].std() > 1
 
 
+@pytest.mark.parametrize("model", ["sd-inpainting", "sd-depth"])
+def test_both_passes_read_what_stands_behind_the_latents(
+    engines: dict[str, Engine], place: Path, model: str
+) -> None:
+    engine = engine_of(engines, place, model)
+    ramp = np.add.outer(np.arange(48.0), np.arange(80.0)).astype(np.float32)
+    fields: dict[str, Any] = {
+        "steps": 3, "sampler": "euler", "schedule": "normal", "seed": SEED,
+        **({"depth": ramp} if "depth" in model else {}),
+    }  # fmt: skip
+    small: dict[str, Any] = {"width": 64, "height": 64}
+    first = engine.generate(PROMPT, **small, **fields).arrays[0]
+    found = engine.generate(PROMPT, hires=2, hires_upscaler="nearest", **small, **fields).arrays[0]
+    second = engine.generate(
+        PROMPT, image=first.repeat(2, axis=0).repeat(2, axis=1), strength=0.7,
+        strength_rule="exact", **fields,
+    ).arrays[0]  # fmt: skip
+    np.testing.assert_array_equal(found, second)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_depth_to_image(engines: dict[str, Engine], place: Path, sampler: str) -> None:
     import diffusers

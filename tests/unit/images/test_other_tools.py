@@ -327,5 +327,11 @@ def test_a_picture_that_asks_for_too_much_says_so(tmp_path: Path) -> None:
     asked = read_metadata(twice).beyond_limits()
     assert asked == ["3072 pixels of hires (at most 2048)"]
     assert read_metadata(twice).beyond_limits({"hires"}) == []
+    source = {"sha256": "ab" * 32, "width": 64, "height": 64}
+    request = {"prompt": "a", "image": source, "outpaint": {"left": 2000, "right": 49}}
+    request |= {"inpaint_area": "masked"}  # whose canvas is not what is computed
+    wide = json.dumps({"format": 1, "request": request, "model": {}})
+    asked = read_metadata(png(tmp_path, sdengine=wide)).beyond_limits()
+    assert asked == ["2049 pixels of outpaint (at most 2048)"]
     usual = read_metadata(png(tmp_path, parameters="a\nSteps: 150, Size: 2048x2048, Clip skip: 2"))
     assert usual.beyond_limits() == []

@@ -70,6 +70,7 @@ def test_both_sides_are_covered(
             r"^hires_strength: .*at least 0.5",
         ),
         ({"hires": 2, "hires_steps": -1}, r"^hires_steps: "),
+        ({"hires": 2, "steps": 1000, "hires_strength": 1.0}, r"^hires_steps: .*1 to 999"),
         ({"hires_steps": 4}, r"^hires_steps: .*without hires"),
         ({"hires_upscaler": "lanczos"}, r"^hires_upscaler: .*without hires"),
         ({"hires": 2, "image": np.zeros((64, 64), np.uint8)}, r"^hires: .*none with image"),
