@@ -107,7 +107,7 @@ def matched(image: Pixels, original: Pixels, strip: NDArray[np.bool_]) -> Pixels
     middle = own.mean(axis=0)
     shift = (wanted.mean(axis=0) - middle).clip(-_MOST_SHIFT, _MOST_SHIFT)
     values = (image - middle) * gain + middle + shift
-    return np.rint(values).clip(0, 255).astype(np.uint8)
+    return np.asarray(np.rint(values).clip(0, 255), np.uint8)
 
 
 def _shaped_noise(pixels: Pixels, height: int, width: int) -> Pixels:

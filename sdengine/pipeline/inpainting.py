@@ -52,10 +52,11 @@ class Inpainting:
     def laid_in(self, image: Pixels) -> Pixels:
         """Lay an image over the original where it may change; the rest stays to the byte."""
         box, found = self.box, np.array(self.original)
-        part = np.s_[:, :]
         if box is not None:
-            part = np.s_[box.top : box.bottom, box.left : box.right]
             image = resized(image, box.width, box.height, "stretch")
+        else:
+            box = Box(0, 0, found.shape[1], found.shape[0])
+        part = np.s_[box.top : box.bottom, box.left : box.right]
         if self.matches:
             image = matched(image, found[part], (self.laid > 0) & (self.laid < 1))
         found[part] = composite(image, found[part], self.laid)
@@ -101,7 +102,8 @@ def computed_part(
                 'mask: nothing in it may change, so that inpaint_area="masked" has no area.'
             )
         part = np.s_[box.top : box.bottom, box.left : box.right]
-        pixels, sharp, weights, laid = (one[part] for one in (own, sharp, weights, laid))
+        pixels = own[part]
+        sharp, weights, laid = (one[part] for one in (sharp, weights, laid))
     else:
         laid = resized_weights(laid, width, height, mode)
     pixels = resized(pixels, width, height, mode)

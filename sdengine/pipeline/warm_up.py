@@ -12,7 +12,8 @@ from sdengine.errors import ConfigError
 from sdengine.prompt.planner import MAX_CHUNKS
 from sdengine.request.control import CONTROL_TYPES
 from sdengine.request.fields import Integer, Pair
-from sdengine.request.request import MAX_BATCH, MAX_SIDE, SIZE_MULTIPLE, Request
+from sdengine.request.hires_fields import MAX_SIDE
+from sdengine.request.request import MAX_BATCH, SIZE_MULTIPLE, Request
 
 _SAMPLER = "euler"
 

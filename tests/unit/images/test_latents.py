@@ -99,7 +99,7 @@ def test_damaged_files_are_refused(tmp_path: Path, cut: int) -> None:
 def test_foreign_files_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     from safetensors.numpy import save_file
 
-    tensors = {
+    tensors: dict[str, Any] = {
         "levels": np.zeros((4, 4, 4), np.uint8),
         "range": np.zeros((4, 2), np.float32),
         "size": np.array([32, 32], np.int32),

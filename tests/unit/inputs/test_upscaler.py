@@ -188,7 +188,8 @@ def test_requests_that_do_not_fit(fields: dict[str, Any], message: str) -> None:
 
 
 def test_json_has_the_record_and_opens_no_path() -> None:
-    made = Request("a", hires=2, hires_model=b"x", hires_upscaler="lanczos")
+    fields: dict[str, Any] = {"hires": 2, "hires_model": b"x", "hires_upscaler": "lanczos"}
+    made = Request("a", **fields)
     again = Request.from_json(made.to_json())
     assert again == made and again.hires_model is not None and not again.hires_model.is_given
     text = made.to_json().replace('{"sha256"', '{"path": "/etc/passwd", "sha256"')
