@@ -136,7 +136,7 @@ def open_upscaler(field: str, file: UpscalerFile) -> Upscaler:
     except ImportError as error:
         raise BackendUnavailableError(
             f"{field}: running it needs {error.name}, which is not installed. Install it: "
-            "pip install 'sdengine[build]'."
+            "pip install 'sdengine[preprocess]'."
         ) from None
     what = repr(file.name[:200]) if file.name else "the content"
     try:
