@@ -51,7 +51,7 @@ def guidance_interval(record: Record) -> str:
 
 
 def picture_tasks(record: Record) -> str:
-    """Return what inpainting and image to image make of drawn scenes."""
+    """Return what pictures from pictures make of drawn scenes."""
     return "\n\n".join(
         [
             f"Demo model in {record['precision']}, {record['scenes']} drawn scenes of compositions "
@@ -64,6 +64,29 @@ def picture_tasks(record: Record) -> str:
             f"difference of pixels, of 255; in {record['image_to_image']['never_falls']} of "
             f"{record['scenes']} scenes it never falls as strength grows.",
             accuracy.image_to_image(record),
+            "Outpainting gets the middle quarter of each scene's area, adds "
+            f"{record['extended']} pixels at each side, and should give the scene again. `No seam` "
+            "counts pictures where at no border two lines of pixels differ more in the mean than "
+            "the most different two inside the picture that was given (of the scenes as drawn: "
+            f"{record['outpainting']['no_seam_in_drawn_scenes']}); `no line` takes the median along"
+            " the line, so that edges of objects that cross the border do not count.",
+            accuracy.outpainting(record),
+            "Enlarged four times at the same side, pictures whose colours are 14 of 255 off the "
+            "model's own; how far the outermost pixels are from the first background, median.",
+            accuracy.repeated_extensions(record),
+            "Image to image with a picture's own caption, as for variations, more pictures of a "
+            "data set, or strangers in the place of people. The original is known again where of "
+            "eight pictures of that caption, which differ a little in place, size and shade, it is "
+            "nearest to the result; chance is one in eight.",
+            accuracy.variations(record),
+            "From 128 to 256 pixels by Lanczos' filter alone, and by image to image from what it "
+            "gives, against the scene drawn at 256; image to image draws edges anew.",
+            accuracy.enlarging(record),
+            "Latents in a file of a byte a value (`Engine.encode`, `Latents.save`), beside the "
+            "best JPEG file of no more bytes; medians. The encoder and the decoder lose more than "
+            "the bytes do, so that larger files of latents do not exist: where JPEG is better, it "
+            "stays so.",
+            accuracy.codec(record),
         ]
     )
 

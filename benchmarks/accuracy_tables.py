@@ -146,6 +146,56 @@ def image_to_image(record: Mapping[str, Any]) -> str:
     return table(["strength", *found["median_distance"]], rows)
 
 
+def outpainting(record: Mapping[str, Any]) -> str:
+    """Return a row for each way to enlarge a picture."""
+    names = ("background_right", "all_right", "no_seam", "no_line", "rest_equal")
+    found = record["outpainting"]
+    rows = [[kind, *(str(row[name]) for name in names)] for kind, row in found["kinds"].items()]
+    heading = ["background right", "everything right", "no seam", "no line", "rest equal"]
+    return table([f"of {record['scenes']}", *heading], rows)
+
+
+def repeated_extensions(record: Mapping[str, Any]) -> str:
+    """Return a row for each overlap, a column for each repeat."""
+    found = record["repeated_extensions"]
+    rows = [[kind, *(f"{off:.1f}" for off in offs)] for kind, offs in found.items()]
+    count = len(next(iter(found.values())))
+    return table(["tone off by, of 255", *(f"time {k + 1}" for k in range(count))], rows)
+
+
+def variations(record: Mapping[str, Any]) -> str:
+    """Return a column for each strength."""
+    found, total = record["variations"], record["scenes"]
+    rows = [
+        [f"caption holds, of {total}", *(str(row["caption_holds"]) for row in found.values())],
+        [f"original known again, of {total}", *(str(row["known_again"]) for row in found.values())],
+        ["median distance", *(f"{row['median_distance']:.1f}" for row in found.values())],
+    ]
+    return table(["strength", *found], rows)
+
+
+def enlarging(record: Mapping[str, Any]) -> str:
+    """Return a row for each way to enlarge pictures."""
+    rows = [
+        [name if name == "Lanczos" else f"strength {name}", f"{row['median_db']:.1f}",
+         str(row["caption_holds"])]
+        for name, row in record["enlarging"].items()
+    ]  # fmt: skip
+    return table(["", "PSNR in dB, median", f"caption holds, of {record['scenes'] // 2}"], rows)
+
+
+def codec(record: Mapping[str, Any]) -> str:
+    """Return a row for each size of pictures."""
+    rows = [
+        [side, str(row["bytes"]), f"{row['db']:.1f}", str(row["jpeg_bytes"]),
+         f"{row['jpeg_db']:.1f}", str(row["better_than_jpeg"])]
+        for side, row in record["codec"].items()
+    ]  # fmt: skip
+    latents, jpeg = ["bytes", "PSNR in dB"], ["JPEG's bytes", "its PSNR in dB"]
+    better = f"better than JPEG, of {record['scenes']}"
+    return table(["pixels a side", *latents, *jpeg, better], rows)
+
+
 def quantisation(record: Mapping[str, Any]) -> str:
     """Return a row for each model and precision of its U-Net."""
     rows = []
