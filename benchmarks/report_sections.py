@@ -330,7 +330,7 @@ SECTIONS = (
         lambda records: sections.guidance_interval(records.guidance_interval),
     ),
     Section(
-        "From pictures", "inpainting and image to image with the demo model", "what was asked for",
+        "From pictures", "pictures changed, enlarged, kept by the demo model", "what was asked for",
         "python benchmarks/picture_tasks.py",
         lambda records: sections.picture_tasks(records.picture_tasks),
     ),
