@@ -28,6 +28,7 @@ from sdengine.samplers import SamplerProgram, build_program
 from sdengine.samplers.noise import NoiseSource
 
 KIND = TrajectoryKind(batch=1, copies=2, channels=4, evaluations=20, registers=2)
+STEERED = ({"is_steered": True}, "controls run between its steps")
 PLAIN = RowPlan((0, 1), np.ones((1, 1), np.float32), True)
 JOINED = RowPlan((0, 1, 2), np.array([[1.0], [0.5]], np.float32), True)
 
@@ -90,7 +91,11 @@ def test_one_function_says_where_and_why(
 
 
 def test_what_reads_pictures_in_each_step_runs_on_the_host() -> None:
-    for fields, reason in (({"keeps_part": True}, "mask"), ({"has_extra": True}, "channels")):
+    for fields, reason in (
+        ({"keeps_part": True}, "mask"),
+        ({"has_extra": True}, "channels"),
+        STEERED,
+    ):
         found, why = choose_device(DeviceModule(), KIND, [PLAIN], 0.0, 0, **fields)
         assert found is None and reason in why
 
