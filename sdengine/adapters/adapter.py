@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdengine.adapters.changes import Change, Strong
+from sdengine.adapters.changes import Change
 from sdengine.adapters.families import family_of, made_for
 from sdengine.adapters.few_steps import FewSteps, few_steps
 from sdengine.adapters.file import Array, open_adapter
@@ -106,6 +106,8 @@ def read_adapter(
                 )
             seen[place] = group.first_key
             changes.setdefault(network, []).append(change)
+    if not changes:
+        raise AdapterError(f"{where}: it only changes layers of which this bundle reads nothing.")
     for group, _ in fitting:
         _check_numbers(where, group)
     kinds = dict.fromkeys(change.kind for made in changes.values() for change in made)
@@ -119,24 +121,6 @@ def read_adapter(
         tuple(sorted(unknown)),
         few_steps(file.name, file.metadata),
     )
-
-
-def strong_changes(
-    adapters: Sequence[tuple[Adapter, float, float]],
-) -> dict[str, dict[str, list[Strong]]]:
-    """Return the changes with their strengths by network and parameter; those of 0 left out.
-
-    Args:
-        adapters: each with its strength in the text encoders and in the U-Net.
-    """
-    found: dict[str, dict[str, list[Strong]]] = {}
-    for adapter, text, unet in adapters:
-        for network, changes in adapter.changes.items():
-            strength = unet if network == "unet" else text
-            for change in changes if strength else ():
-                by_parameter = found.setdefault(network, {})
-                by_parameter.setdefault(change.parameter, []).append((change, strength))
-    return found
 
 
 def _grouped(where: str, tensors: Mapping[str, Array]) -> tuple[dict[str, Group], list[str]]:

@@ -93,8 +93,9 @@ def known_modules(networks: Mapping[str, Shapes], layers: Mapping[str, int]) -> 
 
 
 def _modules(shapes: Shapes) -> Iterable[tuple[str, Shape | None, Shape | None]]:
-    paths = dict.fromkeys(name.rpartition(".")[0] for name in shapes if "." in name)
-    for path in paths:
+    """Yield path, weight and bias; what else a file holds are constants of the graph."""
+    names = [name.rpartition(".") for name in shapes]
+    for path in dict.fromkeys(path for path, _, kind in names if kind in ("weight", "bias")):
         yield path, shapes.get(f"{path}.weight"), shapes.get(f"{path}.bias")
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from support.adapters import LINEAR, Array, draw, flat, merge_all, read, shape_of
 from tolerances import assert_close
 
-from sdengine.adapters.adapter import Adapter, strong_changes
+from sdengine.adapters.adapter import Adapter
+from sdengine.adapters.applied import Applied
 from sdengine.adapters.changes import merged_weights
 from sdengine.errors import AdapterError
 from sdengine.storage.tensor_file import to_bf16_bits, to_float32
@@ -106,12 +107,15 @@ def test_text_and_image_have_strengths_of_their_own(tmp_path: Path) -> None:
         f"{flat(LINEAR)}.lora_up.weight": draw(SHAPE[0], 2),
     }
     adapter = read(tmp_path, tensors)
-    found = strong_changes([(adapter, 0.5, -2.0)])
-    assert [s for _, s in found["text_encoder"][f"{text}.weight"]] == [0.5]
-    assert [s for _, s in found["unet"][PARAMETER]] == [-2.0]
-    assert strong_changes([(adapter, 0.0, 1.0)]).keys() == {"unet"}
+    applied = Applied(((adapter, 0.5, -2.0),))
+    assert [s for _, s in applied.changes("text_encoder")[f"{text}.weight"]] == [0.5]
+    assert [s for _, s in applied.changes("unet")[PARAMETER]] == [-2.0]
+    silent = Applied(((adapter, 0.0, 1.0),))
+    assert not silent.changes("text_encoder") and not silent.identity("text_encoder")
+    names = [a.identity(n) for a in (applied, silent) for n in ("unet", "text_encoder")]
+    assert len(set(names)) == len(names)
     weights = {PARAMETER: draw(*SHAPE), "other": draw(3)}
-    merged = merged_weights(weights, found["unet"])
+    merged = merged_weights(weights, applied.changes("unet"))
     assert list(merged) == list(weights) and len(merged) == 2
     assert merged["other"] is weights["other"]
     assert not np.array_equal(merged[PARAMETER], weights[PARAMETER])
