@@ -112,8 +112,8 @@ def read_adapter(
         _check_numbers(where, group)
     kinds = dict.fromkeys(change.kind for made in changes.values() for change in made)
     return Adapter(
-        file.name,
-        file.metadata.get("ss_output_name", "")[:200],
+        _encodable(file.name),
+        _encodable(file.metadata.get("ss_output_name", "")[:200]),
         file.sha256,
         tuple(kinds),
         changes,
@@ -168,6 +168,11 @@ def _about_unknown(where: str, unknown: Sequence[str], count: int, hint: str) ->
     if any(key.startswith(_EMBEDDING) for key in unknown):
         text += " Embeddings inside an adapter are not read: save them as files of their own."
     return text + hint
+
+
+def _encodable(text: str) -> str:
+    """Return a text without what no file of text could hold: it ends up in pictures' metadata."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _check_numbers(where: str, group: Group) -> None:

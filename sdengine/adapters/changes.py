@@ -8,7 +8,7 @@ Source: "DoRA" (Liu et al. 2024), section 4; "IA3" (Liu et al. 2022), section 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -181,7 +181,7 @@ class _Merged(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         return merged(self._weights[name], self._changes.get(name, ()))
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
 
     def __len__(self) -> int:

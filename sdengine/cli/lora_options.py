@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,15 @@ LORA_HELP = (
 LORA_METAVAR = "FILE[:TEXT[:UNET]]"
 
 
-def parse_loras(options: Sequence[str] | None) -> dict[str, Strength]:
+def parse_loras(
+    options: Sequence[str] | None,
+) -> dict[str | os.PathLike[str], Strength]:
     """Return files with their strengths.
 
     Raises:
         ConfigError: a file is not named, or named twice.
     """
-    found: dict[str, Strength] = {}
+    found: dict[str | os.PathLike[str], Strength] = {}
     for option in options or ():
         path, *numbers = _split(option)
         if not path or path in found:

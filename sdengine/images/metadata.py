@@ -246,7 +246,7 @@ def _loras(content: Any) -> Iterator[LoraUse]:
 
 
 def _is_strength(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= 1000  # type: ignore[operator]
+    return isinstance(value, int | float) and value is not True and abs(value) <= 1000
 
 
 def _from_parameters(text: str) -> Metadata:

@@ -172,6 +172,28 @@ def test_a_core_of_absurd_rank_makes_no_work(tmp_path: Path) -> None:
         read(tmp_path, tensors)
 
 
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
+    path.write_bytes(write(tmp_path / "a.safetensors", pair()).read_bytes())
+    assert read_adapter(path, tiny_modules("tiny")).name == "caf?"
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(place=st.integers(0, 1 << 20), byte=st.integers(0, 255), cut=st.integers(0, 40))
+def test_an_altered_file_gives_changes_or_an_error(
+    tmp_path: Path, place: int, byte: int, cut: int
+) -> None:
+    content = bytearray(write(tmp_path / "a.safetensors", pair(), {"a": "b"}).read_bytes())
+    content[place % 400] = byte  # of the header, and a little of the tensors
+    (tmp_path / "b.safetensors").write_bytes(content[: len(content) - max(0, cut - 30)])
+    try:
+        read_adapter(tmp_path / "b.safetensors", tiny_modules("tiny"))
+    except SdengineError:
+        return
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     good = write(tmp_path / "a.safetensors", pair()).read_bytes()
     cases: dict[str, bytes] = {
