@@ -51,7 +51,8 @@ class Magnitude:
         others = tuple(axis for axis in range(changed.ndim) if axis != self.axis)
         norm = np.sqrt(np.sum(np.square(changed), axis=others, keepdims=True))
         wanted = self.lengths.reshape(norm.shape)
-        return changed * (wanted / np.where(norm > 0, norm, 1).astype(np.float32))
+        brought: Array = changed * (wanted / np.where(norm > 0, norm, 1).astype(np.float32))
+        return brought
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,13 @@ class Produced:
 
     def of(self, weight: Array) -> Array:
         """Return the difference; see `Difference.of`."""
-        made = self.product.compute(self.parts, self.shape[2:]).reshape(self.shape)
+        made: Array = self.product.compute(self.parts, self.shape[2:]).reshape(self.shape)
         if self.rows is not None:
-            made = made[slice(*self.rows)]
+            first, last = self.rows
+            made = made[first:last]
         if self.padded:
             missing = weight.shape[1] - made.shape[1]
-            made = np.pad(made, [(0, 0), (0, missing), *[(0, 0)] * (made.ndim - 2)])
+            made = np.pad(made, ((0, 0), (0, missing), (0, 0), (0, 0)))
         made = made.reshape(weight.shape)
         if self.scale != 1:
             made = made * np.float32(self.scale)

@@ -69,7 +69,7 @@ def bundle_modules(bundle: Bundle) -> list[Module]:
         ConfigError, BundleError: as for `bundle_shapes`.
     """
     encoders = bundle.manifest.architecture.text_encoders
-    layers = {encoder.network: encoder.num_layers for encoder in encoders}
+    layers: dict[str, int] = {encoder.network: encoder.num_layers for encoder in encoders}
     return known_modules(bundle_shapes(bundle), layers)
 
 

@@ -52,8 +52,8 @@ def unet_paths(paths: Iterable[str]) -> dict[str, str]:
     attending = {(m[1], int(m[2])) for m in blocks if m[3] == "attentions"}
     for match in blocks:
         if match[3] == "resnets":
-            level = match[1], int(match[2])
-            resnets[level] = max(resnets.get(level, 0), int(match[4]) + 1)
+            place = match[1], int(match[2])
+            resnets[place] = max(resnets.get(place, 0), int(match[4]) + 1)
 
     def number(way: str, level: int, index: int) -> int:
         before = sum(resnets.get((way, lower), 0) for lower in range(level))
@@ -70,13 +70,12 @@ def unet_paths(paths: Iterable[str]) -> dict[str, str]:
                 found[path] = f"middle_block.{_MIDDLE[middle[1]]}.{inner}"
         elif block := _BLOCK.fullmatch(path):
             way, level = block[1], int(block[2])
-            place = (
-                f"{'in' if way == 'down' else 'out'}put_blocks.{number(way, level, int(block[4]))}"
-            )
+            half = "input_blocks" if way == "down" else "output_blocks"
+            start = f"{half}.{number(way, level, int(block[4]))}"
             if block[3] == "resnets":
-                found[path] = f"{place}.0.{_RESNET.get(block[5], block[5])}"
+                found[path] = f"{start}.0.{_RESNET.get(block[5], block[5])}"
             else:
-                found[path] = f"{place}.1.{block[5]}"
+                found[path] = f"{start}.1.{block[5]}"
         elif sampler := _SAMPLER.fullmatch(path):
             way, level = sampler[1], int(sampler[2])
             count = resnets.get((way, level), 0)

@@ -101,7 +101,8 @@ def _loha(parts: Parts, kernel: Shape) -> Array:
         core = parts.get(f"hada_t{number}")
         made = a @ b if core is None else _with_core(to_float32(core), a, b)
         factors.append(made.reshape(_loha_factor_shape(parts, number, kernel)))
-    return factors[0] * factors[1]
+    made_of_both: Array = factors[0] * factors[1]
+    return made_of_both
 
 
 def _lokr_rank(parts: Parts) -> int | None:

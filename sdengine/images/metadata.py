@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 from sdengine.errors import ConfigError
 from sdengine.images import comfyui, novelai
@@ -240,12 +240,12 @@ def _from_chunk(text: str) -> Metadata:
 def _loras(content: Any) -> Iterator[LoraUse]:
     for one in content[:_MAX_LORAS] if isinstance(content, list) else ():
         if isinstance(one, dict) and _match(_SHA256, one.get("sha256")):
-            strengths = [one.get(key) for key in ("text", "unet")]
-            if isinstance(one.get("name"), str) and all(map(_is_strength, strengths)):
-                yield LoraUse(one["name"][:200], one["sha256"], *map(float, strengths))
+            name, text, unet = (one.get(key) for key in ("name", "text", "unet"))
+            if isinstance(name, str) and _is_strength(text) and _is_strength(unet):
+                yield LoraUse(name[:200], one["sha256"], float(text), float(unet))
 
 
-def _is_strength(value: object) -> bool:
+def _is_strength(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and value is not True and abs(value) <= 1000
 
 
