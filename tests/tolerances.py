@@ -45,7 +45,7 @@ TOLERANCES: dict[tuple[str, str], tuple[float, float]] = {
     # its row few of 8 bits.
     ("native hard values", "float32"): (1e-4, 5e-6),
     ("native hard values", "int8"): (0.19, 5e-2),
-    # Differences of adapters in fp32 against fp64: products of a rank's few terms, and their lengths.
+    # Differences of adapters in fp32 against fp64: products of a rank's few terms.
     ("adapter", "float32"): (5e-6, 1e-6),
     # Weights with such differences added, and a U-Net of them, against PEFT and diffusers.
     ("weight with a LoRA", "float32"): (2e-6, 2e-7),

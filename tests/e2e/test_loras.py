@@ -79,6 +79,10 @@ def test_pictures_with_loras(files: list[Path], tmp_path: Path) -> None:
     both = pixels({one: 0.8, two: -0.5})
     assert pixels({two: -0.5, one: 0.8}) == both and both != first
     assert pixels({one: 0.8, two: 0}) == first
+    with sdengine.load("demo", precision="fp32", loras={one: 0.8}, low_memory=True) as engine:
+        for _ in range(2):
+            again = engine.generate("a red circle", seed=3, steps=2, width=64, height=64)
+            assert again.arrays[0].tobytes() == first
     assert pixels({one: 0.0}) == pixels({}) == plain
 
 
@@ -150,7 +154,9 @@ def test_arguments_are_checked_first(loras: Any) -> None:
         sdengine.load("demo", loras=loras)
 
 
-def test_what_cannot_be_applied_is_refused_at_load(tmp_path: Path) -> None:
+def test_what_cannot_be_applied_is_refused_at_load(tmp_path: Path, tiny: Path) -> None:
+    with pytest.raises(ConfigError, match=r"loras: 'openvino' is not accepted.*target native"):
+        sdengine.load(tiny, loras={tmp_path / "missing.safetensors": 1.0})
     with pytest.raises(AdapterError, match="missing"):
         sdengine.load("demo", loras={tmp_path / "missing.safetensors": 1.0})
     write(tmp_path / "odd.safetensors", {"lora_unet_nowhere.lora_up.weight": draw(2, 2)})
