@@ -31,6 +31,7 @@ _HOMES = {
     "SdengineError": "sdengine.errors",
     "ConfigError": "sdengine.errors",
     "UnsupportedShapeError": "sdengine.errors",
+    "AdapterError": "sdengine.errors",
     "CheckpointError": "sdengine.errors",
     "ExportError": "sdengine.errors",
     "BundleError": "sdengine.errors",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from sdengine.checkpoints import load_checkpoint as load_checkpoint
     from sdengine.engine import Engine as Engine
     from sdengine.engine import load as load
+    from sdengine.errors import AdapterError as AdapterError
     from sdengine.errors import BackendUnavailableError as BackendUnavailableError
     from sdengine.errors import BundleError as BundleError
     from sdengine.errors import Cancelled as Cancelled

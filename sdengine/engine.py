@@ -11,13 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
+from sdengine.adapters.applied import Strength, read_loras
 from sdengine.backends import select_backend
 from sdengine.backends.base import DEFAULTS, PRECISIONS, Backend, SessionOptions
 from sdengine.backends.forks import ForkSafeLock, watch_forks
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.errors import ConfigError
+<<<<<<< HEAD
 from sdengine.images.latents import Latents
 from sdengine.images.provenance import Provenance, processor
+=======
+from sdengine.images.provenance import LoraUse, Provenance, processor
+>>>>>>> w-lora
 from sdengine.images.result import Result, Step
 from sdengine.inputs.embeddings import Embedding
 from sdengine.inputs.picture import read_picture
@@ -62,6 +67,7 @@ def load(
     memory_bytes: int | None = None,
     device: int | None = None,
     embeddings: str | os.PathLike[str] | None = None,
+    loras: Mapping[str | os.PathLike[str], Strength] | None = None,
 ) -> Engine:
     """Open a bundle and make an engine that runs it.
 
@@ -81,6 +87,10 @@ def load(
         device: number of the GPU that runs a bundle of engines, as CUDA counts them; None is 0.
         embeddings: a folder of textual inversions, or a file, that prompts may name from the start;
             see `Engine.add_embeddings`.
+        loras: files of LoRAs and their kin, or folders that PEFT or diffusers wrote, with a
+            strength for each (0.8), or one for the text encoders and one for the U-Net
+            ((0.5, 0.8)), from -100 to 100. They are merged into the weights of a bundle of target
+            native; their order changes nothing.
 
     Returns:
         An engine; use it as a context manager or call its `close`.
@@ -88,6 +98,7 @@ def load(
     Raises:
         ConfigError: an argument is invalid.
         BundleError: the bundle is missing, foreign, incomplete or altered.
+        AdapterError: a LoRA is damaged, of another model, or not all of it can be applied.
         BackendUnavailableError: the backend cannot run the bundle or not on this machine.
         OutOfMemoryError: no image size of the bundle fits into the memory; the message has the
             figures.
@@ -100,7 +111,8 @@ def load(
     if not isinstance(low_memory, bool):
         raise ConfigError.for_field("low_memory", low_memory, "True or False")
     chosen = select_backend(backend, opened.manifest.target)
-    options = SessionOptions(precision, threads, memory_bytes, low_memory, device)
+    adapters = read_loras(opened, loras)
+    options = SessionOptions(precision, threads, memory_bytes, low_memory, device, adapters)
     engine = Engine(opened, chosen, options)
     if embeddings is not None:
         try:
@@ -133,6 +145,7 @@ class Engine:
         self.precision = self.session.precision
         self.threads = options.threads
         self.low_memory = options.low_memory
+        self.adapters = options.adapters.adapters
         self._networks = Networks(bundle, self.session)
         source = bundle.manifest.source
         self.provenance = Provenance(
@@ -145,6 +158,10 @@ class Engine:
             model_hash=source.sha256,
             bundle_hash=bundle.sha256,
             usual_clip_skip=usual_clip_skip(bundle.manifest.architecture),
+            loras=tuple(
+                LoraUse(adapter.name, adapter.sha256, text, unet)
+                for adapter, text, unet in self.adapters
+            ),
         )
         self._pipeline = Pipeline(
             bundle, self._networks, self.provenance, self.low_memory, self.session.max_chunks

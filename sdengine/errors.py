@@ -41,6 +41,10 @@ class CheckpointError(SdengineError):
     """Report a checkpoint that is missing, malformed or of an unknown kind."""
 
 
+class AdapterError(SdengineError):
+    """Report a LoRA or its kin that is missing, malformed, of an unknown kind or another model."""
+
+
 class ExportError(SdengineError):
     """Report a network that could not be exported or whose export computes something else."""
 

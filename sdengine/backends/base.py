@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
+from sdengine.adapters.applied import NO_ADAPTERS, Applied
 from sdengine.backends.memory_budget import MemoryBudget
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import ConfigError
@@ -51,6 +52,7 @@ class SessionOptions:
         memory_bytes: the most memory that may be taken; None for what is free.
         low_memory: each network is freed once a request is done with it.
         device: number of the GPU, as CUDA counts them; None for the first, and without one.
+        adapters: merged into the weights; only for bundles of target native.
     """
 
     precision: str = "auto"
@@ -58,6 +60,7 @@ class SessionOptions:
     memory_bytes: int | None = None
     low_memory: bool = False
     device: int | None = None
+    adapters: Applied = NO_ADAPTERS
 
 
 DEFAULTS = SessionOptions()

@@ -14,6 +14,7 @@ from sdengine.cli.embedding_options import (
     read_given,
     recorded_embeddings,
 )
+from sdengine.cli.lora_options import LORA_HELP, LORA_METAVAR, few_step_notes, parse_loras
 from sdengine.cli.request_options import request_options
 from sdengine.cli.terminal import note, progress_bar, say, say_json
 from sdengine.errors import ConfigError
@@ -50,6 +51,9 @@ def generate(
     ] = False,
     fields: dict[str, Any],
     bundle: Annotated[str, typer.Option(metavar="PATH", help="Bundle, or demo.")] = "demo",
+    lora: Annotated[
+        list[str] | None, typer.Option("--lora", metavar=LORA_METAVAR, help=LORA_HELP)
+    ] = None,
     backend: Annotated[
         str, typer.Option(help="auto, or a name such as native or triton.")
     ] = "auto",
@@ -83,6 +87,7 @@ def generate(
 
     memory_bytes = None if memory is None else parse_bytes("--memory", memory)
     given = read_given(fields.pop("embeddings", ()))
+    loras = parse_loras(lora)
     options = {**fields, "prompt": _one_or_many(prompt)} if prompt else fields
     has_new_text = bool(options.keys() & {"prompt", "negative_prompt"})
     check_output(output)
@@ -113,6 +118,7 @@ def generate(
             memory_bytes,
             device,
             embeddings_folder,
+            loras,
         ) as engine,
     ):
         engine.add_embeddings(*given)
@@ -121,6 +127,8 @@ def generate(
             options["embeddings"] = own
             for line in recorded.differences(engine.provenance):
                 note(f"warning: {line}")
+        for line in few_step_notes(engine, options):
+            note(f"note: {line}")
         result = engine.generate(progress=_shown_by(bar), **options)
     for line in (*result.warnings, *embedding_warnings(recorded, given, result)):
         note(f"warning: {line}")

@@ -387,8 +387,8 @@ def _warnings(prompts: PromptPlan) -> tuple[str, ...]:
     named = [tag if len(tag) <= 120 else f"{tag[:117]}..." for tag in shown]
     return (
         tuple(
-            f"prompt: {tag} is not applied: this release loads no such networks, and the picture "
-            "is made without."
+            f"prompt: {tag} is not applied: a prompt loads no networks, and the picture is made "
+            "without. LoRAs are given when a bundle is loaded: loras={...}, or --lora."
             for tag in named + more
         )
         + tuple(prompts.skipped)[:_MAX_NAMED]

@@ -19,6 +19,7 @@ RUN_TIME = (
     "request",
     "samplers",
     "bundle",
+    "adapters",
     "backends",
     "prompt",
     "images",

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sdengine.adapters.changes import merged_weights
 from sdengine.backends.base import (
     DEFAULTS,
     Array,
@@ -115,6 +116,7 @@ class NativeSession:
         require_no_device(NativeBackend.name, options.device)
         check_memory_bytes(options.memory_bytes)
         self.precision = options.precision
+        self._adapters = options.adapters
         self._bundle = bundle
         self._threads = options.threads or usable_processors().threads
         budget = NativeBudget(
@@ -129,7 +131,9 @@ class NativeSession:
         prepared = prepare(self._bundle, network, shapes, self.precision, chosen_isa(), limit)
         entry = self._bundle.network(network)
         specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
-        packed = packed_weights(network, prepared.source, prepared.packing, prepared.weights)
+        weights = merged_weights(prepared.weights, self._adapters.changes(network))
+        adapters = self._adapters.identity(network)
+        packed = packed_weights(network, prepared.source, prepared.packing, weights, adapters)
         return NativeModule(network, prepared, packed, specs, self._threads)
 
     def close(self) -> None:

@@ -45,24 +45,35 @@ _opening = ForkSafeLock()
 
 
 def packed_weights(
-    network: str, source: HashedFile, packing: Packing, weights: Mapping[str, Array]
+    network: str,
+    source: HashedFile,
+    packing: Packing,
+    weights: Mapping[str, Array],
+    adapters: str = "",
 ) -> PackedWeights:
     """Return the packed weights of a network: those in use, or the file's, or made now.
 
-    Where the cache cannot be written they are kept in memory.
+    Where the cache cannot be written they are kept in memory, and so are those with adapters, of
+    which there would be a file for each strength that is tried.
 
     Args:
         network: its name.
         source: the weights' file, by whose bytes the packed ones are found again.
         packing: what they become.
-        weights: the file's tensors.
+        weights: the file's tensors, with the adapters' changes.
+        adapters: identity of these.
     """
-    text = json.dumps([_LAYOUT, network, source.sha256, [astuple(packed) for packed in packing]])
+    made_from = [source.sha256, adapters] if adapters else source.sha256
+    text = json.dumps([_LAYOUT, network, made_from, [astuple(packed) for packed in packing]])
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
     with _opening:
         found = _open.get(key)
         if found is None:
-            found = PackedWeights(_kept_or_made(network, key, source, packing, weights))
+            found = PackedWeights(
+                dict(_pack_unchanged(source, packing, weights))
+                if adapters
+                else _kept_or_made(network, key, source, packing, weights)
+            )
             _open[key] = found
     return found
 

@@ -1,0 +1,79 @@
+"""LoRA options: `--lora FILE:STRENGTH`, as many times as there are files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from sdengine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdengine.adapters.applied import Strength
+    from sdengine.engine import Engine
+
+LORA_HELP = (
+    "LoRA or its kin, as often as there are; one strength is for all, two for text encoders and "
+    "U-Net. 1 if not given."
+)
+LORA_METAVAR = "FILE[:TEXT[:UNET]]"
+
+
+def parse_loras(
+    options: Sequence[str] | None,
+) -> dict[str | os.PathLike[str], Strength]:
+    """Return files with their strengths.
+
+    Raises:
+        ConfigError: a file is not named, or named twice.
+    """
+    found: dict[str | os.PathLike[str], Strength] = {}
+    for option in options or ():
+        path, *numbers = _split(option)
+        if not path or path in found:
+            raise ConfigError.for_field("--lora", option, f"{LORA_METAVAR}, each file once")
+        found[path] = _strength([float(number) for number in numbers])
+    return found
+
+
+def few_step_notes(engine: Engine, given: Collection[str]) -> list[str]:
+    """Say how the LoRAs that are for few steps want to be sampled, where a request does not say.
+
+    Args:
+        engine: with the LoRAs.
+        given: names of the fields that the request names.
+    """
+    notes = []
+    for adapter, _, unet in engine.adapters:
+        wanted = adapter.few_steps
+        if wanted is None or not unet or {"sampler", "steps", "guidance_scale"} <= set(given):
+            continue
+        notes.append(
+            f"{adapter.name} is a {wanted.name} LoRA for few steps: it wants --sampler "
+            f"{wanted.sampler} --schedule {wanted.schedule} --steps {wanted.steps} "
+            f"--guidance-scale {wanted.guidance_scale:g}."
+        )
+    return notes
+
+
+def _split(option: str) -> list[str]:
+    """Cut at most two numbers off the end; a colon in a path stays there."""
+    parts = option.split(":")
+    numbers: list[str] = []
+    while len(parts) > 1 and len(numbers) < 2 and _is_number(parts[-1]):
+        numbers.insert(0, parts.pop())
+    return [":".join(parts), *numbers]
+
+
+def _strength(numbers: list[float]) -> Strength:
+    if len(numbers) == 2:
+        return numbers[0], numbers[1]
+    return numbers[0] if numbers else 1.0
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,164 @@
+"""LoRAs have their effect end to end on the demo bundle, and leave no trace with none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.adapters import Array, draw, write
+from tolerances import assert_close
+
+import sdengine
+from sdengine.adapters.applied import Strength, read_loras
+from sdengine.adapters.changes import merged_weights
+from sdengine.backends.base import SessionOptions
+from sdengine.backends.native.backend import NativeBackend
+from sdengine.bundle.reader import open_bundle
+from sdengine.bundle.tensors import resolve_shapes
+from sdengine.errors import AdapterError, ConfigError
+from sdengine.models.unet import UNet2DConditionModel, UNetConfig
+from sdengine.storage.tensor_file import map_tensors, to_float32
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+BUNDLE = open_bundle("demo")
+
+
+def weights(network: str) -> dict[str, Array]:
+    return map_tensors(BUNDLE.path(f"{network}.safetensors"))
+
+
+def make(path: Path, seed: int, size: float = 1.0) -> Path:
+    """Write a LoRA of every kind of layer of both networks."""
+    tensors: dict[str, Array] = {}
+    for network, prefix, endings in (
+        ("unet", "lora_unet_", (".to_q", ".to_v", ".proj_in", ".conv1", ".ff.net.0.proj")),
+        ("text_encoder", "lora_te_", ("_proj", ".fc1")),
+    ):
+        for number, (name, weight) in enumerate(weights(network).items()):
+            stem = name.removesuffix(".weight")
+            if stem != name and stem.endswith(endings):
+                flat = prefix + stem.replace(".", "_")
+                out, inner, *kernel = weight.shape
+                ones = [1] * len(kernel)
+                draws = seed + 2 * number
+                tensors[f"{flat}.lora_down.weight"] = size * draw(4, inner, *kernel, seed=draws)
+                tensors[f"{flat}.lora_up.weight"] = draw(out, 4, *ones, seed=draws + 1)
+    tensors["lora_unet_conv_in.diff_b"] = size * draw(64, seed=seed)
+    return write(path, tensors)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("loras")
+    return [make(folder / f"{seed}.safetensors", seed) for seed in (1, 5000)]
+
+
+def picture(loras: Mapping[Any, Strength] | None) -> Any:
+    with sdengine.load("demo", precision="fp32", loras=loras) as engine:
+        return engine.generate("a red circle", seed=3, steps=2, width=64, height=64)
+
+
+def pixels(loras: Mapping[Any, Strength] | None) -> bytes:
+    array: Array = picture(loras).arrays[0]
+    return array.tobytes()
+
+
+def test_pictures_with_loras(files: list[Path], tmp_path: Path) -> None:
+    one, two = files
+    plain = pixels(None)
+    first = pixels({one: 0.8})
+    assert first != plain
+    assert pixels({one: (0.8, 0.0)}) not in (plain, first)  # in the text encoder alone
+    both = pixels({one: 0.8, two: -0.5})
+    assert pixels({two: -0.5, one: 0.8}) == both and both != first
+    assert pixels({one: 0.8, two: 0}) == first
+    with sdengine.load("demo", precision="fp32", loras={one: 0.8}, low_memory=True) as engine:
+        for _ in range(2):
+            again = engine.generate("a red circle", seed=3, steps=2, width=64, height=64)
+            assert again.arrays[0].tobytes() == first
+    assert pixels({one: 0.0}) == pixels({}) == plain
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_native_unet_with_loras_is_that_of_the_merged_weights(
+    files: list[Path], precision: str
+) -> None:
+    applied = read_loras(BUNDLE, {files[0]: 0.7, files[1]: (0.0, -0.4)})
+    merged = merged_weights(weights("unet"), applied.changes("unet"))
+    unet = UNet2DConditionModel(UNetConfig.from_dict(BUNDLE.manifest.architecture.unet.config))
+    state = {n: torch.from_numpy(to_float32(merged[n]).copy()) for n in unet.state_dict()}
+    unet.load_state_dict(state)
+    inputs = {
+        "sample": draw(1, 4, 8, 8) * 10,
+        "timestep": np.full(1, 500, np.float32),
+        "encoder_hidden_states": draw(1, 77, 128, seed=2) * 10,
+    }
+    with torch.no_grad():
+        wanted = unet.eval()(*(torch.from_numpy(value) for value in inputs.values())).numpy()
+    session = NativeBackend().open(BUNDLE, SessionOptions(precision, adapters=applied))
+    entry = BUNDLE.network("unet")
+    sides = {"batch": 1, "width": 64, "height": 64, "sequence": 77}
+    shapes = resolve_shapes("unet", entry.inputs, sides)
+    module = session.load("unet", shapes)
+    (found,) = module.run(inputs).values()
+    if precision == "fp32":
+        assert_close("native network", "float32", found, wanted)
+    else:
+        error = np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2))
+        assert error < 0.05
+    module.close()
+
+
+def test_packed_weights_with_loras_are_not_kept(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path))
+    pixels({files[0]: 0.8})
+    kept = sorted(path.name.split("-")[0] for path in tmp_path.rglob("*.weights"))
+    assert kept == ["vae_decoder"]
+
+
+def test_metadata_names_the_loras(files: list[Path], tmp_path: Path, run: Run) -> None:
+    (saved,) = picture({files[0]: (0.5, 0.8)}).save(tmp_path / "a.png")
+    with Image.open(saved) as image:
+        (told,) = json.loads(image.info["sdengine"])["loras"]
+    assert told.items() >= {"name": "1", "text": 0.5, "unet": 0.8}.items()
+    other = run("generate", "--from", "a.png", "-o", "other.png")
+    assert other.returncode == 0
+    assert "made with 1:0.5:0.8 (" in other.stderr and "not with no LoRA" in other.stderr
+    again = run("generate", "--from", "a.png", "-o", "b.png", "--lora", f"{files[0]}:0.5:0.8")
+    assert again.returncode == 0 and "LoRA" not in again.stderr
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a.png").read_bytes()
+
+
+def test_the_command_says_what_a_lora_for_few_steps_wants(tmp_path: Path, run: Run) -> None:
+    make(tmp_path / "lcm-lora.safetensors", 9, size=0.01)
+    size = ["--width", "64", "--height", "64", "--steps", "1"]
+    done = run("generate", "a red circle", *size, "--lora", "lcm-lora.safetensors:0.5")
+    assert done.returncode == 0
+    assert "--sampler lcm --schedule normal --steps 4 --guidance-scale 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "loras", [{"x.pt": "1"}, {"x.pt": float("nan")}, {"x.pt": (1.0,)}, {"x.pt": 101}, {1: 1.0}]
+)
+def test_arguments_are_checked_first(loras: Any) -> None:
+    with pytest.raises(ConfigError, match="loras"):
+        sdengine.load("demo", loras=loras)
+
+
+def test_what_cannot_be_applied_is_refused_at_load(tmp_path: Path, tiny: Path) -> None:
+    with pytest.raises(ConfigError, match=r"loras: 'openvino' is not accepted.*target native"):
+        sdengine.load(tiny, loras={tmp_path / "missing.safetensors": 1.0})
+    with pytest.raises(AdapterError, match="missing"):
+        sdengine.load("demo", loras={tmp_path / "missing.safetensors": 1.0})
+    write(tmp_path / "odd.safetensors", {"lora_unet_nowhere.lora_up.weight": draw(2, 2)})
+    with pytest.raises(AdapterError, match="nowhere"):
+        sdengine.load("demo", loras={tmp_path / "odd.safetensors": 1.0})
