@@ -17,12 +17,8 @@ from sdengine.backends.base import DEFAULTS, PRECISIONS, Backend, SessionOptions
 from sdengine.backends.forks import ForkSafeLock, watch_forks
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.errors import ConfigError
-<<<<<<< HEAD
 from sdengine.images.latents import Latents
-from sdengine.images.provenance import Provenance, processor
-=======
 from sdengine.images.provenance import LoraUse, Provenance, processor
->>>>>>> w-lora
 from sdengine.images.result import Result, Step
 from sdengine.inputs.embeddings import Embedding
 from sdengine.inputs.picture import read_picture
