@@ -102,7 +102,9 @@ def hidden(path: Path, text: bytes, signature: bytes = b"stealth_pngcomp", bits:
     stream = iter([byte >> shift & 1 for byte in message for shift in range(7, -1, -1)])
     for x in range(image.width):
         for y in range(image.height):
-            red, green, blue, alpha = pixels[x, y]
+            pixel = pixels[x, y]
+            assert isinstance(pixel, tuple)
+            red, green, blue, alpha = pixel
             if signature.startswith(b"stealth_rgb"):
                 channels = [value & ~1 | next(stream, 0) for value in (red, green, blue)]
                 pixels[x, y] = (*channels, alpha)
