@@ -125,9 +125,8 @@ class OnnxNetwork:
                 raise ConfigError.for_field("mean and std", (mean, std), accepted)
             values = np.rint(values.clip(0, 255))
         else:
-            values = (values.clip(0, 255) / 255 - np.array(mean, np.float32)) / np.array(
-                std, np.float32
-            )
+            shift, factor = np.array(mean, np.float32), np.array(std, np.float32)
+            values = np.asarray((values.clip(0, 255) / 255 - shift) / factor, np.float32)
         if self._channels_first:
             values = values.transpose(2, 0, 1)
         return np.ascontiguousarray(values[None].astype(self._dtype))
