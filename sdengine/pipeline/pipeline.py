@@ -103,6 +103,11 @@ class Pipeline:
         plan = self._plan_pass(request)
         if request.hires is not None:
             plan = two_passes(plan, self._plan_pass(second_request(request, self._manifest)))
+        used = tuple(dict.fromkeys(e for one in plan.passes for e in one.prompts.embeddings))
+        warnings = (*plan.warnings, *unused_embeddings(request, used))
+        if request.embeddings is not None or self.library.embeddings:
+            request = replace(request, embeddings=used)
+        plan = replace(plan, request=request, warnings=warnings)
         for line in plan.warnings:
             _log.info("%s", line)
         return plan
@@ -125,16 +130,13 @@ class Pipeline:
             embeddings=embeddings,
             skipped=self.library.skipped if request.embeddings is None else (),
         )
-        unused = unused_embeddings(request, prompts)
-        if request.embeddings is not None or embeddings:
-            request = replace(request, embeddings=prompts.embeddings)
         chunks = _chunks(request.batch_size, self._manifest.max_batch)
         # A distilled U-Net is told the scale instead of being run twice.
         ignores_interval = is_distilled and not request.is_guided_throughout
         guided = range(count) if ignores_interval else request.guided_steps
         said = [_NO_INTERVAL] if ignores_interval else []
         controls, idle = plan_controls(request, self._manifest, len(program.t))
-        warnings = (*_warnings(prompts), *unused, *picture_warnings(request), *said, *idle)
+        warnings = (*_warnings(prompts), *picture_warnings(request), *said, *idle)
         return Plan(request, size, program, prompts, chunks, guided, warnings, tuple(controls))
 
     def forget_prompts(self) -> None:
@@ -167,7 +169,7 @@ class Pipeline:
             clock.timings(),
             self._provenance,
             plan.warnings,
-            plan.prompts.used,
+            plan.used,
         )
         yield replace(last, result=result)
         return result

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from sdengine.backends.base import Array
 from sdengine.errors import ConfigError
+from sdengine.inputs.embeddings import Embedding
 from sdengine.pipeline.control_plan import PlannedControl
 from sdengine.pipeline.device_trajectory import Seen
 from sdengine.pipeline.picture_start import MaskedPicture, StartingPicture
@@ -55,6 +57,12 @@ class Plan:
     def passes(self) -> tuple[Plan, ...]:
         """This plan, and those that go on from it."""
         return (self, *(() if self.second is None else self.second.passes))
+
+    @property
+    def used(self) -> tuple[tuple[Embedding, ...], ...]:
+        """The embeddings that the prompts of each image name, in any pass."""
+        images = zip(*(one.prompts.used for one in self.passes), strict=True)
+        return tuple(tuple(dict.fromkeys(chain(*passes))) for passes in images)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from sdengine.backends.forks import ForkSafeLock
@@ -10,7 +11,6 @@ from sdengine.errors import ConfigError
 from sdengine.inputs.embedding_files import Skipped, read_embedding_folder, read_embeddings
 from sdengine.inputs.embeddings import Embedding
 from sdengine.prompt.embedding_names import encoder_vectors, name_collision, name_tokens
-from sdengine.prompt.plan import PromptPlan
 from sdengine.prompt.planner import PromptPlanner
 from sdengine.request.request import Request
 
@@ -109,9 +109,9 @@ class EmbeddingLibrary:
         return tuple(name_tokens(tokenizer, embedding) for tokenizer in tokenizers)
 
 
-def unused_embeddings(request: Request, prompts: PromptPlan) -> tuple[str, ...]:
+def unused_embeddings(request: Request, used: Collection[Embedding]) -> tuple[str, ...]:
     """Say in sentences which embeddings a request brings that no prompt of it names."""
-    unused = [one for one in request.embeddings or () if one not in prompts.embeddings]
+    unused = [one for one in request.embeddings or () if one not in used]
     return tuple(
         f"embeddings: {one.name!r} is named in no prompt that is read, so it has no effect. Write "
         "its name where it shall stand; beside a sign such as > or - leave a space."

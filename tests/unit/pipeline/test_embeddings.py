@@ -171,3 +171,15 @@ def test_a_value_is_its_name_and_hash() -> None:
     assert one != "a" and repr(one) == "Embedding('a', 000000000000)"
     with pytest.raises(ValueError, match="read-only"):
         one.parts[""][0, 0] = 2
+
+
+def test_the_second_pass_may_name_more(engine: Engine, tmp_path: Path) -> None:
+    path = save(tmp_path / "my-cat.pt")
+    width, height = engine.bundle.manifest.resolutions[0]
+    twice: dict[str, Any] = {**OPTIONS, "width": width, "height": height, "hires": (width, height)}
+    found = engine.generate("a [b:my-cat:3]", embeddings=path, hires_steps=5, **twice)
+    (used,) = found.request.embeddings or ()
+    assert used.name == "my-cat" and found.warnings == ()
+    assert found.embeddings == ((used,),) and "TI hashes" in found.parameters()
+    assert same(engine.run(found.request), found)
+    assert not same(engine.generate("a b", hires_steps=5, **twice), found)
