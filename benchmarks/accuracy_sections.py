@@ -110,3 +110,30 @@ def roofline(record: Record) -> str:
             "step that went through the host would wait once and copy latents twice.",
         ]
     )
+
+
+def demo_variants(records: Mapping[str, Record]) -> str:
+    """Return what variants of the demo model make of what they are told."""
+    record = records["inpainting"]
+    return "\n\n".join(
+        [
+            f"Native target in {record['precision']}, {record['scenes']} drawn scenes of "
+            f"compositions that training never saw, {record['size']} pixels, {record['steps']} "
+            "steps. Inpainting by the U-Net of nine channels, at strength 1: of the scene with its "
+            "object in another colour, as in the section before; and of objects that a mask hides "
+            "one half of, with their prompt (`halves right`) and with none at all (`without a "
+            "prompt`). A picture is right if its scene is, shape and place included.",
+            accuracy.inpainting_variant(record),
+            "![masks and results; halves, with and without a prompt](demo-variants-inpainting.png)",
+            "A ControlNet steers the demo model itself by edges of scenes whose objects are where "
+            "no prompt says. The F1 score counts edges that are within two pixels of others, in "
+            "both directions.",
+            accuracy.edges_followed(records["edges"]),
+            "![edges, then results at scales 1, 0.5 and 0](demo-variants-edges.png)",
+            "The U-Net of five channels reads a depth map. Two objects overlap; right is a picture "
+            "with the nearer one's colour where they do. The same prompt and seed with the depths "
+            "exchanged must show the other one there.",
+            accuracy.depth_order(records["depth"]),
+            "![depth maps and results, then exchanged](demo-variants-depth.png)",
+        ]
+    )

@@ -133,6 +133,40 @@ def inpainting(record: Mapping[str, Any]) -> str:
     return table([f"of {total}", "colour right", "everything right", "rest equal"], rows)
 
 
+def inpainting_variant(record: Mapping[str, Any]) -> str:
+    """Return one row: what is right of recoloured and of half hidden objects."""
+    named = {
+        "color_right": "colour right",
+        "all_right": "everything right",
+        "rest_equal": "rest equal",
+        "halves_right": "halves right",
+        "halves_alone": "without a prompt",
+    }
+    return _counts("demo-inpainting", record, named)
+
+
+def depth_order(record: Mapping[str, Any]) -> str:
+    """Return one row: pictures with the right object before the other."""
+    named = {
+        "order_right": "order right",
+        "exchanged_right": "exchanged right",
+        "both_right": "both right",
+    }
+    return _counts("depth", record, named)
+
+
+def edges_followed(record: Mapping[str, Any]) -> str:
+    """Return a row for each scale of a control."""
+    named = {"f1": "F1 of edges", "one_object": "one object", "two_objects": "two objects"}
+    rows = [[s, *(f"{row[k]:.2f}" for k in named)] for s, row in record["found"].items()]
+    return table(["scale", *named.values()], rows)
+
+
+def _counts(label: str, record: Mapping[str, Any], named: Mapping[str, str]) -> str:
+    row = [label, *(str(record["found"][key]) for key in named)]
+    return table([f"of {record['scenes']}", *named.values()], [row])
+
+
 def image_to_image(record: Mapping[str, Any]) -> str:
     """Return a column for each strength."""
     found = record["image_to_image"]

@@ -18,7 +18,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import Image as PILImage
 
 import sdengine
 from sdengine.benchmarks.picture_uses import codec, enlarging, variations
@@ -83,10 +82,7 @@ def inpainting(engine: sdengine.Engine, count: int) -> dict[str, dict[str, Any]]
             scored = score(result, wanted)
             color += scored["color"] == 1
             whole += scored["all"] == 1
-            reach = int(2.5 * BLUR + 0.5)
-            wide = PILImage.fromarray(mask).resize((SIZE, SIZE))
-            rest = ~_grown(np.asarray(wide) > 0, reach)
-            kept += bool((result[rest] == picture[rest]).all())
+            kept += rest_is_equal(result, picture, mask)
         found[kind] = {"color_right": color, "all_right": whole, "rest_equal": kept}
         print(kind, found[kind], flush=True)
     return found
@@ -190,10 +186,13 @@ def repeated_extensions(engine: sdengine.Engine, count: int) -> dict[str, list[f
     return found
 
 
-def _grown(mask: np.ndarray[Any, np.dtype[np.bool_]], reach: int) -> Any:
+def rest_is_equal(result: Image, picture: Image, mask: Image) -> bool:
+    """Say whether a result has a picture's bytes where neither a mask nor its blur reaches."""
     from scipy.ndimage import binary_dilation
 
-    return binary_dilation(mask, np.ones((2 * reach + 1, 2 * reach + 1), bool))
+    reach = 2 * int(2.5 * BLUR + 0.5) + 1
+    rest = ~binary_dilation(mask > 0, np.ones((reach, reach), bool))
+    return bool((result[rest] == picture[rest]).all())
 
 
 # What the record holds, and how many of the scenes each part takes.

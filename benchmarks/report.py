@@ -51,6 +51,10 @@ def read(results: Path) -> Records:
         guidance_interval=_json(results / "guidance-interval.json"),
         roofline=_json(results / "roofline.json"),
         picture_tasks=_json(results / "picture-tasks.json"),
+        demo_variants={
+            kind: _json(results / f"demo-variants-{kind}.json")
+            for kind in ("inpainting", "edges", "depth")
+        },
         comparisons=comparisons,
         networks=read_records(results / "native-networks.jsonl"),
         operations=read_records(results / "native-ops.jsonl", _OPERATIONS_SCHEMA),

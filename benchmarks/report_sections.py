@@ -32,6 +32,7 @@ class Records:
     guidance_interval: Record
     picture_tasks: Record
     roofline: Record
+    demo_variants: Mapping[str, Record]
     comparisons: Sequence[Record]
     networks: Sequence[Record]
     operations: Sequence[Record]
@@ -333,6 +334,12 @@ SECTIONS = (
         "From pictures", "pictures changed, enlarged, kept by the demo model", "what was asked for",
         "python benchmarks/picture_tasks.py",
         lambda records: sections.picture_tasks(records.picture_tasks),
+    ),
+    Section(
+        "Variants of the demo model", "inpainting, depth and edges that networks read",
+        "what was asked for",
+        "python benchmarks/demo_variants.py --depth my-depth",
+        lambda records: sections.demo_variants(records.demo_variants),
     ),
     Section(
         "Whole requests against diffusers", "SD 1.5 on the native target",

@@ -11,6 +11,7 @@ from sdengine.bundle.controls import check_control_name, control_name, control_n
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.control_file import read_control_file
 from sdengine.checkpoints.controlnet import ControlCheckpoint, read_controlnet
+from sdengine.checkpoints.folder import DEMO_EDGES
 from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
@@ -70,7 +71,7 @@ def open_controls(
 
     Args:
         controls: by name, folders as diffusers' ControlNetModel.save_pretrained writes them, or
-            single files.
+            single files; "demo-edges" is the demo model's own.
         checkpoint: that they shall steer.
 
     Raises:
@@ -89,9 +90,9 @@ def open_controls(
 
 def _open(name: str, path: PathLike, checkpoint: Checkpoint) -> ControlCheckpoint:
     try:
-        place = Path(os.fsdecode(path))
+        place = DEMO_EDGES if path == "demo-edges" else Path(os.fsdecode(path))
     except TypeError:
-        accepted = "the path of a folder or file"
+        accepted = "the path of a folder or file, or 'demo-edges'"
         raise ConfigError.for_field(f"control {name}", path, accepted) from None
     try:
         is_folder, is_file = place.is_dir(), place.is_file()

@@ -11,6 +11,9 @@ from sdengine.errors import CheckpointError
 from sdengine.storage.regular_file import open_regular
 
 DEMO_CHECKPOINT = Path(__file__).parent / "demo"
+# What is trained on top of it: changes of its U-Net, and a ControlNet that reads edges.
+DEMO_VARIANTS = Path(__file__).parent / "demo_variants"
+DEMO_EDGES = DEMO_VARIANTS / "edges"
 MAX_JSON_BYTES = 16 << 20
 _MAX_SHARDS = 1000
 _MAX_DEPTH = 20

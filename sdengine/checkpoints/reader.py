@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sdengine.checkpoints.checkpoint import FAMILIES, Checkpoint, family_of
+from sdengine.checkpoints.demo_variants import BUILT_IN
 from sdengine.checkpoints.diffusers_folder import read_folder
-from sdengine.checkpoints.folder import DEMO_CHECKPOINT
 from sdengine.checkpoints.formats.tensor_files import ENDINGS
 from sdengine.checkpoints.separate_unet import with_separate_unet
 from sdengine.checkpoints.separate_vae import with_separate_vae
@@ -39,7 +39,8 @@ def load_checkpoint(
 
     Args:
         path: a folder as diffusers writes them, a single file with the names of the original
-            implementation (.safetensors, .ckpt, .pt, .pth, .bin), or "demo".
+            implementation (.safetensors, .ckpt, .pt, .pth, .bin), "demo", or
+            "demo-inpainting", its variant of nine channels.
         variant: which of a folder's sets of weights, such as "fp16"; networks that have none of it
             come from the plain one.
         base: a checkpoint that gives everything but the U-Net, which `path` then holds: in a file
@@ -112,7 +113,11 @@ def _open(
     path: PathLike, variant: str | None, architecture: ModelArchitecture | None
 ) -> Checkpoint:
     _check_variant(variant)
-    place = DEMO_CHECKPOINT if path == "demo" else _existing("checkpoint", path)
+    if isinstance(path, str) and path in BUILT_IN:
+        if variant is not None:
+            raise ConfigError.for_field("variant", variant, f"nothing: {path} has no variants")
+        return BUILT_IN[path]()
+    place = _existing("checkpoint", path)
     if place.is_dir():
         return read_folder(place, variant=variant)
     if place.suffix.lower() not in ENDINGS:

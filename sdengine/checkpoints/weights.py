@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -113,6 +114,16 @@ class Weights:
                 raise CheckpointError(f"{handle.path}: tensor {piece.name!r} is there twice.")
             self.left_out[handle.path, before] = older
         self._places[piece.name] = (handle, stored, piece)
+
+    def with_changes(self, changes: Weights) -> Weights:
+        """Return these weights with the tensors of others in place of those of the same names."""
+        joined = copy.copy(self)
+        joined.files = [*self.files, *changes.files]
+        joined._places = {**self._places, **changes._places}
+        joined._scales = {**self._scales, **changes._scales}
+        joined.left_out = {**self.left_out, **changes.left_out}
+        joined.elsewhere = self.elsewhere | changes.elsewhere
+        return joined
 
     def names(self) -> list[str]:
         """Return the names of all tensors, as the network calls them."""

@@ -24,6 +24,7 @@ from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.checkpoints.tokenizer_files import read_tokenizer
 from sdengine.checkpoints.weights import Shapes, save_stream, shapes_of
 from sdengine.errors import CheckpointError, ConfigError
+from sdengine.models.controlnet import ControlNetModel
 from sdengine.models.dtypes import TORCH_DTYPES
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
@@ -154,6 +155,29 @@ def save_checkpoint(
     return write_checkpoint(folder, parts, description, dtype, progress)
 
 
+def save_network(
+    folder: str | os.PathLike[str], network: ControlNetModel, dtype: torch.dtype = torch.float16
+) -> Path:
+    """Write one network by itself, as diffusers' ``save_pretrained`` does.
+
+    Args:
+        folder: the new folder; its parent must exist.
+        network: whose configuration is written beside the weights.
+        dtype: what the weights are converted to.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: a weight is not finite in this dtype.
+        OutputError: the folder exists already or cannot be written.
+    """
+    part = Part(network.controlnet_config.to_dict(), shapes_of(network), _tensors_of(network))
+    return write_folder(
+        Path(folder), lambda new: _write_part(new, part, dtype, None), what="checkpoint"
+    )
+
+
 def write_checkpoint(
     folder: str | os.PathLike[str],
     parts: Mapping[str, Part],
@@ -184,6 +208,7 @@ def write_checkpoint(
 
     def fill(new: Path) -> None:
         for name, part in parts.items():
+            (new / name).mkdir()
             _write_part(new / name, part, dtype, progress)
         _write_description(new, parts, description)
 
@@ -195,7 +220,6 @@ def _tensors_of(module: torch.nn.Module) -> Callable[[], Iterator[tuple[str, tor
 
 
 def _write_part(folder: Path, part: Part, dtype: torch.dtype, progress: Progress | None) -> None:
-    folder.mkdir()
     _write_json(folder / "config.json", part.config)
     stem = TRANSFORMERS_STEMS[0] if folder.name.startswith("text_encoder") else DIFFUSERS_STEMS[0]
     total = len(part.shapes)

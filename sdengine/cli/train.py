@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sdengine.training.loop import Schedule, Task
 
 train_app = typer.Typer(
-    help="Train the demo model: `vae`, then `base`, then `decoder`, then `save`.",
+    help="Train the demo model: `vae`, `base`, `decoder`, then `save`; and what starts from it: "
+    "`variant`.",
     no_args_is_help=True,
 )
 
@@ -95,6 +96,45 @@ def train_base(
         load_latents(run, counts, partial(bar, "latents"))
     job = UNetJob(run, counts, steps, learning_rate, batch, report=ConsoleReport("unet"))
     run_processes(processes, run / "unet", job)
+
+
+@train_app.command("variant")
+def train_variant(
+    kind: Annotated[str, typer.Argument(help="inpainting, depth, controlnet or tiny.")],
+    run: RunFolder,
+    output: Annotated[Path, typer.Option("-o", "--output", help="New diffusers folder.")],
+    base: Annotated[
+        str, typer.Option(help="What `sdengine train save` wrote, to start from; or demo.")
+    ] = "demo",
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures a step at 128 pixels.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    changes_only: Annotated[
+        bool, typer.Option("--changes-only", help="Write one file of what differs from the base.")
+    ] = False,
+    threads: Threads = 0,
+) -> None:
+    """Train a variant of the demo model from its own weights, and write it."""
+    with spinner("importing"):
+        from sdengine.storage.whole_folder import check_place
+        from sdengine.training.demo_parts import DemoParts
+        from sdengine.training.loop import Schedule
+        from sdengine.training.variants import find_variant
+
+    _use_threads(threads)
+    variant = find_variant(kind)
+    write = variant.writer(changes_only=changes_only)
+    check_place(output, what="checkpoint")
+    schedule = Schedule(
+        steps=variant.steps if steps is None else steps,
+        learning_rate=variant.learning_rate if learning_rate is None else learning_rate,
+    )
+    parts = DemoParts.load(base)
+    task = variant.task(parts, variant.batch if batch is None else batch)
+    model = _train(kind, task, run / kind, schedule)
+    with spinner("writing"):
+        write(model, parts, output)
+    say(f"wrote {output}")
 
 
 @train_app.command("save")

@@ -80,11 +80,12 @@ def encode_scenes(
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             torch.save(latents, file)
-    weights = torch.from_numpy(np.stack([_object_cells(s, side) for s in scenes]))
+    weights = torch.from_numpy(np.stack([object_cells(s, side) for s in scenes]))
     return LatentSet(size, latents, weights, scenes)
 
 
-def _object_cells(scene: Scene, side: int) -> np.ndarray[tuple[int, int], np.dtype[np.float16]]:
+def object_cells(scene: Scene, side: int) -> np.ndarray[tuple[int, int], np.dtype[np.float16]]:
+    """Return [side,side], 1 in latent cells where an object is or nearly is."""
     axis = (np.arange(side) + 0.5) / side
     x, y = np.meshgrid(axis, axis)
     cells = np.zeros((side, side), np.float16)

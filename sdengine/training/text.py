@@ -103,15 +103,11 @@ class CaptionEncoder(nn.Module):
 
     def token_ids(self, texts: Sequence[str], length: int = MAX_LENGTH) -> Tensor:
         """Return [B,length] int64, padded with the end token as Stable Diffusion 1 does."""
-        rows = []
-        for text in texts:
-            ids = [BOS, *self.tokenize(text)][: length - 1]
-            rows.append(ids + [EOS] * (length - len(ids)))
-        return torch.tensor(rows)
+        return padded_ids(self.tokenize, texts, length)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Return the normalised last hidden state [B,S,D] of token_ids [B,S]."""
-        eos = (token_ids == EOS).int().argmax(dim=1)
+        eos = first_end(token_ids)
         _, normed, _ = self.encoder(self.table(self.rows[token_ids]), eos)
         out: Tensor = normed[-1]
         return out
@@ -121,6 +117,20 @@ class CaptionEncoder(nn.Module):
         """Return the encoder with its full token table: shared vector, then the trained rows."""
         self.full_table.copy_(self.table.weight[self.rows])
         return self.encoder
+
+
+def padded_ids(tokenize: Tokenize, texts: Sequence[str], length: int = MAX_LENGTH) -> Tensor:
+    """Return [B,length] int64, padded with the end token as Stable Diffusion 1 does."""
+    rows = []
+    for text in texts:
+        ids = [BOS, *tokenize(text)][: length - 1]
+        rows.append(ids + [EOS] * (length - len(ids)))
+    return torch.tensor(rows)
+
+
+def first_end(token_ids: Tensor) -> Tensor:
+    """Return where each row of token_ids [B,S] has its first end token, [B] int64."""
+    return (token_ids == EOS).int().argmax(dim=1)
 
 
 class TextTask:
@@ -140,7 +150,7 @@ class TextTask:
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self.encoder(ids)
         hidden = hidden.float()
-        eos = (ids == EOS).int().argmax(dim=1)
+        eos = first_end(ids)
         padding = eos + (torch.rand(len(ids), generator=draw.torch) * (length - eos)).long()
         total = torch.zeros(())
         for position in (eos, padding):
@@ -155,7 +165,7 @@ class TextTask:
         assert isinstance(model, nn.ModuleDict)
         ids, wanted = self._batch(Draw.at(77, 0), count, MAX_LENGTH, held_out=True)
         hidden = model["encoder"](ids)
-        eos = (ids == EOS).int().argmax(dim=1)
+        eos = first_end(ids)
         result = {}
         for name, position in (("end", eos), ("last", torch.full_like(eos, MAX_LENGTH - 1))):
             parts = self._predict(model, hidden, position)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL
 from sdengine.training.captions import caption
+from sdengine.training.diffusion import sample, v_loss
 from sdengine.training.latents import LatentSet
 from sdengine.training.loop import Draw
 from sdengine.training.scenes import Image, Scene, random_scene
@@ -46,18 +46,7 @@ DEMO_SCHEDULER = {
     "steps_offset": 1,
     "timestep_spacing": "leading",
 }
-_OBJECT_WEIGHT = 2.0  # added to the loss where an object is
 _CAPTION_DROPOUT = 0.1
-
-
-def demo_alphas_cumprod() -> Tensor:
-    """Return the cumulative signal shares [1000] fp32 of DEMO_SCHEDULER.
-
-    Source: "Denoising Diffusion Probabilistic Models" (Ho et al. 2020), equation 4, with betas
-    linear in their square roots.
-    """
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, dim=0).float()
 
 
 class UNetTask:
@@ -89,33 +78,19 @@ class UNetTask:
         self.shares = [share for _, share in latents]
         self.scaling_factor = scaling_factor
         self.batch = batch
-        self.alphas_cumprod = demo_alphas_cumprod()
 
     def loss(self, draw: Draw, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """Return the weighted squared error of v on one batch.
-
-        Source: "Progressive Distillation for Fast Sampling of Diffusion Models" (Salimans and Ho
-        2022), section 4: v = alpha * noise - sigma * x0.
-        """
+        """Return the loss of v on one batch, see `v_loss`."""
         chosen = draw.python.choices(self.sets, self.shares)[0]
         count = max(1, round(self.batch * (self.sets[0].size / chosen.size) ** 2))
         index = [draw.python.randrange(len(chosen.scenes)) for _ in range(count)]
         x0 = chosen.latents[index].float() * self.scaling_factor
         texts = [self._caption(chosen.scenes[i], draw) for i in index]
-        noise = torch.randn(x0.shape, generator=draw.torch)
-        # Stratified timesteps: every batch sees the whole range.
-        strata = (torch.arange(count) + torch.rand(count, generator=draw.torch)) / count
-        timestep = (strata * 1000).long().clamp(0, 999)
-        alpha_bar = self.alphas_cumprod[timestep][:, None, None, None]
-        alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                context = self.text(self.text.token_ids(texts))
-            v = self.model(alpha * x0 + sigma * noise, timestep, context)
-        squared = (v.float() - (alpha * noise - sigma * x0)) ** 2
-        weight = 1 + _OBJECT_WEIGHT * chosen.weights[index].float()[:, None]
-        total = (squared * weight).mean() / weight.mean()
-        return total, {"mse": squared.mean().item()}
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            context = self.text(self.text.token_ids(texts))
+        return v_loss(
+            lambda x, timestep: self.model(x, timestep, context), x0, chosen.weights[index], draw
+        )
 
     def sheet(self, model: nn.Module) -> Image:
         """Return 32 pictures of held-out captions, eight to a row, one object above two."""
@@ -139,21 +114,17 @@ class UNetTask:
         size: int = 128,
         seed: int = 0,
     ) -> list[Image]:
-        """Sample with DDIM in bf16: good enough to watch the training by."""
+        """Return a picture of each text, see `sample`."""
         side = size // self.vae.config.downscale
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(len(texts), 4, side, side, generator=generator)
-        timesteps = torch.linspace(999, 0, steps + 1).round().long()
         with torch.autocast("cpu", torch.bfloat16):
             context = self.text(self.text.token_ids([*[""] * len(texts), *texts]))
-            for now, then in pairwise(timesteps):
-                v = model(torch.cat([x, x]), now.expand(2 * len(texts)), context).float()
-                without, with_text = v.chunk(2)
-                v = without + guidance_scale * (with_text - without)
-                a, b = self.alphas_cumprod[now], self.alphas_cumprod[then]
-                x0 = a.sqrt() * x - (1 - a).sqrt() * v
-                noise = a.sqrt() * v + (1 - a).sqrt() * x
-                x = b.sqrt() * x0 + (1 - b).sqrt() * noise
+            x0 = sample(
+                lambda x, timestep: model(x, timestep, context),
+                (len(texts), self.vae.config.latent_channels, side, side),
+                steps=steps,
+                guidance_scale=guidance_scale,
+                seed=seed,
+            )
             decoded = self.vae.decode(x0 / self.scaling_factor)
         return to_images(decoded)
 

@@ -59,10 +59,7 @@ class VAETask:
             else:
                 z = sample_latents(moments, draw.torch)
             y = self.autoencoder.decode(z)
-        error = y.float() - x
-        l1 = error.abs().mean()
-        # Differences of neighbouring errors: what sharpens edges.
-        gradient = error.diff(dim=3).abs().mean() + error.diff(dim=2).abs().mean()
+        l1, gradient = absolute_errors(y.float() - x)
         total = l1 + (0.5 + 0.5 * progress) * gradient
         figures = {"l1": l1.item(), "gradient": gradient.item()}
         if not self.decoder_only:
@@ -78,6 +75,15 @@ class VAETask:
         rebuilt = reconstruct(model, images)
         rows = [images[:8], rebuilt[:8], images[8:], rebuilt[8:]]
         return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
+
+
+def absolute_errors(error: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean absolute error of pictures, and that of neighbours' differences.
+
+    The second sharpens edges.
+    """
+    gradient = error.diff(dim=3).abs().mean() + error.diff(dim=2).abs().mean()
+    return error.abs().mean(), gradient
 
 
 def kl_divergence(moments: Tensor) -> Tensor:

@@ -1,0 +1,223 @@
+"""Variants of the demo model, measured: what they are told, and whether their pictures show it.
+
+    sdengine train variant depth run -o my-depth
+    python benchmarks/demo_variants.py --depth my-depth
+
+Scenes are drawn, of compositions that training never saw. Inpainting asks for the object in
+another colour, and for what a mask hides half of, with and without a prompt; depth says which of
+two objects covers the other, in both orders; edges say where the objects of a prompt are, which no
+prompt does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from scipy import ndimage
+
+import sdengine
+from sdengine.benchmarks.picture_tasks import BLUR, recoloured, rest_is_equal
+from sdengine.benchmarks.records import RESULTS, stamped, write_record
+from sdengine.inputs.edges import canny
+from sdengine.training.captions import caption
+from sdengine.training.conditioned import CANNY
+from sdengine.training.layered import Layered, layered_scene, object_mask
+from sdengine.training.scenes import COLORS, Image, Scene, random_scene, render
+from sdengine.training.scoring import score
+
+SEED, SIZE, STEPS = 40_000, 128, 12
+SCALES = (1.0, 0.5, 0.0)
+_NEAR = 2  # pixels within which an edge is found
+_LEAST_COVERED = 40  # pixels of one object before another, so that they can be judged
+_SHOWN = 8
+_PALETTE = np.array(list(COLORS.values()), np.float32)
+
+Row = list[Image]
+Measure = Callable[[sdengine.Engine, int], tuple[dict[str, Any], list[Row]]]
+
+
+def half_hidden(count: int) -> list[tuple[Scene, Image, str, Image]]:
+    """Return scenes of one object, their pictures, captions, and masks that hide one half of it."""
+    rng, jitter = random.Random(SEED), np.random.default_rng(SEED)
+    found = []
+    for _ in range(count):
+        scene = random_scene(rng, num_objects=1, held_out=True)
+        thing = scene.objects[0]
+        reach = 1.25 * thing.radius
+        axis = (np.arange(SIZE) + 0.5) / SIZE
+        x, y = np.meshgrid(axis - thing.x, axis - thing.y)
+        side = rng.choice((x, -x, y, -y))
+        hidden = (np.maximum(np.abs(x), np.abs(y)) < reach) & (side > 0)
+        picture = render(scene, jitter, size=SIZE)
+        found.append((scene, picture, caption(scene, rng), np.uint8(255) * hidden))
+    return found
+
+
+def inpainting(engine: sdengine.Engine, count: int) -> tuple[dict[str, Any], list[Row]]:
+    """Count what is right of recoloured objects, and of halves with and without a prompt."""
+    found = dict.fromkeys(
+        ("color_right", "all_right", "rest_equal", "halves_right", "halves_alone"), 0
+    )
+    shown: list[Row] = [[], [], [], [], []]
+    options: dict[str, Any] = {"mask_blur": BLUR, "strength": 1.0, "steps": STEPS}
+    for i, (_, picture, wanted, text, mask) in enumerate(recoloured(count)):
+        made = engine.generate(text, image=picture, mask=mask, seed=i, **options).arrays[0]
+        scored = score(made, wanted)
+        found["color_right"] += scored["color"] == 1
+        found["all_right"] += scored["all"] == 1
+        found["rest_equal"] += rest_is_equal(made, picture, mask)
+        _show(shown[:2], _greyed(picture, mask), made)
+    for i, (scene, picture, text, mask) in enumerate(half_hidden(count)):
+        options |= {"image": picture, "mask": mask, "seed": i}
+        told = engine.generate(text, **options).arrays[0]
+        alone = engine.generate("", guidance_scale=1.0, **options).arrays[0]
+        found["halves_right"] += score(told, scene)["all"] == 1
+        found["halves_alone"] += score(alone, scene)["all"] == 1
+        _show(shown[2:], _greyed(picture, mask), told, alone)
+    return found, shown
+
+
+def covering(count: int) -> list[tuple[Layered, str, NDArray[np.bool_]]]:
+    """Return scenes of two objects, a caption each, and where one covers the other."""
+    rng = random.Random(SEED + 1)
+    found: list[tuple[Layered, str, NDArray[np.bool_]]] = []
+    while len(found) < count:
+        layered = layered_scene(rng, num_objects=2, held_out=True)
+        first, second = (object_mask(o, SIZE) for o in layered.scene.objects)
+        covered = ndimage.binary_erosion(first & second)
+        if covered.sum() >= _LEAST_COVERED:
+            found.append((layered, caption(layered.scene, rng), covered))
+    return found
+
+
+def depth(engine: sdengine.Engine, count: int) -> tuple[dict[str, Any], list[Row]]:
+    """Count pictures in which the nearer object covers the other, as drawn and exchanged."""
+    found = dict.fromkeys(("order_right", "exchanged_right", "both_right"), 0)
+    shown: list[Row] = [[], [], [], []]
+    for i, (layered, text, covered) in enumerate(covering(count)):
+        right = []
+        for j, one in enumerate((layered, layered.reversed)):
+            told = one.depth(SIZE)
+            made = engine.generate(text, depth=told, seed=i, steps=STEPS).arrays[0]
+            near = one.scene.objects[one.nearest]
+            right.append(color_of(made[covered]) == near.color)
+            levels = (told * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+            _show(shown[2 * j : 2 * j + 2], levels, made)
+        found["order_right"] += right[0]
+        found["exchanged_right"] += right[1]
+        found["both_right"] += all(right)
+    return found, shown
+
+
+def edges_followed(engine: sdengine.Engine, count: int) -> tuple[dict[str, Any], list[Row]]:
+    """Return how well pictures have the edges that they are told, by the control's scale."""
+    rng, jitter = random.Random(SEED + 2), np.random.default_rng(SEED + 2)
+    scores: dict[float, list[float]] = {scale: [] for scale in SCALES}
+    shown: list[Row] = [[] for _ in range(1 + len(SCALES))]
+    for i in range(count):
+        layered = layered_scene(rng, num_objects=1 + i % 2, held_out=True)
+        text, wanted = caption(layered.scene, rng), _edges(layered.render(jitter, SIZE))
+        hint = (wanted * np.uint8(255))[..., None].repeat(3, axis=2)
+        made = []
+        for scale in SCALES:
+            control = sdengine.Control(network="edges", image=hint, scale=scale)
+            result = engine.generate(text, controls=[control], seed=i, steps=STEPS)
+            made.append(result.arrays[0])
+            scores[scale].append(edge_score(_edges(made[-1]), wanted))
+        _show(shown, hint, *made)
+    return {
+        f"{scale:g}": {
+            "f1": round(float(np.mean(found)), 3),
+            "one_object": round(float(np.mean(found[::2])), 3),
+            "two_objects": round(float(np.mean(found[1::2])), 3),
+        }
+        for scale, found in scores.items()
+    }, shown
+
+
+def _edges(picture: Image) -> NDArray[np.bool_]:
+    return canny(picture, *CANNY) > 0
+
+
+def edge_score(found: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> float:
+    """Return the F1 score of edges [H,W], which count where others are within _NEAR pixels."""
+    if not found.any():
+        return 0.0
+    hits = (found & (ndimage.distance_transform_edt(~wanted) <= _NEAR)).sum() / found.sum()
+    kept = (wanted & (ndimage.distance_transform_edt(~found) <= _NEAR)).sum() / wanted.sum()
+    return float(2 * hits * kept / (hits + kept)) if hits + kept else 0.0
+
+
+def color_of(pixels: NDArray[np.uint8]) -> str:
+    """Return the name of the colour that is nearest to the median of pixels [N,3]."""
+    median = np.median(pixels.astype(np.float32), axis=0)
+    return list(COLORS)[int(((_PALETTE - median) ** 2).sum(axis=1).argmin())]
+
+
+def _greyed(picture: Image, mask: Image) -> Image:
+    return np.where(mask[..., None] > 127, np.uint8(128), picture)
+
+
+def _show(rows: list[Row], *cells: Image) -> None:
+    for row, cell in zip(rows, cells, strict=True):
+        if len(row) < _SHOWN:
+            row.append(cell)
+
+
+def save_sheet(rows: list[Row], path: Path) -> None:
+    """Write pictures in rows as one PNG."""
+    gap = 4
+    side = rows[0][0].shape[0] + gap
+    sheet = np.full((side * len(rows) + gap, side * len(rows[0]) + gap, 3), 255, np.uint8)
+    for y, row in enumerate(rows):
+        for x, cell in enumerate(row):
+            sheet[y * side + gap : (y + 1) * side, x * side + gap : (x + 1) * side] = cell
+    PILImage.fromarray(sheet).save(path, optimize=True)
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=int, default=100, help="scenes of each kind")
+    parser.add_argument("--depth", help="what `sdengine train variant depth` wrote, to measure it")
+    parser.add_argument("--only", choices=("inpainting", "edges", "depth"), help="measure one")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    kinds: dict[str, tuple[str | None, dict[str, str], Measure]] = {
+        "inpainting": ("demo-inpainting", {}, inpainting),
+        "edges": ("demo", {"edges": "demo-edges"}, edges_followed),
+        "depth": (options.depth, {}, depth),
+    }
+    for kind, (checkpoint, controls, measure) in kinds.items():
+        if checkpoint is None or options.only not in (None, kind):
+            continue
+        with _built(checkpoint, controls) as engine:
+            found, rows = measure(engine, options.count)
+            settings = {"scenes": options.count, "size": SIZE, "steps": STEPS, "blur": BLUR}
+            record = {**settings, "precision": engine.precision, "found": found}
+        print(kind, found, flush=True)
+        save_sheet(rows, options.output / f"demo-variants-{kind}.png")
+        write_record(stamped(record), options.output / f"demo-variants-{kind}.json")
+
+
+@contextlib.contextmanager
+def _built(checkpoint: str, controls: dict[str, str]) -> Iterator[sdengine.Engine]:
+    """Load a bundle of a checkpoint with controls, built for this."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = Path(folder) / "bundle"
+        sdengine.build(checkpoint, bundle, resolutions=[SIZE], batch=1, controls=controls)
+        with sdengine.load(bundle) as engine:
+            yield engine
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Training of networks that see more than a prompt: a mask, a depth map, edges.
+
+Every batch is of scenes drawn anew. Conventions are those with which the engine serves such
+networks, so that one trained here reads what it will be given.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sdengine.errors import ConfigError
+from sdengine.inputs.depth import DepthMap, depth_channel
+from sdengine.inputs.edges import canny
+from sdengine.inputs.mask import latent_weights
+from sdengine.training.captions import caption
+from sdengine.training.demo_parts import DemoParts
+from sdengine.training.diffusion import sample, v_loss
+from sdengine.training.latents import object_cells
+from sdengine.training.layered import layered_scene
+from sdengine.training.loop import Draw
+from sdengine.training.masks import random_mask
+from sdengine.training.scenes import Image, Scene, random_scene, render
+from sdengine.training.text import with_filler
+from sdengine.training.vae import to_images, to_tensor
+
+# Picture sizes with the share of steps that each gets.
+SIZE_SHARES = {128: 0.9, 192: 0.06, 256: 0.04}
+# Thresholds of the edges that the ControlNet learns: those which people take first.
+CANNY = (100, 200)
+_SHOWN = 16
+
+
+@dataclass(frozen=True)
+class Example:
+    """Hold a drawn scene and what a network is told of it.
+
+    Attributes:
+        scene: what there is.
+        picture: [H,W,3] uint8.
+        told: [H,W]: true where the picture may change, how near it is, or true on edges.
+    """
+
+    scene: Scene
+    picture: Image
+    told: npt.NDArray[Any]
+
+
+class ConditionedTask(ABC):
+    """Train a network that the engine gives more than latents and a prompt.
+
+    Args:
+        model: the network; only what needs a gradient is trained.
+        parts: of the demo model.
+        batch: pictures a step at 128 pixels; larger ones are fewer.
+    """
+
+    caption_dropout = 0.1
+
+    def __init__(self, model: nn.Module, parts: DemoParts, batch: int = 16) -> None:
+        if batch < 1:
+            raise ConfigError.for_field("batch", batch, "at least 1")
+        self.model = model
+        self.parts = parts
+        self.batch = batch
+
+    @abstractmethod
+    def example(self, draw: Draw, size: int, *, held_out: bool = False) -> Example:
+        """Draw a scene of either side of the split, and what is told of it."""
+
+    @abstractmethod
+    def condition(self, examples: Sequence[Example]) -> Tensor:
+        """Return what a network reads of examples [B,E,..] fp32."""
+
+    @abstractmethod
+    def predict(
+        self, model: nn.Module, x: Tensor, timestep: Tensor, context: Tensor, condition: Tensor
+    ) -> Tensor:
+        """Return v [B,C,h,w] of noised latents x."""
+
+    def shown(self, example: Example) -> Image:
+        """Return [H,W,3] of what is told, for people."""
+        levels = (example.told.astype(np.float32) * 255).astype(np.uint8)
+        return np.repeat(levels[..., None], 3, axis=2)
+
+    def loss(self, draw: Draw, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of v on one batch of scenes drawn anew, see `v_loss`."""
+        size = draw.python.choices(list(SIZE_SHARES), list(SIZE_SHARES.values()))[0]
+        count = max(1, round(self.batch * (128 / size) ** 2))
+        examples = [self.example(draw, size) for _ in range(count)]
+        x0 = self.parts.encode(to_tensor([e.picture for e in examples]))
+        context = self.parts.embed([self._caption(e.scene, draw.python) for e in examples])
+        condition = self.condition(examples)
+        objects = torch.from_numpy(np.stack([object_cells(e.scene, x0.shape[3]) for e in examples]))
+        return v_loss(
+            lambda x, timestep: self.predict(self.model, x, timestep, context, condition),
+            x0,
+            objects,
+            draw,
+        )
+
+    def sheet(self, model: nn.Module) -> Image:
+        """Return held-out scenes, what is told of them, and what becomes of that, in rows."""
+        draw = Draw.at(3, 0)
+        examples = [self.example(draw, 128, held_out=True) for _ in range(_SHOWN)]
+        texts = [caption(e.scene, draw.python) for e in examples]
+        made = self.pictures(model, examples, texts)
+        rows = []
+        for first in range(0, _SHOWN, 8):
+            part = slice(first, first + 8)
+            rows += [[e.picture for e in examples[part]], [self.shown(e) for e in examples[part]]]
+            rows.append(made[part])
+        return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
+
+    @torch.no_grad()
+    def pictures(
+        self, model: nn.Module, examples: Sequence[Example], texts: Sequence[str], seed: int = 0
+    ) -> list[Image]:
+        """Return a picture for each text, of what is told of the examples; see `sample`."""
+        context = self.parts.embed([*[""] * len(texts), *texts])
+        condition = self.condition(examples).repeat(2, 1, 1, 1)
+        side = examples[0].picture.shape[0] // self.parts.vae.config.downscale
+        latents = sample(
+            lambda x, timestep: self.predict(model, x, timestep, context, condition),
+            (len(texts), self.parts.vae.config.latent_channels, side, side),
+            steps=20,
+            guidance_scale=3.0,
+            seed=seed,
+        )
+        return to_images(self.parts.decode(latents))
+
+    def _caption(self, scene: Scene, rng: random.Random) -> str:
+        if rng.random() < self.caption_dropout:
+            return ""
+        return with_filler(caption(scene, rng), rng)
+
+
+class _ChannelsTask(ConditionedTask):
+    """Train a U-Net that reads further channels behind the latents."""
+
+    def predict(
+        self, model: nn.Module, x: Tensor, timestep: Tensor, context: Tensor, condition: Tensor
+    ) -> Tensor:
+        v: Tensor = model(torch.cat([x, condition], dim=1), timestep, context)
+        return v
+
+
+class InpaintingTask(_ChannelsTask):
+    """Train a U-Net of nine channels: latents, mask, latents of what the mask leaves.
+
+    Source: "High-Resolution Image Synthesis with Latent Diffusion Models" (Rombach et al. 2022),
+    section 4.5; masked pixels are 0 in [-1,1], as the published models have them.
+    """
+
+    def example(self, draw: Draw, size: int, *, held_out: bool = False) -> Example:
+        """Draw a scene and a mask."""
+        scene = random_scene(draw.python, held_out=held_out)
+        _, mask = random_mask(draw.python, size)
+        return Example(scene, render(scene, draw.numpy, size=size), mask)
+
+    def condition(self, examples: Sequence[Example]) -> Tensor:
+        """Return [B,5,h,w]."""
+        free = np.stack([e.told for e in examples])[:, None]
+        left = to_tensor([e.picture for e in examples]) * torch.from_numpy(~free)
+        cell = self.parts.vae.config.downscale
+        cells = np.stack(
+            [latent_weights(e.told.astype(np.float32), cell, soft=False) for e in examples]
+        )
+        return torch.cat([torch.from_numpy(cells)[:, None], self.parts.encode(left)], dim=1)
+
+    def shown(self, example: Example) -> Image:
+        """Return the picture with grey where it may change."""
+        return np.where(example.told[..., None], np.uint8(128), example.picture)
+
+
+class DepthTask(_ChannelsTask):
+    """Train a U-Net of five channels: latents, and how near things are in [-1,1]."""
+
+    def example(self, draw: Draw, size: int, *, held_out: bool = False) -> Example:
+        """Draw a scene in which one object may cover another, and its depth map."""
+        layered = layered_scene(draw.python, held_out=held_out)
+        return Example(layered.scene, layered.render(draw.numpy, size), layered.depth(size))
+
+    def condition(self, examples: Sequence[Example]) -> Tensor:
+        """Return [B,1,h,w]."""
+        side = examples[0].told.shape[0] // self.parts.vae.config.downscale
+        maps = [depth_channel(DepthMap(e.told, ""), side, side, invert=False) for e in examples]
+        return torch.from_numpy(np.concatenate(maps))
+
+
+class EdgesTask(ConditionedTask):
+    """Train a ControlNet on edges; the U-Net that it steers stays as it is.
+
+    Source: "Adding Conditional Control to Text-to-Image Diffusion Models" (Zhang et al. 2023),
+    section 3.3: half of the prompts are left out, so that edges alone come to say what there is.
+    """
+
+    caption_dropout = 0.5
+
+    def example(self, draw: Draw, size: int, *, held_out: bool = False) -> Example:
+        """Draw a scene with objects anywhere, and its edges."""
+        layered = layered_scene(draw.python, held_out=held_out)
+        picture = layered.render(draw.numpy, size)
+        return Example(layered.scene, picture, canny(picture, *CANNY) > 0)
+
+    def condition(self, examples: Sequence[Example]) -> Tensor:
+        """Return [B,3,H,W] in [0,1]."""
+        told = np.stack([e.told for e in examples]).astype(np.float32)
+        return torch.from_numpy(np.repeat(told[:, None], 3, axis=1))
+
+    def predict(
+        self, model: nn.Module, x: Tensor, timestep: Tensor, context: Tensor, condition: Tensor
+    ) -> Tensor:
+        """Return the U-Net's v, with the ControlNet's residuals added."""
+        down, mid = model(x, timestep, context, condition)
+        v: Tensor = self.parts.unet(x, timestep, context, down_residuals=down, mid_residual=mid)
+        return v

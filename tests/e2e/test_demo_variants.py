@@ -1,0 +1,45 @@
+"""Variants of the demo model, built and asked: what they are told shows in their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sdengine
+from sdengine.benchmarks.demo_variants import SIZE, edges_followed
+from sdengine.benchmarks.picture_tasks import recoloured, rest_is_equal
+from sdengine.training.scoring import score
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sdengine.Engine]:
+    bundle = tmp_path_factory.mktemp("variants") / "bundle"
+    sdengine.build("demo-inpainting", bundle, resolutions=[SIZE], batch=1)
+    with sdengine.load(bundle) as loaded:
+        yield loaded
+
+
+def test_inpainting_with_nine_channels_gives_the_colour_asked_for(engine: sdengine.Engine) -> None:
+    right = 0
+    for i, (_, picture, wanted, text, mask) in enumerate(recoloured(4)):
+        made = engine.generate(
+            text, image=picture, mask=mask, mask_blur=2, strength=1.0, steps=8, seed=i
+        ).arrays[0]
+        right += score(made, wanted)["color"] == 1
+        assert rest_is_equal(made, picture, mask)
+        assert not np.array_equal(made, picture)
+    assert right >= 3
+
+
+def test_edges_say_where_objects_are(tmp_path: Path) -> None:
+    sdengine.build(
+        "demo", tmp_path / "bundle", resolutions=[SIZE], batch=1, controls={"edges": "demo-edges"}
+    )
+    with sdengine.load(tmp_path / "bundle") as engine:
+        found, _ = edges_followed(engine, 3)
+    assert found["1"]["f1"] > 0.75 > found["0.5"]["f1"] > found["0"]["f1"]

@@ -1,0 +1,83 @@
+"""The demo model's variant in the package: its own tensors but for those that were trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdengine.checkpoints import DEMO_EDGES, load_checkpoint, save_checkpoint
+from sdengine.checkpoints.controls import open_controls
+from sdengine.checkpoints.demo_variants import BUILT_IN
+from sdengine.checkpoints.weights import Weights, save_tensors
+from sdengine.errors import CheckpointError, ConfigError
+
+
+def test_a_variant_is_the_demo_model_with_other_tensors() -> None:
+    demo, variant = load_checkpoint("demo"), load_checkpoint("demo-inpainting")
+    assert set(BUILT_IN) == {"demo", "demo-inpainting"}
+    assert variant.unet_config.in_channels == 9
+    assert variant.ignored == {} and variant.name == "demo-inpainting"
+    assert variant.sha256 != demo.sha256
+    for part in ("vae", "text_encoder"):
+        assert variant.part_sha256(part) == demo.part_sha256(part)
+    own, other = (dict(c.tensors("unet")) for c in (demo, variant))
+    changed = {
+        n for n in own if own[n].shape != other[n].shape or not torch.equal(own[n], other[n])
+    }
+    assert {n.partition(".")[0] for n in changed} == {
+        "conv_in", "down_blocks", "up_blocks", "conv_norm_out", "conv_out",
+    }  # fmt: skip
+    # The first channels have not been forgotten, and the others are read.
+    first = other["conv_in.weight"].float()
+    assert first[:, :4].std() > 0.5 * own["conv_in.weight"].float().std()
+    assert all(first[:, c].abs().max() > 0.01 for c in range(4, 9))
+
+
+def test_changes_replace_what_has_their_names(tmp_path: Path) -> None:
+    save_tensors({"a": torch.zeros(2), "b": torch.ones(2)}, tmp_path / "base.safetensors")
+    save_tensors({"b": torch.full((2, 3), 5.0)}, tmp_path / "changes.safetensors")
+    base, changes = (
+        Weights([tmp_path / f"{name}.safetensors"], lambda stored: stored)
+        for name in ("base", "changes")
+    )
+    joined = base.with_changes(changes)
+    found = dict(joined.tensors({"a": (2,), "b": (2, 3)}))
+    assert found["a"].tolist() == [0, 0] and (found["b"] == 5).all()
+    assert dict(base.tensors({"a": (2,), "b": (2,)}))["b"].tolist() == [1, 1]
+    with pytest.raises(CheckpointError, match=r"changes\.safetensors: tensor 'b' has shape"):
+        list(joined.tensors({"a": (2,), "b": (2,)}))
+
+
+def test_what_a_variant_has_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match="variant"):
+        load_checkpoint("demo-inpainting", variant="fp16")
+    with pytest.raises(CheckpointError, match="neither a folder nor a file"):
+        open_controls({"edges": "demo-pose"}, load_checkpoint("demo"))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_checkpoint("demo-pose")
+
+
+def test_the_demo_models_own_controlnet_has_a_name() -> None:
+    (edges,) = open_controls({"edges": "demo-edges"}, load_checkpoint("demo")).values()
+    assert edges.root == DEMO_EDGES
+    assert edges.ignored == {}
+    added = dict(edges.tensors("controlnet"))["controlnet_mid_block.weight"]
+    assert added.abs().max() > 0.01  # trained, no longer zero
+
+
+def test_a_variant_can_be_written_as_a_folder(tmp_path: Path) -> None:
+    variant = load_checkpoint("demo-inpainting")
+    save_checkpoint(
+        tmp_path / "whole",
+        unet=variant.unet(),
+        vae=variant.vae(),
+        text_encoder=variant.text_encoder(),
+        tokenizer_dir=load_checkpoint("demo").root / "tokenizer",
+        scheduler_config=variant.scheduler_config,
+        defaults=variant.defaults,
+        resolutions=variant.resolutions,
+        batch=variant.batch,
+    )
+    assert load_checkpoint(tmp_path / "whole").sha256 == variant.sha256
