@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def build(
-    checkpoint: Annotated[str, typer.Argument(help="Folder or single file, demo, or demo-inpainting.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Folder or single file, demo, or demo-inpainting.")
+    ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="BUNDLE", help="New folder.")],
     target: Annotated[str, typer.Option(help=f"One of {', '.join(COMPILERS)}.")] = "native",
     resolutions: Annotated[

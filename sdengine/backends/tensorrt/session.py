@@ -238,7 +238,7 @@ class TensorRtSession:
                 sha256 = self.bundle.hashed(entry.files[0], file).sha256
             gpu = present_gpu(self._device_number)
             kernels = RuntimeCache(RuntimeKey(str(trt.__version__), *gpu, driver_version(), sha256))
-            self._device.memory_info()  # which makes the GPU this thread's, as TensorRT reads it
+            self._device.make_current()  # TensorRT takes the calling thread's GPU
             engine = GpuEngine(trt, network, self.bundle.path(entry.files[0]), entry, kernels)
             self._engines[network] = engine
         return engine
