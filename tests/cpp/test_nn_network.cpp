@@ -101,6 +101,7 @@ Case winograd(Kind weights, int tile, const char* type) {
   keep(made, "weight", packed);
   if (weights == Kind::Int16) keep(made, "scales", scales);
   made.record.words["weight_kind"] = weights == Kind::Int16 ? "int16" : "float32";
+  made.record.words["activation"] = "none";
   made.record.numbers = {{"tile", tile}, {"upsample", 0}};
   const auto next = place(made, "x", type, kSide, kSide, kChannels, 0);
   place(made, "out", type, kSide, kSide, kChannels, next);
