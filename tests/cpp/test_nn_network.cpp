@@ -121,6 +121,17 @@ Case norm(const char* kind) {
   return made;
 }
 
+Case affine() {
+  Case made;
+  made.record.kind = "affine";
+  made.record.name = "tested";
+  made.record.words["activation"] = "silu";
+  auto next = place(made, "x", "float32", kSide, kSide, kChannels, 0);
+  next = place(made, "factors", "float32", 1, 1, 2 * kChannels, next);
+  place(made, "out", "float32", kSide, kSide, kChannels, next);
+  return made;
+}
+
 Case attention(const char* type) {
   Case made;
   made.record.kind = "attention";
@@ -157,6 +168,7 @@ std::vector<Case> cases() {
           winograd(Kind::Int16, 2, "float32"),
           norm("group_norm"),
           norm("layer_norm"),
+          affine(),
           attention("float32"),
           attention("bfloat16"),
           copy()};

@@ -232,7 +232,7 @@ def test_winograd_with_relu(isa: str, dtype: str, tile: int) -> None:
     x = draw(0, 1, 7, 6, 32, dtype=dtype)
     weight, bias = draw(1, 40, 32, 3, 3, dtype=dtype, scale=0.06), draw(2, 40)
     kind = "int16" if dtype == "bfloat16" else "float32"
-    options = {"dtype": dtype, "kind": kind, "tile": tile}
+    options: dict[str, Any] = {"dtype": dtype, "kind": kind, "tile": tile}
     plain = ops.winograd(x, weight, bias, **options).run(isa=isa)
     found = ops.winograd(x, weight, bias, **options, activation="relu").run(isa=isa)
     assert plain.min() < 0
