@@ -51,6 +51,7 @@ def read(results: Path) -> Records:
         guidance_interval=_json(results / "guidance-interval.json"),
         roofline=_json(results / "roofline.json"),
         picture_tasks=_json(results / "picture-tasks.json"),
+        vae_bands=_json(results / "vae-bands.json"),
         comparisons=comparisons,
         networks=read_records(results / "native-networks.jsonl"),
         operations=read_records(results / "native-ops.jsonl", _OPERATIONS_SCHEMA),

@@ -32,6 +32,7 @@ class Records:
     guidance_interval: Record
     picture_tasks: Record
     roofline: Record
+    vae_bands: Record
     comparisons: Sequence[Record]
     networks: Sequence[Record]
     operations: Sequence[Record]
@@ -333,6 +334,11 @@ SECTIONS = (
         "From pictures", "pictures changed, enlarged, kept by the demo model", "what was asked for",
         "python benchmarks/picture_tasks.py",
         lambda records: sections.picture_tasks(records.picture_tasks),
+    ),
+    Section(
+        "The VAE in bands", "memory and processor time of SD 1.5's VAE", "whole maps",
+        "python benchmarks/vae_bands.py --native NATIVE",
+        lambda records: sections.vae_bands(records.vae_bands),
     ),
     Section(
         "Whole requests against diffusers", "SD 1.5 on the native target",
