@@ -61,7 +61,8 @@ struct GroupNormArguments {
   static auto maps() { return std::array{&GroupNormArguments::x, &GroupNormArguments::out}; }
 };
 
-// GroupNorm's second half, where the statistics are known: out = x * scale + shift, of each channel.
+// GroupNorm's second half, where the statistics are known: out = x * scale + shift, of each
+// channel.
 struct AffineArguments {
   Map x, factors, out;  // factors: [images,1,1,2*channels] fp32, scales and then shifts
   bool silu = false;

@@ -19,12 +19,10 @@ const std::map<std::string, Kind> kKinds = {{"float32", Kind::Float32},
                                             {"bfloat16", Kind::BFloat16},
                                             {"int16", Kind::Int16},
                                             {"int8", Kind::Int8}};
-const std::map<std::string, Activation> kActivations = {{"none", Activation::None},
-                                                        {"silu", Activation::Silu},
-                                                        {"gelu", Activation::Gelu},
-                                                        {"quick_gelu", Activation::QuickGelu},
-                                                        {"geglu", Activation::Geglu},
-                                                        {"relu", Activation::Relu}};
+const std::map<std::string, Activation> kActivations = {
+    {"none", Activation::None},   {"silu", Activation::Silu},
+    {"gelu", Activation::Gelu},   {"quick_gelu", Activation::QuickGelu},
+    {"geglu", Activation::Geglu}, {"relu", Activation::Relu}};
 
 }  // namespace
 

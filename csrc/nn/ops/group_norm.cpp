@@ -88,8 +88,8 @@ void add_up_chunks(const Map& x, const Chunks& chunks, ThreadPool& pool, float* 
   in_parallel(pool, x.images * chunks.count, [&](std::ptrdiff_t first, std::ptrdiff_t last, int) {
     for (std::ptrdiff_t at = first; at < last; ++at) {
       const std::ptrdiff_t origin = at / chunks.count * chunks.pixels;
-      const Range rows = share(chunks.pixels, static_cast<int>(at % chunks.count),
-                               static_cast<int>(chunks.count));
+      const Range rows =
+          share(chunks.pixels, static_cast<int>(at % chunks.count), static_cast<int>(chunks.count));
       float* chunk = sums + at * 2 * chunks.pitch;
       add_up_rows<T>(x, origin + rows.first, origin + rows.last, origin,
                      {chunk, chunk + chunks.pitch});
