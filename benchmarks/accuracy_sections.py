@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdengine.benchmarks import accuracy_tables as accuracy
+from sdengine.benchmarks.markdown import table
 
 Record = Mapping[str, Any]
 
@@ -135,5 +136,43 @@ def demo_variants(records: Mapping[str, Record]) -> str:
             "exchanged must show the other one there.",
             accuracy.depth_order(records["depth"]),
             "![depth maps and results, then exchanged](demo-variants-depth.png)",
+        ]
+    )
+
+
+def vae_bands(record: Record) -> str:
+    """Return what computing a VAE's largest maps in bands saves and costs."""
+    columns = (
+        "", "planned, MB", "in bands", "resident memory grew by, MB", "in bands",
+        "processor time, s", "in bands", "ratio", "difference",
+    )  # fmt: skip
+    names = {"vae_decoder": "decoder", "vae_encoder": "encoder"}
+    rows = []
+    told = [
+        f"{names[network]} {', '.join(f'{side} {error:.1e}' for side, error in found.items())}"
+        for network, found in record["errors"].items()
+    ]
+    for row in record["rows"]:
+        whole, bands = (row["sides"][name] for name in ("whole maps", "bands"))
+        cells = [f"{names[row['network']]}, {row['side']}x{row['side']}"]
+        cells += [f"{side['planned_bytes'] / 1e6:.0f}" for side in (whole, bands)]
+        if "relative_rms" in row:
+            cells += [f"{side['grown_bytes'] / 1e6:.0f}" for side in (whole, bands)]
+            cells += [f"{side['cpu_seconds']:.1f}" for side in (whole, bands)]
+            cells.append(f"{bands['cpu_seconds'] / whole['cpu_seconds']:.2f}x")
+            cells.append(f"{row['relative_rms']:.1e}")
+        rows.append(cells + ["not run"] * (len(columns) - len(cells)))
+    return "\n\n".join(
+        [
+            f"Stable Diffusion 1.5's VAE with synthetic weights in {record['precision']}, "
+            f"`{record['isa']}`, {record['threads']} threads, with as few maps at a time as there "
+            "can be (`--vae-tiles always`) against whole maps. Planned are the maps, kept ones and "
+            "those of the run; resident memory is the process's at its largest, less what it was "
+            "before the run, when the weights had been read: maps and the kernels' scratch. Each "
+            f"run is a process of its own; rounds: {record['rounds']}. Other programs took "
+            f"{record['other_load_percent']:.0f} % of the machine, so processor time is given.",
+            table(columns, rows),
+            "The last column is what rounding makes of it. Against fp32, at "
+            f"{record['error_side']} pixels: {'; '.join(told)}.",
         ]
     )

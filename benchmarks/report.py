@@ -55,6 +55,7 @@ def read(results: Path) -> Records:
             kind: _json(results / f"demo-variants-{kind}.json")
             for kind in ("inpainting", "edges", "depth")
         },
+        vae_bands=_json(results / "vae-bands.json"),
         comparisons=comparisons,
         networks=read_records(results / "native-networks.jsonl"),
         operations=read_records(results / "native-ops.jsonl", _OPERATIONS_SCHEMA),

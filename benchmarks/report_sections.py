@@ -33,6 +33,7 @@ class Records:
     picture_tasks: Record
     roofline: Record
     demo_variants: Mapping[str, Record]
+    vae_bands: Record
     comparisons: Sequence[Record]
     networks: Sequence[Record]
     operations: Sequence[Record]
@@ -340,6 +341,11 @@ SECTIONS = (
         "what was asked for",
         "python benchmarks/demo_variants.py --depth my-depth",
         lambda records: sections.demo_variants(records.demo_variants),
+    ),
+    Section(
+        "The VAE in bands", "memory and processor time of SD 1.5's VAE", "whole maps",
+        "python benchmarks/vae_bands.py --native NATIVE",
+        lambda records: sections.vae_bands(records.vae_bands),
     ),
     Section(
         "Whole requests against diffusers", "SD 1.5 on the native target",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sdengine.adapters.applied import Strength, read_loras
 from sdengine.backends import select_backend
-from sdengine.backends.base import DEFAULTS, PRECISIONS, Backend, SessionOptions
+from sdengine.backends.base import DEFAULTS, PRECISIONS, VAE_TILES, Backend, SessionOptions
 from sdengine.backends.forks import ForkSafeLock, watch_forks
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.errors import ConfigError
@@ -29,6 +29,8 @@ from sdengine.pipeline.codec import (
     own_pixels,
     padded_size,
 )
+from sdengine.pipeline.decoding import preview_method
+from sdengine.pipeline.device_trajectory import Seen
 from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.pipeline import Pipeline, finish
 from sdengine.pipeline.plan import Plan, Watch
@@ -64,6 +66,7 @@ def load(
     device: int | None = None,
     embeddings: str | os.PathLike[str] | None = None,
     loras: Mapping[str | os.PathLike[str], Strength] | None = None,
+    vae_tiles: str = "auto",
 ) -> Engine:
     """Open a bundle and make an engine that runs it.
 
@@ -87,6 +90,9 @@ def load(
             strength for each (0.8), or one for the text encoders and one for the U-Net
             ((0.5, 0.8)), from -100 to 100. They are merged into the weights of a bundle of target
             native; their order changes nothing.
+        vae_tiles: with target native, compute the largest maps of the VAE in bands: "auto" where
+            they fit no other way, "always", which takes the least memory and more time, or "never".
+            Pictures are the same but for rounding.
 
     Returns:
         An engine; use it as a context manager or call its `close`.
@@ -108,7 +114,18 @@ def load(
         raise ConfigError.for_field("low_memory", low_memory, "True or False")
     chosen = select_backend(backend, opened.manifest.target)
     adapters = read_loras(opened, loras)
-    options = SessionOptions(precision, threads, memory_bytes, low_memory, device, adapters)
+    if vae_tiles not in VAE_TILES:
+        raise ConfigError.for_field("vae_tiles", vae_tiles, ", ".join(VAE_TILES))
+    if vae_tiles == "always" and opened.manifest.target != "native":
+        raise ConfigError.for_field(
+            "vae_tiles",
+            vae_tiles,
+            f"auto or never with target {opened.manifest.target}",
+            "Only target native computes parts of a picture such that they fit exactly.",
+        )
+    options = SessionOptions(
+        precision, threads, memory_bytes, low_memory, device, adapters, vae_tiles
+    )
     engine = Engine(opened, chosen, options)
     if embeddings is not None:
         try:
@@ -199,6 +216,7 @@ class Engine:
         *,
         progress: Callable[[Step], None] | None = None,
         preview_every: int = 0,
+        preview: str | None = None,
         cancel: threading.Event | None = None,
     ) -> Result:
         """Serve a request.
@@ -208,7 +226,10 @@ class Engine:
                 which gives the same images again.
             progress: called after every step; an exception that it raises ends the request. A GPU
                 that runs the steps itself does not wait for it.
-            preview_every: give every n-th step of `progress` a small preview; 0 gives none.
+            preview_every: give every n-th step of `progress` a preview; 0 gives none.
+            preview: how: "linear", the default, gives each latent cell its colour, for next to
+                nothing; "tiny" decodes with the bundle's tiny decoder; "vae" decodes averaged
+                latents with the VAE. None is "vae" with bundles of releases before this one.
             cancel: setting it, from any thread, ends the request within one step.
 
         Returns:
@@ -222,7 +243,8 @@ class Engine:
             Cancelled: `cancel` was set.
             DeviceError: the engine was closed, or belongs to the parent process.
         """
-        watch = Watch(cancel, preview_every, "nothing" if progress is None else "steps")
+        seen: Seen = "nothing" if progress is None else "steps"
+        watch = self._watch(cancel, preview_every, preview, seen)
         plan = self._plan(request)
         with self._turns.take(cancel):
             return finish(self._pipeline.run(plan, watch), progress)
@@ -234,13 +256,14 @@ class Engine:
         *,
         progress: Callable[[Step], None] | None = None,
         preview_every: int = 0,
+        preview: str | None = None,
         cancel: threading.Event | None = None,
         **options: Unpack[RequestOptions],
     ) -> Result:
         """Make images from a prompt: `run` of the `request` that the arguments make.
 
         Args:
-            progress, preview_every, cancel: as for `run`.
+            progress, preview_every, preview, cancel: as for `run`.
             {fields}
             num_inference_steps: diffusers' name of steps.
             num_images_per_prompt: images of each prompt, in place of batch_size: for prompts a, b
@@ -260,7 +283,13 @@ class Engine:
             UnsupportedShapeError, OutOfMemoryError, NonFiniteError, Cancelled: as for `run`.
         """
         request = self.request(prompt, negative_prompt, **options)
-        return self.run(request, progress=progress, preview_every=preview_every, cancel=cancel)
+        return self.run(
+            request,
+            progress=progress,
+            preview_every=preview_every,
+            preview=preview,
+            cancel=cancel,
+        )
 
     generate.__doc__ = str(generate.__doc__).format(fields=as_arguments(FIELDS.values(), 12))
 
@@ -271,6 +300,7 @@ class Engine:
         *,
         progress: Callable[[Step], None] | None = None,
         preview_every: int = 0,
+        preview: str | None = None,
         **options: Unpack[RequestOptions],
     ) -> Result:
         """Make images while the event loop goes on; arguments as for `generate`.
@@ -286,6 +316,7 @@ class Engine:
                 negative_prompt,
                 progress=progress,
                 preview_every=preview_every,
+                preview=preview,
                 cancel=cancel,
                 **options,
             )
@@ -310,6 +341,7 @@ class Engine:
         prompt: Request,
         *,
         preview_every: int = 0,
+        preview: str | None = None,
         cancel: threading.Event | None = None,
     ) -> Iterator[Step]: ...
 
@@ -320,6 +352,7 @@ class Engine:
         negative_prompt: str | Sequence[str] = "",
         *,
         preview_every: int = 0,
+        preview: str | None = None,
         cancel: threading.Event | None = None,
         **options: Unpack[RequestOptions],
     ) -> Iterator[Step]: ...
@@ -330,6 +363,7 @@ class Engine:
         negative_prompt: str | Sequence[str] = "",
         *,
         preview_every: int = 0,
+        preview: str | None = None,
         cancel: threading.Event | None = None,
         **options: Unpack[RequestOptions],
     ) -> Iterator[Step]:
@@ -341,7 +375,7 @@ class Engine:
         Returns:
             An iterator of steps; the last one's `result` holds the images.
         """
-        watch = Watch(cancel, preview_every)
+        watch = self._watch(cancel, preview_every, preview)
         if not isinstance(prompt, Request):
             prompt = self.request(prompt, negative_prompt, **options)
         elif negative_prompt or options:
@@ -508,6 +542,20 @@ class Engine:
         with self._turns.take():
             self._pipeline.forget_prompts()
 
+    def _watch(
+        self,
+        cancel: threading.Event | None,
+        preview_every: int,
+        preview: str | None,
+        seen: Seen = "latents",
+    ) -> Watch:
+        if preview is not None and preview_every == 0:
+            raise ConfigError.for_field(
+                "preview", preview, "nothing without preview_every", "Give preview_every too."
+            )
+        method = preview_method(self.bundle.manifest, preview)
+        return Watch(cancel, preview_every, method, seen)
+
     def _plan(self, request: Request) -> Plan:
         if not isinstance(request, Request):
             hint = "`generate` takes prompts."
@@ -515,7 +563,7 @@ class Engine:
         self._networks.require_own()
         plan = self._pipeline.plan(request)
         for one in plan.passes:
-            self.session.budget.check(*one.size, one.control_networks)
+            self.session.budget.check(*one.size, one.more_networks)
         return plan
 
     def _in_turns(self, plan: Plan, watch: Watch) -> Iterator[Step]:

@@ -53,6 +53,10 @@ TOLERANCES: dict[tuple[str, str], tuple[float, float]] = {
     ("unet with a LoRA", "float32"): (1e-5, 2e-6),
     # Whole networks on the native runtime, against torch in fp32.
     ("native network", "float32"): (1e-4, 5e-6),
+    # A VAE whose norms add up in other parts: in bf16 a value next to the middle of two numbers may
+    # become the other one, and what follows differs by as much as any rounding there.
+    ("native bands", "float32"): (1e-4, 5e-6),
+    ("native bands", "bfloat16"): (6e-2, 5e-3),
     # 127 levels to each side of both factors.
     ("native network", "int8"): (0.19, 2e-2),
     ("native linear", "int8"): (8e-2, 1.5e-2),

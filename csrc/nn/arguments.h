@@ -12,7 +12,7 @@
 
 namespace sdengine::nn {
 
-enum class Activation : std::uint8_t { None, Silu, Gelu, QuickGelu, Geglu };
+enum class Activation : std::uint8_t { None, Silu, Gelu, QuickGelu, Geglu, Relu };
 
 // What happens to a sum before it is stored: + bias, + the image's row, activation, + residual.
 struct Epilogue {
@@ -59,6 +59,17 @@ struct GroupNormArguments {
   bool silu = false;
 
   static auto maps() { return std::array{&GroupNormArguments::x, &GroupNormArguments::out}; }
+};
+
+// GroupNorm's second half, where the statistics are known: out = x * scale + shift, of each
+// channel.
+struct AffineArguments {
+  Map x, factors, out;  // factors: [images,1,1,2*channels] fp32, scales and then shifts
+  bool silu = false;
+
+  static auto maps() {
+    return std::array{&AffineArguments::x, &AffineArguments::factors, &AffineArguments::out};
+  }
 };
 
 struct LayerNormArguments {
@@ -131,6 +142,7 @@ struct CopyArguments {
   X(conv, ConvArguments)            \
   X(winograd, WinogradArguments)    \
   X(group_norm, GroupNormArguments) \
+  X(affine, AffineArguments)        \
   X(layer_norm, LayerNormArguments) \
   X(attention, AttentionArguments)  \
   X(add, AddArguments)              \

@@ -128,7 +128,7 @@ Planned plan_one(const OperationReader& reader, const Operations& operations) {
 Network::Network(const std::vector<OperationRecord>& records,
                  const std::map<std::string, WeightBytes>& weights, const Operations& operations,
                  std::shared_ptr<ThreadPool> pool)
-    : pool_(std::move(pool)) {
+    : operations_(operations), pool_(std::move(pool)) {
   Extent extent;
   std::vector<Planned> planned;
   std::size_t shared = 0, own = 0;
@@ -172,6 +172,19 @@ char* Network::address(const MapRecord& map) const {
   const Map found = read_map(map, "a network's own map", extent);
   if (extent.bytes > arena_bytes_) throw PlanError("a map lies outside the arena");
   return memory_ + reinterpret_cast<std::uintptr_t>(found.data);
+}
+
+void Network::moments(const MapRecord& record, double* means, double* deviations) {
+  Extent extent;
+  Map map = read_map(record, "a network's own map", extent);
+  if (extent.bytes > arena_bytes_) throw PlanError("a map lies outside the arena");
+  if (map.images != 1 || map.type == Type::Int64) {
+    throw PlanError("moments are those of one image of floats");
+  }
+  move(map, memory_);
+  std::vector<float> sums(norm_sums_bytes(map) / sizeof(float));
+  const auto held = pool_->hold();
+  operations_.moments(map, *pool_, sums.data(), means, deviations);
 }
 
 void Network::run(double* seconds) {

@@ -63,10 +63,15 @@ class Network {
   // Runs all operations; with `seconds` also writes how long each took.
   void run(double* seconds = nullptr);
 
+  // Writes the mean of each channel of a map of one image, and the squared distances of its values
+  // from the mean, added up. Throws PlanError for a map that is none or reaches beyond the arena.
+  void moments(const MapRecord& map, double* means, double* deviations);
+
   // Runs one of them. Throws std::out_of_range.
   void run_one(std::size_t index);
 
  private:
+  const Operations& operations_;
   std::shared_ptr<ThreadPool> pool_;
   std::vector<std::function<void(ThreadPool&, const Scratch&)>> steps_;
   char* memory_ = nullptr;

@@ -16,6 +16,9 @@ struct Operations {
   void (*name)(const Arguments&, ThreadPool&, const Scratch&);
   SDENGINE_OPERATIONS(SDENGINE_MEMBER)
 #undef SDENGINE_MEMBER
+  // Mean of each channel of an image, and its values' squared distances from it added up; `sums` is
+  // scratch as for GroupNorm.
+  void (*moments)(const Map& x, ThreadPool&, float* sums, double* means, double* deviations);
   // Adds up products at full speed; returns the multiplications and additions done.
   std::int64_t (*peak)(Kind, std::int64_t rounds);
 };

@@ -19,11 +19,10 @@ const std::map<std::string, Kind> kKinds = {{"float32", Kind::Float32},
                                             {"bfloat16", Kind::BFloat16},
                                             {"int16", Kind::Int16},
                                             {"int8", Kind::Int8}};
-const std::map<std::string, Activation> kActivations = {{"none", Activation::None},
-                                                        {"silu", Activation::Silu},
-                                                        {"gelu", Activation::Gelu},
-                                                        {"quick_gelu", Activation::QuickGelu},
-                                                        {"geglu", Activation::Geglu}};
+const std::map<std::string, Activation> kActivations = {
+    {"none", Activation::None},   {"silu", Activation::Silu},
+    {"gelu", Activation::Gelu},   {"quick_gelu", Activation::QuickGelu},
+    {"geglu", Activation::Geglu}, {"relu", Activation::Relu}};
 
 }  // namespace
 
@@ -233,6 +232,10 @@ WinogradArguments OperationReader::winograd() const {
   arguments.kind = in_16_bits ? Kind::Int16 : Kind::Float32;
   arguments.out_channels = out.channels;
   arguments.epilogue = epilogue(out.channels);
+  arguments.epilogue.activation = activation_word(false);
+  require(arguments.epilogue.activation == Activation::None ||
+              arguments.epilogue.activation == Activation::Relu,
+          "has another activation than none or relu");
   const int points = (arguments.tile + 2) * (arguments.tile + 2);
   arguments.weight = weight("weight", winograd_bytes(arguments.kind, arguments.tile, out.channels,
                                                      arguments.x.channels))
@@ -254,6 +257,20 @@ GroupNormArguments OperationReader::group_norm() const {
   arguments.silu = activation_word(false) == Activation::Silu;
   arguments.weight = vector("weight", arguments.x.channels);
   arguments.bias = vector("bias", arguments.x.channels);
+  return arguments;
+}
+
+AffineArguments OperationReader::affine() const {
+  AffineArguments arguments;
+  arguments.x = floats("x");
+  arguments.factors = floats("factors");
+  arguments.out = like("out", arguments.x);
+  require(arguments.x.type == arguments.out.type, "has maps of different types");
+  require(arguments.factors.type == Type::Float32 && arguments.factors.pixels() == 1 &&
+              arguments.factors.images == arguments.x.images &&
+              arguments.factors.channels == std::int64_t{2} * arguments.x.channels,
+          "has no scale and shift in fp32 for each image and channel");
+  arguments.silu = activation_word(false) == Activation::Silu;
   return arguments;
 }
 

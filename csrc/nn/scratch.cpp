@@ -68,11 +68,14 @@ ScratchNeed scratch_for(const WinogradArguments& arguments) {
 }
 
 ScratchNeed scratch_for(const GroupNormArguments& arguments) {
-  const Map& x = arguments.x;
+  return {norm_sums_bytes(arguments.x), 0};
+}
+
+std::size_t norm_sums_bytes(const Map& x) {
   const std::size_t chunks = (x.pixels() + kNormRows - 1) / kNormRows;
   const std::size_t row = round_up((std::size_t(x.channels) + kPanel) * 4);
   // Two sums a chunk, then scale and shift of each image.
-  return {x.images * (chunks * 2 + 2) * row, 0};
+  return x.images * (chunks * 2 + 2) * row;
 }
 
 ScratchNeed scratch_for(const AttentionArguments& arguments) {

@@ -29,6 +29,7 @@ ScratchNeed scratch_for(const ConvArguments& arguments);
 ScratchNeed scratch_for(const WinogradArguments& arguments);
 ScratchNeed scratch_for(const GroupNormArguments& arguments);
 ScratchNeed scratch_for(const AttentionArguments& arguments);
+std::size_t norm_sums_bytes(const Map& x);
 
 constexpr std::size_t kCacheLine = 64;
 constexpr std::size_t round_up(std::size_t bytes) {

@@ -102,6 +102,18 @@ class PyNetwork {
     return seconds;
   }
 
+  py::array_t<double> moments(const py::dict& map) {
+    const MapRecord record = to_map(map);
+    if (record.channels < 1 || record.channels > (1 << 24)) {
+      throw py::value_error("channels: " + std::to_string(record.channels));
+    }
+    py::array_t<double> found({py::ssize_t{2}, static_cast<py::ssize_t>(record.channels)});
+    double* values = found.mutable_data();
+    const py::gil_scoped_release release;
+    network_->moments(record, values, values + record.channels);
+    return found;
+  }
+
   std::size_t arena_bytes() const { return network_->arena_bytes(); }
   std::size_t scratch_bytes() const { return network_->scratch_bytes(); }
 
@@ -210,6 +222,9 @@ void bind_network(py::module_& module) {
       .def("run", &PyNetwork::run, "Run all operations.")
       .def("run_one", &PyNetwork::run_one, py::arg("index"),
            "Run one operation, whose inputs must be there.")
+      .def("moments", &PyNetwork::moments, py::arg("map"),
+           "Return [2, channels] fp64 of a map of one image: each channel's mean, and the squared "
+           "distances of its values from it, added up.")
       .def("run_timed", &PyNetwork::run_timed,
            "Run all operations and return the seconds that each took.")
       .def_property_readonly("arena_bytes", &PyNetwork::arena_bytes)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+VAE_TILES = ("auto", "always", "never")
 CPU_PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -53,6 +54,7 @@ class SessionOptions:
         low_memory: each network is freed once a request is done with it.
         device: number of the GPU, as CUDA counts them; None for the first, and without one.
         adapters: merged into the weights; only for bundles of target native.
+        vae_tiles: one of VAE_TILES: whether the VAE's largest maps are computed in parts.
     """
 
     precision: str = "auto"
@@ -61,6 +63,7 @@ class SessionOptions:
     low_memory: bool = False
     device: int | None = None
     adapters: Applied = NO_ADAPTERS
+    vae_tiles: str = "auto"
 
 
 DEFAULTS = SessionOptions()

@@ -113,12 +113,12 @@ class MemoryBudget:
         low = self.low_memory if low_memory is None else low_memory
         return [size for size in self.needs if size.total_bytes(low) <= self.available_bytes]
 
-    def check(self, width: int, height: int, controls: Collection[str] = ()) -> None:
+    def check(self, width: int, height: int, more: Collection[str] = ()) -> None:
         """Refuse an image size that does not fit.
 
         Args:
             width, height: in pixels.
-            controls: networks that steer the U-Net meanwhile.
+            more: networks that the request runs beside those that every request runs.
 
         Raises:
             OutOfMemoryError: it does not; the message has the figures and what would help.

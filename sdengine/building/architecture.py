@@ -67,6 +67,7 @@ def describe(
         },
         "scheduler": scheduler,
         "controls": {name: _control(control) for name, control in controls.items()},
+        "tiny_vae": checkpoint.tiny_vae_config and checkpoint.tiny_vae_config.to_dict(),
         "not_taken_over": [*checkpoint.not_taken_over, *not_taken_over],
     }
     try:

@@ -19,6 +19,7 @@ from sdengine.building.architecture import (
     sizes_to_build,
     token_table_file,
 )
+from sdengine.building.latent_colours import fit_latent_rgb
 from sdengine.building.options import BuildOptions, versions
 from sdengine.building.report import BuildReport, Stages
 from sdengine.bundle.manifest import (
@@ -194,10 +195,10 @@ class _Build:
     not_taken_over: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Count the stages: read, export, compile and measure each network, tokenizer, hash."""
+        """Count them: read, preview, export, compile and measure a network, tokenizer, hash."""
         eight_bits = self.options.number_format is not None
         measured = self.options.measure_layers and not eight_bits
-        total = 3 + (3 if measured else 2) * len(self.networks) + eight_bits
+        total = 4 + (3 if measured else 2) * len(self.networks) + eight_bits
         self.stages = Stages(total, self.options.progress, self.options.cancel)
         self.spec = self.options.compile_spec(self.stages.compiler_step)
 
@@ -213,6 +214,11 @@ class _Build:
             origin = Source.model_validate(
                 {"name": source.name, "sha256": source.sha256, "guesses": guesses}
             )
+        with self.stages.stage("preview"):
+            colours = fit_latent_rgb(source.vae())
+            vae = architecture.vae.model_copy(update={"latent_rgb": colours})
+            architecture = architecture.model_copy(update={"vae": vae})
+            gc.collect()
         networks = {}
         for name in self.networks:
             networks[name] = self._write_network(name, folder, architecture.vae.compute_fp32)

@@ -40,8 +40,8 @@ from sdengine.models.unet import UNetConfig
 from sdengine.models.vae import VAEConfig
 
 _RGB = 3
-# Not needed for text to image.
-_LEFT_OUT = ("vae_encoder",)
+# What only some requests run, in memory of its own.
+_OF_SOME = ("vae_encoder", "tiny_decoder", "tiny_encoder")
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,6 +60,8 @@ class SizeEstimate:
         pool_bytes: latents, noise, the sampler's table, the images, and what controls compute in.
         total_bytes: with all weights resident.
         low_total_bytes: with `low_memory`, where each network is freed once it is done.
+        more_bytes: by network that only some requests run, such as the VAE encoder of those that
+            start from a picture: its weights and scratch, which are in none of the totals.
     """
 
     width: int
@@ -70,6 +72,7 @@ class SizeEstimate:
     pool_bytes: int
     total_bytes: int
     low_total_bytes: int
+    more_bytes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -143,20 +146,22 @@ def estimate_memory(
     exporter = Exporter(source, OnnxCache(), controlnet=steered)
     check_multiples(sizes, exporter.multiple)
     item_bytes = TORCH_DTYPES[precision].itemsize
-    networks = [name for name in exporter.networks if name not in _LEFT_OUT]
-    weight_bytes = {name: _weight_bytes(source, name, item_bytes) for name in networks}
-    scratch: dict[str, dict[tuple[int, int], int]] = {name: {} for name in networks}
+    every = exporter.networks
+    networks = [name for name in every if name not in _OF_SOME]
+    weight_bytes = {name: _weight_bytes(source, name, item_bytes) for name in every}
+    scratch: dict[str, dict[tuple[int, int], int]] = {name: {} for name in every}
     told: dict[str, Mapping[tuple[int, int], int]] = {}
     if built is not None and (built.precision, built.batch) == (precision, batch):
         weight_bytes |= {n: size for n, size in built.weight_bytes.items() if n in weight_bytes}
         told = {n: by_size for n, by_size in built.scratch_bytes.items() if n in scratch}
-    for done, name in enumerate(networks):
+    for done, name in enumerate(every):
         scratch[name] |= {size: n for size, n in told.get(name, {}).items() if size in sizes}
         left = [size for size in sizes if size not in scratch[name]]
-        tell = functools.partial(_tell, progress, done, len(networks))
+        tell = functools.partial(_tell, progress, done, len(every))
         if left:
             scratch[name] |= _scratch_bytes(exporter, name, precision, left, batch, tell)
     estimates = []
+    of_some = {name: (weight_bytes.pop(name), scratch.pop(name)) for name in {*every} - {*networks}}
     resident = sum(weight_bytes.values())
     for size in sizes:
         needed = {name: by_size[size] for name, by_size in scratch.items()}
@@ -166,7 +171,8 @@ def estimate_memory(
         pool += sum(scratch for name, scratch in needed.items() if is_control(name))
         total = resident + max(s for name, s in needed.items() if not is_control(name)) + pool
         low = _largest_stage(weight_bytes, needed) + pool
-        estimates.append(SizeEstimate(*size, batch, needed, told_here, pool, total, low))
+        more = {name: weights + by_size[size] for name, (weights, by_size) in of_some.items()}
+        estimates.append(SizeEstimate(*size, batch, needed, told_here, pool, total, low, more))
     return MemoryEstimate(source.name, precision, weight_bytes, estimates)
 
 
@@ -211,9 +217,9 @@ def _largest_stage(weight_bytes: dict[str, int], scratch_bytes: dict[str, int]) 
 
 def _weight_bytes(source: PartSource, network: str, item_bytes: int) -> int:
     """Count a network's weights; the token table stays with the host."""
-    part = {"vae_decoder": "vae"}.get(network, network)
+    shapes = source.shapes(part_of(network))
     return item_bytes * sum(
-        math.prod(shape) for name, shape in source.shapes(part).items() if has_weight(network, name)
+        math.prod(shape) for name, shape in shapes.items() if has_weight(network, name)
     )
 
 

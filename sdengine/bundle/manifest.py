@@ -238,14 +238,28 @@ class VAEArchitecture(_Strict):
     """Describe the VAE: latents = scaling_factor * encoder output, H/downscale by W/downscale.
 
     `compute_fp32` says that its values leave the range of fp16: where the rest computes in fp16, it
-    computes in bf16, or in fp32 on a device without bf16.
+    computes in bf16, or in fp32 on a device without bf16. `latent_rgb` has a row of red, green and
+    blue in [-1,1] for each channel of scaled latents and, last, one that is added: about the colour
+    of a cell, for previews.
     """
 
     scaling_factor: Annotated[float, Field(gt=0, le=1e6)]
     latent_channels: Annotated[int, Field(ge=1, le=1024)]
     downscale: Annotated[int, Field(ge=1, le=64)] = 8
     compute_fp32: bool = False
+    latent_rgb: list[Annotated[list[float], Field(min_length=3, max_length=3)]] | None = None
     config: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _row_for_each_channel(self) -> VAEArchitecture:
+        if self.latent_rgb is not None and len(self.latent_rgb) != self.latent_channels + 1:
+            raise ValueError(f"latent_rgb has {len(self.latent_rgb)} rows")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_known(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        known = self.latent_rgb is not None  # earlier releases do not know it
+        return {name: v for name, v in dump(self).items() if name != "latent_rgb" or known}
 
 
 # What a U-Net reads beside the noisy latents tells what it is for.
@@ -263,8 +277,9 @@ class Architecture(_Strict):
     The outputs of `text_encoders` are joined in their order; `pooled_from` names the one whose
     pooled output conditions the U-Net. `zero_empty_negative` asks for zeros in place of an empty
     negative prompt's embeddings. `controls` has the networks that steer the U-Net by a picture, by
-    name. `not_taken_over` has a line for each thing in the checkpoint's files that has no effect
-    here.
+    name. `tiny_vae` is the configuration of the tiny autoencoder, where the networks tiny_decoder
+    and tiny_encoder are of one. `not_taken_over` has a line for each thing in the checkpoint's
+    files that has no effect here.
     """
 
     family: _ShortText
@@ -275,6 +290,7 @@ class Architecture(_Strict):
     vae: VAEArchitecture
     scheduler: dict[str, Any]
     controls: dict[_ShortText, ControlArchitecture] = Field(default_factory=dict, max_length=32)
+    tiny_vae: dict[str, Any] | None = None
     not_taken_over: list[_Text] = Field(default_factory=list, max_length=100)
 
     @property
@@ -307,7 +323,7 @@ class Architecture(_Strict):
         self, dump: SerializerFunctionWrapHandler
     ) -> dict[str, Any]:
         content: dict[str, Any] = dump(self)
-        for name in ("not_taken_over", "controls"):
+        for name in ("not_taken_over", "controls", "tiny_vae"):
             if not content[name]:
                 del content[name]
         return content

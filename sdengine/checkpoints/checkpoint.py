@@ -18,11 +18,13 @@ from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError
 from sdengine.models.configs import ModelArchitecture
 from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
+from sdengine.models.tiny_vae import TinyVAEConfig
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL, VAEConfig
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+TINY_VAE = "tiny_vae"
 # What time_ids holds: original size, crop and target size; or an aesthetic score for the last.
 _TIME_IDS, _TIME_IDS_WITH_SCORE = 6, 5
 
@@ -51,6 +53,7 @@ class Checkpoint(PartSource):
             named; empty for the size that the U-Net was trained at.
         batch: images that one run of such a bundle makes.
         guesses: what the files do not say and was assumed.
+        tiny_vae_config: of the autoencoder for previews and drafts, where one came with it.
     """
 
     root: Path
@@ -70,6 +73,7 @@ class Checkpoint(PartSource):
     resolutions: Sequence[Any] = ()
     batch: int = 1
     guesses: tuple[Guess, ...] = ()
+    tiny_vae_config: TinyVAEConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit each other.
@@ -104,7 +108,12 @@ class Checkpoint(PartSource):
     @property
     def configs(self) -> dict[str, PartConfig]:
         """The networks' configurations, by what a folder calls them."""
-        return {**self.text_encoder_configs, "unet": self.unet_config, "vae": self.vae_config}
+        known: dict[str, PartConfig] = {
+            **self.text_encoder_configs,
+            "unet": self.unet_config,
+            "vae": self.vae_config,
+        }
+        return known if self.tiny_vae_config is None else {**known, TINY_VAE: self.tiny_vae_config}
 
     def unet(self, dtype: torch.dtype | None = torch.float32) -> UNet2DConditionModel:
         """Return the U-Net; see `load`."""

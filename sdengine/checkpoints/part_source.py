@@ -19,10 +19,11 @@ from sdengine.models.controlnet_union import ControlNetUnionConfig
 from sdengine.models.controls import ControlConfig, make_control
 from sdengine.models.t2i_adapter import T2IAdapterConfig
 from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
+from sdengine.models.tiny_vae import TinyAutoencoder, TinyVAEConfig
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL, VAEConfig
 
-PartConfig = UNetConfig | VAEConfig | TextEncoderConfig | ControlConfig
+PartConfig = UNetConfig | VAEConfig | TextEncoderConfig | ControlConfig | TinyVAEConfig
 _MODULES: Mapping[type[Any], Callable[[Any], nn.Module]] = {
     UNetConfig: UNet2DConditionModel,
     VAEConfig: AutoencoderKL,
@@ -30,6 +31,7 @@ _MODULES: Mapping[type[Any], Callable[[Any], nn.Module]] = {
     ControlNetConfig: make_control,
     ControlNetUnionConfig: make_control,
     T2IAdapterConfig: make_control,
+    TinyVAEConfig: TinyAutoencoder,
 }
 
 

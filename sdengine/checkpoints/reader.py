@@ -16,6 +16,7 @@ from sdengine.checkpoints.formats.tensor_files import ENDINGS
 from sdengine.checkpoints.separate_unet import with_separate_unet
 from sdengine.checkpoints.separate_vae import with_separate_vae
 from sdengine.checkpoints.single_file import read_single_file
+from sdengine.checkpoints.tiny_vae import has_tiny_vae, with_tiny_vae
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.configs import ARCHITECTURES, ModelArchitecture
 
@@ -31,6 +32,7 @@ def load_checkpoint(
     variant: str | None = None,
     base: PathLike | None = None,
     vae: PathLike | None = None,
+    tiny_vae: PathLike | None = None,
     family: str | ModelArchitecture | None = None,
     prediction_type: str | None = None,
     scheduler: Mapping[str, Any] | None = None,
@@ -46,6 +48,8 @@ def load_checkpoint(
         base: a checkpoint that gives everything but the U-Net, which `path` then holds: in a file
             (of a whole model or of the U-Net alone) or a folder.
         vae: a file or folder whose autoencoder replaces the checkpoint's.
+        tiny_vae: a file or folder of a tiny autoencoder (TAESD) that goes with it, for previews and
+            drafts; a folder named so within the checkpoint's is taken by itself.
         family: refuse a checkpoint that is not of this family: "sd1", "sd2", "sdxl" or
             "sdxl-refiner". Or the name of a published architecture, such as "sd15", or an
             architecture of one's own, which a single file then has to fit instead of what its
@@ -84,6 +88,8 @@ def load_checkpoint(
     checkpoint = _without_what_was_given(checkpoint, family, prediction_type)
     if vae is not None:
         checkpoint = with_separate_vae(checkpoint, _existing("vae", vae))
+    if tiny_vae is not None:
+        checkpoint = with_tiny_vae(checkpoint, _existing("tiny_vae", tiny_vae))
     return checkpoint
 
 
@@ -119,7 +125,8 @@ def _open(
         return BUILT_IN[path]()
     place = _existing("checkpoint", path)
     if place.is_dir():
-        return read_folder(place, variant=variant)
+        checkpoint = read_folder(place, variant=variant)
+        return with_tiny_vae(checkpoint, place) if has_tiny_vae(place) else checkpoint
     if place.suffix.lower() not in ENDINGS:
         raise CheckpointError(
             f"checkpoint {str(place)!r} is not a folder, nor a file that ends in "
@@ -135,7 +142,7 @@ def _existing(argument: str, path: PathLike) -> Path:
         place = Path(os.fsdecode(path))
     except TypeError:
         raise ConfigError.for_field(
-            argument, path, "the path of a folder or file" + ", or 'demo'" * (argument != "vae")
+            argument, path, "the path of a folder or file" + ", or 'demo'" * ("vae" not in argument)
         ) from None
     try:
         what = "" if place.is_dir() or place.is_file() else "does not exist"

@@ -76,6 +76,7 @@ def build(
     variant: options.Variant = None,
     base: options.Base = None,
     vae: options.Vae = None,
+    tiny_vae: options.TinyVae = None,
     family: options.Family = None,
     prediction_type: options.PredictionType = None,
     scheduler: options.Scheduler = None,
@@ -90,7 +91,7 @@ def build(
 
         built = run_build(
             options.open_if_changed(
-                checkpoint, variant, base, vae, family, prediction_type, scheduler
+                checkpoint, variant, base, vae, tiny_vae, family, prediction_type, scheduler
             ),
             output,
             target=target,

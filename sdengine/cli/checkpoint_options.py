@@ -26,6 +26,12 @@ Vae = Annotated[
     str | None,
     typer.Option("--vae", metavar="PATH", help="Take the autoencoder of this file or folder."),
 ]
+TinyVae = Annotated[
+    str | None,
+    typer.Option(
+        "--tiny-vae", metavar="PATH", help="A tiny autoencoder (TAESD) for previews and drafts."
+    ),
+]
 Family = Annotated[
     str | None,
     typer.Option(help="Refuse other families: sd1, sd2, sdxl, sdxl-refiner; or sd15, lcm..."),
@@ -49,13 +55,14 @@ def open_if_changed(
     variant: str | None,
     base: str | None,
     vae: str | None,
+    tiny_vae: str | None,
     family: str | None,
     prediction_type: str | None,
     scheduler: list[str] | None,
 ) -> str | Checkpoint:
     """Open a checkpoint if an option changes how it is read; else leave that to others."""
     changes = scheduler_changes(scheduler)
-    given = (variant, base, vae, family, prediction_type)
+    given = (variant, base, vae, tiny_vae, family, prediction_type)
     if not changes and all(option is None for option in given):
         return path
     from sdengine.checkpoints import load_checkpoint
@@ -65,6 +72,7 @@ def open_if_changed(
         variant=variant,
         base=base,
         vae=vae,
+        tiny_vae=tiny_vae,
         family=family,
         prediction_type=prediction_type,
         scheduler=changes,

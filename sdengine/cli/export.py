@@ -50,6 +50,7 @@ def export(
     variant: options.Variant = None,
     base: options.Base = None,
     vae: options.Vae = None,
+    tiny_vae: options.TinyVae = None,
     family: options.Family = None,
     prediction_type: options.PredictionType = None,
     scheduler: options.Scheduler = None,
@@ -64,7 +65,7 @@ def export(
 
         report = export_onnx(
             options.open_if_changed(
-                checkpoint, variant, base, vae, family, prediction_type, scheduler
+                checkpoint, variant, base, vae, tiny_vae, family, prediction_type, scheduler
             ),
             output,
             networks=None if networks is None else [name.strip() for name in networks.split(",")],

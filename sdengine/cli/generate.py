@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from sdengine.images.metadata import Metadata
     from sdengine.images.result import Result, Step
 
-_SHOWN = {"text_encoder": "text encoder", "unet": "U-Net", "vae_decoder": "VAE decoder"}
+_PREVIEW_EVERY = 5
+_PREVIEW_SIDE = 512  # pixels that smaller previews are enlarged to at most
+_SHOWN = {
+    "text_encoder": "text encoder",
+    "unet": "U-Net",
+    "vae_decoder": "VAE decoder",
+    "vae_encoder": "VAE encoder",
+    "tiny_decoder": "tiny decoder",
+    "tiny_encoder": "tiny encoder",
+}
 
 
 @request_options
@@ -78,6 +87,20 @@ def generate(
     embeddings_folder: Annotated[
         str | None, typer.Option("--embeddings", metavar="FOLDER", help=FOLDER_HELP)
     ] = None,
+    vae_tiles: Annotated[
+        str,
+        typer.Option(help="Target native: compute the VAE in bands; auto, always or never."),
+    ] = "auto",
+    preview: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="PNG of what the pictures are about so far."),
+    ] = None,
+    preview_every: Annotated[
+        int | None, typer.Option(metavar="N", help="Write it every N steps; 5 if not given.")
+    ] = None,
+    preview_method: Annotated[
+        str | None, typer.Option(help="How it is made: linear, tiny or vae.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make images from a prompt. Values not given are the bundle's defaults; the seed is random."""
@@ -88,6 +111,7 @@ def generate(
     memory_bytes = None if memory is None else parse_bytes("--memory", memory)
     given = read_given(fields.pop("embeddings", ()))
     loras = parse_loras(lora)
+    watched = _watched(preview, preview_every, preview_method)
     options = {**fields, "prompt": _one_or_many(prompt)} if prompt else fields
     has_new_text = bool(options.keys() & {"prompt", "negative_prompt"})
     check_output(output)
@@ -119,6 +143,7 @@ def generate(
             device,
             embeddings_folder,
             loras,
+            vae_tiles,
         ) as engine,
     ):
         engine.add_embeddings(*given)
@@ -129,7 +154,7 @@ def generate(
                 note(f"warning: {line}")
         for line in few_step_notes(engine, options):
             note(f"note: {line}")
-        result = engine.generate(progress=_shown_by(bar), **options)
+        result = engine.generate(progress=_shown_by(bar, preview), **watched, **options)
     for line in (*result.warnings, *embedding_warnings(recorded, given, result)):
         note(f"warning: {line}")
     files = result.save(output, overwrite=overwrite)
@@ -222,5 +247,42 @@ def _summary(result: Result) -> str:
     return f"{shown}; total {timings.total_ms:.1f} ms ({how})"
 
 
-def _shown_by(bar: ProgressBar) -> Callable[[Step], None]:
-    return lambda step: bar("generating", step.index + 1, step.total)
+def _watched(
+    preview: str | None, preview_every: int | None, preview_method: str | None
+) -> dict[str, Any]:
+    """Return what `Engine.generate` is told of previews; refuse what has no effect."""
+    from sdengine.images.png import check_output
+
+    if preview is None:
+        for name, value in (("every", preview_every), ("method", preview_method)):
+            if value is not None:
+                raise ConfigError.for_field(f"--preview-{name}", value, "nothing without --preview")
+        return {}
+    check_output(preview)
+    every = _PREVIEW_EVERY if preview_every is None else preview_every
+    if every < 1:
+        raise ConfigError.for_field("--preview-every", every, "at least 1")
+    return {
+        "preview_every": every,
+        "preview": preview_method,
+    }
+
+
+def _shown_by(bar: ProgressBar, preview: str | None) -> Callable[[Step], None]:
+    """Return what shows a step: by a bar, and by the preview's file, which it replaces."""
+
+    def show(step: Step) -> None:
+        bar("generating", step.index + 1, step.total)
+        if preview is not None and step.preview is not None:
+            import numpy as np
+            from PIL import Image
+
+            from sdengine.images.png import encode_png, write_images
+
+            shown = Image.fromarray(np.concatenate(list(step.preview), axis=1))
+            shown = shown.resize(
+                [side * max(1, _PREVIEW_SIDE // shown.height) for side in shown.size]
+            )
+            write_images(preview, [encode_png(shown, {})], overwrite=True)
+
+    return show

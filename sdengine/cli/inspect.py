@@ -88,7 +88,7 @@ def _show_plan(
     width, height = parse_size("--size", size) if size else manifest.resolutions[0]
     check_size(width, height, manifest)
     length = manifest.architecture.text_encoders[0].chunk_length
-    rows = 1 if network.startswith("vae") else 2
+    rows = 1 if network.startswith(("vae", "tiny")) else 2
     sizes = {"batch": rows, "height": height, "width": width, "sequence": length}
     shapes = resolve_shapes(network, bundle.network(network).inputs, sizes)
     with progress_bar(f"laying out {network}", quiet=as_json):

@@ -120,6 +120,11 @@ def _print(found: MemoryEstimate, limit: int | None) -> None:
             row.append(_verdict(size.total_bytes, size.low_total_bytes, limit))
         table.add_row(*row)
     print_table(table)
+    for name in sorted(found.sizes[0].more_bytes):
+        beside = ", ".join(
+            f"{_gb(size.more_bytes[name])} at {size.width}x{size.height}" for size in found.sizes
+        )
+        say(f"beside that, for requests that run {name}, in GB: {beside}")
     note(
         "Low memory: each network freed once it is done (--low-memory). Scratch follows from the "
         "graphs, or was told by the engines' builder; the CUDA context and captured graphs come on "

@@ -27,9 +27,15 @@ from sdengine.models.contracts import (
     make_contract,
 )
 from sdengine.models.t2i_adapter import T2IAdapterConfig
+from sdengine.models.tiny_vae import TinyVAEConfig
 from sdengine.models.vae import VAEConfig
 
-_PARTS = {"vae_decoder": "vae", "vae_encoder": "vae"}
+_PARTS = {
+    "vae_decoder": "vae",
+    "vae_encoder": "vae",
+    "tiny_decoder": "tiny_vae",
+    "tiny_encoder": "tiny_vae",
+}
 # Of the memory that is free; onnxruntime keeps the scores of attention and their softmax at a time,
 # and in fp16 a rounded copy.
 _MEMORY_SHARE = 0.75
@@ -64,9 +70,15 @@ class Exporter:
     @property
     def networks(self) -> tuple[str, ...]:
         """Those that the checkpoint has."""
-        parts = self.source.parts
-        controls = [part for part in parts if part == CONTROLNET or is_control(part)]
-        return tuple(name for name in (*NETWORKS, *controls) if part_of(name) in parts)
+        configs = self.source.configs
+        tiny = configs.get("tiny_vae")
+        lacking = set()
+        if isinstance(tiny, TinyVAEConfig):
+            lacking |= set() if tiny.has_encoder else {"tiny_encoder"}
+            lacking |= set() if tiny.has_decoder else {"tiny_decoder"}
+        controls = [part for part in configs if part == CONTROLNET or is_control(part)]
+        known = (name for name in (*NETWORKS, *controls) if name not in lacking)
+        return tuple(name for name in known if part_of(name) in configs)
 
     @property
     def multiple(self) -> int:

@@ -34,7 +34,7 @@ class Step:
         latents: [B,C,H/8,W/8] fp32 after the step; read-only, overwritten by the next step. None
             where `progress` is told of a step that a GPU ran by itself, which would have to wait to
             give them; the last step of each run of images has them.
-        preview: [B,h,w,3] uint8 of what the clean images look like so far, small; None on steps
+        preview: [B,h,w,3] uint8 of what the clean images look like so far; None on steps
             that were not asked for one.
         result: set on the last step only.
     """

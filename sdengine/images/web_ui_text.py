@@ -51,6 +51,7 @@ _CHOICES = {
     "noise": {"CPU": "cpu", "GPU": "cuda", "NV": "cuda"},
     "emphasis": _EMPHASIS,
     "hires_upscaler": _UPSCALERS,
+    "decoder": {"Full": "vae", "TAESD": "tiny"},
 }
 # The web UI's own names; "Automatic" is the sampler's default.
 _SCHEDULES = {"Automatic": None, "Uniform": "normal", "DDIM": "ddim_uniform"}
@@ -127,6 +128,8 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
     pairs |= {f"ControlNet {i}": _control(one) for i, one in enumerate(request.controls)}
     if request.embeddings:
         pairs[_EMBEDDINGS] = ", ".join(f"{e.name}: {e.sha256[:10]}" for e in request.embeddings)
+    if request.decoder != "vae":
+        pairs |= _labelled(request, "decoder")
     pairs |= _labelled(request, "noise")
     pairs["Version"] = f"sdengine {provenance.version}"
     shown = (f"{key}: {_value_text(value)}" for key, value in pairs.items() if value is not None)

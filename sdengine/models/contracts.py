@@ -18,10 +18,19 @@ from sdengine.models.dtypes import TORCH_DTYPES
 from sdengine.models.positional import Joined, Method, PositionalControlNet, PositionalUNet
 from sdengine.models.t2i_adapter import T2IAdapter
 from sdengine.models.text_encoder import CLIPTextEncoder
+from sdengine.models.tiny_vae import TinyAutoencoder
 from sdengine.models.unet import FEATURES, UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL
 
-NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder")
+NETWORKS = (
+    "text_encoder",
+    "text_encoder_2",
+    "unet",
+    "vae_decoder",
+    "vae_encoder",
+    "tiny_decoder",
+    "tiny_encoder",
+)
 CONTROLNET = "controlnet"
 SEQUENCE = 77  # of one prompt; the U-Net takes several joined
 _FLOAT, _INT = "float32", "int64"
@@ -35,6 +44,8 @@ LEFT_OUT: Mapping[str, tuple[str, ...]] = {
     "text_encoder_2": ("text_model.embeddings.token_embedding",),
     "vae_decoder": ("encoder", "quant_conv"),
     "vae_encoder": ("decoder", "post_quant_conv"),
+    "tiny_decoder": ("encoder",),
+    "tiny_encoder": ("decoder",),
 }
 
 
@@ -267,6 +278,32 @@ def vae_encoder_contract(module: AutoencoderKL) -> NetworkContract:
     )
 
 
+def tiny_decoder_contract(module: TinyAutoencoder) -> NetworkContract:
+    """Scaled latents between -3 and 3 -> images in [0,1]; the caller bends and stretches them."""
+    config = module.config
+    (downscale,) = config.downscales
+    return NetworkContract(
+        name="tiny_decoder",
+        module=module.decoder,
+        inputs=(TensorSpec("latents", _map(config.latent_channels, downscale), _FLOAT),),
+        outputs=(TensorSpec("images", _map(config.out_channels, 1), _FLOAT),),
+        multiple=downscale,
+    )
+
+
+def tiny_encoder_contract(module: TinyAutoencoder) -> NetworkContract:
+    """Images in [0,1] -> scaled latents."""
+    config = module.config
+    (downscale,) = config.downscales
+    return NetworkContract(
+        name="tiny_encoder",
+        module=module.encoder,
+        inputs=(TensorSpec("images", _map(config.in_channels, 1), _FLOAT),),
+        outputs=(TensorSpec("latents", _map(config.latent_channels, downscale), _FLOAT),),
+        multiple=downscale,
+    )
+
+
 def has_weight(network: str, name: str) -> bool:
     """Say whether a network of a bundle holds the weight of that name in its module."""
     return not name.startswith(tuple(f"{part}." for part in LEFT_OUT.get(network, ())))
@@ -344,8 +381,8 @@ def make_contract(
 
     Args:
         name: one of NETWORKS, "controlnet", or what a bundle calls the network of a control.
-        module: the CLIPTextEncoder, UNet2DConditionModel, AutoencoderKL, ControlNetModel or
-            T2IAdapter.
+        module: the CLIPTextEncoder, UNet2DConditionModel, AutoencoderKL, TinyAutoencoder,
+            ControlNetModel or T2IAdapter.
         downscale: pixels along one side of a latent cell (U-Net, ControlNet).
         controlnet: let the U-Net read ControlNet residuals.
         adapters: let it read a T2I-Adapter's features.
@@ -377,6 +414,10 @@ def make_contract(
         contract = vae_decoder_contract(module)
     elif name == "vae_encoder" and isinstance(module, AutoencoderKL):
         contract = vae_encoder_contract(module)
+    elif name == "tiny_decoder" and isinstance(module, TinyAutoencoder):
+        contract = tiny_decoder_contract(module)
+    elif name == "tiny_encoder" and isinstance(module, TinyAutoencoder):
+        contract = tiny_encoder_contract(module)
     if contract is None:
         raise ConfigError.for_field(
             "network",

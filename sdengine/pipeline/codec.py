@@ -11,8 +11,9 @@ from sdengine.inputs.picture import Picture, Pixels, read_picture
 from sdengine.inputs.resize import flattened, padded
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.decoding import decode
+from sdengine.pipeline.encoding import ENCODER, encoded
 from sdengine.pipeline.loaded_networks import Networks
-from sdengine.pipeline.picture_start import ENCODER, encoded, next_size
+from sdengine.pipeline.picture_start import next_size
 
 _WHITE = (255, 255, 255)
 

@@ -19,8 +19,8 @@ from sdengine.inputs.resize import nearest, padded, resized
 from sdengine.inputs.upscaler import Upscaler, UpscalerFile, open_upscaler, upscaled_to
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.decoding import decode
+from sdengine.pipeline.encoding import ENCODER, encoded
 from sdengine.pipeline.loaded_networks import Networks
-from sdengine.pipeline.picture_start import ENCODER, encoded
 from sdengine.pipeline.plan import Plan
 from sdengine.request.control import Control
 from sdengine.request.hires_fields import LATENT_UPSCALERS, LEAST_LATENT_STRENGTH

@@ -10,23 +10,24 @@ from numpy.typing import NDArray
 
 from sdengine.bundle.manifest import Manifest
 from sdengine.bundle.reader import check_size
-from sdengine.bundle.tensors import require_tensors
-from sdengine.errors import ConfigError, NonFiniteError
+from sdengine.errors import ConfigError
 from sdengine.inputs.depth import is_flat
 from sdengine.inputs.interpolation import interpolated
 from sdengine.inputs.mask import filled, latent_weights
 from sdengine.inputs.picture import Picture, Pixels
 from sdengine.inputs.resize import flattened, padded, resized
 from sdengine.pipeline.clock import StageClock
+from sdengine.pipeline.encoding import ENCODER, encode_image, encoded, in_range
 from sdengine.pipeline.inpainting import Inpainting, computed_part
 from sdengine.pipeline.known_part import KnownPart
 from sdengine.pipeline.latents import latents_shape
 from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.tiny_autoencoder import ENCODER as TINY_ENCODER
+from sdengine.pipeline.tiny_autoencoder import require_tiny
 from sdengine.request.picture_fields import FILES, PICTURES
 from sdengine.request.request import Request
 from sdengine.samplers.noise import NoiseSource
 
-ENCODER = "vae_encoder"
 Array = NDArray[np.float32]
 # Built sizes that are larger than a picture by less than this serve it, padded.
 _MOST_PADDING = 64
@@ -80,7 +81,7 @@ class StartingPicture:
     def latents(self, request: Request, noise: NoiseSource, count: int, draws: bool) -> Array:
         """Return the latents [count,C,h,w] of as many images; drawn ones take noise first."""
         mean = np.repeat(self.mean, count, axis=0)
-        if request.encode == "mean" or not draws:
+        if request.encode != "sample" or not draws:
             return mean
         drawn = np.empty_like(mean)
         noise.step(drawn)
@@ -146,7 +147,7 @@ def starting_picture(
     if request.resize == "latent":
         manifest = networks.bundle.manifest
         own_size = next_size(own.shape[1], own.shape[0], manifest)
-        moments = encoded(padded(own, *own_size), networks, clock)
+        moments = encoded(padded(own, *own_size), networks, clock, request.encode)
         cells = latents_shape(manifest.architecture, 1, size[1], size[0])[2:]
         mean, deviation = (interpolated(one, *cells, "bilinear") for one in moments)
         pixels, inpainting = resized(own, request.width, request.height, "stretch"), None
@@ -155,7 +156,7 @@ def starting_picture(
         content = pixels
         if inpainting is not None and request.masked_content == "fill":
             content = filled(pixels, inpainting.weights)
-        mean, deviation = encoded(padded(content, *size), networks, clock)
+        mean, deviation = encoded(padded(content, *size), networks, clock, request.encode)
     return StartingPicture(pixels, mean, deviation, inpainting)
 
 
@@ -198,12 +199,17 @@ class MaskedPicture:
 
 
 def masked_picture(
-    picture: StartingPicture | None, size: tuple[int, int], networks: Networks, clock: StageClock
+    picture: StartingPicture | None,
+    encode: str,
+    size: tuple[int, int],
+    networks: Networks,
+    clock: StageClock,
 ) -> MaskedPicture:
     """Return what an inpainting U-Net reads; without a mask everything may change.
 
     Args:
         picture: of the request, if it has one.
+        encode: the request's, which says by which network.
         size: width and height of the computation.
         networks, clock: as for `starting_picture`.
     """
@@ -214,16 +220,10 @@ def masked_picture(
         rows, columns = picture.inpainting.free.shape
         around = ((0, height - rows), (0, width - columns))
         free = np.pad(picture.inpainting.free, around, mode="edge")
-        left = _in_range(padded(picture.pixels, *size)) * ~free
+        left = in_range(padded(picture.pixels, *size)) * ~free
     downscale = networks.bundle.manifest.architecture.vae.downscale
     cells = latent_weights(free.astype(np.float32), downscale, soft=False)
-    return MaskedPicture(cells[None, None], *_encoded_images(left, networks, clock))
-
-
-def _in_range(pixels: Pixels) -> Array:
-    """Return [H,W,3] pixels as [1,3,H,W] in [-1,1]."""
-    images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], dtype=np.float32)
-    return np.asarray(images / np.float32(127.5) - np.float32(1))
+    return MaskedPicture(cells[None, None], *encode_image(left, encode, networks, clock))
 
 
 def require_pictures(request: Request, manifest: Manifest) -> None:
@@ -247,7 +247,9 @@ def require_pictures(request: Request, manifest: Manifest) -> None:
         raise ConfigError.for_field("depth", request.depth, "none: the bundle's is no depth model")
     if request.resize == "latent" and request.image is not None:
         check_size(*next_size(*request.image.size, manifest), manifest)
-    if ENCODER not in manifest.networks and (request.image is not None or task == "inpainting"):
+    if request.encode == "tiny":
+        require_tiny(manifest, TINY_ENCODER, "encode")
+    elif ENCODER not in manifest.networks and (request.image is not None or task == "inpainting"):
         raise ConfigError(
             "image: the bundle has no VAE encoder, so that it makes images from prompts alone. "
             "Build it again with `sdengine build`."
@@ -282,26 +284,3 @@ def _flat(request: Request) -> Pixels:
 def _rgb(color: str) -> tuple[int, int, int]:
     red, green, blue = bytes.fromhex(color[1:])
     return red, green, blue
-
-
-def encoded(pixels: Pixels, networks: Networks, clock: StageClock) -> tuple[Array, Array]:
-    """Return mean and deviation [1,C,h,w] of the latents of [H,W,3] pixels."""
-    return _encoded_images(_in_range(pixels), networks, clock)
-
-
-def _encoded_images(images: Array, networks: Networks, clock: StageClock) -> tuple[Array, Array]:
-    height, width = images.shape[2:]
-    architecture = networks.bundle.manifest.architecture
-    encoder = networks.get(ENCODER, 1, height, width, clock=clock)
-    _, channels, rows, columns = latents_shape(architecture, 1, height, width)
-    require_tensors(ENCODER, encoder.inputs, {"images": (1, 3, height, width)}, "float32")
-    require_tensors(
-        ENCODER, encoder.outputs, {"moments": (1, 2 * channels, rows, columns)}, "float32"
-    )
-    with clock.stage(ENCODER):
-        moments = encoder.run({"images": images})["moments"]
-    if not np.isfinite(moments).all():
-        raise NonFiniteError.at(ENCODER)
-    scale = np.float32(architecture.vae.scaling_factor)
-    deviation = np.exp(0.5 * np.clip(moments[:, channels:], -30, 20))
-    return moments[:, :channels] * scale, np.asarray(deviation * scale, np.float32)

@@ -18,11 +18,11 @@ from sdengine.inputs.depth import depth_channel
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.control_plan import plan_controls, read_hint, require_controls
 from sdengine.pipeline.decoding import decode, preview
+from sdengine.pipeline.encoding import ENCODER
 from sdengine.pipeline.hires import cut, enlarged, second_request, two_passes
 from sdengine.pipeline.latents import latents_shape, noise_of
 from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.picture_start import (
-    ENCODER,
     computed_size,
     masked_picture,
     picture_warnings,
@@ -32,6 +32,8 @@ from sdengine.pipeline.picture_start import (
 from sdengine.pipeline.plan import Plan, Prepared, Watch
 from sdengine.pipeline.row_plan import RowPlan, lay_out_rows
 from sdengine.pipeline.steering import Steering, first_row
+from sdengine.pipeline.tiny_autoencoder import DECODER, decode_tiny, require_tiny
+from sdengine.pipeline.tiny_autoencoder import ENCODER as TINY_ENCODER
 from sdengine.pipeline.trajectory import Evaluation, Trajectory
 from sdengine.pipeline.turns import check_cancelled
 from sdengine.pipeline.unet_inputs import MicroConditioning, UNetInputs
@@ -100,6 +102,8 @@ class Pipeline:
             request = replace(request, sampler=sampler, schedule=schedule)
         require_pictures(request, self._manifest)
         require_controls(request, self._manifest)
+        if request.decoder == "tiny":
+            require_tiny(self._manifest, DECODER, "decoder")
         plan = self._plan_pass(request)
         if request.hires is not None:
             plan = two_passes(plan, self._plan_pass(second_request(request, self._manifest)))
@@ -137,7 +141,10 @@ class Pipeline:
         said = [_NO_INTERVAL] if ignores_interval else []
         controls, idle = plan_controls(request, self._manifest, len(program.t))
         warnings = (*_warnings(prompts), *picture_warnings(request), *said, *idle)
-        return Plan(request, size, program, prompts, chunks, guided, warnings, tuple(controls))
+        coders = _coders(request, self._manifest.architecture.task)
+        return Plan(
+            request, size, program, prompts, chunks, guided, warnings, tuple(controls), coders
+        )
 
     def forget_prompts(self) -> None:
         """Have the text encoders run again for prompts that were encoded before."""
@@ -198,11 +205,11 @@ class Pipeline:
         if request.image is not None and request.image.is_given:
             picture = starting_picture(request, plan.size, self._networks, clock)
         if task == "inpainting":
-            left_out = masked_picture(picture, plan.size, self._networks, clock)
+            left_out = masked_picture(picture, request.encode, plan.size, self._networks, clock)
         elif request.depth is not None:
             shape = latents_shape(self._manifest.architecture, 1, *plan.size[::-1])
             extra = depth_channel(request.depth, shape[2], shape[3], invert=request.depth_invert)
-        self._done_with(ENCODER)
+        self._done_with(ENCODER, TINY_ENCODER)
         hints = tuple(read_hint(one, request, plan.size, picture) for one in plan.controls)
         return Prepared(conditioning, picture, left_out, extra, hints)
 
@@ -219,11 +226,11 @@ class Pipeline:
         for chunk in earlier:
             step = yield from self._chunk_steps(plan, watch, prepared, chunk, clock)
             yield from _held(step, clock)
-            images += self._decode(step, clock)
+            images += self._decode(plan, step, clock)
         last = yield from self._chunk_steps(plan, watch, prepared, final, clock)
         self._done_with("unet", *plan.control_networks)
-        images += self._decode(last, clock)
-        self._done_with("vae_decoder")
+        images += self._decode(plan, last, clock)
+        self._done_with("vae_decoder", DECODER)
         return last, images
 
     def _first_pass(
@@ -243,9 +250,10 @@ class Pipeline:
         self._done_with("vae_decoder")
         return replace(self._prepare(second, clock), given=given)
 
-    def _decode(self, step: Step, clock: StageClock) -> list[NDArray[np.uint8]]:
+    def _decode(self, plan: Plan, step: Step, clock: StageClock) -> list[NDArray[np.uint8]]:
         assert step.latents is not None  # it is the last one of its images
-        return decode(step.latents, self._networks, clock)
+        by = decode_tiny if plan.request.decoder == "tiny" else decode
+        return by(step.latents, self._networks, clock)
 
     def _chunk_steps(
         self,
@@ -279,7 +287,7 @@ class Pipeline:
             is_last = evaluation.index + 1 == len(plan.program.t)
             if not is_last and watch.seen == "nothing":
                 continue
-            step = self._step(plan, chunk, evaluation, clock)
+            step = self._step(plan, watch, chunk, evaluation, clock)
             if is_last:
                 return step
             yield from _held(step, clock)
@@ -350,7 +358,9 @@ class Pipeline:
             extra,
         )
 
-    def _step(self, plan: Plan, chunk: range, evaluation: Evaluation, clock: StageClock) -> Step:
+    def _step(
+        self, plan: Plan, watch: Watch, chunk: range, evaluation: Evaluation, clock: StageClock
+    ) -> Step:
         program, k, clean = plan.program, evaluation.index, evaluation.clean
         count = len(program.t)
         return Step(
@@ -359,7 +369,7 @@ class Pipeline:
             timestep=float(program.t[k]),
             sigma=float(program.sigma[k]),
             latents=evaluation.latents,
-            preview=None if clean is None else preview(clean, self._networks, clock),
+            preview=None if clean is None else preview(clean, watch.preview, self._networks, clock),
         )
 
     def _done_with(self, *networks: str) -> None:
@@ -402,6 +412,14 @@ def _held(step: Step, clock: StageClock) -> Generator[Step, None, None]:
     clock.pause()
     yield step
     clock.resume()
+
+
+def _coders(request: Request, task: str) -> tuple[str, ...]:
+    """Return the networks that encode and decode beside the VAE decoder."""
+    reads_picture = request.image is not None or task == "inpainting"
+    encoder = TINY_ENCODER if request.encode == "tiny" else ENCODER
+    decoders = (DECODER,) if request.decoder == "tiny" else ()
+    return (encoder, *decoders) if reads_picture else decoders
 
 
 def _sampler_options(request: Request) -> SamplerOptions:

@@ -32,6 +32,7 @@ class Plan:
         guided: the steps at which guidance scale and rescale apply.
         warnings: what of the request cannot be done, in sentences.
         controls: that steer at some evaluation.
+        coders: the networks that encode and decode, beside the VAE decoder.
         second: the plan of the pass that goes on with its result, if there is one.
         steps_before, steps_after: evaluations of passes before it and after it.
     """
@@ -44,6 +45,7 @@ class Plan:
     guided: range
     warnings: tuple[str, ...]
     controls: tuple[PlannedControl, ...] = ()
+    coders: tuple[str, ...] = ()
     second: Plan | None = None
     steps_before: int = 0
     steps_after: int = 0
@@ -52,6 +54,11 @@ class Plan:
     def control_networks(self) -> tuple[str, ...]:
         """The networks of its controls, each once."""
         return tuple(dict.fromkeys(planned.network for planned in self.controls))
+
+    @property
+    def more_networks(self) -> tuple[str, ...]:
+        """Those that it runs beside the ones that every request runs."""
+        return (*self.control_networks, *self.coders)
 
     @property
     def passes(self) -> tuple[Plan, ...]:
@@ -95,6 +102,7 @@ class Watch:
     Args:
         cancel: setting it ends the request within one step.
         preview_every: give every n-th step a preview; 0 for none.
+        preview: how, one of `decoding.PREVIEWS`.
         seen: what somebody looks at of every step: its latents; that it is done, for which a device
             that runs the steps itself is not made to wait; or nothing.
 
@@ -104,6 +112,7 @@ class Watch:
 
     cancel: threading.Event | None = None
     preview_every: int = 0
+    preview: str = "vae"
     seen: Seen = "latents"
 
     def __post_init__(self) -> None:

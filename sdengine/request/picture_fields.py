@@ -24,7 +24,7 @@ from sdengine.request.hires_fields import HiresFields
 from sdengine.request.outpaint_fields import OutpaintFields
 
 STRENGTH_RULES = ("diffusers", "web_ui", "exact")
-ENCODINGS = ("mean", "sample")
+ENCODINGS = ("mean", "sample", "tiny")
 MASKED_CONTENTS = ("original", "fill", "latent_noise", "latent_nothing")
 INPAINT_AREAS = ("whole", "masked")
 MASK_BLENDS = ("auto", "clean", "latents", "none")
@@ -90,7 +90,8 @@ class PictureFields(OutpaintFields, HiresFields):
         default="mean",
         metadata=about(
             Choice(ENCODINGS),
-            "image: its mean latents, or drawn ones, before all other noise, as diffusers does",
+            "image: its mean latents, or drawn ones, before all other noise, as diffusers does, or "
+            "those of the bundle's tiny encoder",
         ),
     )
     background: str = field(

@@ -41,6 +41,7 @@ MAX_SEED = 2**64 - 1
 SIZE_MULTIPLE = 8
 EMPHASIS = ("original", "no_norm", "none", "literal")
 NOISE_KINDS = ("cpu", "cuda")
+DECODERS = ("vae", "tiny")
 JSON_VERSION = 1
 
 PROMPT = Text(100_000)
@@ -205,6 +206,14 @@ class Request(PictureFields):
             "textual inversions that the prompts may name: paths, sdengine.Embedding, or a dict of "
             "them by name; by default those that the engine was given",
             option="embedding",
+        ),
+    )
+    decoder: str = field(
+        default="vae",
+        metadata=about(
+            Choice(DECODERS),
+            "what makes pixels of latents; the bundle's tiny decoder takes a fraction of the time",
+            ("VAE Decoder",),
         ),
     )
     original_size: tuple[int, int] | None = field(

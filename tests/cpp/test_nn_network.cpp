@@ -101,6 +101,7 @@ Case winograd(Kind weights, int tile, const char* type) {
   keep(made, "weight", packed);
   if (weights == Kind::Int16) keep(made, "scales", scales);
   made.record.words["weight_kind"] = weights == Kind::Int16 ? "int16" : "float32";
+  made.record.words["activation"] = "none";
   made.record.numbers = {{"tile", tile}, {"upsample", 0}};
   const auto next = place(made, "x", type, kSide, kSide, kChannels, 0);
   place(made, "out", type, kSide, kSide, kChannels, next);
@@ -116,6 +117,17 @@ Case norm(const char* kind) {
   made.record.words["activation"] = "silu";
   made.record.numbers = {{"groups", 8}, {"epsilon", 1e-5}};
   const auto next = place(made, "x", "float32", kSide, kSide, kChannels, 0);
+  place(made, "out", "float32", kSide, kSide, kChannels, next);
+  return made;
+}
+
+Case affine() {
+  Case made;
+  made.record.kind = "affine";
+  made.record.name = "tested";
+  made.record.words["activation"] = "silu";
+  auto next = place(made, "x", "float32", kSide, kSide, kChannels, 0);
+  next = place(made, "factors", "float32", 1, 1, 2 * kChannels, next);
   place(made, "out", "float32", kSide, kSide, kChannels, next);
   return made;
 }
@@ -156,6 +168,7 @@ std::vector<Case> cases() {
           winograd(Kind::Int16, 2, "float32"),
           norm("group_norm"),
           norm("layer_norm"),
+          affine(),
           attention("float32"),
           attention("bfloat16"),
           copy()};

@@ -13,6 +13,7 @@ from tolerances import assert_close
 
 from sdengine import _native
 from sdengine.backends.native.packing import interleave_gated
+from sdengine.errors import BundleError
 from sdengine.storage.tensor_file import to_bf16_bits, to_float32
 
 ISAS = _native.instruction_sets()
@@ -68,7 +69,7 @@ def test_linear(isa: str, dtype: str, pixels: int, in_features: int, out_feature
     check("native linear", dtype, found, truth, F.linear(*low))
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu", "quick_gelu", "geglu"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "quick_gelu", "relu", "geglu"])
 def test_linear_with_what_follows(isa: str, dtype: str, activation: str) -> None:
     x, weight = draw(0, 2, 3, 5, 40, dtype=dtype), draw(1, 96, 40, dtype=dtype, scale=0.2)
     bias = draw(2, 96)
@@ -224,6 +225,61 @@ def test_winograd_passes_on_what_is_not_finite(isa: str, dtype: str) -> None:
     found = ops.winograd(x, weight, dtype=dtype, kind="int16").run(isa=isa)
     assert np.isnan(found[0, 0:3, 0:3]).all()
     assert np.isfinite(found[0, 5:, 5:]).all()
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_winograd_with_relu(isa: str, dtype: str, tile: int) -> None:
+    x = draw(0, 1, 7, 6, 32, dtype=dtype)
+    weight, bias = draw(1, 40, 32, 3, 3, dtype=dtype, scale=0.06), draw(2, 40)
+    kind = "int16" if dtype == "bfloat16" else "float32"
+    options: dict[str, Any] = {"dtype": dtype, "kind": kind, "tile": tile}
+    plain = ops.winograd(x, weight, bias, **options).run(isa=isa)
+    found = ops.winograd(x, weight, bias, **options, activation="relu").run(isa=isa)
+    assert plain.min() < 0
+    np.testing.assert_array_equal(found, np.maximum(plain, 0))
+    x[0, 3, 3] = np.nan
+    assert np.isnan(ops.winograd(x, weight, **options, activation="relu").run(isa=isa)).any()
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize(("height", "width", "channels"), [(1, 1, 8), (5, 7, 40), (20, 30, 70)])
+def test_group_norm_in_two_halves(
+    isa: str, dtype: str, silu: bool, height: int, width: int, channels: int
+) -> None:
+    """Moments, and scales and shifts that follow from them, make the same as a group norm."""
+    x = draw(0, 1, height, width, channels, dtype=dtype) + np.float32(2)
+    if dtype == "bfloat16":
+        x = to_float32(to_bf16_bits(x))
+    weight, bias = draw(1, channels), draw(2, channels)
+    scaled = ops.affine(x, weight[None], bias[None], dtype=dtype, silu=silu)
+    found = scaled.network(isa=isa).moments(scaled.record["maps"]["x"])
+    pixels = x.reshape(-1, channels).astype(np.float64)
+    np.testing.assert_allclose(found[0], pixels.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found[1], pixels.var(0) * len(pixels), rtol=1e-4, atol=1e-5)
+
+    groups = channels // 2
+    mean = found[0].reshape(groups, 2).mean(1)
+    between = (found[0].reshape(groups, 2) - mean[:, None]) ** 2 * len(pixels)
+    variance = (found[1].reshape(groups, 2) + between).sum(1) / (2 * len(pixels))
+    scale = weight * np.repeat((variance + 1e-5) ** -0.5, 2)
+    shift = bias - np.repeat(mean, 2) * scale
+    halves = ops.affine(x, scale[None], shift[None], dtype=dtype, silu=silu).run(isa=isa)
+    whole = ops.group_norm(x, weight, bias, groups, dtype=dtype, silu=silu).run(isa=isa)
+    check("native norm", dtype, halves, wide(whole), wide(whole).bfloat16())
+
+
+def test_moments_of_what_is_no_image(isa: str, dtype: str) -> None:
+    op = ops.affine(draw(0, 2, 3, 4, 8), np.ones((2, 8)), np.ones((2, 8)), dtype=dtype)
+    network, x = op.network(isa=isa), op.record["maps"]["x"]
+    rows = {**x, "images": 1, "height": 1, "offset": x["offset"] + 8 * network.view(x).itemsize}
+    np.testing.assert_allclose(  # some rows of it
+        network.moments(rows)[0],
+        to_float32(network.view(rows)).reshape(-1, 8).mean(0, dtype=np.float64),
+        rtol=1e-5, atol=1e-6,
+    )  # fmt: skip
+    for change in ({}, {"images": 1, "offset": 1 << 20}, {"images": 1, "type": "int64"}):
+        with pytest.raises(BundleError):
+            network.moments({**x, **change})
 
 
 @pytest.mark.parametrize("silu", [False, True])

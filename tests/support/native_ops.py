@@ -169,6 +169,7 @@ def winograd(
     upsample: bool = False,
     residual: Array | None = None,
     per_image: Array | None = None,
+    activation: str = "none",
 ) -> Operation:
     """x [n,h,w,c], weight [out_features,c,3,3] fp32."""
     op = Operation("winograd", dtype)
@@ -187,7 +188,21 @@ def winograd(
     if bias is not None:
         op.weight("bias", bias.astype(np.float32))
     op.record["numbers"] = {"tile": tile, "upsample": int(upsample)}
-    set_words(op, {"weight_kind": kind})
+    set_words(op, {"weight_kind": kind, "activation": activation})
+    return op
+
+
+def affine(
+    x: Array, scale: Array, shift: Array, *, dtype: str = "float32", silu: bool = False
+) -> Operation:
+    """x [n,h,w,c], scale and shift [n,c]."""
+    op = Operation("affine", dtype)
+    op.input("x", x)
+    op.map("out", x.shape)
+    factors = np.concatenate([scale, shift], axis=1).astype(np.float32)
+    op.map("factors", (x.shape[0], 1, 1, 2 * x.shape[3]), dtype="float32")
+    op.arrays["factors"] = factors.reshape(x.shape[0], 1, 1, -1)
+    set_words(op, {"activation": "silu" if silu else "none"})
     return op
 
 

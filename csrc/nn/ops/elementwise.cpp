@@ -48,6 +48,8 @@ void activation(const ActivationArguments& arguments, ThreadPool& pool, const Sc
       return activate_rows<Activation::Gelu>(arguments, pool);
     case Activation::QuickGelu:
       return activate_rows<Activation::QuickGelu>(arguments, pool);
+    case Activation::Relu:
+      return activate_rows<Activation::Relu>(arguments, pool);
     default:
       return activate_rows<Activation::None>(arguments, pool);
   }

@@ -24,6 +24,7 @@ inline Floats activate(Floats x) {
   if constexpr (A == Activation::Silu) return silu(x);
   if constexpr (A == Activation::Gelu) return gelu(x);
   if constexpr (A == Activation::QuickGelu) return quick_gelu(x);
+  if constexpr (A == Activation::Relu) return larger(zeros(), x);  // in this order NaN stays
   return x;
 }
 

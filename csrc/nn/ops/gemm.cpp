@@ -126,6 +126,9 @@ void finish_strip(const Finish& finisher, const Epilogue& epilogue, std::ptrdiff
     case Activation::QuickGelu:
       finish<Activation::QuickGelu>(finisher, at, height, column, columns, sums);
       break;
+    case Activation::Relu:
+      finish<Activation::Relu>(finisher, at, height, column, columns, sums);
+      break;
     case Activation::Geglu:
       finish_gated(finisher, at, height, column, columns, sums);
       break;

@@ -71,22 +71,74 @@ float value_of(const Map& x, std::ptrdiff_t row, int channel) {
   return values[0];
 }
 
+// Sums of an image's channels: of the first chunk of rows those of every channel, then those of
+// their squares, then those of the next chunk, `pitch` values apart.
+struct Chunks {
+  std::ptrdiff_t pixels, count;
+  std::size_t pitch;
+
+  explicit Chunks(const Map& x)
+      : pixels(x.pixels()),
+        count((pixels + kNormRows - 1) / kNormRows),
+        pitch(round_up((std::size_t(x.channels) + kPanel) * 4) / 4) {}
+};
+
+template <typename T>
+void add_up_chunks(const Map& x, const Chunks& chunks, ThreadPool& pool, float* sums) {
+  in_parallel(pool, x.images * chunks.count, [&](std::ptrdiff_t first, std::ptrdiff_t last, int) {
+    for (std::ptrdiff_t at = first; at < last; ++at) {
+      const std::ptrdiff_t origin = at / chunks.count * chunks.pixels;
+      const Range rows =
+          share(chunks.pixels, static_cast<int>(at % chunks.count), static_cast<int>(chunks.count));
+      float* chunk = sums + at * 2 * chunks.pitch;
+      add_up_rows<T>(x, origin + rows.first, origin + rows.last, origin,
+                     {chunk, chunk + chunks.pitch});
+    }
+  });
+}
+
+template <typename T>
+void apply_rows(const Map& x, const Map& out, const float* factors, std::size_t image_pitch,
+                std::size_t pitch, bool with_silu, ThreadPool& pool) {
+  in_parallel(pool, x.rows(), [&](std::ptrdiff_t first, std::ptrdiff_t last, int) {
+    for (std::ptrdiff_t row = first; row < last; ++row) {
+      const float* scale = factors + row / x.pixels() * image_pitch;
+      if (with_silu) {
+        apply<T, true>(x, out, row, scale, scale + pitch);
+      } else {
+        apply<T, false>(x, out, row, scale, scale + pitch);
+      }
+    }
+  });
+}
+
+template <typename T>
+void channel_moments(const Map& x, ThreadPool& pool, float* sums, double* means,
+                     double* deviations) {
+  const Chunks chunks(x);
+  add_up_chunks<T>(x, chunks, pool, sums);
+  for (int c = 0; c < x.channels; ++c) {
+    double sum = 0.0, square = 0.0;
+    for (std::ptrdiff_t chunk = 0; chunk < chunks.count; ++chunk) {
+      const float* of = sums + chunk * 2 * chunks.pitch;
+      sum += of[c];
+      square += of[chunks.pitch + c];
+    }
+    const double offset = sum / chunks.pixels;
+    means[c] = offset + value_of<T>(x, 0, c);
+    deviations[c] = square - sum * offset;
+  }
+}
+
 template <typename T>
 void normalize(const GroupNormArguments& arguments, ThreadPool& pool, const Scratch& scratch) {
   const Map& x = arguments.x;
-  const std::ptrdiff_t pixels = x.pixels();
-  const std::ptrdiff_t chunks = (pixels + kNormRows - 1) / kNormRows;
-  const std::size_t pitch = round_up((std::size_t(x.channels) + kPanel) * 4) / 4;
+  const Chunks all(x);
+  const std::ptrdiff_t pixels = all.pixels, chunks = all.count;
+  const std::size_t pitch = all.pitch;
   auto* sums = reinterpret_cast<float*>(scratch.shared);
   float* factors = sums + x.images * chunks * 2 * pitch;
-  in_parallel(pool, x.images * chunks, [&](std::ptrdiff_t first, std::ptrdiff_t last, int) {
-    for (std::ptrdiff_t at = first; at < last; ++at) {
-      const std::ptrdiff_t origin = at / chunks * pixels;
-      const Range rows = share(pixels, static_cast<int>(at % chunks), static_cast<int>(chunks));
-      float* chunk = sums + at * 2 * pitch;
-      add_up_rows<T>(x, origin + rows.first, origin + rows.last, origin, {chunk, chunk + pitch});
-    }
-  });
+  add_up_chunks<T>(x, all, pool, sums);
   const int per_group = x.channels / arguments.groups;
   in_parallel(
       pool, std::ptrdiff_t{x.images} * arguments.groups,
@@ -130,16 +182,7 @@ void normalize(const GroupNormArguments& arguments, ThreadPool& pool, const Scra
           }
         }
       });
-  in_parallel(pool, x.rows(), [&](std::ptrdiff_t first, std::ptrdiff_t last, int) {
-    for (std::ptrdiff_t row = first; row < last; ++row) {
-      const float* scale = factors + row / pixels * 2 * pitch;
-      if (arguments.silu) {
-        apply<T, true>(x, arguments.out, row, scale, scale + pitch);
-      } else {
-        apply<T, false>(x, arguments.out, row, scale, scale + pitch);
-      }
-    }
-  });
+  apply_rows<T>(x, arguments.out, factors, 2 * pitch, pitch, arguments.silu, pool);
 }
 
 }  // namespace
@@ -149,6 +192,25 @@ void group_norm(const GroupNormArguments& arguments, ThreadPool& pool, const Scr
     normalize<std::uint16_t>(arguments, pool, scratch);
   } else {
     normalize<float>(arguments, pool, scratch);
+  }
+}
+
+void affine(const AffineArguments& arguments, ThreadPool& pool, const Scratch&) {
+  const Map &x = arguments.x, &out = arguments.out;
+  const auto* factors = reinterpret_cast<const float*>(arguments.factors.data);
+  const std::size_t image_pitch = arguments.factors.stride;
+  if (x.type == Type::BFloat16) {
+    apply_rows<std::uint16_t>(x, out, factors, image_pitch, x.channels, arguments.silu, pool);
+  } else {
+    apply_rows<float>(x, out, factors, image_pitch, x.channels, arguments.silu, pool);
+  }
+}
+
+void moments(const Map& x, ThreadPool& pool, float* sums, double* means, double* deviations) {
+  if (x.type == Type::BFloat16) {
+    channel_moments<std::uint16_t>(x, pool, sums, means, deviations);
+  } else {
+    channel_moments<float>(x, pool, sums, means, deviations);
   }
 }
 

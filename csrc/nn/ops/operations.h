@@ -12,6 +12,7 @@ SDENGINE_OPERATIONS(SDENGINE_DECLARE)
 // other elsewhere.
 void attention_bf16(const AttentionArguments& arguments, ThreadPool& pool, const Scratch& scratch);
 void attention_int16(const AttentionArguments& arguments, ThreadPool& pool, const Scratch& scratch);
+void moments(const Map& x, ThreadPool& pool, float* sums, double* means, double* deviations);
 std::int64_t peak(Kind kind, std::int64_t rounds);
 
 }  // namespace sdengine::nn::SDENGINE_ISA

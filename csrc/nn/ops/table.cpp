@@ -13,6 +13,7 @@ const Operations kOperations = {
     SDENGINE_OPERATIONS(SDENGINE_ENTRY)
 #undef SDENGINE_ENTRY
     // clang-format on
+    moments,
     peak,
 };
 

@@ -174,6 +174,7 @@ void transform_back(const WinogradArguments& conv, const Finish& finish, const P
                     std::ptrdiff_t scale_pitch) {
   constexpr int kSide = Tile + 2;
   const Map& out = conv.epilogue.out;
+  const bool relu = conv.epilogue.activation == Activation::Relu;
   const int column = panel * kPanel, columns = least(kPanel, conv.out_channels - column);
   const int height = least(Tile, out.height - at.y), width = least(Tile, out.width - at.x);
   Finish::Row rows[Tile * Tile];
@@ -212,7 +213,9 @@ void transform_back(const WinogradArguments& conv, const Finish& finish, const P
       Transform<Tile>::back(half[i], y);
       if (i >= height) break;
       SDENGINE_UNROLL for (int j = 0; j < Tile; ++j) {
-        if (j < width) {
+        if (j < width && relu) {
+          finish.put<Activation::Relu>(rows[i * Tile + j], column + c, y[j], count);
+        } else if (j < width) {
           finish.put<Activation::None>(rows[i * Tile + j], column + c, y[j], count);
         }
       }

@@ -18,13 +18,14 @@ from sdengine.backends.base import (
 )
 from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, check_memory_bytes
+from sdengine.backends.native.banded_module import BandedModule
 from sdengine.backends.native.instruction_set import chosen_isa
 from sdengine.backends.native.laid_out_network import LaidOutNetwork
 from sdengine.backends.native.memory_limit import NativeBudget
 from sdengine.backends.native.packed_cache import PackedWeights, packed_weights
 from sdengine.backends.native.prepare import DTYPES, Prepared, prepare
 from sdengine.bundle.reader import Bundle
-from sdengine.bundle.tensors import TensorSpec
+from sdengine.bundle.tensors import TensorSpec, symbol_sizes
 from sdengine.errors import ConfigError, DeviceError
 
 PRECISIONS = ("auto", *DTYPES)
@@ -119,21 +120,22 @@ class NativeSession:
         self._adapters = options.adapters
         self._bundle = bundle
         self._threads = options.threads or usable_processors().threads
-        budget = NativeBudget(
-            bundle, options.memory_bytes, options.low_memory, self.precision, chosen_isa()
-        )
-        self.budget: MemoryBudget = budget
-        self._limits = budget.weight_limits
+        self._budget = NativeBudget(bundle, options, chosen_isa())
+        self.budget: MemoryBudget = self._budget
 
     def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
         """Lay one network out for its shapes and map its packed weights."""
-        limit = self._limits.get(network)
+        limit = self._budget.weight_limits.get(network)
         prepared = prepare(self._bundle, network, shapes, self.precision, chosen_isa(), limit)
         entry = self._bundle.network(network)
         specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
         weights = merged_weights(prepared.weights, self._adapters.changes(network))
         adapters = self._adapters.identity(network)
         packed = packed_weights(network, prepared.source, prepared.packing, weights, adapters)
+        sides = symbol_sizes(entry.inputs, shapes)
+        size = (sides.get("width", 0), sides.get("height", 0))
+        if (plan := self._budget.bands(network, prepared, size)) is not None:
+            return BandedModule(network, plan, packed, tuple(specs), self._threads)
         return NativeModule(network, prepared, packed, specs, self._threads)
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """Graph of a native network: steps over feature maps, and the file `*.graph.json` that keeps them.
 
 A map is [images, height, width, channels]. Inputs and outputs of layout "image" are [n,c,h,w]
-outside; those of layout "rows" are [n, channels], [n, tokens, channels] or
-[layers, n, tokens, channels], and their tokens lie along the width.
+outside; those of layout "map", which no file has, are handed over as they lie; those of layout
+"rows" are [n, channels], [n, tokens, channels] or [layers, n, tokens, channels], and their tokens
+lie along the width.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Port(StrictModel):
     name: Name
     value: Name
     rank: int = Field(ge=1, le=4)
-    layout: Literal["image", "rows"]
+    layout: Literal["image", "rows", "map"]
     dtype: Literal["float32", "int64"]
     channels: int = Field(ge=1, le=1 << 20)
 
@@ -95,6 +96,8 @@ def parse_graph(content: bytes, where: str) -> Graph:
     except BundleError as error:
         raise BundleError(f"{where}: {error}") from None
     _check_values(graph, where)
+    if any(port.layout == "map" for port in (*graph.inputs, *graph.outputs)):
+        raise BundleError(f"{where}: an input or output is of layout 'map', which no file has.")
     return graph
 
 

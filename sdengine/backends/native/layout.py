@@ -88,7 +88,7 @@ class _Layout:
         steps = self.graph.steps
         self.readers = Counter(value for step in steps for value in step.inputs.values())
         self.maker = {step.output: step for step in steps}
-        self.outside = {port.value for port in self.graph.outputs}
+        self.outside = {port.value for port in self.graph.outputs if port.layout != "map"}
         self.types = {port.value: self._input_type(port) for port in self.graph.inputs}
         for step in steps:
             self._join(step)
@@ -97,6 +97,8 @@ class _Layout:
     def _input_type(self, port: Port) -> str:
         if port.dtype == "int64":
             return "int64"
+        if port.layout == "map":
+            return self.dtype
         readers = [step.kind for step in self.graph.steps if port.value in step.inputs.values()]
         # A timestep of 999 has ten bits, of which bf16 would keep eight.
         exact = bool(readers) and all(OPERATIONS[kind].keeps_fp32 for kind in readers)
@@ -147,6 +149,8 @@ class _Layout:
         """Whether what is outside differs from the map inside."""
         if port.layout == "image":
             return True
+        if port.layout == "map":
+            return False
         wanted = "int64" if port.dtype == "int64" else "float32"
         if self.types[self._root(port.value)[0]] != wanted:
             return True

@@ -50,6 +50,8 @@ def port_shape(port: Port, size: Size, images: int) -> tuple[int, ...]:
     n, height, width, channels = size
     if port.layout == "image":
         return n, channels, height, width
+    if port.layout == "map":
+        return n, height, width, channels
     full = (n // images, images, height * width, channels)
     return {
         1: (n,),
@@ -64,6 +66,8 @@ def _port_size(network: str, port: Port, shape: tuple[int, ...]) -> Size:
     if fits and port.layout == "image":
         n, channels, height, width = shape
         size = Size(n, height, width, channels)
+    elif fits and port.layout == "map":
+        size = Size(*shape)
     elif fits:
         padded = {1: (1, *shape, 1, 1), 2: (1, shape[0], 1, shape[-1])}.get(len(shape))
         layers, n, tokens, channels = padded or (1,) * (4 - len(shape)) + tuple(shape)

@@ -1,18 +1,22 @@
 """Memory limit of a native bundle: what a size takes, and how weights shrink to fit.
 
 Winograd's transformed weights are four times as large as a convolution's own at tiles of 4x4, 1.8
-times at 2x2. Under a limit the largest give way first; what is left is refused with its figures.
-Counted are weights and the maps between operations; scratch of each operation, some tens of
+times at 2x2. Where all of it does not fit, the VAE's maps are computed in bands (`bands`), then
+under a limit weights give way, the largest first; what is left is refused with its figures. Counted
+are weights and the maps between operations; scratch of each operation, some tens of
 megabytes, comes on top.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
+from sdengine.backends.base import SessionOptions
 from sdengine.backends.machine import free_memory_bytes
 from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds
+from sdengine.backends.native.bands import BandPlan, plan_bands
 from sdengine.backends.native.packing import packed_bytes
 from sdengine.backends.native.prepare import Prepared, prepare
 from sdengine.bundle.controls import is_control
@@ -21,6 +25,8 @@ from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import BundleError, UnsupportedShapeError
 
 _MAX_SIZES_ACCEPTED = 1000
+_VAE = ("vae_decoder", "vae_encoder")
+_SMALL = 512 * 512  # pixels; what has no more is not planned ahead where nothing limits it
 
 
 class NativeBudget(MemoryBudget):
@@ -31,9 +37,7 @@ class NativeBudget(MemoryBudget):
 
     Args:
         bundle: of target native.
-        memory_bytes: the limit; None for what is free.
-        low_memory: networks are freed once a request is done with them.
-        precision: what they compute in.
+        options: how it is run; the precision is what networks compute in.
         isa: the instruction set that they run on.
 
     Raises:
@@ -42,84 +46,130 @@ class NativeBudget(MemoryBudget):
 
     smaller = "a smaller width and height"
 
-    def __init__(
-        self, bundle: Bundle, memory_bytes: int | None, low_memory: bool, precision: str, isa: str
-    ) -> None:
+    def __init__(self, bundle: Bundle, options: SessionOptions, isa: str) -> None:
+        memory_bytes, low_memory = options.memory_bytes, options.low_memory
         self._bundle = bundle
-        self._precision = precision
+        self._precision = options.precision
         self._isa = isa
+        self._tiles = options.vae_tiles
         self._has_limit = memory_bytes is not None
-        self._accepted: set[tuple[int | str, ...]] = set()
+        self._seen: set[tuple[int | str, ...]] = set()
+        # By network, width and height, the most that the maps of one computed in bands may take;
+        # None asks for the least.
+        self.band_limits: dict[tuple[str, int, int], int | None] = {}
         self.weight_limits: dict[str, int] = {}  # bytes of packed weights, by network
+        self.available_bytes = memory_bytes or 0
+        self.low_memory = low_memory
         needs = []
         if memory_bytes is not None:
-            self.weight_limits = self._shrink(memory_bytes, low_memory)
+            self.weight_limits = self._shrink(memory_bytes)
             needs = [self._plan(*size) for size in bundle.manifest.resolutions]
         super().__init__(needs, memory_bytes or 0, "memory_bytes", low_memory)
 
-    def check(self, width: int, height: int, controls: Collection[str] = ()) -> None:
-        """Refuse an image size that does not fit.
+    def check(self, width: int, height: int, more: Collection[str] = ()) -> None:
+        """Refuse an image size that does not fit, and find out whether the VAE must be in bands.
 
         Args:
             width, height: in pixels.
-            controls: networks that steer the U-Net meanwhile.
+            more: networks that the request runs beside those that every request runs.
 
         Raises:
             OutOfMemoryError: it does not; the message has the figures and what would help.
             UnsupportedShapeError: a network's maps would be too large at this size.
         """
-        size: tuple[int | str, ...] = (width, height, *sorted(controls))
-        if (width, height) in self._bundle.manifest.resolutions and not (
-            controls and self._has_limit
-        ):
+        seen: tuple[int | str, ...] = (width, height, *sorted(more))
+        built = (width, height) in self._bundle.manifest.resolutions
+        if self._has_limit and built and not more:
             super().check(width, height)
-        elif size not in self._accepted:
+        elif seen in self._seen or (built and not self._has_limit and width * height <= _SMALL):
+            return
+        else:
             if not self._has_limit:
                 self.available_bytes = free_memory_bytes()
                 self.source = "free on this machine"
             try:
-                needs = self._plan(width, height, controls)
+                needs = self._plan(width, height, more)
             except BundleError as error:
                 raise UnsupportedShapeError(f"width, height: {width}x{height}: {error}") from None
-            self.require(needs)
-            if len(self._accepted) < _MAX_SIZES_ACCEPTED:
-                self._accepted.add(size)  # its own maps are not free any more
+            if self._has_limit or not built:
+                self.require(needs)
+            if len(self._seen) < _MAX_SIZES_ACCEPTED:
+                self._seen.add(seen)  # its own maps are not free any more
 
-    def _shrink(self, memory_bytes: int, low_memory: bool) -> dict[str, int]:
+    def bands(self, network: str, prepared: Prepared, size: tuple[int, int]) -> BandPlan | None:
+        """Return how a network is computed in bands at a size, if it is."""
+        if network not in _VAE or self._tiles == "never":
+            return None
+        if self._tiles == "always":
+            return plan_bands(prepared, None)
+        key = (network, *size)
+        return plan_bands(prepared, self.band_limits[key]) if key in self.band_limits else None
+
+    def _shrink(self, memory_bytes: int) -> dict[str, int]:
         """Return the most that each network's packed weights may take beside the largest maps."""
         largest = max(self._bundle.manifest.resolutions, key=math.prod)
         plain = self._prepared(*largest)
-        maps = sum(one.program().arena_bytes for one in plain.values())
+        maps = self._map_bytes(plain)
         weights = {name: packed_bytes(one.packing) for name, one in plain.items()}
+        taken = max(weights.values()) if self.low_memory else sum(weights.values())
+        if taken + maps > memory_bytes and self._tiles != "never":
+            maps = self._map_bytes(plain, dict.fromkeys(_VAE))
         left = max(memory_bytes - maps, 1)
-        if sum(weights.values()) > left and not low_memory:
+        if sum(weights.values()) > left and not self.low_memory:
             return {name: size * left // sum(weights.values()) for name, size in weights.items()}
-        if low_memory and max(weights.values()) > left:
+        if self.low_memory and max(weights.values()) > left:
             return {name: left for name in weights}
         return {}
 
-    def _plan(self, width: int, height: int, controls: Collection[str] = ()) -> SizeNeeds:
-        prepared = self._prepared(width, height, controls)
+    def _plan(self, width: int, height: int, more: Collection[str] = ()) -> SizeNeeds:
+        """Add up a size, with the VAE in bands where it fits no other way."""
+        prepared = self._prepared(width, height, more)
         weights = {name: packed_bytes(one.packing) for name, one in prepared.items()}
-        maps = sum(one.program().arena_bytes for one in prepared.values())
-        if controls:  # beside which the U-Net is laid out for the steps without them too
-            unet = prepared["unet"]
-            maps += unet.program_without(unet.additive()).arena_bytes
-        stage = sum(size for name, size in weights.items() if name == "unet" or name in controls)
-        most = max(stage, *weights.values())
-        return SizeNeeds(width, height, weights, {}, maps, maps, 0, most)
+        steps = sum(n for name, n in weights.items() if name == "unet" or is_control(name))
+        stage = max(steps, *weights.values())
 
-    def _prepared(
-        self, width: int, height: int, controls: Collection[str] = ()
-    ) -> dict[str, Prepared]:
+        def needs(limits: Mapping[str, int | None]) -> SizeNeeds:
+            maps = self._map_bytes(prepared, limits)
+            return SizeNeeds(width, height, weights, {}, maps, maps, 0, stage)
+
+        if self._tiles == "always":
+            return needs(dict.fromkeys(_VAE))
+        whole = needs({})
+        if self._tiles == "never" or whole.total_bytes(self.low_memory) <= self.available_bytes:
+            return whole
+        others = self._map_bytes({n: one for n, one in prepared.items() if n not in _VAE})
+        room = self.available_bytes - whole.total_bytes(self.low_memory) + whole.arena_bytes
+        limits = {name: max(room - others, 0) for name in _VAE if name in prepared}
+        self.band_limits |= {(name, width, height): limit for name, limit in limits.items()}
+        return needs(limits)
+
+    @staticmethod
+    def _map_bytes(
+        prepared: Mapping[str, Prepared], limits: Mapping[str, int | None] = MappingProxyType({})
+    ) -> int:
+        """Return what maps take: those in bands are there while they are computed, others stay."""
+        total = in_bands = 0
+        for name, one in prepared.items():
+            plan = plan_bands(one, limits[name]) if name in limits else None
+            if plan is None:
+                total += one.program().arena_bytes
+            else:
+                in_bands = max(in_bands, plan.planned_bytes)
+        if any(map(is_control, prepared)):  # the U-Net is laid out for steps without them too
+            unet = prepared["unet"]
+            total += unet.program_without(unet.additive()).arena_bytes
+        return total + in_bands
+
+    def _prepared(self, width: int, height: int, more: Collection[str] = ()) -> dict[str, Prepared]:
         """Prepare what an image needs, with the rows that guidance takes for one."""
         manifest = self._bundle.manifest
         length = manifest.architecture.text_encoders[0].chunk_length
         found = {}
         for name, entry in manifest.networks.items():
-            if name == "vae_encoder" or (is_control(name) and name not in controls):
+            always = name in ("unet", "vae_decoder") or name.startswith("text_encoder")
+            if not (always or name in more):
                 continue
-            rows = 1 if name == "vae_decoder" else 2
+            rows = 1 if name.startswith(("vae_", "tiny_")) else 2
             sides = {"batch": rows, "width": width, "height": height, "sequence": length}
             shapes = resolve_shapes(name, entry.inputs, sides)
             limit = self.weight_limits.get(name)

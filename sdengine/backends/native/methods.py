@@ -75,7 +75,8 @@ def _with_method(step: Step, sizes: Sizes, precision: str, floats: str, given: s
         kind = "int8" if precision == "int8" and eight_bits else floats
         return step.model_copy(update={"weight_kind": kind})
     plain = (step.kernel, step.stride, step.padding, step.padding_after) == (3, 1, 1, 0)
-    if plain and x.channels >= _LEAST_WINOGRAD_CHANNELS and step.activation == "none":
+    many = x.channels >= _LEAST_WINOGRAD_CHANNELS
+    if plain and many and step.activation in ("none", "relu"):
         kind = "float32" if precision == "fp32" else "int16"
         largest = max((_pixels(sizes[name]) for name in given), default=0)
         coarse = _pixels(sizes[step.output]) * _COARSE <= largest

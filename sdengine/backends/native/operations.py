@@ -117,7 +117,7 @@ OPERATIONS: Mapping[str, Operation] = {
         weights=_MATRIX,
         sizing=("channels",),
         numbers=("tile", "upsample"),
-        words=("weight_kind",),
+        words=("weight_kind", "activation"),
         flops=_conv_flops,
         is_method=True,
         can_widen=True,
@@ -127,6 +127,13 @@ OPERATIONS: Mapping[str, Operation] = {
         weights=_NORM,
         numbers=("groups", "epsilon"),
         words=("activation",),
+    ),
+    "affine": Operation(
+        size_rules.scaled,
+        inputs=("x", "factors"),
+        words=("activation",),
+        is_method=True,
+        keeps_fp32=True,
     ),
     "layer_norm": Operation(size_rules.same_size, weights=_NORM, numbers=("epsilon",)),
     "attention": Operation(

@@ -74,6 +74,14 @@ def added(step: Step, inputs: Sizes) -> Size:
     return a
 
 
+def scaled(step: Step, inputs: Sizes) -> Size:
+    """Of a group norm whose statistics are known: a scale and a shift for each channel."""
+    x = inputs["x"]
+    if inputs["factors"] != Size(x.images, 1, 1, 2 * x.channels):
+        refuse(step, f"has factors of {list(inputs['factors'])} beside {list(x)}")
+    return x
+
+
 def cosines_and_sines(step: Step, inputs: Sizes) -> Size:
     """Of a sinusoid: both of every frequency, for each value of a row."""
     x = inputs["x"]

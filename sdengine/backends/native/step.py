@@ -11,7 +11,7 @@ _Roles = Annotated[dict[Annotated[str, Field(max_length=16)], Name], Field(max_l
 _Count = Annotated[int, Field(ge=0, le=1 << 20)]
 _Divisor = Annotated[int, Field(ge=1, le=1 << 20)]
 _Side = Annotated[int, Field(ge=1, le=15)]
-Activation = Literal["none", "silu", "gelu", "quick_gelu", "geglu"]
+Activation = Literal["none", "silu", "gelu", "quick_gelu", "geglu", "relu"]
 
 
 class StrictModel(BaseModel):

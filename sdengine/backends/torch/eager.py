@@ -40,6 +40,7 @@ from sdengine.models.contracts import (
 from sdengine.models.controls import control_config, make_control
 from sdengine.models.dtypes import TORCH_DTYPES
 from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
+from sdengine.models.tiny_vae import TinyAutoencoder, TinyVAEConfig
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL, VAEConfig
 
@@ -256,11 +257,14 @@ def _build(bundle: Bundle, network: str) -> nn.Module:
     elif is_control(network):  # which a manifest describes
         control = architecture.controls[control_name(network)]
         module = make_control(control_config(control.config))
-    elif network in LEFT_OUT:
+    elif network.startswith("tiny_") and architecture.tiny_vae is not None:
+        module = TinyAutoencoder(TinyVAEConfig.from_dict(architecture.tiny_vae))
+    elif network.startswith("vae_") and network in LEFT_OUT:
         module = AutoencoderKL(VAEConfig.from_dict(architecture.vae.config))
     else:
         raise BundleError(f"network {network!r} is unknown to this release.")
     for part in LEFT_OUT.get(network, ()):
         parent, _, name = part.rpartition(".")
-        delattr(module.get_submodule(parent), name)
+        if hasattr(module.get_submodule(parent), name):
+            delattr(module.get_submodule(parent), name)
     return module

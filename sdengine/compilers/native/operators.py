@@ -145,6 +145,11 @@ def _gelu(state: ImportState, node: onnx.NodeProto, given: Attributes) -> None:
     state.make("activation", node, {"x": x}, state.channels_of(x), activation="gelu")
 
 
+def _relu(state: ImportState, node: onnx.NodeProto, _: Attributes) -> None:
+    x = node.input[0]
+    state.make("activation", node, {"x": x}, state.channels_of(x), activation="relu")
+
+
 def _split(state: ImportState, node: onnx.NodeProto, given: Attributes) -> None:
     sizes = state.known[node.input[1]].tolist() if len(node.input) > 1 else []
     if given.get("axis", 0) != -1 or len(node.output) != 2 or len(set(sizes)) > 1:
@@ -232,6 +237,7 @@ OPERATORS: Mapping[str, Handler] = {
     "OneHot": _one_hot,
     "Pad": _pad,
     "ReduceSum": _reduce_sum,
+    "Relu": _relu,
     "Resize": _resize,
     "Sigmoid": _elementwise("sigmoid"),
     "Sin": _elementwise("sin"),

@@ -26,8 +26,8 @@ def test_a_limit_of_one_native_session_is_not_the_others(bundle: Bundle) -> None
     assert limited.budget.available_bytes == 50_000_000 and limited.budget.needs
     for session in (before, after):
         assert isinstance(session, NativeSession)
-        assert not session.budget.needs and not session._limits
-    assert isinstance(limited, NativeSession) and limited._limits
+        assert not session.budget.needs and not session._budget.weight_limits
+    assert isinstance(limited, NativeSession) and limited._budget.weight_limits
 
 
 def test_engines_on_one_backend_have_precisions_and_threads_of_their_own(bundle: Bundle) -> None:

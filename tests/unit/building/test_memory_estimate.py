@@ -109,6 +109,10 @@ def test_a_plan_adds_up() -> None:
         assert size.total_bytes == resident + max(size.scratch_bytes.values()) + size.pool_bytes
         alone = [plan.weight_bytes[n] + scratch for n, scratch in size.scratch_bytes.items()]
         assert size.low_total_bytes == max(alone) + size.pool_bytes < size.total_bytes
+        # The encoder's weights and maps are about the decoder's; only some requests run it.
+        assert size.more_bytes.keys() == {"vae_encoder"}
+        decoder = plan.weight_bytes["vae_decoder"] + size.scratch_bytes["vae_decoder"]
+        assert 0.2 * decoder < size.more_bytes["vae_encoder"] < decoder
     small, large = plan.sizes
     assert large.scratch_bytes["vae_decoder"] == pytest.approx(
         2 * small.scratch_bytes["vae_decoder"], rel=0.05
@@ -216,7 +220,7 @@ def test_no_graph_is_traced_twice(
 
     first = estimate_memory(source, resolutions=[64], progress=tell)
     assert [what for what in told if what.startswith("trace")] == [
-        f"trace {name}" for name in first.weight_bytes
+        f"trace {name}" for name in (*first.weight_bytes, *first.sizes[0].more_bytes)
     ]
     told.clear()
     assert estimate_memory(source, resolutions=[64], progress=tell) == first

@@ -29,6 +29,7 @@ COMMAND_ONLY = {
     "variant",
     "base",
     "vae",
+    "tiny_vae",
     "family",
     "prediction_type",
     "scheduler",

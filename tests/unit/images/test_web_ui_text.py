@@ -38,6 +38,7 @@ FULL: dict[str, Any] = {
     "hires_upscaler": "latent_bicubic_antialiased",
     "hires_strength": 0.6123456789,
     "hires_steps": 9,
+    "decoder": "tiny",
 }
 
 
