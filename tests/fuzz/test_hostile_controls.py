@@ -23,7 +23,7 @@ from sdengine.errors import SdengineError
 from sdengine.models.controlnet import ControlNetModel
 
 State = dict[str, torch.Tensor]
-_TIMES = 20
+_TIMES = 12
 
 
 def controlnet() -> State:
@@ -84,7 +84,7 @@ def test_spoilt_configurations(tmp_path: Path, kind: str) -> None:
     rng = random.Random(kind)
     odd: list[Any] = [None, -1, 0, 10**9, 1e300, "x", [], [1], [[1]], {}, True, ["a"], 3.5]
     for key in sorted(content):
-        for value in rng.sample(odd, k=3):
+        for value in rng.sample(odd, k=2):
             (tmp_path / "config.json").write_text(json.dumps({**content, key: value}))
             with contextlib.suppress(SdengineError):
                 read_controlnet(tmp_path).load("controlnet")
