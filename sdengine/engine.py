@@ -86,7 +86,7 @@ def load(
         loras: files of LoRAs and their kin, or folders that PEFT or diffusers wrote, with a
             strength for each (0.8), or one for the text encoders and one for the U-Net
             ((0.5, 0.8)), from -100 to 100. They are merged into the weights of a bundle of target
-            native; their order changes nothing.
+            native; their order changes nothing. Prompts may name textual inversions inside them.
 
     Returns:
         An engine; use it as a context manager or call its `close`.
@@ -110,12 +110,13 @@ def load(
     adapters = read_loras(opened, loras)
     options = SessionOptions(precision, threads, memory_bytes, low_memory, device, adapters)
     engine = Engine(opened, chosen, options)
-    if embeddings is not None:
-        try:
+    try:
+        engine.add_embeddings(*adapters.embedding_files())
+        if embeddings is not None:
             engine.add_embeddings(embeddings)
-        except BaseException:
-            engine.close()
-            raise
+    except BaseException:
+        engine.close()
+        raise
     return engine
 
 
