@@ -89,7 +89,7 @@ def load(
         loras: files of LoRAs and their kin, or folders that PEFT or diffusers wrote, with a
             strength for each (0.8), or one for the text encoders and one for the U-Net
             ((0.5, 0.8)), from -100 to 100. They are merged into the weights of a bundle of target
-            native; their order changes nothing.
+            native; their order changes nothing. Prompts may name textual inversions inside them.
         vae_tiles: with target native, compute the largest maps of the VAE in bands: "auto" where
             they fit no other way, "always", which takes the least memory and more time, or "never".
             Pictures are the same but for rounding.
@@ -127,12 +127,13 @@ def load(
         precision, threads, memory_bytes, low_memory, device, adapters, vae_tiles
     )
     engine = Engine(opened, chosen, options)
-    if embeddings is not None:
-        try:
+    try:
+        engine.add_embeddings(*adapters.embedding_files())
+        if embeddings is not None:
             engine.add_embeddings(embeddings)
-        except BaseException:
-            engine.close()
-            raise
+    except BaseException:
+        engine.close()
+        raise
     return engine
 
 

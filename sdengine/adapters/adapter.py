@@ -37,6 +37,7 @@ class Adapter:
         idle: keys for layers that the bundle leaves out because nothing reads them.
         unknown: keys that nothing takes; empty unless it was read with strict=False.
         few_steps: how to sample with it, if it was made for few steps.
+        embeddings: the file, where it holds textual inversions too; they are not read here.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Adapter:
     idle: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     few_steps: FewSteps | None = None
+    embeddings: Path | None = None
 
 
 def read_adapter(
@@ -66,7 +68,8 @@ def read_adapter(
     """
     file = open_adapter(Path(path))
     where = f"adapter {str(path)!r}"
-    groups, unknown = _grouped(where, file.tensors)
+    own = {key: tensor for key, tensor in file.tensors.items() if not key.startswith(_EMBEDDING)}
+    groups, unknown = _grouped(where, own)
     stems = key_stems(tuple(modules))
     fitting: list[tuple[Group, Target]] = []
     for stem, group in groups.items():
@@ -120,6 +123,7 @@ def read_adapter(
         tuple(idle),
         tuple(sorted(unknown)),
         few_steps(file.name, file.metadata),
+        file.holder if len(own) < len(file.tensors) else None,
     )
 
 
@@ -161,13 +165,11 @@ def _choose(where: str, group: Group, targets: Sequence[Target]) -> Target:
 def _about_unknown(where: str, unknown: Sequence[str], count: int, hint: str) -> str:
     few = ", ".join(repr(key[:120]) for key in unknown[:3])
     more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-    text = (
+    return (
         f"{where}: {len(unknown)} of its {count} tensors belong to nothing in this bundle's "
         f"networks: {few}{more}, so that a part of it would have no effect."
+        f"{hint}"
     )
-    if any(key.startswith(_EMBEDDING) for key in unknown):
-        text += " Embeddings inside an adapter are not read: save them as files of their own."
-    return text + hint
 
 
 def _encodable(text: str) -> str:

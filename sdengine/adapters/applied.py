@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from sdengine.adapters.adapter import Adapter, read_adapter
 from sdengine.adapters.changes import Strong
@@ -37,6 +38,14 @@ class Applied:
             for change in adapter.changes.get(network, ()) if strength else ():
                 found.setdefault(change.parameter, []).append((change, strength))
         return found
+
+    def embedding_files(self) -> list[Path]:
+        """Return the files that hold textual inversions beside their changes."""
+        return [
+            adapter.embeddings
+            for adapter, text, unet in self.adapters
+            if adapter.embeddings is not None and (text or unet)
+        ]
 
     def identity(self, network: str) -> str:
         """Return a text that tells the network's weights from those with other adapters.

@@ -35,7 +35,7 @@ class AdapterFile:
     """An adapter's tensors, mapped, and what its file says of itself.
 
     Args:
-        path: as it was given.
+        holder: the file that holds the tensors.
         name: the file's, or the folder's where the file has a name that all have.
         sha256: of all that it consists of.
         tensors: by key; of bf16 its bits in uint16.
@@ -43,7 +43,7 @@ class AdapterFile:
         configs: PEFT's settings by network; "" is that of a folder, for all.
     """
 
-    path: Path
+    holder: Path
     name: str
     sha256: str
     tensors: Mapping[str, Array]
@@ -73,7 +73,7 @@ def open_adapter(path: Path) -> AdapterFile:
         raise AdapterError(f"adapter {str(path)!r}: {str(error).rstrip('.')}.") from None
     if told:
         sha256 = hashlib.sha256(sha256.encode() + told).hexdigest()
-    return AdapterFile(path, name, sha256, tensors, metadata, configs)
+    return AdapterFile(file, name, sha256, tensors, metadata, configs)
 
 
 def _file_in(folder: Path) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 from support.adapters import Array, draw, write
 from tolerances import assert_close
 
@@ -114,6 +115,15 @@ def test_a_native_unet_with_loras_is_that_of_the_merged_weights(
         error = np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2))
         assert error < 0.05
     module.close()
+
+
+def test_prompts_may_name_what_is_inside_a_lora(files: list[Path], tmp_path: Path) -> None:
+    tensors = {**load_file(files[0]), "bundle_emb.sparkle.emb_params": draw(2, 128)}
+    path = write(tmp_path / "with.safetensors", tensors)
+    with sdengine.load("demo", loras={path: 0.8}) as engine:
+        assert [embedding.name for embedding in engine.embeddings] == ["sparkle"]
+    with sdengine.load("demo", loras={path: 0}) as engine:
+        assert not engine.embeddings
 
 
 def test_packed_weights_with_loras_are_not_kept(

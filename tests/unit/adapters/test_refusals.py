@@ -52,9 +52,12 @@ def test_unknown_keys_are_named_or_listed(tmp_path: Path) -> None:
     assert [c.parameter for c in adapter.changes["unet"]] == [f"{LINEAR}.weight"]
 
 
-def test_embeddings_inside_are_named(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="Embeddings inside an adapter are not read"):
-        read(tmp_path, pair(bundle_emb__cat__emb_params=draw(2, 8)))
+def test_textual_inversions_inside_are_left_to_their_reader(tmp_path: Path) -> None:
+    adapter = read(tmp_path, pair(bundle_emb__cat__emb_params=draw(2, 8)))
+    assert adapter.embeddings == tmp_path / "adapter.safetensors"
+    assert read(tmp_path, pair()).embeddings is None
+    with pytest.raises(AdapterError, match="none of its 1 tensors"):
+        read(tmp_path, {"bundle_emb.cat.emb_params": draw(2, 8)})
 
 
 @pytest.mark.parametrize(
