@@ -133,7 +133,9 @@ def test_weights_keep_their_names_and_lie_outside_the_graph(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("network", [n for n in NETWORKS if n != "text_encoder_2"])
+@pytest.mark.parametrize(
+    "network", [n for n in NETWORKS if n != "text_encoder_2" and not n.startswith("tiny")]
+)
 def test_openvino_ir_computes_the_same(
     exports: dict[tuple[str, str], ExportedNetwork], network: str, precision: str, tmp_path: Path
 ) -> None:
