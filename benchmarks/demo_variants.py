@@ -100,9 +100,15 @@ def covering(count: int) -> list[tuple[Layered, str, NDArray[np.bool_]]]:
 
 
 def depth(engine: sdengine.Engine, count: int) -> tuple[dict[str, Any], list[Row]]:
-    """Count pictures in which the nearer object covers the other, as drawn and exchanged."""
-    found = dict.fromkeys(("order_right", "exchanged_right", "both_right"), 0)
+    """Measure whether objects are where a map has them, and whether the nearer covers the other.
+
+    Of each scene a picture is made as drawn, and one with the depths exchanged.
+    """
+    found: dict[str, Any] = dict.fromkeys(("order_right", "exchanged_right", "both_right"), 0)
+    overlaps: list[float] = []
+    others: list[float] = []
     shown: list[Row] = [[], [], [], []]
+    before = np.zeros((SIZE, SIZE), np.float32)
     for i, (layered, text, covered) in enumerate(covering(count)):
         right = []
         for j, one in enumerate((layered, layered.reversed)):
@@ -112,10 +118,22 @@ def depth(engine: sdengine.Engine, count: int) -> tuple[dict[str, Any], list[Row
             right.append(color_of(made[covered]) == near.color)
             levels = (told * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
             _show(shown[2 * j : 2 * j + 2], levels, made)
+        seen = np.abs(made.astype(int) - np.asarray(COLORS[layered.scene.background])).max(2) > 40
+        overlaps.append(_overlap(seen, told > 0))
+        if i > 0:
+            others.append(_overlap(seen, before > 0))
+        before = told
         found["order_right"] += right[0]
         found["exchanged_right"] += right[1]
         found["both_right"] += all(right)
+    found["overlap"] = round(float(np.mean(overlaps)), 3)
+    found["overlap_with_another"] = round(float(np.mean(others)), 3)
     return found, shown
+
+
+def _overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Return the intersection of two masks over their union."""
+    return float((a & b).sum() / max(1, (a | b).sum()))
 
 
 def edges_followed(engine: sdengine.Engine, count: int) -> tuple[dict[str, Any], list[Row]]:
