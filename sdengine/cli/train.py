@@ -100,7 +100,7 @@ def train_base(
 
 @train_app.command("variant")
 def train_variant(
-    kind: Annotated[str, typer.Argument(help="inpainting, depth or controlnet.")],
+    kind: Annotated[str, typer.Argument(help="inpainting, depth, controlnet or tiny.")],
     run: RunFolder,
     output: Annotated[Path, typer.Option("-o", "--output", help="New diffusers folder.")],
     base: Annotated[

@@ -15,10 +15,12 @@ from sdengine.checkpoints.weights import save_tensors
 from sdengine.errors import ConfigError
 from sdengine.models.attention import set_attention_impl
 from sdengine.models.controlnet import ControlNetConfig, ControlNetModel
+from sdengine.models.tiny_vae import TinyAutoencoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.training.conditioned import DepthTask, EdgesTask, InpaintingTask
 from sdengine.training.demo_parts import DemoParts, laid_out
 from sdengine.training.loop import Task
+from sdengine.training.tiny_decoder import TinyDecoderTask
 
 # The hint encoder's widths: the demo's latents need less than the published 16, 32, 96, 256.
 _HINT_WIDTHS = (16, 32, 64, 96)
@@ -140,7 +142,7 @@ def _save_unet(model: nn.Module, parts: DemoParts, output: Path) -> None:
 
 
 def _save_network(model: nn.Module, parts: DemoParts, output: Path) -> None:
-    assert isinstance(model, ControlNetModel)
+    assert isinstance(model, (ControlNetModel, TinyAutoencoder))
     save_network(output, model)
 
 
@@ -162,4 +164,5 @@ VARIANTS = {
     ),
     "depth": Variant(_channels_task(DepthTask, 5), 1000, 16, 3e-4, _save_unet),
     "controlnet": Variant(_edges_task, 2400, 16, 5e-4, _save_network),
+    "tiny": Variant(TinyDecoderTask, 6000, 8, 2e-3, _save_network),
 }
