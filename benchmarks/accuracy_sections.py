@@ -131,10 +131,12 @@ def demo_variants(records: Mapping[str, Record]) -> str:
             "both directions.",
             accuracy.edges_followed(records["edges"]),
             "![edges, then results at scales 1, 0.5 and 0](demo-variants-edges.png)",
-            "The U-Net of five channels reads a depth map. Two objects overlap; right is a picture "
-            "with the nearer one's colour where they do. The same prompt and seed with the depths "
-            "exchanged must show the other one there.",
-            accuracy.depth_order(records["depth"]),
+            "The U-Net of five channels reads a depth map of two objects, one of which covers the "
+            "other. Overlap is the intersection of what is drawn with what the map has, over their "
+            "union. The order is right where the nearer one's colour is seen where they meet, with "
+            "the same prompt and seed as drawn and with the depths exchanged. A network "
+            "that saw only outlines would be right in one of the two, and never in both.",
+            accuracy.depth_followed(records["depth"]),
             "![depth maps and results, then exchanged](demo-variants-depth.png)",
         ]
     )

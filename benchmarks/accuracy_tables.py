@@ -145,14 +145,14 @@ def inpainting_variant(record: Mapping[str, Any]) -> str:
     return _counts("demo-inpainting", record, named)
 
 
-def depth_order(record: Mapping[str, Any]) -> str:
-    """Return one row: pictures with the right object before the other."""
-    named = {
-        "order_right": "order right",
-        "exchanged_right": "exchanged right",
-        "both_right": "both right",
-    }
-    return _counts("depth", record, named)
+def depth_followed(record: Mapping[str, Any]) -> str:
+    """Return one row: where objects are, and pictures with the right one before the other."""
+    found = record["found"]
+    order = [str(found[k]) for k in ("order_right", "exchanged_right", "both_right")]
+    row = [f"{found['overlap']:.2f}", f"{found['overlap_with_another']:.2f}", *order]
+    places = ["overlap", "with another scene's map"]
+    heading = [f"of {record['scenes']}", *places, "order right", "exchanged right", "both right"]
+    return table(heading, [["depth", *row]])
 
 
 def edges_followed(record: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@
 Scenes are drawn, of compositions that training never saw. Inpainting asks for the object in
 another colour, and for what a mask hides half of, with and without a prompt; depth says which of
 two objects covers the other, in both orders; edges say where the objects of a prompt are, which no
-prompt does.
+prompt does. A tiny decoder makes pictures of the same latents as the whole one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from scipy import ndimage
 
 import sdengine
 from sdengine.benchmarks.picture_tasks import BLUR, recoloured, rest_is_equal
+from sdengine.benchmarks.prompt_following import TEST_SEED, draw_prompts
 from sdengine.benchmarks.records import RESULTS, stamped, write_record
+from sdengine.checkpoints import load_checkpoint
 from sdengine.inputs.edges import canny
 from sdengine.training.captions import caption
 from sdengine.training.conditioned import CANNY
@@ -100,9 +102,15 @@ def covering(count: int) -> list[tuple[Layered, str, NDArray[np.bool_]]]:
 
 
 def depth(engine: sdengine.Engine, count: int) -> tuple[dict[str, Any], list[Row]]:
-    """Count pictures in which the nearer object covers the other, as drawn and exchanged."""
-    found = dict.fromkeys(("order_right", "exchanged_right", "both_right"), 0)
+    """Measure whether objects are where a map has them, and whether the nearer covers the other.
+
+    Of each scene a picture is made as drawn, and one with the depths exchanged.
+    """
+    found: dict[str, Any] = dict.fromkeys(("order_right", "exchanged_right", "both_right"), 0)
+    overlaps: list[float] = []
+    others: list[float] = []
     shown: list[Row] = [[], [], [], []]
+    before = np.zeros((SIZE, SIZE), np.float32)
     for i, (layered, text, covered) in enumerate(covering(count)):
         right = []
         for j, one in enumerate((layered, layered.reversed)):
@@ -112,10 +120,22 @@ def depth(engine: sdengine.Engine, count: int) -> tuple[dict[str, Any], list[Row
             right.append(color_of(made[covered]) == near.color)
             levels = (told * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
             _show(shown[2 * j : 2 * j + 2], levels, made)
+        seen = np.abs(made.astype(int) - np.asarray(COLORS[layered.scene.background])).max(2) > 40
+        overlaps.append(_overlap(seen, told > 0))
+        if i > 0:
+            others.append(_overlap(seen, before > 0))
+        before = told
         found["order_right"] += right[0]
         found["exchanged_right"] += right[1]
         found["both_right"] += all(right)
+    found["overlap"] = round(float(np.mean(overlaps)), 3)
+    found["overlap_with_another"] = round(float(np.mean(others)), 3)
     return found, shown
+
+
+def _overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Return the intersection of two masks over their union."""
+    return float((a & b).sum() / max(1, (a | b).sum()))
 
 
 def edges_followed(engine: sdengine.Engine, count: int) -> tuple[dict[str, Any], list[Row]]:
@@ -146,6 +166,27 @@ def edges_followed(engine: sdengine.Engine, count: int) -> tuple[dict[str, Any],
 
 def _edges(picture: Image) -> NDArray[np.bool_]:
     return canny(picture, *CANNY) > 0
+
+
+def tiny_decoder(engine: sdengine.Engine, count: int) -> tuple[dict[str, Any], list[Row]]:
+    """Count pictures that show what a prompt says, by the decoder that made them of one seed."""
+    prompts = [p for n in (1, 2) for p in draw_prompts(count // 2, n, TEST_SEED)]
+    found: dict[str, Any] = {"prompts": len(prompts)}
+    shown: list[Row] = []
+    for decoder in ("vae", "tiny"):
+        results = [
+            engine.generate(text, seed=i, steps=STEPS, decoder=decoder)
+            for i, (_, text) in enumerate(prompts)
+        ]
+        made = [result.arrays[0] for result in results]
+        right = [
+            score(one, scene)["all"] == 1 for one, (scene, _) in zip(made, prompts, strict=True)
+        ]
+        stage = "tiny_decoder" if decoder == "tiny" else "vae_decoder"
+        times = [result.timings.stages[stage].ms for result in results]
+        found[decoder] = {"right": sum(right), "ms": round(float(np.median(times)), 2)}
+        shown.append([*made[: _SHOWN // 2], *made[-_SHOWN // 2 :]])
+    return found, shown
 
 
 def edge_score(found: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> float:
@@ -189,18 +230,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=100, help="scenes of each kind")
     parser.add_argument("--depth", help="what `sdengine train variant depth` wrote, to measure it")
-    parser.add_argument("--only", choices=("inpainting", "edges", "depth"), help="measure one")
+    parser.add_argument("--tiny", help="what `sdengine train variant tiny` wrote, to measure it")
+    parser.add_argument("--only", choices=("inpainting", "edges", "depth", "tiny"))
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    kinds: dict[str, tuple[str | None, dict[str, str], Measure]] = {
+    kinds: dict[str, tuple[str | None, dict[str, Any], Measure]] = {
         "inpainting": ("demo-inpainting", {}, inpainting),
-        "edges": ("demo", {"edges": "demo-edges"}, edges_followed),
+        "edges": ("demo", {"controls": {"edges": "demo-edges"}}, edges_followed),
         "depth": (options.depth, {}, depth),
+        "tiny": (options.tiny and "demo", {"tiny_vae": options.tiny}, tiny_decoder),
     }
-    for kind, (checkpoint, controls, measure) in kinds.items():
-        if checkpoint is None or options.only not in (None, kind):
+    for kind, (checkpoint, more, measure) in kinds.items():
+        if not checkpoint or options.only not in (None, kind):
             continue
-        with _built(checkpoint, controls) as engine:
+        with _built(checkpoint, **more) as engine:
             found, rows = measure(engine, options.count)
             settings = {"scenes": options.count, "size": SIZE, "steps": STEPS, "blur": BLUR}
             record = {**settings, "precision": engine.precision, "found": found}
@@ -210,11 +253,14 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def _built(checkpoint: str, controls: dict[str, str]) -> Iterator[sdengine.Engine]:
-    """Load a bundle of a checkpoint with controls, built for this."""
+def _built(
+    checkpoint: str, tiny_vae: str | None = None, controls: dict[str, str] | None = None
+) -> Iterator[sdengine.Engine]:
+    """Load a bundle of a checkpoint with what goes with it, built for this."""
+    source = load_checkpoint(checkpoint, tiny_vae=tiny_vae)
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
-        sdengine.build(checkpoint, bundle, resolutions=[SIZE], batch=1, controls=controls)
+        sdengine.build(source, bundle, resolutions=[SIZE], batch=1, controls=controls)
         with sdengine.load(bundle) as engine:
             yield engine
 

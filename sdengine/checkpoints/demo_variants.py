@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from sdengine.checkpoints.checkpoint import Checkpoint
@@ -14,7 +13,7 @@ from sdengine.checkpoints.weights import Weights
 _FIRST = "conv_in.weight"
 
 
-def _inpainting() -> Checkpoint:
+def demo_inpainting() -> Checkpoint:
     """Open the demo model with another U-Net: the tensors of a file, else the demo's own."""
     demo, changes = read_folder(DEMO_CHECKPOINT), DEMO_VARIANTS / "inpainting.safetensors"
     in_channels = open_parameters(changes).shape(_FIRST)[1]
@@ -32,10 +31,3 @@ def _inpainting() -> Checkpoint:
         unet_config=replace(demo.unet_config, in_channels=in_channels),
         open_weights=open_weights,
     )
-
-
-# What stands for a checkpoint's path, by name.
-BUILT_IN: dict[str, Callable[[], Checkpoint]] = {
-    "demo": lambda: read_folder(DEMO_CHECKPOINT),
-    "demo-inpainting": _inpainting,
-}

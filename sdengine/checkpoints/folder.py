@@ -11,7 +11,7 @@ from sdengine.errors import CheckpointError
 from sdengine.storage.regular_file import open_regular
 
 DEMO_CHECKPOINT = Path(__file__).parent / "demo"
-# What is trained on top of it: changes of its U-Net, and a ControlNet that reads edges.
+# What is trained on top of it: changes of its U-Net, and a ControlNet.
 DEMO_VARIANTS = Path(__file__).parent / "demo_variants"
 DEMO_EDGES = DEMO_VARIANTS / "edges"
 MAX_JSON_BYTES = 16 << 20

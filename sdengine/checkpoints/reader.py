@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sdengine.checkpoints.checkpoint import FAMILIES, Checkpoint, family_of
-from sdengine.checkpoints.demo_variants import BUILT_IN
+from sdengine.checkpoints.demo_variants import demo_inpainting
 from sdengine.checkpoints.diffusers_folder import read_folder
+from sdengine.checkpoints.folder import DEMO_CHECKPOINT
 from sdengine.checkpoints.formats.tensor_files import ENDINGS
 from sdengine.checkpoints.separate_unet import with_separate_unet
 from sdengine.checkpoints.separate_vae import with_separate_vae
@@ -119,11 +120,11 @@ def _open(
     path: PathLike, variant: str | None, architecture: ModelArchitecture | None
 ) -> Checkpoint:
     _check_variant(variant)
-    if isinstance(path, str) and path in BUILT_IN:
+    if path == "demo-inpainting":
         if variant is not None:
             raise ConfigError.for_field("variant", variant, f"nothing: {path} has no variants")
-        return BUILT_IN[path]()
-    place = _existing("checkpoint", path)
+        return demo_inpainting()
+    place = DEMO_CHECKPOINT if path == "demo" else _existing("checkpoint", path)
     if place.is_dir():
         checkpoint = read_folder(place, variant=variant)
         return with_tiny_vae(checkpoint, place) if has_tiny_vae(place) else checkpoint

@@ -27,6 +27,7 @@ from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.controlnet import ControlNetModel
 from sdengine.models.dtypes import TORCH_DTYPES
 from sdengine.models.text_encoder import CLIPTextEncoder
+from sdengine.models.tiny_vae import TinyAutoencoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
 from sdengine.storage.whole_folder import write_folder
@@ -156,7 +157,9 @@ def save_checkpoint(
 
 
 def save_network(
-    folder: str | os.PathLike[str], network: ControlNetModel, dtype: torch.dtype = torch.float16
+    folder: str | os.PathLike[str],
+    network: ControlNetModel | TinyAutoencoder,
+    dtype: torch.dtype = torch.float16,
 ) -> Path:
     """Write one network by itself, as diffusers' ``save_pretrained`` does.
 
@@ -172,7 +175,8 @@ def save_network(
         CheckpointError: a weight is not finite in this dtype.
         OutputError: the folder exists already or cannot be written.
     """
-    part = Part(network.controlnet_config.to_dict(), shapes_of(network), _tensors_of(network))
+    config = network.config if isinstance(network, TinyAutoencoder) else network.controlnet_config
+    part = Part(config.to_dict(), shapes_of(network), _tensors_of(network))
     return write_folder(
         Path(folder), lambda new: _write_part(new, part, dtype, None), what="checkpoint"
     )

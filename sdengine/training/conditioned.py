@@ -157,8 +157,11 @@ class InpaintingTask(_ChannelsTask):
     """Train a U-Net of nine channels: latents, mask, latents of what the mask leaves.
 
     Source: "High-Resolution Image Synthesis with Latent Diffusion Models" (Rombach et al. 2022),
-    section 4.5; masked pixels are 0 in [-1,1], as the published models have them.
+    section 4.5; masked pixels are 0 in [-1,1], as the published models have them. Enough prompts
+    are left out for the rest of a picture to say by itself what is missing.
     """
+
+    caption_dropout = 0.25
 
     def example(self, draw: Draw, size: int, *, held_out: bool = False) -> Example:
         """Draw a scene and a mask."""

@@ -15,15 +15,24 @@ from sdengine.checkpoints.weights import save_tensors
 from sdengine.errors import ConfigError
 from sdengine.models.attention import set_attention_impl
 from sdengine.models.controlnet import ControlNetConfig, ControlNetModel
+from sdengine.models.tiny_vae import TinyAutoencoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.training.conditioned import DepthTask, EdgesTask, InpaintingTask
 from sdengine.training.demo_parts import DemoParts, laid_out
 from sdengine.training.loop import Task
+from sdengine.training.tiny_decoder import TinyDecoderTask
 
 # The hint encoder's widths: the demo's latents need less than the published 16, 32, 96, 256.
 _HINT_WIDTHS = (16, 32, 64, 96)
-# What of the inpainting U-Net is trained: its finest level, where the further channels enter.
-_FINEST = ("conv_in.", "down_blocks.0.", "up_blocks.2.", "conv_norm_out.", "conv_out.")
+# What of the inpainting U-Net is trained: where the further channels enter, and the way out.
+_NEAR_PICTURE = (
+    "conv_in.",
+    "down_blocks.0.",
+    "down_blocks.1.",
+    "up_blocks.2.",
+    "conv_norm_out.",
+    "conv_out.",
+)
 
 
 def widened(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
@@ -133,7 +142,7 @@ def _save_unet(model: nn.Module, parts: DemoParts, output: Path) -> None:
 
 
 def _save_network(model: nn.Module, parts: DemoParts, output: Path) -> None:
-    assert isinstance(model, ControlNetModel)
+    assert isinstance(model, (ControlNetModel, TinyAutoencoder))
     save_network(output, model)
 
 
@@ -150,7 +159,10 @@ def _save_changes(model: nn.Module, parts: DemoParts, path: Path) -> None:
 
 
 VARIANTS = {
-    "inpainting": Variant(_channels_task(InpaintingTask, 9, _FINEST), 500, 16, 1e-3, _save_unet),
+    "inpainting": Variant(
+        _channels_task(InpaintingTask, 9, _NEAR_PICTURE), 500, 16, 3e-4, _save_unet
+    ),
     "depth": Variant(_channels_task(DepthTask, 5), 1000, 16, 3e-4, _save_unet),
     "controlnet": Variant(_edges_task, 2400, 16, 5e-4, _save_network),
+    "tiny": Variant(TinyDecoderTask, 6000, 8, 2e-3, _save_network),
 }

@@ -16,6 +16,7 @@ from sdengine.cli.main import main
 from sdengine.errors import ConfigError
 from sdengine.models.attention import set_attention_impl
 from sdengine.models.controlnet import ControlNetModel
+from sdengine.models.tiny_vae import TinyAutoencoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.training.demo_parts import DemoParts
 from sdengine.training.loop import Draw, Schedule, train
@@ -161,8 +162,30 @@ def test_a_saved_controlnet_is_one_that_diffusers_knows(parts: DemoParts, tmp_pa
         assert torch.equal(value.float(), task.model.state_dict()[name]), name
 
 
+def test_a_tiny_decoder_learns_from_the_whole_one_and_is_read_again(
+    parts: DemoParts, tmp_path: Path
+) -> None:
+    task = VARIANTS["tiny"].task(parts, 1)
+    model = task.model
+    assert isinstance(model, TinyAutoencoder)
+    losses = []
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(12):
+        loss, _ = task.loss(Draw.at(0, 1), 0.0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(p.grad is None for p in parts.vae.parameters())
+    VARIANTS["tiny"].save(model, parts, tmp_path / "saved")
+    read = load_checkpoint("demo", tiny_vae=tmp_path / "saved").load("tiny_vae")
+    for name, value in read.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name].half().float()), name
+
+
 def test_other_models_and_kinds_are_refused(parts: DemoParts, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="inpainting, depth, controlnet"):
+    with pytest.raises(ConfigError, match="inpainting, depth, controlnet, tiny"):
         find_variant("pose")
     wide = widened(parts.unet, 9)
     save_checkpoint(
