@@ -564,7 +564,8 @@ class Engine:
         self._networks.require_own()
         plan = self._pipeline.plan(request)
         for one in plan.passes:
-            self.session.budget.check(*one.size, one.more_networks)
+            tile = None if one.tiles is None else one.tiles.pixels
+            self.session.budget.check(*one.size, one.more_networks, tile)
         return plan
 
     def _in_turns(self, plan: Plan, watch: Watch) -> Iterator[Step]:

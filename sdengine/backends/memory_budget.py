@@ -113,18 +113,26 @@ class MemoryBudget:
         low = self.low_memory if low_memory is None else low_memory
         return [size for size in self.needs if size.total_bytes(low) <= self.available_bytes]
 
-    def check(self, width: int, height: int, more: Collection[str] = ()) -> None:
+    def check(
+        self,
+        width: int,
+        height: int,
+        more: Collection[str] = (),
+        tile: tuple[int, int] | None = None,
+    ) -> None:
         """Refuse an image size that does not fit.
 
         Args:
             width, height: in pixels.
             more: networks that the request runs beside those that every request runs.
+            tile: width and height that the U-Net runs at, and the VAE where it cannot do otherwise;
+                None for the image's own.
 
         Raises:
             OutOfMemoryError: it does not; the message has the figures and what would help.
         """
         for size in self.needs:
-            if (size.width, size.height) == (width, height):
+            if (size.width, size.height) == (tile or (width, height)):
                 self.require(size)
 
     def has_room(self, network: str, loaded: int) -> bool:

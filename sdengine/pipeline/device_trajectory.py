@@ -42,6 +42,7 @@ def choose_device(
     keeps_part: bool = False,
     has_extra: bool = False,
     is_steered: bool = False,
+    is_tiled: bool = False,
 ) -> tuple[RunsTrajectories | None, str]:
     """Decide where a trajectory's steps run.
 
@@ -54,6 +55,7 @@ def choose_device(
         keeps_part: a mask keeps a part of a picture.
         has_extra: the U-Net reads more than latents.
         is_steered: controls run at some of the steps.
+        is_tiled: the U-Net runs on tiles of the latents.
 
     Returns:
         The U-Net as what runs them, or None and why the host does.
@@ -62,6 +64,8 @@ def choose_device(
         return None, "the backend's networks read and write the host's memory"
     if clean_every > 0:
         return None, "previews are made from each prediction"
+    if is_tiled:
+        return None, "the host averages what the U-Net predicts of tiles"
     if has_extra:
         return None, "the U-Net reads more channels than the device scales"
     if is_steered:

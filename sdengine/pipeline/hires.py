@@ -21,6 +21,7 @@ from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.decoding import decode
 from sdengine.pipeline.encoding import ENCODER, encoded
 from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.picture_start import computed_size, exceeds
 from sdengine.pipeline.plan import Plan
 from sdengine.request.control import Control
 from sdengine.request.hires_fields import LATENT_UPSCALERS, LEAST_LATENT_STRENGTH
@@ -43,14 +44,16 @@ def second_request(request: Request, manifest: Manifest) -> Request:
         UnsupportedShapeError: it does not run the size.
     """
     width, height = request.hires_size(request.width, request.height)
-    if request.hires_upscaler in LATENT_UPSCALERS:
+    is_latent = request.hires_upscaler in LATENT_UPSCALERS
+    is_tiled = request.tile_size is not None and exceeds(request.tile_size, width, height)
+    if is_latent and not is_tiled:
         try:
             check_size(width, height, manifest)  # of pixels any size is padded
         except UnsupportedShapeError as error:
             raise UnsupportedShapeError(
                 f"hires: {str(error).removeprefix('width, height: ')}"
             ) from None
-    elif ENCODER not in manifest.networks:
+    elif not is_latent and ENCODER not in manifest.networks:
         names = ", ".join(LATENT_UPSCALERS)
         raise ConfigError.for_field(
             "hires_upscaler", request.hires_upscaler, f"{names}: the bundle has no VAE encoder"
@@ -58,7 +61,7 @@ def second_request(request: Request, manifest: Manifest) -> Request:
     if request.hires_model is not None:
         _upscaler(request)
     usual = {name: FIELDS[name].default for name in ("hires", *HIRES_FIELDS)}
-    return replace(
+    made = replace(
         request,
         **usual,
         image=Recorded("0" * 64, size=(width, height)),
@@ -69,6 +72,11 @@ def second_request(request: Request, manifest: Manifest) -> Request:
         strength_rule="exact",
         controls=_controls(request, (width, height), manifest),
     )
+    needed = computed_size(made, manifest)
+    if is_latent and needed != (width, height):
+        shown = "{}x{}, in tiles the next that enlarged latents have is {}x{}"
+        raise UnsupportedShapeError(f"hires: {shown.format(width, height, *needed)}.")
+    return made
 
 
 def two_passes(first: Plan, second: Plan) -> Plan:

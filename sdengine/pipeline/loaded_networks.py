@@ -12,6 +12,7 @@ from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import DeviceError
 from sdengine.pipeline.clock import StageClock
+from sdengine.pipeline.vae_tiles import VAE, VaeTiles, part_size
 
 
 class Networks:
@@ -75,6 +76,16 @@ class Networks:
                 self._loaded.pop(network, None)
 
     def _load(self, network: str, batch: int, height: int, width: int, sequence: int) -> Module:
+        manifest = self.bundle.manifest
+        if network in VAE and manifest.size_multiple is None:
+            # Requests in tiles alone have sizes beyond these; previews have smaller ones.
+            budget = self._session.budget
+            fitting = [(one.width, one.height) for one in budget.fitting()]
+            fitting = fitting if budget.needs else manifest.resolutions
+            part = part_size(width, height, fitting)
+            if part not in (None, (width, height)):
+                module = self._load(network, batch, part[1], part[0], sequence)
+                return VaeTiles(module, (width, height), manifest.architecture.vae.downscale)
         sizes = {"batch": batch, "height": height, "width": width, "sequence": sequence}
         entry = self.bundle.network(network)
         return self._session.load(network, resolve_shapes(network, entry.inputs, sizes))

@@ -37,16 +37,36 @@ def computed_size(request: Request, manifest: Manifest) -> tuple[int, int]:
     """Return the width and height that networks compute a request at.
 
     Without a picture it is the request's own; with one, the next that the bundle runs: the picture
-    is padded by its last row and column, and the result cropped.
+    is padded by its last row and column, and the result cropped. Of a picture in tiles, which
+    have sizes that the bundle runs themselves, each side only is so many whole latent cells.
 
     Raises:
         UnsupportedShapeError: the bundle runs none.
     """
     width, height = request.width, request.height
+    if (tile := request.tile_size) is not None and exceeds(tile, width, height):
+        if request.image is None:
+            return width, height
+        return _side(width, tile[0], manifest), _side(height, tile[1], manifest)
     if request.image is not None:
         width, height = next_size(width, height, manifest)
     check_size(width, height, manifest)
     return width, height
+
+
+def exceeds(tile: tuple[int, int], width: int, height: int) -> bool:
+    """Tell whether a picture is more than one tile."""
+    return width > tile[0] or height > tile[1]
+
+
+def _side(side: int, tile: int, manifest: Manifest) -> int:
+    """Return the side of a canvas in tiles that a picture's fits into."""
+    multiple = manifest.architecture.vae.downscale
+    if side < tile:  # and all of it is in each tile
+        if manifest.size_multiple is None:
+            return tile if tile - side < _MOST_PADDING else side
+        multiple = manifest.size_multiple
+    return -(-side // multiple) * multiple
 
 
 def next_size(width: int, height: int, manifest: Manifest) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import fields, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from sdengine.pipeline.decoding import decode, preview
 from sdengine.pipeline.encoding import ENCODER
 from sdengine.pipeline.hires import cut, enlarged, second_request, two_passes
 from sdengine.pipeline.latents import latents_shape, noise_of
+from sdengine.pipeline.loaded_controls import load_steerings
 from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.picture_start import (
     computed_size,
@@ -30,8 +31,8 @@ from sdengine.pipeline.picture_start import (
     starting_picture,
 )
 from sdengine.pipeline.plan import Plan, Prepared, Watch
-from sdengine.pipeline.row_plan import RowPlan, lay_out_rows
-from sdengine.pipeline.steering import Steering, first_row
+from sdengine.pipeline.row_plan import lay_out_rows
+from sdengine.pipeline.tiled_unet import TiledUNet, tile_grid, tile_warnings, with_tiles
 from sdengine.pipeline.tiny_autoencoder import DECODER, decode_tiny, require_tiny
 from sdengine.pipeline.tiny_autoencoder import ENCODER as TINY_ENCODER
 from sdengine.pipeline.trajectory import Evaluation, Trajectory
@@ -42,12 +43,7 @@ from sdengine.prompt.embedding_library import EmbeddingLibrary, unused_embedding
 from sdengine.prompt.kept_conditionings import KeptConditionings
 from sdengine.prompt.plan import PromptOptions, PromptPlan
 from sdengine.request.request import Request
-from sdengine.samplers import (
-    NoiseSchedule,
-    SamplerOptions,
-    build_program,
-    resolve_names,
-)
+from sdengine.samplers import NoiseSchedule, SamplerOptions, build_program, resolve_names
 
 _log = logging.getLogger(__name__)
 _MAX_NAMED = 20
@@ -104,11 +100,13 @@ class Pipeline:
         require_controls(request, self._manifest)
         if request.decoder == "tiny":
             require_tiny(self._manifest, DECODER, "decoder")
+        request = with_tiles(request, self._manifest)
         plan = self._plan_pass(request)
         if request.hires is not None:
             plan = two_passes(plan, self._plan_pass(second_request(request, self._manifest)))
         used = tuple(dict.fromkeys(e for one in plan.passes for e in one.prompts.embeddings))
         warnings = (*plan.warnings, *unused_embeddings(request, used))
+        warnings += tile_warnings(request, [one.tiles for one in plan.passes])
         if request.embeddings is not None or self.library.embeddings:
             request = replace(request, embeddings=used)
         plan = replace(plan, request=request, warnings=warnings)
@@ -119,6 +117,7 @@ class Pipeline:
     def _plan_pass(self, request: Request) -> Plan:
         sampler, schedule = request.sampler, request.schedule
         size = computed_size(request, self._manifest)
+        tiles = tile_grid(request, size, self._manifest)
         count, steps = request.num_steps_run, request.num_schedule_steps
         first = steps - count if request.starts_from_picture else None
         options = _sampler_options(request)
@@ -143,7 +142,16 @@ class Pipeline:
         warnings = (*_warnings(prompts), *picture_warnings(request), *said, *idle)
         coders = _coders(request, self._manifest.architecture.task)
         return Plan(
-            request, size, program, prompts, chunks, guided, warnings, tuple(controls), coders
+            request,
+            size,
+            program,
+            prompts,
+            chunks,
+            guided,
+            warnings,
+            tuple(controls),
+            coders,
+            tiles,
         )
 
     def forget_prompts(self) -> None:
@@ -305,6 +313,7 @@ class Pipeline:
         request, conditioning = plan.request, prepared.conditioning
         row_plans = self._row_plans(plan.prompts.steps, chunk, plan.guided)
         counts = dict.fromkeys(len(rows.rows) for rows in row_plans)
+        steerings = load_steerings(plan, prepared, row_plans, self._networks, clock)
         return Trajectory(
             {rows: self._unet_inputs(plan, conditioning, extra, rows, clock) for rows in counts},
             plan.program,
@@ -312,29 +321,9 @@ class Pipeline:
             request.guidance_scale,
             request.guidance_rescale,
             watch.cancel,
-            self._steering(plan, prepared, row_plans, clock),
+            None if plan.tiles is not None else next(iter(steerings), None),
+            None if plan.tiles is None else TiledUNet(plan.tiles, extra, steerings),
         )
-
-    def _steering(
-        self, plan: Plan, prepared: Prepared, row_plans: Sequence[RowPlan], clock: StageClock
-    ) -> Steering | None:
-        """Load the networks of the controls for each number of rows that they run with."""
-        sequence = prepared.conditioning.prompt_embeds.shape[1]
-        wanted: dict[tuple[str, int], None] = {}
-        for planned in plan.controls:
-            for k in sorted(planned.active):
-                rows = row_plans[int(plan.program.step[k])]
-                count = len(rows.rows) - first_row(planned, rows)
-                wanted[planned.network, 1 if planned.runs_once else count] = None
-        modules = {
-            (network, rows): self._networks.get(
-                network, rows, *plan.size[::-1], sequence=sequence, clock=clock
-            )
-            for network, rows in wanted
-        }
-        if not plan.controls:
-            return None
-        return Steering(plan.controls, prepared.hints, modules, prepared.features)
 
     def _unet_inputs(
         self,
@@ -345,7 +334,10 @@ class Pipeline:
         clock: StageClock,
     ) -> UNetInputs:
         request, architecture = plan.request, self._manifest.architecture
-        size = plan.size[::-1]
+        size, tile = plan.unet_size[::-1], None
+        if plan.tiles is not None:
+            tile = plan.unet_size
+            extra = None if extra is None else plan.tiles.tiles[0].of(extra)
         sequence = conditioning.prompt_embeds.shape[1]
         unet = self._networks.get("unet", rows, *size, sequence=sequence, clock=clock)
         return UNetInputs(
@@ -354,7 +346,7 @@ class Pipeline:
             conditioning,
             latents_shape(architecture, rows, *size),
             request.guidance_scale,
-            MicroConditioning.of(request),
+            MicroConditioning.of(request, tile),
             extra,
         )
 

@@ -13,6 +13,7 @@ from sdengine.inputs.embeddings import Embedding
 from sdengine.pipeline.control_plan import PlannedControl
 from sdengine.pipeline.device_trajectory import Seen
 from sdengine.pipeline.picture_start import MaskedPicture, StartingPicture
+from sdengine.pipeline.tile_grid import TileGrid
 from sdengine.prompt.conditioning import Conditioning
 from sdengine.prompt.plan import PromptPlan
 from sdengine.request.request import Request
@@ -33,6 +34,7 @@ class Plan:
         warnings: what of the request cannot be done, in sentences.
         controls: that steer at some evaluation.
         coders: the networks that encode and decode, beside the VAE decoder.
+        tiles: of the latents that the U-Net runs on one after the other; None for all at once.
         second: the plan of the pass that goes on with its result, if there is one.
         steps_before, steps_after: evaluations of passes before it and after it.
     """
@@ -46,9 +48,15 @@ class Plan:
     warnings: tuple[str, ...]
     controls: tuple[PlannedControl, ...] = ()
     coders: tuple[str, ...] = ()
+    tiles: TileGrid | None = None
     second: Plan | None = None
     steps_before: int = 0
     steps_after: int = 0
+
+    @property
+    def unet_size(self) -> tuple[int, int]:
+        """Width and height in pixels that the U-Net and the controls compute at."""
+        return self.size if self.tiles is None else self.tiles.pixels
 
     @property
     def control_networks(self) -> tuple[str, ...]:
@@ -82,7 +90,7 @@ class Prepared:
         masked: what an inpainting model reads of it.
         depth: [1,1,h,w] fp32 that a depth model reads.
         hints: [1,C,H,W] fp32 that each of the plan's controls reads.
-        features: what T2I-Adapters among them gave, by their number; filled on first use.
+        features: what T2I-Adapters among them gave, by tile and their number; filled on first use.
         given: latents [B,C,h,w] fp32 that each chunk starts from, where a first pass made them.
     """
 
@@ -91,7 +99,7 @@ class Prepared:
     masked: MaskedPicture | None
     depth: Array | None
     hints: tuple[Array, ...] = ()
-    features: dict[int, Mapping[str, Array]] = field(default_factory=dict)
+    features: dict[int, dict[int, Mapping[str, Array]]] = field(default_factory=dict)
     given: tuple[Array, ...] = ()
 
 

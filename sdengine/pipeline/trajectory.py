@@ -20,6 +20,7 @@ from sdengine.pipeline.guidance import guide
 from sdengine.pipeline.known_part import KnownPart
 from sdengine.pipeline.row_plan import RowPlan
 from sdengine.pipeline.steering import Steering
+from sdengine.pipeline.tiled_unet import TiledUNet
 from sdengine.pipeline.turns import check_cancelled
 from sdengine.pipeline.unet_inputs import UNetInputs
 from sdengine.samplers import SamplerProgram
@@ -54,7 +55,8 @@ class Trajectory:
         row_plans: of every step.
         guidance_scale, guidance_rescale: as in `sdengine.Request`.
         cancel: setting it ends the trajectory before its next evaluation.
-        steering: its controls, if any.
+        steering: its controls, if any; those of tiles are theirs.
+        tiles: how its latents are divided among runs of the U-Net; None for not at all.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Trajectory:
         guidance_rescale: float = 0.0,
         cancel: threading.Event | None = None,
         steering: Steering | None = None,
+        tiles: TiledUNet | None = None,
     ) -> None:
         self.inputs = inputs
         self.program = program
@@ -74,6 +77,7 @@ class Trajectory:
         self.guidance_rescale = guidance_rescale
         self.cancel = cancel
         self.steering = steering
+        self.tiles = tiles
 
     def run(
         self,
@@ -110,6 +114,7 @@ class Trajectory:
                 keeps_part=known is not None,
                 has_extra=inputs.has_extra,
                 is_steered=self.steering is not None,
+                is_tiled=self.tiles is not None,
             )
             if device is None:
                 _log.debug("the host runs the sampler's steps: %s", reason)
@@ -135,7 +140,10 @@ class Trajectory:
     def _latents_shape(self) -> tuple[int, ...]:
         """Shape of one copy of the latents [B,C,h,w]."""
         inputs = next(iter(self.inputs.values()))
-        return (self._num_images, *inputs.latents_shape[1:])
+        _, channels, *sides = inputs.latents_shape
+        if self.tiles is not None:
+            sides = [*self.tiles.grid.canvas]
+        return (self._num_images, channels, *sides)
 
     def _run_on_device(
         self,
@@ -182,23 +190,14 @@ class Trajectory:
             check_cancelled(self.cancel)
             plan = self.row_plans[numbers.step]
             scale, rescale = self._guidance(plan)
-            inputs = self.inputs[len(plan.rows)]
-            inputs.use(plan)
-            self._scale(registers[0], numbers.c_in, inputs.sample)
-            inputs.timestep.fill(numbers.t)
             if numbers.needs_noise:
                 noise.step(step_noise)
-            arrays: Mapping[str, NDArray[Any]] = inputs.arrays
-            if self.steering is not None:
-                arrays = self.steering.arrays(k, inputs, plan, clock)
-            with clock.stage("unet"):
-                noise_pred = inputs.unet.run(arrays)["noise_pred"]
+            scaled, noise_pred = self._predict(k, registers[0], plan, clock)
             wants_clean = clean_every > 0 and (numbers.step + 1) % clean_every == 0
             blends = known is not None and known.rule == "clean"
             if wants_clean or blends or not plan.is_plain or rescale > 0:
                 noise_pred = guide(noise_pred, plan, scale, rescale)
             clean = None
-            scaled = inputs.sample[: self._num_images]
             if blends and known is not None:
                 noise_pred = known.blend_output(program, k, scaled, noise_pred)
             if wants_clean:
@@ -235,6 +234,25 @@ class Trajectory:
             noise.step(step_noise)
             registers[0] += np.float32(self.program.init_noise) * step_noise
         return registers, step_noise, first_noise
+
+    def _predict(
+        self, k: int, latents: Array, plan: RowPlan, clock: StageClock
+    ) -> tuple[Array, Array]:
+        """Return the scaled latents [B,C,h,w] and what the U-Net predicts of each row."""
+        numbers = self.program.evaluations[k]
+        inputs = self.inputs[len(plan.rows)]
+        inputs.use(plan)
+        inputs.timestep.fill(numbers.t)
+        if self.tiles is not None:
+            scaled = latents * np.float32(numbers.c_in)
+            return scaled, self.tiles.predict(k, scaled, inputs, plan, clock, self.cancel)
+        self._scale(latents, numbers.c_in, inputs.sample)
+        arrays: Mapping[str, NDArray[Any]] = inputs.arrays
+        if self.steering is not None:
+            arrays = self.steering.arrays(k, inputs, plan, clock)
+        with clock.stage("unet"):
+            noise_pred = inputs.unet.run(arrays)["noise_pred"]
+        return inputs.sample[: self._num_images], noise_pred
 
     def _guidance(self, plan: RowPlan) -> tuple[float, float]:
         """Return scale and rescale; outside the interval the conditional output counts as it is."""

@@ -39,9 +39,12 @@ class MicroConditioning:
     negative_aesthetic_score: float
 
     @classmethod
-    def of(cls, request: Request) -> MicroConditioning:
-        """Read a request; its sizes are the image's where it names none."""
-        own = (request.width, request.height)
+    def of(cls, request: Request, tile: tuple[int, int] | None = None) -> MicroConditioning:
+        """Read a request; where it names no sizes they are the image's, or those of a tile of it.
+
+        A U-Net that sees tiles is so told what it was trained with, a picture of their size.
+        """
+        own = tile or (request.width, request.height)
         return cls(
             request.original_size or own,
             request.crop,
@@ -109,7 +112,7 @@ class UNetInputs:
         self._dirty: set[str] = set()  # buffers of controls that are not zero
         self.has_extra = extra is not None
         if extra is not None:
-            self.arrays["sample"][:, channels:] = np.tile(extra, (rows // len(extra), 1, 1, 1))
+            self.read_beside(extra)
         if "timestep_cond" in self.arrays:
             dim = self.arrays["timestep_cond"].shape[1]
             self.arrays["timestep_cond"][:] = guidance_embedding(guidance_scale, dim)
@@ -119,6 +122,11 @@ class UNetInputs:
         """The scaled latents [rows,C,h,w], without what is read beside them."""
         sample: NDArray[np.float32] = self.arrays["sample"]
         return sample[:, : self.latents_shape[1]]
+
+    def read_beside(self, extra: NDArray[np.float32]) -> None:
+        """Have every row read other channels behind its latents, as many as were given at first."""
+        target = self.arrays["sample"][:, self.latents_shape[1] :]
+        target[:] = np.tile(extra, (self.latents_shape[0] // len(extra), 1, 1, 1))
 
     @property
     def timestep(self) -> NDArray[Any]:

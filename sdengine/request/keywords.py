@@ -79,6 +79,9 @@ class RequestOptions(TypedDict, total=False):
     hires_model: Any
     hires_strength: float | None
     hires_steps: int | None
+    tiled_diffusion: bool | None
+    tile_size: tuple[int, int] | None
+    tile_overlap: int | None
     original_size: tuple[int, int] | None
     crop: tuple[int, int] | None
     target_size: tuple[int, int] | None

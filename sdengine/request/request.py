@@ -35,6 +35,7 @@ from sdengine.request.fields import (
 )
 from sdengine.request.hires_fields import MAX_SIDE, MAX_STEPS
 from sdengine.request.picture_fields import FILES, OPTIONS_OF, PICTURES, PictureFields
+from sdengine.request.tile_fields import TILE_OPTIONS, TileFields
 
 MAX_BATCH = 256
 MAX_SEED = 2**64 - 1
@@ -56,7 +57,7 @@ _NAME = Name("a name; `sdengine samplers` lists them")
 
 
 @dataclass(frozen=True)
-class Request(PictureFields):
+class Request(PictureFields, TileFields):
     """One request for images, from noise or from a picture; constructing it checks every field.
 
     Args:
@@ -249,6 +250,7 @@ class Request(PictureFields):
         for name in ("seed", "variation_seed"):
             self._check_last_seed(name)
         self.check_pictures(FIELDS)
+        self.check_tiles()
         if self.image is not None:
             is_whole = self.inpaint_area == "whole"
             self.check_outpaint(self.image, (self.width, self.height) if is_whole else None)
@@ -368,6 +370,9 @@ class Request(PictureFields):
             del values["embeddings"]  # as releases wrote it that knew none
         else:
             values["embeddings"] = [embedding.record() for embedding in self.embeddings]
+        if not self.tiled_diffusion:
+            for name in ("tiled_diffusion", *TILE_OPTIONS):
+                del values[name]
         for needed, names in OPTIONS_OF.items():
             givers = needed.split(" or ")
             absent = [name for name in givers if getattr(self, name) is None]

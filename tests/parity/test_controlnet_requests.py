@@ -110,6 +110,20 @@ def test_batches_editing_intervals_and_parts(engine: Engine) -> None:
             assert not np.array_equal(without.arrays[0], batch.arrays[0])
 
 
+def test_each_tile_is_steered_by_its_part(engine: Engine) -> None:
+    given: dict[str, Any] = {**USUAL, "steps": 2, "width": 128, "tiled_diffusion": True}
+    wide = edges(128)
+    result = engine.generate(PROMPT, **given, controls=[canny(image=wide)])
+    assert calls(result) == result.timings.stages["unet"].calls == 2 * 3
+    halves = np.concatenate([wide[:, 64:], wide[:, :64]], axis=1)
+    for other in (halves, wide[:, :64]):  # the second is stretched
+        found = engine.generate(PROMPT, **given, controls=[canny(image=other)])
+        assert not np.array_equal(found.arrays[0], result.arrays[0])
+    untrained = engine.generate(PROMPT, **given, controls=[Control("untrained", wide)])
+    without = engine.generate(PROMPT, **given)
+    np.testing.assert_array_equal(untrained.arrays[0], without.arrays[0])
+
+
 def test_an_untrained_controls_conditional_mode_is_no_guidance_of_its_own(
     engine: Engine, plain: Array
 ) -> None:

@@ -66,19 +66,26 @@ class NativeBudget(MemoryBudget):
             needs = [self._plan(*size) for size in bundle.manifest.resolutions]
         super().__init__(needs, memory_bytes or 0, "memory_bytes", low_memory)
 
-    def check(self, width: int, height: int, more: Collection[str] = ()) -> None:
+    def check(
+        self,
+        width: int,
+        height: int,
+        more: Collection[str] = (),
+        tile: tuple[int, int] | None = None,
+    ) -> None:
         """Refuse an image size that does not fit, and find out whether the VAE must be in bands.
 
         Args:
             width, height: in pixels.
             more: networks that the request runs beside those that every request runs.
+            tile: width and height that the U-Net and controls run at; None for the image's own.
 
         Raises:
             OutOfMemoryError: it does not; the message has the figures and what would help.
             UnsupportedShapeError: a network's maps would be too large at this size.
         """
-        seen: tuple[int | str, ...] = (width, height, *sorted(more))
-        built = (width, height) in self._bundle.manifest.resolutions
+        seen: tuple[int | str, ...] = (width, height, *sorted(more), *(tile or ()))
+        built = (width, height) in self._bundle.manifest.resolutions and tile is None
         if self._has_limit and built and not more:
             super().check(width, height)
         elif seen in self._seen or (built and not self._has_limit and width * height <= _SMALL):
@@ -88,7 +95,7 @@ class NativeBudget(MemoryBudget):
                 self.available_bytes = free_memory_bytes()
                 self.source = "free on this machine"
             try:
-                needs = self._plan(width, height, more)
+                needs = self._plan(width, height, more, tile)
             except BundleError as error:
                 raise UnsupportedShapeError(f"width, height: {width}x{height}: {error}") from None
             if self._has_limit or not built:
@@ -121,9 +128,15 @@ class NativeBudget(MemoryBudget):
             return {name: left for name in weights}
         return {}
 
-    def _plan(self, width: int, height: int, more: Collection[str] = ()) -> SizeNeeds:
+    def _plan(
+        self,
+        width: int,
+        height: int,
+        more: Collection[str] = (),
+        tile: tuple[int, int] | None = None,
+    ) -> SizeNeeds:
         """Add up a size, with the VAE in bands where it fits no other way."""
-        prepared = self._prepared(width, height, more)
+        prepared = self._prepared(width, height, more, tile)
         weights = {name: packed_bytes(one.packing) for name, one in prepared.items()}
         steps = sum(n for name, n in weights.items() if name == "unet" or is_control(name))
         stage = max(steps, *weights.values())
@@ -160,7 +173,13 @@ class NativeBudget(MemoryBudget):
             total += unet.program_without(unet.additive()).arena_bytes
         return total + in_bands
 
-    def _prepared(self, width: int, height: int, more: Collection[str] = ()) -> dict[str, Prepared]:
+    def _prepared(
+        self,
+        width: int,
+        height: int,
+        more: Collection[str] = (),
+        tile: tuple[int, int] | None = None,
+    ) -> dict[str, Prepared]:
         """Prepare what an image needs, with the rows that guidance takes for one."""
         manifest = self._bundle.manifest
         length = manifest.architecture.text_encoders[0].chunk_length
@@ -169,8 +188,10 @@ class NativeBudget(MemoryBudget):
             always = name in ("unet", "vae_decoder") or name.startswith("text_encoder")
             if not (always or name in more):
                 continue
-            rows = 1 if name.startswith(("vae_", "tiny_")) else 2
-            sides = {"batch": rows, "width": width, "height": height, "sequence": length}
+            rows, (across, down) = 2, tile or (width, height)
+            if name.startswith(("vae_", "tiny_")):
+                rows, (across, down) = 1, (width, height)
+            sides = {"batch": rows, "width": across, "height": down, "sequence": length}
             shapes = resolve_shapes(name, entry.inputs, sides)
             limit = self.weight_limits.get(name)
             found[name] = prepare(self._bundle, name, shapes, self._precision, self._isa, limit)

@@ -20,6 +20,7 @@ from sdengine.request.control import Control
 from sdengine.request.keywords import ALIASES, WEB_UI_CLIP_SKIP, RequestOptions
 from sdengine.request.picture_fields import FILES, HIRES_FIELDS, OPTIONS_OF, PICTURES
 from sdengine.request.request import FIELDS, Request
+from sdengine.request.tile_fields import TILE_OPTIONS
 from sdengine.samplers import SAMPLERS, SamplerOptions
 
 PROMPTS = ("prompt", "negative_prompt")
@@ -29,6 +30,7 @@ WITHOUT_A_LABEL = {
     *("batch_size", "controls", "embeddings", *PICTURES, "outpaint"),
     *{*sum(OPTIONS_OF.values(), ())} - {*HIRES_FIELDS},
     "hires_model",
+    *("tiled_diffusion", *TILE_OPTIONS),
     *("original_size", "crop", "target_size", "aesthetic_score", "negative_aesthetic_score"),
 }
 

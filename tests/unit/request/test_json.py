@@ -13,6 +13,7 @@ from sdengine.errors import ConfigError
 from sdengine.inputs.embeddings import Embedding
 from sdengine.request.picture_fields import OPTIONS_OF, PICTURES
 from sdengine.request.request import FIELDS, MAX_SEED, Request
+from sdengine.request.tile_fields import TILE_OPTIONS
 
 FULL = Request(
     ("a", 'b "c"\n赤い円'),
@@ -44,6 +45,7 @@ def test_a_request_comes_back(request_: Request) -> None:
     assert "\n" not in text
     left_out = {"controls", "embeddings", *PICTURES, "outpaint", "hires"}
     left_out |= {*sum(OPTIONS_OF.values(), ())}
+    left_out |= {"tiled_diffusion", *TILE_OPTIONS}
     assert json.loads(text).keys() == {"version", *FIELDS} - left_out
     assert Request.from_json(text) == request_
     assert Request.from_json(text.encode()) == request_
