@@ -564,8 +564,8 @@ class Engine:
         self._networks.require_own()
         plan = self._pipeline.plan(request)
         for one in plan.passes:
-            tile = None if one.tiles is None else one.tiles.pixels
-            self.session.budget.check(*one.size, one.more_networks, tile)
+            tile = None if one.unet_size == one.vae_size else one.unet_size
+            self.session.budget.check(*one.vae_size, one.more_networks, tile)
         return plan
 
     def _in_turns(self, plan: Plan, watch: Watch) -> Iterator[Step]:

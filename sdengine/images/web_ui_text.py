@@ -52,6 +52,7 @@ _CHOICES = {
     "emphasis": _EMPHASIS,
     "hires_upscaler": _UPSCALERS,
     "decoder": {"Full": "vae", "TAESD": "tiny"},
+    "seamless": {"True": "xy", "False": "none"},
 }
 # The web UI's own names; "Automatic" is the sampler's default.
 _SCHEDULES = {"Automatic": None, "Uniform": "normal", "DDIM": "ddim_uniform"}
@@ -130,6 +131,8 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
         pairs[_EMBEDDINGS] = ", ".join(f"{e.name}: {e.sha256[:10]}" for e in request.embeddings)
     if request.decoder != "vae":
         pairs |= _labelled(request, "decoder")
+    if request.seamless == "xy":  # which axis alone, the web UI cannot say
+        pairs |= _labelled(request, "seamless")
     pairs |= _labelled(request, "noise")
     pairs["Version"] = f"sdengine {provenance.version}"
     shown = (f"{key}: {_value_text(value)}" for key, value in pairs.items() if value is not None)

@@ -55,7 +55,7 @@ def choose_device(
         keeps_part: a mask keeps a part of a picture.
         has_extra: the U-Net reads more than latents.
         is_steered: controls run at some of the steps.
-        is_tiled: the U-Net runs on tiles of the latents.
+        is_tiled: the U-Net runs on tiles of the latents, or on latents that are shifted.
 
     Returns:
         The U-Net as what runs them, or None and why the host does.
@@ -65,7 +65,7 @@ def choose_device(
     if clean_every > 0:
         return None, "previews are made from each prediction"
     if is_tiled:
-        return None, "the host averages what the U-Net predicts of tiles"
+        return None, "the host cuts or shifts what the U-Net reads"
     if has_extra:
         return None, "the U-Net reads more channels than the device scales"
     if is_steered:

@@ -11,6 +11,7 @@ from sdengine.inputs.picture import Pixels
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.latents import latents_shape
 from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.seamless import MARGIN, continued, inner
 from sdengine.pipeline.tiny_autoencoder import encode_tiny
 
 ENCODER = "vae_encoder"
@@ -24,14 +25,18 @@ def in_range(pixels: Pixels) -> Array:
 
 
 def encoded(
-    pixels: Pixels, networks: Networks, clock: StageClock, encode: str = "mean"
+    pixels: Pixels,
+    networks: Networks,
+    clock: StageClock,
+    encode: str = "mean",
+    seamless: str = "none",
 ) -> tuple[Array, Array]:
     """Return mean and deviation [1,C,h,w] of the latents of [H,W,3] pixels; see `encode_image`."""
-    return encode_image(in_range(pixels), encode, networks, clock)
+    return encode_image(in_range(pixels), encode, networks, clock, seamless)
 
 
 def encode_image(
-    images: Array, encode: str, networks: Networks, clock: StageClock
+    images: Array, encode: str, networks: Networks, clock: StageClock, seamless: str = "none"
 ) -> tuple[Array, Array]:
     """Return mean and deviation [1,C,h,w] of an image's latents, as the U-Net sees them.
 
@@ -39,15 +44,20 @@ def encode_image(
         images: [1,3,H,W] in [-1,1].
         encode: of a request: "tiny" asks for the tiny encoder, whose latents have no deviation.
         networks, clock: as for `decoding.decode`.
+        seamless: of a request, whose edges meet then.
 
     Raises:
         NonFiniteError: the encoder gave NaN or infinity.
     """
+    architecture = networks.bundle.manifest.architecture
+    if seamless != "none":
+        wide = continued(images, seamless, MARGIN * architecture.vae.downscale)
+        mean, deviation = encode_image(wide, encode, networks, clock)
+        return inner(mean, seamless, MARGIN), inner(deviation, seamless, MARGIN)
     if encode == "tiny":
         latents = encode_tiny(images, networks, clock)
         return latents, np.zeros_like(latents)
     height, width = images.shape[2:]
-    architecture = networks.bundle.manifest.architecture
     encoder = networks.get(ENCODER, 1, height, width, clock=clock)
     _, channels, rows, columns = latents_shape(architecture, 1, height, width)
     require_tensors(ENCODER, encoder.inputs, {"images": (1, 3, height, width)}, "float32")

@@ -18,11 +18,11 @@ from sdengine.inputs.recorded import Recorded
 from sdengine.inputs.resize import nearest, padded, resized
 from sdengine.inputs.upscaler import Upscaler, UpscalerFile, open_upscaler, upscaled_to
 from sdengine.pipeline.clock import StageClock
-from sdengine.pipeline.decoding import decode
 from sdengine.pipeline.encoding import ENCODER, encoded
 from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.picture_start import computed_size, exceeds
 from sdengine.pipeline.plan import Plan
+from sdengine.pipeline.seamless import decode_seamless
 from sdengine.request.control import Control
 from sdengine.request.hires_fields import LATENT_UPSCALERS, LEAST_LATENT_STRENGTH
 from sdengine.request.picture_fields import HIRES_FIELDS
@@ -165,14 +165,14 @@ def _by_pixels(
     width, height = request.hires_size(request.width, request.height)
     mode = "crop" if isinstance(request.hires, tuple) else "stretch"
     found = []
-    for pixels in decode(latents, networks, clock):
+    for pixels in decode_seamless(latents, request.seamless, networks, clock):
         with clock.stage("upscale"):
             if request.hires_model is not None:
                 covered = request.hires_cover(request.width, request.height)
                 pixels = upscaled_to(_upscaler(request), pixels, *covered)
             sampling = nearest if request.hires_upscaler == "nearest" else None
             pixels = resized(pixels, width, height, mode, sampling)
-        found.append(encoded(padded(pixels, *size), networks, clock)[0])
+        found.append(encoded(padded(pixels, *size), networks, clock, seamless=request.seamless)[0])
     return np.concatenate(found)
 
 

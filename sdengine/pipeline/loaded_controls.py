@@ -48,7 +48,9 @@ def load_steerings(
             tuple(np.ascontiguousarray(tile.of(hint, cell)) for hint in prepared.hints)
             for tile in plan.tiles
         ]
+    # Those of seamless pictures differ from one evaluation to the next.
+    kept = {} if plan.request.seamless != "none" else prepared.features
     return [
-        Steering(plan.controls, own, modules, prepared.features.setdefault(index, {}))
+        Steering(plan.controls, own, modules, kept.setdefault(index, {}))
         for index, own in enumerate(hints)
     ]

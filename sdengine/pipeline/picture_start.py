@@ -176,7 +176,9 @@ def starting_picture(
         content = pixels
         if inpainting is not None and request.masked_content == "fill":
             content = filled(pixels, inpainting.weights)
-        mean, deviation = encoded(padded(content, *size), networks, clock, request.encode)
+        mean, deviation = encoded(
+            padded(content, *size), networks, clock, request.encode, request.seamless
+        )
     return StartingPicture(pixels, mean, deviation, inpainting)
 
 
@@ -220,7 +222,7 @@ class MaskedPicture:
 
 def masked_picture(
     picture: StartingPicture | None,
-    encode: str,
+    request: Request,
     size: tuple[int, int],
     networks: Networks,
     clock: StageClock,
@@ -229,7 +231,7 @@ def masked_picture(
 
     Args:
         picture: of the request, if it has one.
-        encode: the request's, which says by which network.
+        request: of it, or of none.
         size: width and height of the computation.
         networks, clock: as for `starting_picture`.
     """
@@ -243,7 +245,8 @@ def masked_picture(
         left = in_range(padded(picture.pixels, *size)) * ~free
     downscale = networks.bundle.manifest.architecture.vae.downscale
     cells = latent_weights(free.astype(np.float32), downscale, soft=False)
-    return MaskedPicture(cells[None, None], *encode_image(left, encode, networks, clock))
+    parts = encode_image(left, request.encode, networks, clock, request.seamless)
+    return MaskedPicture(cells[None, None], *parts)
 
 
 def require_pictures(request: Request, manifest: Manifest) -> None:

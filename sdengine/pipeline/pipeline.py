@@ -17,7 +17,7 @@ from sdengine.images.result import Result, Step
 from sdengine.inputs.depth import depth_channel
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.control_plan import plan_controls, read_hint, require_controls
-from sdengine.pipeline.decoding import decode, preview
+from sdengine.pipeline.decoding import preview
 from sdengine.pipeline.encoding import ENCODER
 from sdengine.pipeline.hires import cut, enlarged, second_request, two_passes
 from sdengine.pipeline.latents import latents_shape, noise_of
@@ -32,8 +32,9 @@ from sdengine.pipeline.picture_start import (
 )
 from sdengine.pipeline.plan import Plan, Prepared, Watch
 from sdengine.pipeline.row_plan import lay_out_rows
-from sdengine.pipeline.tiled_unet import TiledUNet, tile_grid, tile_warnings, with_tiles
-from sdengine.pipeline.tiny_autoencoder import DECODER, decode_tiny, require_tiny
+from sdengine.pipeline.seamless import decode_seamless
+from sdengine.pipeline.tiled_unet import tile_grid, tile_warnings, tiled_unet, with_tiles
+from sdengine.pipeline.tiny_autoencoder import DECODER, require_tiny
 from sdengine.pipeline.tiny_autoencoder import ENCODER as TINY_ENCODER
 from sdengine.pipeline.trajectory import Evaluation, Trajectory
 from sdengine.pipeline.turns import check_cancelled
@@ -213,7 +214,7 @@ class Pipeline:
         if request.image is not None and request.image.is_given:
             picture = starting_picture(request, plan.size, self._networks, clock)
         if task == "inpainting":
-            left_out = masked_picture(picture, request.encode, plan.size, self._networks, clock)
+            left_out = masked_picture(picture, request, plan.size, self._networks, clock)
         elif request.depth is not None:
             shape = latents_shape(self._manifest.architecture, 1, *plan.size[::-1])
             extra = depth_channel(request.depth, shape[2], shape[3], invert=request.depth_invert)
@@ -260,8 +261,8 @@ class Pipeline:
 
     def _decode(self, plan: Plan, step: Step, clock: StageClock) -> list[NDArray[np.uint8]]:
         assert step.latents is not None  # it is the last one of its images
-        by = decode_tiny if plan.request.decoder == "tiny" else decode
-        return by(step.latents, self._networks, clock)
+        seamless, decoder = plan.request.seamless, plan.request.decoder
+        return decode_seamless(step.latents, seamless, self._networks, clock, decoder)
 
     def _chunk_steps(
         self,
@@ -322,7 +323,7 @@ class Pipeline:
             request.guidance_rescale,
             watch.cancel,
             None if plan.tiles is not None else next(iter(steerings), None),
-            None if plan.tiles is None else TiledUNet(plan.tiles, extra, steerings),
+            tiled_unet(plan, chunk, prepared.hints, extra, steerings),
         )
 
     def _unet_inputs(
@@ -336,7 +337,7 @@ class Pipeline:
         request, architecture = plan.request, self._manifest.architecture
         size, tile = plan.unet_size[::-1], None
         if plan.tiles is not None:
-            tile = plan.unet_size
+            tile = None if plan.tiles.is_whole else plan.unet_size
             extra = None if extra is None else plan.tiles.tiles[0].of(extra)
         sequence = conditioning.prompt_embeds.shape[1]
         unet = self._networks.get("unet", rows, *size, sequence=sequence, clock=clock)

@@ -13,6 +13,7 @@ from sdengine.inputs.embeddings import Embedding
 from sdengine.pipeline.control_plan import PlannedControl
 from sdengine.pipeline.device_trajectory import Seen
 from sdengine.pipeline.picture_start import MaskedPicture, StartingPicture
+from sdengine.pipeline.seamless import vae_size
 from sdengine.pipeline.tile_grid import TileGrid
 from sdengine.prompt.conditioning import Conditioning
 from sdengine.prompt.plan import PromptPlan
@@ -34,7 +35,8 @@ class Plan:
         warnings: what of the request cannot be done, in sentences.
         controls: that steer at some evaluation.
         coders: the networks that encode and decode, beside the VAE decoder.
-        tiles: of the latents that the U-Net runs on one after the other; None for all at once.
+        tiles: of the latents that the U-Net runs on one after the other; None for all at once, as
+            they are.
         second: the plan of the pass that goes on with its result, if there is one.
         steps_before, steps_after: evaluations of passes before it and after it.
     """
@@ -57,6 +59,13 @@ class Plan:
     def unet_size(self) -> tuple[int, int]:
         """Width and height in pixels that the U-Net and the controls compute at."""
         return self.size if self.tiles is None else self.tiles.pixels
+
+    @property
+    def vae_size(self) -> tuple[int, int]:
+        """Width and height in pixels that the VAE computes at."""
+        return (
+            vae_size(self.size, self.request.seamless, self.tiles.cell) if self.tiles else self.size
+        )
 
     @property
     def control_networks(self) -> tuple[str, ...]:

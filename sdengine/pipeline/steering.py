@@ -35,6 +35,11 @@ def in_cells(hint: Array, cell: int) -> Array:
     return np.ascontiguousarray(squares.reshape(1, channels * cell * cell, rows, columns))
 
 
+def _of_rows(maps: Array, rows: int, first: int) -> Array:
+    """Return what rows from one on read, of maps of one image each or of one for all."""
+    return np.tile(maps, (rows // len(maps), 1, 1, 1))[first:]
+
+
 @dataclass
 class _Run:
     """One control's network at the rows of some U-Net inputs; what it reads mostly is theirs."""
@@ -83,6 +88,8 @@ class Steering:
             with clock.stage(planned.network):
                 if is_adapter:
                     given, targets = self._features(index), inputs.features
+                    if len(self._hints[index]) > 1:
+                        given = {n: _of_rows(x, len(plan.rows), first) for n, x in given.items()}
                 else:
                     run = self._run(index, inputs, first)
                     if run.sample is not None:
@@ -92,6 +99,13 @@ class Steering:
                 self._add(planned, given, targets, first, not filled[is_adapter])
             filled[is_adapter] = True
         return inputs.steered(residuals=filled[False], features=filled[True])
+
+    def show(self, hints: Sequence[Array]) -> None:
+        """Have the controls read other pictures from now on, [B,C,H,W] with one of each image."""
+        self._hints = tuple(map(np.ascontiguousarray, hints))
+        self._kept.clear()
+        for (index, rows, first), run in self._runs.items():
+            np.copyto(run.arrays[HINT], _of_rows(self._hints[index], rows, first))
 
     def require_finite(self, k: int) -> None:
         """Refuse numbers that a control gave at evaluation k.
@@ -110,10 +124,13 @@ class Steering:
         if index not in self._kept:
             planned, hint = self._controls[index], self._hints[index]
             module, cell = self._modules[planned.network, 1], planned.architecture.cell
-            given = in_cells(hint, cell)
-            require_tensors(planned.network, module.inputs, {CELLS: given.shape}, "float32")
-            found = module.run({CELLS: given})
-            self._kept[index] = {spec.name: found[spec.name].copy() for spec in module.outputs}
+            names, parts = [spec.name for spec in module.outputs], []
+            for one in np.split(hint, len(hint)):
+                given = in_cells(one, cell)
+                require_tensors(planned.network, module.inputs, {CELLS: given.shape}, "float32")
+                found = module.run({CELLS: given})
+                parts.append({name: found[name].copy() for name in names})
+            self._kept[index] = {n: np.concatenate([part[n] for part in parts]) for n in names}
         return self._kept[index]
 
     def _run(self, index: int, inputs: UNetInputs, first: int) -> _Run:
@@ -138,7 +155,7 @@ class Steering:
         sample = np.empty(shape, np.float32) if inputs.has_extra else None
         arrays: dict[str, NDArray[Any]] = {
             "sample": inputs.arrays["sample"][first:] if sample is None else sample,
-            HINT: np.repeat(hint, rows, axis=0),
+            HINT: _of_rows(hint, inputs.latents_shape[0], first),
         }
         if planned.architecture.control_types:
             arrays[TYPE] = np.repeat(planned.type_vector, rows, axis=0)

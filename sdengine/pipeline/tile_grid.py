@@ -61,6 +61,11 @@ class TileGrid:
         return height, width
 
     @property
+    def is_whole(self) -> bool:
+        """Whether one tile covers the canvas."""
+        return self.sides == self.canvas
+
+    @property
     def pixels(self) -> tuple[int, int]:
         """Width and height of each tile in pixels."""
         height, width = self.sides

@@ -13,7 +13,9 @@ from sdengine.bundle.manifest import Manifest
 from sdengine.bundle.reader import check_size
 from sdengine.errors import ConfigError, UnsupportedShapeError
 from sdengine.pipeline.clock import StageClock
+from sdengine.pipeline.plan import Plan
 from sdengine.pipeline.row_plan import RowPlan
+from sdengine.pipeline.seamless import Shifts, require_seamless, shifted, shifted_back
 from sdengine.pipeline.steering import Steering
 from sdengine.pipeline.tile_grid import TileGrid
 from sdengine.pipeline.turns import check_cancelled
@@ -35,14 +37,23 @@ class TiledUNet:
         grid: in latent cells.
         extra: [1,E,H,W] or [B,E,H,W] fp32 of the canvas that is read behind the latents, if any.
         steerings: the controls of each tile, which read its part of their pictures; or nothing.
+        hints: [1,C,H,W] fp32 of the controls' whole pictures.
+        shifts: of seamless pictures' latents at each evaluation; None for others.
     """
 
     def __init__(
-        self, grid: TileGrid, extra: Array | None = None, steerings: Sequence[Steering] = ()
+        self,
+        grid: TileGrid,
+        extra: Array | None = None,
+        steerings: Sequence[Steering] = (),
+        hints: Sequence[Array] = (),
+        shifts: Shifts | None = None,
     ) -> None:
         self.grid = grid
         self._extra = extra
         self._steerings = steerings
+        self._hints = hints
+        self._shifts = shifts
 
     def predict(
         self,
@@ -67,15 +78,22 @@ class TiledUNet:
             NonFiniteError: a control gave NaN or infinity.
             Cancelled: the caller cancelled.
         """
-        count = plan.num_images
+        count, extra = plan.num_images, self._extra
+        moves = None if self._shifts is None else self._shifts.at(k)
+        if moves is not None:
+            scaled = shifted(scaled, moves)
+            extra = None if extra is None else shifted(extra, moves)
+            hints = [shifted(hint, moves, self.grid.cell) for hint in self._hints]
+            for own, steering in zip(self.grid, self._steerings, strict=False):  # or without any
+                steering.show([own.of(hint, self.grid.cell) for hint in hints])
         total = np.zeros((len(plan.rows), *scaled.shape[1:]), np.float32)
         for index, tile in enumerate(self.grid):
             check_cancelled(cancel)
             part = tile.of(scaled)
             for first in range(0, len(plan.rows), count):
                 inputs.sample[first : first + count] = part
-            if self._extra is not None:
-                inputs.read_beside(tile.of(self._extra))
+            if extra is not None:
+                inputs.read_beside(tile.of(extra))
             steering = self._steerings[index] if self._steerings else None
             arrays = inputs.arrays
             if steering is not None:
@@ -85,7 +103,24 @@ class TiledUNet:
             if steering is not None and not np.isfinite(found).all():
                 steering.require_finite(k)
             tile.of(total)[...] += tile.weights * found
-        return total
+        return total if moves is None else shifted_back(total, moves)
+
+
+def tiled_unet(
+    plan: Plan,
+    images: range,
+    hints: Sequence[Array],
+    extra: Array | None,
+    steerings: Sequence[Steering],
+) -> TiledUNet | None:
+    """Return how some images of a plan are divided; None for not at all. The rest as above."""
+    grid, request = plan.tiles, plan.request
+    if grid is None:
+        return None
+    shifts = None
+    if request.seamless != "none":
+        shifts = Shifts([request.seeds[i] for i in images], grid.canvas, request.seamless)
+    return TiledUNet(grid, extra, steerings, hints, shifts)
 
 
 def with_tiles(request: Request, manifest: Manifest) -> Request:
@@ -100,6 +135,8 @@ def with_tiles(request: Request, manifest: Manifest) -> Request:
 def tile_grid(request: Request, size: tuple[int, int], manifest: Manifest) -> TileGrid | None:
     """Return the grid, in latent cells, of a request whose tiles are known; None for one tile.
 
+    What the U-Net reads of seamless pictures is shifted, for which one tile is a grid too.
+
     Args:
         request: with tile_size and tile_overlap, if it asks for tiles.
         size: width and height of the canvas in pixels.
@@ -108,19 +145,22 @@ def tile_grid(request: Request, size: tuple[int, int], manifest: Manifest) -> Ti
     Raises:
         UnsupportedShapeError: the bundle's U-Net does not run the tiles.
     """
-    if request.tile_size is None or request.tile_overlap is None:
-        return None
+    require_seamless(request, size)
     cell = manifest.architecture.vae.downscale
+    canvas = size[1] // cell, size[0] // cell
+    whole = None if request.seamless == "none" else TileGrid(canvas, canvas, 0, cell)
+    if request.tile_size is None or request.tile_overlap is None:
+        return whole
     pixels = *request.tile_size, request.tile_overlap, *size
     if odd := [one for one in pixels if one % cell]:
         raise UnsupportedShapeError(
             f"width, height, tile_size, tile_overlap: {odd[0]} is not accepted; expected multiples "
             f"of {cell}, the pixels of this model's latent cells."
         )
-    width, height, overlap, *canvas = (one // cell for one in pixels)
-    grid = TileGrid((canvas[1], canvas[0]), (height, width), overlap, cell)
-    if grid.sides == grid.canvas:
-        return None
+    width, height, overlap = (one // cell for one in pixels[:3])
+    grid = TileGrid(canvas, (height, width), overlap, cell)
+    if grid.is_whole:
+        return whole
     if grid.count > _MAX_TILES:
         shown = f"{grid.count} tiles of {{}}x{{}} pixels".format(*request.tile_size)
         raise ConfigError.for_field("tile_size", shown, f"at most {_MAX_TILES} tiles")
@@ -134,6 +174,6 @@ def tile_grid(request: Request, size: tuple[int, int], manifest: Manifest) -> Ti
 
 def tile_warnings(request: Request, passes: Sequence[TileGrid | None]) -> tuple[str, ...]:
     """Say that no pass of a request that asks for tiles has more than one."""
-    if request.tiled_diffusion and not any(passes):
+    if request.tiled_diffusion and all(grid is None or grid.is_whole for grid in passes):
         return ("tiled_diffusion: one tile covers the picture; it is computed as a whole.",)
     return ()

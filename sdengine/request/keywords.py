@@ -82,6 +82,7 @@ class RequestOptions(TypedDict, total=False):
     tiled_diffusion: bool | None
     tile_size: tuple[int, int] | None
     tile_overlap: int | None
+    seamless: str | None
     original_size: tuple[int, int] | None
     crop: tuple[int, int] | None
     target_size: tuple[int, int] | None

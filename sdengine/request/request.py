@@ -370,6 +370,8 @@ class Request(PictureFields, TileFields):
             del values["embeddings"]  # as releases wrote it that knew none
         else:
             values["embeddings"] = [embedding.record() for embedding in self.embeddings]
+        if self.seamless == "none":
+            del values["seamless"]
         if not self.tiled_diffusion:
             for name in ("tiled_diffusion", *TILE_OPTIONS):
                 del values[name]

@@ -1,14 +1,15 @@
-"""Request fields of tiles: parts of a picture that the U-Net computes one after the other."""
+"""Request fields of tiles: those that the U-Net computes, and pictures that are such themselves."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from sdengine.errors import ConfigError
-from sdengine.request.fields import Flag, Integer, Pair, about
+from sdengine.request.fields import Choice, Flag, Integer, Pair, about
 
 # What has no meaning without `tiled_diffusion`.
 TILE_OPTIONS = ("tile_size", "tile_overlap")
+SEAMLESS = ("none", "x", "y", "xy")
 _MULTIPLE = 8
 _LEAST_TILE, _MOST_TILE = 64, 4096
 _LEAST_OVERLAP = 32
@@ -17,7 +18,7 @@ _OVERLAP = Integer(_LEAST_OVERLAP, 3 * _MOST_TILE // 4, _MULTIPLE)
 
 @dataclass(frozen=True, kw_only=True)
 class TileFields:
-    """Those fields of a request that divide the U-Net's work; see `sdengine.Request`."""
+    """Those fields of a request that are about tiles; see `sdengine.Request`."""
 
     tiled_diffusion: bool = field(
         default=False,
@@ -41,6 +42,16 @@ class TileFields:
             _OVERLAP,
             "tiled_diffusion: pixels that tiles next to each other share, multiples of 8 up to "
             "three quarters of a tile's shorter side; by default half of it",
+        ),
+    )
+
+    seamless: str = field(
+        default="none",
+        metadata=about(
+            Choice(SEAMLESS),
+            "edges that meet where copies of the picture lie side by side: left and right (x), top "
+            "and bottom (y), or both",
+            ("Tiling",),
         ),
     )
 

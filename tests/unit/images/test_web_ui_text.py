@@ -39,6 +39,7 @@ FULL: dict[str, Any] = {
     "hires_strength": 0.6123456789,
     "hires_steps": 9,
     "decoder": "tiny",
+    "seamless": "xy",
 }
 
 

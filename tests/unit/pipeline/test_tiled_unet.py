@@ -211,7 +211,11 @@ def test_controls_read_each_tiles_part() -> None:
     )
     program = SimpleNamespace(step=np.array([0]))
     plan: Any = SimpleNamespace(
-        controls=(planned,), tiles=grid, unet_size=grid.pixels, program=program
+        controls=(planned,),
+        tiles=grid,
+        unet_size=grid.pixels,
+        program=program,
+        request=Request(""),
     )
     prepared: Any = SimpleNamespace(conditioning=CONDITIONING, hints=(hint,), features={})
     networks: Any = SimpleNamespace(get=get)
@@ -228,3 +232,35 @@ def test_controls_read_each_tiles_part() -> None:
         np.testing.assert_array_equal(read["sample"][:2], scaled[..., left : left + 8])
         part = hint[..., 8 * left : 8 * (left + 8)]
         np.testing.assert_array_equal(read[HINT], np.repeat(part, 4, axis=0))
+
+
+def test_each_image_is_read_where_it_was_shifted_to() -> None:
+    grid, hint, extra = TileGrid((8, 12), (8, 8), 4, 8), draw(1, 3, 64, 96), draw(1, 2, 8, 12)
+    moves, shown = [(0, 4), (2, 10)], []
+    shifts: Any = SimpleNamespace(at=lambda k: moves)
+    unet = UNet(4, 8, 8, channels=6)
+    inputs = unet_inputs(unet, grid.tiles[0].of(extra))
+    inputs.use(GUIDED)
+    steerings: Any = [
+        SimpleNamespace(show=shown.append, arrays=lambda k, inputs, plan, clock: inputs.arrays)
+    ] * 2
+    scaled = draw(2, 4, 8, 12)
+    found = TiledUNet(grid, extra, steerings, [hint], shifts).predict(
+        0, scaled, inputs, GUIDED, StageClock(), None
+    )
+    whole = np.zeros((4, 4, 8, 12))
+    for tile, read, ((part,),) in zip(grid, unet.read, zip(shown, strict=True), strict=True):
+        for row in range(4):
+            down, right = moves[row % 2]
+            moved = np.roll(np.concatenate([scaled[row % 2], extra[0]]), (down, right), (1, 2))
+            np.testing.assert_array_equal(read[row], tile.of(moved))
+        for image, (down, right) in enumerate(moves):
+            moved = np.roll(hint[0], (8 * down, 8 * right), (1, 2))
+            np.testing.assert_array_equal(part[image], tile.of(moved, 8))
+        embeds = CONDITIONING.prompt_embeds[list(GUIDED.rows)]
+        tile.of(whole)[...] += tile.weights * predicted(read, embeds)
+    for row in range(4):
+        down, right = moves[row % 2]
+        np.testing.assert_allclose(
+            found[row], np.roll(whole[row], (-down, -right), (1, 2)), atol=2e-6
+        )

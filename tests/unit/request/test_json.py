@@ -45,7 +45,7 @@ def test_a_request_comes_back(request_: Request) -> None:
     assert "\n" not in text
     left_out = {"controls", "embeddings", *PICTURES, "outpaint", "hires"}
     left_out |= {*sum(OPTIONS_OF.values(), ())}
-    left_out |= {"tiled_diffusion", *TILE_OPTIONS}
+    left_out |= {"tiled_diffusion", *TILE_OPTIONS, "seamless"}
     assert json.loads(text).keys() == {"version", *FIELDS} - left_out
     assert Request.from_json(text) == request_
     assert Request.from_json(text.encode()) == request_
