@@ -100,11 +100,11 @@ class Kernel:
         return max(arithmetic, moved / bandwidth) + launch
 
 
-class _Listed(TorchDispatchMode):
+class _Listed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """List the operations that run, with those of `fused` as one each."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: list[Kernel] = []
         self._inside = 0
 
