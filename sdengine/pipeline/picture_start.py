@@ -231,7 +231,7 @@ def masked_picture(
 
     Args:
         picture: of the request, if it has one.
-        request: of it, or of none.
+        request: that it is of.
         size: width and height of the computation.
         networks, clock: as for `starting_picture`.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,6 @@ from sdengine.pipeline.tiny_autoencoder import decode_tiny
 from sdengine.request.request import Request
 
 Array = NDArray[np.float32]
-Maps = TypeVar("Maps", bound=NDArray[Any])
 Moves = list[tuple[int, int]]
 # Latent cells: by its convolutions a pixel of the decoder's sees 11 of them to each side.
 MARGIN = 12
@@ -81,7 +80,7 @@ def shifted_back(maps: Array, moves: Moves) -> Array:
     return shifted(maps, [(-down, -right) for down, right in moves])
 
 
-def continued(maps: Maps, seamless: str, margin: int, rows_axis: int = 2) -> Maps:
+def continued(maps: NDArray[Any], seamless: str, margin: int, rows_axis: int = 2) -> NDArray[Any]:
     """Let maps go on beyond the edges that meet, by as many rows and columns; see `inner`."""
     around = [(0, 0)] * maps.ndim
     for axis, name in enumerate("yx", rows_axis):
@@ -89,7 +88,7 @@ def continued(maps: Maps, seamless: str, margin: int, rows_axis: int = 2) -> Map
     return np.pad(maps, around, mode="wrap")
 
 
-def inner(maps: Maps, seamless: str, margin: int, rows_axis: int = 2) -> Maps:
+def inner(maps: NDArray[Any], seamless: str, margin: int, rows_axis: int = 2) -> NDArray[Any]:
     """Take away what `continued` added."""
     part = [slice(None)] * maps.ndim
     for axis, name in enumerate("yx", rows_axis):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ class Tile:
     columns: slice
     weights: Array
 
-    def of(self, canvas: NDArray[np.float32], scale: int = 1) -> Array:
+    def of(self, canvas: NDArray[Any], scale: int = 1) -> NDArray[Any]:
         """Return the tile's view of [...,H,W], which has `scale` values for a cell a side."""
         rows, columns = (
             slice(one.start * scale, one.stop * scale) for one in (self.rows, self.columns)

@@ -84,8 +84,8 @@ class TiledUNet:
             scaled = shifted(scaled, moves)
             extra = None if extra is None else shifted(extra, moves)
             hints = [shifted(hint, moves, self.grid.cell) for hint in self._hints]
-            for own, steering in zip(self.grid, self._steerings, strict=False):  # or without any
-                steering.show([own.of(hint, self.grid.cell) for hint in hints])
+            for own, shown in zip(self.grid, self._steerings, strict=False):  # or without any
+                shown.show([own.of(hint, self.grid.cell) for hint in hints])
         total = np.zeros((len(plan.rows), *scaled.shape[1:]), np.float32)
         for index, tile in enumerate(self.grid):
             check_cancelled(cancel)

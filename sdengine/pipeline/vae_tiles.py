@@ -30,6 +30,8 @@ class VaeTiles:
 
     def __init__(self, module: Module, size: tuple[int, int], downscale: int) -> None:
         (read,), (given,) = module.inputs, module.outputs
+        self.inputs: tuple[TensorSpec, ...]
+        self.outputs: tuple[TensorSpec, ...]
         self._module = module
         self._scales = tuple(downscale if spec.name == "images" else 1 for spec in (read, given))
         canvas = size[1] // downscale, size[0] // downscale

@@ -124,6 +124,21 @@ def test_each_tile_is_steered_by_its_part(engine: Engine) -> None:
     np.testing.assert_array_equal(untrained.arrays[0], without.arrays[0])
 
 
+def test_pictures_of_controls_are_shifted_with_seamless_ones(engine: Engine) -> None:
+    given: dict[str, Any] = {**USUAL, "steps": 2, "seamless": "xy"}
+    result = engine.generate(PROMPT, **given, controls=[canny(mode="control")], batch_size=2)
+    assert calls(result) == result.timings.unet_calls == 2
+    alone = engine.generate(
+        PROMPT, **{**given, "seed": USUAL["seed"] + 1}, controls=[canny(mode="control")]
+    )
+    assert np.abs(result.arrays[1].astype(int) - alone.arrays[0]).max() <= 1
+    untrained, without = (
+        engine.generate(PROMPT, **given, controls=controls)
+        for controls in ([Control("untrained", edges())], ())
+    )
+    np.testing.assert_array_equal(untrained.arrays[0], without.arrays[0])
+
+
 def test_an_untrained_controls_conditional_mode_is_no_guidance_of_its_own(
     engine: Engine, plain: Array
 ) -> None:

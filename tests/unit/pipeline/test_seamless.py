@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def test_a_u_net_without_edges_gives_the_same(tiny: Engine, sampler: str) -> Non
             assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
-def border(images: list[Array], axis: int) -> float:
+def border(images: Iterable[Array], axis: int) -> float:
     """Return the mean second difference over the border of an axis."""
     found = []
     for image in images:

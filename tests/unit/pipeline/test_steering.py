@@ -201,3 +201,46 @@ def test_a_network_of_other_shapes_is_refused() -> None:
     made = steering([planned((1.0, 1.0))], Network(4, 1, channels=9))
     with pytest.raises(BundleError, match=r"control_a: 'sample' is float32 \[4, 9, 4, 4\]"):
         made.arrays(0, unet_inputs(), GUIDED, StageClock())
+
+
+@pytest.mark.parametrize("mode", ["balanced", "control"])
+def test_other_pictures_one_of_each_image_are_shown(mode: str) -> None:
+    network = Network(4 if mode == "balanced" else 2, 1)
+    made = steering([planned((1.0, 1.0), mode=mode)], network)
+    pictures = [RNG.random((2, 3, 32, 32)).astype(np.float32) for _ in range(2)]
+    for one in pictures:
+        made.show([one])
+        made.arrays(0, unet_inputs(), GUIDED, StageClock())
+    for read, one in zip(network.read, pictures, strict=True):
+        blocks = len(read[HINT]) // 2
+        np.testing.assert_array_equal(read[HINT], np.concatenate([one] * blocks))
+
+
+def test_an_adapter_runs_again_for_pictures_that_are_shown() -> None:
+    class Adapter(SimpleNamespace):
+        def run(self, inputs: Any) -> Any:
+            means = inputs["hint"].mean(axis=1, keepdims=True)
+            return {"adapter_feature_0": np.broadcast_to(means, (1, 4, 4, 4)).copy()}
+
+    adapter: Any = Adapter(
+        inputs=(TensorSpec("hint", (1, 3 * 64, 4, 4), "float32"),),
+        outputs=(TensorSpec("adapter_feature_0", (1, 4, 4, 4), "float32"),),
+    )
+    architecture = ControlArchitecture(
+        kind="t2i_adapter", residuals=1, source="a", sha256="0" * 64, cell=8
+    )
+    control = Control("a", np.zeros((8, 8, 3), np.uint8))
+    one = PlannedControl(control, architecture, frozenset({0}), (2.0,))
+    made = Steering([one], [HINT_VALUES], {(one.network, 1): adapter})
+    target = np.zeros((4, 4, 4, 4), np.float32)
+    inputs: Any = SimpleNamespace(
+        features={"adapter_feature_0": target}, steered=lambda **_: {"found": target}
+    )
+    for seed in range(2):
+        pictures = np.random.default_rng(seed).random((2, 3, 32, 32)).astype(np.float32)
+        made.show([pictures])
+        found = made.arrays(0, inputs, GUIDED, StageClock())["found"]
+        squares = 2 * pictures.reshape(2, 3, 4, 8, 4, 8).mean(axis=(1, 3, 5))
+        for row in range(4):
+            for channel in range(4):
+                np.testing.assert_allclose(found[row, channel], squares[row % 2], rtol=1e-5)

@@ -130,10 +130,11 @@ def test_sizes_that_were_not_built_run_in_tiles_that_were(tiny: Engine) -> None:
 
 def test_a_u_net_of_cells_predicts_the_same_in_tiles(tiny: Engine) -> None:
     fields: dict[str, Any] = {"width": 128, "height": 64, "steps": 4, "seed": 1}
+    tiles: dict[str, Any] = {"tiled_diffusion": True, "tile_overlap": 40}
     for sampler in ("dpmpp_2m", "euler_a"):
         found, wanted = (
             np.array([*tiny.stream("a", "b", sampler=sampler, **fields, **more)][-1].latents)
-            for more in ({"tiled_diffusion": True, "tile_overlap": 40}, {})
+            for more in (tiles, {})
         )
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 
@@ -155,8 +156,8 @@ def test_a_vae_in_parts_reads_and_gives_pictures_or_latents() -> None:
     class Half:
         """An encoder that averages 8x8 pixels."""
 
-        inputs = (TensorSpec("images", (1, 3, 64, 64), "float32"),)
-        outputs = (TensorSpec("moments", (1, 3, 8, 8), "float32"),)
+        inputs: tuple[TensorSpec, ...] = (TensorSpec("images", (1, 3, 64, 64), "float32"),)
+        outputs: tuple[TensorSpec, ...] = (TensorSpec("moments", (1, 3, 8, 8), "float32"),)
         closed = False
 
         def run(self, inputs: Any) -> Any:
