@@ -15,7 +15,7 @@ import pytest
 from support import fake_tensorrt
 
 import sdengine
-from sdengine.pipeline import decoding, pipeline
+from sdengine.pipeline import decoding, seamless
 from sdengine.pipeline.trajectory import Trajectory
 
 STEPS = 6
@@ -59,7 +59,7 @@ def stages(
 
     with monkeypatch.context() as patched:
         patched.setattr(Trajectory, "run", marked_run)
-        patched.setattr(pipeline, "decode", marked_decode)
+        patched.setattr(seamless, "decode", marked_decode)
         engine.generate("a red circle", seed=1, steps=STEPS, **options)
     marks.append(device.ledger())
     assert len(marks) == 3
