@@ -62,6 +62,11 @@ _INERT_NAMES = frozenset(
 _PARAMETERS = "torch.nn.modules.container.ParameterDict"
 # How torch rebuilds tensors of kinds that no network's weights are: sparse, quantised, on "meta".
 _OTHER_TENSORS = "torch._utils._rebuild_"
+_MAX_NAME = 1000  # characters
+_MAX_COPIED = 1 << 22  # items of lists and dicts that are made of others
+_MAX_DIMENSIONS = 64
+# Python hashes an integer by its remainder, so that larger ones can be chosen to collide.
+_MAX_KEY = 1 << 60
 _MARK = object()
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = frozenset(
@@ -140,6 +145,7 @@ class _Machine:
         self.storages = storages
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0
 
     def run(self, file: IO[bytes]) -> Any:
         for opcode, argument, _ in pickletools.genops(file):
@@ -170,13 +176,22 @@ class _Machine:
         self.push(tuple(items))
 
     def memoize(self, index: int | None) -> None:
-        self.memo[len(self.memo) if index is None else index] = self.stack[-1]
+        place = len(self.memo) if index is None else index
+        if place >= _MAX_KEY:
+            raise CheckpointError("its pickle numbers what it holds by far too large numbers")
+        self.memo[place] = self.stack[-1]
+
+    def copy(self, *items: Any) -> None:
+        """Count what is about to be copied: a few bytes of a pickle name the same list again."""
+        self.copied += sum(len(one) for one in items if isinstance(one, list | tuple | dict))
+        if self.copied > _MAX_COPIED:
+            raise CheckpointError("its pickle makes far more of its lists than it holds")
 
     def store(self, pairs: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, dict):
             for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-                if type(key) in (str, int):  # nothing else names anything, and hashing may recurse
+                if _is_key(key):
                     target[key] = value
 
     def append(self, items: list[Any]) -> None:
@@ -185,6 +200,8 @@ class _Machine:
 
     def name_global(self, name: str) -> None:
         module, _, attribute = name.partition(" ")
+        if len(name) > _MAX_NAME:
+            raise CheckpointError(f"its pickle names {name[:40]!r}..., of {len(name)} characters")
         # What the module is called in Python 2, whose names protocol 2 keeps.
         module = "builtins" if module == "__builtin__" else module
         self.push(Global(f"{module}.{attribute}"))
@@ -193,10 +210,12 @@ class _Machine:
         name, module = self.stack.pop(), self.stack.pop()
         if type(name) is not str or type(module) is not str:
             raise CheckpointError("its pickle names what is not a name")
-        self.name_global(f"{module} {name}")
+        self.name_global(f"{module[: _MAX_NAME + 1]} {name[: _MAX_NAME + 1]}")
 
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
+        if isinstance(arguments, tuple):
+            self.copy(*arguments)
         self.push(_build(function, arguments))
 
     def discard_state(self) -> None:
@@ -207,6 +226,7 @@ class _Machine:
         state, target = self.stack.pop(), self.stack[-1]
         held = state.get("_parameters") if isinstance(state, dict) else None
         if isinstance(target, _Parameters) and isinstance(held, dict):
+            self.copy(held)
             target.update(held)
 
     def persistent(self) -> None:
@@ -263,6 +283,11 @@ def _replace_mark(
     fill(machine, items)
 
 
+def _is_key(key: Any) -> bool:
+    """Say whether it names anything here; hashing anything else may recurse."""
+    return type(key) is str or (type(key) is int and abs(key) < _MAX_KEY)
+
+
 def _build(function: Any, arguments: Any) -> Any:
     if not isinstance(function, Global | Inert) or not isinstance(arguments, tuple):
         raise CheckpointError("its pickle calls what is not a function")
@@ -298,6 +323,8 @@ def _storage(identity: Any) -> StorageRecord:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorRecord:
+    if max(len(shape), len(stride)) > _MAX_DIMENSIONS:
+        raise CheckpointError(f"its pickle describes a tensor of {len(shape)} dimensions")
     sizes = (offset, *shape, *stride)
     if not isinstance(storage, StorageRecord) or not all(type(s) is int for s in sizes):
         raise CheckpointError("its pickle describes a tensor by what are not numbers")
@@ -325,7 +352,7 @@ def _typed_tensor(
 
 def _ordered(pairs: Any = ()) -> dict[Any, Any]:
     # Python 2 passes pairs.
-    return {pair[0]: pair[1] for pair in pairs if type(pair[0]) in (str, int)}
+    return {pair[0]: pair[1] for pair in pairs if _is_key(pair[0])}
 
 
 _BUILDERS: dict[str, Callable[..., Any]] = {

@@ -26,6 +26,7 @@ Array = NDArray[Any]
 Kinds = dict[str, tuple[str, tuple[int, ...]]]
 MAX_HEADER_BYTES = 16 << 20
 _ALIGNMENT = 64
+_MAX_DIMENSIONS = 32
 # By the format's names. NumPy has neither bf16 nor fp8: their bits are taken as integers.
 NUMPY_DTYPES: Mapping[str, str] = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "|u1", "F8_E5M2": "|u1",
@@ -198,7 +199,10 @@ def _entry(
     if isinstance(entry, dict) and entry.keys() == {"dtype", "shape", "data_offsets"}:
         kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         whole = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
-        if whole and all(type(n) is int and 0 <= n < 1 << 60 for n in (*shape, *offsets)):
+        numbers = (*shape, *offsets) if whole and len(shape) <= _MAX_DIMENSIONS else (None,)
+        if all(type(n) is int and 0 <= n < 1 << 60 for n in numbers) and (
+            math.prod(n or 1 for n in shape) < 1 << 60  # also of what is empty
+        ):
             if isinstance(kind, str) and kind in dtypes:
                 return kind, tuple(shape), (offsets[0], offsets[1])
             raise BundleError(f"{path}: tensor {name!r} is {kind!r}, which no weight is.")

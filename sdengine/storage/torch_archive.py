@@ -33,6 +33,7 @@ from sdengine.storage.tensor_file import NUMPY_DTYPES
 _MAX_PICKLE_BYTES = 64 << 20
 _MAX_ENTRIES = 1 << 20
 _MAX_DIMENSIONS = 8
+_MAX_CLAIM = 1 << 48  # of a tensor that is empty, or of a step that none of its numbers takes
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, then the lengths of name and extra field
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -214,12 +215,13 @@ def _check(name: str, record: TensorRecord, spans: Mapping[str, tuple[int, int]]
             f"{max(held, 0)} bytes of it"
         )
     sizes, strides = record.shape, record.stride
-    numel: int = math.prod(sizes)
     fits = (
         len(sizes) == len(strides) <= _MAX_DIMENSIONS
-        and all(n >= 0 for n in (record.offset, *sizes, *strides))
-        and numel <= storage.numel
+        and all(0 <= n < _MAX_CLAIM for n in (record.offset, *sizes, *strides))
+        and math.prod(n or 1 for n in sizes) < _MAX_CLAIM
     )
+    numel = math.prod(sizes) if fits else 0
+    fits = fits and numel <= storage.numel
     if fits and numel:
         last = record.offset + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
         fits = last < storage.numel

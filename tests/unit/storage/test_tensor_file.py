@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sdengine.checkpoints.weights import save_stream, save_tensors
+from sdengine.errors import BundleError
 from sdengine.storage.tensor_file import (
     map_tensors,
     tensor_bytes,
@@ -89,3 +92,14 @@ def test_a_nan_stays_one_in_bf16() -> None:
 def test_the_bytes_of_a_tensor_follow_from_its_kind() -> None:
     found = [tensor_bytes(kind, (3, 5)) for kind in ("U8", "BF16", "F16", "F32", "I32")]
     assert found == [15, 30, 30, 60, 60]
+
+
+@pytest.mark.parametrize("shape", [[1] * 40, [9] * 1_000_000, [0, 1 << 59, 1 << 59]])
+def test_shapes_that_no_array_can_have_are_refused(tmp_path: Path, shape: list[int]) -> None:
+    # The product of a million sides takes minutes.
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 if shape[0] else 0]}
+    header = json.dumps({"x": entry}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4 if shape[0] else 0))
+    with pytest.raises(BundleError, match="the entry of tensor 'x' is malformed"):
+        map_tensors(path)

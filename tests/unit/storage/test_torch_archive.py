@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 import torch
 
 from sdengine.errors import CheckpointError
-from sdengine.storage.pickle_reader import TensorRecord
+from sdengine.storage.pickle_reader import StorageRecord, TensorRecord, read_pickle
 from sdengine.storage.tensor_file import to_float32
 from sdengine.storage.torch_archive import TorchFile
 
@@ -71,3 +74,56 @@ def test_a_parameter_dict_of_an_old_torch_is_a_dict(tmp_path: Path, legacy: bool
         archive = TorchFile(path)
         array = archive.array_of("key", archive.content["held"]["key"])
         np.testing.assert_array_equal(array, dict(module.named_parameters())["key"].detach())
+
+
+def counted(value: int) -> bytes:
+    """Return an integer as the pickle opcode LONG1 has it."""
+    bits = pickle.encode_long(value)
+    return b"\x8a" + bytes([len(bits)]) + bits
+
+
+SIZE, ORDERED = b"ctorch\nSize\nq\x00", b"ccollections\nOrderedDict\nq\x00"
+NAME = b"X" + struct.pack("<I", 100_000) + b"a" * 100_000 + b"q\x01"
+ONES = b"((" + b"K\x01" * 100_000 + b"lq\x02tq\x01"
+PAIRS = b"((" + b"".join(b"(M" + struct.pack("<H", n) + b"K\x01l" for n in range(9999)) + b"ltq\x01"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (SIZE + ONES + b"h\x00h\x01R" * 100, "far more of its lists than it holds"),
+        (ORDERED + PAIRS + b"h\x00h\x01R" * 1000, "far more of its lists than it holds"),
+        (NAME + b"h\x01h\x01\x93" * 1000, "of 2003 characters"),
+        (b"Np%d\n" % (1 << 61), "far too large numbers"),
+    ],
+)
+def test_a_few_bytes_of_a_pickle_make_no_copies(body: bytes, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_pickle(io.BytesIO(b"\x80\x04" + body + b"."))
+
+
+def test_integers_that_python_hashes_alike_are_no_keys() -> None:
+    # Of the remainder 0 modulo 2**61 - 1 there are as many as a file has room for.
+    keys = b"".join(counted(n * ((1 << 61) - 1)) + b"K\x01" for n in range(1, 50))
+    assert read_pickle(io.BytesIO(b"\x80\x02}(" + keys + b"M\x00\x03K\x07u.")) == {768: 7}
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [
+        ((0, 10**30), (1, 1)),
+        ((0, 1 << 47, 1 << 47), (1, 1, 1)),
+        ((1,), (10**30,)),
+        ((1,), (1 << 62,)),
+        ((1 << 62,) * 8, (0,) * 8),
+    ],
+)
+def test_claims_that_no_array_can_have_are_refused(
+    tmp_path: Path, shape: tuple[int, ...], stride: tuple[int, ...]
+) -> None:
+    torch.save(torch.zeros(4), tmp_path / "x.pt")
+    archive = TorchFile(tmp_path / "x.pt")
+    storage = archive.content.storage
+    for one in (storage, StorageRecord(storage.key, storage.dtype, 0)):
+        with pytest.raises(CheckpointError, match="tensor 'odd'"):
+            archive.array_of("odd", TensorRecord(one, 0, shape, stride))
