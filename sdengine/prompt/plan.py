@@ -120,7 +120,7 @@ class PromptPlan:
             )
             for name, tokens in self.encoders.items()
         )
-        learned = tuple((one.sha256, one.name) for one in self.embeddings)
+        learned = tuple(one.content for one in self.embeddings)
         return (self.emphasis, self.zero_rows, learned, *encoders)
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.tiny_bundle import HIDDEN, make_tiny_bundle
 
 import sdengine
@@ -17,6 +18,7 @@ from sdengine.engine import Engine, load
 from sdengine.errors import ConfigError
 from sdengine.images.metadata import CHUNK, read_metadata
 from sdengine.images.result import Result
+from sdengine.inputs.embedding_files import read_embeddings
 from sdengine.inputs.embeddings import Embedding
 from sdengine.request.request import Request
 
@@ -74,6 +76,23 @@ def test_a_changed_file_is_no_kept_conditioning(engine: Engine, tmp_path: Path) 
         for scale in (5.0, -5.0, 5.0)
     ]
     assert not same(results[0], results[1]) and same(results[0], results[2])
+
+
+def test_two_of_one_file_by_one_name_are_not_the_same(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    vectors = {"warm": torch.full((1, HIDDEN), 5.0), "cold": torch.full((1, HIDDEN), -5.0)}
+    save_file({f"bundle_emb.{n}.emb_params": v for n, v in vectors.items()}, path)
+    of_file = {one.name: one for one in read_embeddings(path)}
+    assert of_file["warm"].sha256 == of_file["cold"].sha256
+    makes = [
+        engine.generate("a toy", embeddings={"toy": of_file[name]}, **OPTIONS)
+        for name in ("warm", "cold", "warm")
+    ]
+    assert not same(makes[0], makes[1]) and same(makes[0], makes[2])
+    own = [Embedding("toy", one.sha256, one.parts) for one in of_file.values()]
+    assert own[0] != own[1] and own[0] == Embedding("toy", own[0].sha256)
+    with pytest.raises(ConfigError, match="both called 'toy'"):
+        Request("toy", embeddings=own)
 
 
 def test_a_folder_is_there_from_the_start(tiny: Path, tmp_path: Path) -> None:
