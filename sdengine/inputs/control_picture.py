@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sdengine.inputs.picture import Picture, Pixels
 from sdengine.inputs.recorded import Recorded
-from sdengine.inputs.resize import flattened, nearest, resized
+from sdengine.inputs.resize import Box, flattened, nearest, resized
 
 # Pictures of so few colours are maps, whose colours mean something and must not be mixed.
 _MOST_OF_A_MAP = 199
@@ -68,9 +68,10 @@ def _threshold(grey: NDArray[np.uint8]) -> int:
     return int(np.nan_to_num(between).argmax())
 
 
-def _smooth(pixels: Pixels, width: int, height: int) -> Pixels:
+def _smooth(pixels: Pixels, width: int, height: int, box: Box | None = None) -> Pixels:
     from PIL import Image
 
-    shrinks = width * height < pixels.shape[0] * pixels.shape[1]
+    left, top, right, bottom = box or (0, 0, pixels.shape[1], pixels.shape[0])
+    shrinks = width * height < (right - left) * (bottom - top)
     kind = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(pixels).resize((width, height), kind))
+    return np.asarray(Image.fromarray(pixels).resize((width, height), kind, box))

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
-Scaled = Callable[[Pixels, int, int], Pixels]
+Box = tuple[float, float, float, float]  # left, top, right and bottom, in pixels
 MODES = ("stretch", "crop", "fill", "latent")
+
+# What is scaled and then cut is cut first where the whole would have more pixels.
+_MOST_TO_CUT = 1 << 27
+
+
+class Scaled(Protocol):
+    """Change both sides of [h,w,3] pixels, or of a box of them."""
+
+    def __call__(self, pixels: Pixels, width: int, height: int, box: Box | None = None) -> Pixels:
+        """Return [height,width,3]."""
+        ...
 
 
 def flattened(pixels: Pixels, background: tuple[int, int, int]) -> Pixels:
@@ -46,8 +57,13 @@ def resized(
         new_width, new_height = max(1, old_width * height // old_height), height
     else:
         new_width, new_height = width, max(1, old_height * width // old_width)
-    found = scaled(pixels, new_width, new_height)
     left, top = width // 2 - new_width // 2, height // 2 - new_height // 2
+    if mode == "crop" and new_width * new_height > _MOST_TO_CUT:
+        across, down = old_width / new_width, old_height / new_height
+        right, bottom = (width - left) * across, (height - top) * down
+        box = -left * across, -top * down, min(right, old_width), min(bottom, old_height)
+        return scaled(pixels, width, height, box)
+    found = scaled(pixels, new_width, new_height)
     if mode == "crop":
         return found[-top : height - top, -left : width - left]
     sides = ((top, height - top - new_height), (left, width - left - new_width), (0, 0))
@@ -60,15 +76,16 @@ def padded(pixels: Pixels, width: int, height: int) -> Pixels:
     return np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="edge")
 
 
-def nearest(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Return [height,width,3] of [h,w,3] pixels, each the nearest one."""
+def nearest(pixels: Pixels, width: int, height: int, box: Box | None = None) -> Pixels:
+    """Return [height,width,3] of [h,w,3] pixels, or of a box of them, each the nearest one."""
     from PIL import Image
 
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
+    kind = Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(pixels).resize((width, height), kind, box))
 
 
-def _scaled(pixels: Pixels, width: int, height: int) -> Pixels:
+def _scaled(pixels: Pixels, width: int, height: int, box: Box | None = None) -> Pixels:
     from PIL import Image
 
-    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(resized)
+    kind = Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(pixels).resize((width, height), kind, box))

@@ -27,6 +27,7 @@ MODEL_UPSCALER = "lanczos"
 # Enlarged latents are blurred or blocky until so much of them is gone.
 LEAST_LATENT_STRENGTH = 0.5
 MAX_SIDE, MAX_STEPS = 16384, 1000
+_MOST_COVERED = MAX_SIDE * MAX_SIDE
 _FACTOR, _SIDE = Number(1, 8), Integer(0, MAX_SIDE)
 _FACTOR_TEXT = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,9})?)x?")
 _SIZE_TEXT = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
@@ -132,6 +133,13 @@ class HiresFields:
         if (size := self.hires_size(width, height)) and not 8 <= min(size) <= max(size) <= MAX_SIDE:
             shown = "{}x{} from {}x{}".format(*size, width, height)
             raise ConfigError.for_field("hires", shown, f"sides from 8 to {MAX_SIDE}")
+        cover = self.hires_cover(width, height)
+        if cover[0] * cover[1] > _MOST_COVERED:
+            shown = "{}x{}, cut out of {}x{}".format(*size, *cover)
+            hint = "Give a size of about the proportions of width and height."
+            raise ConfigError.for_field(
+                "hires", shown, f"at most {_MOST_COVERED} pixels to cut it out of", hint
+            )
         count = self.hires_steps or steps
         if count >= MAX_STEPS:
             accepted = f"1 to {MAX_STEPS - 1}, of a schedule of at most {MAX_STEPS} steps"

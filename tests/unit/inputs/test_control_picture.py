@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sdengine.inputs import resize
 from sdengine.inputs.control_picture import resized_control
 
 RNG = np.random.default_rng(0)
@@ -52,3 +53,20 @@ def test_pictures_shrink_by_averages_and_grow_smoothly() -> None:
     assert np.abs(small - blocks).max() <= 1  # rounded after each of the two axes
     large = resized_control(picture, 128, 128, "stretch")
     assert len(np.unique(large.reshape(-1, 3), axis=0)) > 64 * 64
+
+
+@pytest.mark.parametrize("colours", [2, 9])
+def test_a_long_strip_is_cut_before_it_is_enlarged(
+    monkeypatch: pytest.MonkeyPatch, colours: int
+) -> None:
+    # Enlarged as a whole it would take 100 GB.
+    strip = RNG.integers(0, colours, (1 << 17, 1, 3), np.uint8)
+    assert resized_control(strip, 512, 512, "crop").shape == (512, 512, 3)
+    for size in ((40, 9), (9, 40), (31, 31)):
+        picture = RNG.integers(100, 100 + colours, (23, 17, 3), np.uint8)
+        found = []
+        for most in (1 << 27, 0):
+            monkeypatch.setattr(resize, "_MOST_TO_CUT", most)
+            found.append(resized_control(picture, *size, "crop").astype(int))
+        # Pillow may take the axes in another order, and rounds after each.
+        assert np.abs(found[0] - found[1]).max() <= (0 if colours == 2 else 1)

@@ -62,6 +62,7 @@ def test_both_sides_are_covered(
         ({"hires": "20000x20000"}, r"^hires: 20000"),
         ({"hires": (16384, 0), "width": 64, "height": 128}, r"^hires: .16384x32768 from 64x128"),
         ({"hires": 8, "width": 4096}, r"^hires: .32768x4096"),
+        ({"hires": (16384, 8), "width": 64, "height": 4096}, r"^hires: .*out of 16384x1048576"),
         ({"hires": 2, "hires_upscaler": "esrgan"}, r"^hires_upscaler: .*latent_nearest, .*lanczos"),
         ({"hires": 2, "hires_strength": 1.5}, r"^hires_strength: "),
         ({"hires": 2, "hires_strength": 0.0}, r"^hires_strength: .*at least 0.025"),
