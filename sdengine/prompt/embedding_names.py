@@ -41,10 +41,12 @@ class EmbeddingNames:
         for one in embeddings:
             if isinstance(one, Skipped) and (ids := _tokens(tokenizer, one.name)):
                 found.setdefault(ids, one)  # where no other has that name
-        # By the first token, the longest names first.
-        self._by_first: dict[int, list[tuple[tuple[int, ...], Embedding | Skipped]]] = {}
-        for ids, one in sorted(found.items(), key=lambda item: -len(item[0])):
-            self._by_first.setdefault(ids[0], []).append((ids, one))
+        self._named = found
+        # By the first token, the lengths of names, the longest first: thousands may begin alike.
+        lengths: dict[int, set[int]] = {}
+        for ids in found:
+            lengths.setdefault(ids[0], set()).add(len(ids))
+        self._lengths = {first: sorted(some, reverse=True) for first, some in lengths.items()}
 
     def find(
         self, token_ids: Sequence[int]
@@ -60,10 +62,11 @@ class EmbeddingNames:
         place = 0
         while place < len(token_ids):
             first = token_ids[place]
-            for ids, one in self._by_first.get(first, ()):
-                if tuple(token_ids[place : place + len(ids)]) == ids:
-                    yield ids, one
-                    place += len(ids)
+            for length in self._lengths.get(first, ()):
+                ids = tuple(token_ids[place : place + length])
+                if len(ids) == length and ids in self._named:
+                    yield ids, self._named[ids]
+                    place += length
                     break
             else:
                 yield (first,), None

@@ -16,7 +16,7 @@ from sdengine.errors import ConfigError
 from sdengine.inputs.embedding_files import Skipped, read_embeddings
 from sdengine.inputs.embeddings import Embedding
 from sdengine.prompt.embedding_library import EmbeddingLibrary
-from sdengine.prompt.embedding_names import encoder_vectors
+from sdengine.prompt.embedding_names import EmbeddingNames, encoder_vectors
 from sdengine.prompt.plan import PromptOptions, PromptPlan
 from sdengine.prompt.planner import PromptPlanner
 
@@ -136,6 +136,24 @@ def test_the_longest_name_counts(planner: PromptPlanner) -> None:
 def test_names_of_odd_characters(planner: PromptPlanner, name: str, prompt: str) -> None:
     a, here = tokens_of(planner, "a here")
     assert read(plan_of(planner, prompt, named(name))) == [[a, -1, -2, here]]
+
+
+class Counted(list[int]):
+    """Token ids that know how often they were looked at."""
+
+    looks = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(place)
+
+
+def test_names_that_begin_alike_are_not_tried_one_by_one(planner: PromptPlanner) -> None:
+    (tokenizer,) = planner.tokenizers.values()
+    names = EmbeddingNames(tokenizer, [named("a " * (i % 9 + 1) + str(i), 1) for i in range(900)])
+    ids = Counted(tokenizer.encode("a " * 100 + "a a 10 a"))
+    found = [one.name for _, one in names.find(ids) if isinstance(one, Embedding)]
+    assert found == ["a a 10"] and ids.looks < 40 * len(ids)
 
 
 def test_vectors_are_never_divided_between_chunks(planner: PromptPlanner) -> None:
