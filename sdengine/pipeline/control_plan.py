@@ -83,6 +83,11 @@ def plan_controls(
         architecture = manifest.architecture.controls[control.network]
         active = active_evaluations(control, count)
         if active:
+            if control.layer_weights and control.mode == "prompt":
+                said.append(
+                    f"control {control.network}: mode prompt has no effect beside layer_weights, "
+                    "which take the place of its weights."
+                )
             weights = residual_weights(control, architecture)
             planned.append(PlannedControl(control, architecture, active, weights))
         else:

@@ -198,6 +198,14 @@ class PictureFields(OutpaintFields, HiresFields):
             raise ConfigError.for_field(
                 "masked_content", self.masked_content, "original with soft_inpainting"
             )
+        if self.soft_inpainting and self.mask_blur != infos["mask_blur"].default:
+            raise ConfigError.for_field(
+                "mask_blur", self.mask_blur, "its default with soft_inpainting, where grey counts"
+            )
+        if self.inpaint_area == "whole" and self.mask_padding != infos["mask_padding"].default:
+            raise ConfigError.for_field(
+                "mask_padding", self.mask_padding, "its default where inpaint_area is whole"
+            )
         if self.mask is not None and self.resize == "latent":
             raise ConfigError.for_field("resize", self.resize, "another mode with mask")
         if self.inpaint_area == "masked" and self.resize != "stretch":

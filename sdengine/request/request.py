@@ -264,6 +264,13 @@ class Request(PictureFields, TileFields):
                 self.strength,
                 f"at least {1 / self.steps:.4g}, so that one of {self.steps} steps runs",
             )
+        elif self.num_schedule_steps > MAX_STEPS:
+            raise ConfigError.for_field(
+                "strength",
+                self.strength,
+                f"at least {self.steps / MAX_STEPS:g} where strength_rule is exact, so that "
+                f"{self.steps} of at most {MAX_STEPS} steps run",
+            )
         if (self.seed_width is None) != (self.seed_height is None):
             raise ConfigError("seed_width, seed_height: give both or neither.")
         if self.variation_strength > 0 and self.variation_seed is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sdengine.inputs.mask import Box
 from sdengine.pipeline.control_plan import (
     PlannedControl,
     active_evaluations,
+    plan_controls,
     read_hint,
     residual_weights,
 )
@@ -75,6 +77,16 @@ def test_own_weights_take_the_place_of_the_modes() -> None:
     for mode in ("balanced", "prompt", "control", "guess"):
         made = control(mode=mode, layer_weights=own, scale=2)
         assert residual_weights(made, architecture()) == tuple(2 * one for one in own)
+
+
+def test_a_mode_that_own_weights_leave_nothing_of_is_told() -> None:
+    manifest: Any = SimpleNamespace(
+        architecture=SimpleNamespace(controls={"canny": architecture()})
+    )
+    for mode, told in (("prompt", True), ("control", False), ("guess", False), ("balanced", False)):
+        asked_for = control(mode=mode, layer_weights=[1.0] * 13)
+        _, said = plan_controls(Request("", controls=[asked_for]), manifest, 4)  # type: ignore[arg-type]
+        assert [("mode prompt has no effect" in line) for line in said] == [True] * told
 
 
 def test_the_shuffle_model_keeps_its_scale_and_the_conditional_half() -> None:

@@ -101,6 +101,15 @@ def test_without_a_picture_json_says_nothing_of_one() -> None:
         ({"mask": np.zeros((40, 49), np.uint8)}, r"^mask: .*49x40 pixels.*50x40"),
         ({"mask_blur": 2.0}, r"^mask_blur: .*without mask"),
         ({"soft_inpainting": True}, r"^soft_inpainting: .*without mask"),
+        (
+            {"mask": PIXELS, "soft_inpainting": True, "mask_blur": 2.0},
+            r"^mask_blur: .*its default with soft_inpainting",
+        ),
+        ({"mask": PIXELS, "mask_padding": 5}, r"^mask_padding: .*where inpaint_area is whole"),
+        (
+            {"strength_rule": "exact", "strength": 0.0, "steps": 25},
+            r"^strength: .*at least 0.025 where strength_rule is exact",
+        ),
         ({"mask": PIXELS, "mask_blur": -1}, r"^mask_blur: "),
         ({"mask": PIXELS, "masked_content": "noise"}, r"^masked_content: "),
         (
