@@ -19,6 +19,7 @@ from sdengine.adapters.modules import Module
 from sdengine.adapters.parts import refused_kind, split_key
 from sdengine.adapters.products import UnfittingError
 from sdengine.errors import AdapterError
+from sdengine.storage.content_hash import HashedFile
 from sdengine.storage.tensor_file import to_float32
 
 _EMBEDDING = "bundle_emb."
@@ -32,23 +33,25 @@ class Adapter:
         name: of its file; prompts call it so.
         alias: the name that its trainer gave it; "" where there is none.
         sha256: of its content.
+        holder: the file whose tensors the changes map.
         kinds: of its changes.
         changes: by network, of each parameter one.
         idle: keys for layers that the bundle leaves out because nothing reads them.
         unknown: keys that nothing takes; empty unless it was read with strict=False.
         few_steps: how to sample with it, if it was made for few steps.
-        embeddings: the file, where it holds textual inversions too; they are not read here.
+        has_embeddings: the file holds textual inversions too; they are not read here.
     """
 
     name: str
     alias: str
     sha256: str
+    holder: HashedFile = field(repr=False)
     kinds: tuple[str, ...]
     changes: Mapping[str, Sequence[Change]] = field(repr=False)
     idle: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     few_steps: FewSteps | None = None
-    embeddings: Path | None = None
+    has_embeddings: bool = False
 
 
 def read_adapter(
@@ -118,12 +121,13 @@ def read_adapter(
         _encodable(file.name),
         _encodable(file.metadata.get("ss_output_name", "")[:200]),
         file.sha256,
+        file.holder,
         tuple(kinds),
         changes,
         tuple(idle),
         tuple(sorted(unknown)),
         few_steps(file.name, file.metadata),
-        file.holder if len(own) < len(file.tensors) else None,
+        len(own) < len(file.tensors),
     )
 
 

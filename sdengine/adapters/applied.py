@@ -13,7 +13,7 @@ from sdengine.adapters.adapter import Adapter, read_adapter
 from sdengine.adapters.changes import Strong
 from sdengine.adapters.modules import bundle_modules
 from sdengine.bundle.reader import Bundle
-from sdengine.errors import ConfigError
+from sdengine.errors import AdapterError, ConfigError
 
 Strength = float | tuple[float, float]
 MOST_STRENGTH = 100.0
@@ -42,10 +42,23 @@ class Applied:
     def embedding_files(self) -> list[Path]:
         """Return the files that hold textual inversions beside their changes."""
         return [
-            adapter.embeddings
+            adapter.holder.path
             for adapter, text, unet in self.adapters
-            if adapter.embeddings is not None and (text or unet)
+            if adapter.has_embeddings and (text or unet)
         ]
+
+    def require_unchanged(self) -> None:
+        """Refuse files whose bytes are not those that were checked, whose hashes results record.
+
+        Raises:
+            AdapterError: one was overwritten.
+        """
+        for adapter, _, _ in self.adapters:
+            if adapter.holder.is_overwritten():
+                raise AdapterError(
+                    f"adapter {str(adapter.holder.path)!r} was overwritten after it was checked. "
+                    "Load the bundle with it again."
+                )
 
     def identity(self, network: str) -> str:
         """Return a text that tells the network's weights from those with other adapters.

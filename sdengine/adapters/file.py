@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sdengine.adapters.peft_config import PeftConfig, configs_of_metadata, read_config
 from sdengine.errors import AdapterError, BundleError, CheckpointError
-from sdengine.storage.content_hash import hash_open_file
+from sdengine.storage.content_hash import HashedFile, hash_open_file
 from sdengine.storage.regular_file import open_regular
 from sdengine.storage.tensor_file import OF_WEIGHTS, map_open_file
 from sdengine.storage.torch_archive import TorchArchive
@@ -35,7 +35,7 @@ class AdapterFile:
     """An adapter's tensors, mapped, and what its file says of itself.
 
     Args:
-        holder: the file that holds the tensors.
+        holder: the file that holds the tensors, and its version.
         name: the file's, or the folder's where the file has a name that all have.
         sha256: of all that it consists of.
         tensors: by key; of bf16 its bits in uint16.
@@ -43,7 +43,7 @@ class AdapterFile:
         configs: PEFT's settings by network; "" is that of a folder, for all.
     """
 
-    holder: Path
+    holder: HashedFile
     name: str
     sha256: str
     tensors: Mapping[str, Array]
@@ -67,13 +67,14 @@ def open_adapter(path: Path) -> AdapterFile:
                 configs[""] = read_config(told)
         elif path.name in _IN_FOLDERS:
             name = path.absolute().parent.name
-        tensors, metadata, sha256 = _read(file)
+        tensors, metadata, holder = _read(file)
         configs |= configs_of_metadata(metadata)
     except (OSError, BundleError, CheckpointError, ValueError) as error:
         raise AdapterError(f"adapter {str(path)!r}: {str(error).rstrip('.')}.") from None
+    sha256 = holder.sha256
     if told:
         sha256 = hashlib.sha256(sha256.encode() + told).hexdigest()
-    return AdapterFile(file, name, sha256, tensors, metadata, configs)
+    return AdapterFile(holder, name, sha256, tensors, metadata, configs)
 
 
 def _file_in(folder: Path) -> Path:
@@ -91,19 +92,19 @@ def _read_config_file(path: Path) -> bytes:
     return content
 
 
-def _read(path: Path) -> tuple[Mapping[str, Array], Mapping[str, str], str]:
+def _read(path: Path) -> tuple[Mapping[str, Array], Mapping[str, str], HashedFile]:
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise ValueError(f"its ending {ending!r} is not among {', '.join(ENDINGS)}")
     with open_regular(path) as file:
-        sha256 = hash_open_file(file, path).sha256
+        holder = hash_open_file(file, path)
         if ending in (".safetensors", ".sft"):
-            return *map_open_file(file, path), sha256
+            return *map_open_file(file, path), holder
     archive = TorchArchive(path)
     for name in archive.names():
         if archive.dtype(name) not in OF_WEIGHTS:
             raise ValueError(f"tensor {name[:120]!r} is {archive.dtype(name)}")
-    return {name: archive.array(name) for name in archive.names()}, {}, sha256
+    return {name: archive.array(name) for name in archive.names()}, {}, holder
 
 
 def scalar(tensor: Array) -> float:

@@ -90,6 +90,18 @@ class HashedFile:
             return FileVersion.of(self.path.stat()) == self.version
         return False
 
+    def is_overwritten(self) -> bool:
+        """Say whether who has the file mapped sees other bytes now.
+
+        Another file in its place, or none, leaves what is mapped as it was.
+        """
+        try:
+            now = FileVersion.of(self.path.stat())
+            is_same_file = (now.device, now.inode) == (self.version.device, self.version.inode)
+            return is_same_file and now != self.version and sha256_of(self.path) != self.sha256
+        except (OSError, BundleError):
+            return False
+
 
 def sha256_of(path: Path) -> str:
     """Hash a file in pieces; memory stays small whatever its size.

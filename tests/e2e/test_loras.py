@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -69,6 +70,24 @@ def picture(loras: Mapping[Any, Strength] | None) -> Any:
 def pixels(loras: Mapping[Any, Strength] | None) -> bytes:
     array: Array = picture(loras).arrays[0]
     return array.tobytes()
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_file_that_is_overwritten_is_not_read(tmp_path: Path, is_cut: bool) -> None:
+    path, replaced = (make(tmp_path / name, 11) for name in ("a.safetensors", "b.safetensors"))
+    other = make(tmp_path / "c.safetensors", 12).read_bytes()
+    fields: dict[str, Any] = {"seed": 3, "steps": 1, "width": 64, "height": 64}
+    with sdengine.load("demo", loras={path: 0.7}) as engine:
+        if is_cut:  # as at the beginning of a copy over it; reading on would end the process
+            os.truncate(path, 100)
+        else:
+            with open(path, "r+b") as file:
+                file.write(other)
+        with pytest.raises(AdapterError, match=r"a\.safetensors' was overwritten after it was"):
+            engine.generate("a red circle", **fields)
+    with sdengine.load("demo", loras={replaced: 0.7}) as engine:
+        (tmp_path / "c.safetensors").replace(replaced)  # what is mapped stays as it was
+        engine.generate("a red circle", **fields)
 
 
 def test_pictures_with_loras(files: list[Path], tmp_path: Path) -> None:

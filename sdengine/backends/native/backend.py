@@ -130,8 +130,7 @@ class NativeSession:
         entry = self._bundle.network(network)
         specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
         weights = merged_weights(prepared.weights, self._adapters.changes(network))
-        adapters = self._adapters.identity(network)
-        packed = packed_weights(network, prepared.source, prepared.packing, weights, adapters)
+        packed = packed_weights(network, prepared.source, prepared.packing, weights, self._adapters)
         sides = symbol_sizes(entry.inputs, shapes)
         size = (sides.get("width", 0), sides.get("height", 0))
         if (plan := self._budget.bands(network, prepared, size)) is not None:

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 
 from numpy.typing import NDArray
 
+from sdengine.adapters.applied import NO_ADAPTERS, Applied
 from sdengine.backends.forks import ForkSafeLock
 from sdengine.backends.native.packing import Packing, pack, packed_bytes, packed_kinds
 from sdengine.errors import BundleError
@@ -49,7 +50,7 @@ def packed_weights(
     source: HashedFile,
     packing: Packing,
     weights: Mapping[str, Array],
-    adapters: str = "",
+    adapters: Applied = NO_ADAPTERS,
 ) -> PackedWeights:
     """Return the packed weights of a network: those in use, or the file's, or made now.
 
@@ -61,19 +62,24 @@ def packed_weights(
         source: the weights' file, by whose bytes the packed ones are found again.
         packing: what they become.
         weights: the file's tensors, with the adapters' changes.
-        adapters: identity of these.
+        adapters: these.
+
+    Raises:
+        BundleError, AdapterError: a file was changed after it was hashed.
     """
-    made_from = [source.sha256, adapters] if adapters else source.sha256
+    identity = adapters.identity(network)
+    made_from = [source.sha256, identity] if identity else source.sha256
     text = json.dumps([_LAYOUT, network, made_from, [astuple(packed) for packed in packing]])
     key = hashlib.sha256(text.encode()).hexdigest()[:32]
     with _opening:
         found = _open.get(key)
         if found is None:
-            found = PackedWeights(
-                dict(_pack_unchanged(source, packing, weights))
-                if adapters
-                else _kept_or_made(network, key, source, packing, weights)
-            )
+            if identity:
+                adapters.require_unchanged()  # reading a mapped file that was cut off is fatal
+                found = PackedWeights(dict(_pack_unchanged(source, packing, weights)))
+                adapters.require_unchanged()
+            else:
+                found = PackedWeights(_kept_or_made(network, key, source, packing, weights))
             _open[key] = found
     return found
 
@@ -111,6 +117,11 @@ def _kept(path: Path, kinds: Kinds, key: str) -> dict[str, Array] | None:
 def _pack_unchanged(
     source: HashedFile, packing: Packing, weights: Mapping[str, Array]
 ) -> Iterator[tuple[str, Array]]:
+    _require_unchanged(source)
     yield from pack(packing, weights)
+    _require_unchanged(source)
+
+
+def _require_unchanged(source: HashedFile) -> None:
     if not source.is_unchanged():
         raise BundleError(f"{source.path} was changed while its weights were packed.")
