@@ -69,20 +69,37 @@ def _is_ridge(dx: NDArray[Any], dy: NDArray[Any], size: NDArray[Any]) -> NDArray
 
 
 def _connected(candidate: NDArray[np.bool_], strong: NDArray[np.bool_]) -> Map:
-    """Keep the candidates that touch a strong one, by way of others, on a side or a corner."""
+    """Keep the candidates that touch a strong one, by way of others, on a side or a corner.
+
+    Each gets the lowest number of those that it touches, over and over; what a number points to
+    is followed to its end each time. So a line that winds through all of a picture takes no more
+    rounds than a logarithm of its length.
+    """
     height, width = candidate.shape
-    stride = width + 2
-    left = np.pad(candidate & ~strong, 1).ravel()
-    found = np.pad(strong, 1).ravel()
-    around = np.array([-stride - 1, -stride, -stride + 1, -1, 1, stride - 1, stride, stride + 1])
-    front = np.flatnonzero(found)
-    while front.size:
-        near = (front[:, None] + around).ravel()
-        front = np.unique(near[left[near]])
-        left[front] = False
-        found[front] = True
-    kept = found.reshape(height + 2, stride)[1:-1, 1:-1]
-    return np.where(kept, 255, 0).astype(np.uint8)
+    places = np.flatnonzero(candidate)
+    numbers = np.full((height + 2, width + 2), -1)
+    numbers[1:-1, 1:-1][candidate] = np.arange(len(places))
+    own = numbers[1:-1, 1:-1]
+    pairs = []
+    for down, right in ((0, 1), (1, -1), (1, 0), (1, 1)):
+        other = numbers[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+        both = (own >= 0) & (other >= 0)
+        pairs.append((own[both], other[both]))
+    first, second = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
+    root = np.arange(len(places))
+    while first.size:
+        low, high = np.minimum(first, second), np.maximum(first, second)
+        np.minimum.at(root, high, low)
+        while (root != (further := root[root])).any():
+            root = further
+        first, second = root[first], root[second]
+        apart = first != second
+        first, second = first[apart], second[apart]
+    is_kept = np.zeros(len(places), bool)
+    is_kept[root[strong.ravel()[places]]] = True
+    found = np.zeros(height * width, np.uint8)
+    found[places[is_kept[root]]] = 255
+    return found.reshape(height, width)
 
 
 def soft_edge(pixels: Pixels, sigma: float) -> Map:

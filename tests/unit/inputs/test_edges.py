@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -108,3 +109,19 @@ def test_xdog_finds_dark_lines_and_no_light_ones() -> None:
     line[10] = 20
     assert set(np.flatnonzero(edges.xdog(line, 32)[:, 4])) == {10}
     assert not edges.xdog(255 - line, 32)[10].any()
+
+
+def test_a_line_through_all_of_a_picture_takes_few_rounds() -> None:
+    candidate = np.zeros((200, 200), bool)
+    candidate[::2] = True
+    candidate[1::4, -1] = candidate[3::4, 0] = True  # rows joined at their ends, in turn
+    strong = np.zeros_like(candidate)
+    strong[0, 0] = True
+    calls = []
+    sys.setprofile(lambda _, event, function: calls.append(event))
+    try:
+        found = edges._connected(candidate, strong)
+    finally:
+        sys.setprofile(None)
+    np.testing.assert_array_equal(found > 0, candidate)
+    assert len(calls) < 2000  # of Python and of C, where the line is 20,000 pixels long
