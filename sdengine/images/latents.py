@@ -88,5 +88,8 @@ class Latents:
                 f"latents: {path} is of {size[0]}x{size[1]} pixels, which do not fit."
             )
         low, step = (ranges[:, i, None, None] for i in (0, 1))
-        values = low + step * levels.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # of any two finite numbers
+            values = low + step * levels.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ConfigError(f"latents: {path} is damaged: its range is beyond fp32.")
         return cls(values, (size[0], size[1]), tensors["model"].tobytes().hex())

@@ -69,6 +69,11 @@ def latents_size(latents: Latents, networks: Networks, model_hash: str) -> tuple
         )
     size = columns * vae.downscale, rows * vae.downscale
     check_size(*size, networks.bundle.manifest)
+    if any(side > most for side, most in zip(latents.size, size, strict=True)):
+        own, decoded = ("{}x{}".format(*one) for one in (latents.size, size))
+        raise ConfigError(
+            f"latents: they are of {own} pixels, which is more than the {decoded} that they make."
+        )
     return size
 
 

@@ -66,6 +66,8 @@ def test_another_models_latents_are_refused(engine: Engine) -> None:
     ):
         with pytest.raises(ConfigError, match=r"^latents: "):
             engine.decode(other)
+    with pytest.raises(ConfigError, match=r"^latents: .*33x32 pixels.* more than the 32x32"):
+        engine.decode(Latents(own.values, (33, 32), own.model_hash))
     with pytest.raises(SdengineError, match="multiples of 32"):
         engine.decode(Latents(own.values[:, :3], (32, 24), own.model_hash))
     with pytest.raises(ConfigError, match=r"^image: "):
@@ -91,6 +93,10 @@ def test_damaged_files_are_refused(tmp_path: Path, cut: int) -> None:
         ({"more": np.zeros(1, np.uint8)}, "other tensors"),
         ({"range": np.zeros((3, 2), np.float32)}, "do not fit together"),
         ({"range": np.full((4, 2), np.nan, np.float32)}, "do not fit together"),
+        (
+            {"levels": np.full((4, 4, 4), 9, np.uint8), "range": np.full((4, 2), 3e38, np.float32)},
+            "beyond fp32",
+        ),
         ({"size": np.array([32, 10**6], np.int32)}, "which do not fit"),
         ({"size": np.array([-1, 32], np.int32)}, "which do not fit"),
         ({"size": np.array([32, 32, 3], np.int32)}, "do not fit together"),
