@@ -92,7 +92,7 @@ def test_two_of_one_file_by_one_name_are_not_the_same(engine: Engine, tmp_path: 
     own = [Embedding("toy", one.sha256, one.parts) for one in of_file.values()]
     assert own[0] != own[1] and own[0] == Embedding("toy", own[0].sha256)
     with pytest.raises(ConfigError, match="both called 'toy'"):
-        Request("toy", embeddings=own)
+        Request("toy", embeddings=tuple(own))
 
 
 def test_a_folder_is_there_from_the_start(tiny: Path, tmp_path: Path) -> None:
