@@ -35,7 +35,11 @@ def test_the_hint_is_the_functions(source: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (["canny", "in.png", "--sigma", "3"], 2, "sigma: 3.0 is not accepted; expected none with"),
+        (
+            ["canny", "in.png", "--sigma", "3"],
+            2,
+            "sigma: 3.0 is not accepted; expected nothing with",
+        ),
         (["canny", "in.png", "--low", "201"], 2, "low: 201.0"),
         (["canny", "none.png"], 2, "none.png' cannot be read"),
         (["hed", "in.png"], 2, "preprocessor: 'hed'"),
