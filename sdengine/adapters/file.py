@@ -70,6 +70,8 @@ def open_adapter(path: Path) -> AdapterFile:
         tensors, metadata, sha256 = _read(file)
         configs |= configs_of_metadata(metadata)
     except (OSError, BundleError, CheckpointError, ValueError) as error:
+        if reason := getattr(error, "strerror", None):
+            raise AdapterError(f"adapter {str(path)!r} cannot be read: {reason}.") from None
         raise AdapterError(f"adapter {str(path)!r}: {str(error).rstrip('.')}.") from None
     if told:
         sha256 = hashlib.sha256(sha256.encode() + told).hexdigest()
