@@ -281,9 +281,20 @@ def require_pictures(request: Request, manifest: Manifest) -> None:
 
 def picture_warnings(request: Request) -> tuple[str, ...]:
     """Say what pictures ask for and do not get."""
+    lines = []
     if request.depth is not None and is_flat(request.depth):
-        return ("depth: the map is the same everywhere, so that it says nothing.",)
-    return ()
+        lines.append("depth: the map is the same everywhere, so that it says nothing.")
+    if request.outpaint is not None and request.image is not None:
+        own = request.image.size
+        canvas = request.outpaint.size(*own)
+        lines += [
+            f"control {control.network}: its picture has the size of image, {own[0]}x{own[1]}, and "
+            f"is resized to the enlarged one, {canvas[0]}x{canvas[1]}, so that it lies elsewhere "
+            "than what it shows. Give a picture of the enlarged size."
+            for control in request.controls
+            if control.image.size == own
+        ]
+    return tuple(lines)
 
 
 def corrected(images: list[Pixels], like: Pixels) -> list[Pixels]:
