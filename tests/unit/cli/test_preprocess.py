@@ -66,6 +66,11 @@ def test_errors_leave_nothing_behind(
     assert [path.name for path in source.parent.iterdir()] == ["in.png"]
 
 
+def test_a_photograph_is_no_depth_map(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["preprocess", "depth", str(source), "-o", str(source.with_name("o.png"))]) == 0
+    assert "warning: image: the picture has colours" in capsys.readouterr().err
+
+
 def test_a_hint_of_one_colour_is_warned_of(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,6 +159,16 @@ def test_a_control_of_the_old_size_is_told_where_pictures_grow(width: int, is_to
     assert all("64x64, and is resized to the enlarged one, 96x64" in line for line in lines)
 
 
+def test_a_control_that_takes_a_photograph_for_depth_is_told() -> None:
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 255
+    for picture, preprocess, count in ((red, "depth", 1), (red, "canny", 0), (BLACK, "depth", 0)):
+        made = control(image=picture, preprocess=preprocess)
+        lines = picture_warnings(Request("a", controls=[made]))  # type: ignore[arg-type]
+        assert len(lines) == count
+        assert all(line.startswith("control canny: the picture has colours") for line in lines)
+
+
 def test_masked_pixels_are_minus_one() -> None:
     free = np.zeros((8, 8), bool)
     free[2:4] = True
