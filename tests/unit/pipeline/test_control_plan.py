@@ -146,13 +146,12 @@ def test_only_masked_crops_the_control_picture_with_the_same_box() -> None:
 
 @pytest.mark.parametrize(("width", "is_told"), [(64, True), (96, False)])
 def test_a_control_of_the_old_size_is_told_where_pictures_grow(width: int, is_told: bool) -> None:
-    request = Request(
-        "a",
+    request = asked(
         image=np.zeros((64, 64, 3), np.uint8),
         width=96,
         height=64,
-        outpaint={"left": 32},  # type: ignore[arg-type]
-        controls=[control(image=np.zeros((64, width, 3), np.uint8))],  # type: ignore[arg-type]
+        outpaint={"left": 32},
+        controls=[control(image=np.zeros((64, width, 3), np.uint8))],
     )
     lines = picture_warnings(request)
     assert len(lines) == is_told
