@@ -176,6 +176,7 @@ class Engine:
                 LoraUse(adapter.name, adapter.sha256, text, unet)
                 for adapter, text, unet in self.adapters
             ),
+            vae_in_bands=options.vae_tiles == "always",
         )
         self._pipeline = Pipeline(
             bundle, self._networks, self.provenance, self.low_memory, self.session.max_chunks

@@ -23,6 +23,7 @@ from sdengine.storage.content_hash import HashedFile
 from sdengine.storage.tensor_file import to_float32
 
 _EMBEDDING = "bundle_emb."
+_OF_EMBEDDINGS = {"emb_params", "clip_l", "clip_g"}
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,13 @@ def read_adapter(
         else:
             fitting.append((group, _choose(where, group, targets)))
     all_parts = {stem: group.parts for stem, group in groups.items()}
-    told = made_for(all_parts, file.metadata)
-    hint = f" It was made for {told}; this bundle is {family_of(modules)}." if told else ""
+    told, own_family = made_for(all_parts, file.metadata), family_of(modules)
+    hint = f" It was made for {told}; this bundle is {own_family}." if told else ""
+    hint = "" if told == own_family else hint
     if not fitting:
         few = ", ".join(repr(key[:120]) for key in list(file.tensors)[:3])
+        if file.tensors and file.tensors.keys() <= _OF_EMBEDDINGS:
+            hint = " It is a textual inversion: give it with --embedding, or embeddings=."
         raise AdapterError(
             f"{where}: none of its {len(file.tensors)} tensors belongs to this bundle's networks, "
             f"first {few}.{hint}"

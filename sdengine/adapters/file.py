@@ -70,6 +70,8 @@ def open_adapter(path: Path) -> AdapterFile:
         tensors, metadata, holder = _read(file)
         configs |= configs_of_metadata(metadata)
     except (OSError, BundleError, CheckpointError, ValueError) as error:
+        if reason := getattr(error, "strerror", None):
+            raise AdapterError(f"adapter {str(path)!r} cannot be read: {reason}.") from None
         raise AdapterError(f"adapter {str(path)!r}: {str(error).rstrip('.')}.") from None
     sha256 = holder.sha256
     if told:

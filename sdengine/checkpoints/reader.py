@@ -25,6 +25,12 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 _VARIANT = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 PathLike = str | os.PathLike[str]
+_TAKEN = {
+    "checkpoint": "demo, demo-inpainting, a folder as diffusers writes them, with "
+    "model_index.json, unet, vae, text_encoder, tokenizer and scheduler",
+    "vae": "the folder of an autoencoder or of a whole checkpoint as diffusers writes it",
+    "tiny_vae": "a folder that diffusers' AutoencoderTiny wrote, with config.json",
+}
 
 
 def load_checkpoint(
@@ -151,8 +157,7 @@ def _existing(argument: str, path: PathLike) -> Path:
         what = f"cannot be read: {error}"
     if what or not os.fsdecode(path):
         raise CheckpointError(
-            f"{argument} {str(path)[:200]!r} {what or 'is empty'}. Give a folder as diffusers "
-            "writes them, with model_index.json, unet, vae, text_encoder, tokenizer and scheduler, "
-            "or a single file."
+            f"{argument} {str(path)[:200]!r} {what or 'is empty'}. Give {_TAKEN[argument]}, or a "
+            "single file."
         )
     return place

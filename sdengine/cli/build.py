@@ -45,7 +45,8 @@ def build(
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH",
-            help="A ControlNet for requests to steer with, by a name such as canny; repeatable.",
+            help="A ControlNet or T2I-Adapter for requests to steer with, by a name such as canny; "
+            "repeatable.",
         ),
     ] = None,
     gpu: Annotated[

@@ -11,10 +11,6 @@ from sdengine.request.control import CONTROL_FIELDS, Control
 from sdengine.request.fields import Flag
 from sdengine.request.preprocessors import PREPROCESSORS
 
-CONTROL_HELP = (
-    "steer by a picture: the control's name in the bundle, a file, and any of its options, as in "
-    "canny=edges.png,scale=0.8,end=0.6; repeatable; keys are "
-)
 CONTROL_METAVAR = "NAME=FILE[,KEY=VALUE]..."
 _OPTION = re.compile(r"([A-Za-z_]+)=(.*)", re.DOTALL)
 _FLAGS = {"true": True, "false": False}
@@ -113,3 +109,9 @@ _READERS: _Readers = {
     "preprocess": _word,
     **_PREPROCESS_READERS,
 }
+CONTROL_HELP = (
+    "steer by a picture: the control's name in the bundle, a file, and any of its options, as in "
+    "canny=edges.png,scale=0.8,end=0.6; repeatable; keys are "
+    f"{', '.join(name for name in _READERS if name not in _PREPROCESS_READERS)}, and with "
+    f"preprocess {', '.join(_PREPROCESS_READERS)}"
+)

@@ -64,8 +64,8 @@ def recorded_embeddings(
     hashes = {one.sha256 for one in held}
     names = {one.name: one for one in held}
     found = [one if one.sha256 in hashes else names.get(one.name, one) for one in known]
-    taken = {one.name for one in found}
-    return (*found, *(one for one in given if one.name not in taken))
+    taken = {one.name for one in found} | {one.sha256 for one in found}
+    return (*found, *(one for one in given if not {one.name, one.sha256} & taken))
 
 
 def embedding_warnings(
@@ -73,13 +73,18 @@ def embedding_warnings(
 ) -> list[str]:
     """Say in sentences which embeddings were not used, and which a recorded image had else."""
     used = result.request.embeddings or ()
+    known = recorded.embeddings if recorded is not None else ()
+    # A recorded image's files are found by their hashes, whatever they are called now.
+    found_again = {one.sha256 for one in used} & {sha256 for _, sha256 in known}
     lines = [
         f"embeddings: {one.name!r} is named in no prompt that is read, so it has no effect."
         for one in given
-        if one not in used and not any(repr(one.name) in line for line in result.warnings)
+        if one.sha256 not in found_again
+        and one not in used
+        and not any(repr(one.name) in line for line in result.warnings)
     ]
     hashes = {one.name.lower(): one.sha256 for one in used}
-    for name, sha256 in recorded.embeddings if recorded is not None else ():
+    for name, sha256 in known:
         found = hashes.get(name.lower())
         if found is None:
             lines.append(

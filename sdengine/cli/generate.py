@@ -36,6 +36,9 @@ _SHOWN = {
     "tiny_decoder": "tiny decoder",
     "tiny_encoder": "tiny encoder",
 }
+# What tells a preview, which the next one replaces, from a picture, which nothing does.
+_PREVIEW_MARK = "preview of sdengine"
+_HEAD_BYTES = 256  # of a PNG; its texts come first
 
 
 @request_options
@@ -93,7 +96,9 @@ def generate(
     ] = "auto",
     preview: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="PNG of what the pictures are about so far."),
+        typer.Option(
+            metavar="FILE", help="PNG of what the pictures are about so far; replaces an older one."
+        ),
     ] = None,
     preview_every: Annotated[
         int | None, typer.Option(metavar="N", help="Write it every N steps; 5 if not given.")
@@ -111,7 +116,7 @@ def generate(
     memory_bytes = None if memory is None else parse_bytes("--memory", memory)
     given = read_given(fields.pop("embeddings", ()))
     loras = parse_loras(lora)
-    watched = _watched(preview, preview_every, preview_method)
+    watched = _watched(preview, preview_every, preview_method, output, overwrite)
     options = {**fields, "prompt": _one_or_many(prompt)} if prompt else fields
     has_new_text = bool(options.keys() & {"prompt", "negative_prompt"})
     check_output(output)
@@ -248,17 +253,33 @@ def _summary(result: Result) -> str:
 
 
 def _watched(
-    preview: str | None, preview_every: int | None, preview_method: str | None
+    preview: str | None,
+    preview_every: int | None,
+    preview_method: str | None,
+    output: str,
+    overwrite: bool,
 ) -> dict[str, Any]:
     """Return what `Engine.generate` is told of previews; refuse what has no effect."""
     from sdengine.images.png import check_output
+    from sdengine.pipeline.decoding import PREVIEWS
 
     if preview is None:
         for name, value in (("every", preview_every), ("method", preview_method)):
             if value is not None:
                 raise ConfigError.for_field(f"--preview-{name}", value, "nothing without --preview")
         return {}
-    check_output(preview)
+    check_output(preview, "--preview")
+    if Path(preview).resolve() == Path(output).resolve():
+        raise ConfigError.for_field("--preview", preview, "another file than --output")
+    if not overwrite and not _may_be_replaced(Path(preview)):
+        raise ConfigError.for_field(
+            "--preview",
+            preview,
+            "a new file, or an older preview, which it replaces",
+            "That file is none. Give another name, or --overwrite",
+        )
+    if preview_method is not None and preview_method not in PREVIEWS:
+        raise ConfigError.for_field("--preview-method", preview_method, ", ".join(PREVIEWS))
     every = _PREVIEW_EVERY if preview_every is None else preview_every
     if every < 1:
         raise ConfigError.for_field("--preview-every", every, "at least 1")
@@ -266,6 +287,17 @@ def _watched(
         "preview_every": every,
         "preview": preview_method,
     }
+
+
+def _may_be_replaced(file: Path) -> bool:
+    """Say whether a preview may be written there: to a new file, or over an older preview."""
+    try:
+        with file.open("rb") as opened:
+            return _PREVIEW_MARK.encode() in opened.read(_HEAD_BYTES)
+    except FileNotFoundError:
+        return True
+    except OSError:  # it cannot be read, so it is not known what would be lost
+        return False
 
 
 def _shown_by(bar: ProgressBar, preview: str | None) -> Callable[[Step], None]:
@@ -283,6 +315,6 @@ def _shown_by(bar: ProgressBar, preview: str | None) -> Callable[[Step], None]:
             shown = shown.resize(
                 [side * max(1, _PREVIEW_SIDE // shown.height) for side in shown.size]
             )
-            write_images(preview, [encode_png(shown, {})], overwrite=True)
+            write_images(preview, [encode_png(shown, {"Comment": _PREVIEW_MARK})], overwrite=True)
 
     return show

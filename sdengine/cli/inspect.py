@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from sdengine.bundle.reader import Bundle
 
 _MOST_NAMED = 3
+_TASKS = {
+    "inpainting": "inpainting: its U-Net reads a picture and a mask (--image, --mask, --outpaint)",
+    "depth": "depth: its U-Net reads a depth map (--depth), which every request needs",
+}
 
 
 def inspect(
@@ -121,6 +125,7 @@ def _lines(manifest: Manifest) -> list[str]:
         f"name        {manifest.name}",
         f"source      {manifest.source.name} (SHA-256 {manifest.source.sha256[:16]}...)",
         f"family      {architecture.family}",
+        *(f"task        {told}" for task, told in _TASKS.items() if task == architecture.task),
         f"target      {manifest.target}, weights {manifest.precision}",
         f"sizes       {_sizes(manifest)}",
         f"max batch   {manifest.max_batch}",

@@ -30,8 +30,11 @@ def parse_loras(
     found: dict[str | os.PathLike[str], Strength] = {}
     for option in options or ():
         path, *numbers = _split(option)
+        file, is_there, strength = path.rpartition(":")
         if not path or path in found:
             raise ConfigError.for_field("--lora", option, f"{LORA_METAVAR}, each file once")
+        if is_there and os.path.exists(file) and not os.path.exists(path):
+            raise ConfigError.for_field("--lora", option, f"a number, where {strength!r} stands")
         found[path] = _strength([float(number) for number in numbers])
     return found
 

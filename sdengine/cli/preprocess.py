@@ -70,6 +70,7 @@ def preprocess(
     from PIL import Image
 
     from sdengine.images.png import check_output, encode_png, write_images
+    from sdengine.inputs.depth import depth_warnings, read_depth
     from sdengine.request import preprocessors
 
     given: dict[str, Any] = {
@@ -93,8 +94,13 @@ def preprocess(
             'sdengine.preprocess(image, "inpaint", mask=...) returns them.'
         )
     check_output(output)
+    picture: Any = image
+    if preprocessor == "depth":
+        picture = read_depth("image", image)
+        for line in depth_warnings("image", picture):
+            note(f"warning: {line}")
     hint = preprocessors.preprocess(
-        image, preprocessor, **{name: value for name, value in given.items() if value is not None}
+        picture, preprocessor, **{name: value for name, value in given.items() if value is not None}
     )
     if hint.min() == hint.max():
         note("warning: the hint has one colour alone, which tells a control network nothing.")

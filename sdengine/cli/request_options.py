@@ -12,7 +12,7 @@ import typer
 from sdengine.cli.control_options import CONTROL_HELP, CONTROL_METAVAR, parse_control
 from sdengine.cli.embedding_options import EMBEDDING_HELP, EMBEDDING_METAVAR
 from sdengine.errors import ConfigError
-from sdengine.request.control import CONTROL_FIELDS, Controls
+from sdengine.request.control import Controls
 from sdengine.request.embeddings import Embeddings
 from sdengine.request.fields import (
     Choice,
@@ -105,7 +105,7 @@ def _kind(info: FieldInfo) -> type:
 
 def _help(info: FieldInfo) -> str:
     if isinstance(info.check, Controls):
-        return CONTROL_HELP + ", ".join([*CONTROL_FIELDS][2:])
+        return CONTROL_HELP
     if isinstance(info.check, Embeddings):
         return EMBEDDING_HELP
     shown = info.help + _MORE.get(info.name, "")

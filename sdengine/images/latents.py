@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from sdengine.errors import BundleError, ConfigError, OutputError
 from sdengine.storage.tensor_file import map_tensors, write_tensors
 
 _LEVELS = 255
+_ENDING = ".safetensors"
 _MAX_VALUES = 1 << 24
 
 
@@ -26,7 +27,7 @@ class Latents:
         model_hash: SHA-256 of the checkpoint, perhaps empty.
     """
 
-    values: NDArray[np.float32]
+    values: NDArray[np.float32] = field(repr=False)
     size: tuple[int, int]
     model_hash: str
 
@@ -36,9 +37,12 @@ class Latents:
         Each channel's values become 256 even levels from its least to its greatest.
 
         Raises:
+            ConfigError: the path does not end in .safetensors.
             OutputError: the file is there and shall not be replaced, or cannot be written.
         """
         target = Path(path)
+        if target.suffix != _ENDING:
+            raise ConfigError.for_field("path", str(path), f"a file name ending in {_ENDING}")
         if not overwrite and os.path.lexists(target):
             raise OutputError(f"{target}: it is there already; give another name, or overwrite.")
         low = self.values.min(axis=(1, 2))

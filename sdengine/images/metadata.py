@@ -123,6 +123,8 @@ def describe_image(request: Request, provenance: Provenance) -> str:
     }
     if provenance.loras:
         content["loras"] = [asdict(one) for one in provenance.loras]
+    if provenance.vae_in_bands:
+        content["vae_in_bands"] = True
     return json.dumps(content, ensure_ascii=False)
 
 
@@ -236,6 +238,7 @@ def _from_chunk(text: str) -> Metadata:
         model_hash=_match(_SHA256, model.get("sha256")),
         bundle_hash=_match(_SHA256, content.get("bundle")),
         loras=tuple(_loras(content.get("loras"))),
+        vae_in_bands=content.get("vae_in_bands") is True,
     )
     fields = read_fields(request)
     used = tuple((one.name, one.sha256) for one in fields.get("embeddings") or ())

@@ -57,9 +57,14 @@ def output_paths(
     return _numbered(target, number, count)
 
 
-def check_output(path: str | os.PathLike[str]) -> None:
-    """Refuse a place that cannot be written, before the work of making the images."""
-    target = _checked_path(path)
+def check_output(path: str | os.PathLike[str], field: str = "output") -> None:
+    """Refuse a place that cannot be written, before the work of making the images.
+
+    Args:
+        path: of a PNG file.
+        field: what gave it, for messages.
+    """
+    target = _checked_path(path, field)
     try:
         folder = target.parent
         if not folder.is_dir():
@@ -140,11 +145,11 @@ def _numbers_in_use(target: Path) -> Iterator[int]:
                 yield int(match[1])
 
 
-def _checked_path(path: str | os.PathLike[str]) -> Path:
+def _checked_path(path: str | os.PathLike[str], field: str = "output") -> Path:
     try:
         target = Path(os.fsdecode(path))
     except TypeError:
-        raise ConfigError.for_field("output", path, "a file name ending in .png") from None
+        raise ConfigError.for_field(field, path, "a file name ending in .png") from None
     if target.suffix.lower() != ".png" or "\0" in str(target):
-        raise ConfigError.for_field("output", str(path), "a file name ending in .png")
+        raise ConfigError.for_field(field, str(path), "a file name ending in .png")
     return target

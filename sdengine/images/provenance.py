@@ -46,6 +46,8 @@ class Provenance:
         bundle_hash: SHA-256 of the bundle's manifest.
         usual_clip_skip: what the web UI calls the layer that the checkpoint reads.
         loras: known where the bundle is.
+        vae_in_bands: whether the VAE is always computed in bands, which rounds differently; known
+            where the bundle is.
     """
 
     backend: str = ""
@@ -58,6 +60,7 @@ class Provenance:
     bundle_hash: str = ""
     usual_clip_skip: int = 1
     loras: tuple[LoraUse, ...] = ()
+    vae_in_bands: bool = False
 
     def differences(self, now: Provenance) -> list[str]:
         """Say in sentences why `now` may not give again what this gave; the unknown is no reason.
@@ -78,6 +81,11 @@ class Provenance:
                 f"the image was made with {then_used}, not with {now_used}, so the picture will "
                 "differ."
             )
+        if self.bundle_hash and self.vae_in_bands != now.vae_in_bands:
+            then_used, now_used = (
+                f"--vae-tiles {'always' if one.vae_in_bands else 'auto'}" for one in (self, now)
+            )
+            lines.append(f"the image was made with {then_used}, not {now_used}.")
         for what, then, found in (
             ("backend", self.backend, now.backend),
             ("precision", self.precision, now.precision),

@@ -22,13 +22,24 @@ ACCEPTED = (
 )
 
 
-class DepthMap(Recorded):
-    """Values [H,W] fp32 that do not change; larger is nearer."""
+_COLOURED = 4  # of 255, by which channels differ on the average; grey in a JPEG is below it
 
-    def __init__(self, values: Values, sha256: str, name: str = "") -> None:
+
+class DepthMap(Recorded):
+    """Values [H,W] fp32 that do not change; larger is nearer.
+
+    Args:
+        values, sha256, name: as in `Recorded`.
+        coloured: its file has colours, so that it is a photograph rather than a map.
+    """
+
+    def __init__(
+        self, values: Values, sha256: str, name: str = "", *, coloured: bool = False
+    ) -> None:
         super().__init__(sha256, name, (values.shape[1], values.shape[0]))
         values.flags.writeable = False
         self.values = values
+        self.coloured = coloured
 
 
 def read_depth(field: str, value: Any) -> Recorded:
@@ -77,16 +88,40 @@ def depth_channel(depth: Recorded, height: int, width: int, *, invert: bool) -> 
     return np.asarray(-found if invert else found, np.float32)[None, None]
 
 
-def is_flat(depth: Recorded) -> bool:
-    """Say whether a map is the same everywhere, so that it says nothing."""
-    return isinstance(depth, DepthMap) and bool(np.ptp(depth.values) == 0)
+def has_colours(pixels: NDArray[np.uint8]) -> bool:
+    """Say whether [H,W,3] or [H,W,4] are a coloured picture, which is hardly a depth map."""
+    return bool(np.ptp(pixels[..., :3], axis=2).mean() > _COLOURED)
+
+
+def depth_warnings(field: str, depth: Recorded) -> tuple[str, ...]:
+    """Say in sentences why a depth map may not say what it should.
+
+    Args:
+        field: what the sentences call it.
+        depth: given, or only a record.
+    """
+    if not isinstance(depth, DepthMap):
+        return ()
+    if np.ptp(depth.values) == 0:
+        return (f"{field}: the map is the same everywhere, so that it says nothing.",)
+    return (coloured_warning(field),) if depth.coloured else ()
+
+
+def coloured_warning(field: str) -> str:
+    """Say that a picture in colours is taken for a depth map."""
+    return (
+        f"{field}: the picture has colours, of which only the grey value counts as depth. A map "
+        "is not estimated from a photograph here; a network does that, as in `sdengine preprocess "
+        "onnx`."
+    )
 
 
 def _from_bytes(field: str, content: bytes, name: str) -> DepthMap:
     what = repr(name[:200]) if name else "the content"
     with opened(field, content, what) as image:
         values = _checked(field, _grey(image))
-    return DepthMap(values, hashlib.sha256(content).hexdigest(), name)
+        coloured = _is_coloured(image)
+    return DepthMap(values, hashlib.sha256(content).hexdigest(), name, coloured=coloured)
 
 
 def _grey(image: Any) -> NDArray[Any]:
@@ -97,6 +132,12 @@ def _grey(image: Any) -> NDArray[Any]:
     if upright.mode.startswith("I") or upright.mode == "F":  # their own values, not 8 bits of them
         return np.asarray(upright)
     return np.asarray(upright.convert("L"))
+
+
+def _is_coloured(image: Any) -> bool:
+    if image.mode.startswith(("I", "F", "L", "1")):
+        return False
+    return has_colours(np.asarray(image.convert("RGB")))
 
 
 def _checked(field: str, array: NDArray[Any]) -> Values:

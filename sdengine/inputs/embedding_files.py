@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ _MAX_ENTRIES = 100_000  # of a pickle
 _FIELD = "embeddings"
 _PREVIEW = ".preview"
 _BUNDLED = re.compile(r"bundle_emb\.(.+)\.(string_to_param\.[^.]*|emb_params|clip_[lgh])")
+_OF_LORAS = re.compile(r"lora_(up|down|A|B|unet|te)|hada_w|lokr_w")
 _PARAMS = "emb_params"
 _KEYS = f"string_to_param, {_PARAMS}, {', '.join(ENCODER_KEYS)}, or one key alone"
 _MAX_SHOWN = 5
@@ -79,7 +80,12 @@ def read_embeddings(path: str | os.PathLike[str], name: str = "") -> tuple[Embed
     place = Path(path)
     shown = repr(str(place)[:200])
     ending = place.suffix.lower()
-    if ending not in ENDINGS:
+    if place.is_dir():
+        raise ConfigError(
+            f"{_FIELD}: {shown} is a folder. Give its files, or all of them with --embeddings, or "
+            "to `load` and `Engine.add_embeddings`."
+        )
+    if ending not in ENDINGS and place.exists():
         raise ConfigError(
             f"{_FIELD}: {shown} does not end as a file of an embedding; accepted are "
             f"{', '.join(ENDINGS)}."
@@ -221,6 +227,7 @@ def _vectors(shown: str, own: str, content: Any) -> dict[str, Vectors]:
         if len(named) > 1 and key != _PARAMS:
             raise _NoEmbedding(
                 f"{where} holds {len(named)} tensors, {_listed(named)}; an embedding has {_KEYS}."
+                + (" It is a LoRA: give it with --lora, or loras=." if _is_lora(named) else "")
             )
         return {ONLY: _checked(where, key, named[key])}
     found = {key: _checked(where, key, tensor) for key, tensor in keyed.items()}
@@ -231,6 +238,10 @@ def _vectors(shown: str, own: str, content: Any) -> dict[str, Vectors]:
             "again."
         )
     return found
+
+
+def _is_lora(names: Iterable[str]) -> bool:
+    return any(_OF_LORAS.search(name) for name in names)
 
 
 def _tensors(content: Any) -> Iterator[tuple[str, _Array]]:

@@ -57,9 +57,12 @@ def latents_size(latents: Latents, networks: Networks, model_hash: str) -> tuple
     """Return the size at which latents are decoded.
 
     Raises:
-        ConfigError: they are another model's.
+        ConfigError: they are none, or another model's.
         UnsupportedShapeError: the bundle runs no such size.
     """
+    if not isinstance(latents, Latents) or np.ndim(latents.values) != 3:
+        accepted = "sdengine.Latents with values [C,h,w], as `encode` returns them"
+        raise ConfigError.for_field("latents", type(latents).__name__, accepted)
     vae = networks.bundle.manifest.architecture.vae
     channels, rows, columns = latents.values.shape
     if channels != vae.latent_channels or latents.model_hash != model_hash:
@@ -80,5 +83,6 @@ def latents_size(latents: Latents, networks: Networks, model_hash: str) -> tuple
 def decode_latents(latents: Latents, networks: Networks) -> Pixels:
     """Return the picture [h,w,3] of latents, cut to its size."""
     width, height = latents.size
-    (pixels,) = decode(latents.values[None], networks, StageClock())
+    values = np.ascontiguousarray(latents.values[None], np.float32)
+    (pixels,) = decode(values, networks, StageClock())
     return np.ascontiguousarray(pixels[:height, :width])

@@ -121,8 +121,9 @@ def preview_method(manifest: Manifest, asked: str | None) -> str:
         require_tiny(manifest, DECODER, "preview")
     if asked == "linear" and not has_colours:
         raise ConfigError(
-            "preview: the bundle was built by an earlier release, which noted no colours of "
-            'latents. Build it again with `sdengine build`, or take preview="vae".'
+            "preview: the bundle notes no colours of latents; those that earlier releases built "
+            "do not, nor does the demo inside the package. Build it with `sdengine build`, or take "
+            'preview="vae".'
         )
     return asked
 

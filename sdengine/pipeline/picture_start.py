@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from sdengine.bundle.manifest import Manifest
 from sdengine.bundle.reader import check_size
 from sdengine.errors import ConfigError
-from sdengine.inputs.depth import is_flat
+from sdengine.inputs.control_picture import control_pixels
+from sdengine.inputs.depth import coloured_warning, depth_warnings, has_colours
 from sdengine.inputs.interpolation import interpolated
 from sdengine.inputs.mask import filled, latent_weights
 from sdengine.inputs.picture import Picture, Pixels
@@ -281,9 +282,23 @@ def require_pictures(request: Request, manifest: Manifest) -> None:
 
 def picture_warnings(request: Request) -> tuple[str, ...]:
     """Say what pictures ask for and do not get."""
-    if request.depth is not None and is_flat(request.depth):
-        return ("depth: the map is the same everywhere, so that it says nothing.",)
-    return ()
+    lines = [] if request.depth is None else [*depth_warnings("depth", request.depth)]
+    lines += [
+        coloured_warning(f"control {control.network}")
+        for control in request.controls
+        if control.preprocess == "depth" and has_colours(control_pixels(control.image))
+    ]
+    if request.outpaint is not None and request.image is not None:
+        own = request.image.size
+        canvas = request.outpaint.size(*own)
+        lines += [
+            f"control {control.network}: its picture has the size of image, {own[0]}x{own[1]}, and "
+            f"is resized to the enlarged one, {canvas[0]}x{canvas[1]}, so that it lies elsewhere "
+            "than what it shows. Give a picture of the enlarged size."
+            for control in request.controls
+            if control.image.size == own
+        ]
+    return tuple(lines)
 
 
 def corrected(images: list[Pixels], like: Pixels) -> list[Pixels]:

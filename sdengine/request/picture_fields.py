@@ -111,7 +111,11 @@ class PictureFields(OutpaintFields, HiresFields):
     )
     mask_blur: float = field(
         default=4.0,
-        metadata=about(Number(0, 256), "mask: deviation of its Gaussian blur in pixels of image"),
+        metadata=about(
+            Number(0, 256),
+            "mask: deviation of its Gaussian blur in pixels of image, 4 if not given, so that its "
+            "edge reaches 10 pixels into the black; 0 for none",
+        ),
     )
     mask_invert: bool = field(
         default=False, metadata=about(Flag(), "mask: black may change, not white")

@@ -276,8 +276,12 @@ def check_options(known: Preprocessor, options: Mapping[str, Any]) -> dict[str, 
     infos = known.options
     for name in options:
         if name not in infos:
+            others = [one.name for one in PREPROCESSORS.values() if name in one.options]
             raise ConfigError.for_field(
-                name, options[name], f"none with {known.name}, which takes {', '.join(infos)}"
+                name,
+                options[name],
+                f"nothing with the preprocessor {known.name}, which takes {', '.join(infos)}",
+                f"It is an option of {', '.join(others)}" if others else "",
             )
     checked = {name: infos[name].checked(value) for name, value in options.items()}
     for needed in ("mask", "onnx"):

@@ -11,6 +11,7 @@ import pytest
 import sdengine
 from sdengine.benchmarks.demo_variants import SIZE, edges_followed
 from sdengine.benchmarks.picture_tasks import recoloured, rest_is_equal
+from sdengine.cli.main import main
 from sdengine.training.scoring import score
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,13 @@ def test_inpainting_with_nine_channels_gives_the_colour_asked_for(engine: sdengi
         assert rest_is_equal(made, picture, mask)
         assert not np.array_equal(made, picture)
     assert right >= 3
+
+
+def test_inspect_says_what_the_network_reads(
+    engine: sdengine.Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(engine.bundle.root)]) == 0
+    assert "task        inpainting: its U-Net reads a picture" in capsys.readouterr().out
 
 
 def test_edges_say_where_objects_are(tmp_path: Path) -> None:

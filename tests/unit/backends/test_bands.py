@@ -272,6 +272,7 @@ def test_what_nothing_can_be_done_with_is_refused(tmp_path: Path) -> None:
 def test_decoding_gives_one_picture_for_each(demo: Bundle) -> None:
     latents = np.random.default_rng(0).standard_normal((2, 4, 24, 16), dtype=np.float32)
     with sdengine.load("demo", vae_tiles="always") as engine:
+        assert engine.provenance.vae_in_bands
         first, second = decode(latents, engine._networks, StageClock())
         assert not np.array_equal(first, second)
         assert np.array_equal(decode(latents[1:], engine._networks, StageClock())[0], second)

@@ -53,8 +53,12 @@ def test_what_a_variant_has_not_is_refused() -> None:
         load_checkpoint("demo-inpainting", variant="fp16")
     with pytest.raises(CheckpointError, match="neither a folder nor a file"):
         open_controls({"edges": "demo-pose"}, load_checkpoint("demo"))
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(CheckpointError, match=r"does not exist\. Give demo, demo-inpainting, a fo"):
         load_checkpoint("demo-pose")
+    with pytest.raises(CheckpointError, match=r"tiny_vae 'nope' does .* AutoencoderTiny wrote"):
+        load_checkpoint("demo", tiny_vae="nope")
+    with pytest.raises(CheckpointError, match=r"^vae 'nope' does .* folder of an autoencoder"):
+        load_checkpoint("demo", vae="nope")
 
 
 def test_the_demo_models_own_controlnet_has_a_name() -> None:

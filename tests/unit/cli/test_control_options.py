@@ -10,6 +10,7 @@ import pytest
 from sdengine.cli.control_options import (
     _PREPROCESS_READERS,
     _READERS,
+    CONTROL_HELP,
     merged_controls,
     parse_control,
 )
@@ -44,6 +45,11 @@ def test_every_field_has_a_key() -> None:
     own = _READERS.keys() - _PREPROCESS_READERS.keys()
     assert {"network", "image", "preprocess_options", *own} == CONTROL_FIELDS.keys()
     assert not _PREPROCESS_READERS.keys() & CONTROL_FIELDS.keys()
+
+
+def test_help_names_the_keys_that_are_taken() -> None:
+    named = CONTROL_HELP.partition("keys are ")[2].replace(", and with preprocess ", ", ")
+    assert named.split(", ") == [*_READERS]
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,9 @@ def test_embeddings_are_given_by_file_and_again_with_from(
     assert main([*again, "2.png", "--embeddings", "a"]) == 0
     assert "warning" not in capsys.readouterr().err
     assert (folder / "2.png").read_bytes() == (folder / "out.png").read_bytes()
+    assert main([*again, "2b.png", "--embedding", f"x={cat}", "--embedding", dog]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert (folder / "2b.png").read_bytes() == (folder / "out.png").read_bytes()
     # By name, where the hash is another one.
     other = embedding(folder / "b" / "my-cat.pt", 3.0)
     assert main([*again, "3.png", "--embedding", other, "--embedding", f"toy={dog}"]) == 0

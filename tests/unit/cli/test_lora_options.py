@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,15 @@ from sdengine.errors import ConfigError
 )
 def test_paths_and_strengths(given: list[str] | None, found: dict[str, Any]) -> None:
     assert parse_loras(given) == found
+
+
+def test_a_strength_that_is_no_number(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    file.touch()
+    with pytest.raises(ConfigError, match=r"^--lora: .*a number, where 'strong' stands"):
+        parse_loras([f"{file}:strong"])
+    with pytest.raises(ConfigError, match=r"a number, where 'strong' stands"):
+        parse_loras([f"{file}:strong:0.5"])
 
 
 @pytest.mark.parametrize("given", [[""], [":0.5"], ["a.pt", "a.pt:2"]])

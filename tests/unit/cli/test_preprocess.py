@@ -35,7 +35,11 @@ def test_the_hint_is_the_functions(source: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (["canny", "in.png", "--sigma", "3"], 2, "sigma: 3.0 is not accepted; expected none with"),
+        (
+            ["canny", "in.png", "--sigma", "3"],
+            2,
+            "sigma: 3.0 is not accepted; expected nothing with",
+        ),
         (["canny", "in.png", "--low", "201"], 2, "low: 201.0"),
         (["canny", "none.png"], 2, "none.png' cannot be read"),
         (["hed", "in.png"], 2, "preprocessor: 'hed'"),
@@ -60,6 +64,11 @@ def test_errors_leave_nothing_behind(
     assert main(["preprocess", *words, *output]) == status
     assert said in capsys.readouterr().err
     assert [path.name for path in source.parent.iterdir()] == ["in.png"]
+
+
+def test_a_photograph_is_no_depth_map(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["preprocess", "depth", str(source), "-o", str(source.with_name("o.png"))]) == 0
+    assert "warning: image: the picture has colours" in capsys.readouterr().err
 
 
 def test_a_hint_of_one_colour_is_warned_of(

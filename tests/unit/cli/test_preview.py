@@ -30,6 +30,23 @@ def test_a_preview_is_written_and_replaced(command: list[str], tmp_path: Path) -
         "out-2.png",
         "so-far.png",
     ]
+    assert main([*command, *given, "-o", str(out)]) == 0  # over the older preview
+    with Image.open(preview) as image:
+        assert image.width == image.height
+
+
+def test_a_preview_takes_no_pictures_place(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "mine.png"
+    Image.new("RGB", (8, 8), "red").save(picture)
+    before = picture.read_bytes()
+    given = ["--preview", str(picture), "-o", str(tmp_path / "out.png")]
+    assert main([*command, *given]) == 2
+    assert "--preview: " in capsys.readouterr().err
+    assert picture.read_bytes() == before
+    assert main([*command, *given, "--preview-every", "2", "--overwrite"]) == 0
+    assert picture.read_bytes() != before
 
 
 @pytest.mark.parametrize(
@@ -37,7 +54,9 @@ def test_a_preview_is_written_and_replaced(command: list[str], tmp_path: Path) -
     [
         (["--preview-every", "2"], "--preview-every"),
         (["--preview-method", "vae"], "nothing without --preview"),
-        (["--preview", "a.jpg"], ".png"),
+        (["--preview", "a.jpg"], "--preview: 'a.jpg'"),
+        (["--preview", "out.png"], "another file than --output"),
+        (["--preview", "a.png", "--preview-method", "lineer"], "--preview-method: 'lineer'"),
         (["--preview", "no/folder.png"], "does not exist"),
         (["--preview", "a.png", "--preview-every", "0"], "at least 1"),
         (["--preview", "a.png", "--preview-method", "tiny"], "tiny decoder"),

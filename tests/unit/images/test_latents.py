@@ -58,6 +58,23 @@ def test_a_channel_without_change_and_no_hash(tmp_path: Path) -> None:
         found.save(tmp_path / "none" / "a.safetensors")
 
 
+def test_what_is_no_latents_is_refused(engine: Engine, tmp_path: Path) -> None:
+    values = np.zeros((4, 16, 16), np.float32)
+    model = engine.provenance.model_hash
+    for wrong in (values, [values], Latents(values[0], (128, 128), model)):
+        with pytest.raises(
+            ConfigError, match=r"^latents: .*sdengine.Latents with values \[C,h,w\]"
+        ):
+            engine.decode(wrong)  # type: ignore[arg-type]
+    made = Latents(values, (128, 128), model)
+    assert len(repr(made)) < 200  # no table of numbers
+    doubled = Latents(values.astype(float), (128, 128), model)  # as arithmetic may leave them
+    assert np.array_equal(engine.decode(doubled), engine.decode(made))
+    with pytest.raises(ConfigError, match=r"^path: .*ending in \.safetensors"):
+        made.save(tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_models_latents_are_refused(engine: Engine) -> None:
     own = engine.encode(np.zeros((32, 32), np.uint8))
     for other in (

@@ -130,6 +130,18 @@ def test_malformed_loras_are_none(tmp_path: Path, loras: Any) -> None:
     assert found.provenance.loras == ()
 
 
+def test_a_vae_in_bands_comes_back_and_is_named(tmp_path: Path) -> None:
+    used = replace(PROVENANCE, vae_in_bands=True)
+    content = describe_image(Request("a"), used)
+    metadata = read_metadata(write(tmp_path / "a.png", sdengine=content))
+    assert metadata.differences(used) == []
+    (line,) = metadata.differences(PROVENANCE)
+    assert line == "the image was made with --vae-tiles always, not --vae-tiles auto."
+    (line,) = PROVENANCE.differences(used)
+    assert line == "the image was made with --vae-tiles auto, not --vae-tiles always."
+    assert "vae_in_bands" not in describe_image(Request("a"), PROVENANCE)
+
+
 def test_differences_are_named(tmp_path: Path) -> None:
     (path,) = result_of(prompt="a").save(tmp_path / "a.png")
     metadata = read_metadata(path)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdengine.errors import ConfigError
-from sdengine.inputs.depth import DepthMap, depth_channel, is_flat, read_depth
+from sdengine.inputs.depth import DepthMap, depth_channel, depth_warnings, read_depth
 
 
 def read(value: Any) -> DepthMap:
@@ -69,9 +69,18 @@ def test_rows_are_rows_and_columns_columns() -> None:
 def test_a_map_that_is_the_same_everywhere_is_zero() -> None:
     for level in (0.0, 7.0, 1e30):
         flat = read(np.full((5, 6), level))
-        assert is_flat(flat)
+        assert "the same everywhere" in "".join(depth_warnings("depth", flat))
         np.testing.assert_array_equal(depth_channel(flat, 8, 8, invert=False), 0)
-    assert not is_flat(read(RAMP))
+    assert depth_warnings("depth", read(RAMP)) == ()
+
+
+def test_a_photograph_is_told_from_a_map() -> None:
+    grey = np.repeat((RAMP * 255).astype(np.uint8)[..., None], 3, axis=2)
+    assert depth_warnings("depth", read(content(grey, "PNG"))) == ()
+    assert depth_warnings("depth", read(content(grey, "JPEG"))) == ()
+    photo = grey * np.array([1, 0, 1], np.uint8)
+    (line,) = depth_warnings("depth", read(content(photo, "PNG")))
+    assert line.startswith("depth: the picture has colours")
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,12 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no picture": (as_bytes("x.png", b"hello"), "is no picture that can be read"),
     "no ending": (as_bytes("x.onnx", b""), r"does not end as a file of an embedding; accepted are"),
     "missing": (lambda folder: folder / "x.pt", "x.pt' cannot be read: No such file or directory"),
+    "missing folder": (lambda folder: folder / "x", "x' cannot be read: No such file or directory"),
+    "folder": (lambda folder: folder, "is a folder.*--embeddings"),
+    "LoRA": (
+        tensors(**{"lora_unet_x.lora_up.weight": ONE, "lora_unet_x.lora_down.weight": SECOND}),
+        "It is a LoRA: give it with --lora",
+    ),
     "no base64": (lambda folder: with_text(folder / "x.png", "&&&"), "embedding in it is damaged"),
     "no JSON": (as_text("{"), "embedding in it is damaged"),
     "no object": (as_text("[1]"), "embedding in it is damaged: not a JSON object"),

@@ -20,6 +20,7 @@ from sdengine.inputs.mask import (
     resized_weights,
 )
 from sdengine.inputs.picture import read_picture
+from sdengine.request.request import FIELDS
 
 Array = NDArray[Any]
 
@@ -102,3 +103,13 @@ def test_weight_0_keeps_the_bytes() -> None:
 
 def test_weights_are_resized_as_pictures_are() -> None:
     assert resized_weights(stroke() / np.float32(255), 32, 24, "stretch").shape == (24, 32)
+
+
+def test_the_blur_reaches_as_far_as_its_help_says() -> None:
+    field = FIELDS["mask_blur"]
+    weights = np.zeros((1, 64), np.float32)
+    weights[:, 32:] = 1
+    reached = int((blurred(weights, field.default)[0, :32] > 0).sum())
+    assert (
+        f", {field.default:g} if not given, so that its edge reaches {reached} pixels" in field.help
+    )

@@ -18,7 +18,7 @@ from sdengine.pipeline.control_plan import (
     residual_weights,
 )
 from sdengine.pipeline.inpainting import Inpainting
-from sdengine.pipeline.picture_start import StartingPicture
+from sdengine.pipeline.picture_start import StartingPicture, picture_warnings
 from sdengine.request.control import Control
 from sdengine.request.request import Request
 
@@ -154,6 +154,30 @@ def test_only_masked_crops_the_control_picture_with_the_same_box() -> None:
     whole = starting(box, np.ones((64, 64), bool), original)
     found = hint_of(control(image=picture), request, (64, 64), picture=whole)
     assert (found[..., :32] == 1).all() and (found[..., 32:] == 0).all()
+
+
+@pytest.mark.parametrize(("width", "is_told"), [(64, True), (96, False)])
+def test_a_control_of_the_old_size_is_told_where_pictures_grow(width: int, is_told: bool) -> None:
+    request = asked(
+        image=np.zeros((64, 64, 3), np.uint8),
+        width=96,
+        height=64,
+        outpaint={"left": 32},
+        controls=[control(image=np.zeros((64, width, 3), np.uint8))],
+    )
+    lines = picture_warnings(request)
+    assert len(lines) == is_told
+    assert all("64x64, and is resized to the enlarged one, 96x64" in line for line in lines)
+
+
+def test_a_control_that_takes_a_photograph_for_depth_is_told() -> None:
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 255
+    for picture, preprocess, count in ((red, "depth", 1), (red, "canny", 0), (BLACK, "depth", 0)):
+        made = control(image=picture, preprocess=preprocess)
+        lines = picture_warnings(Request("a", controls=[made]))  # type: ignore[arg-type]
+        assert len(lines) == count
+        assert all(line.startswith("control canny: the picture has colours") for line in lines)
 
 
 def test_masked_pixels_are_minus_one() -> None:

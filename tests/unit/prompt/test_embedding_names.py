@@ -328,7 +328,7 @@ def test_library_of_a_folder_and_of_files(planner: PromptPlanner, tmp_path: Path
         library.add(tmp_path / "a-B.bin", tmp_path / "A-b.pt")
     with pytest.raises(ConfigError, match="Stable Diffusion 2"):
         library.add(tmp_path / "wide.pt")
-    with pytest.raises(ConfigError, match="does not end as a file"):
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
         library.add(tmp_path / "missing")
 
 

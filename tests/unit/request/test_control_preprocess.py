@@ -58,7 +58,10 @@ def test_json_holds_every_option_and_gives_the_same_control_back() -> None:
         ({"control_type": 3}, r"control.control_type: 3"),
         ({"preprocess": "onnx"}, r"control.preprocess: 'onnx' .*one of none, invert, canny"),
         ({"preprocess": "inpaint"}, r"control.preprocess: 'inpaint'"),
-        ({"preprocess_options": {"low": 3}}, r"low: 3 .*none with none, which takes resolution"),
+        (
+            {"preprocess_options": {"low": 3}},
+            r"low: 3 .*preprocessor none, which takes resolution.* of canny, depth",
+        ),
         ({"preprocess": "canny", "preprocess_options": {"low": "x"}}, r"low: 'x'"),
         ({"preprocess": "canny", "preprocess_options": [("low", 1, 2)]}, r"by name"),
         ({"preprocess": "canny", "preprocess_options": {3: 2}}, r"by name"),

@@ -109,7 +109,11 @@ def test_segmentation_mixes_no_colours() -> None:
     [
         ("hed", {}, "preprocessor: 'hed' is not accepted; expected one of none, invert, canny"),
         (3, {}, "preprocessor: 3"),
-        ("canny", {"sigma": 2}, "sigma: 2 .* none with canny, which takes low, high, resolution"),
+        (
+            "canny",
+            {"sigma": 2},
+            "sigma: 2 .* preprocessor canny, which takes low, high, res.* of soft_edge, blur",
+        ),
         ("canny", {"low": -1}, "low: -1.0 .* a number from 0 to 2040"),
         ("canny", {"low": 300}, "low: 300.0 .* less than high, which is 200"),
         ("canny", {"high": float("nan")}, "high: nan"),
