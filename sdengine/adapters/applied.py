@@ -8,12 +8,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdengine.adapters.adapter import Adapter, read_adapter
 from sdengine.adapters.changes import Strong
 from sdengine.adapters.modules import bundle_modules
-from sdengine.bundle.reader import Bundle
 from sdengine.errors import AdapterError, ConfigError
+
+if TYPE_CHECKING:
+    from sdengine.bundle.reader import Bundle
 
 Strength = float | tuple[float, float]
 MOST_STRENGTH = 100.0

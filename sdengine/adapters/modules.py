@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sdengine.bundle.reader import Bundle
 from sdengine.errors import BundleError, ConfigError
 from sdengine.storage.tensor_file import map_open_tensors
+
+if TYPE_CHECKING:
+    from sdengine.bundle.reader import Bundle
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]

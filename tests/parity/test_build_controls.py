@@ -104,7 +104,8 @@ def test_a_control_is_exported_once_whatever_its_name(folder: Path, tmp_path: Pa
 
 
 def test_estimates_count_controls(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"text_encoder": 10, "unet": 1000, "vae_decoder": 500, CANNY: 300}  # of their graphs
+    known = {"text_encoder": 10, "unet": 1000, "vae_decoder": 500, "vae_encoder": 400}
+    known |= {CANNY: 300}  # of their graphs
     monkeypatch.setattr(
         memory_estimate, "_scratch_bytes", lambda _, name, *rest: {(64, 64): known[name]}
     )
