@@ -49,8 +49,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> OnnxCache:
     return OnnxCache(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.mark.parametrize("precision", TORCH_DTYPES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "precision"),
+    # Precisions differ in what rounds, families in what there is.
+    [(family, "fp16") for family in FAMILIES]
+    + [(FAMILIES[0], precision) for precision in TORCH_DTYPES if precision != "fp16"],
+)
 def test_every_network_of_every_family(
     sources: dict[str, PartSource], cache: OnnxCache, family: str, precision: str
 ) -> None:
@@ -79,15 +83,15 @@ def test_names_the_networks(sources: dict[str, PartSource], cache: OnnxCache) ->
         Exporter(sources["controlnet"], cache).export("unet")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(
-    ("family", "network"),
+    ("family", "network", "precision"),
     [
-        *((family, "unet") for family in FAMILIES[:-1]),
-        ("tiny-sdxl", "text_encoder_2"),
-        ("tiny", "vae_decoder"),
-        ("tiny", "vae_encoder"),
-        ("controlnet", "controlnet"),
+        *((family, "unet", "fp16") for family in FAMILIES[:-1]),
+        ("tiny", "unet", "fp32"),
+        ("tiny-sdxl", "text_encoder_2", "fp16"),
+        ("tiny", "vae_decoder", "fp16"),
+        ("tiny", "vae_encoder", "fp16"),
+        ("controlnet", "controlnet", "fp16"),
     ],
 )
 def test_fixed_shapes_compute_the_same_without_shape_arithmetic(
