@@ -29,7 +29,6 @@ from sdengine.checkpoints.part_source import PartSource
 from sdengine.checkpoints.synthetic import seed_weights
 from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.native.compile import compile_native
-from sdengine.compilers.native.operators import OPERATORS
 from sdengine.errors import ConfigError, EngineBuildError
 from sdengine.export.cache import OnnxCache
 from sdengine.export.exporter import Exporter
@@ -40,12 +39,6 @@ from sdengine.storage.content_hash import sha256_of
 from sdengine.storage.tensor_file import map_tensors
 
 FP16 = CompileSpec("fp16", ())
-ADAPTER = pytest.param(
-    "adapter",
-    marks=pytest.mark.skipif(
-        "Relu" not in OPERATORS, reason="the native target has no step for Relu"
-    ),
-)
 
 
 def files_as_bundle(folder: Path, contract: NetworkContract, files: list[str]) -> Any:
@@ -85,7 +78,7 @@ def test_the_demo_bundle_is_what_its_checkpoint_compiles_to(
         np.testing.assert_allclose(found[name], tensor, rtol=0 if exact else 3e-7)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "union", ADAPTER])
+@pytest.mark.parametrize("family", [*FAMILIES, "union", "adapter"])
 def test_every_network_of_every_family(
     cache: OnnxCache, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
