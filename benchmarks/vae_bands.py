@@ -122,7 +122,8 @@ def measure(options: argparse.Namespace, network: str, side: int, folder: Path) 
         for name, tiles in SIDES.items():
             own = ["--run", network, str(side), tiles, str(folder / f"{tiles}.npy")]
             shared = ["--native", options.native, "--threads", str(options.threads)]
-            command = [sys.executable, "-m", "sdengine.benchmarks.vae_bands", *own, *shared]
+            # By its file: with -m a checkout that it is started in would stand for the package.
+            command = [sys.executable, __file__, *own, *shared]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             runs[name].append(json.loads(done.stdout))
     whole, bands = (np.load(folder / f"{tiles}.npy") for tiles in SIDES.values())
