@@ -26,7 +26,8 @@ from sdengine.benchmarks.accuracy_tables import roofline as as_markdown
 from sdengine.benchmarks.records import RESULTS, stamped, write_record
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.models.configs import SD15, SDXL, ModelArchitecture
-from sdengine.models.contracts import symbol_sizes, unet_contract
+from sdengine.models.contracts import unet_contract
+from sdengine.models.network_contract import symbol_sizes
 from sdengine.models.ops import TorchOps, set_ops
 from sdengine.models.unet import UNet2DConditionModel
 

@@ -15,7 +15,7 @@ from sdengine.backends import select_backend
 from sdengine.backends.base import SessionOptions
 from sdengine.benchmarks.cases import Case
 from sdengine.benchmarks.measures import psnr, relative_rms
-from sdengine.bundle.manifest import TextEncoderArchitecture
+from sdengine.bundle.architecture import TextEncoderArchitecture
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.bundle.tensors import CHOSEN_STATES, LAYER, TensorSpec
 from sdengine.errors import DeviceError

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sdengine.bundle.manifest import TASKS, Architecture, Defaults, extra_channels
+from sdengine.bundle.architecture import TASKS, Architecture, extra_channels
+from sdengine.bundle.manifest import Defaults
 from sdengine.checkpoints import Checkpoint
 from sdengine.checkpoints.added_tokens import ADDED
 from sdengine.checkpoints.controlnet import ControlCheckpoint

@@ -22,9 +22,9 @@ from sdengine.building.architecture import (
 from sdengine.building.latent_colours import fit_latent_rgb
 from sdengine.building.options import BuildOptions, versions
 from sdengine.building.report import BuildReport, Stages
+from sdengine.bundle.architecture import Architecture
 from sdengine.bundle.manifest import (
     TOKEN_TABLE_TENSOR,
-    Architecture,
     Manifest,
     NetworkEntry,
     NetworkOptions,

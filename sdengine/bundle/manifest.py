@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -22,15 +20,15 @@ from pydantic import (
     model_validator,
 )
 
+from sdengine.bundle.architecture import Architecture
 from sdengine.bundle.controls import (
-    CONTROL_NAME,
-    ControlArchitecture,
     control_network,
     is_control,
     is_feature,
     is_residual,
 )
 from sdengine.bundle.quantisation import Quantisation
+from sdengine.bundle.schema_fields import Positive, ShortText, Strict, Text, checked_relative_path
 from sdengine.bundle.tensors import size_name
 from sdengine.errors import BundleError
 
@@ -43,22 +41,15 @@ MERGES_FILE = "tokenizer/merges.txt"
 ADDED_TOKENS_FILE = "tokenizer/added_tokens.json"  # where the checkpoint has any
 
 _SYMBOL = re.compile(r"[a-z_]+(/[1-9][0-9]{0,3})?")
-_ShortText = Annotated[str, Field(max_length=200)]
-_Positive = Annotated[int, Field(ge=1, le=1 << 20)]
-_Dimension = Annotated[int, Field(ge=1, le=1 << 24)] | _ShortText
+_Dimension = Annotated[int, Field(ge=1, le=1 << 24)] | ShortText
 _Size = Annotated[int, Field(ge=8, le=16384, multiple_of=8)]
 _Bytes = Annotated[int, Field(ge=0, lt=1 << 50)]
-_Text = Annotated[str, Field(max_length=2000)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TensorEntry(_Strict):
+class TensorEntry(Strict):
     """Describe one input or output of a network; symbols stand for sizes chosen at run time."""
 
-    name: _ShortText
+    name: ShortText
     shape: list[_Dimension] = Field(max_length=8)
     dtype: Literal["float32", "float16", "bfloat16", "int64", "int32"]
 
@@ -71,23 +62,23 @@ class TensorEntry(_Strict):
         return shape
 
 
-class KernelChoice(_Strict):
+class KernelChoice(Strict):
     """Tell which kernels some nodes of an engine got, and the times that decided it.
 
     `shapes` and `ms` are by image size, `ms` and `problems` by "native" and "triton"; a time is
     None where it could not be measured.
     """
 
-    op: _ShortText
-    dtype: _ShortText
-    nodes: list[_Text]
-    chosen: _ShortText
-    shapes: dict[_ShortText, list[list[int]]]
-    ms: dict[_ShortText, dict[_ShortText, Annotated[float, Field(ge=0)] | None]]
-    problems: dict[_ShortText, _Text] = Field(default_factory=dict)
+    op: ShortText
+    dtype: ShortText
+    nodes: list[Text]
+    chosen: ShortText
+    shapes: dict[ShortText, list[list[int]]]
+    ms: dict[ShortText, dict[ShortText, Annotated[float, Field(ge=0)] | None]]
+    problems: dict[ShortText, Text] = Field(default_factory=dict)
 
 
-class NetworkOptions(_Strict):
+class NetworkOptions(Strict):
     """Say how a network was built, as far as its target has something to say.
 
     Args:
@@ -112,19 +103,19 @@ class NetworkOptions(_Strict):
     model_config = ConfigDict(extra="ignore")
 
     controlnet: bool | None = None
-    precision: _ShortText | None = None
-    max_chunks: _Positive | None = None
-    rows: list[_Positive] = Field(default_factory=list, max_length=64)
-    scratch_bytes: dict[_ShortText, _Bytes] = Field(default_factory=dict)
+    precision: ShortText | None = None
+    max_chunks: Positive | None = None
+    rows: list[Positive] = Field(default_factory=list, max_length=64)
+    scratch_bytes: dict[ShortText, _Bytes] = Field(default_factory=dict)
     scratch_from: Literal["builder", "graph"] | None = None
     weight_bytes: _Bytes | None = None
-    kernels: _ShortText | None = None
-    kernels_reason: _Text | None = None
+    kernels: ShortText | None = None
+    kernels_reason: Text | None = None
     kernel_choices: list[KernelChoice] = Field(default_factory=list)
-    ptx_version: _ShortText | None = None
+    ptx_version: ShortText | None = None
     refittable: bool = False
     stripped: bool = False
-    exact: dict[_ShortText, list[_Text]] = Field(default_factory=dict)
+    exact: dict[ShortText, list[Text]] = Field(default_factory=dict)
     quantisation: Quantisation | None = None
 
     def scratch_at(self, size: tuple[int, int]) -> int | None:
@@ -136,7 +127,7 @@ class NetworkOptions(_Strict):
         return {name: value for name, value in dump(self).items() if name in self.model_fields_set}
 
 
-class NetworkEntry(_Strict):
+class NetworkEntry(Strict):
     """Name the files of one network and its inputs and outputs."""
 
     files: list[str] = Field(min_length=1, max_length=1000)
@@ -145,7 +136,7 @@ class NetworkEntry(_Strict):
     options: NetworkOptions = NetworkOptions()
 
 
-class FileEntry(_Strict):
+class FileEntry(Strict):
     """Give one file's place in the bundle, its size and its hash."""
 
     path: str
@@ -158,201 +149,30 @@ class FileEntry(_Strict):
         return checked_relative_path(path)
 
 
-class HiddenState(_Strict):
-    """Choose which hidden state of the text encoder conditions the U-Net.
-
-    `index` counts as Python does over [embeddings, layer 1, ..., layer L]; `kind` says whether the
-    encoder's final layer norm is applied to it.
-    """
-
-    index: Annotated[int, Field(ge=-200, le=200)] = -1
-    kind: Literal["normed", "raw"] = "normed"
-
-
-class TextEncoderArchitecture(_Strict):
-    """Describe one text encoder: its network, its token table's file, its special tokens.
-
-    The network reads `max_length` tokens, of which the first `prompt_length` hold a chunk of the
-    prompt and condition the U-Net; None is all of them.
-    """
-
-    network: Literal["text_encoder", "text_encoder_2"] = "text_encoder"
-    token_table: str = "token_table.safetensors"
-    max_length: Annotated[int, Field(ge=3, le=4096)] = 77
-    prompt_length: Annotated[int, Field(ge=3, le=4096)] | None = None
-    hidden_size: _Positive
-    num_layers: Annotated[int, Field(ge=1, le=200)]
-    hidden_state: HiddenState = HiddenState()
-    pad_token: _ShortText = "<|endoftext|>"
-    bos_token_id: Annotated[int, Field(ge=0)] = 49406
-    eos_token_id: Annotated[int, Field(ge=0)] = 49407
-    config: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("token_table")
-    @classmethod
-    def _inside(cls, path: str) -> str:
-        return checked_relative_path(path)
-
-    @property
-    def chunk_length(self) -> int:
-        """Tokens of one chunk, with start and end."""
-        return self.prompt_length or self.max_length
-
-    @model_serializer(mode="wrap")
-    def _without_the_usual(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = dump(self)
-        if values["prompt_length"] is None:  # which earlier releases do not know
-            del values["prompt_length"]
-        return values
-
-    @model_validator(mode="after")
-    def _length_fits(self) -> TextEncoderArchitecture:
-        if self.chunk_length > self.max_length:
-            raise ValueError(f"prompt_length {self.prompt_length} of {self.max_length} tokens")
-        return self
-
-    @model_validator(mode="after")
-    def _index_exists(self) -> TextEncoderArchitecture:
-        states = self.num_layers + 1
-        if not -states <= self.hidden_state.index < states:
-            raise ValueError(f"hidden_state.index {self.hidden_state.index} of {states} states")
-        return self
-
-
-class UNetArchitecture(_Strict):
-    """Describe the U-Net; `config` is the checkpoint's own configuration.
-
-    `size_conditioning` says what `time_ids` holds: original size, crop and target size ("size"), or
-    original size, crop and aesthetic score ("aesthetic"). `guidance_embed_dim` is the width of
-    `timestep_cond`, which tells distilled U-Nets the guidance scale.
-    """
-
-    in_channels: Annotated[int, Field(ge=1, le=1024)]
-    cross_attention_dim: _Positive
-    size_conditioning: Literal["none", "size", "aesthetic"] = "none"
-    guidance_embed_dim: Annotated[int, Field(ge=2, le=1 << 16, multiple_of=2)] | None = None
-    config: dict[str, Any] = Field(default_factory=dict)
-
-
-class VAEArchitecture(_Strict):
-    """Describe the VAE: latents = scaling_factor * encoder output, H/downscale by W/downscale.
-
-    `compute_fp32` says that its values leave the range of fp16: where the rest computes in fp16, it
-    computes in bf16, or in fp32 on a device without bf16. `latent_rgb` has a row of red, green and
-    blue in [-1,1] for each channel of scaled latents and, last, one that is added: about the colour
-    of a cell, for previews.
-    """
-
-    scaling_factor: Annotated[float, Field(gt=0, le=1e6)]
-    latent_channels: Annotated[int, Field(ge=1, le=1024)]
-    downscale: Annotated[int, Field(ge=1, le=64)] = 8
-    compute_fp32: bool = False
-    latent_rgb: list[Annotated[list[float], Field(min_length=3, max_length=3)]] | None = None
-    config: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _row_for_each_channel(self) -> VAEArchitecture:
-        if self.latent_rgb is not None and len(self.latent_rgb) != self.latent_channels + 1:
-            raise ValueError(f"latent_rgb has {len(self.latent_rgb)} rows")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _only_what_is_known(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        known = self.latent_rgb is not None  # earlier releases do not know it
-        return {name: v for name, v in dump(self).items() if name != "latent_rgb" or known}
-
-
-# What a U-Net reads beside the noisy latents tells what it is for.
-TASKS = ("text", "inpainting", "depth")
-
-
-def extra_channels(task: str, latent_channels: int) -> int:
-    """Return how many channels a U-Net of a task reads beside the noisy latents."""
-    return {"text": 0, "inpainting": 1 + latent_channels, "depth": 1}[task]
-
-
-class Architecture(_Strict):
-    """Describe the checkpoint's networks as far as the run time needs to know them.
-
-    The outputs of `text_encoders` are joined in their order; `pooled_from` names the one whose
-    pooled output conditions the U-Net. `zero_empty_negative` asks for zeros in place of an empty
-    negative prompt's embeddings. `controls` has the networks that steer the U-Net by a picture, by
-    name. `tiny_vae` is the configuration of the tiny autoencoder, where the networks tiny_decoder
-    and tiny_encoder are of one. `not_taken_over` has a line for each thing in the checkpoint's
-    files that has no effect here.
-    """
-
-    family: _ShortText
-    text_encoders: list[TextEncoderArchitecture] = Field(min_length=1, max_length=2)
-    pooled_from: Literal["text_encoder", "text_encoder_2"] | None = None
-    zero_empty_negative: bool = False
-    unet: UNetArchitecture
-    vae: VAEArchitecture
-    scheduler: dict[str, Any]
-    controls: dict[_ShortText, ControlArchitecture] = Field(default_factory=dict, max_length=32)
-    tiny_vae: dict[str, Any] | None = None
-    not_taken_over: list[_Text] = Field(default_factory=list, max_length=100)
-
-    @property
-    def task(self) -> str:
-        """One of TASKS."""
-        extra = self.unet.in_channels - self.vae.latent_channels
-        tasks = (t for t in TASKS if extra_channels(t, self.vae.latent_channels) == extra)
-        return next(tasks, "text")
-
-    @model_validator(mode="after")
-    def _encoders_fit(self) -> Architecture:
-        names = [encoder.network for encoder in self.text_encoders]
-        if len(set(names)) != len(names):
-            raise ValueError("text_encoders: a network is named twice")
-        if len({encoder.max_length for encoder in self.text_encoders}) != 1:
-            raise ValueError("text_encoders: max_length differs")
-        if len({encoder.chunk_length for encoder in self.text_encoders}) != 1:
-            raise ValueError("text_encoders: prompt_length differs")
-        if self.pooled_from is not None and self.pooled_from not in names:
-            raise ValueError(f"pooled_from: {self.pooled_from} is not among text_encoders")
-        if self.unet.size_conditioning != "none" and self.pooled_from is None:
-            raise ValueError("unet.size_conditioning needs pooled_from")
-        for name in self.controls:
-            if CONTROL_NAME.fullmatch(name) is None:
-                raise ValueError(f"controls: {name[:80]!r} is no name of a control")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _as_older_releases_without_what_is_empty(
-        self, dump: SerializerFunctionWrapHandler
-    ) -> dict[str, Any]:
-        content: dict[str, Any] = dump(self)
-        for name in ("not_taken_over", "controls", "tiny_vae"):
-            if not content[name]:
-                del content[name]
-        return content
-
-
-class Defaults(_Strict):
+class Defaults(Strict):
     """Give the values of a request that names none."""
 
     width: _Size
     height: _Size
     steps: Annotated[int, Field(ge=1, le=1000)] = 25
     guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
-    sampler: _ShortText = "dpmpp_2m"
-    schedule: _ShortText = "karras"
+    sampler: ShortText = "dpmpp_2m"
+    schedule: ShortText = "karras"
 
 
-class GuessEntry(_Strict):
+class GuessEntry(Strict):
     """Tell what the checkpoint did not say and was assumed, why, and the option that says it."""
 
-    what: _ShortText
-    value: _ShortText
-    reason: _Text
-    option: _ShortText
+    what: ShortText
+    value: ShortText
+    reason: Text
+    option: ShortText
 
 
-class Source(_Strict):
+class Source(Strict):
     """Name the checkpoint that the bundle was built from, and what was assumed of it."""
 
-    name: _ShortText
+    name: ShortText
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     guesses: list[GuessEntry] = Field(default_factory=list, max_length=100)
 
@@ -361,22 +181,22 @@ class Source(_Strict):
         return {name: value for name, value in dump(self).items() if name != "guesses" or value}
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """Hold everything that `manifest.json` says; immutable."""
 
     schema_version: Literal[2] = 2
-    sdengine_version: _ShortText
-    name: _ShortText
-    target: _ShortText
-    precision: _ShortText
+    sdengine_version: ShortText
+    name: ShortText
+    target: ShortText
+    precision: ShortText
     resolutions: list[tuple[_Size, _Size]] = Field(min_length=1, max_length=1000)
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 1
     architecture: Architecture
     defaults: Defaults
-    networks: dict[_ShortText, NetworkEntry] = Field(min_length=1, max_length=64)
+    networks: dict[ShortText, NetworkEntry] = Field(min_length=1, max_length=64)
     files: list[FileEntry] = Field(default_factory=list, max_length=10000)
     source: Source
-    versions: dict[_ShortText, _ShortText] = Field(default_factory=dict, max_length=100)
+    versions: dict[ShortText, ShortText] = Field(default_factory=dict, max_length=100)
     # Of the GPUs that the engines run on, times ten; none for other targets, or for one GPU.
     compute_capabilities: list[Annotated[int, Field(ge=10, le=999)]] = Field(
         default_factory=list, max_length=16
@@ -422,33 +242,6 @@ class Manifest(_Strict):
                 given = len(self.networks[control_network(name)].outputs)
                 if not read == given == control.residuals:
                     raise ValueError(f"control {name}: {given} residuals, the U-Net reads {read}")
-
-
-def checked_relative_path(path: str) -> str:
-    """Return the path when it stays inside the folder that it is relative to.
-
-    Args:
-        path: POSIX-style relative path, as text; nothing is looked up on disk.
-
-    Raises:
-        ValueError: it is absolute, leads upwards, or is not in its plain form.
-    """
-    plain = PurePosixPath(path)
-    if (
-        not path
-        or len(path) > 500
-        or plain.is_absolute()
-        or ".." in plain.parts
-        or str(plain) != path
-        or path == "."
-        or any(ord(char) < 32 or char in '\\:*?"<>|' for char in path)
-    ):
-        raise ValueError(f"{path[:80]!r} is not a plain relative path")
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"{path[:80]!r} is not a plain relative path") from None
-    return path
 
 
 def parse_manifest(data: bytes) -> Manifest:

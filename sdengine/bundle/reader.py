@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from sdengine.bundle.architecture import TextEncoderArchitecture
 from sdengine.bundle.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -23,7 +24,6 @@ from sdengine.bundle.manifest import (
     FileEntry,
     Manifest,
     NetworkEntry,
-    TextEncoderArchitecture,
     parse_manifest,
 )
 from sdengine.errors import BundleError, ConfigError, UnsupportedShapeError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdengine.bundle.architecture import Architecture
 from sdengine.bundle.controls import control_network
-from sdengine.bundle.manifest import Architecture
 from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError

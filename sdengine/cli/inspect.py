@@ -14,12 +14,7 @@ from sdengine.cli.terminal import parse_size, progress_bar, say, say_json
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdengine.bundle.manifest import (
-        KernelChoice,
-        Manifest,
-        NetworkOptions,
-        TensorEntry,
-    )
+    from sdengine.bundle.manifest import KernelChoice, Manifest, NetworkOptions, TensorEntry
     from sdengine.bundle.quantisation import Quantisation
     from sdengine.bundle.reader import Bundle
 

@@ -13,7 +13,7 @@ import torch
 
 from sdengine.errors import ExportError
 from sdengine.export.fp32_rendition import render_in_fp32
-from sdengine.models.contracts import NetworkContract
+from sdengine.models.network_contract import NetworkContract
 
 # Largest accepted error, relative to the largest output. In fp32, rounding in another order gives
 # about 1e-6. Of fp16 graphs, onnxruntime's CPU computes most operators in fp32 and rounds what lies

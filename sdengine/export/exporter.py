@@ -19,13 +19,8 @@ from sdengine.export.network import ExportedNetwork, data_file, export_contract
 from sdengine.export.process_memory import free_bytes
 from sdengine.export.static_shapes import fix_shapes, largest_tensor_bytes
 from sdengine.export.weights import written_weights
-from sdengine.models.contracts import (
-    CONTROLNET,
-    NETWORKS,
-    ContractOptions,
-    NetworkContract,
-    make_contract,
-)
+from sdengine.models.contracts import CONTROLNET, NETWORKS, ContractOptions, make_contract
+from sdengine.models.network_contract import NetworkContract
 from sdengine.models.t2i_adapter import T2IAdapterConfig
 from sdengine.models.tiny_vae import TinyVAEConfig
 from sdengine.models.vae import VAEConfig

@@ -12,10 +12,8 @@ from sdengine.bundle.tensors import TensorSpec
 from sdengine.export.comparison import compare_with_module
 from sdengine.export.trace import placeholders, trace
 from sdengine.export.weights import attach_weights, written_weights
-from sdengine.models.contracts import (
-    NetworkContract,
-    make_contract,
-)
+from sdengine.models.contracts import make_contract
+from sdengine.models.network_contract import NetworkContract
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import nn
 
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import ExportError
-from sdengine.models.contracts import NetworkContract
+from sdengine.models.network_contract import NetworkContract
 
 OPSET = 20
 

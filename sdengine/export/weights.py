@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sdengine.errors import ExportError
-from sdengine.models.contracts import NetworkContract
+from sdengine.models.network_contract import NetworkContract
 
 _WRAPPER_PREFIX = "module."
 # Tensors start at multiples of this, so that a runtime can map them from the file.

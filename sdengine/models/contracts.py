@@ -1,20 +1,19 @@
-"""Network contracts: names, shapes, dtypes and examples of what each network reads and writes."""
+"""Contracts: names, shapes and dtypes of what each network of a bundle reads and writes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TypedDict
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sdengine.bundle.controls import is_control
-from sdengine.bundle.tensors import TensorSpec, resolve_shapes
+from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import ConfigError
 from sdengine.models.controlnet import ControlNetModel
 from sdengine.models.controlnet_union import ControlNetUnionModel
 from sdengine.models.dtypes import TORCH_DTYPES
+from sdengine.models.network_contract import FLOAT, INT, NetworkContract
 from sdengine.models.positional import Joined, Method, PositionalControlNet, PositionalUNet
 from sdengine.models.t2i_adapter import T2IAdapter
 from sdengine.models.text_encoder import CLIPTextEncoder
@@ -32,11 +31,6 @@ NETWORKS = (
     "tiny_encoder",
 )
 CONTROLNET = "controlnet"
-SEQUENCE = 77  # of one prompt; the U-Net takes several joined
-_FLOAT, _INT = "float32", "int64"
-# Inputs whose numbers have more digits than a shorter type keeps: timesteps up to 999, which bf16
-# would make 1000, and sizes up to 4096.
-KEPT_IN_FP32 = ("timestep", "time_ids")
 # Parts of its module that a network of a bundle leaves out: the autoencoder is two networks, and
 # the token table is looked up on the host.
 LEFT_OUT: Mapping[str, tuple[str, ...]] = {
@@ -49,76 +43,6 @@ LEFT_OUT: Mapping[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class NetworkContract:
-    """Hold a network as a function of positional tensors, and the names and shapes of these.
-
-    Args:
-        name: the network's name in a bundle.
-        module: takes the inputs in order and returns the outputs in order.
-        inputs, outputs: shapes hold the symbols "batch", "sequence", "height/8", ...
-        multiple: pixels that height and width must be multiples of.
-    """
-
-    name: str
-    module: nn.Module
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    multiple: int
-
-    def example(self, batch: int, height: int, width: int, *, seed: int) -> tuple[Tensor, ...]:
-        """Make seeded inputs for an image size in pixels, multiples of `multiple`."""
-        generator = torch.Generator().manual_seed(seed)
-        shapes = resolve_shapes(self.name, self.inputs, symbol_sizes(batch, height, width))
-        made = []
-        for spec in self.inputs:
-            shape = shapes[spec.name]
-            if spec.dtype == _INT:
-                length = int(self.inputs[0].shape[1])
-                made.append(torch.randint(1, length, shape, generator=generator))
-            elif spec.name == "timestep":
-                made.append(torch.rand(shape, generator=generator) * 999)
-            else:
-                values = torch.randn(shape, generator=generator)
-                made.append(values.to(getattr(torch, spec.dtype)))
-        return tuple(made)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What weights are stored and outputs computed in."""
-        dtype: torch.dtype = getattr(torch, self.outputs[0].dtype)
-        return dtype
-
-    def in_precision(self, precision: str) -> NetworkContract:
-        """Return the same network with other floats: "fp32", "bf16" or "fp16"."""
-        dtype = str(TORCH_DTYPES[precision]).removeprefix("torch.")
-
-        def changed(spec: TensorSpec) -> TensorSpec:
-            kept = spec.dtype == _INT or spec.name in KEPT_IN_FP32
-            return spec if kept else replace(spec, dtype=dtype)
-
-        return replace(
-            self,
-            inputs=tuple(changed(spec) for spec in self.inputs),
-            outputs=tuple(changed(spec) for spec in self.outputs),
-        )
-
-    def at_size(self, batch: int, height: int, width: int) -> NetworkContract:
-        """Return the same network with numbers in the place of symbols; sides in pixels."""
-        sizes = symbol_sizes(batch, height, width)
-
-        def fixed(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-            shapes = resolve_shapes(self.name, specs, sizes)
-            return tuple(replace(spec, shape=shapes[spec.name]) for spec in specs)
-
-        return replace(self, inputs=fixed(self.inputs), outputs=fixed(self.outputs))
-
-
-def symbol_sizes(batch: int, height: int, width: int) -> dict[str, int]:
-    """Return the value of every symbol that a contract's shapes hold."""
-    return {"batch": batch, "height": height, "width": width, "sequence": SEQUENCE}
-
-
 def text_encoder_contract(module: CLIPTextEncoder, name: str = "text_encoder") -> NetworkContract:
     """inputs_embeds, eos_index -> hidden_states, normed_hidden_states, pooled."""
     config = module.config
@@ -129,13 +53,13 @@ def text_encoder_contract(module: CLIPTextEncoder, name: str = "text_encoder") -
         name=name,
         module=module,
         inputs=(
-            TensorSpec("inputs_embeds", ("batch", length, width), _FLOAT),
-            TensorSpec("eos_index", ("batch",), _INT),
+            TensorSpec("inputs_embeds", ("batch", length, width), FLOAT),
+            TensorSpec("eos_index", ("batch",), INT),
         ),
         outputs=(
-            TensorSpec("hidden_states", states, _FLOAT),
-            TensorSpec("normed_hidden_states", states, _FLOAT),
-            TensorSpec("pooled", ("batch", pooled), _FLOAT),
+            TensorSpec("hidden_states", states, FLOAT),
+            TensorSpec("normed_hidden_states", states, FLOAT),
+            TensorSpec("pooled", ("batch", pooled), FLOAT),
         ),
         multiple=1,
     )
@@ -160,10 +84,10 @@ def unet_contract(
     """
     config = module.config
     inputs = [
-        TensorSpec("sample", _map(config.in_channels, downscale), _FLOAT),
-        TensorSpec("timestep", ("batch",), _FLOAT),
+        TensorSpec("sample", _map(config.in_channels, downscale), FLOAT),
+        TensorSpec("timestep", ("batch",), FLOAT),
         TensorSpec(
-            "encoder_hidden_states", ("batch", "sequence", config.cross_attention_dim), _FLOAT
+            "encoder_hidden_states", ("batch", "sequence", config.cross_attention_dim), FLOAT
         ),
     ]
     added = _added_inputs(config, num_time_ids)
@@ -179,7 +103,7 @@ def unet_contract(
             module, [spec.name for spec in added], controlnet, FEATURES if adapters else 0
         ),
         inputs=tuple(inputs),
-        outputs=(TensorSpec("noise_pred", _map(config.out_channels, downscale), _FLOAT),),
+        outputs=(TensorSpec("noise_pred", _map(config.out_channels, downscale), FLOAT),),
         multiple=size_multiple(config, downscale),
     )
 
@@ -208,11 +132,11 @@ def controlnet_contract(
         name=name,
         module=PositionalControlNet(module, [spec.name for spec in added]),
         inputs=(
-            TensorSpec("sample", _map(config.in_channels, downscale), _FLOAT),
-            TensorSpec("timestep", ("batch",), _FLOAT),
-            TensorSpec("encoder_hidden_states", text, _FLOAT),
+            TensorSpec("sample", _map(config.in_channels, downscale), FLOAT),
+            TensorSpec("timestep", ("batch",), FLOAT),
+            TensorSpec("encoder_hidden_states", text, FLOAT),
             *added,
-            TensorSpec("controlnet_cond", control, _FLOAT),
+            TensorSpec("controlnet_cond", control, FLOAT),
             *_kinds(module),
         ),
         outputs=tuple(_residuals(config, downscale)),
@@ -233,7 +157,7 @@ def t2i_adapter_contract(module: T2IAdapter, name: str) -> NetworkContract:
     return NetworkContract(
         name=name,
         module=Joined(module),
-        inputs=(TensorSpec("hint", hint, _FLOAT),),
+        inputs=(TensorSpec("hint", hint, FLOAT),),
         outputs=tuple(_features(config.features)),
         multiple=max(divisor for _, divisor in config.features),
     )
@@ -241,7 +165,7 @@ def t2i_adapter_contract(module: T2IAdapter, name: str) -> NetworkContract:
 
 def _features(places: Sequence[tuple[int, int]]) -> list[TensorSpec]:
     return [
-        TensorSpec(f"adapter_feature_{index}", _map(channels, divisor), _FLOAT)
+        TensorSpec(f"adapter_feature_{index}", _map(channels, divisor), FLOAT)
         for index, (channels, divisor) in enumerate(places)
     ]
 
@@ -249,18 +173,18 @@ def _features(places: Sequence[tuple[int, int]]) -> list[TensorSpec]:
 def _kinds(module: ControlNetModel) -> list[TensorSpec]:
     if not isinstance(module, ControlNetUnionModel):
         return []
-    return [TensorSpec("control_type", ("batch", module.union_config.num_control_type), _FLOAT)]
+    return [TensorSpec("control_type", ("batch", module.union_config.num_control_type), FLOAT)]
 
 
 def vae_decoder_contract(module: AutoencoderKL) -> NetworkContract:
     """Unscaled latents -> images in [-1,1]."""
     config = module.config
-    latents = TensorSpec("latents", _map(config.latent_channels, config.downscale), _FLOAT)
+    latents = TensorSpec("latents", _map(config.latent_channels, config.downscale), FLOAT)
     return NetworkContract(
         name="vae_decoder",
         module=Method(module, module.decode),
         inputs=(latents,),
-        outputs=(TensorSpec("images", _map(config.out_channels, 1), _FLOAT),),
+        outputs=(TensorSpec("images", _map(config.out_channels, 1), FLOAT),),
         multiple=config.downscale,
     )
 
@@ -268,11 +192,11 @@ def vae_decoder_contract(module: AutoencoderKL) -> NetworkContract:
 def vae_encoder_contract(module: AutoencoderKL) -> NetworkContract:
     """Images in [-1,1] -> moments: the latents' mean, then their log-variance."""
     config = module.config
-    moments = TensorSpec("moments", _map(2 * config.latent_channels, config.downscale), _FLOAT)
+    moments = TensorSpec("moments", _map(2 * config.latent_channels, config.downscale), FLOAT)
     return NetworkContract(
         name="vae_encoder",
         module=Method(module, module.encode),
-        inputs=(TensorSpec("images", _map(config.in_channels, 1), _FLOAT),),
+        inputs=(TensorSpec("images", _map(config.in_channels, 1), FLOAT),),
         outputs=(moments,),
         multiple=config.downscale,
     )
@@ -285,8 +209,8 @@ def tiny_decoder_contract(module: TinyAutoencoder) -> NetworkContract:
     return NetworkContract(
         name="tiny_decoder",
         module=module.decoder,
-        inputs=(TensorSpec("latents", _map(config.latent_channels, downscale), _FLOAT),),
-        outputs=(TensorSpec("images", _map(config.out_channels, 1), _FLOAT),),
+        inputs=(TensorSpec("latents", _map(config.latent_channels, downscale), FLOAT),),
+        outputs=(TensorSpec("images", _map(config.out_channels, 1), FLOAT),),
         multiple=downscale,
     )
 
@@ -298,8 +222,8 @@ def tiny_encoder_contract(module: TinyAutoencoder) -> NetworkContract:
     return NetworkContract(
         name="tiny_encoder",
         module=module.encoder,
-        inputs=(TensorSpec("images", _map(config.in_channels, 1), _FLOAT),),
-        outputs=(TensorSpec("latents", _map(config.latent_channels, downscale), _FLOAT),),
+        inputs=(TensorSpec("images", _map(config.in_channels, 1), FLOAT),),
+        outputs=(TensorSpec("latents", _map(config.latent_channels, downscale), FLOAT),),
         multiple=downscale,
     )
 
@@ -322,12 +246,12 @@ def _map(channels: int, divisor: int) -> tuple[int | str, ...]:
 def _residuals(config: UNetConfig, downscale: int) -> list[TensorSpec]:
     levels = zip(config.residual_channels, _residual_levels(config), strict=True)
     specs = [
-        TensorSpec(f"down_residual_{index}", _map(channels, downscale << level), _FLOAT)
+        TensorSpec(f"down_residual_{index}", _map(channels, downscale << level), FLOAT)
         for index, (channels, level) in enumerate(levels)
     ]
     last = len(config.block_out_channels) - 1
     mid = _map(config.block_out_channels[-1], downscale << last)
-    return [*specs, TensorSpec("mid_residual", mid, _FLOAT)]
+    return [*specs, TensorSpec("mid_residual", mid, FLOAT)]
 
 
 def _residual_levels(config: UNetConfig) -> list[int]:
@@ -351,10 +275,10 @@ def _added_inputs(config: UNetConfig, num_time_ids: int) -> list[TensorSpec]:
                 f"more than {num_time_ids} sizes of addition_time_embed_dim="
                 f"{config.addition_time_embed_dim}",
             )
-        added.append(TensorSpec("text_embeds", ("batch", pooled), _FLOAT))
-        added.append(TensorSpec("time_ids", ("batch", num_time_ids), _FLOAT))
+        added.append(TensorSpec("text_embeds", ("batch", pooled), FLOAT))
+        added.append(TensorSpec("time_ids", ("batch", num_time_ids), FLOAT))
     if config.time_cond_proj_dim is not None:
-        added.append(TensorSpec("timestep_cond", ("batch", config.time_cond_proj_dim), _FLOAT))
+        added.append(TensorSpec("timestep_cond", ("batch", config.time_cond_proj_dim), FLOAT))
     return added
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from sdengine import _native
 from sdengine.backends.base import Module
 from sdengine.backends.device_protocols import decodes_pixels
-from sdengine.bundle.manifest import Architecture, Manifest, VAEArchitecture
+from sdengine.bundle.architecture import Architecture, VAEArchitecture
+from sdengine.bundle.manifest import Manifest
 from sdengine.bundle.tensors import require_tensors
 from sdengine.errors import ConfigError, NonFiniteError
 from sdengine.pipeline.clock import StageClock

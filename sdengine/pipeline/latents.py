@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdengine.bundle.manifest import Architecture
+from sdengine.bundle.architecture import Architecture
 from sdengine.request.request import Request
 from sdengine.samplers.noise import NoiseSource
 

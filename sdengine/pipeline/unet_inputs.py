@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from sdengine.backends.base import Module
 from sdengine.backends.device_protocols import inputs_zero_unless_given
+from sdengine.bundle.architecture import UNetArchitecture
 from sdengine.bundle.controls import is_feature, is_residual
-from sdengine.bundle.manifest import UNetArchitecture
 from sdengine.bundle.tensors import numpy_dtype, require_tensors
 from sdengine.errors import BundleError
 from sdengine.pipeline.row_plan import RowPlan

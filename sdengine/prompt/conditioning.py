@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.backends.base import Module
-from sdengine.bundle.manifest import HiddenState, TextEncoderArchitecture
+from sdengine.bundle.architecture import HiddenState, TextEncoderArchitecture
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import (
     CHOSEN_STATES,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from sdengine.bundle.manifest import Architecture
+from sdengine.bundle.architecture import Architecture
 from sdengine.errors import ConfigError
 from sdengine.inputs.embedding_files import Skipped
 from sdengine.inputs.embeddings import ONLY, Embedding, Vectors

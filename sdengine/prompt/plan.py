@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from sdengine.bundle.manifest import HiddenState
+from sdengine.bundle.architecture import HiddenState
 from sdengine.inputs.embeddings import Embedding
 from sdengine.request.request import FIELDS
 

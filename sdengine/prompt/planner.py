@@ -8,14 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sdengine.bundle.manifest import (
-    ADDED_TOKENS_FILE,
-    MERGES_FILE,
-    VOCAB_FILE,
-    Architecture,
-    HiddenState,
-    TextEncoderArchitecture,
-)
+from sdengine.bundle.architecture import Architecture, HiddenState, TextEncoderArchitecture
+from sdengine.bundle.manifest import ADDED_TOKENS_FILE, MERGES_FILE, VOCAB_FILE
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import BundleError, ConfigError
 from sdengine.inputs.embedding_files import Skipped

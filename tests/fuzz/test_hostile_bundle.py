@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from sdengine.bundle.manifest import Manifest, checked_relative_path, parse_manifest
+from sdengine.bundle.manifest import Manifest, parse_manifest
 from sdengine.bundle.reader import open_bundle
+from sdengine.bundle.schema_fields import checked_relative_path
 from sdengine.bundle.writer import write_bundle
 from sdengine.errors import BundleError, SdengineError
 

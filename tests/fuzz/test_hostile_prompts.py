@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import sdengine
-from sdengine.bundle.manifest import Architecture
+from sdengine.bundle.architecture import Architecture
 from sdengine.errors import ConfigError, SdengineError
 from sdengine.prompt.emphasis import parse_emphasis
 from sdengine.prompt.plan import PromptOptions, PromptPlan

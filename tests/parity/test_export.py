@@ -23,7 +23,8 @@ from sdengine.errors import ConfigError, EngineBuildError, ExportError
 from sdengine.export.network import ExportedNetwork, export_network
 from sdengine.export.weights import attach_weights
 from sdengine.models.configs import ModelArchitecture
-from sdengine.models.contracts import NETWORKS, NetworkContract, make_contract
+from sdengine.models.contracts import NETWORKS, make_contract
+from sdengine.models.network_contract import NetworkContract
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL

@@ -33,7 +33,8 @@ from sdengine.errors import ConfigError, EngineBuildError
 from sdengine.export.cache import OnnxCache
 from sdengine.export.exporter import Exporter
 from sdengine.export.network import export_contract
-from sdengine.models.contracts import NetworkContract, unet_contract
+from sdengine.models.contracts import unet_contract
+from sdengine.models.network_contract import NetworkContract
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.storage.content_hash import sha256_of
 from sdengine.storage.tensor_file import map_tensors

@@ -22,7 +22,7 @@ from sdengine.checkpoints import load_checkpoint
 from sdengine.errors import ConfigError, ExportError
 from sdengine.export.cache import OnnxCache
 from sdengine.export.exporter import Exporter
-from sdengine.models.contracts import NetworkContract
+from sdengine.models.network_contract import NetworkContract
 
 NETWORKS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 # Of torch's own error at the same precision, at most so much.

@@ -31,14 +31,10 @@ from sdengine.errors import (
     DeviceError,
     OutOfMemoryError,
 )
-from sdengine.models.contracts import (
-    KEPT_IN_FP32,
-    LEFT_OUT,
-    NetworkContract,
-    make_contract,
-)
+from sdengine.models.contracts import LEFT_OUT, make_contract
 from sdengine.models.controls import control_config, make_control
 from sdengine.models.dtypes import TORCH_DTYPES
+from sdengine.models.network_contract import KEPT_IN_FP32, NetworkContract
 from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
 from sdengine.models.tiny_vae import TinyAutoencoder, TinyVAEConfig
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig

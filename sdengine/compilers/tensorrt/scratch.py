@@ -12,7 +12,7 @@ from sdengine.compilers.base import CompileSpec
 from sdengine.export.fusion import fuse
 from sdengine.export.liveness import peak_activation_bytes
 from sdengine.export.static_shapes import fix_shapes
-from sdengine.models.contracts import NetworkContract
+from sdengine.models.network_contract import NetworkContract
 
 
 def scratch_by_size(path: Path, contract: NetworkContract, spec: CompileSpec) -> dict[str, int]:

@@ -12,7 +12,7 @@ from support.checkpoint_folders import edit_json
 from support.tiny_checkpoints import make_tiny
 
 from sdengine.building.architecture import choose_defaults, describe
-from sdengine.bundle.manifest import Architecture
+from sdengine.bundle.architecture import Architecture
 from sdengine.checkpoints import load_checkpoint
 from sdengine.cli.checkpoint_options import scheduler_changes
 from sdengine.errors import CheckpointError, ConfigError

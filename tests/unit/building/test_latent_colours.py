@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sdengine.building.latent_colours import fit_latent_rgb
-from sdengine.bundle.manifest import VAEArchitecture
+from sdengine.bundle.architecture import VAEArchitecture
 from sdengine.checkpoints import load_checkpoint
 from sdengine.models.vae import AutoencoderKL, VAEConfig
 from sdengine.pipeline.decoding import linear_preview

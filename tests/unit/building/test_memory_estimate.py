@@ -25,7 +25,7 @@ from sdengine.cli.main import main
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.export.liveness import peak_activation_bytes
 from sdengine.export.trace import trace
-from sdengine.models.contracts import NetworkContract
+from sdengine.models.network_contract import NetworkContract
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.storage.byte_size import parse_bytes
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdengine.bundle.architecture import UNetArchitecture
 from sdengine.bundle.controls import ControlArchitecture
-from sdengine.bundle.manifest import UNetArchitecture
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import BundleError, NonFiniteError
 from sdengine.pipeline.clock import StageClock

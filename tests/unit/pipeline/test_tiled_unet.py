@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sdengine.bundle.manifest import UNetArchitecture
+from sdengine.bundle.architecture import UNetArchitecture
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import Cancelled
 from sdengine.pipeline.clock import StageClock

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdengine.bundle.manifest import UNetArchitecture
+from sdengine.bundle.architecture import UNetArchitecture
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import BundleError
 from sdengine.pipeline.row_plan import RowPlan

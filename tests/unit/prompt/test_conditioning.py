@@ -11,7 +11,7 @@ import pytest
 from support.tiny_bundle import HIDDEN, LAYERS, make_tiny_bundle
 
 from sdengine.backends.base import Module
-from sdengine.bundle.manifest import HiddenState
+from sdengine.bundle.architecture import HiddenState
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import BundleError, NonFiniteError

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sdengine
-from sdengine.bundle.manifest import Architecture
+from sdengine.bundle.architecture import Architecture
 from sdengine.errors import ConfigError
 from sdengine.inputs.embedding_files import Skipped, read_embeddings
 from sdengine.inputs.embeddings import Embedding

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sdengine
-from sdengine.bundle.manifest import Architecture, TextEncoderArchitecture
+from sdengine.bundle.architecture import Architecture, TextEncoderArchitecture
 from sdengine.errors import BundleError, ConfigError
 from sdengine.prompt.plan import PromptOptions, PromptPlan
 from sdengine.prompt.planner import PromptPlanner, skip_layers, usual_clip_skip
