@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sdengine.errors import CheckpointError
 from sdengine.models.text_encoder import TextEncoderConfig
@@ -157,23 +158,37 @@ def openclip_config(shapes: Shapes, *, projects: bool) -> TextEncoderConfig:
     """Read the configuration of OpenCLIP's text encoder off the shapes of its tensors.
 
     Args:
-        shapes: by OpenCLIP's names.
+        shapes: by OpenCLIP's names, or by those of transformers.
         projects: the pooled embedding is projected and used (SDXL); if not, the last layer is not
             used either (Stable Diffusion 2).
     """
-    tokens, width = _pair(shapes, "token_embedding.weight")
-    layers = count_of(shapes, r"transformer\.resblocks\.(\d{1,4})\.mlp\.c_fc\.weight")
+    if any(name.startswith("text_model.") for name in shapes):
+        found = clip_config(shapes)
+    else:
+        tokens, width = _pair(shapes, "token_embedding.weight")
+        found = TextEncoderConfig(
+            vocab_size=tokens,
+            hidden_size=width,
+            intermediate_size=dim_of(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 0),
+            num_hidden_layers=count_of(
+                shapes, r"transformer\.resblocks\.(\d{1,4})\.mlp\.c_fc\.weight"
+            ),
+            num_attention_heads=max(width // _HEAD_DIM, 1),
+            max_position_embeddings=dim_of(shapes, "positional_embedding", 0),
+        )
+    layers = found.num_hidden_layers
     if not projects and layers != _OPENCLIP_H_USED:
         layers -= 1
-    return TextEncoderConfig(
-        vocab_size=tokens,
-        hidden_size=width,
-        intermediate_size=dim_of(shapes, "transformer.resblocks.0.mlp.c_fc.weight", 0),
+    # The published SD2 configuration says 512 of a projection that it does not have.
+    projection = 512
+    if projects and "text_projection.weight" in shapes:
+        projection = dim_of(shapes, "text_projection.weight", 0)
+    elif projects:
+        projection = dim_of(shapes, "text_projection", 1)
+    return replace(
+        found,
         num_hidden_layers=layers,
-        num_attention_heads=max(width // _HEAD_DIM, 1),
-        max_position_embeddings=dim_of(shapes, "positional_embedding", 0),
-        # The published SD2 configuration says 512 of a projection that it does not have.
-        projection_dim=dim_of(shapes, "text_projection", 1) if projects else 512,
+        projection_dim=projection,
         hidden_act="gelu",
         with_projection=projects,
     )

@@ -68,6 +68,7 @@ _OPENCLIP_LAYER = {
     "attn.out_proj": "self_attn.out_proj",
 }
 _OPENCLIP_BLOCK = re.compile(r"transformer\.resblocks\.(\d{1,4})\.(.+)")
+_TRANSFORMERS_BLOCK = re.compile(r"text_model\.encoder\.layers\.(\d{1,4})\.(.+)")
 
 
 def unet_names(config: UNetConfig) -> Renamer:
@@ -143,7 +144,7 @@ def clip_names(config: TextEncoderConfig) -> Renamer:
 
 
 def openclip_names(config: TextEncoderConfig) -> Renamer:
-    """Return the renamer of OpenCLIP's encoder.
+    """Return the renamer of OpenCLIP's encoder, whose names may be those of transformers too.
 
     Its query, key and value matrices lie on one another in one tensor, and its projection is
     multiplied from the other side. Layers after those that the configuration has are left out:
@@ -156,11 +157,16 @@ def openclip_names(config: TextEncoderConfig) -> Renamer:
         if name == "text_projection":
             piece = Piece("text_projection.weight", transposed=True)
             return (piece,) if config.with_projection else None
-        block = _OPENCLIP_BLOCK.fullmatch(name)
+        if name == "text_projection.weight":
+            return name if config.with_projection else None
+        original = _OPENCLIP_BLOCK.fullmatch(name)
+        block = original or _TRANSFORMERS_BLOCK.fullmatch(name)
         if block is None:
             return name
         if int(block[1]) >= config.num_hidden_layers and not config.with_projection:
             return None
+        if original is None:
+            return name
         place = f"text_model.encoder.layers.{int(block[1])}"
         if block[2].startswith("attn.in_proj_"):
             kind = block[2].removeprefix("attn.in_proj_")

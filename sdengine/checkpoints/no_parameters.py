@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from sdengine.checkpoints.formats.tensor_files import TensorFile, open_tensor_file
+from sdengine.checkpoints.usual_names import usual_names
 
 # Found at the start of a name or behind a dot.
 _RULES = {
@@ -42,10 +43,13 @@ def what_it_is(name: str) -> str | None:
 
 
 class ParameterFile:
-    """A tensor file of which only what may be a parameter is listed.
+    """A tensor file of which only what may be a parameter is listed, by its usual name.
 
     Args:
         file: opened.
+
+    Raises:
+        CheckpointError: a tensor is there twice.
     """
 
     def __init__(self, file: TensorFile) -> None:
@@ -54,16 +58,24 @@ class ParameterFile:
         self.metadata: Mapping[str, str] = file.metadata
         told = {name: what_it_is(name) for name in file.names()}
         self.others: dict[str, str] = {name: what for name, what in told.items() if what}
-        self._names = [name for name, what in told.items() if what is None]
-        self.shape, self.dtype = file.shape, file.dtype
+        parameters = [name for name, what in told.items() if what is None]
+        self._stored = usual_names(file.path, parameters)
 
     def names(self) -> list[str]:
         """Return the names of all tensors but those that are no parameters."""
-        return self._names
+        return list(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        return self._file.shape(self._stored[name])
+
+    def dtype(self, name: str) -> str:
+        """Return the name of a tensor's data type."""
+        return self._file.dtype(self._stored[name])
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor that shares memory with the mapped file."""
-        return self._file.read(name)
+        return self._file.read(self._stored[name])
 
 
 def open_parameters(path: Path) -> ParameterFile:

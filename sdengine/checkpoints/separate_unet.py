@@ -29,6 +29,7 @@ _GUIDANCE = "time_embedding.cond_proj.weight"  # that of distilled models
 # What the names of a U-Net begin with, by what follows them; a whole checkpoint's come first.
 _LAYOUTS = (
     (UNET_PREFIX, _ORIGINAL_MARK),
+    ("diffusion_model.", _ORIGINAL_MARK),
     ("", _ORIGINAL_MARK),
     ("", _DIFFUSERS_MARK),
     ("unet.", _DIFFUSERS_MARK),

@@ -33,6 +33,7 @@ from support.wild_layouts import (
     lightning_unet,
     modules,
     new_vae_names,
+    node_editor_names,
     old_text_names,
     old_vae_names,
     partial_variant,
@@ -42,10 +43,12 @@ from support.wild_layouts import (
     sd2,
     sdxl_with_leftovers,
     state,
+    unet_one_deeper,
     vae_ckpt,
     vae_with_counters,
     with_base,
     with_vae,
+    wrapped,
 )
 
 from sdengine.checkpoints import Checkpoint, load_checkpoint
@@ -96,6 +99,41 @@ READ = {
         "https://github.com/huggingface/diffusers/blob/main/scripts/"
         "convert_diffusers_to_original_stable_diffusion.py", "sd15",
         file(new_vae_names),
+    ),
+    "SD 1.x, saved inside DataParallel": Layout(
+        "https://docs.pytorch.org/tutorials/beginner/saving_loading_models.html", "sd15",
+        file(lambda: wrapped("sd15", "module.")),
+    ),
+    "SD 1.x, saved inside a training module of Lightning": Layout(
+        "https://github.com/Lightning-AI/pytorch-lightning/issues/4443", "sd15",
+        file(lambda: wrapped("sd15", "model.")),
+    ),
+    "SD 1.x, the U-Net alone one module deeper": Layout(
+        "https://github.com/Lightning-AI/pytorch-lightning/issues/4443", "sd15",
+        file(unet_one_deeper),
+    ),
+    "SDXL, the U-Net saved as torch.compile wraps it": Layout(
+        "https://github.com/pytorch/pytorch/issues/101107", "sdxl",
+        file(lambda: wrapped("sdxl", "module.", "_orig_mod.")),
+    ),
+    "SD 1.x, text encoder by ComfyUI's name in its usual place": Layout(
+        "https://github.com/comfyanonymous/ComfyUI/blob/master/comfy/supported_models.py", "sd15",
+        file(lambda: node_editor_names("sd15", "cond_stage_model.", "clip_l")),
+    ),
+    "SD 2.1, text encoder by ComfyUI's name": Layout(
+        "https://github.com/comfyanonymous/ComfyUI/blob/master/comfy/supported_models.py", "sd21",
+        file(lambda: node_editor_names("sd21", "", "clip_h")), {"family": "sd2"},
+        ("cond_stage_model.model.text_model.encoder.layers.1.layer_norm1.bias",),
+    ),
+    "SDXL, text encoders by ComfyUI's names": Layout(
+        "https://github.com/comfyanonymous/ComfyUI/blob/master/comfy/supported_models.py", "sdxl",
+        file(lambda: node_editor_names("sdxl", "text_encoders.", "clip_l", "clip_g")),
+        {"family": "sdxl"}, ("text_encoders.clip_g.logit_scale",),
+    ),
+    "SDXL refiner, text encoder by ComfyUI's name": Layout(
+        "https://github.com/comfyanonymous/ComfyUI/blob/master/comfy/supported_models.py",
+        "sdxl-refiner", file(lambda: node_editor_names("sdxl-refiner", "", "clip_g")),
+        {"family": "sdxl-refiner"},
     ),
     "SD 2.0 base, 512 pixels, without metadata": Layout(
         f"{HUB}/stabilityai/stable-diffusion-2-base", "sd21", file(lambda: sd2(0.04)),
@@ -248,6 +286,11 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Written], str]] = {
             f"{UNET}out.2.weight": torch.zeros(99, 1, dtype=torch.uint8),
             f"{UNET}out.2.weight.absmax": torch.zeros(3)}),
         "unknown to the network|conv_out",
+    ),
+    "A U-Net twice, once inside a wrapper": (
+        "https://docs.pytorch.org/tutorials/beginner/saving_loading_models.html",
+        file(lambda: state("sd15") | wrapped("sd15", "module.")),
+        "are both.*not clear whose weights",
     ),
     "A U-Net of another family than its base": (
         f"{HUB}/ByteDance/SDXL-Lightning",

@@ -96,6 +96,30 @@ def both_text_names() -> State:
     return state("sd15") | older | {f"{CLIP}text_model.embeddings.position_ids": torch.zeros(1, 77)}
 
 
+def wrapped(name: str, before: str, inside: str = "") -> State:
+    """Return a model's state as a wrapper around the whole of it, or the U-Net, saves it."""
+    return {
+        before + (n.replace(UNET, f"{UNET}{inside}") if inside else n): t
+        for n, t in state(name).items()
+    }
+
+
+def unet_one_deeper() -> State:
+    return {n.replace(UNET, f"model.{UNET}"): t for n, t in state("sd15").items()}
+
+
+def node_editor_names(name: str, lead: str, *kinds: str) -> State:
+    """Return a model's state with the text encoders as ComfyUI calls them, by their kinds."""
+    texts = ("cond_stage_model.", "conditioner.")
+    found = {n: t for n, t in state(name).items() if not n.startswith(texts)}
+    parts = [m for part, m in modules(name).items() if part.startswith("text_encoder")]
+    for kind, module in zip(kinds, parts, strict=True):
+        before = f"{lead}{kind}.transformer."
+        found |= {f"{before}{n}": t.half() for n, t in module.state_dict().items()}
+        found[f"{lead}{kind}.logit_scale"] = torch.zeros(())
+    return found
+
+
 def new_vae_names() -> State:
     new = {".q.": ".to_q.", ".k.": ".to_k.", ".v.": ".to_v.", ".proj_out.": ".to_out.0."}
     found = {}
