@@ -43,6 +43,7 @@ _HOMES = {
     "NonFiniteError": "sdengine.errors",
     "OutOfMemoryError": "sdengine.errors",
     "OutputError": "sdengine.errors",
+    "TrainingError": "sdengine.errors",
     "Cancelled": "sdengine.errors",
 }
 
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from sdengine.errors import OutOfMemoryError as OutOfMemoryError
     from sdengine.errors import OutputError as OutputError
     from sdengine.errors import SdengineError as SdengineError
+    from sdengine.errors import TrainingError as TrainingError
     from sdengine.errors import UnsupportedShapeError as UnsupportedShapeError
     from sdengine.export.folder import export_onnx as export_onnx
     from sdengine.images.latents import Latents as Latents

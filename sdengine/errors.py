@@ -45,6 +45,10 @@ class AdapterError(SdengineError):
     """Report a LoRA or its kin that is missing, malformed, of an unknown kind or another model."""
 
 
+class TrainingError(SdengineError):
+    """Report a training that cannot go on; what was saved of it is kept."""
+
+
 class ExportError(SdengineError):
     """Report a network that could not be exported or whose export computes something else."""
 

@@ -69,7 +69,17 @@ SUBCOMMANDS = (
 )
 
 # Packages of the build world; anything else that is missing is a broken installation.
-_OPTIONAL_PACKAGES = {"torch", "onnx", "onnxruntime", "onnxscript", "psutil", "diffusers"}
+_OPTIONAL_PACKAGES = {
+    "accelerate",
+    "diffusers",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "psutil",
+    "scipy",
+    "torch",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,8 @@ from sdengine.cli.terminal import ProgressBar, progress_bar, say, spinner
 if TYPE_CHECKING:
     from torch import nn
 
-    from sdengine.training.loop import Schedule, Task
+    from sdengine.training.loop import Task
+    from sdengine.training.schedule import Schedule
 
 train_app = typer.Typer(
     help="Train the demo model: `vae`, `base`, `decoder`, then `save`; and what starts from it: "
@@ -35,7 +36,7 @@ def train_vae(
 ) -> None:
     """Train the autoencoder on rendered scenes."""
     with spinner("importing"):
-        from sdengine.training.loop import Schedule
+        from sdengine.training.schedule import Schedule
         from sdengine.training.vae import VAETask, new_demo_vae, reconstruction_scores
 
     _use_threads(threads)
@@ -55,7 +56,8 @@ def train_decoder(
 ) -> None:
     """Go on with the decoder alone, on slightly noisy latents; the encoder stays as it is."""
     with spinner("importing"):
-        from sdengine.training.loop import Schedule, load_average
+        from sdengine.training.loop import load_average
+        from sdengine.training.schedule import Schedule
         from sdengine.training.vae import VAETask, new_demo_vae, reconstruction_scores
 
     _use_threads(threads)
@@ -86,7 +88,7 @@ def train_base(
     """Train the text encoder and then the U-Net; needs a trained autoencoder in the run folder."""
     with spinner("importing"):
         from sdengine.training.base import UNetJob, load_latents, train_text
-        from sdengine.training.loop import run_processes
+        from sdengine.training.processes import run_processes
 
     _use_threads(threads)
     with _bar("text") as bar:
@@ -118,7 +120,7 @@ def train_variant(
     with spinner("importing"):
         from sdengine.storage.whole_folder import check_place
         from sdengine.training.demo_parts import DemoParts
-        from sdengine.training.loop import Schedule
+        from sdengine.training.schedule import Schedule
         from sdengine.training.variants import find_variant
 
     _use_threads(threads)

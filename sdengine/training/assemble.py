@@ -12,6 +12,7 @@ from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
 from sdengine.prompt.tokenizer import ClipTokenizer
 from sdengine.training.loop import load_average
+from sdengine.training.run_folder import RunFolder
 from sdengine.training.text import CaptionEncoder, TextTask
 from sdengine.training.unet import DEMO_BATCH, DEMO_SCHEDULER, DEMO_SIDES, DEMO_UNET
 from sdengine.training.vae import new_demo_vae
@@ -28,7 +29,7 @@ def new_caption_encoder() -> CaptionEncoder:
 def load_vae(run: Path) -> AutoencoderKL:
     """Return the run's autoencoder, with the longer trained decoder if there is one."""
     vae = new_demo_vae()
-    load_average(run / ("decoder" if (run / "decoder" / "state.pt").exists() else "vae"), vae)
+    load_average(run / ("decoder" if RunFolder(run / "decoder").checkpoints() else "vae"), vae)
     return vae
 
 

@@ -13,7 +13,8 @@ from sdengine.models.attention import set_attention_impl
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.training.assemble import new_caption_encoder
 from sdengine.training.latents import LatentSet, encode_scenes
-from sdengine.training.loop import Report, Schedule, load_average, train
+from sdengine.training.loop import Report, load_average, train
+from sdengine.training.schedule import Schedule
 from sdengine.training.text import TextTask
 from sdengine.training.unet import DEMO_UNET, UNetTask
 from sdengine.training.vae import new_demo_vae

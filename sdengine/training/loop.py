@@ -1,57 +1,61 @@
-"""The training loop: schedule, moving average, progress, resumable checkpoints.
+"""The training loop: batches, moving average, progress, checkpoints from which a run goes on.
 
-Every batch is a function of (seed, step, process), so a resumed run continues with exactly the
-batches that an uninterrupted one would have seen. Several processes of one thread each train small
-networks faster on a CPU than one process of several threads; their gradients are averaged.
+Every batch is a function of (seed, number of the batch), and torch's own random numbers are seeded
+by it: so there are neither random states nor places in a data set to be saved, and a run that goes
+on from a checkpoint sees exactly the batches that an uninterrupted one would have seen.
 """
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 import random
 import signal
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from PIL import Image as PILImage
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
-from sdengine.errors import CheckpointError, ConfigError
+from sdengine.errors import CheckpointError, TrainingError
 from sdengine.storage.whole_file import whole_file
+from sdengine.training.processes import average_gradients, mean_of_all, this_process
+from sdengine.training.run_folder import RunFolder
 from sdengine.training.scenes import Image
+from sdengine.training.schedule import Schedule
 
-# What a process gets to leave its files whole before it is killed.
-_CLEAN_UP_SECONDS = 10
+MAX_SKIPPED = 10  # steps in a row without a finite loss, after which a training ends
 
 
 @dataclass
 class Draw:
-    """Hold the random sources of one step."""
+    """Hold the random sources of one batch.
+
+    Args:
+        number: of the batch, counted through steps and processes.
+    """
 
     python: random.Random
     numpy: np.random.Generator
     torch: torch.Generator
+    number: int = 0
 
     @classmethod
-    def at(cls, seed: int, step: int) -> Draw:
-        """Make the sources that belong to a step of a run."""
-        key = f"{seed}/{step}"
+    def at(cls, seed: int, number: int) -> Draw:
+        """Make the sources that belong to a batch of a run."""
+        key = f"{seed}/{number}"
         source = random.Random(key)
         return cls(
             source,
             np.random.default_rng(source.getrandbits(64)),
             torch.Generator().manual_seed(source.getrandbits(63)),
+            number,
         )
 
 
@@ -63,34 +67,8 @@ class Task(Protocol):
     def loss(self, draw: Draw, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of one fresh batch at a progress in [0,1), and figures to show."""
 
-    def sheet(self, model: nn.Module) -> Image:
-        """Return a picture [H,W,3] that shows what the model can do now."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Set the optimiser: AdamW with warm-up, cosine decay, clipping at 1 and a moving average."""
-
-    steps: int
-    learning_rate: float
-    warmup: int = 100
-    weight_decay: float = 1e-4
-    ema_decay: float = 0.998
-    final_fraction: float = 0.02
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot train."""
-        if self.steps < 1:
-            raise ConfigError.for_field("steps", self.steps, "an integer of at least 1")
-        if not 0 < self.learning_rate < 1:
-            raise ConfigError.for_field("learning_rate", self.learning_rate, "a number in (0, 1)")
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step."""
-        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        decay = self.final_fraction + (1 - self.final_fraction) * cosine
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * decay
+    def sheet(self, model: nn.Module) -> Image | None:
+        """Return a picture [H,W,3] that shows what the model can do now, or None for none."""
 
 
 Report = Callable[[int, int, dict[str, float]], None]
@@ -103,132 +81,209 @@ def train(
     *,
     save_every: int = 500,
     sheet_every: int = 1000,
+    keep: int = 2,
+    identity: Mapping[str, Any] | None = None,
     report: Report | None = None,
 ) -> nn.Module:
     """Train a task's model, from its last checkpoint in the folder if there is one.
 
+    A signal that ends the process ends the step first and saves a checkpoint; a second one does
+    not wait. Steps whose loss or gradient is not finite change nothing and are counted.
+
     Args:
         task: what to train.
-        folder: receives ``state.pt`` (resumable), ``log.jsonl`` and ``sheet-STEP.png``.
-        schedule: optimiser settings; a resumed run must be given the same.
-        save_every, sheet_every: steps between checkpoints and between sample sheets.
+        folder: receives ``state-STEP.pt``, from which a run goes on, ``log.jsonl`` with a line for
+            each step, ``loss.png`` and ``sheet-STEP.png``.
+        schedule: settings; a run that goes on must be given the same.
+        save_every, sheet_every: steps between checkpoints, and between sample sheets.
+        keep: checkpoints that are kept.
+        identity: what else must be the same for a run to go on, as JSON has it.
         report: called after each step with (step, steps, figures); drives a progress bar.
 
     Returns:
-        The moving average of the model, in evaluation mode.
+        The model with the moving average of its weights, in evaluation mode.
 
     Raises:
         CheckpointError: the folder's checkpoint belongs to another model or schedule.
+        TrainingError: the loss was not finite for MAX_SKIPPED steps in a row.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    params: list[Tensor] = [p for p in task.model.parameters() if p.requires_grad]
-    average = copy.deepcopy(task.model).eval().requires_grad_(False)
-    optimiser = torch.optim.AdamW(
-        params,
-        lr=schedule.learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=schedule.weight_decay,
-        fused=True,
-    )
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    step = _resume(folder / "state.pt", task.model, average, optimiser, schedule)
-    trained: list[Tensor] = [
-        a
-        for a, p in zip(average.parameters(), task.model.parameters(), strict=True)
-        if p.requires_grad
-    ]
-    recent: list[dict[str, float]] = []
-    started, first = time.monotonic(), step
-    while step < schedule.steps:
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.rate(step)
-        draw = Draw.at(schedule.seed, step * processes + rank)
-        loss, figures = task.loss(draw, step / schedule.steps)
-        if not math.isfinite(loss.item()):
-            raise CheckpointError(
-                f"the loss became {loss.item()} at step {step}; lower the learning rate and resume "
-                f"from {folder}"
+    run = _Run(task, RunFolder(folder, keep), schedule, dict(identity or {}))
+    with _ending_signals() as ending:
+        while run.step < schedule.steps:
+            figures = run.advance()
+            if not run.is_first:
+                continue
+            run.folder.log(run.step, figures, schedule.rate(run.step - 1))
+            if report is not None:
+                report(run.step, schedule.steps, figures)
+            is_last = run.step == schedule.steps
+            if run.step % save_every == 0 or is_last or ending.number:
+                run.save()
+            if run.step % sheet_every == 0 or is_last:
+                run.show()
+            if ending.number:
+                ending.pass_on()
+    run.take_average()
+    return task.model.eval()
+
+
+class _Run:
+    """Hold what changes while a model is trained."""
+
+    def __init__(
+        self, task: Task, folder: RunFolder, schedule: Schedule, identity: dict[str, Any]
+    ) -> None:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        self.task, self.folder, self.schedule, self.identity = task, folder, schedule, identity
+        process = this_process()
+        self.rank, self.processes = process.process_index, process.num_processes
+        named = [(n, p) for n, p in task.model.named_parameters() if p.requires_grad]
+        self.params: list[Tensor] = [p for _, p in named]
+        self.names = [n for n, _ in named]
+        self.average = [p.detach().clone() for p in self.params] if schedule.ema_decay else []
+        self.optimiser = schedule.make_optimiser(self.params)
+        device = self.params[0].device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=schedule.scale_loss)
+        self.step = 0
+        self.losses: list[float] = []
+        self.skipped = 0  # in a row
+        self._resume()
+        task.model.train()
+
+    @property
+    def is_first(self) -> bool:
+        """Say whether this process is the one that writes and reports."""
+        return self.rank == 0
+
+    def advance(self) -> dict[str, float]:
+        """Take one step; return its loss and figures."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.schedule.rate(self.step)
+        loss, figures = self._accumulate()
+        taken = math.isfinite(loss) and self._take_step()
+        self.optimiser.zero_grad()
+        self.step += 1
+        self.losses.append(loss)
+        if taken:
+            self.skipped = 0
+            return {"loss": loss, **figures}
+        self.skipped += 1
+        if self.skipped >= MAX_SKIPPED:
+            latest = next(reversed(self.folder.checkpoints().values()), None)
+            kept = f"the last good checkpoint is {latest}" if latest else "no checkpoint was saved"
+            raise TrainingError(
+                f"the loss or its gradient was not finite for {self.skipped} steps in a row, last "
+                f"{loss} at step {self.step}; {kept}. Lower the learning rate, or train in "
+                "another precision."
             )
-        loss.backward()  # type: ignore[no-untyped-call]
-        if processes > 1:
-            _average_gradients(params, processes)
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        decay = min(schedule.ema_decay, (1 + step) / (10 + step))
+        return {"loss": loss, **figures, "skipped": self.skipped}
+
+    def _accumulate(self) -> tuple[float, dict[str, float]]:
+        """Add up the gradients of a step's batches; return the mean loss and the last figures."""
+        count = self.schedule.accumulation
+        total = torch.zeros((), dtype=torch.float64)
+        figures: dict[str, float] = {}
+        for i in range(count):
+            number = (self.step * count + i) * self.processes + self.rank
+            draw = Draw.at(self.schedule.seed, number)
+            torch.manual_seed(draw.python.getrandbits(63))  # of dropout
+            loss, figures = self.task.loss(draw, self.step / self.schedule.steps)
+            total += loss.detach().double().cpu() / count
+            if not torch.isfinite(total):
+                break
+            self.scaler.scale(loss / count).backward()  # type: ignore[no-untyped-call]
+        return mean_of_all(total), figures
+
+    def _take_step(self) -> bool:
+        """Apply the gradients; say whether they were finite."""
+        average_gradients(self.params)
+        self.scaler.unscale_(self.optimiser)
+        norm = torch.nn.utils.clip_grad_norm_(self.params, self.schedule.max_grad_norm)
+        is_finite = bool(torch.isfinite(norm))
+        if not (is_finite or self.schedule.scale_loss):
+            return False
+        self.scaler.step(self.optimiser)  # which a scaler leaves out where they are not
+        self.scaler.update()
+        if is_finite and self.average:
+            decay = self.schedule.average_decay(self.step)
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, self.params, 1 - decay)
+        return True
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """Give the model with the moving average of its weights, in evaluation mode."""
+        before = [p.detach().clone() for p in self.params] if self.average else []
+        self.take_average()
+        self.task.model.eval()
+        try:
+            yield self.task.model
+        finally:
+            self.task.model.train()
+            with torch.no_grad():
+                for param, value in zip(self.params, before, strict=bool(before)):
+                    param.copy_(value)
+
+    def take_average(self) -> None:
+        """Put the moving average in the place of the weights."""
         with torch.no_grad():
-            torch._foreach_lerp_(trained, params, 1 - decay)
-        step += 1
-        if rank > 0:
-            continue
-        recent.append({"loss": loss.item(), **figures})
-        if report is not None:
-            report(step, schedule.steps, recent[-1])
-        if step % 100 == 0:
-            speed = (step - first) / (time.monotonic() - started)
-            _log(folder / "log.jsonl", step, recent, schedule.rate(step), speed)
-            recent.clear()
-        if step % save_every == 0 or step == schedule.steps:
-            _save(folder / "state.pt", step, task.model, average, optimiser, schedule)
-        if step % sheet_every == 0 or step == schedule.steps:
-            with whole_file(folder / f"sheet-{step:06d}.png") as sheet:
-                PILImage.fromarray(task.sheet(average)).save(sheet, "PNG")
-    return average
+            for param, value in zip(self.params, self.average, strict=bool(self.average)):
+                param.copy_(value)
 
+    def show(self) -> None:
+        """Write the plot of the loss, and the sample sheet where the task draws one."""
+        self.folder.plot(self.losses)
+        with self.averaged() as model:
+            picture = self.task.sheet(model)
+        if picture is not None:
+            with whole_file(self.folder.path / f"sheet-{self.step:06d}.png") as file:
+                PILImage.fromarray(picture).save(file, "PNG")
 
-def run_processes(count: int, folder: Path, job: Callable[[], None]) -> None:
-    """Run a picklable job in several processes of one thread each, whose gradients are averaged.
+    def save(self) -> None:
+        """Write a checkpoint; an interruption leaves the ones before whole."""
+        model = self.task.model.state_dict()
+        averages = dict(zip(self.names, self.average, strict=bool(self.average)))
+        state = {
+            "step": self.step,
+            "schedule": dict(vars(self.schedule)),
+            "identity": self.identity,
+            "model": model,
+            "average": {**model, **averages} if averages else {},
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "skipped": self.skipped,
+        }
+        self.folder.save(self.step, state)
 
-    Args:
-        count: number of processes; the first one saves and reports.
-        folder: of the run; receives the file through which the processes meet.
-        job: calls `train` with the same arguments in each process.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    meeting = folder / "processes"
-    meeting.unlink(missing_ok=True)
-    arguments = (count, str(meeting.resolve()), job)
-    group = spawn(_work, args=arguments, nprocs=count, join=False)  # type: ignore[no-untyped-call]
-    try:
-        while not group.join():
-            pass
-    finally:
-        _end_processes(group.processes)
-        meeting.unlink(missing_ok=True)
-
-
-def _end_processes(processes: list[BaseProcess]) -> None:
-    """End those that still run: when this one is interrupted, or another one has failed."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join(_CLEAN_UP_SECONDS)
-        process.kill()
-        process.join()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _work(rank: int, count: int, meeting: str, job: Callable[[], None]) -> None:
-    signal.signal(signal.SIGTERM, _interrupt)  # so that no file stays half-written
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)
-    try:
-        job()
-    finally:
-        dist.destroy_process_group()
-
-
-def _average_gradients(params: list[Tensor], processes: int) -> None:
-    grads = [p.grad for p in params if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat)
-    flat /= processes
-    parts = torch.split(flat, [g.numel() for g in grads])
-    for grad, averaged in zip(grads, parts, strict=True):
-        grad.copy_(averaged.view_as(grad))
+    def _resume(self) -> None:
+        state = self.folder.read()
+        if self.is_first:
+            self.folder.cut_log(0 if state is None else state["step"])
+        if state is None:
+            return
+        asked: dict[str, Any] = {**vars(self.schedule), **self.identity}
+        made_with = {**state["schedule"], **state["identity"]}
+        other = sorted(k for k in asked.keys() | made_with.keys()
+                       if asked.get(k) != made_with.get(k))  # fmt: skip
+        if other:
+            shown = "; ".join(
+                f"{k} was {str(made_with.get(k))[:60]}, is now {str(asked.get(k))[:60]}"
+                for k in other[:5]
+            )
+            raise CheckpointError(
+                f"{self.folder.path} holds a run with other settings: {shown}. Use the same "
+                "settings, or another folder."
+            )
+        load_weights(self.task.model, state["model"], self.folder.path)
+        with torch.no_grad():
+            for name, value in zip(self.names, self.average, strict=bool(self.average)):
+                value.copy_(state["average"][name])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self.losses = state["losses"].tolist()
+        self.skipped = state["skipped"]
 
 
 def load_average(folder: Path, model: nn.Module) -> nn.Module:
@@ -237,73 +292,62 @@ def load_average(folder: Path, model: nn.Module) -> nn.Module:
     Raises:
         CheckpointError: there is no checkpoint, or it belongs to another model.
     """
-    state = _read(folder / "state.pt")
+    state = RunFolder(folder).read()
     if state is None:
-        raise CheckpointError(f"{folder} holds no state.pt; train it first")
-    _load_into(model, state["average"], folder)
+        raise CheckpointError(f"{folder} holds no checkpoint; train it first")
+    load_weights(model, state["average"] or state["model"], folder)
     return model.eval().requires_grad_(False)
 
 
-def _read(path: Path) -> dict[str, dict[str, Tensor]] | None:
-    if not path.exists():
-        return None
-    try:
-        # weights_only refuses anything but tensors and plain containers.
-        state: dict[str, dict[str, Tensor]] = torch.load(path, weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} is not a readable training checkpoint: {error}") from error
-    return state
+def load_weights(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> None:
+    """Load a checkpoint's weights into a model.
 
-
-def _load_into(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> None:
+    Raises:
+        CheckpointError: they are another model's.
+    """
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(f"{origin} was trained for another model: {error}") from error
 
 
-def _resume(
-    path: Path,
-    model: nn.Module,
-    average: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    schedule: Schedule,
-) -> int:
-    state = _read(path)
-    if state is None:
-        return 0
-    if state["schedule"] != vars(schedule):
-        raise CheckpointError(
-            f"{path} was made with {state['schedule']}, now asked for {vars(schedule)}; "
-            "use the same settings, or another output folder"
-        )
-    _load_into(model, state["model"], path)
-    _load_into(average, state["average"], path)
-    optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"])  # type: ignore[call-overload, no-any-return]
+class _Ending:
+    """The signal that asked for the end; `number` is 0 as long as none has come."""
+
+    number = 0
+
+    def __init__(self) -> None:
+        self.before: dict[int, Any] = {}
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Remember the first signal; leave a second one to who handled signals before."""
+        self.number = number
+        self.restore()
+
+    def restore(self) -> None:
+        """Handle signals as they were handled before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+    def pass_on(self) -> None:
+        """Let the signal do what it would have done at once."""
+        signal.raise_signal(self.number)
+        raise KeyboardInterrupt
 
 
-def _save(
-    path: Path,
-    step: int,
-    model: nn.Module,
-    average: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    schedule: Schedule,
-) -> None:
-    state = {
-        "step": step,
-        "schedule": dict(vars(schedule)),
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimiser": optimiser.state_dict(),
-    }
-    with whole_file(path) as file:  # an interruption leaves the previous checkpoint whole
-        torch.save(state, file)
+@contextmanager
+def _ending_signals() -> Iterator[_Ending]:
+    """Hold back the signals that end a process until a step is done and saved.
 
-
-def _log(path: Path, step: int, recent: list[dict[str, float]], rate: float, speed: float) -> None:
-    means = {k: round(float(np.mean([r[k] for r in recent])), 5) for k in recent[0]}
-    record = {"step": step, **means, "learning_rate": rate, "steps_per_second": round(speed, 2)}
-    with path.open("a") as log:
-        log.write(json.dumps(record) + "\n")
+    Signals that are ignored stay so; outside of the main thread none can be handled.
+    """
+    ending = _Ending()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                ending.before[number] = signal.signal(number, ending.receive)
+    try:
+        yield ending
+    finally:
+        ending.restore()

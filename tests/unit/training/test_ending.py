@@ -32,7 +32,7 @@ def job():
         time.sleep(300)
 
 def samplers() -> None:
-    from sdengine.training.loop import run_processes
+    from sdengine.training.processes import run_processes
     run_processes(2, Path("run"), job)
 
 sdengine.cli.samplers.samplers = samplers

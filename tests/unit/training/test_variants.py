@@ -19,7 +19,8 @@ from sdengine.models.controlnet import ControlNetModel
 from sdengine.models.tiny_vae import TinyAutoencoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.training.demo_parts import DemoParts
-from sdengine.training.loop import Draw, Schedule, train
+from sdengine.training.loop import Draw, train
+from sdengine.training.schedule import Schedule
 from sdengine.training.variants import VARIANTS, controlnet_of, find_variant, widened
 
 
