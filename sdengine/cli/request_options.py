@@ -11,6 +11,7 @@ import typer
 
 from sdengine.cli.control_options import CONTROL_HELP, CONTROL_METAVAR, parse_control
 from sdengine.cli.embedding_options import EMBEDDING_HELP, EMBEDDING_METAVAR
+from sdengine.cli.region_options import REGION_HELP, REGION_METAVAR, parse_region
 from sdengine.errors import ConfigError
 from sdengine.request.control import Controls
 from sdengine.request.embeddings import Embeddings
@@ -26,11 +27,13 @@ from sdengine.request.fields import (
 )
 from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
 from sdengine.request.picture_fields import FILES
+from sdengine.request.region import Regions
 from sdengine.request.request import FIELDS, nearest_field
 
 _SHORT = {"negative_prompt": "-n"}
 _METAVARS = {
     "embeddings": EMBEDDING_METAVAR,
+    "regions": REGION_METAVAR,
     "crop": "LEFTxTOP",
     "background": "#RRGGBB",
     "outpaint": "SIDE=N,...",
@@ -99,7 +102,7 @@ def _parameter(
 def _kind(info: FieldInfo) -> type:
     check = info.check.check if isinstance(info.check, OneOrEach) else info.check
     kinds: dict[type, type] = {Integer: int, Number: float, Flag: bool}
-    kinds |= dict.fromkeys((Controls, Embeddings), list[str])
+    kinds |= dict.fromkeys((Controls, Embeddings, Regions), list[str])
     return kinds.get(type(check), str)
 
 
@@ -108,6 +111,8 @@ def _help(info: FieldInfo) -> str:
         return CONTROL_HELP
     if isinstance(info.check, Embeddings):
         return EMBEDDING_HELP
+    if isinstance(info.check, Regions):
+        return REGION_HELP
     shown = info.help + _MORE.get(info.name, "")
     return shown + (f" ({info.check.range})" if info.check.range else "")
 
@@ -135,6 +140,8 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None}
     if controls := given.pop("controls", None):
         given["controls"] = [parse_control(one) for one in controls]
+    if regions := given.pop("regions", None):
+        given["regions"] = [parse_region(one) for one in regions]
     if embeddings := given.pop("embeddings", None):
         given["embeddings"] = embeddings
     for name in given.keys() & {_SEED_SIZE, *_PAIRS}:
