@@ -11,7 +11,7 @@ from sdengine.version import __version__
 # it would take longer than all the rest.
 TYPE_CHECKING = False
 _HOMES = {
-    "load": "sdengine.engine",
+    "load": "sdengine.loading",
     "Engine": "sdengine.engine",
     "Embedding": "sdengine.inputs.embeddings",
     "read_embeddings": "sdengine.inputs.embedding_files",
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from sdengine.building.build import build as build
     from sdengine.checkpoints import load_checkpoint as load_checkpoint
     from sdengine.engine import Engine as Engine
-    from sdengine.engine import load as load
     from sdengine.errors import AdapterError as AdapterError
     from sdengine.errors import BackendUnavailableError as BackendUnavailableError
     from sdengine.errors import BundleError as BundleError
@@ -82,6 +81,7 @@ if TYPE_CHECKING:
     from sdengine.images.timings import Timings as Timings
     from sdengine.inputs.embedding_files import read_embeddings as read_embeddings
     from sdengine.inputs.embeddings import Embedding as Embedding
+    from sdengine.loading import load as load
     from sdengine.request.control import Control as Control
     from sdengine.request.preprocessors import preprocess as preprocess
     from sdengine.request.region import Region as Region

@@ -11,17 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
-from sdengine.adapters.applied import Strength, read_loras
-from sdengine.backends import select_backend
-from sdengine.backends.base import DEFAULTS, PRECISIONS, VAE_TILES, Backend, SessionOptions
+from sdengine.adapters.weight_set import WeightSet
+from sdengine.backends.base import DEFAULTS, Backend, SessionOptions
 from sdengine.backends.forks import ForkSafeLock, watch_forks
-from sdengine.bundle.reader import Bundle, open_bundle
+from sdengine.bundle.reader import Bundle
 from sdengine.errors import ConfigError
 from sdengine.images.latents import Latents
-from sdengine.images.provenance import LoraUse, Provenance, processor
+from sdengine.images.provenance import Provenance, processor
 from sdengine.images.result import Result, Step
 from sdengine.inputs.embeddings import Embedding
-from sdengine.inputs.picture import read_picture
+from sdengine.inputs.loras import Lora, Strength
 from sdengine.pipeline.codec import (
     decode_latents,
     encode_pixels,
@@ -31,18 +30,16 @@ from sdengine.pipeline.codec import (
 )
 from sdengine.pipeline.decoding import preview_method
 from sdengine.pipeline.device_trajectory import Seen
-from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.loaded_networks import Networks, WeightedNetworks
 from sdengine.pipeline.pipeline import Pipeline, finish
 from sdengine.pipeline.plan import Plan, Watch
+from sdengine.pipeline.request_defaults import with_defaults
 from sdengine.pipeline.turns import Turns
 from sdengine.pipeline.warm_up import warm_up_requests
 from sdengine.prompt.planner import usual_clip_skip
-from sdengine.request.fields import Integer, as_arguments
-from sdengine.request.hires_fields import MODEL_UPSCALER
+from sdengine.request.fields import as_arguments
 from sdengine.request.keywords import given_fields
-from sdengine.request.outpaint_fields import OUTPAINT_STRENGTH
-from sdengine.request.request import FIELDS, Request, random_seed
-from sdengine.samplers import resolve_names
+from sdengine.request.request import FIELDS, Request
 from sdengine.version import __version__
 
 if TYPE_CHECKING:
@@ -51,90 +48,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from sdengine.request.keywords import RequestOptions
-
-
-_SIDES = ("width", "height")
-
-
-def load(
-    bundle: str | os.PathLike[str] = "demo",
-    backend: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
-    low_memory: bool = False,
-    memory_bytes: int | None = None,
-    device: int | None = None,
-    embeddings: str | os.PathLike[str] | None = None,
-    loras: Mapping[str | os.PathLike[str], Strength] | None = None,
-    vae_tiles: str = "auto",
-) -> Engine:
-    """Open a bundle and make an engine that runs it.
-
-    Args:
-        bundle: the folder that `sdengine.build` wrote, or "demo" for the one in the package.
-        backend: "auto" for what the bundle was built for, or a backend's name.
-        precision: what the networks compute in: "fp32", "bf16", "fp16", "int8", each where the
-            target has it, or "auto" for the backend's choice; engines for a GPU compute in what
-            they were built in.
-        threads: CPU threads, or None for the runtime's choice.
-        low_memory: free each network's memory once a request no longer needs it, and load it again
-            for the next request.
-        memory_bytes: the most that a bundle for a GPU may take of its memory, or one of target
-            native of the machine's, whose convolutions then use smaller weights where they must;
-            None for what is free. Image sizes that would take more are refused before anything
-            runs.
-        device: number of the GPU that runs a bundle of engines, as CUDA counts them; None is 0.
-        embeddings: a folder of textual inversions, or a file, that prompts may name from the start;
-            see `Engine.add_embeddings`.
-        loras: files of LoRAs and their kin, or folders that PEFT or diffusers wrote, with a
-            strength for each (0.8), or one for the text encoders and one for the U-Net
-            ((0.5, 0.8)), from -100 to 100. They are merged into the weights of a bundle of target
-            native; their order changes nothing. Prompts may name textual inversions inside them.
-        vae_tiles: with target native, compute the largest maps of the VAE in bands: "auto" where
-            they fit no other way, "always", which takes the least memory and more time, or "never".
-            Pictures are the same but for rounding.
-
-    Returns:
-        An engine; use it as a context manager or call its `close`.
-
-    Raises:
-        ConfigError: an argument is invalid.
-        BundleError: the bundle is missing, foreign, incomplete or altered.
-        AdapterError: a LoRA is damaged, of another model, or not all of it can be applied.
-        BackendUnavailableError: the backend cannot run the bundle or not on this machine.
-        OutOfMemoryError: no image size of the bundle fits into the memory; the message has the
-            figures.
-    """
-    if precision not in PRECISIONS:
-        raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
-    if threads is not None:
-        threads = Integer(1, 4096)("threads", threads)
-    opened = open_bundle(bundle)
-    if not isinstance(low_memory, bool):
-        raise ConfigError.for_field("low_memory", low_memory, "True or False")
-    chosen = select_backend(backend, opened.manifest.target)
-    adapters = read_loras(opened, loras)
-    if vae_tiles not in VAE_TILES:
-        raise ConfigError.for_field("vae_tiles", vae_tiles, ", ".join(VAE_TILES))
-    if vae_tiles == "always" and opened.manifest.target != "native":
-        raise ConfigError.for_field(
-            "vae_tiles",
-            vae_tiles,
-            f"auto or never with target {opened.manifest.target}",
-            "Only target native computes parts of a picture such that they fit exactly.",
-        )
-    options = SessionOptions(
-        precision, threads, memory_bytes, low_memory, device, adapters, vae_tiles
-    )
-    engine = Engine(opened, chosen, options)
-    try:
-        engine.add_embeddings(*adapters.embedding_files())
-        if embeddings is not None:
-            engine.add_embeddings(embeddings)
-    except BaseException:
-        engine.close()
-        raise
-    return engine
 
 
 class Engine:
@@ -159,7 +72,6 @@ class Engine:
         self.precision = self.session.precision
         self.threads = options.threads
         self.low_memory = options.low_memory
-        self.adapters = options.adapters.adapters
         self._networks = Networks(bundle, self.session)
         source = bundle.manifest.source
         self.provenance = Provenance(
@@ -172,10 +84,6 @@ class Engine:
             model_hash=source.sha256,
             bundle_hash=bundle.sha256,
             usual_clip_skip=usual_clip_skip(bundle.manifest.architecture),
-            loras=tuple(
-                LoraUse(adapter.name, adapter.sha256, text, unet)
-                for adapter, text, unet in self.adapters
-            ),
             vae_in_bands=options.vae_tiles == "always",
         )
         self._pipeline = Pipeline(
@@ -398,32 +306,9 @@ class Engine:
         Raises:
             ConfigError: an argument is invalid.
         """
-        defaults = self.bundle.manifest.defaults
         usual = self.provenance.usual_clip_skip
         given = given_fields(prompt, negative_prompt, options, usual)
-        values: dict[str, Any] = {
-            **defaults.model_dump(exclude={"sampler", "schedule"}),
-            "seed": random_seed(),
-            **given,
-        }
-        values["sampler"], values["schedule"] = resolve_names(
-            values.get("sampler", defaults.sampler),
-            values.get("schedule", None if "sampler" in given else defaults.schedule),
-        )
-        if given.get("image") is not None:
-            picture = values["image"] = read_picture("image", given["image"])
-            own = picture.size
-            if given.get("outpaint") is not None:
-                values["outpaint"] = FIELDS["outpaint"].checked(given["outpaint"])
-                values.setdefault("strength", OUTPAINT_STRENGTH)
-                own = values["outpaint"].size(*own)
-            if given.get("inpaint_area") != "masked":  # which is enlarged to the usual size
-                values |= {n: s for n, s in zip(_SIDES, own, strict=True) if n not in given}
-        if values.get("hires_model") is not None:
-            values.setdefault("hires_upscaler", MODEL_UPSCALER)
-        if values.get("variation_strength") and "variation_seed" not in values:
-            values["variation_seed"] = random_seed()
-        return Request(**values)
+        return with_defaults(given, self.bundle.manifest.defaults)
 
     def warm_up(
         self,
@@ -479,7 +364,7 @@ class Engine:
     @property
     def embeddings(self) -> tuple[Embedding, ...]:
         """The textual inversions that prompts may name, sorted by name."""
-        return self._pipeline.library.embeddings
+        return self._pipeline.library.resolve(None, self._pipeline.weights.embeddings())
 
     @property
     def skipped_embeddings(self) -> Mapping[str, str]:
@@ -504,6 +389,45 @@ class Engine:
         """
         self._pipeline.library.add(*embeddings)
 
+    @property
+    def loras(self) -> tuple[Lora, ...]:
+        """What is merged into the weights for requests that give no `loras`."""
+        return self._pipeline.weights.loras
+
+    def set_weights(
+        self,
+        *,
+        loras: Mapping[str | os.PathLike[str], Strength] | tuple[Lora, ...] | None = None,
+    ) -> None:
+        """Set what requests compute with that do not say it themselves; nothing is built again.
+
+        What is not given is the bundle's own from now on, as if it had never been set. Requests
+        that have begun, and those that `stream` goes on with, finish on the weights that they began
+        with.
+
+        Args:
+            loras: files of LoRAs and their kin, or folders that PEFT or diffusers wrote, with a
+                strength for each (0.8), or one for the text encoders and one for the U-Net
+                ((0.5, 0.8)), from -100 to 100; or what `loras` was. They are merged into the
+                weights of a bundle of target native, always anew into the bundle's own; their
+                order changes nothing. Prompts may name textual inversions inside them.
+
+        Raises:
+            ConfigError: an argument is invalid, or the bundle is of another target.
+            AdapterError: a LoRA is damaged, of another model, or not all of it can be applied. The
+                weights are as they were.
+        """
+        found = () if loras is None else FIELDS["loras"].checked(loras)
+        self._pipeline.weights.set_defaults(found)
+
+    def weights_of(self, request: Request) -> WeightSet:
+        """Return what a request's networks compute with: the bundle's weights, and what it gives.
+
+        Raises:
+            ConfigError, AdapterError: as for `set_weights`.
+        """
+        return self._pipeline.weights.of(request)[1]
+
     def encode(self, image: Any) -> Latents:
         """Return the mean latents of a picture, of any size that the bundle runs when padded.
 
@@ -517,11 +441,12 @@ class Engine:
             UnsupportedShapeError, OutOfMemoryError, NonFiniteError: as for `run`.
         """
         pixels = own_pixels(image)
-        size = padded_size(pixels.shape[1], pixels.shape[0], self._networks)
+        networks = WeightedNetworks(self._networks)
+        size = padded_size(pixels.shape[1], pixels.shape[0], networks)
         self.session.budget.check(*size)
         with self._turns.take():
             self._networks.require_own()
-            return encode_pixels(pixels, size, self._networks, self.provenance.model_hash)
+            return encode_pixels(pixels, size, networks, self.provenance.model_hash)
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
         """Return the picture [h,w,3] uint8 of latents that `encode` made with the same model.
@@ -530,11 +455,12 @@ class Engine:
             ConfigError: another model's VAE made them.
             UnsupportedShapeError, OutOfMemoryError, NonFiniteError: as for `run`.
         """
-        size = latents_size(latents, self._networks, self.provenance.model_hash)
+        networks = WeightedNetworks(self._networks)
+        size = latents_size(latents, networks, self.provenance.model_hash)
         self.session.budget.check(*size)
         with self._turns.take():
             self._networks.require_own()
-            return decode_latents(latents, self._networks)
+            return decode_latents(latents, networks)
 
     def forget_prompts(self) -> None:
         """Have the text encoders run again for prompts of earlier requests, as for measurements.

@@ -122,7 +122,7 @@ def read_adapter(
         _check_numbers(where, group)
     kinds = dict.fromkeys(change.kind for made in changes.values() for change in made)
     return Adapter(
-        _encodable(file.name),
+        file.name,
         _encodable(file.metadata.get("ss_output_name", "")[:200]),
         file.sha256,
         file.holder,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from sdengine.adapters.applied import NO_ADAPTERS, Applied
+from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.memory_budget import MemoryBudget
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import ConfigError
@@ -53,7 +53,6 @@ class SessionOptions:
         memory_bytes: the most memory that may be taken; None for what is free.
         low_memory: each network is freed once a request is done with it.
         device: number of the GPU, as CUDA counts them; None for the first, and without one.
-        adapters: merged into the weights; only for bundles of target native.
         vae_tiles: one of VAE_TILES: whether the VAE's largest maps are computed in parts.
     """
 
@@ -62,7 +61,6 @@ class SessionOptions:
     memory_bytes: int | None = None
     low_memory: bool = False
     device: int | None = None
-    adapters: Applied = NO_ADAPTERS
     vae_tiles: str = "auto"
 
 
@@ -84,15 +82,27 @@ class Session(Protocol):
     max_chunks: int | None
     works_after_fork: bool
 
-    def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
+    def load(
+        self,
+        network: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        weights: WeightSet = PRISTINE,
+    ) -> Module:
         """Load one network for the given input shapes.
+
+        Modules of the same shapes with other weights may be used in turns: each computes with its
+        own, whatever was loaded since.
 
         Args:
             network: the network's name in the manifest.
             shapes: shape of every input, by name.
+            weights: what is merged into the bundle's own.
 
         Raises:
             BundleError: the network is missing or damaged, or was not built for the shapes.
+            ConfigError: this backend computes with the bundle's own weights alone.
+            AdapterError: a file of the weights was overwritten, or the sum is not finite; modules
+                that were loaded before are as they were.
             OutOfMemoryError: the memory is not enough.
         """
         ...
@@ -149,6 +159,21 @@ def require_cpu_precision(precision: str) -> None:
     """
     if precision not in CPU_PRECISIONS:
         raise ConfigError.for_field("precision", precision, f"{', '.join(CPU_PRECISIONS)} on a CPU")
+
+
+def require_pristine(backend: str, network: str, weights: WeightSet) -> None:
+    """Refuse changed weights where a backend computes with those of the bundle alone.
+
+    Raises:
+        ConfigError: something is merged into the network's.
+    """
+    if weights.identity(network):
+        raise ConfigError.for_field(
+            "loras",
+            f"one for {network}",
+            f"none with backend {backend}",
+            "It computes with compiled weights; bundles of target native take LoRAs.",
+        )
 
 
 def require_no_device(backend: str, device: int | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import (
     DEFAULTS,
     Array,
@@ -18,6 +19,7 @@ from sdengine.backends.base import (
     SessionOptions,
     require_cpu_precision,
     require_no_device,
+    require_pristine,
 )
 from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
@@ -111,9 +113,15 @@ class OpenVinoSession:
         self._bundle = bundle
         self._threads = threads
 
-    def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
+    def load(
+        self,
+        network: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        weights: WeightSet = PRISTINE,
+    ) -> Module:
         """Read one network's IR, fix its shapes and compile it."""
-        xml, weights = _ir_files(self._bundle, network)
+        require_pristine("openvino", network, weights)
+        xml, file = _ir_files(self._bundle, network)
         core = _core()
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -123,7 +131,7 @@ class OpenVinoSession:
         if self._threads is not None:
             config["INFERENCE_NUM_THREADS"] = self._threads
         try:
-            model = core.read_model(str(xml), str(weights))
+            model = core.read_model(str(xml), str(file))
             model.reshape({name: list(shape) for name, shape in shapes.items()})
             if _bf16_attention_is_wrong(model) and config[_PRECISION_HINT] == "bf16":
                 _log.warning(

@@ -14,7 +14,7 @@ from sdengine.cli.embedding_options import (
     read_given,
     recorded_embeddings,
 )
-from sdengine.cli.lora_options import LORA_HELP, LORA_METAVAR, few_step_notes, parse_loras
+from sdengine.cli.lora_options import few_step_notes, lora_warnings
 from sdengine.cli.request_options import request_options
 from sdengine.cli.terminal import note, progress_bar, say, say_json
 from sdengine.errors import ConfigError
@@ -63,9 +63,6 @@ def generate(
     ] = False,
     fields: dict[str, Any],
     bundle: Annotated[str, typer.Option(metavar="PATH", help="Bundle, or demo.")] = "demo",
-    lora: Annotated[
-        list[str] | None, typer.Option("--lora", metavar=LORA_METAVAR, help=LORA_HELP)
-    ] = None,
     backend: Annotated[
         str, typer.Option(help="auto, or a name such as native or triton.")
     ] = "auto",
@@ -109,13 +106,12 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make images from a prompt. Values not given are the bundle's defaults; the seed is random."""
-    from sdengine.engine import load
     from sdengine.images.metadata import read_metadata
     from sdengine.images.png import check_output
+    from sdengine.loading import load
 
     memory_bytes = None if memory is None else parse_bytes("--memory", memory)
     given = read_given(fields.pop("embeddings", ()))
-    loras = parse_loras(lora)
     watched = _watched(preview, preview_every, preview_method, output, overwrite)
     options = {**fields, "prompt": _one_or_many(prompt)} if prompt else fields
     has_new_text = bool(options.keys() & {"prompt", "negative_prompt"})
@@ -147,8 +143,7 @@ def generate(
             memory_bytes,
             device,
             embeddings_folder,
-            loras,
-            vae_tiles,
+            vae_tiles=vae_tiles,
         ) as engine,
     ):
         engine.add_embeddings(*given)
@@ -157,9 +152,12 @@ def generate(
             options["embeddings"] = own
             for line in recorded.differences(engine.provenance):
                 note(f"warning: {line}")
-        for line in few_step_notes(engine, options):
+        request = engine.request(**options)
+        for line in few_step_notes(engine, request, options):
             note(f"note: {line}")
-        result = engine.generate(progress=_shown_by(bar, preview), **watched, **options)
+        for line in lora_warnings(recorded, request):
+            note(f"warning: {line}")
+        result = engine.run(request, progress=_shown_by(bar, preview), **watched)
     for line in (*result.warnings, *embedding_warnings(recorded, given, result)):
         note(f"warning: {line}")
     files = result.save(output, overwrite=overwrite)
@@ -223,6 +221,7 @@ def _merged(recorded: Metadata, options: dict[str, Any]) -> dict[str, Any]:
         fields.pop("batch_size", None)
     if options.keys() & {"clip_skip", WEB_UI_CLIP_SKIP}:
         fields = {name: fields[name] for name in fields.keys() - {"clip_skip", WEB_UI_CLIP_SKIP}}
+    fields.pop("loras", None)  # their files are given again, or it is said that they are not
     merged = {**fields, **options}
     if merged.get("outpaint") is not None and merged.get("inpaint_area") != "masked":
         # The size follows from the sides and the picture, of which either may be another now.

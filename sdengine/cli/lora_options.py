@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdengine.adapters.applied import Strength
     from sdengine.engine import Engine
+    from sdengine.images.metadata import Metadata
+    from sdengine.inputs.loras import Lora, Strength
+    from sdengine.request.request import Request
 
 LORA_HELP = (
     "LoRA or its kin, as often as there are; one strength is for all, two for text encoders and "
-    "U-Net. 1 if not given."
+    "U-Net. 1 if not given"
 )
 LORA_METAVAR = "FILE[:TEXT[:UNET]]"
 
@@ -39,15 +41,27 @@ def parse_loras(
     return found
 
 
-def few_step_notes(engine: Engine, given: Collection[str]) -> list[str]:
+def lora_warnings(recorded: Metadata | None, request: Request) -> list[str]:
+    """Say in a sentence where a recorded image was made with other LoRAs than are given."""
+    known = () if recorded is None else recorded.request_fields().get("loras") or ()
+    used = request.loras or ()
+    is_ours = recorded is not None and recorded.provenance.bundle_hash
+    if not is_ours or _weighty(known) == _weighty(used):
+        return []
+    then, now = (", ".join(map(str, loras)) or "no LoRA" for loras in (known, used))
+    return [f"the image was made with {then}, not with {now}, so the picture differs."]
+
+
+def few_step_notes(engine: Engine, request: Request, given: Collection[str]) -> list[str]:
     """Say how the LoRAs that are for few steps want to be sampled, where a request does not say.
 
     Args:
-        engine: with the LoRAs.
-        given: names of the fields that the request names.
+        engine: that runs the request.
+        request: with the LoRAs.
+        given: names of the fields that the caller names.
     """
     notes = []
-    for adapter, _, unet in engine.adapters:
+    for adapter, _, unet in engine.weights_of(request).loras:
         wanted = adapter.few_steps
         if wanted is None or not unet or {"sampler", "steps", "guidance_scale"} <= set(given):
             continue
@@ -57,6 +71,11 @@ def few_step_notes(engine: Engine, given: Collection[str]) -> list[str]:
             f"--guidance-scale {wanted.guidance_scale:g}."
         )
     return notes
+
+
+def _weighty(loras: Iterable[Lora]) -> list[tuple[str, float, float]]:
+    """Return what of LoRAs changes a picture, whatever their files are called and in any order."""
+    return sorted((one.sha256, one.text, one.unet) for one in loras if one.text or one.unet)
 
 
 def _split(option: str) -> list[str]:

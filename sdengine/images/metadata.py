@@ -11,17 +11,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeGuard
+from typing import Any
 
 from sdengine.errors import ConfigError
 from sdengine.images import comfyui, novelai
 from sdengine.images.exif_text import COMMENT, MAX_TEXT_BYTES
 from sdengine.images.picture_text import read_text
 from sdengine.images.pixel_text import pixel_text
-from sdengine.images.provenance import LoraUse, Provenance
+from sdengine.images.provenance import Provenance
 from sdengine.images.web_ui_text import parse_parameters
 from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
 from sdengine.request.request import JSON_VERSION, Request, read_fields
@@ -30,7 +30,6 @@ CHUNK = "sdengine"
 PARAMETERS = "parameters"
 FORMAT = JSON_VERSION
 _NAME = re.compile(r"[A-Za-z0-9_.+-]{1,60}( [A-Za-z0-9_.+-]{1,60}){0,20}")
-_MAX_LORAS = 100
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAMES = ("backend", "precision", "version", "processor")
 _GRAPH, _NOVELAI, _DESCRIPTION = "prompt", "Comment", "Description"
@@ -121,8 +120,6 @@ def describe_image(request: Request, provenance: Provenance) -> str:
         "version": provenance.version,
         "processor": provenance.processor,
     }
-    if provenance.loras:
-        content["loras"] = [asdict(one) for one in provenance.loras]
     if provenance.vae_in_bands:
         content["vae_in_bands"] = True
     return json.dumps(content, ensure_ascii=False)
@@ -237,24 +234,11 @@ def _from_chunk(text: str) -> Metadata:
         threads=threads if type(threads) is int and 1 <= threads <= 4096 else None,
         model_hash=_match(_SHA256, model.get("sha256")),
         bundle_hash=_match(_SHA256, content.get("bundle")),
-        loras=tuple(_loras(content.get("loras"))),
         vae_in_bands=content.get("vae_in_bands") is True,
     )
     fields = read_fields(request)
     used = tuple((one.name, one.sha256) for one in fields.get("embeddings") or ())
     return Metadata(fields, provenance, embeddings=used)
-
-
-def _loras(content: Any) -> Iterator[LoraUse]:
-    for one in content[:_MAX_LORAS] if isinstance(content, list) else ():
-        if isinstance(one, dict) and _match(_SHA256, one.get("sha256")):
-            name, text, unet = (one.get(key) for key in ("name", "text", "unet"))
-            if isinstance(name, str) and _is_strength(text) and _is_strength(unet):
-                yield LoraUse(name[:200], one["sha256"], float(text), float(unet))
-
-
-def _is_strength(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and value is not True and abs(value) <= 1000
 
 
 def _from_parameters(text: str) -> Metadata:

@@ -4,33 +4,11 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 # Vector instructions; results of networks differ between them.
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 _MAX_LINE_CHARACTERS = 1 << 16
-
-
-@dataclass(frozen=True)
-class LoraUse:
-    """A LoRA that was merged into the weights.
-
-    Args:
-        name: of its file.
-        sha256: of its content.
-        text, unet: strengths in the text encoders and in the U-Net.
-    """
-
-    name: str
-    sha256: str
-    text: float
-    unet: float
-
-    def __str__(self) -> str:
-        """Return a line such as "cat:0.8 (0123456789)"."""
-        strengths = f"{self.text:g}" if self.text == self.unet else f"{self.text:g}:{self.unet:g}"
-        return f"{self.name}:{strengths} ({self.sha256[:10]})"
 
 
 @dataclass(frozen=True)
@@ -45,7 +23,6 @@ class Provenance:
         model, model_hash: name and SHA-256 of the checkpoint; of the hash perhaps the first digits.
         bundle_hash: SHA-256 of the bundle's manifest.
         usual_clip_skip: what the web UI calls the layer that the checkpoint reads.
-        loras: known where the bundle is.
         vae_in_bands: whether the VAE is always computed in bands, which rounds differently; known
             where the bundle is.
     """
@@ -59,7 +36,6 @@ class Provenance:
     model_hash: str = ""
     bundle_hash: str = ""
     usual_clip_skip: int = 1
-    loras: tuple[LoraUse, ...] = ()
     vae_in_bands: bool = False
 
     def differences(self, now: Provenance) -> list[str]:
@@ -73,14 +49,6 @@ class Provenance:
             lines.append("the image was made with another bundle, so the picture will differ.")
         elif self.model_hash and not now.model_hash.startswith(self.model_hash):
             lines.append("the image was made with another model, so the picture will differ.")
-        if self.bundle_hash and _weighty(self.loras) != _weighty(now.loras):
-            then_used, now_used = (
-                ", ".join(map(str, used)) or "no LoRA" for used in (self.loras, now.loras)
-            )
-            lines.append(
-                f"the image was made with {then_used}, not with {now_used}, so the picture will "
-                "differ."
-            )
         if self.bundle_hash and self.vae_in_bands != now.vae_in_bands:
             then_used, now_used = (
                 f"--vae-tiles {'always' if one.vae_in_bands else 'auto'}" for one in (self, now)
@@ -95,11 +63,6 @@ class Provenance:
             if then and then != found:
                 lines.append(f"the image was made with {what} {then}, not {found}.")
         return lines
-
-
-def _weighty(loras: Iterable[LoraUse]) -> list[tuple[str, float, float]]:
-    """Return what of LoRAs changes a picture, whatever their files are called and in any order."""
-    return sorted((one.sha256, one.text, one.unet) for one in loras if one.text or one.unet)
 
 
 @functools.cache

@@ -12,13 +12,13 @@ from sdengine.inputs.resize import flattened, padded
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.decoding import decode
 from sdengine.pipeline.encoding import ENCODER, encoded
-from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.loaded_networks import WeightedNetworks
 from sdengine.pipeline.picture_start import next_size
 
 _WHITE = (255, 255, 255)
 
 
-def padded_size(width: int, height: int, networks: Networks) -> tuple[int, int]:
+def padded_size(width: int, height: int, networks: WeightedNetworks) -> tuple[int, int]:
     """Return the size at which a picture is encoded.
 
     Raises:
@@ -46,14 +46,14 @@ def own_pixels(image: object) -> Pixels:
 
 
 def encode_pixels(
-    pixels: Pixels, size: tuple[int, int], networks: Networks, model_hash: str
+    pixels: Pixels, size: tuple[int, int], networks: WeightedNetworks, model_hash: str
 ) -> Latents:
     """Return the mean latents of [h,w,3] pixels, padded to a size."""
     mean, _ = encoded(padded(pixels, *size), networks, StageClock())
     return Latents(mean[0], (pixels.shape[1], pixels.shape[0]), model_hash)
 
 
-def latents_size(latents: Latents, networks: Networks, model_hash: str) -> tuple[int, int]:
+def latents_size(latents: Latents, networks: WeightedNetworks, model_hash: str) -> tuple[int, int]:
     """Return the size at which latents are decoded.
 
     Raises:
@@ -80,7 +80,7 @@ def latents_size(latents: Latents, networks: Networks, model_hash: str) -> tuple
     return size
 
 
-def decode_latents(latents: Latents, networks: Networks) -> Pixels:
+def decode_latents(latents: Latents, networks: WeightedNetworks) -> Pixels:
     """Return the picture [h,w,3] of latents, cut to its size."""
     width, height = latents.size
     values = np.ascontiguousarray(latents.values[None], np.float32)

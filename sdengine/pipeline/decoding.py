@@ -16,7 +16,7 @@ from sdengine.bundle.tensors import require_tensors
 from sdengine.errors import ConfigError, NonFiniteError
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.latents import latents_shape
-from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.loaded_networks import WeightedNetworks
 from sdengine.pipeline.tiny_autoencoder import DECODER, decode_tiny, require_tiny
 
 PREVIEWS = ("linear", "tiny", "vae")
@@ -24,7 +24,7 @@ _PREVIEW_CELLS = 16  # the longer side of a preview, in latent cells
 
 
 def decode(
-    latents: NDArray[np.float32], networks: Networks, clock: StageClock
+    latents: NDArray[np.float32], networks: WeightedNetworks, clock: StageClock
 ) -> list[NDArray[np.uint8]]:
     """Decode images one after the other.
 
@@ -68,7 +68,7 @@ def _decoded_by_host(
 
 
 def preview(
-    clean: NDArray[np.float32], method: str, networks: Networks, clock: StageClock
+    clean: NDArray[np.float32], method: str, networks: WeightedNetworks, clock: StageClock
 ) -> NDArray[np.uint8]:
     """Show what latents are about.
 

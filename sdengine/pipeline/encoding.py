@@ -10,7 +10,7 @@ from sdengine.errors import NonFiniteError
 from sdengine.inputs.picture import Pixels
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.latents import latents_shape
-from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.loaded_networks import WeightedNetworks
 from sdengine.pipeline.seamless import MARGIN, continued, inner
 from sdengine.pipeline.tiny_autoencoder import encode_tiny
 
@@ -26,7 +26,7 @@ def in_range(pixels: Pixels) -> Array:
 
 def encoded(
     pixels: Pixels,
-    networks: Networks,
+    networks: WeightedNetworks,
     clock: StageClock,
     encode: str = "mean",
     seamless: str = "none",
@@ -36,7 +36,11 @@ def encoded(
 
 
 def encode_image(
-    images: Array, encode: str, networks: Networks, clock: StageClock, seamless: str = "none"
+    images: Array,
+    encode: str,
+    networks: WeightedNetworks,
+    clock: StageClock,
+    seamless: str = "none",
 ) -> tuple[Array, Array]:
     """Return mean and deviation [1,C,h,w] of an image's latents, as the U-Net sees them.
 

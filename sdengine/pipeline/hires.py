@@ -19,7 +19,7 @@ from sdengine.inputs.resize import nearest, padded, resized
 from sdengine.inputs.upscaler import Upscaler, UpscalerFile, open_upscaler, upscaled_to
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.encoding import ENCODER, encoded
-from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.loaded_networks import WeightedNetworks
 from sdengine.pipeline.picture_start import computed_size, exceeds
 from sdengine.pipeline.plan import Plan
 from sdengine.pipeline.regions import cut_regions
@@ -99,7 +99,7 @@ def enlarged(
     request: Request,
     latents: Sequence[Array],
     size: tuple[int, int],
-    networks: Networks,
+    networks: WeightedNetworks,
     clock: StageClock,
 ) -> tuple[Array, ...]:
     """Return what the second pass starts from.
@@ -176,7 +176,7 @@ def _by_pixels(
     request: Request,
     latents: Array,
     size: tuple[int, int],
-    networks: Networks,
+    networks: WeightedNetworks,
     clock: StageClock,
 ) -> Array:
     width, height = request.hires_size(request.width, request.height)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sdengine.pipeline.clock import StageClock
-from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.loaded_networks import WeightedNetworks
 from sdengine.pipeline.plan import Plan, Prepared
 from sdengine.pipeline.row_plan import RowPlan
 from sdengine.pipeline.steering import Steering, first_row
@@ -17,7 +17,7 @@ def load_steerings(
     plan: Plan,
     prepared: Prepared,
     row_plans: Sequence[RowPlan],
-    networks: Networks,
+    networks: WeightedNetworks,
     clock: StageClock,
 ) -> list[Steering]:
     """Load the networks of a plan's controls for each number of rows that they run with.

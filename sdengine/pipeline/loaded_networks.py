@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections import OrderedDict
+from dataclasses import dataclass
 
+from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import Module, Session
 from sdengine.backends.forks import ForkSafeLock, watch_forks
 from sdengine.bundle.reader import Bundle
@@ -15,8 +17,18 @@ from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.vae_tiles import VAE, VaeTiles, part_size
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """A module, and what tells its weights from others."""
+
+    module: Module
+    identity: str
+
+
 class Networks:
     """Load a bundle's networks on first use and keep those used last, while the budget has room.
+
+    Of each size the weights that were asked for last are kept.
 
     Args:
         bundle: an open bundle.
@@ -26,7 +38,7 @@ class Networks:
     def __init__(self, bundle: Bundle, session: Session) -> None:
         self.bundle = bundle
         self._session = session
-        self._loaded: dict[str, OrderedDict[tuple[int, ...], Module]] = {}
+        self._loaded: dict[str, OrderedDict[tuple[int, ...], _Loaded]] = {}
         self._loading = ForkSafeLock()
         self._closed = False
         self._is_parents = False
@@ -41,8 +53,11 @@ class Networks:
         *,
         sequence: int | None = None,
         clock: StageClock | None = None,
+        weights: WeightSet = PRISTINE,
     ) -> Module:
         """Return a network for a batch and an image size, loading it when needed.
+
+        A module that was returned before goes on with the weights that it was loaded with.
 
         Args:
             network: name in the manifest.
@@ -50,24 +65,28 @@ class Networks:
             height, width: image size in pixels.
             sequence: tokens of the prompt, of all its chunks; None is one chunk.
             clock: where the time of loading is counted.
+            weights: what is merged into the bundle's own.
         """
+        identity = weights.identity(network)
         with self._loading:
             if self._closed:
                 raise DeviceError("the engine was closed; load the bundle again.")
             shapes_loaded = self._loaded.setdefault(network, OrderedDict())
             length = self.bundle.manifest.architecture.text_encoders[0].chunk_length
             key = (batch, height, width, sequence or length)
-            if key in shapes_loaded:
-                shapes_loaded.move_to_end(key)
-                return shapes_loaded[key]
-            budget = self._session.budget
-            while shapes_loaded and not budget.has_room(network, len(shapes_loaded)):
-                # Not closed: another request may be in the middle of using it.
-                shapes_loaded.popitem(last=False)
-            with contextlib.nullcontext() if clock is None else clock.stage("load"):
-                module = self._load(network, *key)
-            shapes_loaded[key] = module
-            return module
+            found = shapes_loaded.get(key)
+            if found is None:
+                budget = self._session.budget
+                while shapes_loaded and not budget.has_room(network, len(shapes_loaded)):
+                    # Not closed: another request may be in the middle of using it.
+                    shapes_loaded.popitem(last=False)
+            if found is None or found.identity != identity:
+                with contextlib.nullcontext() if clock is None else clock.stage("load"):
+                    # What was loaded before stays where this fails.
+                    found = _Loaded(self._load(network, *key, weights), identity)
+                shapes_loaded[key] = found
+            shapes_loaded.move_to_end(key)
+            return found.module
 
     def release(self, *networks: str) -> None:
         """Forget some networks, so that their memory is free once nobody is using them."""
@@ -75,7 +94,15 @@ class Networks:
             for network in networks:
                 self._loaded.pop(network, None)
 
-    def _load(self, network: str, batch: int, height: int, width: int, sequence: int) -> Module:
+    def _load(
+        self,
+        network: str,
+        batch: int,
+        height: int,
+        width: int,
+        sequence: int,
+        weights: WeightSet,
+    ) -> Module:
         manifest = self.bundle.manifest
         if network in VAE and manifest.size_multiple is None:
             # Requests in tiles alone have sizes beyond these; previews have smaller ones.
@@ -84,11 +111,11 @@ class Networks:
             fitting = fitting if budget.needs else manifest.resolutions
             part = part_size(width, height, fitting)
             if part not in (None, (width, height)):
-                module = self._load(network, batch, part[1], part[0], sequence)
+                module = self._load(network, batch, part[1], part[0], sequence, weights)
                 return VaeTiles(module, (width, height), manifest.architecture.vae.downscale)
         sizes = {"batch": batch, "height": height, "width": width, "sequence": sequence}
         entry = self.bundle.network(network)
-        return self._session.load(network, resolve_shapes(network, entry.inputs, sizes))
+        return self._session.load(network, resolve_shapes(network, entry.inputs, sizes), weights)
 
     def after_fork(self) -> None:
         """Leave to the parent process what a child of it can neither use nor free."""
@@ -118,7 +145,36 @@ class Networks:
         with self._loading:
             self._closed = True
             for shapes_loaded in self._loaded.values():
-                for module in shapes_loaded.values():
-                    module.close()
+                for one in shapes_loaded.values():
+                    one.module.close()
             self._loaded.clear()
         self._session.close()
+
+
+class WeightedNetworks:
+    """The networks with the weights of one request.
+
+    Args:
+        networks: of the bundle.
+        weights: what is merged into the bundle's own.
+    """
+
+    def __init__(self, networks: Networks, weights: WeightSet = PRISTINE) -> None:
+        self.bundle = networks.bundle
+        self.weights = weights
+        self._networks = networks
+
+    def get(
+        self,
+        network: str,
+        batch: int,
+        height: int,
+        width: int,
+        *,
+        sequence: int | None = None,
+        clock: StageClock | None = None,
+    ) -> Module:
+        """Return a network; arguments as for `Networks.get`."""
+        return self._networks.get(
+            network, batch, height, width, sequence=sequence, clock=clock, weights=self.weights
+        )

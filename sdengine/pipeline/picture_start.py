@@ -22,7 +22,7 @@ from sdengine.pipeline.encoding import ENCODER, encode_image, encoded, in_range
 from sdengine.pipeline.inpainting import Inpainting, computed_part
 from sdengine.pipeline.known_part import KnownPart
 from sdengine.pipeline.latents import latents_shape
-from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.loaded_networks import WeightedNetworks
 from sdengine.pipeline.tiny_autoencoder import ENCODER as TINY_ENCODER
 from sdengine.pipeline.tiny_autoencoder import require_tiny
 from sdengine.request.picture_fields import FILES, PICTURES
@@ -159,7 +159,7 @@ class StartingPicture:
 
 
 def starting_picture(
-    request: Request, size: tuple[int, int], networks: Networks, clock: StageClock
+    request: Request, size: tuple[int, int], networks: WeightedNetworks, clock: StageClock
 ) -> StartingPicture:
     """Read, resize and encode a request's picture.
 
@@ -233,7 +233,7 @@ def masked_picture(
     picture: StartingPicture | None,
     request: Request,
     size: tuple[int, int],
-    networks: Networks,
+    networks: WeightedNetworks,
     clock: StageClock,
 ) -> MaskedPicture:
     """Return what an inpainting U-Net reads; without a mask everything may change.

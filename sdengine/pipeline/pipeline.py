@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sdengine.adapters.weight_set import WeightSet
 from sdengine.backends.base import Array, Module
 from sdengine.bundle.reader import Bundle
 from sdengine.images.provenance import Provenance
@@ -22,7 +23,7 @@ from sdengine.pipeline.encoding import ENCODER
 from sdengine.pipeline.hires import cut, enlarged, second_request, two_passes
 from sdengine.pipeline.latents import latents_shape, noise_of
 from sdengine.pipeline.loaded_controls import load_steerings
-from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.loaded_networks import Networks, WeightedNetworks
 from sdengine.pipeline.picture_start import (
     computed_size,
     masked_picture,
@@ -32,6 +33,7 @@ from sdengine.pipeline.picture_start import (
 )
 from sdengine.pipeline.plan import Plan, Prepared, Watch
 from sdengine.pipeline.regions import region_maps, region_shares, require_regions
+from sdengine.pipeline.request_weights import RequestWeights
 from sdengine.pipeline.row_plan import lay_out_rows
 from sdengine.pipeline.seamless import decode_seamless
 from sdengine.pipeline.tiled_unet import tile_grid, tile_warnings, tiled_unet, with_tiles
@@ -80,6 +82,7 @@ class Pipeline:
         self._low_memory = low_memory
         self._conditioner = TextConditioner(bundle, max_chunks)
         self.library = EmbeddingLibrary(self._conditioner.planner)
+        self.weights = RequestWeights(bundle)
         noise_schedule = NoiseSchedule.from_config(bundle.manifest.architecture.scheduler)
         # What follows from a few fields of a request is often the same for the next one; nobody
         # writes to it.
@@ -103,20 +106,22 @@ class Pipeline:
         if request.decoder == "tiny":
             require_tiny(self._manifest, DECODER, "decoder")
         request = with_tiles(request, self._manifest)
-        plan = self._plan_pass(request)
+        request, weights = self.weights.of(request)
+        plan = self._plan_pass(request, weights)
         if request.hires is not None:
-            plan = two_passes(plan, self._plan_pass(second_request(request, self._manifest)))
+            second = second_request(request, self._manifest)
+            plan = two_passes(plan, self._plan_pass(second, weights))
         used = tuple(dict.fromkeys(e for one in plan.passes for e in one.prompts.embeddings))
         warnings = (*plan.warnings, *unused_embeddings(request, used))
         warnings += tile_warnings(request, [one.tiles for one in plan.passes])
-        if request.embeddings is not None or self.library.embeddings:
+        if request.embeddings is not None or self.library.embeddings or used:
             request = replace(request, embeddings=used)
         plan = replace(plan, request=request, warnings=warnings)
         for line in plan.warnings:
             _log.info("%s", line)
         return plan
 
-    def _plan_pass(self, request: Request) -> Plan:
+    def _plan_pass(self, request: Request, weights: WeightSet) -> Plan:
         sampler, schedule = request.sampler, request.schedule
         size = computed_size(request, self._manifest)
         tiles = tile_grid(request, size, self._manifest)
@@ -125,7 +130,8 @@ class Pipeline:
         options = _sampler_options(request)
         program = self._program(sampler, schedule, steps, options=options, first=first)
         is_distilled = self._manifest.architecture.unet.guidance_embed_dim is not None
-        embeddings = self.library.resolve(request.embeddings)
+        inside = self.weights.embeddings(weights)
+        embeddings = self.library.resolve(request.embeddings, inside)
         prompts = self._prompts(
             request.prompts,
             request.negative_prompts,
@@ -156,6 +162,7 @@ class Pipeline:
             tuple(controls),
             coders,
             tiles,
+            weights,
         )
 
     def forget_prompts(self) -> None:
@@ -194,30 +201,33 @@ class Pipeline:
         return result
 
     def _condition(self, plan: Plan, clock: StageClock) -> Conditioning:
-        kept = self._conditionings.find(plan.prompts.identity)
+        encoders = [one.network for one in self._manifest.architecture.text_encoders]
+        key = (plan.prompts.identity, *(plan.weights.identity(network) for network in encoders))
+        kept = self._conditionings.find(key)
         if kept is not None:
             return kept
         width, height = plan.size
+        networks = self._networks_of(plan)
 
         def get_encoder(network: str, rows: int) -> Module:
-            module = self._networks.get(network, rows, height, width, clock=clock)
+            module = networks.get(network, rows, height, width, clock=clock)
             return clock.timed("text_encoder", module)
 
         conditioning = self._conditioner.encode(plan.prompts, get_encoder)
-        self._conditionings.keep(plan.prompts.identity, conditioning)
-        encoders = self._manifest.architecture.text_encoders
-        self._done_with(*(encoder.network for encoder in encoders))
+        self._conditionings.keep(key, conditioning)
+        self._done_with(*encoders)
         return conditioning
 
     def _prepare(self, plan: Plan, clock: StageClock) -> Prepared:
         """Run what a request's trajectories have in common."""
         conditioning = self._condition(plan, clock)
         request, task = plan.request, self._manifest.architecture.task
+        networks = self._networks_of(plan)
         picture = left_out = extra = None
         if request.image is not None and request.image.is_given:
-            picture = starting_picture(request, plan.size, self._networks, clock)
+            picture = starting_picture(request, plan.size, networks, clock)
         if task == "inpainting":
-            left_out = masked_picture(picture, request, plan.size, self._networks, clock)
+            left_out = masked_picture(picture, request, plan.size, networks, clock)
         elif request.depth is not None:
             shape = latents_shape(self._manifest.architecture, 1, *plan.size[::-1])
             extra = depth_channel(request.depth, shape[2], shape[3], invert=request.depth_invert)
@@ -263,14 +273,15 @@ class Pipeline:
             yield from _held(step, clock)
         self._done_with("unet", *plan.control_networks)
         check_cancelled(watch.cancel)
-        given = enlarged(plan.request, latents, second.size, self._networks, clock)
+        given = enlarged(plan.request, latents, second.size, self._networks_of(plan), clock)
         self._done_with("vae_decoder")
         return replace(self._prepare(second, clock), given=given)
 
     def _decode(self, plan: Plan, step: Step, clock: StageClock) -> list[NDArray[np.uint8]]:
         assert step.latents is not None  # it is the last one of its images
         seamless, decoder = plan.request.seamless, plan.request.decoder
-        return decode_seamless(step.latents, seamless, self._networks, clock, decoder)
+        networks = self._networks_of(plan)
+        return decode_seamless(step.latents, seamless, networks, clock, decoder)
 
     def _chunk_steps(
         self,
@@ -322,7 +333,7 @@ class Pipeline:
         request, conditioning = plan.request, prepared.conditioning
         row_plans = self._row_plans(plan.prompts.steps, chunk, plan.guided)
         counts = dict.fromkeys(len(rows.rows) for rows in row_plans)
-        steerings = load_steerings(plan, prepared, row_plans, self._networks, clock)
+        steerings = load_steerings(plan, prepared, row_plans, self._networks_of(plan), clock)
         shares = None
         if prepared.regions is not None:
             parts = [len(plan.prompts.rows(0)[image][1]) for image in chunk]
@@ -353,7 +364,7 @@ class Pipeline:
             tile = None if plan.tiles.is_whole else plan.unet_size
             extra = None if extra is None else plan.tiles.tiles[0].of(extra)
         sequence = conditioning.prompt_embeds.shape[1]
-        unet = self._networks.get("unet", rows, *size, sequence=sequence, clock=clock)
+        unet = self._networks_of(plan).get("unet", rows, *size, sequence=sequence, clock=clock)
         return UNetInputs(
             unet,
             architecture.unet,
@@ -369,14 +380,18 @@ class Pipeline:
     ) -> Step:
         program, k, clean = plan.program, evaluation.index, evaluation.clean
         count = len(program.t)
+        networks = self._networks_of(plan)
         return Step(
             index=plan.steps_before + plan.chunks.index(chunk) * count + k,
             total=plan.steps_before + len(plan.chunks) * count + plan.steps_after,
             timestep=float(program.t[k]),
             sigma=float(program.sigma[k]),
             latents=evaluation.latents,
-            preview=None if clean is None else preview(clean, watch.preview, self._networks, clock),
+            preview=None if clean is None else preview(clean, watch.preview, networks, clock),
         )
+
+    def _networks_of(self, plan: Plan) -> WeightedNetworks:
+        return WeightedNetworks(self._networks, plan.weights)
 
     def _done_with(self, *networks: str) -> None:
         if self._low_memory:
@@ -406,7 +421,7 @@ def _warnings(prompts: PromptPlan) -> tuple[str, ...]:
     return (
         tuple(
             f"prompt: {tag} is not applied: a prompt loads no networks, and the picture is made "
-            "without. LoRAs are given when a bundle is loaded: loras={...}, or --lora."
+            "without. LoRAs are given beside it: loras={...}, or --lora."
             for tag in named + more
         )
         + tuple(prompts.skipped)[:_MAX_NAMED]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
+from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import Array
 from sdengine.errors import ConfigError
 from sdengine.inputs.embeddings import Embedding
@@ -37,6 +38,7 @@ class Plan:
         coders: the networks that encode and decode, beside the VAE decoder.
         tiles: of the latents that the U-Net runs on one after the other; None for all at once, as
             they are.
+        weights: of the networks.
         second: the plan of the pass that goes on with its result, if there is one.
         steps_before, steps_after: evaluations of passes before it and after it.
     """
@@ -51,6 +53,7 @@ class Plan:
     controls: tuple[PlannedControl, ...] = ()
     coders: tuple[str, ...] = ()
     tiles: TileGrid | None = None
+    weights: WeightSet = PRISTINE
     second: Plan | None = None
     steps_before: int = 0
     steps_after: int = 0

@@ -19,7 +19,7 @@ from sdengine.errors import ConfigError
 from sdengine.inputs.picture import Pixels
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.decoding import decode
-from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.loaded_networks import WeightedNetworks
 from sdengine.pipeline.tiny_autoencoder import decode_tiny
 from sdengine.request.request import Request
 
@@ -107,7 +107,7 @@ def vae_size(size: tuple[int, int], seamless: str, cell: int) -> tuple[int, int]
 def decode_seamless(
     latents: Array,
     seamless: str,
-    networks: Networks,
+    networks: WeightedNetworks,
     clock: StageClock,
     decoder: str = "vae",
 ) -> list[Pixels]:

@@ -11,14 +11,16 @@ from sdengine.bundle.tensors import require_tensors
 from sdengine.errors import ConfigError, NonFiniteError
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.latents import latents_shape
-from sdengine.pipeline.loaded_networks import Networks
+from sdengine.pipeline.loaded_networks import WeightedNetworks
 
 DECODER, ENCODER = "tiny_decoder", "tiny_encoder"
 _BOUND = np.float32(3)  # what the network was trained to read lies between minus and plus this
 Array = NDArray[np.float32]
 
 
-def decode_tiny(latents: Array, networks: Networks, clock: StageClock) -> list[NDArray[np.uint8]]:
+def decode_tiny(
+    latents: Array, networks: WeightedNetworks, clock: StageClock
+) -> list[NDArray[np.uint8]]:
     """Decode latents [B,C,h,w], as the U-Net has them, to an array [H,W,3] uint8 each.
 
     Raises:
@@ -42,7 +44,7 @@ def decode_tiny(latents: Array, networks: Networks, clock: StageClock) -> list[N
     return found
 
 
-def encode_tiny(images: Array, networks: Networks, clock: StageClock) -> Array:
+def encode_tiny(images: Array, networks: WeightedNetworks, clock: StageClock) -> Array:
     """Return latents [1,C,h,w], as the U-Net has them, of an image [1,3,H,W] in [-1,1].
 
     Raises:

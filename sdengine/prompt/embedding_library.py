@@ -66,21 +66,30 @@ class EmbeddingLibrary:
                 (*left, *skipped),
             )
 
-    def resolve(self, embeddings: tuple[Embedding, ...] | None) -> tuple[Embedding, ...]:
+    def resolve(
+        self, embeddings: tuple[Embedding, ...] | None, also: Collection[Embedding] = ()
+    ) -> tuple[Embedding, ...]:
         """Return the embeddings of a request, in place of records those that they are of.
 
         Args:
             embeddings: of the request; None means all that are held.
+            also: held for this request alone; of one name, what was added counts.
 
         Raises:
-            ConfigError: one is only a record, and its file is not held.
+            ConfigError: one is only a record, and its file is not held; or one of the others is
+                not for this bundle.
         """
+        held = self.embeddings
+        if also:
+            for one in also:
+                encoder_vectors(self._planner.architecture, one)
+            held = tuple({self._key(one): one for one in (*also, *held)}.values())
         if embeddings is None:
-            return self.embeddings
-        return tuple(one if one.is_given else self._of_record(one) for one in embeddings)
+            return held
+        return tuple(one if one.is_given else self._of_record(one, held) for one in embeddings)
 
-    def _of_record(self, record: Embedding) -> Embedding:
-        same = [one for one in self.embeddings if one.sha256 == record.sha256]
+    def _of_record(self, record: Embedding, held: Collection[Embedding]) -> Embedding:
+        same = [one for one in held if one.sha256 == record.sha256]
         for one in same:
             if one.name == record.name or len(same) == 1:
                 return Embedding(record.name, one.sha256, one.parts, one.file)

@@ -53,6 +53,7 @@ class RequestOptions(TypedDict, total=False):
     emphasis: str | None
     clip_skip: int | None
     embeddings: Any
+    loras: Any
     decoder: str | None
     image: Any
     strength: float | None

@@ -37,6 +37,7 @@ from sdengine.request.hires_fields import MAX_SIDE, MAX_STEPS
 from sdengine.request.picture_fields import FILES, OPTIONS_OF, PICTURES, PictureFields
 from sdengine.request.region import REGION_OPTIONS, RegionFields, read_regions
 from sdengine.request.tile_fields import TILE_OPTIONS, TileFields
+from sdengine.request.weight_fields import WeightFields, read_lora_records
 
 MAX_BATCH = 256
 MAX_SEED = 2**64 - 1
@@ -58,7 +59,7 @@ _NAME = Name("a name; `sdengine samplers` lists them")
 
 
 @dataclass(frozen=True)
-class Request(PictureFields, RegionFields, TileFields):
+class Request(PictureFields, RegionFields, TileFields, WeightFields):
     """One request for images, from noise or from a picture; constructing it checks every field.
 
     Args:
@@ -383,6 +384,10 @@ class Request(PictureFields, RegionFields, TileFields):
             del values["embeddings"]  # as releases wrote it that knew none
         else:
             values["embeddings"] = [embedding.record() for embedding in self.embeddings]
+        if self.loras is None:
+            del values["loras"]  # as releases wrote it that knew none
+        else:
+            values["loras"] = [lora.record() for lora in self.loras]
         if self.seamless == "none":
             del values["seamless"]
         if not self.tiled_diffusion:
@@ -447,6 +452,8 @@ def read_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("embeddings") is not None:
         found = read_embedding_records("embeddings", values["embeddings"])
         values = {**values, "embeddings": found}
+    if values.get("loras") is not None:
+        values = {**values, "loras": read_lora_records("loras", values["loras"])}
     request = Request(**values)
     return {name: getattr(request, name) for name in values}
 

@@ -18,14 +18,17 @@ from support.adapters import Array, draw, write
 from tolerances import assert_close
 
 import sdengine
-from sdengine.adapters.applied import Strength, read_loras
 from sdengine.adapters.changes import merged_weights
+from sdengine.adapters.library import AdapterLibrary
 from sdengine.backends.base import SessionOptions
 from sdengine.backends.native.backend import NativeBackend
 from sdengine.bundle.reader import open_bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import AdapterError, ConfigError
+from sdengine.inputs.loras import Strength
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
+from sdengine.request.request import Request
+from sdengine.request.weight_fields import Loras
 from sdengine.storage.tensor_file import map_tensors, to_float32
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -106,11 +109,46 @@ def test_pictures_with_loras(files: list[Path], tmp_path: Path) -> None:
     assert pixels({one: 0.0}) == pixels({}) == plain
 
 
+def test_weights_belong_to_the_request(files: list[Path]) -> None:
+    one, two = files
+    fields: dict[str, Any] = {"seed": 3, "steps": 2, "width": 64, "height": 64}
+    wanted = {name: pixels(loras) for name, loras in (("", {}), ("1", {one: 1}), ("2", {two: 1}))}
+    with sdengine.load("demo", precision="fp32") as engine:
+
+        def made(**weights: Any) -> bytes:
+            array: Array = engine.generate("a red circle", **fields, **weights).arrays[0]
+            return array.tobytes()
+
+        assert made(loras={one: 1}) == wanted["1"]
+        assert made() == wanted[""]
+        engine.set_weights(loras={two: 1})
+        assert made() == wanted["2"] and made(loras={}) == wanted[""]
+        with pytest.raises(AdapterError, match="missing"):
+            engine.set_weights(loras={one.with_name("missing.pt"): 1})
+        assert made() == wanted["2"]
+        request = engine.request("a red circle", loras={one: 1}, **fields)
+        again = Request.from_json(request.to_json())
+        assert engine.run(again).arrays[0].tobytes() == wanted["1"]  # its file was given before
+        engine.set_weights()
+        assert made() == wanted[""]
+        streams = [
+            engine.stream("a red circle", loras=one_set, **fields)
+            for one_set in ({one: 1}, {}, {two: 1})
+        ]
+        steps = [list(step) for step in zip(*streams, strict=True)]
+        results = [step.result for step in steps[-1]]
+        found = [result.arrays[0].tobytes() for result in results if result is not None]
+        assert found == [wanted["1"], wanted[""], wanted["2"]]
+    with sdengine.load("demo") as engine, pytest.raises(ConfigError, match="only known by its"):
+        engine.run(again)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_native_unet_with_loras_is_that_of_the_merged_weights(
     files: list[Path], precision: str
 ) -> None:
-    applied = read_loras(BUNDLE, {files[0]: 0.7, files[1]: (0.0, -0.4)})
+    given = Loras()("loras", {files[0]: 0.7, files[1]: (0.0, -0.4)})
+    applied = AdapterLibrary(BUNDLE).weight_set(given)
     merged = merged_weights(weights("unet"), applied.changes("unet"))
     unet = UNet2DConditionModel(UNetConfig.from_dict(BUNDLE.manifest.architecture.unet.config))
     state = {n: torch.from_numpy(to_float32(merged[n]).copy()) for n in unet.state_dict()}
@@ -122,11 +160,11 @@ def test_a_native_unet_with_loras_is_that_of_the_merged_weights(
     }
     with torch.no_grad():
         wanted = unet.eval()(*(torch.from_numpy(value) for value in inputs.values())).numpy()
-    session = NativeBackend().open(BUNDLE, SessionOptions(precision, adapters=applied))
+    session = NativeBackend().open(BUNDLE, SessionOptions(precision))
     entry = BUNDLE.network("unet")
     sides = {"batch": 1, "width": 64, "height": 64, "sequence": 77}
     shapes = resolve_shapes("unet", entry.inputs, sides)
-    module = session.load("unet", shapes)
+    module = session.load("unet", shapes, applied)
     (found,) = module.run(inputs).values()
     if precision == "fp32":
         assert_close("native network", "float32", found, wanted)
@@ -157,7 +195,7 @@ def test_packed_weights_with_loras_are_not_kept(
 def test_metadata_names_the_loras(files: list[Path], tmp_path: Path, run: Run) -> None:
     (saved,) = picture({files[0]: (0.5, 0.8)}).save(tmp_path / "a.png")
     with Image.open(saved) as image:
-        (told,) = json.loads(image.info["sdengine"])["loras"]
+        (told,) = json.loads(image.info["sdengine"])["request"]["loras"]
     assert told.items() >= {"name": "1", "text": 0.5, "unet": 0.8}.items()
     other = run("generate", "--from", "a.png", "-o", "other.png")
     assert other.returncode == 0
@@ -184,8 +222,9 @@ def test_arguments_are_checked_first(loras: Any) -> None:
 
 
 def test_what_cannot_be_applied_is_refused_at_load(tmp_path: Path, tiny: Path) -> None:
+    good = make(tmp_path / "good.safetensors", 3)
     with pytest.raises(ConfigError, match=r"loras: 'openvino' is not accepted.*target native"):
-        sdengine.load(tiny, loras={tmp_path / "missing.safetensors": 1.0})
+        sdengine.load(tiny, loras={good: 1.0})
     with pytest.raises(AdapterError, match="missing"):
         sdengine.load("demo", loras={tmp_path / "missing.safetensors": 1.0})
     write(tmp_path / "odd.safetensors", {"lora_unet_nowhere.lora_up.weight": draw(2, 2)})

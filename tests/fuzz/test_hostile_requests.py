@@ -16,8 +16,9 @@ from support.tiny_bundle import make_tiny_bundle
 from sdengine.backends.base import SessionOptions
 from sdengine.bundle.manifest import Manifest
 from sdengine.bundle.reader import Bundle
-from sdengine.engine import Engine, load
+from sdengine.engine import Engine
 from sdengine.errors import SdengineError
+from sdengine.loading import load
 from sdengine.request.request import FIELDS, Request
 
 ANYTHING = (

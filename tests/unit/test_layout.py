@@ -25,6 +25,7 @@ RUN_TIME = (
     "images",
     "pipeline",
     "engine",
+    "loading",
 )
 BUILD_TIME = (
     "kernels",
@@ -45,6 +46,7 @@ AT_THE_ROOT = {
     "README.md",
     "engine.py",
     "errors.py",
+    "loading.py",
     "py.typed",
     "version.py",
 }

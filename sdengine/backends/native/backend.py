@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from sdengine.adapters.changes import merged_weights
+from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import (
     DEFAULTS,
     Array,
@@ -117,20 +118,24 @@ class NativeSession:
         require_no_device(NativeBackend.name, options.device)
         check_memory_bytes(options.memory_bytes)
         self.precision = options.precision
-        self._adapters = options.adapters
         self._bundle = bundle
         self._threads = options.threads or usable_processors().threads
         self._budget = NativeBudget(bundle, options, chosen_isa())
         self.budget: MemoryBudget = self._budget
 
-    def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
+    def load(
+        self,
+        network: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        weights: WeightSet = PRISTINE,
+    ) -> Module:
         """Lay one network out for its shapes and map its packed weights."""
         limit = self._budget.weight_limits.get(network)
         prepared = prepare(self._bundle, network, shapes, self.precision, chosen_isa(), limit)
         entry = self._bundle.network(network)
         specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
-        weights = merged_weights(prepared.weights, self._adapters.changes(network))
-        packed = packed_weights(network, prepared.source, prepared.packing, weights, self._adapters)
+        merged = merged_weights(prepared.weights, weights.changes(network))
+        packed = packed_weights(network, prepared.source, prepared.packing, merged, weights)
         sides = symbol_sizes(entry.inputs, shapes)
         size = (sides.get("width", 0), sides.get("height", 0))
         if (plan := self._budget.bands(network, prepared, size)) is not None:

@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from numpy.typing import NDArray
 
-from sdengine.adapters.applied import NO_ADAPTERS, Applied
+from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.forks import ForkSafeLock
 from sdengine.backends.native.packing import Packing, pack, packed_bytes, packed_kinds
 from sdengine.errors import BundleError
@@ -50,7 +50,7 @@ def packed_weights(
     source: HashedFile,
     packing: Packing,
     weights: Mapping[str, Array],
-    adapters: Applied = NO_ADAPTERS,
+    adapters: WeightSet = PRISTINE,
 ) -> PackedWeights:
     """Return the packed weights of a network: those in use, or the file's, or made now.
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdengine import _native
-from sdengine.backends.base import Module
+from sdengine.adapters.weight_set import PRISTINE, WeightSet
+from sdengine.backends.base import Module, require_pristine
 from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds, check_memory_bytes
 from sdengine.backends.tensorrt.arena import (
     Region,
@@ -85,8 +86,9 @@ class TensorRtSession:
         self._own: weakref.WeakValueDictionary[str, SharedArena] = weakref.WeakValueDictionary()
         self._kept: list[GpuEngine] = []  # unless memory is low, until the session is closed
 
-    def load(self, network: str, shapes: Shapes) -> Module:
+    def load(self, network: str, shapes: Shapes, weights: WeightSet = PRISTINE) -> Module:
         """Open one network's engine at the profile of an image size with the fewest rows."""
+        require_pristine(self.bundle.manifest.target, network, weights)
         entry = self.bundle.network(network)
         arena = self._opened_arena()
         engine = self._engine(network)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import (
     DEFAULTS,
     Array,
@@ -17,6 +18,7 @@ from sdengine.backends.base import (
     SessionOptions,
     require_cpu_precision,
     require_no_device,
+    require_pristine,
 )
 from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
@@ -153,8 +155,14 @@ class TorchSession:
         self._threads = threads
         self._modules: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
 
-    def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
+    def load(
+        self,
+        network: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        weights: WeightSet = PRISTINE,
+    ) -> Module:
         """Build one network's module and give it its weights."""
+        require_pristine("torch", network, weights)
         entry = self.bundle.network(network)
         dtype = self.dtype_of(network)
         try:

@@ -13,8 +13,8 @@ from support.adapters import LINEAR, Array, draw, flat, merge_all, read, shape_o
 from tolerances import assert_close
 
 from sdengine.adapters.adapter import Adapter
-from sdengine.adapters.applied import Applied
 from sdengine.adapters.changes import merged_weights
+from sdengine.adapters.weight_set import WeightSet
 from sdengine.errors import AdapterError
 from sdengine.storage.tensor_file import to_bf16_bits, to_float32
 
@@ -107,10 +107,10 @@ def test_text_and_image_have_strengths_of_their_own(tmp_path: Path) -> None:
         f"{flat(LINEAR)}.lora_up.weight": draw(SHAPE[0], 2),
     }
     adapter = read(tmp_path, tensors)
-    applied = Applied(((adapter, 0.5, -2.0),))
+    applied = WeightSet(((adapter, 0.5, -2.0),))
     assert [s for _, s in applied.changes("text_encoder")[f"{text}.weight"]] == [0.5]
     assert [s for _, s in applied.changes("unet")[PARAMETER]] == [-2.0]
-    silent = Applied(((adapter, 0.0, 1.0),))
+    silent = WeightSet(((adapter, 0.0, 1.0),))
     assert not silent.changes("text_encoder") and not silent.identity("text_encoder")
     names = [a.identity(n) for a in (applied, silent) for n in ("unet", "text_encoder")]
     assert len(set(names)) == len(names)

@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from support.tiny_bundle import HIDDEN, make_tiny_bundle
 
 import sdengine
-from sdengine.engine import Engine, load
+from sdengine.engine import Engine
 from sdengine.errors import ConfigError
 from sdengine.images.metadata import CHUNK, read_metadata
 from sdengine.images.result import Result
 from sdengine.inputs.embedding_files import read_embeddings
 from sdengine.inputs.embeddings import Embedding
+from sdengine.loading import load
 from sdengine.request.request import Request
 
 OPTIONS: dict[str, Any] = {"seed": 3, "steps": 2, "sampler": "euler"}

@@ -15,7 +15,7 @@ from support.tiny_bundle import vae_decoder_reference as vae_decoder
 
 import sdengine
 from sdengine.bundle.manifest import MERGES_FILE, VOCAB_FILE
-from sdengine.engine import Engine, load
+from sdengine.engine import Engine
 from sdengine.errors import (
     BundleError,
     ConfigError,
@@ -24,6 +24,7 @@ from sdengine.errors import (
     UnsupportedShapeError,
 )
 from sdengine.images.result import Step
+from sdengine.loading import load
 from sdengine.prompt.tokenizer import ClipTokenizer
 from sdengine.samplers import NoiseSchedule, build_program
 from sdengine.samplers.noise import CpuGenerator

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from support.tiny_bundle import make_tiny_bundle
 
-from sdengine.engine import Engine, load
+from sdengine.engine import Engine
 from sdengine.errors import Cancelled, ConfigError, UnsupportedShapeError
 from sdengine.images.result import Result, Step
+from sdengine.loading import load
 from sdengine.request.request import Request
 
 

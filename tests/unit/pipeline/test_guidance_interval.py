@@ -13,7 +13,8 @@ from support.tiny_bundle import unet_reference as unet
 from support.tiny_bundle import vae_decoder_reference as vae_decoder
 
 from sdengine.backends.base import Module
-from sdengine.engine import Engine, load
+from sdengine.engine import Engine
+from sdengine.loading import load
 from sdengine.pipeline.loaded_networks import Networks
 from sdengine.pipeline.row_plan import lay_out_rows
 from sdengine.prompt.plan import ImageRows

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.tiny_bundle import make_tiny_bundle
 
+from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.memory_budget import MemoryBudget
 from sdengine.bundle.reader import open_bundle
 from sdengine.errors import BundleError, DeviceError
@@ -28,7 +29,9 @@ class RecordingSession:
         self.modules_closed = 0
         self.closed = 0
 
-    def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    def load(
+        self, network: str, shapes: Mapping[str, tuple[int, ...]], weights: WeightSet = PRISTINE
+    ) -> Any:
         self.loaded.append((network, shapes))
         return SimpleNamespace(close=self._close_module)
 

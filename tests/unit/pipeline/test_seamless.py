@@ -14,10 +14,11 @@ from support.tiny_bundle import make_tiny_bundle
 import sdengine
 from sdengine.backends.native.memory_limit import NativeBudget
 from sdengine.cli.main import main
-from sdengine.engine import Engine, load
+from sdengine.engine import Engine
 from sdengine.errors import ConfigError
 from sdengine.images.metadata import read_metadata
 from sdengine.images.web_ui_text import parse_parameters
+from sdengine.loading import load
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.encoding import encoded
 from sdengine.pipeline.seamless import (

@@ -15,9 +15,10 @@ import sdengine
 from sdengine.backends.native.memory_limit import NativeBudget
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.cli.main import main
-from sdengine.engine import Engine, load
+from sdengine.engine import Engine
 from sdengine.errors import ConfigError, OutOfMemoryError, UnsupportedShapeError
 from sdengine.images.metadata import read_metadata
+from sdengine.loading import load
 from sdengine.pipeline.vae_tiles import VaeTiles, part_size
 from sdengine.request.request import Request
 

@@ -10,8 +10,9 @@ import pytest
 from support.tiny_bundle import make_tiny_bundle
 
 import sdengine
-from sdengine.engine import Engine, load
+from sdengine.engine import Engine
 from sdengine.errors import ConfigError, UnsupportedShapeError
+from sdengine.loading import load
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import DEFAULTS, Module, Session, SessionOptions
 from sdengine.backends.device_protocols import inputs_zero_unless_given
 from sdengine.backends.native.backend import NativeBackend
@@ -63,8 +64,13 @@ class _UNetSession:
         self.precision, self.budget = session.precision, session.budget
         self._session, self._replace = session, replace
 
-    def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
-        module = self._session.load(network, shapes)
+    def load(
+        self,
+        network: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        weights: WeightSet = PRISTINE,
+    ) -> Module:
+        module = self._session.load(network, shapes, weights)
         return self._replace(module) if network == "unet" else module
 
     def close(self) -> None:

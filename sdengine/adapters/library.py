@@ -1,0 +1,72 @@
+"""Adapter library: the files that a bundle's requests gave, read and checked once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from sdengine.adapters.adapter import Adapter, read_adapter
+from sdengine.adapters.modules import Module, bundle_modules
+from sdengine.adapters.weight_set import PRISTINE, WeightSet
+from sdengine.errors import AdapterError, ConfigError
+from sdengine.inputs.loras import Lora, find_lora
+
+if TYPE_CHECKING:
+    from sdengine.bundle.reader import Bundle
+
+# They are mapped: what is kept of one is a few kilobytes for each layer that it changes.
+_MAX_KEPT = 100
+
+
+class AdapterLibrary:
+    """Make weight sets of what requests give. To be used by one thread at a time.
+
+    Args:
+        bundle: that the adapters must fit.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._modules: list[Module] | None = None
+        self._kept: OrderedDict[str, Adapter] = OrderedDict()
+
+    def weight_set(self, loras: Collection[Lora]) -> WeightSet:
+        """Read what was not read yet, check all of it, and return the set; nothing is merged yet.
+
+        Raises:
+            ConfigError: the bundle is of a target whose weights cannot be changed, or only the
+                record of a LoRA is given and its file was never.
+            AdapterError: a file cannot be applied; see `read_adapter`.
+            BundleError: the bundle is damaged.
+        """
+        if not loras:
+            return PRISTINE
+        if self._modules is None:
+            self._modules = bundle_modules(self._bundle)
+        return WeightSet(tuple((self._adapter(one), one.text, one.unet) for one in loras))
+
+    def _adapter(self, lora: Lora) -> Adapter:
+        adapter = self._kept.get(lora.sha256)
+        if adapter is None or adapter.holder.is_overwritten():
+            adapter = self._read(lora)
+        self._kept[lora.sha256] = adapter
+        self._kept.move_to_end(lora.sha256)
+        while len(self._kept) > _MAX_KEPT:
+            self._kept.popitem(last=False)
+        return adapter
+
+    def _read(self, lora: Lora) -> Adapter:
+        if lora.path is None:
+            raise ConfigError(
+                f"loras: {lora.name!r}, with SHA-256 {lora.sha256}, is only known by its record. "
+                "Give its file again: --lora FILE in the command, loras in Python."
+            )
+        assert self._modules is not None
+        if find_lora(lora.path).sha256 == lora.sha256:
+            adapter = read_adapter(lora.path, self._modules)
+            if adapter.sha256 == lora.sha256:
+                return adapter
+        raise AdapterError(
+            f"adapter {str(lora.path)!r} was overwritten after it was checked. Give it again."
+        )

@@ -1,0 +1,94 @@
+"""Loading: a bundle opened by the arguments that a caller gives, with an engine that runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from sdengine.backends import select_backend
+from sdengine.backends.base import PRECISIONS, VAE_TILES, SessionOptions
+from sdengine.bundle.reader import open_bundle
+from sdengine.engine import Engine
+from sdengine.errors import ConfigError
+from sdengine.inputs.loras import Strength
+from sdengine.request.fields import Integer
+from sdengine.request.request import FIELDS
+
+
+def load(
+    bundle: str | os.PathLike[str] = "demo",
+    backend: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    low_memory: bool = False,
+    memory_bytes: int | None = None,
+    device: int | None = None,
+    embeddings: str | os.PathLike[str] | None = None,
+    loras: Mapping[str | os.PathLike[str], Strength] | None = None,
+    vae_tiles: str = "auto",
+) -> Engine:
+    """Open a bundle and make an engine that runs it.
+
+    Args:
+        bundle: the folder that `sdengine.build` wrote, or "demo" for the one in the package.
+        backend: "auto" for what the bundle was built for, or a backend's name.
+        precision: what the networks compute in: "fp32", "bf16", "fp16", "int8", each where the
+            target has it, or "auto" for the backend's choice; engines for a GPU compute in what
+            they were built in.
+        threads: CPU threads, or None for the runtime's choice.
+        low_memory: free each network's memory once a request no longer needs it, and load it again
+            for the next request.
+        memory_bytes: the most that a bundle for a GPU may take of its memory, or one of target
+            native of the machine's, whose convolutions then use smaller weights where they must;
+            None for what is free. Image sizes that would take more are refused before anything
+            runs.
+        device: number of the GPU that runs a bundle of engines, as CUDA counts them; None is 0.
+        embeddings: a folder of textual inversions, or a file, that prompts may name from the start;
+            see `Engine.add_embeddings`.
+        loras: files of LoRAs and their kin, or folders that PEFT or diffusers wrote, with a
+            strength for each (0.8), or one for the text encoders and one for the U-Net
+            ((0.5, 0.8)), from -100 to 100, for requests that give none; see `Engine.set_weights`.
+        vae_tiles: with target native, compute the largest maps of the VAE in bands: "auto" where
+            they fit no other way, "always", which takes the least memory and more time, or "never".
+            Pictures are the same but for rounding.
+
+    Returns:
+        An engine; use it as a context manager or call its `close`.
+
+    Raises:
+        ConfigError: an argument is invalid.
+        BundleError: the bundle is missing, foreign, incomplete or altered.
+        AdapterError: a LoRA is damaged, of another model, or not all of it can be applied.
+        BackendUnavailableError: the backend cannot run the bundle or not on this machine.
+        OutOfMemoryError: no image size of the bundle fits into the memory; the message has the
+            figures.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError.for_field("precision", precision, ", ".join(PRECISIONS))
+    if threads is not None:
+        threads = Integer(1, 4096)("threads", threads)
+    opened = open_bundle(bundle)
+    if not isinstance(low_memory, bool):
+        raise ConfigError.for_field("low_memory", low_memory, "True or False")
+    chosen = select_backend(backend, opened.manifest.target)
+    merged = () if loras is None else FIELDS["loras"].checked(loras)
+    if vae_tiles not in VAE_TILES:
+        raise ConfigError.for_field("vae_tiles", vae_tiles, ", ".join(VAE_TILES))
+    if vae_tiles == "always" and opened.manifest.target != "native":
+        raise ConfigError.for_field(
+            "vae_tiles",
+            vae_tiles,
+            f"auto or never with target {opened.manifest.target}",
+            "Only target native computes parts of a picture such that they fit exactly.",
+        )
+    options = SessionOptions(precision, threads, memory_bytes, low_memory, device, vae_tiles)
+    engine = Engine(opened, chosen, options)
+    try:
+        if merged:
+            engine.set_weights(loras=merged)
+        if embeddings is not None:
+            engine.add_embeddings(embeddings)
+    except BaseException:
+        engine.close()
+        raise
+    return engine

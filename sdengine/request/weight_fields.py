@@ -1,0 +1,99 @@
+"""Request fields of weights: what is merged into the networks for one request, and its JSON."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdengine.errors import ConfigError
+from sdengine.inputs.loras import MOST_STRENGTH, Lora, Strength, find_lora
+from sdengine.request.fields import about
+
+MAX_LORAS = 100
+_RECORD = {"name", "sha256", "text", "unet"}
+_HEX = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True)
+class Loras:
+    """Some LoRAs with their strengths."""
+
+    accepted: str = (
+        f"up to {MAX_LORAS} as {{file: strength}} or {{file: (in text encoders, in the U-Net)}}, "
+        f"from {-MOST_STRENGTH:g} to {MOST_STRENGTH:g}"
+    )
+    range: str = ""
+
+    def __call__(self, name: str, value: Any) -> tuple[Lora, ...]:
+        """Return a tuple of LoRAs; their files are hashed, and not yet read."""
+        if isinstance(value, tuple) and all(isinstance(one, Lora) for one in value):
+            return value
+        if not isinstance(value, Mapping) or len(value) > MAX_LORAS:
+            raise ConfigError.for_field(name, value, self.accepted)
+        strengths = {path: self._both(name, path, one) for path, one in value.items()}
+        found = []
+        for path, (text, unet) in strengths.items():
+            place = Path(path)
+            lora = find_lora(place)
+            found.append(Lora(lora.name, lora.sha256, text, unet, place))
+        return tuple(found)
+
+    def _both(self, name: str, path: object, strength: Strength) -> tuple[float, float]:
+        both = strength if isinstance(strength, tuple) else (strength, strength)
+        good = isinstance(path, str | os.PathLike) and len(both) == 2 and all(map(_is_one, both))
+        if not good:
+            raise ConfigError.for_field(name, {path: strength}, self.accepted)
+        return float(both[0]), float(both[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFields:
+    """Those fields of a request that change the networks' weights; see `sdengine.Request`."""
+
+    loras: tuple[Lora, ...] | None = field(
+        default=None,
+        metadata=about(
+            Loras(),
+            "files of LoRAs and their kin, or folders that PEFT or diffusers wrote, with a "
+            "strength for each, or one for the text encoders and one for the U-Net; their order "
+            "changes nothing, 0 is as if the file were not there, an empty dict is none; by "
+            "default those that the engine was given",
+            option="lora",
+        ),
+    )
+
+
+def read_lora_records(name: str, value: Any) -> tuple[Lora, ...]:
+    """Return what JSON from whomever says of LoRAs; a path in it is never opened.
+
+    Raises:
+        ConfigError: it is no list of records.
+    """
+    accepted = (
+        f'a list of up to {MAX_LORAS} objects {{"name": ..., "sha256": ..., "text": strength, '
+        '"unet": strength}'
+    )
+    if not isinstance(value, list) or len(value) > MAX_LORAS:
+        raise ConfigError.for_field(name, value, accepted)
+    found = []
+    for one in value:
+        if not isinstance(one, Mapping) or set(one) != _RECORD:
+            raise ConfigError.for_field(name, one, accepted)
+        called, sha256 = one["name"], one["sha256"]
+        is_hash = isinstance(sha256, str) and len(sha256) == 64 and _HEX.issuperset(sha256)
+        strengths = one["text"], one["unet"]
+        is_name = isinstance(called, str) and len(called) <= 255
+        if not (is_hash and is_name and all(map(_is_one, strengths))):
+            raise ConfigError.for_field(name, one, accepted)
+        found.append(Lora(called, sha256, float(one["text"]), float(one["unet"])))
+    return tuple(found)
+
+
+def _is_one(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and abs(value) <= MOST_STRENGTH
