@@ -17,6 +17,7 @@ _HOMES = {
     "read_embeddings": "sdengine.inputs.embedding_files",
     "Request": "sdengine.request.request",
     "Control": "sdengine.request.control",
+    "Region": "sdengine.request.region",
     "Result": "sdengine.images.result",
     "Step": "sdengine.images.result",
     "Latents": "sdengine.images.latents",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from sdengine.loading import load as load
     from sdengine.request.control import Control as Control
     from sdengine.request.preprocessors import preprocess as preprocess
+    from sdengine.request.region import Region as Region
     from sdengine.request.request import Request as Request
 
 

@@ -14,6 +14,8 @@ TOLERANCES: dict[tuple[str, str], tuple[float, float]] = {
     ("randn", "float32"): (1e-5, 1e-6),
     ("guided_step", "float32"): (5e-7, 1e-7),
     ("scale_duplicate", "float32"): (5e-7, 1e-7),
+    # Trajectories of a few steps on latents up to 15, whose rounding adds up.
+    ("regions", "float32"): (1e-5, 1e-6),
     # All of it is diffusers' fp32 tables and samples: DDIM on a float64 table agrees to 3e-14.
     ("sampler_trajectory", "float64"): (1e-4, 3e-5),
     # Sums of up to a few thousand products in another order.

@@ -12,6 +12,7 @@ import typer
 from sdengine.cli.control_options import CONTROL_HELP, CONTROL_METAVAR, parse_control
 from sdengine.cli.embedding_options import EMBEDDING_HELP, EMBEDDING_METAVAR
 from sdengine.cli.lora_options import LORA_HELP, LORA_METAVAR, parse_loras
+from sdengine.cli.region_options import REGION_HELP, REGION_METAVAR, parse_region
 from sdengine.errors import ConfigError
 from sdengine.request.control import Controls
 from sdengine.request.embeddings import Embeddings
@@ -27,18 +28,27 @@ from sdengine.request.fields import (
 )
 from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
 from sdengine.request.picture_fields import FILES
+from sdengine.request.region import Regions
 from sdengine.request.request import FIELDS, nearest_field
 from sdengine.request.weight_fields import Loras
 
 _SHORT = {"negative_prompt": "-n"}
 _METAVARS = {
     "embeddings": EMBEDDING_METAVAR,
+    "regions": REGION_METAVAR,
     "loras": LORA_METAVAR,
     "crop": "LEFTxTOP",
     "background": "#RRGGBB",
     "outpaint": "SIDE=N,...",
     "hires": "2x|WxH",
     **dict.fromkeys(FILES, "FILE"),
+}
+# Checks of what an option is given once for each of, and its help.
+_LISTS = {
+    Controls: CONTROL_HELP,
+    Embeddings: EMBEDDING_HELP,
+    Loras: LORA_HELP,
+    Regions: REGION_HELP,
 }
 # One option for two fields.
 _SEED_SIZE = "seed_size"
@@ -102,17 +112,13 @@ def _parameter(
 def _kind(info: FieldInfo) -> type:
     check = info.check.check if isinstance(info.check, OneOrEach) else info.check
     kinds: dict[type, type] = {Integer: int, Number: float, Flag: bool}
-    kinds |= dict.fromkeys((Controls, Embeddings, Loras), list[str])
+    kinds |= dict.fromkeys(_LISTS, list[str])
     return kinds.get(type(check), str)
 
 
 def _help(info: FieldInfo) -> str:
-    if isinstance(info.check, Controls):
-        return CONTROL_HELP
-    if isinstance(info.check, Embeddings):
-        return EMBEDDING_HELP
-    if isinstance(info.check, Loras):
-        return LORA_HELP
+    if type(info.check) in _LISTS:
+        return _LISTS[type(info.check)]
     shown = info.help + _MORE.get(info.name, "")
     return shown + (f" ({info.check.range})" if info.check.range else "")
 
@@ -140,6 +146,8 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None}
     if controls := given.pop("controls", None):
         given["controls"] = [parse_control(one) for one in controls]
+    if regions := given.pop("regions", None):
+        given["regions"] = [parse_region(one) for one in regions]
     if embeddings := given.pop("embeddings", None):
         given["embeddings"] = embeddings
     if loras := given.pop("loras", None):

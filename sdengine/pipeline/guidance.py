@@ -11,7 +11,11 @@ Array = NDArray[np.float32]
 
 
 def guide(
-    noise_pred: Array, plan: RowPlan, guidance_scale: float, guidance_rescale: float
+    noise_pred: Array,
+    plan: RowPlan,
+    guidance_scale: float,
+    guidance_rescale: float,
+    shares: Array | None = None,
 ) -> Array:
     """Combine the rows of one evaluation.
 
@@ -21,6 +25,7 @@ def guide(
         guidance_scale: s in uncond + s * sum_i weight_i * (part_i - uncond).
         guidance_rescale: 0 to 1, share of the result that is brought back to the standard
             deviation of the conditional output.
+        shares: [parts,B,1,h,w] fp32, factors on the weights in each cell; None for 1.
 
     Returns:
         [B,C,h,w] fp32.
@@ -31,6 +36,8 @@ def guide(
     """
     blocks = noise_pred.reshape(-1, plan.num_images, *noise_pred.shape[1:])
     weights = plan.weights[:, :, None, None, None]
+    if shares is not None:
+        weights = weights * shares
     if not plan.has_negative:
         return np.asarray((weights * blocks).sum(axis=0), dtype=np.float32)
     uncond, parts = blocks[0], blocks[1:]

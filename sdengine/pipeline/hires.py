@@ -22,10 +22,12 @@ from sdengine.pipeline.encoding import ENCODER, encoded
 from sdengine.pipeline.loaded_networks import WeightedNetworks
 from sdengine.pipeline.picture_start import computed_size, exceeds
 from sdengine.pipeline.plan import Plan
+from sdengine.pipeline.regions import cut_regions
 from sdengine.pipeline.seamless import decode_seamless
 from sdengine.request.control import Control
 from sdengine.request.hires_fields import LATENT_UPSCALERS, LEAST_LATENT_STRENGTH
 from sdengine.request.picture_fields import HIRES_FIELDS
+from sdengine.request.region import Region
 from sdengine.request.request import FIELDS, Request
 
 Array = NDArray[np.float32]
@@ -71,6 +73,7 @@ def second_request(request: Request, manifest: Manifest) -> Request:
         strength=request.hires_strength,
         strength_rule="exact",
         controls=_controls(request, (width, height), manifest),
+        regions=_regions(request, (width, height), manifest),
     )
     needed = computed_size(made, manifest)
     if is_latent and needed != (width, height):
@@ -130,14 +133,28 @@ def cut(request: Request, images: list[Pixels]) -> list[Pixels]:
     return [np.ascontiguousarray(one[: request.height, : request.width]) for one in images]
 
 
+def _corner(request: Request, size: tuple[int, int], manifest: Manifest) -> tuple[int, int]:
+    """Return left and top of the second pass in what the enlarged first one covers."""
+    cover = request.hires_cover(request.width, request.height)
+    cell = _cell(manifest) if request.hires_upscaler in LATENT_UPSCALERS else 1
+    left, top = (_first(*sides, cell) for sides in zip(cover, size, strict=True))
+    return left, top
+
+
+def _regions(request: Request, size: tuple[int, int], manifest: Manifest) -> tuple[Region, ...]:
+    """Return a request's regions; where the second pass is cut, they are cut alike."""
+    cover = request.hires_cover(request.width, request.height)
+    if cover == size:
+        return request.regions
+    return cut_regions(request, cover, size, _corner(request, size, manifest))
+
+
 def _controls(request: Request, size: tuple[int, int], manifest: Manifest) -> tuple[Control, ...]:
     """Return a request's controls; where the second pass is cut, their pictures are cut alike."""
     cover = request.hires_cover(request.width, request.height)
     if cover == size:
         return request.controls
-    is_latent = request.hires_upscaler in LATENT_UPSCALERS
-    left, top = (_first(*sides, _cell(manifest) if is_latent else 1)
-                 for sides in zip(cover, size, strict=True))  # fmt: skip
+    left, top = _corner(request, size, manifest)
     found = []
     for control in request.controls:
         pixels = resized_control(control_pixels(control.image), *cover, control.resize)

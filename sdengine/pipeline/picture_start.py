@@ -14,7 +14,7 @@ from sdengine.errors import ConfigError
 from sdengine.inputs.control_picture import control_pixels
 from sdengine.inputs.depth import coloured_warning, depth_warnings, has_colours
 from sdengine.inputs.interpolation import interpolated
-from sdengine.inputs.mask import filled, latent_weights
+from sdengine.inputs.mask import Box, filled, latent_weights
 from sdengine.inputs.picture import Picture, Pixels
 from sdengine.inputs.resize import flattened, padded, resized
 from sdengine.pipeline.clock import StageClock
@@ -98,6 +98,14 @@ class StartingPicture:
     mean: Array
     deviation: Array
     inpainting: Inpainting | None = None
+
+    @property
+    def computed_part(self) -> tuple[int, int, Box] | None:
+        """Width and height of the whole picture and the part that is computed; None for all."""
+        if self.inpainting is None or self.inpainting.box is None:
+            return None
+        height, width = self.inpainting.original.shape[:2]
+        return width, height, self.inpainting.box
 
     def latents(self, request: Request, noise: NoiseSource, count: int, draws: bool) -> Array:
         """Return the latents [count,C,h,w] of as many images; drawn ones take noise first."""

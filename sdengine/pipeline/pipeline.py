@@ -32,6 +32,7 @@ from sdengine.pipeline.picture_start import (
     starting_picture,
 )
 from sdengine.pipeline.plan import Plan, Prepared, Watch
+from sdengine.pipeline.regions import region_maps, region_shares, require_regions
 from sdengine.pipeline.request_weights import RequestWeights
 from sdengine.pipeline.row_plan import lay_out_rows
 from sdengine.pipeline.seamless import decode_seamless
@@ -140,6 +141,8 @@ class Pipeline:
             embeddings=embeddings,
             skipped=self.library.skipped if request.embeddings is None else (),
         )
+        cell = self._manifest.architecture.vae.downscale
+        require_regions(request, prompts.rows(0), size, cell)
         chunks = _chunks(request.batch_size, self._manifest.max_batch)
         # A distilled U-Net is told the scale instead of being run twice.
         ignores_interval = is_distilled and not request.is_guided_throughout
@@ -230,7 +233,12 @@ class Pipeline:
             extra = depth_channel(request.depth, shape[2], shape[3], invert=request.depth_invert)
         self._done_with(ENCODER, TINY_ENCODER)
         hints = tuple(read_hint(one, request, plan.size, picture) for one in plan.controls)
-        return Prepared(conditioning, picture, left_out, extra, hints)
+        regions = None
+        if request.regions:
+            cell = self._manifest.architecture.vae.downscale
+            part = None if picture is None else picture.computed_part
+            regions = region_maps(request, plan.size, cell, part)
+        return Prepared(conditioning, picture, left_out, extra, hints, regions=regions)
 
     def _steps(
         self,
@@ -326,6 +334,10 @@ class Pipeline:
         row_plans = self._row_plans(plan.prompts.steps, chunk, plan.guided)
         counts = dict.fromkeys(len(rows.rows) for rows in row_plans)
         steerings = load_steerings(plan, prepared, row_plans, self._networks_of(plan), clock)
+        shares = None
+        if prepared.regions is not None:
+            parts = [len(plan.prompts.rows(0)[image][1]) for image in chunk]
+            shares = region_shares(prepared.regions, request.region_base, parts, max(parts))
         return Trajectory(
             {rows: self._unet_inputs(plan, conditioning, extra, rows, clock) for rows in counts},
             plan.program,
@@ -335,6 +347,7 @@ class Pipeline:
             watch.cancel,
             None if plan.tiles is not None else next(iter(steerings), None),
             tiled_unet(plan, chunk, prepared.hints, extra, steerings),
+            shares,
         )
 
     def _unet_inputs(

@@ -104,6 +104,7 @@ class Prepared:
         hints: [1,C,H,W] fp32 that each of the plan's controls reads.
         features: what T2I-Adapters among them gave, by tile and their number; filled on first use.
         given: latents [B,C,h,w] fp32 that each chunk starts from, where a first pass made them.
+        regions: [regions,h,w] fp32 maps of its regions; None without any.
     """
 
     conditioning: Conditioning
@@ -113,6 +114,7 @@ class Prepared:
     hints: tuple[Array, ...] = ()
     features: dict[int, dict[int, Mapping[str, Array]]] = field(default_factory=dict)
     given: tuple[Array, ...] = ()
+    regions: Array | None = None
 
 
 @dataclass(frozen=True)

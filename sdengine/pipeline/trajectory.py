@@ -57,6 +57,8 @@ class Trajectory:
         cancel: setting it ends the trajectory before its next evaluation.
         steering: its controls, if any; those of tiles are theirs.
         tiles: how its latents are divided among runs of the U-Net; None for not at all.
+        shares: [parts,B,1,h,w] fp32 of what parts joined by AND count in each latent cell, where
+            they have regions.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Trajectory:
         cancel: threading.Event | None = None,
         steering: Steering | None = None,
         tiles: TiledUNet | None = None,
+        shares: Array | None = None,
     ) -> None:
         self.inputs = inputs
         self.program = program
@@ -78,6 +81,7 @@ class Trajectory:
         self.cancel = cancel
         self.steering = steering
         self.tiles = tiles
+        self.shares = shares
 
     def run(
         self,
@@ -196,7 +200,7 @@ class Trajectory:
             wants_clean = clean_every > 0 and (numbers.step + 1) % clean_every == 0
             blends = known is not None and known.rule == "clean"
             if wants_clean or blends or not plan.is_plain or rescale > 0:
-                noise_pred = guide(noise_pred, plan, scale, rescale)
+                noise_pred = guide(noise_pred, plan, scale, rescale, self.shares)
             clean = None
             if blends and known is not None:
                 noise_pred = known.blend_output(program, k, scaled, noise_pred)

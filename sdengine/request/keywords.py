@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from sdengine.errors import ConfigError
 from sdengine.request.control import Control
 from sdengine.request.fields import Integer
+from sdengine.request.region import Region
 from sdengine.request.request import FIELDS, MAX_BATCH, random_seed, refuse_unknown
 
 IMAGES_PER_PROMPT = "num_images_per_prompt"
@@ -75,6 +76,8 @@ class RequestOptions(TypedDict, total=False):
     depth: Any
     depth_invert: bool | None
     controls: Sequence[Control] | Control | None
+    regions: Sequence[Region] | Region | None
+    region_base: float | None
     hires: Any
     hires_upscaler: str | None
     hires_model: Any

@@ -35,6 +35,7 @@ from sdengine.request.fields import (
 )
 from sdengine.request.hires_fields import MAX_SIDE, MAX_STEPS
 from sdengine.request.picture_fields import FILES, OPTIONS_OF, PICTURES, PictureFields
+from sdengine.request.region import REGION_OPTIONS, RegionFields, read_regions
 from sdengine.request.tile_fields import TILE_OPTIONS, TileFields
 from sdengine.request.weight_fields import WeightFields, read_lora_records
 
@@ -58,7 +59,7 @@ _NAME = Name("a name; `sdengine samplers` lists them")
 
 
 @dataclass(frozen=True)
-class Request(PictureFields, TileFields, WeightFields):
+class Request(PictureFields, RegionFields, TileFields, WeightFields):
     """One request for images, from noise or from a picture; constructing it checks every field.
 
     Args:
@@ -252,6 +253,7 @@ class Request(PictureFields, TileFields, WeightFields):
             self._check_last_seed(name)
         self.check_pictures(FIELDS)
         self.check_tiles()
+        self.check_regions()
         if self.image is not None:
             is_whole = self.inpaint_area == "whole"
             self.check_outpaint(self.image, (self.width, self.height) if is_whole else None)
@@ -374,6 +376,10 @@ class Request(PictureFields, TileFields, WeightFields):
         values["controls"] = [control.to_dict() for control in self.controls]
         if not self.controls:
             del values["controls"]  # as releases wrote it that knew none
+        values["regions"] = [region.to_dict() for region in self.regions]
+        if not self.regions:
+            for name in ("regions", *REGION_OPTIONS):
+                del values[name]
         if self.embeddings is None:
             del values["embeddings"]  # as releases wrote it that knew none
         else:
@@ -441,6 +447,8 @@ def read_fields(values: Mapping[str, Any]) -> dict[str, Any]:
             values = {**values, name: record}
     if "controls" in values:
         values = {**values, "controls": read_controls(values["controls"])}
+    if "regions" in values:
+        values = {**values, "regions": read_regions(values["regions"])}
     if values.get("embeddings") is not None:
         found = read_embedding_records("embeddings", values["embeddings"])
         values = {**values, "embeddings": found}

@@ -19,6 +19,7 @@ from sdengine.images import web_ui_text
 from sdengine.request.control import Control
 from sdengine.request.keywords import ALIASES, WEB_UI_CLIP_SKIP, RequestOptions
 from sdengine.request.picture_fields import FILES, HIRES_FIELDS, OPTIONS_OF, PICTURES
+from sdengine.request.region import REGION_OPTIONS, Region
 from sdengine.request.request import FIELDS, Request
 from sdengine.request.tile_fields import TILE_OPTIONS
 from sdengine.samplers import SAMPLERS, SamplerOptions
@@ -31,6 +32,7 @@ WITHOUT_A_LABEL = {
     *{*sum(OPTIONS_OF.values(), ())} - {*HIRES_FIELDS},
     "hires_model",
     *("tiled_diffusion", *TILE_OPTIONS),
+    *("regions", *REGION_OPTIONS),
     *("original_size", "crop", "target_size", "aesthetic_score", "negative_aesthetic_score"),
 }
 
@@ -49,6 +51,7 @@ def test_keywords_are_the_fields_with_their_types() -> None:
     read = ("embeddings", "loras", *FILES, "outpaint", "hires")
     expected |= {name: or_none(typing.Any) for name in read}
     expected["controls"] = or_none(Sequence[Control] | Control)
+    expected["regions"] = or_none(Sequence[Region] | Region)
     expected |= {alias: or_none(hints[name]) for alias, name in ALIASES.items()}
     expected[WEB_UI_CLIP_SKIP] = expected["clip_skip"]
     assert {name: or_none(hint) for name, hint in keywords.items()} == expected

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sdengine.errors import ConfigError
 from sdengine.inputs.embeddings import Embedding
 from sdengine.request.picture_fields import OPTIONS_OF, PICTURES
+from sdengine.request.region import REGION_OPTIONS
 from sdengine.request.request import FIELDS, MAX_SEED, Request
 from sdengine.request.tile_fields import TILE_OPTIONS
 
@@ -45,7 +46,7 @@ def test_a_request_comes_back(request_: Request) -> None:
     assert "\n" not in text
     left_out = {"controls", "embeddings", "loras", *PICTURES, "outpaint", "hires"}
     left_out |= {*sum(OPTIONS_OF.values(), ())}
-    left_out |= {"tiled_diffusion", *TILE_OPTIONS, "seamless"}
+    left_out |= {"tiled_diffusion", *TILE_OPTIONS, "seamless", "regions", *REGION_OPTIONS}
     assert json.loads(text).keys() == {"version", *FIELDS} - left_out
     assert Request.from_json(text) == request_
     assert Request.from_json(text.encode()) == request_
