@@ -71,7 +71,7 @@ void prepare_step(const StepBuffers& buffers) {
     sample += buffers.num_elements * size_of(buffers.type);
   }
   for (std::size_t i = 0; i < buffers.num_timesteps; ++i) {
-    buffers.timestep[i] = static_cast<float>(row[1]);
+    buffers.timestep[i] = static_cast<float>(row[runtime::kTimestepDouble]);
   }
 }
 

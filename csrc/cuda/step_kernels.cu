@@ -29,7 +29,7 @@ struct PrepareBody {
       const T value = from_float<T>(static_cast<float>(row[0]) * registers[e]);
       for (std::size_t copy = 0; copy < copies; ++copy) sample[copy * num_elements + e] = value;
     }
-    if (e < num_timesteps) timestep[e] = static_cast<float>(row[1]);
+    if (e < num_timesteps) timestep[e] = static_cast<float>(row[runtime::kTimestepDouble]);
   }
 };
 
@@ -69,7 +69,7 @@ struct FinishBody {
         if (j < R && A[i * R + j] != 0.0) sum += A[i * R + j] * old[j];
       }
       if (d[i] != 0.0) {
-        const auto slot = static_cast<std::size_t>(row[kRowDoubles - 1]);
+        const auto slot = static_cast<std::size_t>(row[runtime::kNoiseSlotDouble]);
         sum += d[i] * static_cast<double>(noise[slot * num_elements + e]);
       }
       const float value = static_cast<float>(sum);

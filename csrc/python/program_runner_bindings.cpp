@@ -2,6 +2,7 @@
 // captured; the interpreter's lock is free otherwise.
 
 #include <algorithm>
+#include <cstddef>
 #include <optional>
 #include <variant>
 
@@ -279,7 +280,17 @@ class SharedRunner {
 
 }  // namespace
 
+// Where the region "table" holds what networks may read of a step in device memory.
+py::dict step_layout() {
+  return py::dict("state_bytes"_a = sizeof(StepState), "row_bytes"_a = offsetof(StepState, row),
+                  "row_doubles"_a = kRowDoubles, "timestep_double"_a = kTimestepDouble,
+                  "noise_slot_double"_a = kNoiseSlotDouble, "noise_slots"_a = kNoiseSlots,
+                  "max_registers"_a = kMaxRegisters);
+}
+
 void bind_program_runner(py::module_& module) {
+  module.def("step_layout", &step_layout,
+             "Tell where a program's table holds the next row's number and each row's timestep.");
   module.def("trajectory_regions", &regions, "shape"_a, "copies"_a, "max_steps"_a,
              "max_registers"_a, "dtype"_a = "float32", "num_timesteps"_a = py::none(),
              "Tell which regions a trajectory needs in its memory pool.");

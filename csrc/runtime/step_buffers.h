@@ -28,6 +28,8 @@ struct StepState {
 // A row of the table: c_in, t, A [R,R], b [R], d [R], packed; rows are this far apart for every R.
 // The last double is the slot of the row's noise.
 constexpr std::size_t kRowDoubles = 2 + kMaxRegisters * kMaxRegisters + 2 * kMaxRegisters + 1;
+constexpr std::size_t kTimestepDouble = 1;
+constexpr std::size_t kNoiseSlotDouble = kRowDoubles - 1;
 
 // How many evaluations' noise lies on the device at once.
 constexpr std::size_t kNoiseSlots = 15;

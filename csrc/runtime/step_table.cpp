@@ -48,12 +48,12 @@ StepTable::StepTable(const Program& program, double guidance_scale, std::size_t 
   double* row = packed_.data() + kStateDoubles;
   for (std::size_t k = 0; k < program.num_steps; ++k, row += kRowDoubles) {
     row[0] = program.c_in[k];
-    row[1] = program.t[k];
+    row[kTimestepDouble] = program.t[k];
     double* end = std::copy_n(program.A + k * R * R, R * R, row + 2);
     end = std::copy_n(program.b + k * R, R, end);
     std::copy_n(program.d + k * R, R, end);
     if (program.needs_noise(k)) {
-      row[kRowDoubles - 1] = static_cast<double>(num_noises++ % kNoiseSlots);
+      row[kNoiseSlotDouble] = static_cast<double>(num_noises++ % kNoiseSlots);
     }
   }
 }

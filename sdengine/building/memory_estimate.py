@@ -17,7 +17,8 @@ from pathlib import Path
 import onnx
 
 from sdengine import _native
-from sdengine.backends.tensorrt.arena import MAX_EVALUATIONS, MAX_REGISTERS, rows_of
+from sdengine.backends.shared_arena import MAX_EVALUATIONS, MAX_REGISTERS
+from sdengine.backends.tensorrt.arena import rows_of
 from sdengine.building import kept_scratch
 from sdengine.building.architecture import own_size
 from sdengine.building.options import float_precision

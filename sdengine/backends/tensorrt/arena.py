@@ -7,37 +7,32 @@ from collections.abc import Mapping, Sequence
 
 from sdengine import _native
 from sdengine.backends.memory_budget import SizeNeeds
+from sdengine.backends.shared_arena import (
+    MAX_EVALUATIONS,
+    MAX_GRAPHS,
+    MAX_REGISTERS,
+    SAMPLE,
+    STEP_TENSORS,
+    Region,
+    region_of,
+)
 from sdengine.bundle.controls import is_control
 from sdengine.bundle.manifest import Manifest, NetworkEntry
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import ITEM_BYTES, resolve_shapes
 from sdengine.errors import BundleError
 
-# Of a sampler program; what is longer or wider takes the host's path.
-MAX_EVALUATIONS, MAX_REGISTERS = 2048, 8
-# Shapes of a network that stay loaded where memory allows; each has a graph.
-MAX_GRAPHS = 16
 # Kept back for the driver's side of contexts and graphs until it is measured: an allowance.
 GRAPH_BYTES = MAX_GRAPHS * (4 << 20)
 # Tokens of a chunk, and the most chunks of a prompt: what engines are built for.
 CHUNK_TOKENS, MAX_CHUNKS = 77, 4
 # U-Net, as the native runtime numbers it; text encoders come one before the other ahead of it.
 _DENOISE, _DECODE = 1, 2
-# Regions that the native runtime knows by name: tensors of the U-Net that sampler steps read and
-# write, the sampler's registers, the images' pixels, and whether a value was not finite.
-SAMPLE, TIMESTEP, NOISE_PRED = "sample", "timestep", "noise_pred"
-STEP_TENSORS = (SAMPLE, TIMESTEP, NOISE_PRED)
-REGISTERS, PIXELS, FLAG = "registers", "pixels", "flag"
+# Regions of the decoder: the images' pixels, and whether a value was not finite.
+PIXELS, FLAG = "pixels", "flag"
 STEP_DTYPES = ("float32", "float16", "bfloat16")
 
-Region = tuple[str, int, int, int]
 Sizes = Mapping[str, int]
-
-
-def region_of(network: str, tensor: str) -> str:
-    """Return the name of a tensor's region."""
-    own = network == "unet" and tensor in STEP_TENSORS
-    return tensor if own else f"{network}.{tensor}"
 
 
 def scratch_of(network: str) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sdengine import _native
-from sdengine.backends.tensorrt.arena import region_of, scratch_of
+from sdengine.backends.shared_arena import SharedArena, region_of
+from sdengine.backends.tensorrt.arena import scratch_of
 from sdengine.backends.tensorrt.runtime_cache import RuntimeCache
-from sdengine.backends.tensorrt.shared_arena import SharedArena
 from sdengine.bundle.manifest import NetworkEntry
 from sdengine.bundle.tensors import TensorSpec, symbol_sizes
 from sdengine.errors import BundleError, DeviceError, OutOfMemoryError

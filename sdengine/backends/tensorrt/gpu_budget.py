@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from sdengine import _native
 from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds
-from sdengine.backends.tensorrt.arena import MAX_GRAPHS
+from sdengine.backends.shared_arena import MAX_GRAPHS
 
 _log = logging.getLogger(__name__)
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.backends.base import Array
-from sdengine.backends.tensorrt.arena import FLAG, PIXELS, REGISTERS, region_of
+from sdengine.backends.shared_arena import (
+    NUMPY,
+    REGISTERS,
+    SharedArena,
+    StagedInputs,
+    region_of,
+)
+from sdengine.backends.tensorrt.arena import FLAG, PIXELS
 from sdengine.backends.tensorrt.engine import GpuContext, piece_shape, row_axis
-from sdengine.backends.tensorrt.shared_arena import SharedArena
-from sdengine.bundle.controls import is_feature, is_residual
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import DeviceError
-from sdengine.storage.tensor_file import to_bf16_bits, to_float32
-
-NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int64": np.int64}
+from sdengine.storage.tensor_file import to_float32
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,14 @@ class GpuModule:
             spec.name: np.zeros(piece_shape(spec, self._rows), NUMPY[self._dtypes[spec.name]])
             for spec in (*self.inputs, *self.outputs)
         }
-        names = [spec.name for spec in self.inputs]
-        self._may_lack = frozenset(n for n in names if is_residual(n) or is_feature(n))
+        self.staged = StagedInputs(arena, self._set, self.name, self.inputs, self._host)
         self._results = {
             spec.name: np.empty(tuple(map(int, spec.shape)), np.float32) for spec in self.outputs
         }
 
     def zero_unless_given(self) -> frozenset[str]:
         """Name the inputs of controls, which are large to bring over for nothing."""
-        return self._may_lack
+        return self.staged.may_lack
 
     def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """Compute the outputs by name; other inputs must be given at their shapes."""
@@ -81,7 +82,7 @@ class GpuModule:
         total = int(self.inputs[0].shape[0])
         for first in range(0, total, self._rows):
             count = min(self._rows, total - first)
-            self.send_all({name: inputs[name][first : first + count] for name in inputs})
+            self.staged.send({name: inputs[name][first : first + count] for name in inputs})
             context.enqueue(queue.stream)
             for spec in self.outputs:
                 host = self._host[spec.name]
@@ -106,25 +107,6 @@ class GpuModule:
             raise DeviceError(f"{self.name}: the network was closed.")
         return self._context
 
-    def send_all(self, inputs: Mapping[str, Array], without: Container[str] = ()) -> None:
-        """Queue the copies of inputs' rows, which come first of the engine's.
-
-        Args:
-            inputs: by name; of `zero_unless_given`, those that are not there are zeros of the GPU.
-            without: names of those that are left as they are.
-        """
-        queue = self._arena.queue
-        for spec in self.inputs:
-            region = region_of(self.name, spec.name)
-            if spec.name in without:
-                continue
-            if spec.name not in inputs and spec.name in self._may_lack:
-                queue.clear(self._set, region)
-                continue
-            values, host = inputs[spec.name], self._host[spec.name]
-            host[: len(values)] = to_engine(values, host.dtype)
-            queue.upload(self._set, region, host)
-
 
 class GpuDecoder(GpuModule):
     """The VAE's decoder, which also makes pixels of latents where they lie."""
@@ -145,17 +127,6 @@ class GpuDecoder(GpuModule):
         pixels = batch.finish()
         context.has_run()
         return pixels
-
-
-def to_engine(values: Array, dtype: np.dtype[Any]) -> Array:
-    """Round fp32 to fp16, or to bf16 as its upper 16 bits; other types stay as they are.
-
-    Ties go to the even number, as the hardware's conversions do.
-    """
-    if dtype != np.uint16:
-        with np.errstate(over="ignore"):  # the run time finds what is not finite
-            return values.astype(dtype, copy=False)
-    return to_bf16_bits(values)
 
 
 def from_engine(values: Array) -> Array:

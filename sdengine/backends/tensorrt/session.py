@@ -11,8 +11,8 @@ from sdengine import _native
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import Module, require_pristine
 from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds, check_memory_bytes
+from sdengine.backends.shared_arena import Region, SharedArena
 from sdengine.backends.tensorrt.arena import (
-    Region,
     Sizes,
     built_chunks,
     engine_sizes,
@@ -29,7 +29,6 @@ from sdengine.backends.tensorrt.engine import GpuContext, GpuEngine, Shapes, pie
 from sdengine.backends.tensorrt.gpu_budget import GpuBudget
 from sdengine.backends.tensorrt.module import Binding, GpuDecoder, GpuModule
 from sdengine.backends.tensorrt.runtime_cache import RuntimeCache, RuntimeKey, driver_version
-from sdengine.backends.tensorrt.shared_arena import SharedArena
 from sdengine.backends.tensorrt.unet import GpuUNet
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, resolve_shapes, size_name, symbol_sizes

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from sdengine import _native
-from sdengine.backends.tensorrt.shared_arena import SharedArena
-from sdengine.backends.tensorrt.unet import GpuRun
+from sdengine.backends.device_run import GpuRun
+from sdengine.backends.shared_arena import SharedArena
 from sdengine.samplers.noise import NoiseSource
 
 

@@ -17,11 +17,11 @@ from support.native_server import region
 
 from sdengine import _native
 from sdengine.backends import get_backend
+from sdengine.backends.shared_arena import SharedArena, as_stored
 from sdengine.backends.tensorrt.arena import row_counts, rows_of
 from sdengine.backends.tensorrt.backend import TensorRtBackend, TensorRtRtxBackend
 from sdengine.backends.tensorrt.engine import GpuContext, GpuEngine
-from sdengine.backends.tensorrt.module import Binding, GpuModule, from_engine, to_engine
-from sdengine.backends.tensorrt.shared_arena import SharedArena
+from sdengine.backends.tensorrt.module import Binding, GpuModule, from_engine
 from sdengine.bundle.manifest import NetworkEntry, TensorEntry
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.compilers import get_compiler
@@ -188,15 +188,15 @@ def test_conversions_are_those_of_torch() -> None:
     values = (rng.standard_normal(4096) * 10.0 ** rng.integers(-30, 30, 4096)).astype(np.float32)
     values = np.concatenate([values, np.array([0.0, -0.0, np.inf, -np.inf, 1.00390625, 3e38])])
     values = values.astype(np.float32)
-    bits = to_engine(values, np.dtype(np.uint16))
+    bits = as_stored(values, np.dtype(np.uint16))
     expected = torch.from_numpy(values).bfloat16()
     assert np.array_equal(bits, expected.view(torch.uint16).numpy())
     assert np.array_equal(from_engine(bits), expected.float().numpy())
-    assert np.isnan(from_engine(to_engine(np.array([np.nan], np.float32), np.dtype(np.uint16))))
-    half = to_engine(values[:10], np.dtype(np.float16))
+    assert np.isnan(from_engine(as_stored(np.array([np.nan], np.float32), np.dtype(np.uint16))))
+    half = as_stored(values[:10], np.dtype(np.float16))
     assert half.dtype == np.float16 and from_engine(half).dtype == np.float32
     tokens = np.array([5], np.int64)
-    assert to_engine(tokens, tokens.dtype) is tokens
+    assert as_stored(tokens, tokens.dtype) is tokens
 
 
 class Context(GpuContext):

@@ -15,7 +15,7 @@ from support.tiny_architectures import TINY_SD15, TINY_SDXL
 from support.tiny_checkpoints import make_tiny
 
 from sdengine import _native
-from sdengine.backends.tensorrt.arena import MAX_EVALUATIONS, MAX_REGISTERS
+from sdengine.backends.shared_arena import MAX_EVALUATIONS, MAX_REGISTERS
 from sdengine.building.memory_estimate import BuiltMemory, built_memory, estimate_memory
 from sdengine.bundle.manifest import NetworkOptions
 from sdengine.bundle.reader import open_bundle
