@@ -20,9 +20,10 @@ from tolerances import assert_close
 import sdengine
 from sdengine import Region
 from sdengine.cli.main import main
-from sdengine.engine import Engine, load
+from sdengine.engine import Engine
 from sdengine.errors import ConfigError
 from sdengine.inputs.mask import Box
+from sdengine.loading import load
 from sdengine.pipeline.regions import cut_regions, region_maps
 from sdengine.request.request import Request
 from sdengine.training.scenes import Scene, SceneObject
