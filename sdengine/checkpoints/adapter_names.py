@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
+from sdengine.adapters.sources.renaming import Renamer
 from sdengine.checkpoints.ldm_configs import Shapes, count_of, dim_of
-from sdengine.checkpoints.weights import Renamer
 from sdengine.errors import CheckpointError
 from sdengine.models.t2i_adapter import T2IAdapterConfig
 from sdengine.models.unet import FEATURES

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.errors import CheckpointError
 from sdengine.prompt.added_tokens import AddedToken, check_added_tokens, parse_added_token
 from sdengine.prompt.tokenizer import BOS_TOKEN, EOS_TOKEN
+from sdengine.storage.checkpoint_folder import CheckpointFolder
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 COMBINED = "tokenizer.json"

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 
+from sdengine.adapters.sources.renaming import Renamer
 from sdengine.checkpoints.adapter_names import MARKS, adapter_config, adapter_names
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.control_names import controlnet_config, original_names, union_names
 from sdengine.checkpoints.controlnet import ControlCheckpoint
 from sdengine.checkpoints.ldm_configs import Shapes
 from sdengine.checkpoints.no_parameters import ParameterFile, open_parameters
-from sdengine.checkpoints.weights import Renamer, Weights
+from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.contracts import CONTROLNET
 from sdengine.models.controlnet_union import ControlNetUnionConfig

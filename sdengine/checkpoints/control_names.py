@@ -15,9 +15,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdengine.adapters.sources.renaming import Piece, Renamer, unet_names
 from sdengine.checkpoints.ldm_configs import Shapes, count_of, depth_of, dim_of, down_levels
-from sdengine.checkpoints.ldm_names import encoder_names
-from sdengine.checkpoints.weights import Piece, Renamer
 from sdengine.models.controlnet import ControlNetConfig
 from sdengine.models.controlnet_union import ControlNetUnionConfig
 from sdengine.models.unet import UNetConfig
@@ -39,7 +38,7 @@ def original_names(shapes: Shapes) -> Renamer:
     Raises:
         CheckpointError: there is no first block.
     """
-    encoder = encoder_names(tuple(len(blocks) for blocks in down_levels(shapes)))
+    encoder = unet_names(tuple(len(blocks) for blocks in down_levels(shapes)))
     last_hint = count_of(shapes, r"input_hint_block\.(\d{1,3})\.weight") - 1
 
     def rename(name: str) -> str | Sequence[Piece] | None:

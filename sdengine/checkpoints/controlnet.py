@@ -8,16 +8,17 @@ from pathlib import Path
 
 import torch
 
+from sdengine.adapters.sources.renaming import Renamer
 from sdengine.checkpoints.control_names import union_names
 from sdengine.checkpoints.diffusers_folder import open_folder_weights
-from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.checkpoints.part_source import PartConfig, PartSource
-from sdengine.checkpoints.weights import Renamer, Weights
+from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.contracts import CONTROLNET
 from sdengine.models.controlnet_union import UNION
 from sdengine.models.controls import CONFIGS, ControlConfig
 from sdengine.models.t2i_adapter import CLASS as ADAPTER
+from sdengine.storage.checkpoint_folder import CheckpointFolder
 
 _CONFIG_FILE = "config.json"
 _CHANNEL_ORDER = "controlnet_conditioning_channel_order"

@@ -6,30 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sdengine.adapters.sources.renaming import Renamer, current_name
 from sdengine.checkpoints.added_tokens import ADDED, TokenizerSettings
 from sdengine.checkpoints.checkpoint import TEXT_ENCODERS, Checkpoint
-from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.checkpoints.guesses import Guess
 from sdengine.checkpoints.model_index import read_entries
 from sdengine.checkpoints.tokenizer_files import read_tokenizer, read_vocabulary
-from sdengine.checkpoints.weights import Renamer, Weights
+from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.text_encoder import TextEncoderConfig
 from sdengine.models.unet import UNetConfig
 from sdengine.models.vae import VAEConfig
+from sdengine.storage.checkpoint_folder import DIFFUSERS_STEMS, CheckpointFolder, weight_stems
 
 EXTRAS_FILE = "sdengine.json"
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
-DIFFUSERS_STEMS = ("diffusion_pytorch_model",)
-TRANSFORMERS_STEMS = ("model", "pytorch_model")  # the second is what its pickled files are called
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-END_OF_TEXT = "<|endoftext|>"
 
-# Names that old files use for the same parameters.
-_RENAMED_VAE_ATTENTION = {
-    "query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0",
-    "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0", "norm": "group_norm",
-}  # fmt: skip
 _CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -92,7 +85,7 @@ def _without_variant(folder: CheckpointFolder, parts: list[str], variant: str | 
     """
     if variant is None:
         return []
-    plain = [part for part in parts if not folder.has_weights(part, _stems(part), variant)]
+    plain = [part for part in parts if not folder.has_weights(part, weight_stems(part), variant)]
     if plain == parts:
         raise CheckpointError(
             f"{folder.root}: there are no weights of variant {variant!r}, such as "
@@ -103,10 +96,6 @@ def _without_variant(folder: CheckpointFolder, parts: list[str], variant: str | 
 
 def _guess_plain(part: str, variant: str | None) -> Guess:
     return Guess(f"weights of {part}", "plain", f"there are none of variant {variant}", "--variant")
-
-
-def _stems(part: str) -> tuple[str, ...]:
-    return TRANSFORMERS_STEMS if part in TEXT_ENCODERS else DIFFUSERS_STEMS
 
 
 def open_folder_weights(
@@ -128,19 +117,8 @@ def open_folder_weights(
     Raises:
         CheckpointError: there are none, or they are damaged.
     """
-    files = folder.weight_files(subfolder, _stems(part), variant)
+    files = folder.weight_files(subfolder, weight_stems(part), variant)
     return Weights(files, rename or (lambda name: current_name(part, name)))
-
-
-def current_name(part: str, name: str) -> str:
-    """Return what a tensor of a diffusers file is called today."""
-    if part in TEXT_ENCODERS and not name.startswith("text_"):
-        return f"text_model.{name}"  # some versions of transformers leave the prefix out
-    if part == "vae" and ".attentions." in name:
-        head, _, kind = name.rpartition(".")
-        stem, _, last = head.rpartition(".")
-        return f"{stem}.{_RENAMED_VAE_ATTENTION.get(last, last)}.{kind}"
-    return name
 
 
 def part_config(folder: CheckpointFolder, part: str, read: Callable[[dict[str, Any]], Any]) -> Any:

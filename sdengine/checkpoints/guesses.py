@@ -35,21 +35,6 @@ class Guess:
     option: str
 
 
-def said_prediction(file: TensorFile) -> str | None:
-    """Return what a file says that its U-Net predicts, by keys or metadata; None for nothing."""
-    names = file.names()
-    if "v_pred" in names or "ztsnr" in names:
-        return "v_prediction"
-    said = file.metadata.get("modelspec.prediction_type", "").lower()
-    if said.startswith("v"):
-        return "v_prediction"
-    if said.startswith("eps"):
-        return "epsilon"
-    if file.metadata.get("modelspec.architecture", "").lower().endswith("v2-512"):
-        return "epsilon"
-    return None
-
-
 def guess_prediction(file: TensorFile, family: str, prefix: str) -> Guess:
     """Return what the U-Net of a file that says nothing most probably predicts.
 

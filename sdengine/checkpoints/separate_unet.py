@@ -6,34 +6,31 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from sdengine.adapters.sources.layouts import (
+    DIFFUSERS_MARK,
+    ORIGINAL_MARK,
+    UNET_LAYOUTS,
+    UNET_PREFIX,
+)
+from sdengine.adapters.sources.parameters import said_prediction
+from sdengine.adapters.sources.renaming import unet_names
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.diffusers_folder import (
     distilled_defaults,
     open_folder_weights,
     part_config,
 )
-from sdengine.checkpoints.folder import CheckpointFolder
-from sdengine.checkpoints.guesses import Guess, said_prediction
+from sdengine.checkpoints.guesses import Guess
 from sdengine.checkpoints.ldm_configs import unet_config
-from sdengine.checkpoints.ldm_names import unet_names
 from sdengine.checkpoints.no_parameters import ParameterFile, open_parameters
 from sdengine.checkpoints.schedules import noise_schedule_config
-from sdengine.checkpoints.single_file import UNET_PREFIX, refuse_foreign
+from sdengine.checkpoints.single_file import refuse_foreign
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.unet import UNetConfig
+from sdengine.storage.checkpoint_folder import CheckpointFolder
 
-_ORIGINAL_MARK = "input_blocks.0.0.weight"
-_DIFFUSERS_MARK = "conv_in.weight"
 _GUIDANCE = "time_embedding.cond_proj.weight"  # that of distilled models
-# What the names of a U-Net begin with, by what follows them; a whole checkpoint's come first.
-_LAYOUTS = (
-    (UNET_PREFIX, _ORIGINAL_MARK),
-    ("diffusion_model.", _ORIGINAL_MARK),
-    ("", _ORIGINAL_MARK),
-    ("", _DIFFUSERS_MARK),
-    ("unet.", _DIFFUSERS_MARK),
-)
 
 
 def with_separate_unet(base: Checkpoint, place: Path, variant: str | None) -> Checkpoint:
@@ -104,16 +101,16 @@ def _of_file(
     base: Checkpoint, place: Path, file: ParameterFile
 ) -> tuple[UNetConfig, Callable[[], Weights]]:
     names = set(file.names())
-    found = next(((p, mark) for p, mark in _LAYOUTS if f"{p}{mark}" in names), None)
+    found = next(((p, mark) for p, mark in UNET_LAYOUTS if f"{p}{mark}" in names), None)
     if found is None:
         raise CheckpointError(
-            f"{place}: there is no U-Net, neither {UNET_PREFIX}{_ORIGINAL_MARK} nor "
-            f"{_DIFFUSERS_MARK}; --base gives the rest of a checkpoint to a U-Net."
+            f"{place}: there is no U-Net, neither {UNET_PREFIX}{ORIGINAL_MARK} nor "
+            f"{DIFFUSERS_MARK}; --base gives the rest of a checkpoint to a U-Net."
         )
     prefix, mark = found
-    if mark == _ORIGINAL_MARK:
+    if mark == ORIGINAL_MARK:
         config = _read_off(base, place, file, prefix)
-        return config, lambda: Weights([place], unet_names(config), prefix)
+        return config, lambda: Weights([place], unet_names(config.num_layers), prefix)
     # The names of diffusers do not depend on the configuration; shapes are checked against it.
     shape = (*file.shape(f"{prefix}{mark}"), 0, 0)
     guidance = f"{prefix}{_GUIDANCE}"

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from sdengine.adapters.sources.layouts import VAE_PREFIX
+from sdengine.adapters.sources.renaming import current_name, vae_names
 from sdengine.checkpoints.checkpoint import Checkpoint
-from sdengine.checkpoints.diffusers_folder import current_name, open_folder_weights, part_config
-from sdengine.checkpoints.folder import CheckpointFolder
+from sdengine.checkpoints.diffusers_folder import open_folder_weights, part_config
 from sdengine.checkpoints.formats.tensor_files import TensorFile
 from sdengine.checkpoints.ldm_configs import vae_config
-from sdengine.checkpoints.ldm_names import vae_names
 from sdengine.checkpoints.no_parameters import open_parameters
-from sdengine.checkpoints.single_file import VAE_PREFIX
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.vae import VAEConfig
+from sdengine.storage.checkpoint_folder import CheckpointFolder
 
 _DIFFUSERS_MARK = "encoder.mid_block.resnets.0.conv1.weight"
 
@@ -66,7 +66,7 @@ def _of_file(checkpoint: Checkpoint, place: Path) -> tuple[VAEConfig, Callable[[
         return known, lambda: Weights([place], lambda name: current_name("vae", name))
     prefix = VAE_PREFIX if any(n.startswith(VAE_PREFIX) for n in file.names()) else ""
     config = _config(place, file, prefix, checkpoint)
-    rename = vae_names(config)
+    rename = vae_names(len(config.block_out_channels))
     return config, lambda: Weights([place], rename, prefix)
 
 

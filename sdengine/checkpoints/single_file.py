@@ -10,16 +10,24 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdengine.adapters.sources.layouts import (
+    LAYOUTS,
+    UNET_PREFIX,
+    VAE_PREFIX,
+    family_of_names,
+    foreign_key,
+    text_names,
+)
+from sdengine.adapters.sources.parameters import said_prediction
+from sdengine.adapters.sources.renaming import Renamer, unet_names, vae_names
 from sdengine.checkpoints.checkpoint import Checkpoint, family_of
-from sdengine.checkpoints.diffusers_folder import END_OF_TEXT, distilled_defaults
-from sdengine.checkpoints.folder import CheckpointFolder, demo_tokenizer_dir
+from sdengine.checkpoints.diffusers_folder import distilled_defaults
+from sdengine.checkpoints.folder import demo_tokenizer_dir
 from sdengine.checkpoints.formats.tensor_files import TensorFile
-from sdengine.checkpoints.guesses import Guess, guess_prediction, said_prediction
+from sdengine.checkpoints.guesses import Guess, guess_prediction
 from sdengine.checkpoints.ldm_configs import (
     Shapes,
     absent_vae_config,
@@ -28,52 +36,17 @@ from sdengine.checkpoints.ldm_configs import (
     unet_config,
     vae_config,
 )
-from sdengine.checkpoints.ldm_names import clip_names, openclip_names, unet_names, vae_names
 from sdengine.checkpoints.no_parameters import ParameterFile, open_parameters
 from sdengine.checkpoints.schedules import noise_schedule_config
 from sdengine.checkpoints.tokenizer_files import read_tokenizer
-from sdengine.checkpoints.weights import Renamer, Weights
+from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.configs import ModelArchitecture
-from sdengine.models.text_encoder import TextEncoderConfig
+from sdengine.storage.checkpoint_folder import CheckpointFolder
 
-UNET_PREFIX = "model.diffusion_model."
-VAE_PREFIX = "first_stage_model."
 _SD2_SMALL = 512
 _RESOLUTION = re.compile(r"([1-9][0-9]{1,3}) ?x ?\1")
-# Keys of models that are trained for another noise process than the schedules here describe.
-_FOREIGN_KEYS = ("edm_mean", "edm_vpred.sigma_max")
-_PAD = "!"
-
-
-@dataclass(frozen=True)
-class _TextEncoder:
-    """Where a family's files hold a text encoder, and by whose names."""
-
-    part: str
-    prefix: str
-    kind: str
-    pad_token: str
-
-
-_CLIP = _TextEncoder("text_encoder", "cond_stage_model.transformer.", "clip", END_OF_TEXT)
-_OPENCLIP = _TextEncoder("text_encoder", "cond_stage_model.model.", "openclip", _PAD)
-_FIRST = _TextEncoder("text_encoder", "conditioner.embedders.0.transformer.", "clip", END_OF_TEXT)
-_SECOND = _TextEncoder("text_encoder_2", "conditioner.embedders.1.model.", "projected", _PAD)
-_ONLY = _TextEncoder("text_encoder_2", "conditioner.embedders.0.model.", "projected", _PAD)
-# In this order, because SDXL's keys would also match what its refiner has.
-_LAYOUTS = {
-    "sdxl": (_FIRST, _SECOND),
-    "sdxl-refiner": (_ONLY,),
-    "sd2": (_OPENCLIP,),
-    "sd1": (_CLIP,),
-}
 _PIXELS = {"sd1": 512, "sd2": 768, "sdxl": 1024, "sdxl-refiner": 1024}
-_TEXT_NAMES: Mapping[str, Callable[[TextEncoderConfig], Renamer]] = {
-    "clip": clip_names,
-    "openclip": openclip_names,
-    "projected": openclip_names,
-}
 
 
 def read_single_file(path: Path, architecture: ModelArchitecture | None = None) -> Checkpoint:
@@ -95,7 +68,7 @@ def read_single_file(path: Path, architecture: ModelArchitecture | None = None) 
 
 def _read(path: Path, file: ParameterFile, architecture: ModelArchitecture | None) -> Checkpoint:
     family = _family(path, file.names())
-    layout = _LAYOUTS[family]
+    layout = LAYOUTS[family]
     prediction = said_prediction(file)
     guesses = []
     if architecture is None:
@@ -136,16 +109,15 @@ def refuse_foreign(path: Path, names: list[str]) -> None:
     Raises:
         CheckpointError: the names tell of one.
     """
-    foreign = [name for name in _FOREIGN_KEYS if name in names]
-    if foreign:
+    if foreign := foreign_key(names):
         raise CheckpointError(
-            f"{path}: {foreign[0]!r} marks a model of another noise process (EDM), which is not "
+            f"{path}: {foreign!r} marks a model of another noise process (EDM), which is not "
             "supported."
         )
 
 
 def _guess_family(family: str) -> Guess:
-    places = " and ".join(f"{encoder.prefix}*" for encoder in _LAYOUTS[family])
+    places = " and ".join(f"{encoder.prefix}*" for encoder in LAYOUTS[family])
     return Guess("family", family, f"its text encoders are {places}", "--family")
 
 
@@ -161,10 +133,9 @@ def _family(path: Path, names: list[str]) -> str:
             "U-Net alone --base gives the rest."
         )
     refuse_foreign(path, names)
-    for family, layout in _LAYOUTS.items():
-        if all(has(encoder.prefix) for encoder in layout):
-            return family
-    expected = ", ".join(f"{encoder.prefix}*" for layout in _LAYOUTS.values() for encoder in layout)
+    if family := family_of_names(names):
+        return family
+    expected = ", ".join(f"{encoder.prefix}*" for layout in LAYOUTS.values() for encoder in layout)
     raise CheckpointError(
         f"{path}: there is a U-Net, but no text encoder; expected {expected}. The file is of "
         "another kind of model, or holds a U-Net alone, to which --base gives the rest."
@@ -182,7 +153,7 @@ def _shapes(file: TensorFile, prefix: str) -> dict[str, tuple[int, ...]]:
 def _configs_of_shapes(file: TensorFile, family: str, pixels: int) -> dict[str, Any]:
     configs: dict[str, Any] = {}
     pooled_dim = 0
-    for encoder in _LAYOUTS[family]:
+    for encoder in LAYOUTS[family]:
         shapes = _shapes(file, encoder.prefix)
         if encoder.kind == "clip":
             configs[encoder.part] = clip_config(shapes)
@@ -213,11 +184,13 @@ def _configs_of_architecture(
 
 def _open_weights(path: Path, family: str, configs: dict[str, Any], part: str) -> Weights:
     if part == "unet":
-        return _prefixed(path, UNET_PREFIX, unet_names(configs["unet"]))
+        return _prefixed(path, UNET_PREFIX, unet_names(configs["unet"].num_layers))
     if part == "vae":
-        return _prefixed(path, VAE_PREFIX, vae_names(configs["vae"]))
-    encoder = next(encoder for encoder in _LAYOUTS[family] if encoder.part == part)
-    return _prefixed(path, encoder.prefix, _TEXT_NAMES[encoder.kind](configs[part]))
+        return _prefixed(path, VAE_PREFIX, vae_names(len(configs["vae"].block_out_channels)))
+    encoder = next(encoder for encoder in LAYOUTS[family] if encoder.part == part)
+    config = configs[part]
+    rename = text_names(encoder.kind, config.num_hidden_layers, config.with_projection)
+    return _prefixed(path, encoder.prefix, rename)
 
 
 def _prefixed(path: Path, prefix: str, rename: Renamer) -> Weights:

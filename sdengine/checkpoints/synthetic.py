@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sdengine.checkpoints.diffusers_folder import distilled_defaults
-from sdengine.checkpoints.folder import CheckpointFolder, demo_tokenizer_dir
+from sdengine.checkpoints.folder import demo_tokenizer_dir
 from sdengine.checkpoints.schedules import noise_schedule_config
 from sdengine.checkpoints.tokenizer_files import read_tokenizer
 from sdengine.checkpoints.weights import shapes_of
@@ -22,6 +22,7 @@ from sdengine.models.configs import ARCHITECTURES, ModelArchitecture
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
+from sdengine.storage.checkpoint_folder import CheckpointFolder
 
 _BIAS_STD = 0.05
 _SEEDED_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")

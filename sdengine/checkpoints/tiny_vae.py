@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from sdengine.adapters.sources.renaming import Renamer
 from sdengine.checkpoints.checkpoint import TINY_VAE, Checkpoint
 from sdengine.checkpoints.diffusers_folder import open_folder_weights, part_config
-from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.checkpoints.no_parameters import open_parameters
-from sdengine.checkpoints.weights import Renamer, Weights
+from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.tiny_vae import TinyVAEConfig
+from sdengine.storage.checkpoint_folder import CheckpointFolder
 
 # A layer of one half: what is before its number, and behind it.
 _LAYER = re.compile(r"(?:(?:taesd_)?(encoder|decoder)\.)?(?:(layers)\.)?([0-9]{1,3})\.(.+)")

@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 from sdengine.checkpoints.added_tokens import ADDED, COMBINED, TokenizerSettings
-from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.errors import CheckpointError
+from sdengine.storage.checkpoint_folder import CheckpointFolder
 from sdengine.storage.regular_file import open_regular
 
 VOCAB, MERGES = "vocab.json", "merges.txt"

@@ -12,17 +12,12 @@ from typing import Any
 
 import torch
 
+from sdengine.adapters.sources.layouts import END_OF_TEXT
+from sdengine.adapters.sources.placement import Shapes
 from sdengine.checkpoints.added_tokens import ADDED
-from sdengine.checkpoints.diffusers_folder import (
-    DIFFUSERS_STEMS,
-    END_OF_TEXT,
-    EXTRAS_FILE,
-    TOKENIZERS,
-    TRANSFORMERS_STEMS,
-)
-from sdengine.checkpoints.folder import CheckpointFolder
+from sdengine.checkpoints.diffusers_folder import EXTRAS_FILE, TOKENIZERS
 from sdengine.checkpoints.tokenizer_files import read_tokenizer
-from sdengine.checkpoints.weights import Shapes, save_stream, shapes_of
+from sdengine.checkpoints.weights import save_stream, shapes_of
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.controlnet import ControlNetModel
 from sdengine.models.dtypes import TORCH_DTYPES
@@ -30,6 +25,7 @@ from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.tiny_vae import TinyAutoencoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.models.vae import AutoencoderKL
+from sdengine.storage.checkpoint_folder import CheckpointFolder, weight_stems
 from sdengine.storage.whole_folder import write_folder
 
 # Called with the part's name, the tensors written and how many there are.
@@ -225,7 +221,7 @@ def _tensors_of(module: torch.nn.Module) -> Callable[[], Iterator[tuple[str, tor
 
 def _write_part(folder: Path, part: Part, dtype: torch.dtype, progress: Progress | None) -> None:
     _write_json(folder / "config.json", part.config)
-    stem = TRANSFORMERS_STEMS[0] if folder.name.startswith("text_encoder") else DIFFUSERS_STEMS[0]
+    stem = weight_stems(folder.name)[0]
     total = len(part.shapes)
 
     def converted() -> Iterator[tuple[str, torch.Tensor]]:

@@ -17,13 +17,14 @@ from support.tiny_architectures import TINY_SD15
 import sdengine
 from sdengine.checkpoints import convert, load_checkpoint
 from sdengine.checkpoints.added_tokens import TokenizerSettings
-from sdengine.checkpoints.folder import CheckpointFolder, demo_tokenizer_dir
+from sdengine.checkpoints.folder import demo_tokenizer_dir
 from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.checkpoints.tokenizer_files import read_tokenizer
 from sdengine.errors import CheckpointError
 from sdengine.prompt.plan import PromptOptions
 from sdengine.prompt.planner import PromptPlanner
 from sdengine.prompt.tokenizer import ClipTokenizer
+from sdengine.storage.checkpoint_folder import CheckpointFolder
 
 FIRST_FREE = 49408
 CLIP = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}

@@ -14,7 +14,7 @@ from sdengine.adapters.key_names import key_stems
 from sdengine.adapters.modules import known_modules
 from sdengine.adapters.original_names import openclip_paths, unet_paths
 from sdengine.adapters.parts import split_key
-from sdengine.checkpoints.ldm_names import openclip_names, unet_names
+from sdengine.adapters.sources.renaming import openclip_names, unet_names
 from sdengine.errors import AdapterError
 
 
@@ -22,7 +22,7 @@ from sdengine.errors import AdapterError
 def test_original_names_are_those_that_checkpoints_are_read_by(name: str) -> None:
     paths = {parameter.rpartition(".")[0] for parameter in tiny_shapes(name)["unet"]}
     originals = unet_paths(paths)
-    rename = unet_names(TINY[name].unet)
+    rename = unet_names(TINY[name].unet.num_layers)
     assert originals.keys() == paths
     assert len(set(originals.values())) == len(paths)
     for path, original in originals.items():
@@ -32,7 +32,7 @@ def test_original_names_are_those_that_checkpoints_are_read_by(name: str) -> Non
 def test_openclip_names_are_those_that_checkpoints_are_read_by() -> None:
     config = TINY["tiny-sdxl"].text_encoders[1]
     paths = {p.rpartition(".")[0] for p in tiny_shapes("tiny-sdxl")["text_encoder_2"]}
-    rename = openclip_names(config)
+    rename = openclip_names(config.num_hidden_layers, config.with_projection)
     for path, original in openclip_paths(paths).items():
         if original.endswith("attn.in_proj"):
             pieces = rename(f"{original}_weight")

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from sdengine.checkpoints.added_tokens import TokenizerSettings
-from sdengine.checkpoints.folder import CheckpointFolder, demo_tokenizer_dir
+from sdengine.checkpoints.folder import demo_tokenizer_dir
 from sdengine.checkpoints.tokenizer_files import read_tokenizer
 from sdengine.errors import BundleError, CheckpointError
 from sdengine.prompt.tokenizer import ClipTokenizer
+from sdengine.storage.checkpoint_folder import CheckpointFolder
 
 VOCAB = {
     "a": 0,

@@ -1,8 +1,9 @@
-"""Tensor names of the original implementations, as the networks here call them.
+"""Renaming: what the tensors of files are called in the networks here.
 
-Everything follows from the configuration: where the original counts blocks through, diffusers
-counts levels and blocks of a level, so that a block's number is taken apart by the blocks a level
-has. An unknown name is passed on and refused as a tensor that the network does not know.
+Everything follows from how many levels and layers there are: where the original implementations
+count blocks through, diffusers counts levels and blocks of a level, so that a block's number is
+taken apart by the blocks a level has. An unknown name is passed on and refused as a tensor that the
+network does not know.
 
 Source: the state dicts of the published checkpoints of Stable Diffusion 1, 2, XL and of OpenCLIP,
 and those of diffusers and transformers; a name on the left and a name on the right are each what
@@ -12,12 +13,10 @@ their implementation's modules are called.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from sdengine.checkpoints.weights import Piece, Renamer
-from sdengine.models.text_encoder import TextEncoderConfig
-from sdengine.models.unet import UNetConfig
-from sdengine.models.vae import VAEConfig
-
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 _RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -54,6 +53,11 @@ _VAE_ATTENTION = {
     "proj_out": "to_out.0",
 }
 
+# Names that old files use for the same parameters.
+_RENAMED_VAE_ATTENTION = {
+    "query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0",
+    "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0", "norm": "group_norm",
+}  # fmt: skip
 _OPENCLIP_OUTSIDE_BLOCKS = {
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
@@ -71,12 +75,27 @@ _OPENCLIP_BLOCK = re.compile(r"transformer\.resblocks\.(\d{1,4})\.(.+)")
 _TRANSFORMERS_BLOCK = re.compile(r"text_model\.encoder\.layers\.(\d{1,4})\.(.+)")
 
 
-def unet_names(config: UNetConfig) -> Renamer:
-    """Return the renamer of what follows ``model.diffusion_model.``."""
-    return encoder_names(config.num_layers)
+@dataclass(frozen=True)
+class Piece:
+    """Say what of a stored tensor a network's tensor is.
+
+    Args:
+        name: in the network.
+        part, parts: the rows to take, where a file fuses several matrices into one.
+        transposed: the file holds the matrix the other way round.
+    """
+
+    name: str
+    part: int = 0
+    parts: int = 1
+    transposed: bool = False
 
 
-def encoder_names(layers: tuple[int, ...]) -> Renamer:
+# Gives what a stored tensor is in the network: its name, pieces, or None to leave it out.
+Renamer = Callable[[str], "str | Sequence[Piece] | None"]
+
+
+def unet_names(layers: Sequence[int]) -> Renamer:
     """Return the renamer of a U-Net, or of its way down alone, by its levels' numbers of layers."""
     # In the file blocks are counted through; a level's downsampler is a block of its own.
     down_places = [(level, index) for level, n in enumerate(layers) for index in range(n + 1)]
@@ -109,9 +128,9 @@ def encoder_names(layers: tuple[int, ...]) -> Renamer:
     return rename
 
 
-def vae_names(config: VAEConfig) -> Renamer:
-    """Return the renamer of what follows ``first_stage_model.``."""
-    last = len(config.block_out_channels) - 1
+def vae_names(levels: int) -> Renamer:
+    """Return the renamer of what follows ``first_stage_model.``, by the number of its levels."""
+    last = levels - 1
 
     def rename(name: str) -> str:
         if middle := _VAE_MIDDLE.fullmatch(name):
@@ -132,22 +151,22 @@ def vae_names(config: VAEConfig) -> Renamer:
     return rename
 
 
-def clip_names(config: TextEncoderConfig) -> Renamer:
+def clip_names(with_projection: bool) -> Renamer:
     """Return the renamer of CLIP's encoder, whose names are those of transformers."""
 
     def rename(name: str) -> str | None:
         if name == "text_projection.weight":
-            return name if config.with_projection else None
+            return name if with_projection else None
         return name if name.startswith("text_model.") else f"text_model.{name}"
 
     return rename
 
 
-def openclip_names(config: TextEncoderConfig) -> Renamer:
+def openclip_names(layers: int, with_projection: bool) -> Renamer:
     """Return the renamer of OpenCLIP's encoder, whose names may be those of transformers too.
 
     Its query, key and value matrices lie on one another in one tensor, and its projection is
-    multiplied from the other side. Layers after those that the configuration has are left out:
+    multiplied from the other side. Layers after those that it has here are left out:
     Stable Diffusion 2 is conditioned by the last but one.
     """
 
@@ -156,14 +175,14 @@ def openclip_names(config: TextEncoderConfig) -> Renamer:
             return _OPENCLIP_OUTSIDE_BLOCKS[name]
         if name == "text_projection":
             piece = Piece("text_projection.weight", transposed=True)
-            return (piece,) if config.with_projection else None
+            return (piece,) if with_projection else None
         if name == "text_projection.weight":
-            return name if config.with_projection else None
+            return name if with_projection else None
         original = _OPENCLIP_BLOCK.fullmatch(name)
         block = original or _TRANSFORMERS_BLOCK.fullmatch(name)
         if block is None:
             return name
-        if int(block[1]) >= config.num_hidden_layers and not config.with_projection:
+        if int(block[1]) >= layers and not with_projection:
             return None
         if original is None:
             return name
@@ -177,6 +196,17 @@ def openclip_names(config: TextEncoderConfig) -> Renamer:
         return f"{place}.{_replaced(block[2], _OPENCLIP_LAYER)}"
 
     return rename
+
+
+def current_name(part: str, name: str) -> str:
+    """Return what a tensor of a diffusers file is called today."""
+    if part in TEXT_ENCODERS and not name.startswith("text_"):
+        return f"text_model.{name}"  # some versions of transformers leave the prefix out
+    if part == "vae" and ".attentions." in name:
+        head, _, kind = name.rpartition(".")
+        stem, _, last = head.rpartition(".")
+        return f"{stem}.{_RENAMED_VAE_ATTENTION.get(last, last)}.{kind}"
+    return name
 
 
 def _replaced(name: str, table: dict[str, str]) -> str:

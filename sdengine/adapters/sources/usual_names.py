@@ -2,7 +2,7 @@
 
 Trainers save what they wrapped a model in (`module.`, `_orig_mod.`), modules that hold the whole
 model as one of theirs put `model.` before it, and node editors call text encoders by their kind.
-Every other part of this room sees the usual names alone.
+Every other part of the package sees the usual names alone.
 
 Source: torch's DataParallel, DistributedDataParallel and torch.compile for the wrappers; ComfyUI's
 comfy/supported_models.py for `clip_l`, `clip_g` and `clip_h`.

@@ -1,0 +1,1 @@
+"""Sources of a bundle's weights: other checkpoints, and their mixtures."""
