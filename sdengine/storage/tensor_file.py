@@ -69,6 +69,21 @@ def map_open_file(
     Raises:
         BundleError: as for `map_tensors`.
     """
+    _, tensors, metadata = map_described(file, path, dtypes)
+    return tensors, metadata
+
+
+def map_described(
+    file: BinaryIO, path: Path, dtypes: Sequence[str] = tuple(NUMPY_DTYPES)
+) -> tuple[Kinds, dict[str, Array], dict[str, str]]:
+    """Map an open file; return type and shape of each tensor, the tensors, and the metadata.
+
+    Args:
+        file, path, dtypes: as for `map_open_file`; of 8-bit floats the tensors hold the bits.
+
+    Raises:
+        BundleError: as for `map_tensors`.
+    """
     try:
         size = os.fstat(file.fileno()).st_size
         if size < 10:
@@ -78,6 +93,7 @@ def map_open_file(
         raise BundleError(f"{path} cannot be read: {error}.") from None
     header, metadata, start = _read_header(path, mapped, size)
     data = np.frombuffer(mapped, np.uint8)[start:]
+    kinds: Kinds = {}
     tensors = {}
     end = 0
     for name, entry in header.items():
@@ -92,10 +108,11 @@ def map_open_file(
         flat = data[first:last]
         if (start + first) % dtype.itemsize:
             flat = flat.copy()
+        kinds[name] = kind, shape
         tensors[name] = flat.view(dtype).reshape(shape)
     if end != len(data):
         raise BundleError(f"{path}: {len(data) - end} bytes belong to no tensor.")
-    return tensors, metadata
+    return kinds, tensors, metadata
 
 
 def write_tensors(

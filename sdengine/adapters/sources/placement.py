@@ -33,6 +33,7 @@ class Placement(Generic[File]):
         open_file: opens one of them.
 
     Attributes:
+        opened: the files, in their order.
         left_out: what each of the others is, as far as it is the network's business.
         elsewhere: the tensors that do not begin with the prefix.
 
@@ -48,12 +49,14 @@ class Placement(Generic[File]):
         open_file: Callable[[Path], File],
     ) -> None:
         self.files = list(files)
+        self.opened: list[File] = []
         self._places: dict[str, tuple[File, str, Piece]] = {}
         self._scales: dict[tuple[Path, str], str] = {}
         self.left_out: dict[tuple[Path, str], str] = {}
         self.elsewhere: set[tuple[Path, str]] = set()
         for path in self.files:
             handle = open_file(path)
+            self.opened.append(handle)
             self.left_out |= {(path, name): what for name, what in handle.others.items()}
             for stored in self._parameters(handle, prefix):
                 pieces = _pieces(rename(stored.removeprefix(prefix)))
