@@ -13,13 +13,13 @@ from sdengine.adapters.sources.parameters import Parameters
 from sdengine.adapters.sources.placement import EIGHT_BITS, Placement
 from sdengine.adapters.sources.renaming import Renamer
 from sdengine.errors import BundleError, CheckpointError
+from sdengine.inputs.models import ENDINGS
 from sdengine.storage.content_hash import HashedFile, hash_open_file
 from sdengine.storage.regular_file import open_regular
 from sdengine.storage.tensor_file import map_described, to_float32
 from sdengine.storage.torch_archive import TorchArchive
 
 Array = NDArray[Any]
-ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 _MAPPED = ENDINGS[:2]
 
 

@@ -14,10 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,21 +25,15 @@ from numpy.typing import NDArray
 from sdengine.adapters.sources.own import TOKEN_TABLE, Own, part_of
 from sdengine.adapters.sources.source import Source, read_source
 from sdengine.errors import CheckpointError, ConfigError
+from sdengine.inputs.models import OWN, ModelTerm, find_model
 from sdengine.storage.tensor_file import to_bf16_bits, to_float32
 
 Array = NDArray[Any]
-OWN = "bundle"  # what the bundle's own weights are called in a mixture
 # From here on numbers become infinite in fp16, and in bf16.
 _TOO_LARGE = {np.dtype(np.float16): 65520.0, np.dtype(np.uint16): 3.3961775e38}
 _TYPES = {np.dtype(np.float16): "fp16", np.dtype(np.uint16): "bf16", np.dtype(np.float32): "fp32"}
 _AT_ONCE = 1 << 20  # numbers that are looked at
-_MOST_TERMS, _MOST_SHARE = 16, 100.0
 _MOST_REMEMBERED = 1000
-ACCEPTED = (
-    "a checkpoint's path, or up to 16 paths with their shares, from -100 to 100, which make 1"
-)
-PathLike = str | os.PathLike[str]
-Given = PathLike | Mapping[PathLike, float]
 # Hashes of what was looked at, with the type that a bundle stores it in.
 _checked: set[tuple[str, str, np.dtype[Any]]] = set()
 
@@ -73,7 +66,7 @@ class Model:
     @property
     def name(self) -> str:
         """Its checkpoint's name, or those of a mixture with their shares."""
-        named = [(OWN if t.source is None else t.source.name, t.share) for t in self.terms]
+        named = [(OWN if t.source is None else t.source.found.name, t.share) for t in self.terms]
         if len(named) == 1:
             return named[0][0]
         return " + ".join(f"{share:g} {name}" for name, share in named).replace("+ -", "- ")
@@ -81,18 +74,18 @@ class Model:
     @property
     def sha256(self) -> str:
         """The hash of its checkpoint's files; of a mixture one that no other has; "" of none."""
-        return _digest(self._shares(lambda source: source.sha256))
+        return _digest(self._shares(lambda source: source.found.sha256))
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of it."""
         found = {note: t.source for t in self.terms if t.source for note in t.source.notes}
-        return tuple(f"{source.name}: {note}" for note, source in found.items())
+        return tuple(f"{source.found.name}: {note}" for note, source in found.items())
 
     def identity(self, network: str) -> str:
         """Return a text that tells a network's weights from all others; "" for the bundle's own."""
         part = part_of(network)
-        return _digest(self._shares(lambda source: source.hashes.get(part, "")))
+        return _digest(self._shares(lambda source: source.part_sha256(part)))
 
     def weights(self, network: str, own: Mapping[str, Array]) -> Mapping[str, Array]:
         """Return a network's tensors, each made when it is asked for.
@@ -110,16 +103,6 @@ class Model:
         """Return a text encoder's token table [vocab, hidden_size], in the type of the bundle's."""
         return self.parameter(network, TOKEN_TABLE, own) if self.identity(network) else own
 
-    def check_numbers(self) -> None:
-        """Look at every number that the bundle's networks take from a checkpoint.
-
-        Raises:
-            CheckpointError: one is NaN or infinite, or would be in the bundle's precision.
-        """
-        for term in self.terms:
-            if term.source is not None:
-                _check_source(term.source, self.own)
-
     def require_unchanged(self) -> None:
         """Refuse files whose bytes are not those that were checked.
 
@@ -127,10 +110,11 @@ class Model:
             CheckpointError: one was overwritten.
         """
         for term in self.terms:
-            if term.source is not None and term.source.is_overwritten():
+            files = () if term.source is None else term.source.files
+            if term.source and any(file.is_overwritten() for file in files):
                 raise CheckpointError(
-                    f"model {str(term.source.path)!r} was overwritten after it was checked. Give "
-                    "it again."
+                    f"model {str(term.source.found.path)!r} was overwritten after it was checked. "
+                    "Give it again."
                 )
 
     def parameter(self, part: str, name: str, own: Array) -> Array:
@@ -188,53 +172,38 @@ class _Exchanged(Mapping[str, Array]):
         return len(self._own)
 
 
-def read_model(given: Given, own: Own) -> Model:
+def read_model(given: Sequence[ModelTerm], own: Own) -> Model:
     """Open the checkpoints of a model and check all of them.
 
     Args:
-        given: a path; or paths with their shares, which make 1: "bundle" is the bundle itself.
+        given: as `model_terms` returns them.
         own: what the bundle has; see `own_parameters`.
 
     Raises:
-        ConfigError: the shares do not make 1, or something is no path.
-        CheckpointError: a checkpoint does not fit the bundle; see `read_source`.
+        ConfigError: only the record of a checkpoint is given, and not its file.
+        CheckpointError: one does not fit the bundle; see `read_source`.
     """
-    shares = dict(given) if isinstance(given, Mapping) else {given: 1.0}
-    check_shares(shares)
-    terms = tuple(
-        Term(None if path == OWN else read_source(Path(path), own), float(share))
-        for path, share in shares.items()
-        if share
-    )
-    model = Model(terms, own)
-    model.check_numbers()
+    model = Model(tuple(_read(term, own) for term in given), own)
+    for term in model.terms:
+        if term.source is not None:
+            _check_numbers(term.source, own)
     return model
 
 
-def check_shares(shares: Mapping[Any, Any]) -> None:
-    """Refuse what are no shares of a mixture.
-
-    Raises:
-        ConfigError: naming what is wrong.
-    """
-    good = 0 < len(shares) <= _MOST_TERMS and all(
-        isinstance(path, str | os.PathLike)
-        and isinstance(share, int | float)
-        and not isinstance(share, bool)
-        and abs(share) <= _MOST_SHARE
-        for path, share in shares.items()
-    )
-    if not good:
-        raise ConfigError.for_field("model", dict(shares), ACCEPTED)
-    total = sum(shares.values())
-    if not abs(total - 1) < 1e-6:
-        raise ConfigError.for_field(
-            "model",
-            dict(shares),
-            "shares that make 1",
-            f"These make {total:g}. A weighted sum is {{a: 0.7, b: 0.3}}; to add the difference "
-            "between b and c, {a: 1, b: 0.5, c: -0.5}.",
+def _read(term: ModelTerm, own: Own) -> Term:
+    if term.is_own:
+        return Term(None, term.share)
+    if term.path is None:
+        raise ConfigError(
+            f"model: {term.name!r}, with SHA-256 {term.sha256}, is only known by its record. Give "
+            "its file again: --model FILE in the command, model in Python."
         )
+    found = find_model(term.path)
+    if found.sha256 != term.sha256:
+        raise CheckpointError(
+            f"model {str(term.path)!r} was overwritten after it was checked. Give it again."
+        )
+    return Term(read_source(found, own), term.share)
 
 
 def largest(values: Array) -> float:
@@ -251,12 +220,12 @@ def largest(values: Array) -> float:
     return float(to_float32(found if values.dtype == np.uint16 else found.view(values.dtype))[0])
 
 
-def _check_source(source: Source, own: Own) -> None:
+def _check_numbers(source: Source, own: Own) -> None:
     wanted = [
         (part, name, array)
         for part in source.parts
         for name, array in own.parts[part].items()
-        if (source.hashes[part], part, array.dtype) not in _checked
+        if (source.part_sha256(part), part, array.dtype) not in _checked
     ]
 
     def check(item: tuple[str, str, Array]) -> None:
@@ -265,7 +234,7 @@ def _check_source(source: Source, own: Own) -> None:
         found = largest(values)
         if found < _too_large(array.dtype):
             return
-        said = f"model {str(source.path)!r}: {part}: tensor {name!r} {list(values.shape)}"
+        said = f"model {str(source.found.path)!r}: {part}: tensor {name!r} {list(values.shape)}"
         if not np.isfinite(found):
             raise CheckpointError(
                 f"{said} holds NaN or infinity, so that the file is damaged. Nothing was changed."
@@ -279,7 +248,7 @@ def _check_source(source: Source, own: Own) -> None:
         list(pool.map(check, wanted))
     if len(_checked) > _MOST_REMEMBERED:
         _checked.clear()
-    _checked.update((source.hashes[part], part, array.dtype) for part, _, array in wanted)
+    _checked.update((source.part_sha256(part), part, array.dtype) for part, _, array in wanted)
 
 
 def _too_large(stored: np.dtype[Any]) -> float:

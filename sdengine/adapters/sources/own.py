@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from sdengine.bundle.architecture import Architecture
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import BundleError, ConfigError
+from sdengine.inputs.models import PARTS
 from sdengine.storage.tensor_file import map_open_tensors
 
 Array = NDArray[Any]
 VAE_HALVES = ("vae_decoder", "vae_encoder")
-# Of a checkpoint, in the order of a request.
-PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
 TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
 _TARGETS = ("native", "torch")
 

@@ -55,9 +55,6 @@ def check_folder(folder: CheckpointFolder, places: Mapping[str, str], own: Own) 
     """
     if "unet" not in places:
         raise CheckpointError("there is no unet/config.json.")
-    kind = folder.json(f"{places['unet']}/config.json").get("_class_name")
-    if kind != "UNet2DConditionModel":
-        raise CheckpointError(f"{str(kind)[:80]!r} is not a UNet2DConditionModel.")
     known: dict[str, Mapping[str, Any]] = {
         "unet": own.architecture.unet.config,
         "vae": own.architecture.vae.config,

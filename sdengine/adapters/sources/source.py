@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -34,7 +31,9 @@ from sdengine.adapters.sources.renaming import (
 )
 from sdengine.adapters.sources.settings import check_folder, check_said
 from sdengine.errors import CheckpointError
-from sdengine.storage.checkpoint_folder import CheckpointFolder, weight_stems
+from sdengine.inputs.models import FoundModel
+from sdengine.storage.checkpoint_folder import CheckpointFolder
+from sdengine.storage.content_hash import HashedFile
 
 Array = NDArray[Any]
 FIRST_CONVOLUTION = "conv_in.weight"
@@ -50,20 +49,23 @@ class Source:
     """A checkpoint whose networks are those of a bundle, but for their numbers.
 
     Args:
-        path: of its file or folder.
-        name: of it, without ending.
-        sha256: of its file, or of all that was read of a folder.
+        found: its files.
         parts: its networks' tensors; those that it lacks are not there.
-        hashes: of the files of each part.
         notes: what a user should know of it.
     """
 
-    path: Path
-    name: str
-    sha256: str
+    found: FoundModel
     parts: Mapping[str, ArrayWeights] = field(repr=False)
-    hashes: Mapping[str, str] = field(repr=False)
     notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> Iterator[HashedFile]:
+        """Its files as they were opened."""
+        return (handle.holder for part in self.parts.values() for handle in part.opened)
+
+    def part_sha256(self, part: str) -> str:
+        """Return the hash of a part's files; "" where it lacks the part."""
+        return self.found.part_sha256(part) if part in self.parts else ""
 
     def array(self, part: str, name: str, shape: tuple[int, ...]) -> Array:
         """Return a parameter in the type that it is stored in.
@@ -77,37 +79,35 @@ class Source:
             return values
         return values.reshape(shape)
 
-    def is_overwritten(self) -> bool:
-        """Say whether one of its files holds other bytes than those that were checked."""
-        return any(
-            handle.holder.is_overwritten() for part in self.parts.values() for handle in part.opened
-        )
 
-
-def read_source(path: Path, own: Own) -> Source:
+def read_source(found: FoundModel, own: Own) -> Source:
     """Open a checkpoint and check that its networks fit a bundle.
 
     Args:
-        path: a folder as diffusers writes them, of a whole checkpoint or of a U-Net; or a file with
-            the names of the original implementation, or a U-Net alone under those or diffusers'.
+        found: a folder as diffusers writes them, of a whole checkpoint or of a U-Net; or a file
+            with the names of the original implementation, or a U-Net alone under those or
+            diffusers'.
         own: the bundle's parameters.
 
     Raises:
         CheckpointError: it is missing, damaged, of another model or another noise schedule; the
             message names the tensor and both shapes, or the setting and both values.
     """
-    if not path.exists():
-        raise CheckpointError(f"model {str(path)!r} does not exist.")
+    path = found.path
     try:
-        source = _of_folder(path, own) if path.is_dir() else _of_file(path, own)
+        source = _of_folder(found, own) if path.is_dir() else _of_file(found, own)
         for part, weights in source.parts.items():
             _check_part(part, weights, own)
+        known = {sha256 for part in found.files.values() for sha256 in part.values()}
+        if any(holder.sha256 not in known for holder in source.files):
+            raise CheckpointError("it was overwritten after it was found. Give it again.")
     except CheckpointError as error:
         raise CheckpointError(f"model {str(path)!r}: {error}") from None
     return source
 
 
-def _of_file(path: Path, own: Own) -> Source:
+def _of_file(found_model: FoundModel, own: Own) -> Source:
+    path = found_model.path
     file = open_arrays(path)
     names = set(file.names())
     if key := foreign_key(names):
@@ -124,7 +124,7 @@ def _of_file(path: Path, own: Own) -> Source:
         )
     check_said(file, own)
     family = family_of_names(names)
-    open_file: Callable[[Path], ArrayFile] = lambda _: file  # noqa: E731
+    open_file: Callable[[Any], ArrayFile] = lambda _: file  # noqa: E731
     prefix, mark = found
     unet = _unet_names(own) if mark == ORIGINAL_MARK else str
     parts = {"unet": ArrayWeights([path], unet, prefix, open_file)}
@@ -145,35 +145,17 @@ def _of_file(path: Path, own: Own) -> Source:
         except CheckpointError as error:  # which names tensors and shapes
             raise CheckpointError(f"{error} {told}") from None
         raise CheckpointError(told)
-    sha256 = file.holder.sha256
-    return Source(
-        path, path.stem, sha256, parts, dict.fromkeys(parts, sha256), _notes_on_lacking(parts, own)
-    )
+    return Source(found_model, parts, _notes_on_lacking(parts, own))
 
 
-def _of_folder(path: Path, own: Own) -> Source:
-    folder = CheckpointFolder(path)
-    if folder.find("model_index.json") is None and folder.find("unet/config.json") is None:
-        places = {"unet": "."}  # a folder of a U-Net
-    else:
-        present = (part for part in own.parts if folder.find(f"{part}/config.json"))
-        places = {part: part for part in present}
-    check_folder(folder, places, own)
+def _of_folder(found: FoundModel, own: Own) -> Source:
+    places = {part: place for part, place in found.places.items() if part in own.parts}
+    check_folder(CheckpointFolder(found.path), places, own)
     parts = {}
-    for part, place in places.items():
-        files = folder.weight_files(place, weight_stems(part), None)
+    for part in places:
         rename = _only_used(part, functools.partial(current_name, part), own)
-        parts[part] = ArrayWeights(files, rename)
-    hashes = {part: _joined([h.holder.sha256 for h in w.opened]) for part, w in parts.items()}
-    sha256 = _joined([hashes[part] for part in sorted(hashes)])
-    name = path.resolve().name
-    return Source(path, name, sha256, parts, hashes, _notes_on_lacking(parts, own))
-
-
-def _joined(hashes: list[str]) -> str:
-    if len(hashes) == 1:
-        return hashes[0]
-    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+        parts[part] = ArrayWeights(list(found.files[part]), rename)
+    return Source(found, parts, _notes_on_lacking(parts, own))
 
 
 def _notes_on_lacking(parts: Mapping[str, Any], own: Own) -> tuple[str, ...]:
