@@ -21,6 +21,7 @@ from sdengine.images.provenance import Provenance, processor
 from sdengine.images.result import Result, Step
 from sdengine.inputs.embeddings import Embedding
 from sdengine.inputs.loras import Lora, Strength
+from sdengine.inputs.models import Given, ModelTerm
 from sdengine.pipeline.codec import (
     decode_latents,
     encode_pixels,
@@ -371,6 +372,11 @@ class Engine:
         """Files of folders given to `add_embeddings` that are of no use, and why."""
         return {one.file: one.reason for one in self._pipeline.library.skipped}
 
+    @property
+    def model(self) -> tuple[ModelTerm, ...]:
+        """What takes the place of the bundle's weights for requests that give no `model`."""
+        return self._pipeline.weights.model
+
     def add_embeddings(self, *embeddings: str | os.PathLike[str] | Embedding) -> None:
         """Let prompts name textual inversions; nothing is built or loaded again.
 
@@ -397,6 +403,7 @@ class Engine:
     def set_weights(
         self,
         *,
+        model: Given | tuple[ModelTerm, ...] | None = None,
         loras: Mapping[str | os.PathLike[str], Strength] | tuple[Lora, ...] | None = None,
     ) -> None:
         """Set what requests compute with that do not say it themselves; nothing is built again.
@@ -406,6 +413,12 @@ class Engine:
         with.
 
         Args:
+            model: a checkpoint of the bundle's architecture, a file or a folder, whose weights take
+                the place of the bundle's (U-Net, text encoders with their token tables, VAE; what
+                it lacks stays); or several with their shares, which make 1: {a: 0.7, b: 0.3} is a
+                weighted sum, {a: 1, b: 0.5, c: -0.5} adds half the difference between b and c, and
+                "bundle" is the bundle itself. A bundle for inpainting or depth takes checkpoints
+                for text too, and keeps its own channels for what they do not read.
             loras: files of LoRAs and their kin, or folders that PEFT or diffusers wrote, with a
                 strength for each (0.8), or one for the text encoders and one for the U-Net
                 ((0.5, 0.8)), from -100 to 100; or what `loras` was. They are merged into the
@@ -414,11 +427,13 @@ class Engine:
 
         Raises:
             ConfigError: an argument is invalid, or the bundle is of another target.
+            CheckpointError: a model is damaged, or of another architecture or noise schedule.
             AdapterError: a LoRA is damaged, of another model, or not all of it can be applied. The
                 weights are as they were.
         """
         found = () if loras is None else FIELDS["loras"].checked(loras)
-        self._pipeline.weights.set_defaults(found)
+        terms = () if model is None else FIELDS["model"].checked(model)
+        self._pipeline.weights.set_defaults(found, terms)
 
     def weights_of(self, request: Request) -> WeightSet:
         """Return what a request's networks compute with: the bundle's weights, and what it gives.
@@ -441,12 +456,12 @@ class Engine:
             UnsupportedShapeError, OutOfMemoryError, NonFiniteError: as for `run`.
         """
         pixels = own_pixels(image)
-        networks = WeightedNetworks(self._networks)
+        networks, model_hash = self._vae()
         size = padded_size(pixels.shape[1], pixels.shape[0], networks)
         self.session.budget.check(*size)
         with self._turns.take():
             self._networks.require_own()
-            return encode_pixels(pixels, size, networks, self.provenance.model_hash)
+            return encode_pixels(pixels, size, networks, model_hash)
 
     def decode(self, latents: Latents) -> NDArray[np.uint8]:
         """Return the picture [h,w,3] uint8 of latents that `encode` made with the same model.
@@ -455,12 +470,18 @@ class Engine:
             ConfigError: another model's VAE made them.
             UnsupportedShapeError, OutOfMemoryError, NonFiniteError: as for `run`.
         """
-        networks = WeightedNetworks(self._networks)
-        size = latents_size(latents, networks, self.provenance.model_hash)
+        networks, model_hash = self._vae()
+        size = latents_size(latents, networks, model_hash)
         self.session.budget.check(*size)
         with self._turns.take():
             self._networks.require_own()
             return decode_latents(latents, networks)
+
+    def _vae(self) -> tuple[WeightedNetworks, str]:
+        """Return the networks of requests that give no weights, and whose autoencoder they have."""
+        weights = self._pipeline.weights.defaults()
+        model_hash = weights.identity("vae_decoder") or self.provenance.model_hash
+        return WeightedNetworks(self._networks, weights), model_hash
 
     def forget_prompts(self) -> None:
         """Have the text encoders run again for prompts of earlier requests, as for measurements.

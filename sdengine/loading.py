@@ -11,6 +11,7 @@ from sdengine.bundle.reader import open_bundle
 from sdengine.engine import Engine
 from sdengine.errors import ConfigError
 from sdengine.inputs.loras import Strength
+from sdengine.inputs.models import Given
 from sdengine.request.fields import Integer
 from sdengine.request.request import FIELDS
 
@@ -26,6 +27,7 @@ def load(
     embeddings: str | os.PathLike[str] | None = None,
     loras: Mapping[str | os.PathLike[str], Strength] | None = None,
     vae_tiles: str = "auto",
+    model: Given | None = None,
 ) -> Engine:
     """Open a bundle and make an engine that runs it.
 
@@ -48,6 +50,8 @@ def load(
         loras: files of LoRAs and their kin, or folders that PEFT or diffusers wrote, with a
             strength for each (0.8), or one for the text encoders and one for the U-Net
             ((0.5, 0.8)), from -100 to 100, for requests that give none; see `Engine.set_weights`.
+        model: a checkpoint, or several with their shares, whose weights take the place of the
+            bundle's for requests that give none; see `Engine.set_weights`.
         vae_tiles: with target native, compute the largest maps of the VAE in bands: "auto" where
             they fit no other way, "always", which takes the least memory and more time, or "never".
             Pictures are the same but for rounding.
@@ -58,6 +62,7 @@ def load(
     Raises:
         ConfigError: an argument is invalid.
         BundleError: the bundle is missing, foreign, incomplete or altered.
+        CheckpointError: a model is damaged, or of another architecture or noise schedule.
         AdapterError: a LoRA is damaged, of another model, or not all of it can be applied.
         BackendUnavailableError: the backend cannot run the bundle or not on this machine.
         OutOfMemoryError: no image size of the bundle fits into the memory; the message has the
@@ -72,6 +77,7 @@ def load(
         raise ConfigError.for_field("low_memory", low_memory, "True or False")
     chosen = select_backend(backend, opened.manifest.target)
     merged = () if loras is None else FIELDS["loras"].checked(loras)
+    terms = () if model is None else FIELDS["model"].checked(model)
     if vae_tiles not in VAE_TILES:
         raise ConfigError.for_field("vae_tiles", vae_tiles, ", ".join(VAE_TILES))
     if vae_tiles == "always" and opened.manifest.target != "native":
@@ -84,8 +90,8 @@ def load(
     options = SessionOptions(precision, threads, memory_bytes, low_memory, device, vae_tiles)
     engine = Engine(opened, chosen, options)
     try:
-        if merged:
-            engine.set_weights(loras=merged)
+        if merged or terms:
+            engine.set_weights(model=terms or None, loras=merged)
         if embeddings is not None:
             engine.add_embeddings(embeddings)
     except BaseException:

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 
 from sdengine.adapters.adapter import Adapter, read_adapter
 from sdengine.adapters.modules import Module, bundle_modules
+from sdengine.adapters.sources.model import Model, read_model
+from sdengine.adapters.sources.own import Own, own_parameters
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
-from sdengine.errors import AdapterError, ConfigError
+from sdengine.errors import AdapterError, CheckpointError, ConfigError
 from sdengine.inputs.loras import Lora, find_lora
+from sdengine.inputs.models import ModelTerm
 
 if TYPE_CHECKING:
     from sdengine.bundle.reader import Bundle
 
 # They are mapped: what is kept of one is a few kilobytes for each layer that it changes.
 _MAX_KEPT = 100
+_MAX_MODELS = 8
 
 
 class AdapterLibrary:
@@ -30,21 +34,46 @@ class AdapterLibrary:
         self._bundle = bundle
         self._modules: list[Module] | None = None
         self._kept: OrderedDict[str, Adapter] = OrderedDict()
+        self._own: Own | None = None
+        self._models: OrderedDict[tuple[tuple[str, float], ...], Model] = OrderedDict()
 
-    def weight_set(self, loras: Collection[Lora]) -> WeightSet:
+    def weight_set(self, loras: Collection[Lora], model: Collection[ModelTerm] = ()) -> WeightSet:
         """Read what was not read yet, check all of it, and return the set; nothing is merged yet.
 
         Raises:
             ConfigError: the bundle is of a target whose weights cannot be changed, or only the
                 record of a LoRA is given and its file was never.
             AdapterError: a file cannot be applied; see `read_adapter`.
+            CheckpointError: a model does not fit; see `read_source`.
             BundleError: the bundle is damaged.
         """
-        if not loras:
+        other = () if all(term.is_own for term in model) else model
+        if not loras and not other:
             return PRISTINE
-        if self._modules is None:
+        if self._modules is None and loras:
             self._modules = bundle_modules(self._bundle)
-        return WeightSet(tuple((self._adapter(one), one.text, one.unet) for one in loras))
+        return WeightSet(
+            tuple((self._adapter(one), one.text, one.unet) for one in loras),
+            self._model(tuple(other)) if other else None,
+        )
+
+    def _model(self, terms: tuple[ModelTerm, ...]) -> Model:
+        key = tuple((term.sha256, term.share) for term in terms)
+        model = self._models.get(key)
+        if model is not None:
+            try:
+                model.require_unchanged()
+            except CheckpointError:
+                model = None
+        if model is None:
+            if self._own is None:
+                self._own = own_parameters(self._bundle)
+            model = read_model(terms, self._own)
+        self._models[key] = model
+        self._models.move_to_end(key)
+        while len(self._models) > _MAX_MODELS:
+            self._models.popitem(last=False)
+        return model
 
     def _adapter(self, lora: Lora) -> Adapter:
         adapter = self._kept.get(lora.sha256)

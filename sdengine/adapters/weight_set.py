@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdengine.adapters.adapter import Adapter
-from sdengine.adapters.changes import Strong
+from sdengine.adapters.changes import Array, Strong, merged_weights
+from sdengine.adapters.sources.model import Model
 from sdengine.errors import AdapterError
 
 
@@ -16,9 +18,11 @@ class WeightSet:
 
     Args:
         loras: each with its strength in the text encoders and in the U-Net.
+        model: what they are merged into, in the place of the bundle's weights.
     """
 
     loras: tuple[tuple[Adapter, float, float], ...] = ()
+    model: Model | None = None
 
     def identity(self, network: str) -> str:
         """Return a text that tells the network's weights from those of other sets.
@@ -31,7 +35,10 @@ class WeightSet:
             if network in adapter.changes
         ]
         strong = sorted(pair for pair in used if pair[1])
-        return json.dumps(strong) if strong else ""
+        model = "" if self.model is None else self.model.identity(network)
+        if not model:
+            return json.dumps(strong) if strong else ""
+        return json.dumps([model, *strong])
 
     def changes(self, network: str) -> dict[str, list[Strong]]:
         """Return the changes of a network's parameters; those of strength 0 are left out."""
@@ -42,12 +49,31 @@ class WeightSet:
                 found.setdefault(change.parameter, []).append((change, strength))
         return found
 
+    def weights(self, network: str, own: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Return a network's weights with everything merged, one at a time when they are asked for.
+
+        Args:
+            network: its name.
+            own: the bundle's, by parameter.
+        """
+        pristine = own if self.model is None else self.model.weights(network, own)
+        return merged_weights(pristine, self.changes(network))
+
+    def token_rows(self, network: str, own: Array, token_ids: Array) -> Array:
+        """Return the rows of a text encoder's token table; `own` is the bundle's table."""
+        if self.model is not None:
+            return self.model.token_rows(network, own, token_ids)
+        rows: Array = own[token_ids]
+        return rows
+
     def require_unchanged(self) -> None:
         """Refuse files whose bytes are not those that were checked, whose hashes results record.
 
         Raises:
-            AdapterError: one was overwritten.
+            AdapterError, CheckpointError: one was overwritten.
         """
+        if self.model is not None:
+            self.model.require_unchanged()
         for adapter, _, _ in self.loras:
             if adapter.holder.is_overwritten():
                 raise AdapterError(

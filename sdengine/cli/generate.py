@@ -15,6 +15,7 @@ from sdengine.cli.embedding_options import (
     recorded_embeddings,
 )
 from sdengine.cli.lora_options import few_step_notes, lora_warnings
+from sdengine.cli.model_options import model_warnings
 from sdengine.cli.request_options import request_options
 from sdengine.cli.terminal import note, progress_bar, say, say_json
 from sdengine.errors import ConfigError
@@ -155,7 +156,7 @@ def generate(
         request = engine.request(**options)
         for line in few_step_notes(engine, request, options):
             note(f"note: {line}")
-        for line in lora_warnings(recorded, request):
+        for line in (*model_warnings(recorded, request), *lora_warnings(recorded, request)):
             note(f"warning: {line}")
         result = engine.run(request, progress=_shown_by(bar, preview), **watched)
     for line in (*result.warnings, *embedding_warnings(recorded, given, result)):
@@ -221,6 +222,7 @@ def _merged(recorded: Metadata, options: dict[str, Any]) -> dict[str, Any]:
         fields.pop("batch_size", None)
     if options.keys() & {"clip_skip", WEB_UI_CLIP_SKIP}:
         fields = {name: fields[name] for name in fields.keys() - {"clip_skip", WEB_UI_CLIP_SKIP}}
+    fields.pop("model", None)
     fields.pop("loras", None)  # their files are given again, or it is said that they are not
     merged = {**fields, **options}
     if merged.get("outpaint") is not None and merged.get("inpaint_area") != "masked":

@@ -31,7 +31,7 @@ def parse_loras(
     """
     found: dict[str | os.PathLike[str], Strength] = {}
     for option in options or ():
-        path, *numbers = _split(option)
+        path, *numbers = split_numbers(option, 2)
         file, is_there, strength = path.rpartition(":")
         if not path or path in found:
             raise ConfigError.for_field("--lora", option, f"{LORA_METAVAR}, each file once")
@@ -78,11 +78,11 @@ def _weighty(loras: Iterable[Lora]) -> list[tuple[str, float, float]]:
     return sorted((one.sha256, one.text, one.unet) for one in loras if one.text or one.unet)
 
 
-def _split(option: str) -> list[str]:
-    """Cut at most two numbers off the end; a colon in a path stays there."""
+def split_numbers(option: str, most: int) -> list[str]:
+    """Cut numbers behind colons off the end; a colon in a path stays there."""
     parts = option.split(":")
     numbers: list[str] = []
-    while len(parts) > 1 and len(numbers) < 2 and _is_number(parts[-1]):
+    while len(parts) > 1 and len(numbers) < most and _is_number(parts[-1]):
         numbers.insert(0, parts.pop())
     return [":".join(parts), *numbers]
 

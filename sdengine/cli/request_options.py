@@ -12,6 +12,7 @@ import typer
 from sdengine.cli.control_options import CONTROL_HELP, CONTROL_METAVAR, parse_control
 from sdengine.cli.embedding_options import EMBEDDING_HELP, EMBEDDING_METAVAR
 from sdengine.cli.lora_options import LORA_HELP, LORA_METAVAR, parse_loras
+from sdengine.cli.model_options import MODEL_HELP, MODEL_METAVAR, parse_model
 from sdengine.cli.region_options import REGION_HELP, REGION_METAVAR, parse_region
 from sdengine.errors import ConfigError
 from sdengine.request.control import Controls
@@ -30,13 +31,14 @@ from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
 from sdengine.request.picture_fields import FILES
 from sdengine.request.region import Regions
 from sdengine.request.request import FIELDS, nearest_field
-from sdengine.request.weight_fields import Loras
+from sdengine.request.weight_fields import Loras, Model
 
 _SHORT = {"negative_prompt": "-n"}
 _METAVARS = {
     "embeddings": EMBEDDING_METAVAR,
     "regions": REGION_METAVAR,
     "loras": LORA_METAVAR,
+    "model": MODEL_METAVAR,
     "crop": "LEFTxTOP",
     "background": "#RRGGBB",
     "outpaint": "SIDE=N,...",
@@ -48,6 +50,7 @@ _LISTS = {
     Controls: CONTROL_HELP,
     Embeddings: EMBEDDING_HELP,
     Loras: LORA_HELP,
+    Model: MODEL_HELP,
     Regions: REGION_HELP,
 }
 # One option for two fields.
@@ -152,6 +155,8 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
         given["embeddings"] = embeddings
     if loras := given.pop("loras", None):
         given["loras"] = parse_loras(loras)
+    if model := given.pop("model", None):
+        given["model"] = parse_model(model)
     for name in given.keys() & {_SEED_SIZE, *_PAIRS}:
         given[name] = _pair(name.replace("_", "-"), given[name])
     if _SEED_SIZE in given:

@@ -15,6 +15,7 @@ from sdengine.storage.checkpoint_folder import CheckpointFolder, weight_stems
 from sdengine.storage.content_hash import hash_open_file
 from sdengine.storage.regular_file import open_regular
 
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
 OWN = "bundle"  # what the bundle's own weights are called in a mixture
 # Of a checkpoint, in the order of a request.
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
@@ -67,7 +68,7 @@ class FoundModel:
     Args:
         path: as it was given.
         name: of it, without ending.
-        sha256: of all files.
+        sha256: of all files, of a folder with the settings beside them.
         files: by part, with the hash of each; under "" a single file.
         places: subfolders of the parts in a folder.
     """
@@ -105,12 +106,17 @@ def find_model(path: Path) -> FoundModel:
             }
             for part, place in places.items()
         }
+        # Which decide whether it fits.
+        told = [f"{place}/config.json" for place in places.values()]
+        found_settings = [folder.find(name) for name in (*told, SCHEDULER_FILE)]
+        settings = [_sha256(file) for file in found_settings if file is not None]
     except (OSError, BundleError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise CheckpointError(f"model {str(path)!r}: {reason}.") from None
     except CheckpointError as error:
         raise CheckpointError(f"model {str(path)!r}: {error}") from None
-    sha256 = joined_hash([one for part in files.values() for one in part.values()])
+    hashes = [one for part in files.values() for one in part.values()]
+    sha256 = joined_hash([*hashes, *settings])
     return FoundModel(path, _encodable(path.resolve().name), sha256, files, places)
 
 

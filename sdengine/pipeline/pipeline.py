@@ -113,6 +113,8 @@ class Pipeline:
             plan = two_passes(plan, self._plan_pass(second, weights))
         used = tuple(dict.fromkeys(e for one in plan.passes for e in one.prompts.embeddings))
         warnings = (*plan.warnings, *unused_embeddings(request, used))
+        if weights.model is not None:
+            warnings += tuple(f"model: {note}." for note in weights.model.notes)
         warnings += tile_warnings(request, [one.tiles for one in plan.passes])
         if request.embeddings is not None or self.library.embeddings or used:
             request = replace(request, embeddings=used)
@@ -193,7 +195,7 @@ class Pipeline:
             tuple(images),
             plan.request,
             clock.timings(),
-            self._provenance,
+            self._provenance_of(plan),
             plan.warnings,
             plan.used,
         )
@@ -213,7 +215,7 @@ class Pipeline:
             module = networks.get(network, rows, height, width, clock=clock)
             return clock.timed("text_encoder", module)
 
-        conditioning = self._conditioner.encode(plan.prompts, get_encoder)
+        conditioning = self._conditioner.encode(plan.prompts, get_encoder, plan.weights)
         self._conditionings.keep(key, conditioning)
         self._done_with(*encoders)
         return conditioning
@@ -389,6 +391,12 @@ class Pipeline:
             latents=evaluation.latents,
             preview=None if clean is None else preview(clean, watch.preview, networks, clock),
         )
+
+    def _provenance_of(self, plan: Plan) -> Provenance:
+        model = plan.weights.model
+        if model is None:
+            return self._provenance
+        return replace(self._provenance, model=model.name, model_hash=model.sha256)
 
     def _networks_of(self, plan: Plan) -> WeightedNetworks:
         return WeightedNetworks(self._networks, plan.weights)

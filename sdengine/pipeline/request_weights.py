@@ -11,6 +11,7 @@ from sdengine.bundle.reader import Bundle
 from sdengine.inputs.embedding_files import read_embeddings
 from sdengine.inputs.embeddings import Embedding
 from sdengine.inputs.loras import Lora
+from sdengine.inputs.models import ModelTerm
 from sdengine.request.request import Request
 
 
@@ -26,18 +27,24 @@ class RequestWeights:
         self._lock = ForkSafeLock()
         self._embeddings: dict[str, tuple[Embedding, ...]] = {}
         self.loras: tuple[Lora, ...] = ()
+        self.model: tuple[ModelTerm, ...] = ()
 
-    def set_defaults(self, loras: tuple[Lora, ...]) -> None:
+    def set_defaults(self, loras: tuple[Lora, ...], model: tuple[ModelTerm, ...] = ()) -> None:
         """Let requests that give nothing have these; those that were planned keep what they have.
 
         Raises:
-            ConfigError, AdapterError, BundleError: as for `AdapterLibrary.weight_set`; the defaults
-                are as they were.
+            ConfigError, AdapterError, CheckpointError, BundleError: as for
+                `AdapterLibrary.weight_set`; the defaults are as they were.
         """
         with self._lock:
-            weights = self._library.weight_set(loras)
+            weights = self._library.weight_set(loras, model)
             self._inside(weights)
-            self.loras = loras
+            self.loras, self.model = loras, model
+
+    def defaults(self) -> WeightSet:
+        """Return what requests that give nothing compute with."""
+        with self._lock:
+            return self._library.weight_set(self.loras, self.model)
 
     def of(self, request: Request) -> tuple[Request, WeightSet]:
         """Return a request with what it gives or else the engine has, and what it amounts to.
@@ -48,7 +55,10 @@ class RequestWeights:
         with self._lock:
             if request.loras is None and self.loras:
                 request = replace(request, loras=self.loras)
-            return request, self._library.weight_set(request.loras or ())
+            if request.model is None and self.model:
+                request = replace(request, model=self.model)
+            weights = self._library.weight_set(request.loras or (), request.model or ())
+            return request, weights
 
     def embeddings(self, weights: WeightSet | None = None) -> tuple[Embedding, ...]:
         """Return the textual inversions that lie in the files of a set, or in the defaults'.

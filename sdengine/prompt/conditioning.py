@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import Module
 from sdengine.bundle.architecture import HiddenState, TextEncoderArchitecture
 from sdengine.bundle.reader import Bundle
@@ -29,6 +31,7 @@ from sdengine.prompt.planner import PromptPlanner
 MAX_ROWS = 2
 _HIDDEN_STATES = {"normed": "normed_hidden_states", "raw": "hidden_states"}
 _Floats = NDArray[np.float32]
+_LookUp = Callable[[NDArray[np.int64]], NDArray[Any]]  # rows of a token table
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,12 @@ class TextConditioner:
             skipped=skipped,
         )
 
-    def encode(self, plan: PromptPlan, get_encoder: Callable[[str, int], Module]) -> Conditioning:
+    def encode(
+        self,
+        plan: PromptPlan,
+        get_encoder: Callable[[str, int], Module],
+        weights: WeightSet = PRISTINE,
+    ) -> Conditioning:
         """Run the text encoders over a plan's texts.
 
         Args:
@@ -103,6 +111,7 @@ class TextConditioner:
                 inputs `inputs_embeds` [rows,77,D] and `eos_index` [rows], outputs `hidden_states`
                 and `normed_hidden_states` [L+1,rows,77,D], perhaps `pooled` [rows,P]; or with an
                 input `layer` [rows], see `layer_number`, and `states` [rows,77,D] in their place.
+            weights: whose token tables are looked up.
 
         Raises:
             BundleError: a text encoder is not what the manifest says.
@@ -111,7 +120,10 @@ class TextConditioner:
         embeds = []
         pooled = None
         for encoder in self.architecture.text_encoders:
-            states, pooled_states = self._encode(encoder, plan, get_encoder)
+            look_up = functools.partial(
+                weights.token_rows, encoder.network, self.token_tables[encoder.network]
+            )
+            states, pooled_states = self._encode(encoder, plan, get_encoder, look_up)
             embeds.append(states)
             pooled = pooled_states if pooled_states is not None else pooled
         prompt_embeds = embeds[0] if len(embeds) == 1 else np.concatenate(embeds, axis=-1)
@@ -127,12 +139,13 @@ class TextConditioner:
         encoder: TextEncoderArchitecture,
         plan: PromptPlan,
         get_encoder: Callable[[str, int], Module],
+        look_up: _LookUp,
     ) -> tuple[_Floats, _Floats | None]:
         """Return [N,77*chunks,D] of one text encoder, and [N,P] where its pooled output counts."""
         tokens = plan.encoders[encoder.network]
         num_texts, num_chunks, length = tokens.token_ids.shape
         distinct, places = tokens.distinct
-        states, pooled = self._run(encoder, tokens, distinct, get_encoder)
+        states, pooled = self._run(encoder, tokens, distinct, get_encoder, look_up)
         spread = states if len(states) == len(places) else states[places]
         weighted = spread.reshape(num_texts, num_chunks, length, -1)
         if tokens.is_weighted:
@@ -150,6 +163,7 @@ class TextConditioner:
         tokens: EncoderTokens,
         token_ids: NDArray[np.int64],
         get_encoder: Callable[[str, int], Module],
+        look_up: _LookUp,
     ) -> tuple[_Floats, _Floats | None]:
         """Return the hidden state [M,77,D] and pooled [M,P] of token_ids [M,77].
 
@@ -172,7 +186,7 @@ class TextConditioner:
             if length < encoder.max_length:
                 group = np.pad(group, ((0, 0), (0, encoder.max_length - length)), mode="edge")
             inputs = {
-                "inputs_embeds": self._embeds(encoder.network, group, tokens.vectors),
+                "inputs_embeds": _embeds(look_up, group, tokens.vectors),
                 "eos_index": np.argmax(group == encoder.eos_token_id, axis=1),
                 LAYER: np.full(rows, layer_number(encoder, choice)),
             }
@@ -183,18 +197,6 @@ class TextConditioner:
                 pooled.append(np.array(outputs["pooled"], dtype=np.float32))
         all_pooled = np.concatenate(pooled)[:count] if is_pooled else None
         return (np.concatenate(states) if len(states) > 1 else states[0])[:count], all_pooled
-
-    def _embeds(
-        self, network: str, token_ids: NDArray[np.int64], vectors: _Floats | None
-    ) -> NDArray[Any]:
-        """Return what stands for the tokens: rows of the table, and learned vectors as they are."""
-        table = self.token_tables[network]
-        if vectors is None:
-            return table[token_ids]
-        embeds: _Floats = table[token_ids.clip(0)].astype(np.float32)
-        is_learned = token_ids < 0
-        embeds[is_learned] = vectors[-1 - token_ids[is_learned]]
-        return embeds
 
 
 def layer_number(encoder: TextEncoderArchitecture, choice: HiddenState) -> int:
@@ -224,6 +226,18 @@ def apply_weights(states: _Floats, weights: _Floats, emphasis: str) -> _Floats:
         is_kept = (weights == 1).all(axis=2) | (after == 0)
         factor = np.where(is_kept, 1.0, before / np.where(is_kept, 1.0, after))
         return weighted * factor.astype(np.float32)[..., None, None]
+
+
+def _embeds(
+    look_up: _LookUp, token_ids: NDArray[np.int64], vectors: _Floats | None
+) -> NDArray[Any]:
+    """Return what stands for the tokens: rows of the table, and learned vectors as they are."""
+    if vectors is None:
+        return look_up(token_ids)
+    embeds: _Floats = look_up(token_ids.clip(0)).astype(np.float32)
+    is_learned = token_ids < 0
+    embeds[is_learned] = vectors[-1 - token_ids[is_learned]]
+    return embeds
 
 
 def _check_module(

@@ -54,6 +54,7 @@ class RequestOptions(TypedDict, total=False):
     clip_skip: int | None
     embeddings: Any
     loras: Any
+    model: Any
     decoder: str | None
     image: Any
     strength: float | None

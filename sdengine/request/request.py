@@ -37,7 +37,7 @@ from sdengine.request.hires_fields import MAX_SIDE, MAX_STEPS
 from sdengine.request.picture_fields import FILES, OPTIONS_OF, PICTURES, PictureFields
 from sdengine.request.region import REGION_OPTIONS, RegionFields, read_regions
 from sdengine.request.tile_fields import TILE_OPTIONS, TileFields
-from sdengine.request.weight_fields import WeightFields, read_lora_records
+from sdengine.request.weight_fields import WeightFields, read_lora_records, read_model_records
 
 MAX_BATCH = 256
 MAX_SEED = 2**64 - 1
@@ -388,6 +388,10 @@ class Request(PictureFields, RegionFields, TileFields, WeightFields):
             del values["loras"]  # as releases wrote it that knew none
         else:
             values["loras"] = [lora.record() for lora in self.loras]
+        if self.model is None:
+            del values["model"]  # as releases wrote it that knew none
+        else:
+            values["model"] = [term.record() for term in self.model]
         if self.seamless == "none":
             del values["seamless"]
         if not self.tiled_diffusion:
@@ -454,6 +458,8 @@ def read_fields(values: Mapping[str, Any]) -> dict[str, Any]:
         values = {**values, "embeddings": found}
     if values.get("loras") is not None:
         values = {**values, "loras": read_lora_records("loras", values["loras"])}
+    if values.get("model") is not None:
+        values = {**values, "model": read_model_records("model", values["model"])}
     request = Request(**values)
     return {name: getattr(request, name) for name in values}
 

@@ -11,6 +11,14 @@ from typing import Any
 
 from sdengine.errors import ConfigError
 from sdengine.inputs.loras import MOST_STRENGTH, Lora, Strength, find_lora
+from sdengine.inputs.models import (
+    ACCEPTED,
+    MOST_TERMS,
+    OWN,
+    ModelTerm,
+    check_shares,
+    model_terms,
+)
 from sdengine.request.fields import about
 
 MAX_LORAS = 100
@@ -50,10 +58,35 @@ class Loras:
         return float(both[0]), float(both[1])
 
 
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint, or several with their shares."""
+
+    accepted: str = ACCEPTED
+    range: str = ""
+
+    def __call__(self, name: str, value: Any) -> tuple[ModelTerm, ...]:
+        """Return the terms of a model; its files are hashed, and not yet read."""
+        if isinstance(value, tuple) and all(isinstance(one, ModelTerm) for one in value):
+            check_shares(name, [one.share for one in value])
+            return value
+        return model_terms(name, value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightFields:
     """Those fields of a request that change the networks' weights; see `sdengine.Request`."""
 
+    model: tuple[ModelTerm, ...] | None = field(
+        default=None,
+        metadata=about(
+            Model(),
+            "another checkpoint of the bundle's architecture, a file or a folder, whose weights "
+            "take the place of the bundle's; or a dict of several with their shares, which make "
+            "1: 0.7 and 0.3 for a weighted sum, 1, 0.5 and -0.5 to add half the difference "
+            'between two; "bundle" is the bundle itself; by default what the engine was given',
+        ),
+    )
     loras: tuple[Lora, ...] | None = field(
         default=None,
         metadata=about(
@@ -90,6 +123,32 @@ def read_lora_records(name: str, value: Any) -> tuple[Lora, ...]:
         if not (is_hash and is_name and all(map(_is_one, strengths))):
             raise ConfigError.for_field(name, one, accepted)
         found.append(Lora(called, sha256, float(one["text"]), float(one["unet"])))
+    return tuple(found)
+
+
+def read_model_records(name: str, value: Any) -> tuple[ModelTerm, ...]:
+    """Return what JSON from whomever says of a model; a path in it is never opened.
+
+    Raises:
+        ConfigError: it is no list of records.
+    """
+    accepted = (
+        f'a list of up to {MOST_TERMS} objects {{"name": ..., "sha256": ..., "share": number}}, '
+        "whose shares make 1"
+    )
+    if not isinstance(value, list) or len(value) > MOST_TERMS:
+        raise ConfigError.for_field(name, value, accepted)
+    found = []
+    for one in value:
+        if not isinstance(one, Mapping) or set(one) != {"name", "sha256", "share"}:
+            raise ConfigError.for_field(name, one, accepted)
+        called, sha256 = one["name"], one["sha256"]
+        is_hash = isinstance(sha256, str) and len(sha256) == 64 and _HEX.issuperset(sha256)
+        is_named = isinstance(called, str) and len(called) <= 255
+        if not (is_named and (is_hash or (sha256, called) == ("", OWN))):
+            raise ConfigError.for_field(name, one, accepted)
+        found.append(ModelTerm(called, sha256, one["share"]))
+    check_shares(name, [one.share for one in found])
     return tuple(found)
 
 

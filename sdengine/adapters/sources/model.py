@@ -99,9 +99,18 @@ class Model:
         """
         return _Exchanged(self, part_of(network), own) if self.identity(network) else own
 
-    def token_table(self, network: str, own: Array) -> Array:
-        """Return a text encoder's token table [vocab, hidden_size], in the type of the bundle's."""
-        return self.parameter(network, TOKEN_TABLE, own) if self.identity(network) else own
+    def token_rows(self, network: str, own: Array, token_ids: Array) -> Array:
+        """Return rows of a text encoder's token table, in the type of the bundle's.
+
+        Args:
+            network: the text encoder.
+            own: the bundle's table [vocab, hidden_size].
+            token_ids: of any shape.
+        """
+        if not self.identity(network):
+            rows: Array = own[token_ids]
+            return rows
+        return self.parameter(network, TOKEN_TABLE, own, token_ids)
 
     def require_unchanged(self) -> None:
         """Refuse files whose bytes are not those that were checked.
@@ -117,14 +126,16 @@ class Model:
                     "Give it again."
                 )
 
-    def parameter(self, part: str, name: str, own: Array) -> Array:
-        """Return one parameter in the type and shape of the bundle's own.
+    def parameter(self, part: str, name: str, own: Array, rows: Array | None = None) -> Array:
+        """Return one parameter, or rows of it, in the type and shape of the bundle's own.
 
         Raises:
             CheckpointError: of a mixture a number is not finite in that type.
         """
         there = [t for t in self.terms if t.source is not None and part in t.source.parts]
         arrays = [t.source.array(part, name, own.shape) for t in there if t.source is not None]
+        if rows is not None:
+            arrays, own = [array[rows] for array in arrays], own[rows]
         if len(self.terms) == 1 and arrays and arrays[0].shape == own.shape:
             return _rounded(arrays[0], own.dtype)
         total = np.zeros(own.shape, np.float32)

@@ -10,6 +10,7 @@ import numpy as np
 from sdengine.adapters.sources.own import Own
 from sdengine.adapters.sources.parameters import Parameters, said_prediction
 from sdengine.errors import CheckpointError, ConfigError
+from sdengine.inputs.models import SCHEDULER_FILE
 from sdengine.samplers.noise_schedule import NoiseSchedule
 from sdengine.storage.checkpoint_folder import CheckpointFolder
 
@@ -69,8 +70,8 @@ def check_folder(folder: CheckpointFolder, places: Mapping[str, str], own: Own) 
                     f"{part}: {key} is {str(found)[:80]}; this bundle's is {str(wanted)[:80]}. "
                     f"{_BUILD}"
                 )
-    if folder.find("scheduler/scheduler_config.json"):
-        _check_schedule(folder.json("scheduler/scheduler_config.json"), own)
+    if folder.find(SCHEDULER_FILE):
+        _check_schedule(folder.json(SCHEDULER_FILE), own)
 
 
 def _same(one: Any, other: Any) -> bool:

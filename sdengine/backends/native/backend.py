@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from sdengine.adapters.changes import merged_weights
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import (
     DEFAULTS,
@@ -134,7 +133,7 @@ class NativeSession:
         prepared = prepare(self._bundle, network, shapes, self.precision, chosen_isa(), limit)
         entry = self._bundle.network(network)
         specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
-        merged = merged_weights(prepared.weights, weights.changes(network))
+        merged = weights.weights(network, prepared.weights)
         packed = packed_weights(network, prepared.source, prepared.packing, merged, weights)
         sides = symbol_sizes(entry.inputs, shapes)
         size = (sides.get("width", 0), sides.get("height", 0))

@@ -28,7 +28,7 @@ PROMPTS = ("prompt", "negative_prompt")
 # What only this command or the web UI's text leaves out, because they have no place for it.
 WITHOUT_A_LABEL = {
     *PROMPTS,
-    *("batch_size", "controls", "embeddings", "loras", *PICTURES, "outpaint"),
+    *("batch_size", "controls", "embeddings", "loras", "model", *PICTURES, "outpaint"),
     *{*sum(OPTIONS_OF.values(), ())} - {*HIRES_FIELDS},
     "hires_model",
     *("tiled_diffusion", *TILE_OPTIONS),
@@ -48,7 +48,7 @@ def test_keywords_are_the_fields_with_their_types() -> None:
     keywords = typing.get_type_hints(RequestOptions)
     expected = {name: or_none(hints[name]) for name in FIELDS if name not in PROMPTS}
     # Whatever can be read as one.
-    read = ("embeddings", "loras", *FILES, "outpaint", "hires")
+    read = ("embeddings", "loras", "model", *FILES, "outpaint", "hires")
     expected |= {name: or_none(typing.Any) for name in read}
     expected["controls"] = or_none(Sequence[Control] | Control)
     expected["regions"] = or_none(Sequence[Region] | Region)
