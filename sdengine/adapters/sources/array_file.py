@@ -40,7 +40,7 @@ class ArrayFile(Parameters):
     def array(self, name: str) -> Array:
         """Return a tensor, read-only: of bf16 its bits in uint16, of 8-bit floats fp16."""
         kind = self.dtype(name)
-        values = self._read(name)
+        values = self._read(self.stored(name))
         if kind in EIGHT_BITS:
             return EIGHT_BIT_VALUES[kind][values.view(np.uint8)]
         return values

@@ -28,7 +28,10 @@ _PLACES = {
     ("clip_l",): ("cond_stage_model.transformer.",),
     ("clip_h",): ("cond_stage_model.model.",),
     ("clip_g",): ("conditioner.embedders.0.model.",),
-    ("clip_g", "clip_l"): ("conditioner.embedders.1.model.", "conditioner.embedders.0.transformer."),
+    ("clip_g", "clip_l"): (
+        "conditioner.embedders.1.model.",
+        "conditioner.embedders.0.transformer.",
+    ),
 }
 
 
