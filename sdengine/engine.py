@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
-from sdengine.adapters.weight_set import WeightSet
 from sdengine.backends.base import DEFAULTS, Backend, SessionOptions
 from sdengine.backends.forks import ForkSafeLock, watch_forks
 from sdengine.bundle.reader import Bundle
@@ -309,7 +308,11 @@ class Engine:
         """
         usual = self.provenance.usual_clip_skip
         given = given_fields(prompt, negative_prompt, options, usual)
-        return with_defaults(given, self.bundle.manifest.defaults)
+        loras = given.get("loras")
+        if loras is not None:
+            given["loras"] = loras = FIELDS["loras"].checked(loras)
+        few_steps = self._pipeline.weights.few_steps(given["prompt"], loras)
+        return with_defaults(given, self.bundle.manifest.defaults, few_steps)
 
     def warm_up(
         self,
@@ -373,6 +376,32 @@ class Engine:
         return {one.file: one.reason for one in self._pipeline.library.skipped}
 
     @property
+    def lora_names(self) -> tuple[str, ...]:
+        """The names of LoRAs that prompts may have in tags, sorted."""
+        return self._pipeline.weights.names
+
+    def add_loras(self, *loras: str | os.PathLike[str]) -> None:
+        """Let prompts name LoRAs in tags, as web UIs do: `<lora:name:0.8>`.
+
+        One number is the strength in all networks; two are that in the text encoders and that in
+        the U-Net, and a third cuts it to a rank (its first rows, as the web UI does), also written
+        `te=`, `unet=`, `dyn=`. A name is a file's without its ending, or what its trainer called
+        it. A tag comes on top of what `loras` gives, in place of it for the same file. A request
+        that names what is not there is told so by its result, and made without.
+
+        Args:
+            loras: files, or folders, which are searched with all folders in them.
+
+        Raises:
+            ConfigError: a path leads to neither.
+        """
+        self._pipeline.weights.add_files(*loras)
+
+    def knows_lora(self, lora: Lora) -> bool:
+        """Say whether a LoRA of a recorded request can be had again by its hash."""
+        return self._pipeline.weights.knows(lora)
+
+    @property
     def model(self) -> tuple[ModelTerm, ...]:
         """What takes the place of the bundle's weights for requests that give no `model`."""
         return self._pipeline.weights.model
@@ -434,14 +463,6 @@ class Engine:
         found = () if loras is None else FIELDS["loras"].checked(loras)
         terms = () if model is None else FIELDS["model"].checked(model)
         self._pipeline.weights.set_defaults(found, terms)
-
-    def weights_of(self, request: Request) -> WeightSet:
-        """Return what a request's networks compute with: the bundle's weights, and what it gives.
-
-        Raises:
-            ConfigError, AdapterError: as for `set_weights`.
-        """
-        return self._pipeline.weights.of(request)[1]
 
     def encode(self, image: Any) -> Latents:
         """Return the mean latents of a picture, of any size that the bundle runs when padded.

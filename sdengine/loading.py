@@ -28,6 +28,7 @@ def load(
     loras: Mapping[str | os.PathLike[str], Strength] | None = None,
     vae_tiles: str = "auto",
     model: Given | None = None,
+    loras_folder: str | os.PathLike[str] | None = None,
 ) -> Engine:
     """Open a bundle and make an engine that runs it.
 
@@ -52,6 +53,7 @@ def load(
             ((0.5, 0.8)), from -100 to 100, for requests that give none; see `Engine.set_weights`.
         model: a checkpoint, or several with their shares, whose weights take the place of the
             bundle's for requests that give none; see `Engine.set_weights`.
+        loras_folder: a folder of LoRAs that prompts may name in tags; see `Engine.add_loras`.
         vae_tiles: with target native, compute the largest maps of the VAE in bands: "auto" where
             they fit no other way, "always", which takes the least memory and more time, or "never".
             Pictures are the same but for rounding.
@@ -92,6 +94,8 @@ def load(
     try:
         if merged or terms:
             engine.set_weights(model=terms or None, loras=merged)
+        if loras_folder is not None:
+            engine.add_loras(loras_folder)
         if embeddings is not None:
             engine.add_embeddings(embeddings)
     except BaseException:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from sdengine.adapters.changes import Change
+from sdengine.adapters.changes import Change, Produced
 from sdengine.adapters.families import family_of, made_for
 from sdengine.adapters.few_steps import FewSteps, few_steps
-from sdengine.adapters.file import Array, open_adapter
+from sdengine.adapters.file import Array, alias_in, open_adapter
 from sdengine.adapters.groups import Group, changes_of
 from sdengine.adapters.key_names import Target, key_stems
 from sdengine.adapters.modules import Module
@@ -123,7 +123,7 @@ def read_adapter(
     kinds = dict.fromkeys(change.kind for made in changes.values() for change in made)
     return Adapter(
         file.name,
-        _encodable(file.metadata.get("ss_output_name", "")[:200]),
+        alias_in(file.metadata),
         file.sha256,
         file.holder,
         tuple(kinds),
@@ -133,6 +133,33 @@ def read_adapter(
         few_steps(file.name, file.metadata),
         len(own) < len(file.tensors),
     )
+
+
+def cut_to_rank(adapter: Adapter, rank: int) -> Adapter:
+    """Return an adapter whose products of two matrices have at most a rank.
+
+    Raises:
+        AdapterError: it has none that could be cut.
+    """
+    changes: dict[str, list[Change]] = {}
+    cut = products = 0
+    sha256 = f"{adapter.sha256}:{rank}"
+    for network, made in adapter.changes.items():
+        for change in made:
+            difference = change.difference
+            if isinstance(difference, Produced) and "down" in difference.parts:
+                products += "mid" not in difference.parts
+                shorter = difference.cut(rank)
+                cut += shorter is not None
+                difference = shorter or difference
+            whole = replace(change, adapter=sha256, difference=difference)
+            changes.setdefault(network, []).append(whole)
+    if not products:
+        raise AdapterError(
+            f"adapter {str(adapter.holder.path)!r} is of {', '.join(adapter.kinds)}, which has no "
+            f"rank that could be cut to {rank}: only LoRA has."
+        )
+    return replace(adapter, sha256=sha256, changes=changes) if cut else adapter
 
 
 def _grouped(where: str, tensors: Mapping[str, Array]) -> tuple[dict[str, Group], list[str]]:
@@ -178,11 +205,6 @@ def _about_unknown(where: str, unknown: Sequence[str], count: int, hint: str) ->
         f"networks: {few}{more}, so that a part of it would have no effect."
         f"{hint}"
     )
-
-
-def _encodable(text: str) -> str:
-    """Return a text without what no file of text could hold: it ends up in pictures' metadata."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _check_numbers(where: str, group: Group) -> None:

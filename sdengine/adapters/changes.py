@@ -9,7 +9,7 @@ Source: "DoRA" (Liu et al. 2024), section 4; "IA3" (Liu et al. 2022), section 3.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,6 +76,19 @@ class Produced:
     magnitude: Magnitude | None = None
     rows: tuple[int, int] | None = None
     padded: bool = False
+
+    def cut(self, rank: int) -> Produced | None:
+        """Return what is left with the first rows of `down`, and columns of `up`, alone.
+
+        None where it is no product of two matrices, or has no more rows. The scale stays that of
+        the whole, as for networks that were trained so that their first rows work alone.
+
+        Source: "DyLoRA" (Valipour et al. 2022), section 3.
+        """
+        up, down = self.parts.get("up"), self.parts.get("down")
+        if up is None or down is None or "mid" in self.parts or len(down) <= rank:
+            return None
+        return replace(self, parts={**self.parts, "up": up[:, :rank], "down": down[:rank]})
 
     def of(self, weight: Array) -> Array:
         """Return the difference; see `Difference.of`."""

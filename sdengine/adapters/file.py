@@ -15,7 +15,7 @@ from sdengine.errors import BundleError, CheckpointError
 from sdengine.inputs.loras import find_lora, unreadable
 from sdengine.storage.content_hash import HashedFile, hash_open_file
 from sdengine.storage.regular_file import open_regular
-from sdengine.storage.tensor_file import OF_WEIGHTS, map_open_file
+from sdengine.storage.tensor_file import OF_WEIGHTS, map_open_file, read_metadata
 from sdengine.storage.torch_archive import TorchArchive
 
 Array = NDArray[Any]
@@ -60,6 +60,23 @@ def open_adapter(path: Path) -> AdapterFile:
     except (OSError, BundleError, CheckpointError, ValueError) as error:
         raise unreadable(path, error) from None
     return AdapterFile(holder, found.name, found.sha256, tensors, metadata, configs)
+
+
+def alias_of(path: Path) -> str:
+    """Return the name that a file's trainer gave it; "" where it says none or cannot be read."""
+    if path.suffix.lower() not in (".safetensors", ".sft"):
+        return ""
+    try:
+        with open_regular(path) as file:
+            told = read_metadata(file, path)
+    except (OSError, BundleError):
+        return ""
+    return alias_in(told)
+
+
+def alias_in(metadata: Mapping[str, str]) -> str:
+    """Return the name that a trainer wrote into the metadata of a file, or ""."""
+    return metadata.get("ss_output_name", "")[:200].encode("utf-8", "replace").decode()
 
 
 def _read(path: Path) -> tuple[Mapping[str, Array], Mapping[str, str], HashedFile]:

@@ -6,13 +6,15 @@ from collections import OrderedDict
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from sdengine.adapters.adapter import Adapter, read_adapter
+from sdengine.adapters.adapter import Adapter, cut_to_rank, read_adapter
+from sdengine.adapters.file import alias_of
 from sdengine.adapters.modules import Module, bundle_modules
+from sdengine.adapters.named_files import NamedFiles
 from sdengine.adapters.sources.model import Model, read_model
 from sdengine.adapters.sources.own import Own, own_parameters
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.errors import AdapterError, CheckpointError, ConfigError
-from sdengine.inputs.loras import Lora, find_lora
+from sdengine.inputs.loras import ENDINGS, Lora, find_lora, name_of, place_of
 from sdengine.inputs.models import ModelTerm
 
 if TYPE_CHECKING:
@@ -35,6 +37,14 @@ class AdapterLibrary:
         self._modules: list[Module] | None = None
         self._kept: OrderedDict[str, Adapter] = OrderedDict()
         self._own: Own | None = None
+        self.files = NamedFiles(
+            "loras",
+            ENDINGS,
+            place_of,
+            name_of,
+            alias_of,
+            lambda path: find_lora(path).sha256,
+        )
         self._models: OrderedDict[tuple[tuple[str, float], ...], Model] = OrderedDict()
 
     def weight_set(self, loras: Collection[Lora], model: Collection[ModelTerm] = ()) -> WeightSet:
@@ -76,6 +86,10 @@ class AdapterLibrary:
         return model
 
     def _adapter(self, lora: Lora) -> Adapter:
+        adapter = self._whole(lora)
+        return adapter if lora.rank is None else cut_to_rank(adapter, lora.rank)
+
+    def _whole(self, lora: Lora) -> Adapter:
         adapter = self._kept.get(lora.sha256)
         if adapter is None or adapter.holder.is_overwritten():
             adapter = self._read(lora)
@@ -86,16 +100,18 @@ class AdapterLibrary:
         return adapter
 
     def _read(self, lora: Lora) -> Adapter:
-        if lora.path is None:
+        path = lora.path or self.files.of_hash(lora.sha256)
+        if path is None:
             raise ConfigError(
                 f"loras: {lora.name!r}, with SHA-256 {lora.sha256}, is only known by its record. "
-                "Give its file again: --lora FILE in the command, loras in Python."
+                "Give its file again, --lora FILE in the command, loras in Python, or a folder "
+                "that has it."
             )
         assert self._modules is not None
-        if find_lora(lora.path).sha256 == lora.sha256:
-            adapter = read_adapter(lora.path, self._modules)
+        if find_lora(path).sha256 == lora.sha256:
+            adapter = read_adapter(path, self._modules)
             if adapter.sha256 == lora.sha256:
                 return adapter
         raise AdapterError(
-            f"adapter {str(lora.path)!r} was overwritten after it was checked. Give it again."
+            f"adapter {str(path)!r} was overwritten after it was checked. Give it again."
         )

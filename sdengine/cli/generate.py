@@ -14,7 +14,8 @@ from sdengine.cli.embedding_options import (
     read_given,
     recorded_embeddings,
 )
-from sdengine.cli.lora_options import few_step_notes, lora_warnings
+from sdengine.cli.lora_options import FOLDER_HELP as LORAS_HELP
+from sdengine.cli.lora_options import lora_warnings, recorded_loras, tag_warnings
 from sdengine.cli.model_options import model_warnings
 from sdengine.cli.request_options import request_options
 from sdengine.cli.terminal import note, progress_bar, say, say_json
@@ -88,6 +89,9 @@ def generate(
     embeddings_folder: Annotated[
         str | None, typer.Option("--embeddings", metavar="FOLDER", help=FOLDER_HELP)
     ] = None,
+    loras_folder: Annotated[
+        str | None, typer.Option("--loras", metavar="FOLDER", help=LORAS_HELP)
+    ] = None,
     vae_tiles: Annotated[
         str,
         typer.Option(help="Target native: compute the VAE in bands; auto, always or never."),
@@ -145,21 +149,24 @@ def generate(
             device,
             embeddings_folder,
             vae_tiles=vae_tiles,
+            loras_folder=loras_folder,
         ) as engine,
     ):
         engine.add_embeddings(*given)
         if recorded is not None:
             own = recorded_embeddings(recorded, has_new_text, given, engine.embeddings)
             options["embeddings"] = own
+            if "loras" not in options and (found := recorded_loras(recorded, engine)):
+                options["loras"] = found
             for line in recorded.differences(engine.provenance):
                 note(f"warning: {line}")
-        request = engine.request(**options)
-        for line in few_step_notes(engine, request, options):
-            note(f"note: {line}")
-        for line in (*model_warnings(recorded, request), *lora_warnings(recorded, request)):
-            note(f"warning: {line}")
-        result = engine.run(request, progress=_shown_by(bar, preview), **watched)
-    for line in (*result.warnings, *embedding_warnings(recorded, given, result)):
+        result = engine.generate(progress=_shown_by(bar, preview), **watched, **options)
+    for line in result.notes:
+        note(f"note: {line}")
+    used = result.request
+    warnings = (*result.warnings, *model_warnings(recorded, used), *lora_warnings(recorded, used))
+    warnings += tuple(tag_warnings(recorded, used))
+    for line in (*warnings, *embedding_warnings(recorded, given, result)):
         note(f"warning: {line}")
     files = result.save(output, overwrite=overwrite)
     if as_json:
@@ -212,6 +219,7 @@ def describe(result: Result, files: list[Path]) -> dict[str, Any]:
         "precision": result.provenance.precision,
         "timings": result.timings.to_dict(),
         "warnings": list(result.warnings),
+        "notes": list(result.notes),
     }
 
 
@@ -223,7 +231,7 @@ def _merged(recorded: Metadata, options: dict[str, Any]) -> dict[str, Any]:
     if options.keys() & {"clip_skip", WEB_UI_CLIP_SKIP}:
         fields = {name: fields[name] for name in fields.keys() - {"clip_skip", WEB_UI_CLIP_SKIP}}
     fields.pop("model", None)
-    fields.pop("loras", None)  # their files are given again, or it is said that they are not
+    fields.pop("loras", None)  # their files are found or given again, or it is said
     merged = {**fields, **options}
     if merged.get("outpaint") is not None and merged.get("inpaint_area") != "masked":
         # The size follows from the sides and the picture, of which either may be another now.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from sdengine.errors import ConfigError
@@ -18,6 +18,7 @@ LORA_HELP = (
     "LoRA or its kin, as often as there are; one strength is for all, two for text encoders and "
     "U-Net. 1 if not given"
 )
+FOLDER_HELP = "A folder of LoRAs that prompts may name in tags: <lora:name:0.8>."
 LORA_METAVAR = "FILE[:TEXT[:UNET]]"
 
 
@@ -52,30 +53,39 @@ def lora_warnings(recorded: Metadata | None, request: Request) -> list[str]:
     return [f"the image was made with {then}, not with {now}, so the picture differs."]
 
 
-def few_step_notes(engine: Engine, request: Request, given: Collection[str]) -> list[str]:
-    """Say how the LoRAs that are for few steps want to be sampled, where a request does not say.
+def recorded_loras(recorded: Metadata, engine: Engine) -> tuple[Lora, ...]:
+    """Return the LoRAs of a recorded image that can be had again by their hashes."""
+    known = recorded.request_fields().get("loras") or ()
+    return tuple(one for one in known if engine.knows_lora(one))
+
+
+def tag_warnings(recorded: Metadata | None, used: Request) -> list[str]:
+    """Say in sentences where tags of a recorded prompt found other files than the image's.
 
     Args:
-        engine: that runs the request.
-        request: with the LoRAs.
-        given: names of the fields that the caller names.
+        recorded: of the image.
+        used: as it ran.
     """
-    notes = []
-    for adapter, _, unet in engine.weights_of(request).loras:
-        wanted = adapter.few_steps
-        if wanted is None or not unet or {"sampler", "steps", "guidance_scale"} <= set(given):
+    from sdengine.inputs.loras import web_ui_hash
+
+    found = {one.name.lower(): one for one in used.loras or () if one.path is not None}
+    lines = []
+    for name, told in () if recorded is None else recorded.loras:
+        lora = found.get(name.lower())
+        if lora is None or lora.path is None:
             continue
-        notes.append(
-            f"{adapter.name} is a {wanted.name} LoRA for few steps: it wants --sampler "
-            f"{wanted.sampler} --schedule {wanted.schedule} --steps {wanted.steps} "
-            f"--guidance-scale {wanted.guidance_scale:g}."
-        )
-    return notes
+        here = (web_ui_hash(lora.path), lora.sha256)
+        if not any(one.startswith(told.lower()) for one in here):
+            lines.append(
+                f"the image was made with another file of the LoRA {name!r}, with hash {told}."
+            )
+    return lines
 
 
-def _weighty(loras: Iterable[Lora]) -> list[tuple[str, float, float]]:
+def _weighty(loras: Iterable[Lora]) -> list[tuple[str, float, float, int]]:
     """Return what of LoRAs changes a picture, whatever their files are called and in any order."""
-    return sorted((one.sha256, one.text, one.unet) for one in loras if one.text or one.unet)
+    used = (one for one in loras if one.text or one.unet)
+    return sorted((one.sha256, one.text, one.unet, one.rank or 0) for one in used)
 
 
 def split_numbers(option: str, most: int) -> list[str]:

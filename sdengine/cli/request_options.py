@@ -87,8 +87,8 @@ def _parameters() -> Iterator[inspect.Parameter]:
     for info in FIELDS.values():
         if info.name != "prompt" and info.name not in _SEED_SIDES:
             alias = info.alias if info.alias != IMAGES_PER_PROMPT else ""
-            # The plural of an embedding is a folder of them, which is no field.
-            name = "" if isinstance(info.check, Embeddings) else info.name
+            # The plural of an embedding or a LoRA is a folder of them, which is no field.
+            name = "" if isinstance(info.check, Embeddings | Loras) else info.name
             spellings = [one for one in (info.option, name, alias) if one]
             yield _parameter(info.name, _kind(info), spellings, _help(info), _metavar(info))
     each = "images of each prompt, one after the other"

@@ -62,12 +62,14 @@ class Metadata:
         provenance: what made it, as far as the file says; without the model's name.
         not_understood: keys of the file's parameters that have no counterpart here.
         embeddings: name and SHA-256, or its first digits, of each textual inversion that was used.
+        loras: name and the web UI's hash of those that tags in the prompt name.
     """
 
     fields: dict[str, Any]
     provenance: Provenance = field(default_factory=Provenance)
     not_understood: tuple[str, ...] = ()
     embeddings: tuple[tuple[str, str], ...] = ()
+    loras: tuple[tuple[str, str], ...] = ()
 
     def request_fields(self) -> dict[str, Any]:
         """Return keyword arguments for `Engine.generate` and `Engine.request`."""
@@ -245,7 +247,7 @@ def _from_parameters(text: str) -> Metadata:
     found = parse_parameters(text)
     Request(**{name: value for name, value in found.fields.items() if name != WEB_UI_CLIP_SKIP})
     provenance = Provenance(model_hash=found.model_hash)
-    return Metadata(found.fields, provenance, found.not_understood, found.embeddings)
+    return Metadata(found.fields, provenance, found.not_understood, found.embeddings, found.loras)
 
 
 def _match(pattern: re.Pattern[str], value: object) -> str:

@@ -59,6 +59,7 @@ class Result:
         provenance: what made the images.
         warnings: sentences on what the request asked for and did not get, none where all was done.
         embeddings: for each image those that its prompts name.
+        notes: sentences on what was chosen for the request, or how that differs from what it says.
     """
 
     arrays: tuple[NDArray[np.uint8], ...]
@@ -67,6 +68,7 @@ class Result:
     provenance: Provenance
     warnings: tuple[str, ...] = ()
     embeddings: tuple[tuple[Embedding, ...], ...] = ()
+    notes: tuple[str, ...] = ()
     _images: list[Image] = field(default_factory=list, repr=False)
 
     @property

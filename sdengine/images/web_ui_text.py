@@ -15,6 +15,7 @@ from typing import Any
 from sdengine.errors import ConfigError
 from sdengine.images.provenance import Provenance
 from sdengine.images.web_ui_pairs import find_pairs
+from sdengine.inputs.loras import Lora, web_ui_hash
 from sdengine.request.control import Control
 from sdengine.request.fields import FieldInfo, Interval, Number
 from sdengine.request.hires_fields import HiresField
@@ -33,6 +34,7 @@ _INTERVAL = re.compile(f"({_NUMBER})-({_NUMBER})")
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 _HASH = re.compile(r"[0-9a-f]{8,64}")
 _EMBEDDINGS = "TI hashes"
+_LORAS = "Lora hashes"
 _NAME_AND_HASH = re.compile(r"\s*([^\s:][^:]{0,200}):\s*([0-9a-f]{8,64})\s*(?:,|$)")
 
 _EMPHASIS = {"Original": "original", "No norm": "no_norm", "Ignore": "none", "None": "literal"}
@@ -57,7 +59,7 @@ _CHOICES = {
 # The web UI's own names; "Automatic" is the sampler's default.
 _SCHEDULES = {"Automatic": None, "Uniform": "normal", "DDIM": "ddim_uniform"}
 _NOT_OF_THE_REQUEST = {"Model hash", "Model", "Version", "Hashes", "Sampler", "Schedule type"}
-_NOT_OF_THE_REQUEST |= {_EMBEDDINGS}
+_NOT_OF_THE_REQUEST |= {_EMBEDDINGS, _LORAS}
 _NO_SEED = "-1"
 # The ControlNet extension's names; diffusers' guess mode is near to the last one.
 _MORE_IMPORTANT = "ControlNet is more important"
@@ -84,12 +86,15 @@ class Parameters:
         model_hash: first digits of the checkpoint's SHA-256; "" if the text names none.
         not_understood: keys without a counterpart, or with a value that none accepts.
         embeddings: name and first digits of the SHA-256 of each that was used.
+        loras: the same of those that tags in the prompt name, with the web UI's hash; see
+            `web_ui_hash`.
     """
 
     fields: dict[str, Any]
     model_hash: str
     not_understood: tuple[str, ...]
     embeddings: tuple[tuple[str, str], ...] = ()
+    loras: tuple[tuple[str, str], ...] = ()
 
 
 def parameters_text(request: Request, provenance: Provenance) -> str:
@@ -99,7 +104,8 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
         request: of that image alone, its sampler and schedule by name.
         provenance: gives the checkpoint and the version.
     """
-    lines = [str(request.prompt)]
+    tags = [one.tag() for one in request.loras or ()]
+    lines = [" ".join(filter(None, (str(request.prompt), *tags)))]
     if request.negative_prompt:
         lines.append(f"{_NEGATIVE} {request.negative_prompt}")
     pairs: dict[str, Any] = {
@@ -129,6 +135,8 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
     pairs |= {f"ControlNet {i}": _control(one) for i, one in enumerate(request.controls)}
     if request.embeddings:
         pairs[_EMBEDDINGS] = ", ".join(f"{e.name}: {e.sha256[:10]}" for e in request.embeddings)
+    if request.loras:
+        pairs[_LORAS] = ", ".join(f"{one.name}: {_lora_hash(one)}" for one in request.loras)
     if request.decoder != "vae":
         pairs |= _labelled(request, "decoder")
     if request.seamless == "xy":  # which axis alone, the web UI cannot say
@@ -137,6 +145,10 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
     pairs["Version"] = f"sdengine {provenance.version}"
     shown = (f"{key}: {_value_text(value)}" for key, value in pairs.items() if value is not None)
     return "\n".join([*lines, ", ".join(shown)])
+
+
+def _lora_hash(lora: Lora) -> str:
+    return (web_ui_hash(lora.path) if lora.path is not None else "") or lora.sha256[:12]
 
 
 def _control(control: Control) -> str:
@@ -214,7 +226,8 @@ def parse_parameters(text: str) -> Parameters:
     given_hash = pairs.get("Model hash", "").lower()
     model_hash = given_hash if _HASH.fullmatch(given_hash) else ""
     named = _NAME_AND_HASH.findall(pairs.get(_EMBEDDINGS, ""))
-    return Parameters(values, model_hash, shown, tuple(named[:_MAX_NAMED]))
+    loras = _NAME_AND_HASH.findall(pairs.get(_LORAS, ""))[:_MAX_NAMED]
+    return Parameters(values, model_hash, shown, tuple(named[:_MAX_NAMED]), tuple(loras))
 
 
 def _prompts(lines: list[str]) -> tuple[str, str]:

@@ -33,7 +33,7 @@ from sdengine.pipeline.picture_start import (
 )
 from sdengine.pipeline.plan import Plan, Prepared, Watch
 from sdengine.pipeline.regions import region_maps, region_shares, require_regions
-from sdengine.pipeline.request_weights import RequestWeights
+from sdengine.pipeline.request_weights import RequestWeights, few_step_notes
 from sdengine.pipeline.row_plan import lay_out_rows
 from sdengine.pipeline.seamless import decode_seamless
 from sdengine.pipeline.tiled_unet import tile_grid, tile_warnings, tiled_unet, with_tiles
@@ -106,20 +106,21 @@ class Pipeline:
         if request.decoder == "tiny":
             require_tiny(self._manifest, DECODER, "decoder")
         request = with_tiles(request, self._manifest)
-        request, weights = self.weights.of(request)
+        request, weights, told = self.weights.of(request)
         plan = self._plan_pass(request, weights)
         if request.hires is not None:
             second = second_request(request, self._manifest)
             plan = two_passes(plan, self._plan_pass(second, weights))
         used = tuple(dict.fromkeys(e for one in plan.passes for e in one.prompts.embeddings))
-        warnings = (*plan.warnings, *unused_embeddings(request, used))
+        warnings = (*told, *plan.warnings, *unused_embeddings(request, used))
+        notes = few_step_notes(request, weights)
         if weights.model is not None:
             warnings += tuple(f"model: {note}." for note in weights.model.notes)
         warnings += tile_warnings(request, [one.tiles for one in plan.passes])
         if request.embeddings is not None or self.library.embeddings or used:
             request = replace(request, embeddings=used)
-        plan = replace(plan, request=request, warnings=warnings)
-        for line in plan.warnings:
+        plan = replace(plan, request=request, warnings=warnings, notes=notes)
+        for line in (*plan.warnings, *plan.notes):
             _log.info("%s", line)
         return plan
 
@@ -198,6 +199,7 @@ class Pipeline:
             self._provenance_of(plan),
             plan.warnings,
             plan.used,
+            plan.notes,
         )
         yield replace(last, result=result)
         return result
@@ -428,8 +430,8 @@ def _warnings(prompts: PromptPlan) -> tuple[str, ...]:
     named = [tag if len(tag) <= 120 else f"{tag[:117]}..." for tag in shown]
     return (
         tuple(
-            f"prompt: {tag} is not applied: a prompt loads no networks, and the picture is made "
-            "without. LoRAs are given beside it: loras={...}, or --lora."
+            f"prompt: {tag} is not applied, and the picture is made without: nothing of that name "
+            "was given. Folders of LoRAs are: Engine.add_loras, or --loras FOLDER."
             for tag in named + more
         )
         + tuple(prompts.skipped)[:_MAX_NAMED]

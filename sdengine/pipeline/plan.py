@@ -39,6 +39,7 @@ class Plan:
         tiles: of the latents that the U-Net runs on one after the other; None for all at once, as
             they are.
         weights: of the networks.
+        notes: sentences on what was chosen where the request said nothing.
         second: the plan of the pass that goes on with its result, if there is one.
         steps_before, steps_after: evaluations of passes before it and after it.
     """
@@ -54,6 +55,7 @@ class Plan:
     coders: tuple[str, ...] = ()
     tiles: TileGrid | None = None
     weights: WeightSet = PRISTINE
+    notes: tuple[str, ...] = ()
     second: Plan | None = None
     steps_before: int = 0
     steps_after: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sdengine.adapters.few_steps import FewSteps
 from sdengine.bundle.manifest import Defaults
 from sdengine.inputs.picture import read_picture
 from sdengine.request.hires_fields import MODEL_UPSCALER
@@ -13,26 +14,34 @@ from sdengine.request.request import FIELDS, Request, random_seed
 from sdengine.samplers import resolve_names
 
 _SIDES = ("width", "height")
+_OF_FEW_STEPS = ("sampler", "schedule", "steps", "guidance_scale")
 
 
-def with_defaults(given: Mapping[str, Any], defaults: Defaults) -> Request:
+def with_defaults(
+    given: Mapping[str, Any], defaults: Defaults, few_steps: FewSteps | None = None
+) -> Request:
     """Return the request of some fields with every default filled in.
 
     Args:
         given: as `given_fields` returns them.
         defaults: of the bundle.
+        few_steps: what a LoRA for few steps wants, which goes before them.
 
     Raises:
         ConfigError: a field is invalid.
     """
+    usual = defaults.model_dump()
+    if few_steps is not None:
+        usual |= {name: getattr(few_steps, name) for name in _OF_FEW_STEPS}
+    sampler, schedule = usual.pop("sampler"), usual.pop("schedule")
     values: dict[str, Any] = {
-        **defaults.model_dump(exclude={"sampler", "schedule"}),
+        **usual,
         "seed": random_seed(),
         **given,
     }
     values["sampler"], values["schedule"] = resolve_names(
-        values.get("sampler", defaults.sampler),
-        values.get("schedule", None if "sampler" in given else defaults.schedule),
+        values.get("sampler", sampler),
+        values.get("schedule", None if "sampler" in given and few_steps is None else schedule),
     )
     if given.get("image") is not None:
         picture = values["image"] = read_picture("image", given["image"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from typing import Any
 
+from sdengine.adapters.few_steps import FewSteps
 from sdengine.adapters.library import AdapterLibrary
 from sdengine.adapters.weight_set import WeightSet
 from sdengine.backends.forks import ForkSafeLock
@@ -12,6 +15,7 @@ from sdengine.inputs.embedding_files import read_embeddings
 from sdengine.inputs.embeddings import Embedding
 from sdengine.inputs.loras import Lora
 from sdengine.inputs.models import ModelTerm
+from sdengine.pipeline.tagged_weights import tagged_loras, with_tags
 from sdengine.request.request import Request
 
 
@@ -46,8 +50,10 @@ class RequestWeights:
         with self._lock:
             return self._library.weight_set(self.loras, self.model)
 
-    def of(self, request: Request) -> tuple[Request, WeightSet]:
+    def of(self, request: Request) -> tuple[Request, WeightSet, tuple[str, ...]]:
         """Return a request with what it gives or else the engine has, and what it amounts to.
+
+        The third are sentences on what its tags asked for and did not get.
 
         Raises:
             ConfigError, AdapterError, BundleError: as for `AdapterLibrary.weight_set`.
@@ -57,8 +63,38 @@ class RequestWeights:
                 request = replace(request, loras=self.loras)
             if request.model is None and self.model:
                 request = replace(request, model=self.model)
+            request, warnings = with_tags(request, self._library)
             weights = self._library.weight_set(request.loras or (), request.model or ())
-            return request, weights
+            return request, weights, warnings
+
+    def add_files(self, *loras: str | os.PathLike[str]) -> None:
+        """Let prompts name the LoRAs of files and folders; see `NamedFiles.add`."""
+        with self._lock:
+            self._library.files.add(*loras)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of LoRAs that prompts may have in tags."""
+        with self._lock:
+            return self._library.files.names
+
+    def knows(self, lora: Lora) -> bool:
+        """Say whether a LoRA can be read: its file is known, or is among those that were added."""
+        with self._lock:
+            return lora.path is not None or self._library.files.of_hash(lora.sha256) is not None
+
+    def few_steps(self, prompt: Any, loras: tuple[Lora, ...] | None) -> FewSteps | None:
+        """Return how a request wants to be sampled by its LoRAs; None if none says it.
+
+        Args:
+            prompt: of the request.
+            loras: that it gives; None is the defaults.
+        """
+        with self._lock:
+            used = {one.sha256: one for one in (self.loras if loras is None else loras)}
+            used |= {one.sha256: one for one in tagged_loras(prompt, self._library)}
+            weights = self._library.weight_set([one for one in used.values() if one.unet])
+        return next((a.few_steps for a, _, _ in weights.loras if a.few_steps), None)
 
     def embeddings(self, weights: WeightSet | None = None) -> tuple[Embedding, ...]:
         """Return the textual inversions that lie in the files of a set, or in the defaults'.
@@ -80,3 +116,24 @@ class RequestWeights:
                 self._embeddings[adapter.sha256] = read_embeddings(adapter.holder.path)
             found += self._embeddings[adapter.sha256]
         return tuple(found)
+
+
+def few_step_notes(request: Request, weights: WeightSet) -> tuple[str, ...]:
+    """Say how LoRAs for few steps want to be sampled, and whether a request does."""
+    notes = []
+    for adapter, _, unet in weights.loras:
+        wanted = adapter.few_steps
+        if wanted is None or not unet:
+            continue
+        asked = {
+            name: (getattr(request, name), getattr(wanted, name))
+            for name in ("sampler", "schedule", "steps", "guidance_scale")
+        }
+        said = f"{adapter.name} is a LoRA for few steps ({wanted.name})"
+        kept = ", ".join(f"{name} {now}" for name, (now, then) in asked.items() if now == then)
+        other = ", ".join(
+            f"{name} {then} and not {now}" for name, (now, then) in asked.items() if now != then
+        )
+        told = f"it wants {other}" if other else f"sampled as it wants, {kept}"
+        notes.append(f"{said}: {told}.")
+    return tuple(notes)

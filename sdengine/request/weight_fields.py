@@ -22,6 +22,7 @@ from sdengine.inputs.models import (
 from sdengine.request.fields import about
 
 MAX_LORAS = 100
+MAX_RANK = 1 << 16
 _RECORD = {"name", "sha256", "text", "unet"}
 _HEX = frozenset("0123456789abcdef")
 
@@ -47,7 +48,7 @@ class Loras:
         for path, (text, unet) in strengths.items():
             place = Path(path)
             lora = find_lora(place)
-            found.append(Lora(lora.name, lora.sha256, text, unet, place))
+            found.append(Lora(lora.name, lora.sha256, text, unet, path=place))
         return tuple(found)
 
     def _both(self, name: str, path: object, strength: Strength) -> tuple[float, float]:
@@ -114,15 +115,16 @@ def read_lora_records(name: str, value: Any) -> tuple[Lora, ...]:
         raise ConfigError.for_field(name, value, accepted)
     found = []
     for one in value:
-        if not isinstance(one, Mapping) or set(one) != _RECORD:
+        if not isinstance(one, Mapping) or set(one) - {"rank"} != _RECORD:
             raise ConfigError.for_field(name, one, accepted)
-        called, sha256 = one["name"], one["sha256"]
+        called, sha256, rank = one["name"], one["sha256"], one.get("rank")
         is_hash = isinstance(sha256, str) and len(sha256) == 64 and _HEX.issuperset(sha256)
+        is_rank = rank is None or (type(rank) is int and 0 < rank <= MAX_RANK)
         strengths = one["text"], one["unet"]
         is_name = isinstance(called, str) and len(called) <= 255
-        if not (is_hash and is_name and all(map(_is_one, strengths))):
+        if not (is_hash and is_name and is_rank and all(map(_is_one, strengths))):
             raise ConfigError.for_field(name, one, accepted)
-        found.append(Lora(called, sha256, float(one["text"]), float(one["unet"])))
+        found.append(Lora(called, sha256, float(one["text"]), float(one["unet"]), rank))
     return tuple(found)
 
 

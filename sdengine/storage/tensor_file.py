@@ -115,6 +115,20 @@ def map_described(
     return kinds, tensors, metadata
 
 
+def read_metadata(file: BinaryIO, path: Path) -> dict[str, str]:
+    """Return what an open file says of itself; no tensor is looked at.
+
+    Raises:
+        BundleError: it has no header of the format.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if size < 10:
+        raise BundleError(f"{path}: {size} bytes are no file of tensors.")
+    head = file.read(8)
+    (length,) = struct.unpack("<Q", head)
+    return _read_header(path, head + file.read(min(length, MAX_HEADER_BYTES)), size)[1]
+
+
 def write_tensors(
     path: Path,
     kinds: Mapping[str, tuple[str, tuple[int, ...]]],
@@ -187,7 +201,7 @@ def to_float32(values: Array) -> Array:
 
 
 def _read_header(
-    path: Path, mapped: mmap.mmap, size: int
+    path: Path, mapped: mmap.mmap | bytes, size: int
 ) -> tuple[dict[str, Any], dict[str, str], int]:
     (length,) = struct.unpack("<Q", mapped[:8])
     if length > min(size - 8, MAX_HEADER_BYTES):

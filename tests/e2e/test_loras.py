@@ -210,7 +210,7 @@ def test_the_command_says_what_a_lora_for_few_steps_wants(tmp_path: Path, run: R
     size = ["--width", "64", "--height", "64", "--steps", "1"]
     done = run("generate", "a red circle", *size, "--lora", "lcm-lora.safetensors:0.5")
     assert done.returncode == 0
-    assert "--sampler lcm --schedule normal --steps 4 --guidance-scale 1" in done.stderr
+    assert "lcm-lora is a LoRA for few steps (LCM): it wants steps 4 and not 1." in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""Tagged weights: what the tags of a prompt ask for, as fields of the request.
+
+A tag is taken out of the prompt when what it names is found, and stands among the request's fields
+from then on: a result's request says each thing once, and gives the same picture again.
+
+Source: the extra networks of the Stable Diffusion web UI: the tags of a batch's first prompt count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from sdengine.adapters.library import AdapterLibrary
+from sdengine.inputs.loras import Lora, find_lora
+from sdengine.prompt.network_tags import NetworkTag, parse_tag, split_tags
+from sdengine.request.request import Request
+
+_MAX_NAMED = 20
+
+
+def with_tags(request: Request, library: AdapterLibrary) -> tuple[Request, tuple[str, ...]]:
+    """Return a request with the networks that its prompt names, and sentences on all others.
+
+    A tag counts in place of a strength that is given beside it for the same file. What is not found
+    stays in the prompt, of which it is no part; see `PromptPlan.not_applied`.
+
+    Args:
+        request: with the LoRAs that are given beside the prompt.
+        library: of the files that prompts may name.
+
+    Raises:
+        ConfigError: a tag is malformed.
+        AdapterError: a file that it names cannot be read.
+    """
+    found, warnings = _found(request.prompts[0], library)
+    loras = {one.sha256: one for one in request.loras or ()}
+    loras |= {one.sha256: one for one in found.values()}
+    prompts = _without(request.prompt, found)
+    negative, in_negative = _without_all(request.negative_prompt)
+    warnings += [
+        f"negative_prompt: {_shown(tag)} has no effect: such tags count in the prompt alone."
+        for tag in in_negative[:_MAX_NAMED]
+    ]
+    if found:
+        request = replace(request, loras=tuple(loras.values()))
+    if found or in_negative:
+        request = replace(request, prompt=prompts, negative_prompt=negative)
+    return request, tuple(warnings)
+
+
+def tagged_loras(prompt: Any, library: AdapterLibrary) -> tuple[Lora, ...]:
+    """Return the LoRAs that a prompt names, as far as they are found."""
+    first = prompt if isinstance(prompt, str) else next(iter(prompt), "")
+    return tuple(_found(first, library)[0].values()) if isinstance(first, str) else ()
+
+
+def _found(prompt: str, library: AdapterLibrary) -> tuple[dict[str, Lora], list[str]]:
+    """Return what the tags of a prompt ask for and is there, by tag; and what is not clear."""
+    found: dict[str, Lora] = {}
+    warnings: list[str] = []
+    for text in dict.fromkeys(split_tags(prompt)[1]):
+        tag = parse_tag(text)
+        paths = library.files.find(tag.name) if tag.kind == "lora" else ()
+        if len(paths) == 1:
+            found[text] = _lora(tag, paths[0])
+        elif paths:
+            places = " and ".join(repr(str(path)) for path in paths[:2])
+            warnings.append(f"prompt: {_shown(text)} may mean {places}. Give one another name.")
+    return found, warnings
+
+
+def _lora(tag: NetworkTag, path: Any) -> Lora:
+    lora = find_lora(path)
+    return Lora(lora.name, lora.sha256, tag.text, tag.unet, tag.rank, path)
+
+
+def _without(texts: Any, tags: Mapping[str, Lora]) -> Any:
+    """Return prompts without some tags; they are texts, or one."""
+    if not isinstance(texts, str):
+        return tuple(_without(one, tags) for one in texts)
+    for tag in tags:
+        texts = texts.replace(tag, "")
+    return texts.strip() if tags else texts
+
+
+def _without_all(texts: Any) -> tuple[Any, list[str]]:
+    if isinstance(texts, str):
+        plain, tags = split_tags(texts)
+        return (plain.strip() if tags else texts), tags
+    pairs = [_without_all(one) for one in texts]
+    return tuple(one for one, _ in pairs), [tag for _, tags in pairs for tag in tags]
+
+
+def _shown(tag: str) -> str:
+    printable = tag if tag.isprintable() else ascii(tag)
+    return printable if len(printable) <= 120 else f"{printable[:117]}..."
