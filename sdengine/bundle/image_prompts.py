@@ -10,7 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from sdengine.bundle.schema_fields import Positive, Strict
 
 IMAGE_ENCODER = "image_encoder"
 _KEYS, _VALUES = "image_keys", "image_values"
@@ -19,10 +21,9 @@ _CROSS = re.compile(
     r"(?P<place>[0-9]+)\.transformer_blocks\.(?P<depth>[0-9]+))\.attn2\.to_k\.weight"
 )
 _BLOCKS = ("down_blocks", "up_blocks", "mid_block")
-_Size = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
-class ImageEncoderArchitecture(BaseModel):
+class ImageEncoderArchitecture(Strict):
     """Describe the network `image_encoder`, a CLIP image encoder, as far as runs need to know it.
 
     Args:
@@ -34,12 +35,10 @@ class ImageEncoderArchitecture(BaseModel):
         config: the checkpoint's own configuration.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
     image_size: Annotated[int, Field(ge=1, le=4096)]
     patch_size: Annotated[int, Field(ge=1, le=64)]
-    hidden_size: _Size
-    projection_dim: _Size
+    hidden_size: Positive
+    projection_dim: Positive
     source: Annotated[str, Field(max_length=200)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     config: dict[str, Any] = Field(default_factory=dict)
