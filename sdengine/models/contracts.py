@@ -31,7 +31,6 @@ NETWORKS = (
     "vae_encoder",
     "tiny_decoder",
     "tiny_encoder",
-    IMAGE_ENCODER,
 )
 CONTROLNET = "controlnet"
 # Parts of its module that a network of a bundle leaves out: the autoencoder is two networks, and
@@ -323,7 +322,8 @@ def make_contract(
     """Return what a network reads and writes.
 
     Args:
-        name: one of NETWORKS, "controlnet", or what a bundle calls the network of a control.
+        name: one of NETWORKS, "image_encoder", "controlnet", or what a bundle calls the network of
+            a control.
         module: the CLIPTextEncoder, UNet2DConditionModel, AutoencoderKL, TinyAutoencoder,
             ControlNetModel, T2IAdapter or CLIPImageEncoder.
         downscale: pixels along one side of a latent cell (U-Net, ControlNet).
@@ -367,6 +367,6 @@ def make_contract(
         raise ConfigError.for_field(
             "network",
             f"{name} of {type(module).__name__}",
-            f"{', '.join((*NETWORKS, CONTROLNET))} of its own module",
+            f"{', '.join((*NETWORKS, IMAGE_ENCODER, CONTROLNET))} of its own module",
         )
     return contract.in_precision(precision)
