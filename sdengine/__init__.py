@@ -25,6 +25,7 @@ _HOMES = {
     "Provenance": "sdengine.images.provenance",
     "Metadata": "sdengine.images.metadata",
     "read_metadata": "sdengine.images.metadata",
+    "IPAdapter": "sdengine.request.ip_adapters",
     "preprocess": "sdengine.request.preprocessors",
     "build": "sdengine.building.build",
     "export_onnx": "sdengine.export.folder",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from sdengine.inputs.embeddings import Embedding as Embedding
     from sdengine.loading import load as load
     from sdengine.request.control import Control as Control
+    from sdengine.request.ip_adapters import IPAdapter as IPAdapter
     from sdengine.request.preprocessors import preprocess as preprocess
     from sdengine.request.region import Region as Region
     from sdengine.request.request import Request as Request

@@ -11,11 +11,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from sdengine.bundle.architecture import TASKS, Architecture, extra_channels
+from sdengine.bundle.image_prompts import IMAGE_ENCODER
 from sdengine.bundle.manifest import Defaults
 from sdengine.checkpoints import Checkpoint
 from sdengine.checkpoints.added_tokens import ADDED
 from sdengine.checkpoints.controlnet import ControlCheckpoint
 from sdengine.checkpoints.diffusers_folder import EXTRAS_FILE
+from sdengine.checkpoints.image_encoder import ImageEncoderCheckpoint
 from sdengine.checkpoints.tokenizer_files import MERGES, VOCAB
 from sdengine.errors import BundleError, CheckpointError, ConfigError
 from sdengine.export.sizes import check_batch, parse_sizes
@@ -29,13 +31,16 @@ from sdengine.samplers import NoiseSchedule, build_program, read_scheduler_keys
 
 
 def describe(
-    checkpoint: Checkpoint, controls: Mapping[str, ControlCheckpoint] = MappingProxyType({})
+    checkpoint: Checkpoint,
+    controls: Mapping[str, ControlCheckpoint] = MappingProxyType({}),
+    image_encoder: ImageEncoderCheckpoint | None = None,
 ) -> Architecture:
     """Return what the run time must know about the networks.
 
     Args:
         checkpoint: with its U-Net.
         controls: that steer it, by name.
+        image_encoder: for IP-Adapters, if any.
 
     Raises:
         CheckpointError: the parts do not fit together, or ask for what requests cannot give yet.
@@ -69,6 +74,7 @@ def describe(
         "scheduler": scheduler,
         "controls": {name: _control(control) for name, control in controls.items()},
         "tiny_vae": checkpoint.tiny_vae_config and checkpoint.tiny_vae_config.to_dict(),
+        "image_encoder": image_encoder and _image_encoder(image_encoder),
         "not_taken_over": [*checkpoint.not_taken_over, *not_taken_over],
     }
     try:
@@ -109,6 +115,19 @@ def _text_encoder(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
         "pad_token": checkpoint.pad_tokens[part],
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
+        "config": config.to_dict(),
+    }
+
+
+def _image_encoder(encoder: ImageEncoderCheckpoint) -> dict[str, Any]:
+    config = encoder.config_of_encoder
+    return {
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "hidden_size": config.hidden_size,
+        "projection_dim": config.projection_dim,
+        "source": encoder.name,
+        "sha256": encoder.part_sha256(IMAGE_ENCODER),
         "config": config.to_dict(),
     }
 

@@ -37,6 +37,7 @@ from sdengine.bundle.writer import check_target, write_bundle
 from sdengine.checkpoints import Checkpoint, load_checkpoint
 from sdengine.checkpoints.controlnet import ControlCheckpoint
 from sdengine.checkpoints.controls import SteeredCheckpoint, open_controls
+from sdengine.checkpoints.image_encoder import ImageEncoderCheckpoint, open_image_encoder
 from sdengine.checkpoints.weights import save_tensors
 from sdengine.compilers import COMPILERS, get_compiler
 from sdengine.compilers.base import CompileSpec
@@ -92,6 +93,8 @@ def build(
         controlnet: let the U-Net read ControlNet residuals.
         controls: ControlNets that requests may steer it with: by name, folders as diffusers writes
             them, or single files. Each becomes a network of the bundle, `control_` and its name.
+        image_encoder: for target native, the CLIP image encoder that the IP-Adapters of requests
+            see pictures with: a folder as transformers' CLIPVisionModelWithProjection writes it.
         gpus: names such as "rtx4090" or "sm89" that TensorRT-RTX builds for; none is the GPU that
             is present.
         workspace_bytes: the most that a TensorRT engine may take for scratch.
@@ -134,16 +137,18 @@ def build(
         [*options.sizes], size_multiple(source.unet_config, source.vae_config.downscale)
     )
     controls = open_controls(options.controls or {}, source)
+    place_of_encoder = options.image_encoder
+    encoder = None if place_of_encoder is None else open_image_encoder(place_of_encoder)
     ignored = {**source.ignored}
-    for control in controls.values():
-        ignored |= control.ignored
+    for more in (*controls.values(), *(() if encoder is None else (encoder,))):
+        ignored |= more.ignored
     memory = PeakMemory()
     try:
         with open_cache(options.cache, beside=place) as exports:
-            steered = SteeredCheckpoint(source, controls)
+            steered = SteeredCheckpoint(source, controls, encoder)
             exporter = Exporter(steered, exports, controlnet=options.controlnet)
             networks = exporter.networks
-            work = _Build(source, exporter, options, compiler, memory, networks, controls)
+            work = _Build(source, exporter, options, compiler, memory, networks, controls, encoder)
             path = write_bundle(place, work.write, force=options.force)
     finally:
         peak_bytes = memory.end()
@@ -189,6 +194,7 @@ class _Build:
     memory: PeakMemory
     networks: tuple[str, ...]
     controls: Mapping[str, ControlCheckpoint] = field(default_factory=dict)
+    image_encoder: ImageEncoderCheckpoint | None = None
     max_error: dict[str, float] = field(default_factory=dict)
     replaced: dict[str, dict[str, int]] = field(default_factory=dict)
     layers: dict[str, list[LayerError]] = field(default_factory=dict)
@@ -206,7 +212,7 @@ class _Build:
         """Write all files but the manifest, which is returned."""
         source, options = self.checkpoint, self.options
         with self.stages.stage("read"):
-            architecture = describe(source, self.controls)
+            architecture = describe(source, self.controls, self.image_encoder)
             self.not_taken_over = architecture.not_taken_over
             _check_chunks(architecture, options.target)
             defaults = choose_defaults(source, [*options.sizes])

@@ -42,7 +42,7 @@ from sdengine.models.vae import VAEConfig
 
 _RGB = 3
 # What only some requests run, in memory of its own.
-_OF_SOME = ("vae_encoder", "tiny_decoder", "tiny_encoder")
+_OF_SOME = ("vae_encoder", "tiny_decoder", "tiny_encoder", "image_encoder")
 
 Progress = Callable[[str, int, int], None]
 

@@ -43,6 +43,7 @@ class BuildOptions:
     calibration: str | os.PathLike[str] | None = None
     controlnet: bool = True
     controls: Mapping[str, str | os.PathLike[str]] | None = None
+    image_encoder: str | os.PathLike[str] | None = None
     gpus: Sequence[str] = ()
     workspace_bytes: int | None = None
     optimization_level: int | None = None
@@ -64,6 +65,13 @@ class BuildOptions:
         if self.resolutions is not None:
             parse_sizes(self.resolutions)
         self._check_controls()
+        if self.image_encoder is not None and self.target != "native":
+            raise ConfigError.for_field(
+                "image_encoder",
+                str(self.image_encoder),
+                f"none with target {self.target}, whose U-Nets read no pictures of IP-Adapters",
+                "Build for target native, which does.",
+            )
         self._check_limits()
         gpu_capabilities(self.target, tuple(self.gpus))
         self._check_quantisation()
@@ -199,6 +207,7 @@ class BuildKeywords(TypedDict, total=False):
     calibration: str | os.PathLike[str] | None
     controlnet: bool
     controls: Mapping[str, str | os.PathLike[str]] | None
+    image_encoder: str | os.PathLike[str] | None
     gpus: Sequence[str]
     workspace_bytes: int | None
     optimization_level: int | None

@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from sdengine.bundle.controls import CONTROL_NAME, ControlArchitecture
+from sdengine.bundle.image_prompts import ImageEncoderArchitecture
 from sdengine.bundle.schema_fields import Positive, ShortText, Strict, Text, checked_relative_path
 
 
@@ -136,8 +137,9 @@ class Architecture(Strict):
     pooled output conditions the U-Net. `zero_empty_negative` asks for zeros in place of an empty
     negative prompt's embeddings. `controls` has the networks that steer the U-Net by a picture, by
     name. `tiny_vae` is the configuration of the tiny autoencoder, where the networks tiny_decoder
-    and tiny_encoder are of one. `not_taken_over` has a line for each thing in the checkpoint's
-    files that has no effect here.
+    and tiny_encoder are of one. `image_encoder` describes the network of that name, through which
+    IP-Adapters see pictures. `not_taken_over` has a line for each thing in the checkpoint's files
+    that has no effect here.
     """
 
     family: ShortText
@@ -149,6 +151,7 @@ class Architecture(Strict):
     scheduler: dict[str, Any]
     controls: dict[ShortText, ControlArchitecture] = Field(default_factory=dict, max_length=32)
     tiny_vae: dict[str, Any] | None = None
+    image_encoder: ImageEncoderArchitecture | None = None
     not_taken_over: list[Text] = Field(default_factory=list, max_length=100)
 
     @property
@@ -181,7 +184,7 @@ class Architecture(Strict):
         self, dump: SerializerFunctionWrapHandler
     ) -> dict[str, Any]:
         content: dict[str, Any] = dump(self)
-        for name in ("not_taken_over", "controls", "tiny_vae"):
+        for name in ("not_taken_over", "controls", "tiny_vae", "image_encoder"):
             if not content[name]:
                 del content[name]
         return content

@@ -27,6 +27,7 @@ from sdengine.bundle.controls import (
     is_feature,
     is_residual,
 )
+from sdengine.bundle.image_prompts import IMAGE_ENCODER
 from sdengine.bundle.quantisation import Quantisation
 from sdengine.bundle.schema_fields import Positive, ShortText, Strict, Text, checked_relative_path
 from sdengine.bundle.tensors import size_name
@@ -222,6 +223,8 @@ class Manifest(Strict):
         if (self.defaults.width, self.defaults.height) not in self.resolutions:
             raise ValueError("the default size is not among the resolutions")
         self._controls_are_there()
+        if (IMAGE_ENCODER in self.networks) != (self.architecture.image_encoder is not None):
+            raise ValueError(f"{IMAGE_ENCODER}: it is not both a network and described")
         for name, network in self.networks.items():
             for path in network.files:
                 checked_relative_path(path)

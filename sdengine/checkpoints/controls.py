@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdengine.bundle.controls import check_control_name, control_name, control_network
+from sdengine.bundle.image_prompts import IMAGE_ENCODER
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.control_file import read_control_file
 from sdengine.checkpoints.controlnet import ControlCheckpoint, read_controlnet
 from sdengine.checkpoints.folder import DEMO_EDGES
+from sdengine.checkpoints.image_encoder import ImageEncoderCheckpoint
 from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
@@ -27,15 +29,17 @@ _BY_TEXT_WIDTH = {768: "sd1", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
 
 @dataclass(frozen=True)
 class SteeredCheckpoint(PartSource):
-    """A checkpoint together with controls, whose parts are called as a bundle's networks.
+    """A checkpoint together with what steers its U-Net; parts are called as a bundle's networks.
 
     Args:
         base: the checkpoint.
         controls: by name.
+        image_encoder: for IP-Adapters, if any.
     """
 
     base: Checkpoint
     controls: Mapping[str, ControlCheckpoint]
+    image_encoder: ImageEncoderCheckpoint | None = None
 
     @property
     def root(self) -> Path:  # type: ignore[override]
@@ -54,14 +58,18 @@ class SteeredCheckpoint(PartSource):
 
     @property
     def configs(self) -> dict[str, PartConfig]:
-        """Those of the checkpoint's networks, then those of the controls'."""
+        """Those of the checkpoint's networks, then those of the others."""
         own = {control_network(n): c.control_config for n, c in self.controls.items()}
-        return {**self.base.configs, **own}
+        encoder = {} if self.image_encoder is None else self.image_encoder.configs
+        return {**self.base.configs, **encoder, **own}
 
     def open_weights(self, part: str) -> Weights:
         """Open the files of a part."""
-        control = self.controls.get(control_name(part)) if part not in self.base.configs else None
-        return (control or self.base).open_weights(part)
+        own: PartSource | None = None
+        if part not in self.base.configs:
+            is_encoder = part == IMAGE_ENCODER
+            own = self.image_encoder if is_encoder else self.controls.get(control_name(part))
+        return (own or self.base).open_weights(part)
 
 
 def open_controls(

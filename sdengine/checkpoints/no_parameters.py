@@ -13,8 +13,8 @@ from sdengine.checkpoints.formats.tensor_files import TensorFile, open_tensor_fi
 class ParameterFile(Parameters):
     """A tensor file of which only what may be a parameter is listed and read; see `Parameters`."""
 
-    def __init__(self, file: TensorFile) -> None:
-        super().__init__(file)
+    def __init__(self, file: TensorFile, own: tuple[str, ...] = ()) -> None:
+        super().__init__(file, own)
         self._file = file
 
     def read(self, name: str) -> torch.Tensor:
@@ -22,10 +22,10 @@ class ParameterFile(Parameters):
         return self._file.read(self.stored(name))
 
 
-def open_parameters(path: Path) -> ParameterFile:
-    """Open a file of tensors in the format that its ending names.
+def open_parameters(path: Path, own: tuple[str, ...] = ()) -> ParameterFile:
+    """Open a file of tensors in the format that its ending names; `own` as for `Parameters`.
 
     Raises:
         CheckpointError: the ending is unknown, or the file is damaged or refused.
     """
-    return ParameterFile(open_tensor_file(path))
+    return ParameterFile(open_tensor_file(path), own)

@@ -17,13 +17,16 @@ from sdengine.errors import ConfigError
 from sdengine.models.controlnet import ControlNetConfig
 from sdengine.models.controlnet_union import ControlNetUnionConfig
 from sdengine.models.controls import ControlConfig, make_control
+from sdengine.models.image_encoder import CLIPImageEncoder, ImageEncoderConfig
 from sdengine.models.t2i_adapter import T2IAdapterConfig
 from sdengine.models.text_encoder import CLIPTextEncoder, TextEncoderConfig
 from sdengine.models.tiny_vae import TinyAutoencoder, TinyVAEConfig
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 from sdengine.models.vae import AutoencoderKL, VAEConfig
 
-PartConfig = UNetConfig | VAEConfig | TextEncoderConfig | ControlConfig | TinyVAEConfig
+PartConfig = (
+    UNetConfig | VAEConfig | TextEncoderConfig | ControlConfig | TinyVAEConfig | ImageEncoderConfig
+)
 _MODULES: Mapping[type[Any], Callable[[Any], nn.Module]] = {
     UNetConfig: UNet2DConditionModel,
     VAEConfig: AutoencoderKL,
@@ -32,6 +35,7 @@ _MODULES: Mapping[type[Any], Callable[[Any], nn.Module]] = {
     ControlNetUnionConfig: make_control,
     T2IAdapterConfig: make_control,
     TinyVAEConfig: TinyAutoencoder,
+    ImageEncoderConfig: CLIPImageEncoder,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ class Weights(Placement[ParameterFile]):
         files: tensor files of any known format.
         rename: gives a stored tensor's name in the network, without the prefix.
         prefix: of the network's tensors, where the files hold others too.
+        own: what names of its parameters begin with that other networks' files have no use for.
 
     Attributes:
         left_out: what each of the others is, as far as it is the network's business.
@@ -38,8 +40,14 @@ class Weights(Placement[ParameterFile]):
         CheckpointError: a file is damaged, or holds a tensor twice.
     """
 
-    def __init__(self, files: Sequence[Path], rename: Renamer, prefix: str = "") -> None:
-        super().__init__(files, rename, prefix, open_parameters)
+    def __init__(
+        self,
+        files: Sequence[Path],
+        rename: Renamer,
+        prefix: str = "",
+        own: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(files, rename, prefix, functools.partial(open_parameters, own=own))
         self.derive: Callable[[str, torch.Tensor], torch.Tensor] | None = None
 
     def load_into(

@@ -49,6 +49,13 @@ def build(
             "repeatable.",
         ),
     ] = None,
+    image_encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="CLIP image encoder for IP-Adapters, as transformers writes it; target native.",
+        ),
+    ] = None,
     gpu: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="TensorRT-RTX builds for these, such as rtx4090,sm86."),
@@ -102,6 +109,7 @@ def build(
             calibration=calibration,
             controlnet=controlnet,
             controls=_named(control) if control else None,
+            image_encoder=image_encoder,
             gpus=() if gpu is None else tuple(name for name in gpu.split(",") if name.strip()),
             workspace_bytes=None if workspace is None else _bytes_of(workspace),
             optimization_level=optimization_level,

@@ -37,6 +37,8 @@ _SHOWN = {
     "vae_encoder": "VAE encoder",
     "tiny_decoder": "tiny decoder",
     "tiny_encoder": "tiny encoder",
+    "image_encoder": "image encoder",
+    "ip_adapter": "IP-Adapter",
 }
 # What tells a preview, which the next one replaces, from a picture, which nothing does.
 _PREVIEW_MARK = "preview of sdengine"
@@ -182,6 +184,7 @@ def _warn_of_another_picture(recorded: Metadata, options: dict[str, Any]) -> Non
     from sdengine.inputs.picture import read_picture
 
     _warn_of_other_control_pictures(recorded, options)
+    _warn_of_other_ip_adapters(recorded, options)
     if "image" not in options:
         return
     options["image"] = given = read_picture("image", options["image"])
@@ -206,6 +209,20 @@ def _warn_of_other_control_pictures(recorded: Metadata, options: dict[str, Any])
                 f"warning: control {old.network}: the image was made with another picture, with "
                 f"SHA-256 {old.image.sha256}."
             )
+
+
+def _warn_of_other_ip_adapters(recorded: Metadata, options: dict[str, Any]) -> None:
+    """Read the IP-Adapters that are given, with what is recorded of them."""
+    from sdengine.cli.ip_adapter_options import merged_ip_adapters, other_pictures
+    from sdengine.request.ip_adapters import IPAdapters
+
+    if "ip_adapters" not in options:
+        return
+    known = recorded.request_fields().get("ip_adapters", ())
+    found = IPAdapters()("ip_adapters", merged_ip_adapters(known, options["ip_adapters"]))
+    options["ip_adapters"] = found
+    for line in other_pictures(known, found):
+        note(f"warning: {line}")
 
 
 def describe(result: Result, files: list[Path]) -> dict[str, Any]:

@@ -11,6 +11,11 @@ import typer
 
 from sdengine.cli.control_options import CONTROL_HELP, CONTROL_METAVAR, parse_control
 from sdengine.cli.embedding_options import EMBEDDING_HELP, EMBEDDING_METAVAR
+from sdengine.cli.ip_adapter_options import (
+    IP_ADAPTER_HELP,
+    IP_ADAPTER_METAVAR,
+    parse_ip_adapter,
+)
 from sdengine.cli.lora_options import LORA_HELP, LORA_METAVAR, parse_loras
 from sdengine.cli.model_options import MODEL_HELP, MODEL_METAVAR, parse_model
 from sdengine.cli.region_options import REGION_HELP, REGION_METAVAR, parse_region
@@ -27,6 +32,7 @@ from sdengine.request.fields import (
     OneOrEach,
     Pair,
 )
+from sdengine.request.ip_adapters import IPAdapters
 from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
 from sdengine.request.picture_fields import FILES
 from sdengine.request.region import Regions
@@ -49,6 +55,7 @@ _METAVARS = {
 _LISTS = {
     Controls: CONTROL_HELP,
     Embeddings: EMBEDDING_HELP,
+    IPAdapters: IP_ADAPTER_HELP,
     Loras: LORA_HELP,
     Model: MODEL_HELP,
     Regions: REGION_HELP,
@@ -131,6 +138,8 @@ def _metavar(info: FieldInfo) -> str | None:
         return _METAVARS.get(info.name, "WxH")
     if isinstance(info.check, Controls):
         return CONTROL_METAVAR
+    if isinstance(info.check, IPAdapters):
+        return IP_ADAPTER_METAVAR
     if info.name in _METAVARS:
         return _METAVARS[info.name]
     if isinstance(info.check, Interval):
@@ -149,6 +158,8 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None}
     if controls := given.pop("controls", None):
         given["controls"] = [parse_control(one) for one in controls]
+    if adapters := given.pop("ip_adapters", None):
+        given["ip_adapters"] = [parse_ip_adapter(one) for one in adapters]
     if regions := given.pop("regions", None):
         given["regions"] = [parse_region(one) for one in regions]
     if embeddings := given.pop("embeddings", None):

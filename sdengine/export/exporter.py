@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sdengine.bundle.controls import is_control
+from sdengine.bundle.image_prompts import IMAGE_ENCODER
 from sdengine.checkpoints.part_source import PartSource
 from sdengine.errors import ConfigError
 from sdengine.export.cache import Entry, OnnxCache, Record, make_key
@@ -72,7 +73,7 @@ class Exporter:
             lacking |= set() if tiny.has_encoder else {"tiny_encoder"}
             lacking |= set() if tiny.has_decoder else {"tiny_decoder"}
         controls = [part for part in configs if part == CONTROLNET or is_control(part)]
-        known = (name for name in (*NETWORKS, *controls) if name not in lacking)
+        known = (name for name in (*NETWORKS, IMAGE_ENCODER, *controls) if name not in lacking)
         return tuple(name for name in known if part_of(name) in configs)
 
     @property

@@ -8,11 +8,13 @@ from typing import TypedDict
 from torch import nn
 
 from sdengine.bundle.controls import is_control
+from sdengine.bundle.image_prompts import IMAGE_ENCODER
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.errors import ConfigError
 from sdengine.models.controlnet import ControlNetModel
 from sdengine.models.controlnet_union import ControlNetUnionModel
 from sdengine.models.dtypes import TORCH_DTYPES
+from sdengine.models.image_encoder import CLIPImageEncoder
 from sdengine.models.network_contract import FLOAT, INT, NetworkContract
 from sdengine.models.positional import Joined, Method, PositionalControlNet, PositionalUNet
 from sdengine.models.t2i_adapter import T2IAdapter
@@ -228,6 +230,22 @@ def tiny_encoder_contract(module: TinyAutoencoder) -> NetworkContract:
     )
 
 
+def image_encoder_contract(module: CLIPImageEncoder) -> NetworkContract:
+    """Squares of pictures side by side -> states before the last layer, embeddings of tokens."""
+    config = module.config
+    tokens, patch = config.num_tokens, config.patch_size
+    return NetworkContract(
+        name=IMAGE_ENCODER,
+        module=module,
+        inputs=(TensorSpec("patches", ("batch", 3, patch, tokens * patch), FLOAT),),
+        outputs=(
+            TensorSpec("states", ("batch", tokens, config.hidden_size), FLOAT),
+            TensorSpec("embeds", ("batch", tokens, config.projection_dim), FLOAT),
+        ),
+        multiple=1,
+    )
+
+
 def has_weight(network: str, name: str) -> bool:
     """Say whether a network of a bundle holds the weight of that name in its module."""
     return not name.startswith(tuple(f"{part}." for part in LEFT_OUT.get(network, ())))
@@ -304,9 +322,10 @@ def make_contract(
     """Return what a network reads and writes.
 
     Args:
-        name: one of NETWORKS, "controlnet", or what a bundle calls the network of a control.
+        name: one of NETWORKS, "image_encoder", "controlnet", or what a bundle calls the network of
+            a control.
         module: the CLIPTextEncoder, UNet2DConditionModel, AutoencoderKL, TinyAutoencoder,
-            ControlNetModel or T2IAdapter.
+            ControlNetModel, T2IAdapter or CLIPImageEncoder.
         downscale: pixels along one side of a latent cell (U-Net, ControlNet).
         controlnet: let the U-Net read ControlNet residuals.
         adapters: let it read a T2I-Adapter's features.
@@ -342,10 +361,12 @@ def make_contract(
         contract = tiny_decoder_contract(module)
     elif name == "tiny_encoder" and isinstance(module, TinyAutoencoder):
         contract = tiny_encoder_contract(module)
+    elif name == IMAGE_ENCODER and isinstance(module, CLIPImageEncoder):
+        contract = image_encoder_contract(module)
     if contract is None:
         raise ConfigError.for_field(
             "network",
             f"{name} of {type(module).__name__}",
-            f"{', '.join((*NETWORKS, CONTROLNET))} of its own module",
+            f"{', '.join((*NETWORKS, IMAGE_ENCODER, CONTROLNET))} of its own module",
         )
     return contract.in_precision(precision)

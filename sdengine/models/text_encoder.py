@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from sdengine.models.layers import quick_gelu
 from sdengine.models.ops import OpsModule
 from sdengine.models.transformers_keys import HARMLESS
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 # What transformers can vary and the published text encoders do not.
 FIXED = {
     "add_cross_attention": False,
@@ -57,9 +57,9 @@ class TextEncoderConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot make a network."""
-        if self.hidden_act not in _ACTIVATIONS:
+        if self.hidden_act not in ACTIVATIONS:
             raise ConfigError.for_field(
-                "text_encoder.hidden_act", self.hidden_act, f"one of {sorted(_ACTIVATIONS)}"
+                "text_encoder.hidden_act", self.hidden_act, f"one of {sorted(ACTIVATIONS)}"
             )
         if self.max_position_embeddings < 2:
             raise ConfigError.for_field(
@@ -109,8 +109,37 @@ class _Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
 
+class CLIPSizes(Protocol):
+    """What the layers of CLIP's text and image encoders are made of."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of a token."""
+        ...
+
+    @property
+    def intermediate_size(self) -> int:
+        """Channels between the two layers of a perceptron."""
+        ...
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Of each attention."""
+        ...
+
+    @property
+    def hidden_act(self) -> str:
+        """One of ACTIVATIONS."""
+        ...
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """Of every norm."""
+        ...
+
+
 class _Attention(OpsModule):
-    def __init__(self, config: TextEncoderConfig) -> None:
+    def __init__(self, config: CLIPSizes) -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
         # A number, because taken from a traced tensor's shape it would become graph nodes.
@@ -120,7 +149,7 @@ class _Attention(OpsModule):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = (
             f(x).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)  # [B,heads,S,d]
             for f in (self.q_proj, self.k_proj, self.v_proj)
@@ -131,9 +160,9 @@ class _Attention(OpsModule):
 
 
 class _MLP(nn.Module):
-    def __init__(self, config: TextEncoderConfig) -> None:
+    def __init__(self, config: CLIPSizes) -> None:
         super().__init__()
-        self.act = _ACTIVATIONS[config.hidden_act]
+        self.act = ACTIVATIONS[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
@@ -142,8 +171,10 @@ class _MLP(nn.Module):
         return out
 
 
-class _EncoderLayer(OpsModule):
-    def __init__(self, config: TextEncoderConfig) -> None:
+class CLIPEncoderLayer(OpsModule):
+    """Attention and perceptron, each normalised first and added."""
+
+    def __init__(self, config: CLIPSizes) -> None:
         super().__init__()
         eps = config.layer_norm_eps
         self.self_attn = _Attention(config)
@@ -151,7 +182,8 @@ class _EncoderLayer(OpsModule):
         self.mlp = _MLP(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=eps)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return [B,S,D]; `mask` [S,S] is added to the scores."""
         attended = self.self_attn(self.ops.layer_norm(self.layer_norm1, x), mask)
         normed, x = self.ops.add_layer_norm(self.layer_norm2, attended, x)
         out: Tensor = x + self.mlp(normed)
@@ -161,7 +193,9 @@ class _EncoderLayer(OpsModule):
 class _Encoder(nn.Module):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_EncoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            CLIPEncoderLayer(config) for _ in range(config.num_hidden_layers)
+        )
 
 
 class _TextModel(nn.Module):

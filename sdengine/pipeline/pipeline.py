@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sdengine.adapters.weight_set import WeightSet
 from sdengine.backends.base import Array, Module
+from sdengine.bundle.image_prompts import IMAGE_ENCODER
 from sdengine.bundle.reader import Bundle
 from sdengine.images.provenance import Provenance
 from sdengine.images.result import Result, Step
@@ -21,6 +22,7 @@ from sdengine.pipeline.control_plan import plan_controls, read_hint, require_con
 from sdengine.pipeline.decoding import preview
 from sdengine.pipeline.encoding import ENCODER
 from sdengine.pipeline.hires import cut, enlarged, second_request, two_passes
+from sdengine.pipeline.image_prompts import ImagePrompts, PictureReader
 from sdengine.pipeline.latents import latents_shape, noise_of
 from sdengine.pipeline.loaded_controls import load_steerings
 from sdengine.pipeline.loaded_networks import Networks, WeightedNetworks
@@ -90,6 +92,7 @@ class Pipeline:
         self._program = functools.lru_cache(maxsize=32)(make)
         self._prompts = functools.lru_cache(maxsize=8)(self._conditioner.plan)
         self._conditionings = KeptConditionings()
+        self._pictures = PictureReader(bundle, networks)
         self._row_plans = functools.lru_cache(maxsize=8)(lay_out_rows)
 
     def plan(self, request: Request) -> Plan:
@@ -152,7 +155,9 @@ class Pipeline:
         guided = range(count) if ignores_interval else request.guided_steps
         said = [_NO_INTERVAL] if ignores_interval else []
         controls, idle = plan_controls(request, self._manifest, len(program.t))
-        warnings = (*_warnings(prompts), *picture_warnings(request), *said, *idle)
+        adapters, without_effect = self._pictures.plan(request, len(program.t), prompts)
+        said += [*idle, *without_effect]
+        warnings = (*_warnings(prompts), *picture_warnings(request), *said)
         coders = _coders(request, self._manifest.architecture.task)
         return Plan(
             request,
@@ -163,6 +168,7 @@ class Pipeline:
             guided,
             warnings,
             tuple(controls),
+            tuple(adapters),
             coders,
             tiles,
             weights,
@@ -171,6 +177,7 @@ class Pipeline:
     def forget_prompts(self) -> None:
         """Have the text encoders run again for prompts that were encoded before."""
         self._conditionings.clear()
+        self._pictures.forget()
 
     def run(self, plan: Plan, watch: Watch) -> Generator[Step, None, Result]:
         """Make the images, step by step.
@@ -237,12 +244,16 @@ class Pipeline:
             extra = depth_channel(request.depth, shape[2], shape[3], invert=request.depth_invert)
         self._done_with(ENCODER, TINY_ENCODER)
         hints = tuple(read_hint(one, request, plan.size, picture) for one in plan.controls)
+        prompts = self._pictures.read(plan.ip_adapters, plan.size, clock)
+        self._done_with(IMAGE_ENCODER)
         regions = None
         if request.regions:
             cell = self._manifest.architecture.vae.downscale
             part = None if picture is None else picture.computed_part
             regions = region_maps(request, plan.size, cell, part)
-        return Prepared(conditioning, picture, left_out, extra, hints, regions=regions)
+        return Prepared(
+            conditioning, picture, left_out, extra, hints, image_prompts=prompts, regions=regions
+        )
 
     def _steps(
         self,
@@ -335,6 +346,7 @@ class Pipeline:
     ) -> Trajectory:
         """Load the U-Net, and controls, for each number of rows that a chunk's steps have."""
         request, conditioning = plan.request, prepared.conditioning
+        prompts = prepared.image_prompts
         row_plans = self._row_plans(plan.prompts.steps, chunk, plan.guided)
         counts = dict.fromkeys(len(rows.rows) for rows in row_plans)
         steerings = load_steerings(plan, prepared, row_plans, self._networks_of(plan), clock)
@@ -343,7 +355,10 @@ class Pipeline:
             parts = [len(plan.prompts.rows(0)[image][1]) for image in chunk]
             shares = region_shares(prepared.regions, request.region_base, parts, max(parts))
         return Trajectory(
-            {rows: self._unet_inputs(plan, conditioning, extra, rows, clock) for rows in counts},
+            {
+                rows: self._unet_inputs(plan, conditioning, extra, prompts, rows, clock)
+                for rows in counts
+            },
             plan.program,
             row_plans,
             request.guidance_scale,
@@ -359,6 +374,7 @@ class Pipeline:
         plan: Plan,
         conditioning: Conditioning,
         extra: Array | None,
+        image_prompts: ImagePrompts | None,
         rows: int,
         clock: StageClock,
     ) -> UNetInputs:
@@ -377,6 +393,7 @@ class Pipeline:
             request.guidance_scale,
             MicroConditioning.of(request, tile),
             extra,
+            image_prompts,
         )
 
     def _step(

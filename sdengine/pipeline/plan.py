@@ -9,10 +9,13 @@ from itertools import chain
 
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import Array
+from sdengine.bundle.image_prompts import IMAGE_ENCODER
 from sdengine.errors import ConfigError
 from sdengine.inputs.embeddings import Embedding
 from sdengine.pipeline.control_plan import PlannedControl
 from sdengine.pipeline.device_trajectory import Seen
+from sdengine.pipeline.image_prompts import ImagePrompts
+from sdengine.pipeline.ip_adapter_plan import PlannedIPAdapter
 from sdengine.pipeline.picture_start import MaskedPicture, StartingPicture
 from sdengine.pipeline.seamless import vae_size
 from sdengine.pipeline.tile_grid import TileGrid
@@ -35,6 +38,7 @@ class Plan:
         guided: the steps at which guidance scale and rescale apply.
         warnings: what of the request cannot be done, in sentences.
         controls: that steer at some evaluation.
+        ip_adapters: that prompt at some evaluation.
         coders: the networks that encode and decode, beside the VAE decoder.
         tiles: of the latents that the U-Net runs on one after the other; None for all at once, as
             they are.
@@ -52,6 +56,7 @@ class Plan:
     guided: range
     warnings: tuple[str, ...]
     controls: tuple[PlannedControl, ...] = ()
+    ip_adapters: tuple[PlannedIPAdapter, ...] = ()
     coders: tuple[str, ...] = ()
     tiles: TileGrid | None = None
     weights: WeightSet = PRISTINE
@@ -79,8 +84,13 @@ class Plan:
 
     @property
     def more_networks(self) -> tuple[str, ...]:
-        """Those that it runs beside the ones that every request runs."""
-        return (*self.control_networks, *self.coders)
+        """Those that it runs beside the ones that every request runs.
+
+        The U-Net is one of them where it is laid out a second time, with what reads pictures.
+        """
+        encoder = (IMAGE_ENCODER,) if any(p.reads_pictures for p in self.ip_adapters) else ()
+        again = ("unet",) if self.ip_adapters else ()
+        return (*self.control_networks, *self.coders, *encoder, *again)
 
     @property
     def passes(self) -> tuple[Plan, ...]:
@@ -105,6 +115,7 @@ class Prepared:
         depth: [1,1,h,w] fp32 that a depth model reads.
         hints: [1,C,H,W] fp32 that each of the plan's controls reads.
         features: what T2I-Adapters among them gave, by tile and their number; filled on first use.
+        image_prompts: what the U-Net reads of IP-Adapters' pictures, if there are any.
         given: latents [B,C,h,w] fp32 that each chunk starts from, where a first pass made them.
         regions: [regions,h,w] fp32 maps of its regions; None without any.
     """
@@ -115,6 +126,7 @@ class Prepared:
     depth: Array | None
     hints: tuple[Array, ...] = ()
     features: dict[int, dict[int, Mapping[str, Array]]] = field(default_factory=dict)
+    image_prompts: ImagePrompts | None = None
     given: tuple[Array, ...] = ()
     regions: Array | None = None
 

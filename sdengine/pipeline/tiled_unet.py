@@ -99,7 +99,7 @@ class TiledUNet:
             if steering is not None:
                 arrays = dict(steering.arrays(k, inputs, plan, clock))
             with clock.stage("unet"):
-                found = inputs.unet.run(arrays)["noise_pred"]
+                found = inputs.predict(k, plan, arrays)
             if steering is not None and not np.isfinite(found).all():
                 steering.require_finite(k)
             tile.of(total)[...] += tile.weights * found

@@ -255,7 +255,7 @@ class Trajectory:
         if self.steering is not None:
             arrays = self.steering.arrays(k, inputs, plan, clock)
         with clock.stage("unet"):
-            noise_pred = inputs.unet.run(arrays)["noise_pred"]
+            noise_pred = inputs.predict(k, plan, arrays)
         return inputs.sample[: self._num_images], noise_pred
 
     def _guidance(self, plan: RowPlan) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from sdengine.bundle.architecture import UNetArchitecture
 from sdengine.bundle.controls import is_feature, is_residual
 from sdengine.bundle.tensors import numpy_dtype, require_tensors
 from sdengine.errors import BundleError
+from sdengine.pipeline.image_prompts import ImagePrompts
 from sdengine.pipeline.row_plan import RowPlan
 from sdengine.prompt.conditioning import Conditioning
 from sdengine.request.request import Request
@@ -66,6 +67,7 @@ class UNetInputs:
             [B,E,h,w]; None for nothing.
         guidance_scale: what distilled U-Nets are told.
         micro: what SDXL's U-Nets are told.
+        image_prompts: what it reads of pictures beside the prompt, if anything.
 
     Raises:
         BundleError: the U-Net wants an input that nothing here can give.
@@ -80,6 +82,7 @@ class UNetInputs:
         guidance_scale: float,
         micro: MicroConditioning,
         extra: NDArray[np.float32] | None = None,
+        image_prompts: ImagePrompts | None = None,
     ) -> None:
         rows, channels, *sides = latents_shape
         read = (rows, channels + (0 if extra is None else extra.shape[1]), *sides)
@@ -93,6 +96,7 @@ class UNetInputs:
         self._architecture = architecture
         self._conditioning = conditioning
         self._micro = micro
+        self._image_prompts = image_prompts
         self._plan: RowPlan | None = None
         # Residuals of controls stay zero until `steered` is called.
         self.arrays: dict[str, NDArray[Any]] = {}
@@ -157,6 +161,18 @@ class UNetInputs:
                 self._all()[name].fill(0)
             self._dirty.difference_update(names)
         return self._all() if residuals or features else self.arrays
+
+    def predict(self, k: int, plan: RowPlan, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """Run the U-Net at evaluation k; return its prediction of each row.
+
+        Args:
+            k: the evaluation.
+            plan: of its rows.
+            arrays: what it reads, but for pictures.
+        """
+        if self._image_prompts is not None:
+            arrays = {**arrays, **self._image_prompts.arrays(k, plan)}
+        return self.unet.run(arrays)["noise_pred"]
 
     def _all(self) -> dict[str, NDArray[Any]]:
         if self._with_residuals is None:

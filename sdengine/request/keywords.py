@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from sdengine.errors import ConfigError
 from sdengine.request.control import Control
 from sdengine.request.fields import Integer
+from sdengine.request.ip_adapters import IPAdapter
 from sdengine.request.region import Region
 from sdengine.request.request import FIELDS, MAX_BATCH, random_seed, refuse_unknown
 
@@ -77,6 +78,7 @@ class RequestOptions(TypedDict, total=False):
     depth: Any
     depth_invert: bool | None
     controls: Sequence[Control] | Control | None
+    ip_adapters: Sequence[IPAdapter] | IPAdapter | None
     regions: Sequence[Region] | Region | None
     region_base: float | None
     hires: Any

@@ -21,6 +21,7 @@ from sdengine.request.fields import (
     about,
 )
 from sdengine.request.hires_fields import HiresFields
+from sdengine.request.ip_adapters import IPAdapter, IPAdapters
 from sdengine.request.outpaint_fields import OutpaintFields
 
 STRENGTH_RULES = ("diffusers", "web_ui", "exact")
@@ -167,6 +168,15 @@ class PictureFields(OutpaintFields, HiresFields):
             "ControlNets of the bundle that steer the picture, each by a picture of its own; a "
             "list of sdengine.Control",
             option="control",
+        ),
+    )
+    ip_adapters: tuple[IPAdapter, ...] = field(
+        default=(),
+        metadata=about(
+            IPAdapters(),
+            "files that let the U-Net read pictures as prompts, each with pictures of its own; a "
+            "list of sdengine.IPAdapter",
+            option="ip_adapter",
         ),
     )
 

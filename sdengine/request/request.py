@@ -34,6 +34,7 @@ from sdengine.request.fields import (
     field_infos,
 )
 from sdengine.request.hires_fields import MAX_SIDE, MAX_STEPS
+from sdengine.request.ip_adapters import read_ip_adapters
 from sdengine.request.picture_fields import FILES, OPTIONS_OF, PICTURES, PictureFields
 from sdengine.request.region import REGION_OPTIONS, RegionFields, read_regions
 from sdengine.request.tile_fields import TILE_OPTIONS, TileFields
@@ -376,6 +377,9 @@ class Request(PictureFields, RegionFields, TileFields, WeightFields):
         values["controls"] = [control.to_dict() for control in self.controls]
         if not self.controls:
             del values["controls"]  # as releases wrote it that knew none
+        values["ip_adapters"] = [adapter.to_dict() for adapter in self.ip_adapters]
+        if not self.ip_adapters:
+            del values["ip_adapters"]
         values["regions"] = [region.to_dict() for region in self.regions]
         if not self.regions:
             for name in ("regions", *REGION_OPTIONS):
@@ -451,6 +455,8 @@ def read_fields(values: Mapping[str, Any]) -> dict[str, Any]:
             values = {**values, name: record}
     if "controls" in values:
         values = {**values, "controls": read_controls(values["controls"])}
+    if "ip_adapters" in values:
+        values = {**values, "ip_adapters": read_ip_adapters(values["ip_adapters"])}
     if "regions" in values:
         values = {**values, "regions": read_regions(values["regions"])}
     if values.get("embeddings") is not None:

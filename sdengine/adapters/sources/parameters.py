@@ -64,6 +64,7 @@ class Parameters:
 
     Args:
         file: opened.
+        own: what names of parameters begin with that other networks' files have no use for.
 
     Attributes:
         others: what each of the other tensors is.
@@ -72,11 +73,11 @@ class Parameters:
         CheckpointError: a tensor is there twice.
     """
 
-    def __init__(self, file: Described) -> None:
+    def __init__(self, file: Described, own: tuple[str, ...] = ()) -> None:
         self.path: Path = file.path
         self.metadata: Mapping[str, str] = file.metadata
         self._described = file
-        told = {name: what_it_is(name) for name in file.names()}
+        told = {n: None if n.startswith(own) else what_it_is(n) for n in file.names()}
         self.others: dict[str, str] = {name: what for name, what in told.items() if what}
         parameters = [name for name, what in told.items() if what is None]
         self._stored = usual_names(file.path, parameters)

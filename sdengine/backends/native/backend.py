@@ -24,18 +24,21 @@ from sdengine.backends.native.laid_out_network import LaidOutNetwork
 from sdengine.backends.native.memory_limit import NativeBudget
 from sdengine.backends.native.packed_cache import PackedWeights, packed_weights
 from sdengine.backends.native.prepare import DTYPES, Prepared, prepare
+from sdengine.bundle.image_prompts import is_image_prompt
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, symbol_sizes
 from sdengine.errors import ConfigError, DeviceError
 
 PRECISIONS = ("auto", *DTYPES)
+_Shapes = frozenset[tuple[str, tuple[int, ...]]]
 
 
 class NativeModule:
     """One network at fixed shapes, on memory of its own; see `sdengine.backends.base.Module`.
 
     What only adds inputs that are not given or all zero is left out of a run; a second layout with
-    it is made at the first run where they are not.
+    it is made at the first run where they are not. One that reads keys and values of pictures is
+    made at the first run that is given some, and freed at one that is given others.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class NativeModule:
         self._threads = threads
         self._additive = prepared.additive()
         self._with_all: LaidOutNetwork | None = None
+        self._prompted: dict[tuple[bool, _Shapes], LaidOutNetwork] = {}
         program = prepared.program_without(self._additive)
         self._without: LaidOutNetwork | None = LaidOutNetwork(program, packed.tensors, threads)
         self.outputs = tuple(
@@ -76,6 +80,7 @@ class NativeModule:
     def close(self) -> None:
         """Free the network's memory; a second call does nothing."""
         self._without = self._with_all = None
+        self._prompted.clear()
 
     def _write(self, inputs: Mapping[str, Array]) -> LaidOutNetwork:
         """Copy the inputs to where the network reads them."""
@@ -92,16 +97,32 @@ class NativeModule:
                     f"loaded for {list(spec.shape)}."
                 )
         laid_out = self._without
-        if any(name in inputs and inputs[name].any() for name in self._additive):
+        is_added = any(name in inputs and inputs[name].any() for name in self._additive)
+        if is_added:
             lacking = [spec for spec in self.inputs if spec.name not in inputs]
             zeros = {s.name: np.zeros([int(n) for n in s.shape], np.float32) for s in lacking}
             inputs = {**inputs, **zeros}
+        prompts = frozenset((name, x.shape) for name, x in inputs.items() if is_image_prompt(name))
+        if prompts:
+            laid_out = self._with_prompts(is_added, prompts)
+        elif is_added:
             if self._with_all is None:
                 program = self._prepared.program()
                 self._with_all = LaidOutNetwork(program, self._packed.tensors, self._threads)
             laid_out = self._with_all
         laid_out.write(inputs)
         return laid_out
+
+    def _with_prompts(self, is_added: bool, prompts: _Shapes) -> LaidOutNetwork:
+        if (is_added, prompts) not in self._prompted:
+            others = [key for key in self._prompted if key[1] != prompts]
+            for key in others:
+                del self._prompted[key]
+            left_out = frozenset() if is_added else self._additive
+            program = self._prepared.program_without(left_out, dict(prompts))
+            made = LaidOutNetwork(program, self._packed.tensors, self._threads)
+            self._prompted[is_added, prompts] = made
+        return self._prompted[is_added, prompts]
 
 
 class NativeSession:

@@ -20,6 +20,7 @@ from sdengine.backends.native.bands import BandPlan, plan_bands
 from sdengine.backends.native.packing import packed_bytes
 from sdengine.backends.native.prepare import Prepared, prepare
 from sdengine.bundle.controls import is_control
+from sdengine.bundle.image_prompts import IMAGE_ENCODER
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import BundleError, UnsupportedShapeError
@@ -77,7 +78,8 @@ class NativeBudget(MemoryBudget):
 
         Args:
             width, height: in pixels.
-            more: networks that the request runs beside those that every request runs.
+            more: networks that the request runs beside those that every request runs; "unet" where
+                it is laid out a second time, with what reads pictures.
             tile: width and height that the U-Net and controls run at; None for the image's own.
 
         Raises:
@@ -140,9 +142,13 @@ class NativeBudget(MemoryBudget):
         weights = {name: packed_bytes(one.packing) for name, one in prepared.items()}
         steps = sum(n for name, n in weights.items() if name == "unet" or is_control(name))
         stage = max(steps, *weights.values())
+        again = 0  # of the U-Net, which is laid out a second time for pictures that it reads
+        if "unet" in more:
+            unet = prepared["unet"]
+            again = unet.program_without(unet.additive()).arena_bytes
 
         def needs(limits: Mapping[str, int | None]) -> SizeNeeds:
-            maps = self._map_bytes(prepared, limits)
+            maps = self._map_bytes(prepared, limits) + again
             return SizeNeeds(width, height, weights, {}, maps, maps, 0, stage)
 
         if self._tiles == "always":
@@ -150,7 +156,7 @@ class NativeBudget(MemoryBudget):
         whole = needs({})
         if self._tiles == "never" or whole.total_bytes(self.low_memory) <= self.available_bytes:
             return whole
-        others = self._map_bytes({n: one for n, one in prepared.items() if n not in _VAE})
+        others = self._map_bytes({n: one for n, one in prepared.items() if n not in _VAE}) + again
         room = self.available_bytes - whole.total_bytes(self.low_memory) + whole.arena_bytes
         limits = {name: max(room - others, 0) for name in _VAE if name in prepared}
         self.band_limits |= {(name, width, height): limit for name, limit in limits.items()}
@@ -189,7 +195,7 @@ class NativeBudget(MemoryBudget):
             if not (always or name in more):
                 continue
             rows, (across, down) = 2, tile or (width, height)
-            if name.startswith(("vae_", "tiny_")):
+            if name.startswith(("vae_", "tiny_")) or name == IMAGE_ENCODER:
                 rows, (across, down) = 1, (width, height)
             sides = {"batch": rows, "width": across, "height": down, "sequence": length}
             shapes = resolve_shapes(name, entry.inputs, sides)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
 
 from sdengine.backends.native.graph import Graph, read_graph
+from sdengine.backends.native.image_prompt_graph import with_image_prompts
 from sdengine.backends.native.layout import Program, lay_out
 from sdengine.backends.native.map_sizes import map_sizes
 from sdengine.backends.native.methods import choose_methods
@@ -22,6 +24,7 @@ from sdengine.storage.tensor_file import map_open_tensors
 BF16_ISA = "avx512_bf16"  # the only one with products of bf16
 # What maps hold between steps, by precision.
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "bfloat16"}
+_NO_PROMPTS: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,19 @@ class Prepared:
         """Return the inputs that may be left out where they are zero."""
         return additive_inputs(self.graph)
 
-    def program_without(self, names: frozenset[str]) -> Program:
-        """Lay out what is left without some additive inputs."""
-        return lay_out(without_inputs(self.graph, names), self.shapes, self.dtype)
+    def program_without(
+        self, names: frozenset[str], prompts: Mapping[str, tuple[int, ...]] = _NO_PROMPTS
+    ) -> Program:
+        """Lay out what is left without some additive inputs.
+
+        Args:
+            names: of these.
+            prompts: shapes of the keys and values that it reads of pictures, by name.
+        """
+        graph = without_inputs(self.graph, names)
+        if prompts:
+            graph = with_image_prompts(graph, prompts)
+        return lay_out(graph, {**self.shapes, **prompts}, self.dtype)
 
 
 def prepare(

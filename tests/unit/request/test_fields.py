@@ -17,6 +17,7 @@ from sdengine.cli.generate import generate
 from sdengine.errors import ConfigError
 from sdengine.images import web_ui_text
 from sdengine.request.control import Control
+from sdengine.request.ip_adapters import IPAdapter
 from sdengine.request.keywords import ALIASES, WEB_UI_CLIP_SKIP, RequestOptions
 from sdengine.request.picture_fields import FILES, HIRES_FIELDS, OPTIONS_OF, PICTURES
 from sdengine.request.region import REGION_OPTIONS, Region
@@ -28,7 +29,8 @@ PROMPTS = ("prompt", "negative_prompt")
 # What only this command or the web UI's text leaves out, because they have no place for it.
 WITHOUT_A_LABEL = {
     *PROMPTS,
-    *("batch_size", "controls", "embeddings", "loras", "model", *PICTURES, "outpaint"),
+    *("batch_size", "controls", "embeddings", "ip_adapters", "loras", "model", *PICTURES),
+    "outpaint",
     *{*sum(OPTIONS_OF.values(), ())} - {*HIRES_FIELDS},
     "hires_model",
     *("tiled_diffusion", *TILE_OPTIONS),
@@ -51,6 +53,7 @@ def test_keywords_are_the_fields_with_their_types() -> None:
     read = ("embeddings", "loras", "model", *FILES, "outpaint", "hires")
     expected |= {name: or_none(typing.Any) for name in read}
     expected["controls"] = or_none(Sequence[Control] | Control)
+    expected["ip_adapters"] = or_none(Sequence[IPAdapter] | IPAdapter)
     expected["regions"] = or_none(Sequence[Region] | Region)
     expected |= {alias: or_none(hints[name]) for alias, name in ALIASES.items()}
     expected[WEB_UI_CLIP_SKIP] = expected["clip_skip"]
