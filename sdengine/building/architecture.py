@@ -100,7 +100,7 @@ def token_table_file(part: str) -> str:
 
 def _text_encoder(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
     config = checkpoint.text_encoder_configs[part]
-    tokenizer, length = _tokenizer(checkpoint, part), checkpoint.prompt_length(part)
+    tokenizer, length = tokenizer_of(checkpoint, part), checkpoint.prompt_length(part)
     # SDXL was trained on the last layer but one, as it is; the others on the normed last one.
     reads_inner = checkpoint.unet_config.addition_embed_type is not None
     state = {"index": -2, "kind": "raw"} if reads_inner else {"index": -1, "kind": "normed"}
@@ -234,7 +234,12 @@ def _check_parts_fit(checkpoint: Checkpoint) -> None:
         )
 
 
-def _tokenizer(checkpoint: Checkpoint, part: str) -> ClipTokenizer:
+def tokenizer_of(checkpoint: Checkpoint, part: str) -> ClipTokenizer:
+    """Return a checkpoint's tokenizer as one of its text encoders uses it.
+
+    Raises:
+        CheckpointError: its files are damaged, or of another text encoder.
+    """
     with tempfile.TemporaryDirectory() as folder:
         paths = {}
         for name, content in checkpoint.tokenizer_files().items():

@@ -59,8 +59,18 @@ def convert(
         prediction_type=prediction_type,
         scheduler=scheduler,
     )
-    parts = {name: _part(checkpoint, name) for name in checkpoint.parts}
-    description = Description(
+    parts = {name: part_of(checkpoint, name) for name in checkpoint.parts}
+    description = description_of(checkpoint)
+    return write_checkpoint(folder, parts, description, TORCH_DTYPES[dtype], progress)
+
+
+def description_of(checkpoint: Checkpoint) -> Description:
+    """Return what a checkpoint says besides its networks, to be written again.
+
+    Raises:
+        CheckpointError: its tokenizer is missing or damaged.
+    """
+    return Description(
         scheduler_config=checkpoint.scheduler_config,
         tokenizer_files=checkpoint.tokenizer_files(),
         pad_tokens=checkpoint.pad_tokens,
@@ -71,10 +81,10 @@ def convert(
         resolutions=checkpoint.resolutions,
         batch=checkpoint.batch,
     )
-    return write_checkpoint(folder, parts, description, TORCH_DTYPES[dtype], progress)
 
 
-def _part(checkpoint: Checkpoint, name: str) -> Part:
+def part_of(checkpoint: Checkpoint, name: str) -> Part:
+    """Return one of a checkpoint's networks, to be written again tensor by tensor."""
     return Part(
         config=checkpoint.config(name).to_dict(),
         shapes=checkpoint.shapes(name),

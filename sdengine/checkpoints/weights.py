@@ -133,20 +133,28 @@ def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def save_tensors(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write CPU tensors as a safetensors file.
+def save_tensors(
+    state: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write CPU tensors as a safetensors file; the same always become the same bytes.
+
+    Args:
+        state: the tensors by name, in the order in which they shall lie.
+        path: where; its folder must exist.
+        metadata: beside the format, which is always told.
 
     Raises:
         OSError: the file cannot be written.
     """
     kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
-    save_stream(path, kinds, state.items())
+    save_stream(path, kinds, state.items(), metadata)
 
 
 def save_stream(
     path: Path,
     kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     tensors: Iterable[tuple[str, torch.Tensor]],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write CPU tensors one at a time as a safetensors file, whole or not at all.
 
@@ -154,13 +162,14 @@ def save_stream(
         path: where; its folder must exist.
         kinds: data type and shape of every tensor, in the order in which they shall lie.
         tensors: each of them once; each is let go of before the next is asked for.
+        metadata: beside the format, which is always told.
 
     Raises:
         OSError: the file cannot be written.
     """
     named = {name: (_DTYPE_NAMES[dtype], shape) for name, (dtype, shape) in kinds.items()}
     arrays = ((name, _array(tensor)) for name, tensor in tensors)
-    write_tensors(path, named, arrays, {"format": "pt"})
+    write_tensors(path, named, arrays, {"format": "pt", **(metadata or {})})
 
 
 def _array(tensor: torch.Tensor) -> NDArray[Any]:

@@ -64,20 +64,23 @@ SUBCOMMANDS = (
         "bench", "sdengine.cli.bench:bench", "Measure speed against a baseline.", extra="bench"
     ),
     Subcommand(
-        "train", "sdengine.cli.train:train_app", "Train the demo model.", "train", is_group=True
+        "train",
+        "sdengine.cli.train:train_app",
+        "Train what changes a model.",
+        "train",
+        is_group=True,
     ),
 )
 
 # Packages of the build world; anything else that is missing is a broken installation.
+_OF_TRAINING = {"accelerate", "matplotlib", "scipy"}
 _OPTIONAL_PACKAGES = {
-    "accelerate",
+    *_OF_TRAINING,
     "diffusers",
-    "matplotlib",
     "onnx",
     "onnxruntime",
     "onnxscript",
     "psutil",
-    "scipy",
     "torch",
 }
 
@@ -189,9 +192,10 @@ def _import(command: Subcommand) -> object:
 
 
 def _missing(command: Subcommand, package: str) -> BackendUnavailableError:
+    extra = "train" if package in _OF_TRAINING else command.extra or "build"
     return BackendUnavailableError(
         f"`sdengine {command.name}` needs {package}, which is not installed. Install it: "
-        f"pip install 'sdengine[{command.extra or 'build'}]'."
+        f"pip install 'sdengine[{extra}]'."
     )
 
 

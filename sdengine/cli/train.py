@@ -1,4 +1,4 @@
-"""`sdengine train`: make the demo model, in resumable stages."""
+"""`sdengine train`: train what changes a checkpoint; make the demo model, in resumable stages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdengine.cli.terminal import ProgressBar, progress_bar, say, spinner
+from sdengine.cli.tuning import SUMMARIES, Report, tuning_command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
     from sdengine.training.schedule import Schedule
 
 train_app = typer.Typer(
-    help="Train the demo model: `vae`, `base`, `decoder`, then `save`; and what starts from it: "
-    "`variant`.",
+    help="Train what changes a checkpoint, from a folder of pictures: `embedding`, `hypernetwork`, "
+    "`lora`, `dreambooth`, `controlnet`, `finetune`. The demo model: `vae`, `base`, `decoder`, "
+    "then `save`; and what starts from it: `variant`.",
     no_args_is_help=True,
 )
+
+for _kind in SUMMARIES:
+    train_app.command(_kind)(tuning_command(_kind))
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run; an interrupted run resumes.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")]
@@ -92,7 +97,7 @@ def train_base(
 
     _use_threads(threads)
     with _bar("text") as bar:
-        say(f"captions read right: {train_text(run, text_steps, _Report('text', bar))}")
+        say(f"captions read right: {train_text(run, text_steps, Report('text', bar))}")
     counts = {128: latents, 192: large_latents, 256: large_latents // 2}
     with _bar("latents") as bar:
         load_latents(run, counts, partial(bar, "latents"))
@@ -159,23 +164,11 @@ def _train(name: str, task: Task, folder: Path, schedule: Schedule) -> nn.Module
     from sdengine.training.loop import train
 
     with _bar(name) as bar:
-        return train(task, folder, schedule, report=_Report(name, bar))
+        return train(task, folder, schedule, report=Report(name, bar))
 
 
 def _bar(name: str) -> AbstractContextManager[ProgressBar]:
     return progress_bar(name, remaining=True, stays=True)
-
-
-class _Report:
-    """Pass a loop's figures on to a progress bar."""
-
-    def __init__(self, name: str, bar: ProgressBar) -> None:
-        self.name = name
-        self.bar = bar
-
-    def __call__(self, step: int, steps: int, figures: dict[str, float]) -> None:
-        shown = " ".join(f"{k} {v:.4f}" for k, v in figures.items())
-        self.bar(self.name, step, steps, shown)
 
 
 class ConsoleReport:
@@ -188,7 +181,7 @@ class ConsoleReport:
         """Advance the bar, and close it at the last step."""
         if not hasattr(self, "report"):
             self.bar = _bar(self.name)
-            self.report = _Report(self.name, self.bar.__enter__())
+            self.report = Report(self.name, self.bar.__enter__())
         self.report(step, steps, figures)
         if step == steps:
             self.bar.__exit__(None, None, None)

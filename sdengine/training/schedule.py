@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sdengine.errors import BackendUnavailableError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 OPTIMISERS = ("adamw", "adamw8bit", "adafactor", "sgd")
 DECAYS = ("cosine", "linear", "constant", "cosine_with_restarts")
@@ -92,12 +93,14 @@ class Schedule:
         """Return how much of the moving average a step keeps: little at first."""
         return min(self.ema_decay, (1 + step) / (10 + step))
 
-    def make_optimiser(self, params: Iterable[Tensor]) -> torch.optim.Optimizer:
+    def make_optimiser(self, params: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
         """Make the optimiser of parameters.
 
         Raises:
             BackendUnavailableError: it needs a package that is not installed.
         """
+        import torch
+
         options = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
         if self.optimiser == "sgd":
             return torch.optim.SGD(params, momentum=0.9, **options)

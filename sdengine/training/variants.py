@@ -14,13 +14,14 @@ from sdengine.checkpoints import demo_tokenizer_dir, save_checkpoint, save_netwo
 from sdengine.checkpoints.weights import save_tensors
 from sdengine.errors import ConfigError
 from sdengine.models.attention import set_attention_impl
-from sdengine.models.controlnet import ControlNetConfig, ControlNetModel
+from sdengine.models.controlnet import ControlNetModel
 from sdengine.models.tiny_vae import TinyAutoencoder
 from sdengine.models.unet import UNet2DConditionModel
 from sdengine.training.conditioned import DepthTask, EdgesTask, InpaintingTask
 from sdengine.training.demo_parts import DemoParts, laid_out
 from sdengine.training.loop import Task
 from sdengine.training.tiny_decoder import TinyDecoderTask
+from sdengine.training.tuning.control import controlnet_of
 
 # The hint encoder's widths: the demo's latents need less than the published 16, 32, 96, 256.
 _HINT_WIDTHS = (16, 32, 64, 96)
@@ -48,19 +49,6 @@ def widened(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionMode
     wide.load_state_dict(state)
     set_attention_impl(wide, "plain")
     return wide
-
-
-def controlnet_of(unet: UNet2DConditionModel) -> ControlNetModel:
-    """Return a ControlNet that begins as a copy of a U-Net's way down and adds nothing yet."""
-    torch.manual_seed(0)
-    net = ControlNetModel(
-        ControlNetConfig(unet.config, conditioning_embedding_out_channels=_HINT_WIDTHS)
-    )
-    own = net.state_dict()
-    shared = {name: value for name, value in unet.state_dict().items() if name in own}
-    net.load_state_dict({**own, **shared})
-    set_attention_impl(net, "plain")
-    return net
 
 
 Save = Callable[[nn.Module, DemoParts, Path], None]
@@ -121,7 +109,9 @@ def _channels_task(
 
 
 def _edges_task(parts: DemoParts, batch: int) -> Task:
-    return EdgesTask(laid_out(controlnet_of(parts.unet)), parts, batch)
+    net = controlnet_of(parts.unet, _HINT_WIDTHS)
+    set_attention_impl(net, "plain")
+    return EdgesTask(laid_out(net), parts, batch)
 
 
 def _save_unet(model: nn.Module, parts: DemoParts, output: Path) -> None:

@@ -21,7 +21,7 @@ from sdengine.models.unet import UNet2DConditionModel
 from sdengine.training.demo_parts import DemoParts
 from sdengine.training.loop import Draw, train
 from sdengine.training.schedule import Schedule
-from sdengine.training.variants import VARIANTS, controlnet_of, find_variant, widened
+from sdengine.training.variants import VARIANTS, find_variant, widened
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_further_channels_say_nothing_before_training(parts: DemoParts, in_chann
 
 
 def test_an_untrained_controlnet_leaves_the_base_as_it_is(parts: DemoParts) -> None:
-    net = controlnet_of(parts.unet)
+    net = VARIANTS["controlnet"].task(parts, 1).model
     x, timestep, context = _inputs(parts)
     with torch.no_grad():
         expected = parts.unet(x, timestep, context)

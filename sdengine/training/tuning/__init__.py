@@ -1,0 +1,1 @@
+"""Tuning: training of what changes a model, from a folder of pictures."""
