@@ -38,6 +38,9 @@ class Timings:
         complete = {**dict.fromkeys(STAGES, _NONE), **self.stages}
         object.__setattr__(self, "stages", MappingProxyType(complete))
 
+    def __reduce__(self) -> tuple[type[Timings], tuple[Mapping[str, StageTime], float]]:
+        return Timings, (dict(self.stages), self.total_ms)  # a proxy is for this process alone
+
     @property
     def load_ms(self) -> float:
         """Milliseconds of loading networks."""

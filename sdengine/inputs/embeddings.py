@@ -95,6 +95,10 @@ class Embedding:
     def __deepcopy__(self, memo: Any) -> Embedding:
         return self  # nothing of it changes
 
+    def __reduce__(self) -> tuple[type[Embedding], tuple[Any, ...]]:
+        parts = None if self._parts is None else dict(self._parts)
+        return Embedding, (self.name, self.sha256, parts, self.file)
+
 
 def name_fault(name: object) -> str:
     """Say why a prompt could not call an embedding by that name; "" where it can."""

@@ -16,6 +16,12 @@ from sdengine.samplers.options import SamplerOptions
 from sdengine.samplers.path import Span, multistep_path
 from sdengine.samplers.program import SamplerProgram
 
+# The most that the estimates may count without their signs in what a step makes. Where steps grow
+# in lambda, a high order extrapolates far beyond the estimates, and the network reads its own
+# changes enlarged: under the beta schedule pictures break up, in fp32 as in bf16. Such a step takes
+# a lower order; steps of other schedules stay below the bound.
+_MOST_WEIGHT = 5.0
+
 
 def unipc(
     schedule: str, span: Span, noise_schedule: NoiseSchedule, options: SamplerOptions
@@ -47,9 +53,17 @@ def _unipc(
             corrected = _correct(sigma[: k + 1], start, history[:last_order], clean)
         last_order = min(order, path.steps - k, k + 1)
         estimates = [clean, *history[: order - 1]]
+        while last_order > 1 and _weight(sigma[: k + 2], last_order) > _MOST_WEIGHT:
+            last_order -= 1
         predicted = _predict(sigma[: k + 2], corrected, estimates[:last_order])
         build.commit(k, path.t[k], sigma[k], predicted, corrected, *estimates)
     return build.program(path)
+
+
+def _weight(sigma: Float64, order: int) -> float:
+    """Return what the estimates count without their signs in a step to the last of the levels."""
+    moved = _predict(sigma, np.zeros(order), list(np.eye(order)))
+    return float(np.abs(moved).sum() * np.sqrt(sigma[-1] ** 2 + 1))
 
 
 def _predict(sigma: Float64, x: Float64, estimates: list[Float64]) -> Float64:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from sdengine.errors import ConfigError, OutputError
 from sdengine.images.png import check_output
 from sdengine.images.provenance import Provenance
 from sdengine.images.result import Result
-from sdengine.images.timings import Timings
+from sdengine.images.timings import StageTime, Timings
+from sdengine.inputs.embeddings import Embedding
+from sdengine.request.control import Control
 from sdengine.request.request import Request
 
 
@@ -42,6 +46,27 @@ def test_saved_image_is_the_array(tmp_path: Path) -> None:
     with Image.open(tmp_path / "out.png") as image:
         assert np.array_equal(np.asarray(image), result.arrays[0])
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_results_go_through_pickle() -> None:
+    """As what a worker process sends back."""
+    grey = np.full((8, 16), 128, np.uint8)
+    vectors = {"clip_l": np.ones((2, 8), np.float32)}
+    embedding = Embedding("mine", "ab" * 32, vectors, "mine.pt")
+    made = [
+        example_result(2, embeddings=(embedding,)),
+        example_result(image=grey, mask=grey, controls=(Control("edges", grey),)),
+    ]
+    for result in made:
+        timed = replace(result, timings=Timings({"unet": StageTime(2.0, 3)}, 5.0))
+        back = pickle.loads(pickle.dumps(replace(timed, embeddings=((embedding,),))))
+        assert back.request == result.request and back.provenance == result.provenance
+        assert all(map(np.array_equal, back.arrays, result.arrays))
+        assert back.timings == timed.timings and back.timings.unet_calls == 3
+        ((found,),) = back.embeddings
+        assert found == embedding and found.file == "mine.pt"
+        assert not found.parts["clip_l"].flags.writeable
+        assert back.parameters() == result.parameters()
 
 
 def test_batch_names(tmp_path: Path) -> None:

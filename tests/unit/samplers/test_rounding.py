@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdengine.samplers import SAMPLERS, SCHEDULES, NoiseSchedule, SamplerProgram, build_program
+from sdengine.samplers import (
+    SAMPLERS,
+    SCHEDULES,
+    NoiseSchedule,
+    SamplerProgram,
+    build_program,
+    unipc,
+)
 from sdengine.samplers.noise_schedule import Float64
 
 CONFIG = {
@@ -72,3 +79,30 @@ def test_where_lms_differs_from_others_is_said() -> None:
             orders = [np.count_nonzero(row) for row in program.A[:, 0, 1:]]
             differs = orders != [min(k, 3) for k in range(steps)]
             assert is_lowered("lms", schedule, steps) == differs, (schedule, steps)
+
+
+def gain(program: SamplerProgram) -> float:
+    """Return by what the last latents' error is as large as that of every output."""
+    return float(np.sqrt(((amplification(program) * program.sigma) ** 2).sum()))
+
+
+@pytest.mark.parametrize("sampler", ["unipc", "unipc_3"])
+def test_unipc_takes_lower_orders_under_the_beta_schedule_alone(
+    sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it differs from others, theirs makes several times as much of an error."""
+    lowered = {}
+    noise_schedule = NoiseSchedule.from_config({**CONFIG, "prediction_type": "v_prediction"})
+    for schedule in SCHEDULES:
+        for steps in (2, 5, 20, 30, 50):
+            made = []
+            for most in (unipc._MOST_WEIGHT, np.inf):
+                monkeypatch.setattr(unipc, "_MOST_WEIGHT", most)
+                made.append(build_program(sampler, schedule, steps, noise_schedule))
+                monkeypatch.undo()
+            if (made[0].A != made[1].A).any():
+                lowered[schedule, steps] = gain(made[0]), gain(made[1])
+    few = (5,) if sampler == "unipc" else (5, 20, 30)
+    assert lowered.keys() == {("beta", steps) for steps in few}
+    assert all(own < theirs for own, theirs in lowered.values())
+    assert 3 * lowered["beta", 5][0] < lowered["beta", 5][1]
