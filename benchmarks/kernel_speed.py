@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdengine.backends.torch.graphs import WARM_UP_RUNS, GraphPool
+from sdengine.backends.torch.variant_timing import Timer, graph_timer
 from sdengine.benchmarks import gpu
 from sdengine.benchmarks.kernel_resources import CASES as RESOURCE_CASES
 from sdengine.benchmarks.kernel_sides import (
     EPS,
-    Compute,
     kernel,
     tensors_of,
     torchs,
@@ -62,14 +60,9 @@ CASES: tuple[tuple[str, str, Any], ...] = (
 # A kernel may be at most this many times as wrong as torch is in the same precision.
 MAX_ERROR_RATIO = 2.0
 _RUNS = 15
-_WARM_UP_REPLAYS = 2
-# Launching a graph takes as long as a small kernel, so that one holds at least so many.
-_MIN_CALLS = 20
 _CACHE_BYTES = 256 << 20  # more than any GPU's L2
 _COPIED_BYTES = 1 << 30
 _PRODUCT_SIDE = 8192
-# Milliseconds of a call, by several measurements. The functions are one, on tensors of their own.
-Timer = Callable[[Sequence[Compute]], list[float]]
 
 
 @dataclass(frozen=True)
@@ -184,10 +177,9 @@ def relative_error(actual: Tensor, exact: Tensor) -> float:
 
 
 def cold_times(runs: int = _RUNS, cuda: Any = None) -> Timer:
-    """Return a timer by CUDA events around a graph of many calls, divided by their number.
+    """Return the backend's timer with a cold cache before each run; see `graph_timer`.
 
-    The graph holds the functions' own work and nothing else. Each call's result is kept until its
-    function comes again, so that results are written to memory that no cache holds either.
+    Calls that take turns on tensors write their results to memory that no cache holds either.
 
     Args:
         runs: counted, after a warm-up.
@@ -195,42 +187,11 @@ def cold_times(runs: int = _RUNS, cuda: Any = None) -> Timer:
     """
     import torch
 
-    interface = cuda or torch.cuda
     device = "cuda" if cuda is None else "cpu"
     numbers = _CACHE_BYTES // 4 if cuda is None else 1
     # It is read, not written: what a cache has to write back would be charged to the kernel.
     flush, sink = torch.zeros(numbers, device=device), torch.zeros((), device=device)
-
-    def times(functions: Sequence[Compute]) -> list[float]:
-        calls = len(functions) * -(-_MIN_CALLS // len(functions))
-        side = interface.Stream()
-        side.wait_stream(interface.current_stream())
-        with interface.stream(side):
-            for function in (*[functions[0]] * WARM_UP_RUNS, *functions):
-                function()
-        interface.current_stream().wait_stream(side)
-        pool = GraphPool(interface)
-        kept: list[Any] = [None] * len(functions)
-        with pool.capture() as graph:
-            for call, function in zip(range(calls), itertools.cycle(functions), strict=False):
-                kept[call % len(functions)] = function()
-        for _ in range(_WARM_UP_REPLAYS):
-            pool.replay(graph)
-        pairs = []
-        for _ in range(runs):
-            start, end = (interface.Event(enable_timing=True) for _ in range(2))
-            torch.sum(flush, 0, out=sink)
-            start.record()
-            pool.replay(graph)
-            end.record()
-            pairs.append((start, end))
-        interface.synchronize()
-        kept.clear()
-        pool.free(graph)
-        interface.empty_cache()
-        return [start.elapsed_time(end) / calls for start, end in pairs]
-
-    return times
+    return graph_timer(cuda or torch.cuda, runs, lambda: torch.sum(flush, 0, out=sink))
 
 
 def measure_roofline(timer: Timer) -> Roofline:

@@ -155,6 +155,16 @@ class ProgramRunner:
     def why_not_captured(self) -> str: ...
     def cancel(self) -> None: ...
 
+class _StepLayout(TypedDict):
+    state_bytes: int
+    row_bytes: int
+    row_doubles: int
+    timestep_double: int
+    noise_slot_double: int
+    noise_slots: int
+    max_registers: int
+
+def step_layout() -> _StepLayout: ...
 def trajectory_regions(
     shape: Sequence[int],
     copies: int,

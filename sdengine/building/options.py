@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
-from sdengine.backends.tensorrt.cache_file import present_gpu
+from sdengine.backends.cache_file import present_gpu
 from sdengine.building.report import Progress
 from sdengine.bundle.controls import check_control_name
 from sdengine.compilers import COMPILERS

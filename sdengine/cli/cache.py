@@ -25,7 +25,8 @@ def cache(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List what is kept, newest first: exports, packed weights, TensorRT's files, estimates."""
+    """List what is kept, newest first: exports, packed weights, GPUs' files, estimates."""
+    from sdengine.backends import kernel_choices
     from sdengine.backends.native import packed_cache
     from sdengine.backends.tensorrt import runtime_cache
     from sdengine.building import kept_scratch
@@ -46,6 +47,7 @@ def cache(
         "packed": packed_cache.KEPT,
         "timings": timing_cache.KEPT,
         "kernels": runtime_cache.KEPT,
+        "choices": kernel_choices.KEPT,
         "plans": kept_scratch.KEPT,
     }
     if clear:
@@ -152,6 +154,7 @@ _KINDS: dict[str, Callable[[Path], str]] = {
     "packed": lambda path: f"packed weights of {path.name.rpartition('-')[0]}",
     "timings": lambda path: f"TensorRT's {path.stem}",
     "kernels": lambda path: f"TensorRT's {path.stem}",
+    "choices": lambda path: f"triton's {path.stem}",
     "plans": lambda path: f"memory of a network {path.stem[:16]}",
 }
 

@@ -53,9 +53,14 @@ class ResnetBlock2D(OpsModule):
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """Return [B,out_channels,h,w] for x [B,in_channels,h,w] and temb [B,temb_channels]."""
         h = self.conv1(self.ops.group_norm(self.norm1, x, silu=True))
-        added = None if temb is None else self.time_emb_proj(F.silu(temb))
+        added = None if temb is None else self.project_time(temb)
         h = self.conv2(self.ops.group_norm(self.norm2, h, silu=True, time_embedding=added))
         out: Tensor = (self.conv_shortcut(x) if self.has_shortcut else x) + h
+        return out
+
+    def project_time(self, temb: Tensor) -> Tensor:
+        """Return [B,out_channels], what every position is moved by, for temb [B,temb_channels]."""
+        out: Tensor = self.time_emb_proj(F.silu(temb))
         return out
 
 

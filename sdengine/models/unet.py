@@ -199,9 +199,6 @@ class UNetConfig:
                 "unet.time_embedding_dim", config["time_embedding_dim"], f"null or {width}"
             )
         return read
-        """Read diffusers' ``unet/config.json``, a missing key as diffusers does."""
-        complete = {"cross_attention_dim": 1280, **config}
-        return cls(**read_fields(cls, complete, "unet", FIXED, HARMLESS))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as diffusers' UNet2DConditionModel reads it.
@@ -316,10 +313,7 @@ class ConditionedEncoder(OpsModule):
     def descend(
         self, x: Tensor, temb: Tensor, context: Tensor, features: Sequence[Tensor] = ()
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the middle block's input and all kept results, x itself first.
-
-        Features are added on the way, one in each level.
-        """
+        """Return the middle block's input and all kept results, x first; levels add features."""
         skips = [x]
         for index, block in enumerate(self.down_blocks):
             feature = features[index] if index < len(features) else None
@@ -380,9 +374,18 @@ class UNet2DConditionModel(ConditionedEncoder):
             [B,out_channels,h,w].
         """
         temb = self.embed_time(timestep, sample.dtype, text_embeds, time_ids, timestep_cond)
+        steering = (down_residuals, mid_residual, adapter_features)
+        return self.predict(sample, temb, encoder_hidden_states, *steering)
+
+    def predict(
+        self, sample: Tensor, temb: Tensor, context: Tensor,
+        down_residuals: Sequence[Tensor] | None = None, mid_residual: Tensor | None = None,
+        adapter_features: Sequence[Tensor] = (),
+    ) -> Tensor:  # fmt: skip
+        """Do the same, given what `embed_time` made of the timestep and of what is added."""
         x = self.conv_in(sample)
-        x, skips = self.descend(x, temb, encoder_hidden_states, adapter_features)
-        x = self.middle(x, temb, encoder_hidden_states)
+        x, skips = self.descend(x, temb, context, adapter_features)
+        x = self.middle(x, temb, context)
         for feature in adapter_features[len(self.down_blocks) :]:
             x = x + feature
         if down_residuals is not None:
@@ -390,7 +393,7 @@ class UNet2DConditionModel(ConditionedEncoder):
         if mid_residual is not None:
             x = x + mid_residual
         for block in self.up_blocks:
-            x = block(x, skips, temb, encoder_hidden_states)
+            x = block(x, skips, temb, context)
         x = self.ops.group_norm(self.conv_norm_out, x, silu=True)
         out: Tensor = self.conv_out(x)
         return out

@@ -22,6 +22,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
+from sdengine import _native
 from sdengine.kernels import launching
 
 Recorded = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]
@@ -58,6 +59,28 @@ class FakeStream:
 
     def wait_stream(self, other: FakeStream) -> None:
         self.log.append(f"{self.name} waits for {other.name}")
+
+    def record_event(self) -> StreamEvent:
+        return StreamEvent(self)
+
+    def wait_event(self, event: StreamEvent) -> None:
+        self.log.append(f"{self.name} waits for {event.stream.name}")
+
+
+class StreamEvent:
+    """What was queued on a stream up to now."""
+
+    def __init__(self, stream: FakeStream) -> None:
+        self.stream = stream
+
+
+class ExternalStream(FakeStream):
+    """A stream of the native runtime's CPU device; what is queued on it is counted there."""
+
+    def __init__(self, log: list[str], handle: int, device: _native.CpuDevice) -> None:
+        super().__init__(log, "native")
+        self.handle = handle
+        self.device = device
 
 
 class FakePool:
@@ -99,9 +122,13 @@ class FakeGraph:
         assert self.work is not None, "a graph is replayed that holds nothing"
         assert self.pool is not None
         self.log.append("replay")
-        self.pool.begin(self.cuda.current_stream(), self.log)
+        stream = self.cuda.current_stream()
+        self.pool.begin(stream, self.log)
         try:
-            self._run()
+            if isinstance(stream, ExternalStream):
+                stream.device.enqueue(stream.handle, self._run)
+            else:
+                self._run()
         finally:
             self.pool.end()
 
@@ -165,9 +192,13 @@ class FakeCuda:
     """Give what is asked of torch.cuda.
 
     `log` holds what it was asked for, `captured` the operations of each graph.
+
+    Args:
+        device: of the native runtime, whose streams may be used.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: _native.CpuDevice | None = None) -> None:
+        self.device = device
         self.log: list[str] = []
         self.captured: list[list[Callable[..., Any]]] = []
         self._current = FakeStream(self.log, "main")
@@ -185,6 +216,10 @@ class FakeCuda:
 
     def Stream(self) -> FakeStream:
         return FakeStream(self.log, "side")
+
+    def ExternalStream(self, handle: int, device: str) -> ExternalStream:
+        assert self.device is not None and device == "cpu"
+        return ExternalStream(self.log, handle, self.device)
 
     def current_stream(self) -> FakeStream:
         return self._current

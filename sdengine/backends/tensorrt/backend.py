@@ -8,7 +8,7 @@ import importlib.util
 
 from sdengine import _native
 from sdengine.backends.base import DEFAULTS, Session, SessionOptions
-from sdengine.backends.tensorrt.cache_file import capability_name, present_gpu
+from sdengine.backends.cache_file import capability_name, present_gpu
 from sdengine.backends.tensorrt.session import TensorRtSession
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import BackendUnavailableError, ConfigError, DeviceError

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdengine.backends.tensorrt.cache_file import (
+from sdengine.backends.cache_file import (
     MAX_BYTES,
     Key,
     Kind,
@@ -22,7 +21,6 @@ from sdengine.storage.cache_place import LIMIT_VARIABLE, say_not_kept
 
 KIND = Kind("runtime cache", b"sdengine runtime cache 1\n", "runtime")
 KEPT = CacheFiles("tensorrt", f"{KIND.prefix}-*.cache")
-_DRIVER = Path("/sys/module/nvidia/version")
 _log = logging.getLogger(__name__)
 
 
@@ -40,13 +38,6 @@ class RuntimeKey(Key):
 
     def __str__(self) -> str:
         return f"{super().__str__()}, driver {self.driver}, engine {self.engine[:12]}"
-
-
-def driver_version() -> str:
-    """Return the release of NVIDIA's driver, "unknown" where the system does not tell."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return _DRIVER.read_text().strip()[:40] or "unknown"
-    return "unknown"
 
 
 class RuntimeCache:

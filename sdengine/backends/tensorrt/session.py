@@ -10,6 +10,7 @@ from typing import Any
 from sdengine import _native
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import Module, require_pristine
+from sdengine.backends.cache_file import driver_version, present_gpu
 from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds, check_memory_bytes
 from sdengine.backends.shared_arena import Region, SharedArena
 from sdengine.backends.tensorrt.arena import (
@@ -24,11 +25,10 @@ from sdengine.backends.tensorrt.arena import (
     rows_of,
     used_networks,
 )
-from sdengine.backends.tensorrt.cache_file import present_gpu
 from sdengine.backends.tensorrt.engine import GpuContext, GpuEngine, Shapes, piece_shape
 from sdengine.backends.tensorrt.gpu_budget import GpuBudget
 from sdengine.backends.tensorrt.module import Binding, GpuDecoder, GpuModule
-from sdengine.backends.tensorrt.runtime_cache import RuntimeCache, RuntimeKey, driver_version
+from sdengine.backends.tensorrt.runtime_cache import RuntimeCache, RuntimeKey
 from sdengine.backends.tensorrt.unet import GpuUNet
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, resolve_shapes, size_name, symbol_sizes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -86,17 +87,11 @@ class TorchModule:
         tensors = [self._tensor(spec, inputs) for spec in self.inputs]
         if self._threads is not None and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        try:
-            with torch.inference_mode():
-                computed = self._compute(*(tensor.to(self._device) for tensor in tensors))
-                if isinstance(computed, torch.Tensor):
-                    computed = (computed,)
-                arrays = [tensor.float().contiguous().cpu().numpy() for tensor in computed]
-        except (MemoryError, RuntimeError) as error:
-            ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-            if ran_out or "allocate memory" in str(error):
-                raise OutOfMemoryError(f"{self.name}: memory ran out while computing.") from None
-            raise DeviceError(f"{self.name}: torch failed: {str(error)[:300]}") from error
+        with torch_errors(self.name), torch.inference_mode():
+            computed = self._compute(*(tensor.to(self._device) for tensor in tensors))
+            if isinstance(computed, torch.Tensor):
+                computed = (computed,)
+            arrays = [tensor.float().contiguous().cpu().numpy() for tensor in computed]
         return {spec.name: array for spec, array in zip(self.outputs, arrays, strict=True)}
 
     def _tensor(self, spec: TensorSpec, inputs: Mapping[str, Array]) -> torch.Tensor:
@@ -122,6 +117,23 @@ class TorchModule:
         self._compute = None
         if close is not None:
             close()
+
+
+@contextmanager
+def torch_errors(network: str) -> Iterator[None]:
+    """Let what torch cannot do in the block be an error of ours that names the network.
+
+    Raises:
+        OutOfMemoryError: memory ran out.
+        DeviceError: it failed otherwise.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if ran_out or "allocate memory" in str(error):
+            raise OutOfMemoryError(f"{network}: memory ran out while computing.") from None
+        raise DeviceError(f"{network}: torch failed: {str(error)[:300]}") from error
 
 
 class TorchSession:
@@ -174,15 +186,9 @@ class TorchSession:
         if [spec.name for spec in contract.inputs] != [tensor.name for tensor in entry.inputs]:
             raise BundleError(f"{network}: the manifest's inputs are not those of the network.")
         output_shapes = resolve_shapes(network, entry.outputs, symbol_sizes(entry.inputs, shapes))
-        return TorchModule(
-            network,
-            self._compute(contract.module),
-            tuple(TensorSpec(s.name, shapes[s.name], s.dtype) for s in contract.inputs),
-            tuple(TensorSpec(s.name, output_shapes[s.name], s.dtype) for s in contract.outputs),
-            dtype,
-            self._threads,
-            self.device,
-        )
+        inputs = tuple(TensorSpec(s.name, shapes[s.name], s.dtype) for s in contract.inputs)
+        outputs = [TensorSpec(s.name, output_shapes[s.name], s.dtype) for s in contract.outputs]
+        return self._make(network, contract.module, inputs, tuple(outputs), dtype)
 
     def dtype_of(self, network: str) -> torch.dtype:
         """Return what a network computes in."""
@@ -190,6 +196,18 @@ class TorchSession:
 
     def close(self) -> None:
         """Do nothing: nothing is left once the modules are closed."""
+
+    def _make(
+        self,
+        network: str,
+        module: nn.Module,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        dtype: torch.dtype,
+    ) -> TorchModule:
+        """Return a loaded network, given a module of its contract and shapes of numbers."""
+        compute = self._compute(module)
+        return TorchModule(network, compute, inputs, outputs, dtype, self._threads, self.device)
 
     def _compute(self, module: nn.Module) -> Compute:
         return module

@@ -6,7 +6,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,6 +36,8 @@ class GraphPool:
         self._graphs: weakref.WeakSet[Any] = weakref.WeakSet()
         self._running = threading.Lock()
         self._last_stream: Any = None
+        # Streams may be gone that graphs ran on; what was recorded on them is not.
+        self._last_end: Any = None
 
     @contextmanager
     def capture(self) -> Iterator[Any]:
@@ -59,8 +60,9 @@ class GraphPool:
         with self._running:
             stream = self._cuda.current_stream()
             if self._last_stream is not None and self._last_stream != stream:
-                stream.wait_stream(self._last_stream)
+                stream.wait_event(self._last_end)
             graph.replay()
+            self._last_end = stream.record_event()
             self._last_stream = stream
 
     def free(self, graph: Any) -> None:
@@ -69,11 +71,44 @@ class GraphPool:
         graph.reset()
 
 
-@dataclass(frozen=True)
-class _Captured:
-    graph: Any
-    inputs: tuple[Tensor, ...]
-    outputs: Tensor | tuple[Tensor, ...]
+class GraphedCall:
+    """One call of a function of tensors, captured: it reads and writes where its tensors lie.
+
+    Args:
+        function: returns one tensor or several; its work must not depend on tensors' values.
+        inputs: what it is called with.
+        cuda: torch's interface to streams and graphs.
+        pool: what the graph computes in, with others; none of them overwrites inputs or outputs.
+        outputs: where results go, one for each; None for memory of its own.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        inputs: tuple[Tensor, ...],
+        cuda: Any,
+        pool: GraphPool,
+        outputs: tuple[Tensor, ...] | None = None,
+    ) -> None:
+        self.inputs = inputs
+        self._pool = pool
+        with _CAPTURING, _convolutions_measured():
+            # Made before the capture, so that they lie outside the pool: graphs that share it
+            # write all over it.
+            warm = _several(_warm_up(function, inputs, cuda))
+            self.outputs = tuple(map(torch.empty_like, warm)) if outputs is None else outputs
+            with pool.capture() as graph:
+                for buffer, tensor in zip(self.outputs, _several(function(*inputs)), strict=True):
+                    buffer.copy_(tensor)
+        self._graph = graph
+
+    def replay(self) -> None:
+        """Queue the call on the current stream."""
+        self._pool.replay(self._graph)
+
+    def close(self) -> None:
+        """Free the graph; nothing of it may be queued."""
+        self._pool.free(self._graph)
 
 
 class GraphedFunction:
@@ -101,54 +136,41 @@ class GraphedFunction:
         self._device = device
         self._cuda = cuda
         self._pool = pool or GraphPool(cuda)
-        self._captured: dict[tuple[Any, ...], _Captured] = {}
+        self._calls: dict[tuple[Any, ...], GraphedCall] = {}
 
-    def __call__(self, *arguments: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Return what the function computes of arguments on any device."""
+    def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """Return what the function computes of arguments on any device, as a tuple."""
         key = tuple((argument.shape, argument.dtype) for argument in arguments)
-        captured = self._captured.get(key)
-        if captured is None:
-            captured = self._captured[key] = self._capture(arguments)
+        call = self._calls.get(key)
+        if call is None:
+            assert self._function is not None, "it was closed"
+            inputs = tuple(buffer_for(argument, self._device) for argument in arguments)
+            call = self._calls[key] = GraphedCall(self._function, inputs, self._cuda, self._pool)
         else:
-            for buffer, argument in zip(captured.inputs, arguments, strict=True):
+            for buffer, argument in zip(call.inputs, arguments, strict=True):
                 buffer.copy_(argument)
-        self._pool.replay(captured.graph)
-        return captured.outputs
+        call.replay()
+        return call.outputs
 
     def close(self) -> None:
         """Free the graphs and their memory; a second call does nothing."""
         self._function = None
-        if self._captured:
-            for captured in self._captured.values():
-                self._pool.free(captured.graph)
-            self._captured.clear()
+        if self._calls:
+            for call in self._calls.values():
+                call.close()
+            self._calls.clear()
             self._cuda.empty_cache()
 
-    def _capture(self, arguments: tuple[Tensor, ...]) -> _Captured:
-        assert self._function is not None, "it was closed"
-        inputs = tuple(buffer_for(argument, self._device) for argument in arguments)
-        with _CAPTURING, _convolutions_measured():
-            # Made before the capture, so that they lie outside the pool: graphs that share it
-            # write all over it.
-            outputs = self._warm_up(inputs)
-            with self._pool.capture() as graph:
-                computed = self._function(*inputs)
-                for buffer, tensor in zip(_several(outputs), _several(computed), strict=True):
-                    buffer.copy_(tensor)
-        return _Captured(graph, inputs, outputs)
 
-    def _warm_up(self, inputs: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-        """Run the function, and return buffers for what it returns."""
-        assert self._function is not None
-        stream = self._cuda.Stream()
-        stream.wait_stream(self._cuda.current_stream())
-        with self._cuda.stream(stream):
-            for _ in range(WARM_UP_RUNS):
-                computed = self._function(*inputs)
-        self._cuda.current_stream().wait_stream(stream)
-        if isinstance(computed, Tensor):
-            return torch.empty_like(computed)
-        return tuple(torch.empty_like(tensor) for tensor in computed)
+def _warm_up(function: Function, inputs: tuple[Tensor, ...], cuda: Any) -> Any:
+    """Run a function as often as it takes to be ready, and return what it returned."""
+    stream = cuda.Stream()
+    stream.wait_stream(cuda.current_stream())
+    with cuda.stream(stream):
+        for _ in range(WARM_UP_RUNS):
+            computed = function(*inputs)
+    cuda.current_stream().wait_stream(stream)
+    return computed
 
 
 @contextmanager

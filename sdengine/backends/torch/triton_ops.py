@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sdengine.backends.torch.variant_timing import VariantChoices
 from sdengine.errors import ConfigError
 from sdengine.kernels import attention, geglu, group_norm, layer_norm
 from sdengine.kernels.dtypes import dtype_name
 from sdengine.kernels.launching import compute_capability
 from sdengine.kernels.registry import OPS
+from sdengine.kernels.variants import Variant
 from sdengine.models.ops import TorchOps
 
 
@@ -26,12 +28,14 @@ class Choice:
         shape: its sizes.
         dtype: of its tensors, such as float16.
         reason: why torch computes it; empty where the Triton kernel does.
+        variant: of the kernel; empty where torch computes it.
     """
 
     op: str
     shape: Any
     dtype: str
     reason: str
+    variant: str = ""
 
     @property
     def replaced(self) -> bool:
@@ -46,21 +50,25 @@ class TritonOps(TorchOps):
 
     Args:
         replace: names of the operations that kernels may compute.
+        choices: which variant is fastest; None for the presumably fastest.
 
     Raises:
         ConfigError: a name is unknown.
     """
 
-    def __init__(self, replace: Collection[str] = tuple(OPS)) -> None:
+    def __init__(
+        self, replace: Collection[str] = tuple(OPS), choices: VariantChoices | None = None
+    ) -> None:
         unknown = sorted(set(replace) - set(OPS))
         if unknown:
             raise ConfigError.for_field("replace", ", ".join(unknown), ", ".join(OPS))
         self._replace = frozenset(replace)
-        self._choices: dict[tuple[str, Any, str], Choice] = {}
+        self._measured = choices
+        self._choices: dict[tuple[str, Any, str], tuple[Choice, Variant | None]] = {}
 
     def report(self) -> tuple[Choice, ...]:
         """Return what computed each operation and shape met up to now, in the order of meeting."""
-        return tuple(self._choices.values())
+        return tuple(choice for choice, _ in self._choices.values())
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal_mask: Tensor | None = None
@@ -69,8 +77,13 @@ class TritonOps(TorchOps):
         causal = causal_mask is not None
         batch, heads, queries, head_dim = q.shape
         shape = attention.AttentionShape(batch, heads, queries, k.shape[2], head_dim, causal)
-        if self._replaces(attention.OP, shape, q):
-            return attention.attention(q, k, v, scale, causal)
+
+        def run(variant: Variant) -> Tensor:
+            return attention.attention(q, k, v, scale, causal, variant=variant)
+
+        variant = self._variant(attention.OP, shape, q, run)
+        if variant is not None:
+            return run(variant)
         return super().attention(q, k, v, scale, causal_mask)
 
     def group_norm(
@@ -92,54 +105,77 @@ class TritonOps(TorchOps):
             channels_last=not x.is_contiguous(),
             time_embedding=time_embedding is not None,
         )
-        if self._replaces(group_norm.OP, shape, x):
+        weights = (norm.weight, norm.bias, norm.num_groups, norm.eps)
+
+        def run(variant: Variant) -> Tensor:
             return group_norm.group_norm_silu(
-                x,
-                norm.weight,
-                norm.bias,
-                norm.num_groups,
-                norm.eps,
-                silu,
-                time_embedding=time_embedding,
+                x, *weights, silu, time_embedding=time_embedding, variant=variant
             )
+
+        variant = self._variant(group_norm.OP, shape, x, run)
+        if variant is not None:
+            return run(variant)
         return super().group_norm(norm, x, silu, time_embedding)
 
     def layer_norm(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
         """See `Ops.layer_norm`."""
-        shape = _rows(x)
-        if self._replaces(layer_norm.OP, shape, x):
-            return layer_norm.layer_norm(x.contiguous(), norm.weight, norm.bias, norm.eps)
-        return super().layer_norm(norm, x)
+        rows = x.contiguous()
+
+        def run(variant: Variant) -> Tensor:
+            return layer_norm.layer_norm(rows, norm.weight, norm.bias, norm.eps, variant=variant)
+
+        variant = self._variant(layer_norm.OP, _rows(x), x, run)
+        return super().layer_norm(norm, x) if variant is None else run(variant)
 
     def add_layer_norm(
         self, norm: nn.LayerNorm, x: Tensor, residual: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Ops.add_layer_norm`."""
-        if self._replaces(layer_norm.OP, _rows(x, residual=True), x):
+        rows, added = x.contiguous(), residual.contiguous()
+
+        def run(variant: Variant) -> tuple[Tensor, Tensor]:
             return layer_norm.add_layer_norm(
-                x.contiguous(), residual.contiguous(), norm.weight, norm.bias, norm.eps
+                rows, added, norm.weight, norm.bias, norm.eps, variant=variant
             )
-        return super().add_layer_norm(norm, x, residual)
+
+        variant = self._variant(layer_norm.OP, _rows(x, residual=True), x, run)
+        return super().add_layer_norm(norm, x, residual) if variant is None else run(variant)
 
     def geglu(self, projected: Tensor, inner: int) -> Tensor:
         """See `Ops.geglu`."""
         shape = geglu.GegluShape(projected.numel() // (2 * inner), inner)
-        if self._replaces(geglu.OP, shape, projected):
-            return geglu.geglu(projected.contiguous())
-        return super().geglu(projected, inner)
+        both = projected.contiguous()
 
-    def _replaces(self, op: str, shape: Any, tensor: Tensor) -> bool:
+        def run(variant: Variant) -> Tensor:
+            return geglu.geglu(both, variant=variant)
+
+        variant = self._variant(geglu.OP, shape, projected, run)
+        return super().geglu(projected, inner) if variant is None else run(variant)
+
+    def _variant(
+        self, op: str, shape: Any, tensor: Tensor, run: Callable[[Variant], object]
+    ) -> Variant | None:
+        """Return what computes a shape of a kernel; None where torch does."""
         key = op, shape, dtype_name(tensor)
-        choice = self._choices.get(key)
-        if choice is None:
-            choice = self._choices[key] = Choice(*key, self._reason(*key, tensor))
-        return choice.replaced
+        if key not in self._choices:
+            reason, variant = self._decide(*key, tensor, run)
+            choice = Choice(*key, reason, "" if variant is None else variant.name)
+            self._choices[key] = choice, variant
+        return self._choices[key][1]
 
-    def _reason(self, op: str, shape: Any, dtype: str, tensor: Tensor) -> str:
+    def _decide(
+        self, op: str, shape: Any, dtype: str, tensor: Tensor, run: Callable[[Variant], object]
+    ) -> tuple[str, Variant | None]:
         if op not in self._replace:
-            return "it is not among those to replace"
-        supported, reason = OPS[op].supports(shape, dtype, compute_capability({"x": tensor}))
-        return "" if supported else reason
+            return "it is not among those to replace", None
+        cc = compute_capability({"x": tensor})
+        supported, reason = OPS[op].supports(shape, dtype, cc)
+        if not supported:
+            return reason, None
+        variants = OPS[op].variants(shape, dtype, cc)
+        if self._measured is None:
+            return "", variants[0]
+        return "", self._measured.choose(f"{op} {dtype} {shape}", variants, run)
 
 
 def _rows(x: Tensor, residual: bool = False) -> layer_norm.LayerNormShape:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sdengine.backends.tensorrt.cache_file import Key
+from sdengine.backends.cache_file import Key
 from sdengine.compilers.tensorrt import timing_cache
 from sdengine.export.process_memory import PeakMemory
 

@@ -12,9 +12,9 @@ import onnx
 
 from sdengine import _native
 from sdengine.backends import nvidia_driver
+from sdengine.backends.cache_file import capability_name, present_gpu
 from sdengine.backends.tensorrt.arena import MAX_CHUNKS, engine_sizes, row_counts, rows_of
 from sdengine.backends.tensorrt.backend import TensorRtRtxBackend
-from sdengine.backends.tensorrt.cache_file import capability_name, present_gpu
 from sdengine.bundle.manifest import NetworkOptions
 from sdengine.bundle.tensors import resolve_shapes, size_name
 from sdengine.compilers.base import Compiled, CompileSpec

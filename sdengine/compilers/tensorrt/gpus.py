@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from sdengine.backends.tensorrt.cache_file import capability_name
+from sdengine.backends.cache_file import capability_name
 from sdengine.errors import ConfigError
 
 _BY_CAPABILITY: dict[int, tuple[str, ...]] = {

@@ -1,14 +1,14 @@
 """Timing cache: what full TensorRT measured while it built, so that later builds need not again.
 
-The format is that of `sdengine.backends.tensorrt.cache_file`.
+The format is that of `sdengine.backends.cache_file`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from sdengine.backends.tensorrt import cache_file
-from sdengine.backends.tensorrt.cache_file import Key, Kind, Loaded
+from sdengine.backends import cache_file
+from sdengine.backends.cache_file import Key, Kind, Loaded
 from sdengine.storage.cache_files import CacheFiles
 
 KIND = Kind("timing cache", b"sdengine timing cache 1\n", "timing")

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from sdengine.backends.tensorrt import cache_file, runtime_cache
-from sdengine.backends.tensorrt.cache_file import cache_path, load, save
+from sdengine.backends import cache_file
+from sdengine.backends.cache_file import cache_path, driver_version, load, save
+from sdengine.backends.tensorrt import runtime_cache
 from sdengine.backends.tensorrt.runtime_cache import (
     KIND,
     RuntimeCache,
     RuntimeKey,
-    driver_version,
 )
 
 KEY = RuntimeKey("1.7.1", "NVIDIA GeForce RTX 4090", 89, "580.10", "ab" * 32)
@@ -111,7 +111,7 @@ def test_what_was_compiled_is_there_for_the_next(
     ("change", "expected"),
     [
         ({"driver": "580.11"}, "driver 580.10, engine abababababab, and this is .*driver 580.11"),
-        ({"tensorrt": "1.8.0"}, "it holds for TensorRT 1.7.1 on"),
+        ({"version": "1.8.0"}, "it holds for TensorRT 1.7.1 on"),
         ({"gpu": "NVIDIA L4"}, r"4090 \(8.9\), .* this is TensorRT 1.7.1 on NVIDIA L4"),
         ({"compute_capability": 120}, r"\(12.0\)"),
         ({"engine": "cd" * 32}, "engine cdcdcdcdcdcd"),
@@ -285,7 +285,7 @@ def test_the_driver_is_part_of_the_key_where_it_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = tmp_path / "version"
-    monkeypatch.setattr(runtime_cache, "_DRIVER", version)
+    monkeypatch.setattr(cache_file, "_DRIVER", version)
     assert driver_version() == "unknown"
     for content, expected in (
         (b"580.65.06\n", "580.65.06"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdengine.backends.tensorrt.cache_file import Key, Loaded
+from sdengine.backends.cache_file import Key, Loaded
 from sdengine.compilers.tensorrt import timing_cache
 from sdengine.compilers.tensorrt.timing_cache import load, save
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdengine.backends.tensorrt.cache_file import Key, Kind
-from sdengine.backends.tensorrt.cache_file import save as save_cache_file
+from sdengine.backends.cache_file import Key, Kind
+from sdengine.backends.cache_file import save as save_cache_file
 from sdengine.bundle.manifest import MANIFEST_NAME, Manifest
 from sdengine.bundle.reader import DEMO_BUNDLE, open_bundle
 from sdengine.bundle.writer import write_bundle

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from sdengine.backends.cache_file import Key, Kind
+from sdengine.backends.cache_file import load as load_cache_file
 from sdengine.backends.native.graph import read_graph
-from sdengine.backends.tensorrt.cache_file import Key, Kind
-from sdengine.backends.tensorrt.cache_file import load as load_cache_file
 from sdengine.bundle.manifest import MANIFEST_NAME
 from sdengine.bundle.reader import DEMO_BUNDLE, open_bundle
 from sdengine.checkpoints.folder import DEMO_CHECKPOINT

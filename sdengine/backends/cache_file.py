@@ -1,18 +1,19 @@
-"""Cache files of TensorRT: what it worked out on one machine, for as long as it holds there.
+"""Cache files of GPUs: what a program worked out on one machine, for as long as it holds there.
 
 A file is a line of text that names its kind, a line of JSON that says what its content holds for,
-and the bytes that TensorRT gave. It is checked before TensorRT sees any of it.
+and the bytes that the program gave. It is checked before the program sees any of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sdengine import _native
 from sdengine.storage.cache_place import cache_dir
@@ -21,6 +22,7 @@ from sdengine.storage.whole_file import whole_file
 
 MAX_BYTES = 1 << 28
 _MAX_HEADER_BYTES = 4096
+_DRIVER = Path("/sys/module/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class Kind:
         name: for messages: "timing cache".
         magic: its first line.
         prefix: of its name among the kept files.
+        purpose: of their folder; see `cache_dir`.
     """
 
     name: str
     magic: bytes
     prefix: str
+    purpose: str = "tensorrt"
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,19 @@ class Key:
     """Name what a content holds for; a kind of file may add to it.
 
     Args:
-        tensorrt: version of TensorRT.
+        version: of the program that worked it out.
         gpu: name of the GPU.
         compute_capability: of the GPU, times ten.
     """
 
-    tensorrt: str
+    program: ClassVar[str] = "TensorRT"
+    version: str
     gpu: str
     compute_capability: int
 
     def __str__(self) -> str:
         capability = capability_name(self.compute_capability)
-        return f"TensorRT {self.tensorrt} on {self.gpu} ({capability})"
+        return f"{self.program} {self.version} on {self.gpu} ({capability})"
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Loaded:
     """What a file gave.
 
     Args:
-        content: what TensorRT wrote; empty where nothing can be used.
+        content: what the program wrote; empty where nothing can be used.
         reason: why a file that is there is not used; empty where it is, or where there is none.
         replaceable: whether the file may be written over. A file of another kind may not.
     """
@@ -83,6 +88,13 @@ def present_gpu(device: int = 0) -> tuple[str, int]:
     return info["name"], 10 * int(major) + int(minor)
 
 
+def driver_version() -> str:
+    """Return the release of NVIDIA's driver, "unknown" where the system does not tell."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return _DRIVER.read_text().strip()[:40] or "unknown"
+    return "unknown"
+
+
 def capability_name(compute_capability: int) -> str:
     """Return a compute capability as it is written: "8.9" of 89."""
     return f"{compute_capability // 10}.{compute_capability % 10}"
@@ -97,9 +109,9 @@ def cache_path(kind: Kind, key: Key, of: str = "") -> Path:
         of: what else tells it from others, in letters and digits.
     """
     gpu = re.sub(r"[^a-z0-9]+", "-", key.gpu.lower()).strip("-")[:60]
-    version = re.sub(r"[^0-9A-Za-z.]+", "-", key.tensorrt)[:40]
+    version = re.sub(r"[^0-9A-Za-z.]+", "-", key.version)[:40]
     parts = [kind.prefix, version, gpu, f"sm{key.compute_capability}", *([of] if of else [])]
-    return cache_dir("tensorrt") / f"{'-'.join(parts)}.cache"
+    return cache_dir(kind.purpose) / f"{'-'.join(parts)}.cache"
 
 
 def load(path: Path, kind: Kind, key: Key) -> Loaded:
