@@ -298,7 +298,7 @@ def test_the_driver_is_part_of_the_key_where_it_is_known(
 
 def test_names_of_kept_files_stay_in_their_folder(place: Path) -> None:
     assert place.name == f"runtime-1.7.1-nvidia-geforce-rtx-4090-sm89-{'ab' * 16}.cache"
-    hostile = replace(KEY, tensorrt="../../x", gpu="../../../etc")
+    hostile = replace(KEY, version="../../x", gpu="../../../etc")
     assert cache_file.cache_path(KIND, hostile, "ab").parent == place.parent
 
 
