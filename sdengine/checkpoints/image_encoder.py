@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 
 from sdengine.bundle.image_prompts import IMAGE_ENCODER
-from sdengine.checkpoints.diffusers_folder import TRANSFORMERS_STEMS
-from sdengine.checkpoints.folder import CheckpointFolder
 from sdengine.checkpoints.part_source import PartConfig, PartSource
 from sdengine.checkpoints.weights import Weights
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.models.image_encoder import ImageEncoderConfig
+from sdengine.storage.checkpoint_folder import TRANSFORMERS_STEMS, CheckpointFolder
 
 _CONFIG_FILE = "config.json"
 _CLASS = "CLIPVisionModelWithProjection"
