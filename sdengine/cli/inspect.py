@@ -139,6 +139,12 @@ def _lines(manifest: Manifest) -> list[str]:
             f"{', which count by their means' * control.global_pool}"
             for name, control in architecture.controls.items()
         ),
+        *(
+            f"pictures    {encoder.source}: squares of {encoder.image_size}, states of "
+            f"{encoder.hidden_size}, embeddings of {encoder.projection_dim}, for IP-Adapters"
+            for encoder in (architecture.image_encoder,)
+            if encoder is not None
+        ),
         *(f"not taken   {line}" for line in architecture.not_taken_over),
         *(
             f"assumed     {guess.what} {guess.value}: {guess.reason} ({guess.option})"
