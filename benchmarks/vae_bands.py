@@ -77,7 +77,7 @@ def planned_bytes(module: BandedModule | NativeModule) -> int:
     """Return what a network's maps take."""
     if isinstance(module, BandedModule):
         return module.plan.planned_bytes
-    return module._prepared.program().arena_bytes
+    return module.prepared.program().arena_bytes
 
 
 def planned(options: argparse.Namespace, network: str, side: int) -> dict[str, Any]:

@@ -128,7 +128,7 @@ Planned plan_one(const OperationReader& reader, const Operations& operations) {
 Network::Network(const std::vector<OperationRecord>& records,
                  const std::map<std::string, WeightBytes>& weights, const Operations& operations,
                  std::shared_ptr<ThreadPool> pool)
-    : operations_(operations), pool_(std::move(pool)) {
+    : operations_(operations), pool_(std::move(pool)), records_(records), weights_(weights) {
   Extent extent;
   std::vector<Planned> planned;
   std::size_t shared = 0, own = 0;
@@ -165,6 +165,31 @@ Network::Network(const std::vector<OperationRecord>& records,
 
 Network::~Network() {
   if (memory_ != nullptr) munmap(memory_, memory_bytes_);
+}
+
+void Network::rebind(const std::map<std::string, WeightBytes>& weights) {
+  std::map<std::string, WeightBytes> all = weights_;
+  for (const auto& [name, bytes] : weights) {
+    const auto found = all.find(name);
+    if (found == all.end()) throw PlanError("no operation reads the weight '" + name + "'");
+    if (found->second.bytes != bytes.bytes) {
+      throw PlanError("the weight '" + name + "' has " + std::to_string(bytes.bytes) +
+                      " bytes, not " + std::to_string(found->second.bytes));
+    }
+    found->second = bytes;
+  }
+  std::vector<std::pair<std::size_t, Step>> changed;
+  Extent extent;
+  for (std::size_t i = 0; i < records_.size(); ++i) {
+    const auto& read = records_[i].weights;
+    const bool is_changed = std::any_of(
+        read.begin(), read.end(), [&](const auto& one) { return weights.count(one.second) > 0; });
+    if (!is_changed) continue;
+    const OperationReader reader(records_[i], all, extent);
+    changed.emplace_back(i, plan_one(reader, operations_).bind(memory_));
+  }
+  for (auto& [index, step] : changed) steps_[index] = std::move(step);
+  weights_ = std::move(all);
 }
 
 char* Network::address(const MapRecord& map) const {

@@ -56,6 +56,10 @@ class Network {
   // Where a map lies. Throws PlanError for one that reaches beyond the arena.
   char* address(const MapRecord& map) const;
 
+  // Takes other weights in the place of some, of the same names and sizes. Maps stay where they
+  // are. Throws PlanError, and then nothing is taken.
+  void rebind(const std::map<std::string, WeightBytes>& weights);
+
   std::size_t arena_bytes() const { return arena_bytes_; }
   std::size_t scratch_bytes() const { return scratch_bytes_; }
   std::size_t size() const { return steps_.size(); }
@@ -73,6 +77,8 @@ class Network {
  private:
   const Operations& operations_;
   std::shared_ptr<ThreadPool> pool_;
+  std::vector<OperationRecord> records_;
+  std::map<std::string, WeightBytes> weights_;
   std::vector<std::function<void(ThreadPool&, const Scratch&)>> steps_;
   char* memory_ = nullptr;
   std::size_t memory_bytes_ = 0, arena_bytes_ = 0, scratch_bytes_ = 0;

@@ -8,6 +8,8 @@
 namespace sdengine::nn {
 
 class ThreadPool;
+struct Packing;
+struct Source;
 
 // The operations, compiled for one instruction set.
 struct Operations {
@@ -19,6 +21,10 @@ struct Operations {
   // Mean of each channel of an image, and its values' squared distances from it added up; `sums` is
   // scratch as for GroupNorm.
   void (*moments)(const Map& x, ThreadPool&, float* sums, double* means, double* deviations);
+  // Merges and lays out one panel of a weight; false where a sum is not finite.
+  bool (*pack_panel)(const Packing&, int panel, float* scratch);
+  // Reads some rows of a tensor and adds its terms to them.
+  bool (*merge_rows)(const Source&, int k, int first, int count, float* to);
   // Adds up products at full speed; returns the multiplications and additions done.
   std::int64_t (*peak)(Kind, std::int64_t rounds);
 };

@@ -47,6 +47,19 @@ OperationRecord to_record(const py::dict& operation) {
   return record;
 }
 
+std::map<std::string, nn::WeightBytes> to_bytes(const py::dict& weights) {
+  std::map<std::string, nn::WeightBytes> bytes;
+  for (const auto& [name, array] : weights) {
+    const auto weight = array.cast<py::array>();
+    if ((weight.flags() & py::array::c_style) == 0) {
+      throw py::value_error(name.cast<std::string>() + ": is not C-contiguous");
+    }
+    bytes[name.cast<std::string>()] = {static_cast<const char*>(weight.data()),
+                                       static_cast<std::size_t>(weight.nbytes())};
+  }
+  return bytes;
+}
+
 // Holds the weights that the network reads.
 class PyNetwork {
  public:
@@ -56,18 +69,14 @@ class PyNetwork {
     for (const py::handle& operation : operations) {
       records.push_back(to_record(operation.cast<py::dict>()));
     }
-    std::map<std::string, nn::WeightBytes> bytes;
-    for (const auto& [name, array] : weights) {
-      const auto weight = array.cast<py::array>();
-      if ((weight.flags() & py::array::c_style) == 0) {
-        throw py::value_error(name.cast<std::string>() + ": is not C-contiguous");
-      }
-      bytes[name.cast<std::string>()] = {static_cast<const char*>(weight.data()),
-                                         static_cast<std::size_t>(weight.nbytes())};
-    }
-    weights_ = weights;
-    network_ = std::make_unique<nn::Network>(records, bytes, nn::operations_for(isa),
+    network_ = std::make_unique<nn::Network>(records, to_bytes(weights), nn::operations_for(isa),
                                              nn::ThreadPool::shared(threads));
+    for (const auto& [name, array] : weights) weights_[name] = array;
+  }
+
+  void rebind(const py::dict& weights) {
+    network_->rebind(to_bytes(weights));
+    for (const auto& [name, array] : weights) weights_[name] = array;
   }
 
   // [images,height,width,channels] on the network's own memory; bf16 as its bits.
@@ -152,51 +161,145 @@ double peak_rate(const std::string& kind_name, int threads, const std::string& i
   return best;
 }
 
-py::tuple pack_panels(const std::string& kind_name, const py::array& matrix) {
-  const nn::Kind kind = to_kind(kind_name);
-  const float* values = input<float>("matrix", matrix);
-  if (matrix.ndim() != 2) wrong_shape("matrix", matrix, "[n, k]");
-  const int n = static_cast<int>(matrix.shape(0)), k = static_cast<int>(matrix.shape(1));
-  py::array_t<std::uint8_t> packed(static_cast<py::ssize_t>(nn::panels_bytes(kind, n, k)));
-  const py::ssize_t padded = kind == nn::Kind::Int8 || kind == nn::Kind::Int16
-                                 ? (n + nn::kPanel - 1) / nn::kPanel * nn::kPanel
-                                 : 0;
-  py::array_t<float> scales(padded);
-  py::array_t<std::int32_t> sums(padded);
-  {
-    auto* to = reinterpret_cast<char*>(packed.mutable_data());
-    float* to_scales = scales.mutable_data();
-    std::int32_t* to_sums = sums.mutable_data();
-    const py::gil_scoped_release release;
-    nn::pack_panels(kind, values, n, k, to, to_scales, to_sums);
+// What a tensor of a packing holds, and the terms that are added to it.
+struct HeldSource {
+  py::array data;
+  std::vector<py::array> held;
+  std::vector<nn::Term> terms;
+};
+
+const float* thin(const char* name, const py::array& matrix, py::ssize_t rows,
+                  py::ssize_t columns) {
+  const float* values = input<float>(name, matrix);
+  if (matrix.ndim() != 2 || matrix.shape(0) != rows || matrix.shape(1) != columns) {
+    const std::string shape = std::to_string(rows) + ", " + std::to_string(columns);
+    wrong_shape(name, matrix, "[" + shape + "]");
   }
-  return py::make_tuple(packed, scales, sums);
+  return values;
 }
 
-py::tuple pack_winograd(const std::string& kind_name, int tile, const py::array& kernels) {
-  const nn::Kind kind = to_kind(kind_name);
-  if (kind != nn::Kind::Float32 && kind != nn::Kind::Int16) {
+// A term is (up, down, scale, strength), or (matrix, strength).
+nn::Term to_term(const py::tuple& given, py::ssize_t rows, py::ssize_t k, HeldSource& source) {
+  nn::Term term;
+  const bool is_product = given.size() == 4;
+  if (!is_product && given.size() != 2) throw py::value_error("terms: one has no 2 or 4 parts");
+  const auto first = given[0].cast<py::array>();
+  source.held.push_back(first);
+  term.strength = given[given.size() - 1].cast<float>();
+  if (!is_product) {
+    term.down = thin("terms", first, rows, k);
+    return term;
+  }
+  const auto down = given[1].cast<py::array>();
+  source.held.push_back(down);
+  const py::ssize_t rank = down.ndim() == 2 ? down.shape(0) : 0;
+  if (rank < 1 || rank > (1 << 20)) throw py::value_error("terms: a rank is out of range");
+  term.up = thin("up", first, rows, rank);
+  term.down = thin("down", down, rank, k);
+  term.rank = static_cast<int>(rank);
+  term.scale = given[2].cast<float>();
+  return term;
+}
+
+nn::Stored to_stored(const py::array& data) {
+  const char kind = data.dtype().kind();
+  if (kind == 'f' && data.itemsize() == 4) return nn::Stored::Float32;
+  if (kind == 'f' && data.itemsize() == 2) return nn::Stored::Float16;
+  if (kind == 'u' && data.itemsize() == 2) return nn::Stored::BFloat16;
+  throw py::value_error("sources: one is neither float32, float16 nor the bits of bfloat16");
+}
+
+// Lays out a weight; see nn::Packing. Sources are (tensor [rows, channels, kernel, kernel] or
+// [rows, channels], terms).
+py::tuple pack(const std::string& kind_name, int tile, const py::list& sources, bool gated,
+               const std::string& isa) {
+  nn::Packing packing;
+  packing.kind = to_kind(kind_name);
+  packing.tile = tile;
+  packing.gated = gated;
+  if (tile != 0 && tile != 2 && tile != 4) throw py::value_error("tile: expected 0, 2 or 4");
+  if (tile != 0 && packing.kind != nn::Kind::Float32 && packing.kind != nn::Kind::Int16) {
     throw py::value_error("kind: '" + kind_name + "' is not one of float32, int16");
   }
-  if (tile != 2 && tile != 4) throw py::value_error("tile: expected 2 or 4");
-  const float* values = input<float>("kernels", kernels);
-  if (kernels.ndim() != 4 || kernels.shape(2) != 3 || kernels.shape(3) != 3) {
-    wrong_shape("kernels", kernels, "[out_channels, in_channels, 3, 3]");
+  std::vector<HeldSource> held(sources.size());
+  std::vector<nn::Source> made(sources.size());
+  py::ssize_t rows = 0;
+  for (std::size_t i = 0; i < held.size(); ++i) {
+    const auto given = sources[i].cast<py::tuple>();
+    const py::array data = held[i].data = given[0].cast<py::array>();
+    if ((data.flags() & py::array::c_style) == 0) {
+      throw py::value_error("sources: one is not C-contiguous");
+    }
+    const bool is_square = data.ndim() == 2 || (data.ndim() == 4 && data.shape(2) == data.shape(3));
+    if (!is_square || data.size() == 0) {
+      wrong_shape("sources", data, "[rows, channels] or [rows, channels, k, k]");
+    }
+    const py::ssize_t kernel = data.ndim() == 4 ? data.shape(2) : 1;
+    const py::ssize_t k = data.shape(1) * kernel * kernel;
+    if (data.shape(0) > (1 << 24) || k > (1 << 24)) throw py::value_error("sources: too large");
+    if (i == 0) {
+      packing.channels = static_cast<int>(data.shape(1));
+      packing.kernel = static_cast<int>(kernel);
+    }
+    if (packing.channels != data.shape(1) || packing.kernel != kernel) {
+      throw py::value_error("sources: their rows differ");
+    }
+    for (const py::handle& term : given[1].cast<py::list>()) {
+      held[i].terms.push_back(to_term(term.cast<py::tuple>(), data.shape(0), k, held[i]));
+    }
+    made[i] = {data.data(), to_stored(data), static_cast<int>(data.shape(0)), held[i].terms.data(),
+               static_cast<int>(held[i].terms.size())};
+    rows += data.shape(0);
   }
-  const int out_channels = static_cast<int>(kernels.shape(0));
-  const int in_channels = static_cast<int>(kernels.shape(1));
-  py::array_t<std::uint8_t> packed(
-      static_cast<py::ssize_t>(nn::winograd_bytes(kind, tile, out_channels, in_channels)));
-  const py::ssize_t panels = (out_channels + nn::kPanel - 1) / nn::kPanel;
-  py::array_t<float> scales(kind == nn::Kind::Int16 ? panels * (tile + 2) * (tile + 2) * nn::kPanel
-                                                    : py::ssize_t{0});
+  if (rows < 1 || rows > (1 << 24)) throw py::value_error("sources: their rows are out of range");
+  packing.n = static_cast<int>(rows);
+  if (tile != 0 && packing.kernel != 3) throw py::value_error("tile: the kernel is not 3x3");
+  if (gated && (rows % 32 != 0 || tile != 0)) {
+    throw py::value_error("gated: only panels of whole 32s of rows are");
+  }
+  packing.sources = made.data();
+  packing.source_count = static_cast<int>(made.size());
+  const bool is_int = packing.kind == nn::Kind::Int8 || packing.kind == nn::Kind::Int16;
+  const py::ssize_t padded = py::ssize_t{packing.panels()} * nn::kPanel * packing.points();
+  const std::size_t bytes =
+      nn::panels_bytes(packing.kind, packing.n, packing.inner()) * packing.points();
+  py::array_t<std::uint8_t> packed(static_cast<py::ssize_t>(bytes));
+  py::array_t<float> scales(is_int ? padded : 0);
+  py::array_t<std::int32_t> sums(packing.kind == nn::Kind::Int8 ? padded : 0);
+  packing.to = reinterpret_cast<char*>(packed.mutable_data());
+  packing.scales = scales.mutable_data();
+  packing.sums = sums.mutable_data();
+  const nn::Operations& operations = nn::operations_for(isa);
+  bool finite;
   {
-    auto* to = reinterpret_cast<char*>(packed.mutable_data());
-    float* to_scales = scales.mutable_data();
     const py::gil_scoped_release release;
-    nn::pack_winograd(kind, tile, values, out_channels, in_channels, to, to_scales);
+    finite = nn::pack(packing, operations);
   }
-  return py::make_tuple(packed, scales);
+  return py::make_tuple(packed, scales, sums, finite);
+}
+
+py::array_t<float> low_rank_product(const py::array& up, const py::array& down,
+                                    const std::string& isa) {
+  if (up.ndim() != 2 || down.ndim() != 2 || up.size() == 0 || down.size() == 0 ||
+      up.shape(0) > (1 << 24) || down.shape(1) > (1 << 24)) {
+    wrong_shape("up", up, "[rows, rank], beside a `down` [rank, k]");
+  }
+  HeldSource held;
+  held.terms.push_back(
+      to_term(py::make_tuple(up, down, 1.0f, 1.0f), up.shape(0), down.shape(1), held));
+  nn::Source source;
+  source.rows = static_cast<int>(up.shape(0));
+  source.terms = held.terms.data();
+  source.term_count = 1;
+  py::array_t<float> made({up.shape(0), down.shape(1)});
+  float* to = made.mutable_data();
+  const int k = static_cast<int>(down.shape(1));
+  const nn::Operations& operations = nn::operations_for(isa);
+  {
+    const py::gil_scoped_release release;
+    operations.merge_rows(source, k, 0, source.rows, to);
+  }
+  return made;
 }
 
 }  // namespace
@@ -207,19 +310,23 @@ void bind_network(py::module_& module) {
   module.def("peak_rate", &peak_rate, py::arg("kind"), py::arg("threads"), py::arg("isa") = "",
              "Measure the multiplications and additions a second that products of this kind of "
              "value reach where nothing waits for memory.");
-  module.def("pack_panels", &pack_panels, py::arg("kind"), py::arg("matrix"),
-             "Lay out a matrix [n, k] fp32 for products; returns the bytes, and for int8 "
-             "and int16 the scale of each column, for int8 its sum, too.");
-  module.def("pack_winograd", &pack_winograd, py::arg("kind"), py::arg("tile"), py::arg("kernels"),
-             "Transform and lay out kernels [out_channels, in_channels, 3, 3] fp32; returns the "
-             "bytes, and "
-             "for int16 the scales.");
+  module.def(
+      "pack", &pack, py::arg("kind"), py::arg("tile"), py::arg("sources"), py::arg("gated"),
+      py::arg("isa") = "",
+      "Merge terms into tensors whose rows follow each other, and lay them out for products "
+      "or, with a tile, for Winograd's; returns the bytes, the scales of int8 and int16, the "
+      "sums of int8, and whether all was finite.");
+  module.def(
+      "low_rank_product", &low_rank_product, py::arg("up"), py::arg("down"), py::arg("isa") = "",
+      "Return up [n, r] times down [r, k], whose terms are added in fp32 in the order of r.");
   py::class_<PyNetwork>(module, "Network", "A network of the native CPU runtime.")
       .def(py::init<const py::list&, const py::dict&, int, const std::string&>(),
            py::arg("operations"), py::arg("weights"), py::arg("threads"), py::arg("isa") = "")
       .def("view", &PyNetwork::view, py::arg("map"),
            "Return a map as an array on the network's memory.")
       .def("run", &PyNetwork::run, "Run all operations.")
+      .def("rebind", &PyNetwork::rebind, py::arg("weights"),
+           "Take other weights in the place of some, of the same names and sizes; all or none.")
       .def("run_one", &PyNetwork::run_one, py::arg("index"),
            "Run one operation, whose inputs must be there.")
       .def("moments", &PyNetwork::moments, py::arg("map"),

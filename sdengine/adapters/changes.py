@@ -1,5 +1,9 @@
 """Changes of one parameter, and the merging of several into its pristine values.
 
+Merged is W + s1 * D1 + s2 * D2 ..., in fp32 and from left to right, each operation rounded, in the
+order of the adapters' hashes; D of a plain LoRA is (up down) * scale, whose product is added up in
+the order of its rank. What is computed in is rounded once from that.
+
 Differences are never taken out again: a weight is merged anew from what the bundle holds, in fp32
 and in one order, so that no order of giving adapters and no earlier adapter leaves a trace.
 
@@ -8,18 +12,24 @@ Source: "DoRA" (Liu et al. 2024), section 4; "IA3" (Liu et al. 2022), section 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdengine.adapters.products import Parts, Product, Shape
+from sdengine.adapters.products import Parts, Product, Shape, low_rank
 from sdengine.errors import AdapterError
 from sdengine.storage.tensor_file import to_float32
 
 Array = NDArray[Any]
+
+
+# Up [rows,r], down [r,k], and what the product is multiplied with; or a whole matrix [rows,k]. Then
+# the strength.
+Term = tuple[Array, Array, float, float] | tuple[Array, float]
+Factors = tuple[Array, Array, float]
 
 
 class Difference(Protocol):
@@ -31,6 +41,10 @@ class Difference(Protocol):
         Args:
             weight: the pristine one, fp32.
         """
+        ...
+
+    def factors(self) -> Factors | None:
+        """Return what it is the product of, where it is nothing else."""
         ...
 
 
@@ -106,20 +120,32 @@ class Produced:
             made = self.magnitude.apply(weight + made) - weight
         return made
 
+    def factors(self) -> Factors | None:
+        """Return what it is the product of; see `Difference.factors`."""
+        both = low_rank(self.product, self.parts)
+        if both is None or self.magnitude is not None or self.padded:
+            return None
+        up, down = both
+        return (up if self.rows is None else up[slice(*self.rows)]), down, self.scale
+
 
 @dataclass(frozen=True)
 class Scaled:
     """A difference in proportion to the weight itself.
 
     Args:
-        factors: fp32, of as many axes as the weight, each as long as there or 1.
+        by: fp32, of as many axes as the weight, each as long as there or 1.
     """
 
-    factors: Array
+    by: Array
 
     def of(self, weight: Array) -> Array:
         """Return the difference; see `Difference.of`."""
-        return weight * self.factors
+        return weight * self.by
+
+    def factors(self) -> Factors | None:
+        """Return None: it is no product."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -158,10 +184,7 @@ def merged(weight: Array, changes: Iterable[Strong]) -> Array:
     Raises:
         AdapterError: the sum is not finite.
     """
-    strong = sorted(
-        ((change, strength) for change, strength in changes if strength),
-        key=lambda pair: (pair[0].adapter, pair[1]),
-    )
+    strong = in_order(changes)
     if not strong:
         return weight
     pristine = to_float32(weight)
@@ -170,34 +193,38 @@ def merged(weight: Array, changes: Iterable[Strong]) -> Array:
         for change, strength in strong:
             total += np.float32(strength) * change.difference.of(pristine)
     if not np.isfinite(total).all():
-        raise AdapterError(
-            f"{strong[0][0].parameter!r}: with the adapters' differences added it is NaN or "
-            "infinite. Give smaller weights."
-        )
+        raise not_finite(strong[0][0].parameter)
     return total
 
 
-def merged_weights(
-    weights: Mapping[str, Array], changes: Mapping[str, list[Strong]]
-) -> Mapping[str, Array]:
-    """Return a network's weights, merged one at a time when they are asked for.
+def in_order(changes: Iterable[Strong]) -> list[Strong]:
+    """Return the changes in the order in which they are added, without those of strength 0."""
+    strong = [(change, strength) for change, strength in changes if strength]
+    return sorted(strong, key=lambda pair: (pair[0].adapter, pair[1]))
+
+
+def terms(weight: Array, changes: Iterable[Strong]) -> list[Term]:
+    """Return what is added to a weight, for `_native.pack`, which gives the bits of `merged`.
 
     Args:
-        weights: by parameter.
-        changes: by parameter.
+        weight: as the bundle holds it.
+        changes: with their strengths.
     """
-    return _Merged(weights, changes) if changes else weights
+    found: list[Term] = []
+    for change, strength in in_order(changes):
+        factors = change.difference.factors()
+        if factors is None:
+            with np.errstate(over="ignore", invalid="ignore"):  # which is looked for when packed
+                whole = change.difference.of(to_float32(weight))
+            found.append((np.ascontiguousarray(whole.reshape(len(whole), -1)), strength))
+        else:
+            found.append((*factors, strength))
+    return found
 
 
-class _Merged(Mapping[str, Array]):
-    def __init__(self, weights: Mapping[str, Array], changes: Mapping[str, list[Strong]]) -> None:
-        self._weights, self._changes = weights, changes
-
-    def __getitem__(self, name: str) -> Array:
-        return merged(self._weights[name], self._changes.get(name, ()))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
+def not_finite(parameter: str) -> AdapterError:
+    """Return the error of a sum that is NaN or infinite."""
+    return AdapterError(
+        f"{parameter!r}: with the adapters' differences added it is NaN or infinite. Give smaller "
+        "weights."
+    )

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdengine import _native
 from sdengine.storage.tensor_file import to_float32
 
 Array = NDArray[Any]
@@ -70,7 +71,7 @@ def _lora(parts: Parts, kernel: Shape) -> Array:
     shape = _lora_shape(parts, kernel)
     if "mid" in parts:
         return _with_core(to_float32(parts["mid"]), up.T, down)
-    return (up @ down).reshape(shape)
+    return _native.low_rank_product(up, down).reshape(shape)
 
 
 def _loha_rank(parts: Parts) -> int:
@@ -206,9 +207,19 @@ def _unrolled(columns: int, kernel: Shape) -> Shape:
     return (columns // size, *kernel)
 
 
+def low_rank(product: Product, parts: Parts) -> tuple[Array, Array] | None:
+    """Return up [out,r] and down [r,k] fp32 of a product that is nothing but these two; else None.
+
+    Their product is added up in fp32 in the order of r, as `_native.low_rank_product` does.
+    """
+    if product.name != "LoRA" or "mid" in parts:
+        return None
+    return _matrix(parts["up"]), _matrix(parts["down"])
+
+
 def _matrix(tensor: Array) -> Array:
     values = to_float32(tensor)
-    return values.reshape(len(values), -1)
+    return np.ascontiguousarray(values.reshape(len(values), -1))
 
 
 def _with_core(core: Array, a: Array, b: Array) -> Array:

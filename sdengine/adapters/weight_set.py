@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sdengine.adapters.adapter import Adapter
-from sdengine.adapters.changes import Array, Strong, merged_weights
+from sdengine.adapters.changes import Array, Strong
 from sdengine.adapters.sources.model import Model
 from sdengine.errors import AdapterError
 
@@ -49,15 +49,19 @@ class WeightSet:
                 found.setdefault(change.parameter, []).append((change, strength))
         return found
 
-    def weights(self, network: str, own: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Return a network's weights with everything merged, one at a time when they are asked for.
+    def pristine(self, network: str, own: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Return what is merged into: a network's weights, each made when it is asked for.
 
         Args:
             network: its name.
             own: the bundle's, by parameter.
         """
-        pristine = own if self.model is None else self.model.weights(network, own)
-        return merged_weights(pristine, self.changes(network))
+        return own if self.model is None else self.model.weights(network, own)
+
+    def changed(self, network: str) -> Collection[str]:
+        """Name the parameters whose values may be others than the bundle's."""
+        exchanged = () if self.model is None else self.model.changed(network)
+        return {*exchanged, *self.changes(network)}
 
     def token_rows(self, network: str, own: Array, token_ids: Array) -> Array:
         """Return the rows of a text encoder's token table; `own` is the bundle's table."""

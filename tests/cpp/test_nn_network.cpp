@@ -2,6 +2,7 @@
 // either run or are refused. Weights lie in memory of exactly their size, so that the address
 // sanitizer sees every read beyond them.
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -56,6 +57,23 @@ std::vector<float> ramp(std::size_t count) {
   return values;
 }
 
+void pack_tensor(Kind kind, int tile, int kernel, const std::vector<float>& tensor,
+                 std::vector<char>& packed, std::vector<float>& scales,
+                 std::vector<std::int32_t>& sums) {
+  const Source source{tensor.data(), Stored::Float32, kChannels, nullptr, 0};
+  Packing packing;
+  packing.kind = kind;
+  packing.tile = tile;
+  packing.n = packing.channels = kChannels;
+  packing.kernel = kernel;
+  packing.sources = &source;
+  packing.source_count = 1;
+  packing.to = packed.data();
+  packing.scales = scales.data();
+  packing.sums = sums.data();
+  CHECK(pack(packing, operations_for("")));
+}
+
 Case product(const char* kind, Kind weights, const char* type) {
   Case made;
   made.record.kind = kind;
@@ -65,16 +83,7 @@ Case product(const char* kind, Kind weights, const char* type) {
   std::vector<char> packed(panels_bytes(weights, kChannels, k));
   std::vector<float> scales(kPanel);
   std::vector<std::int32_t> sums(kPanel);
-  std::vector<float> matrix = ramp(kChannels * k);
-  if (!is_linear) {
-    // Kernels come as [column][channel][y][x]; here the channels are innermost.
-    const std::vector<float> kernels = matrix;
-    for (int at = 0; at < kChannels * k; ++at) {
-      const int column = at / k, point = at % k / kChannels, channel = at % kChannels;
-      matrix[at] = kernels[(column * kChannels + channel) * 9 + point];
-    }
-  }
-  pack_panels(weights, matrix.data(), kChannels, k, packed.data(), scales.data(), sums.data());
+  pack_tensor(weights, 0, is_linear ? 1 : 3, ramp(kChannels * k), packed, scales, sums);
   keep(made, "weight", packed);
   keep(made, "bias", ramp(kChannels));
   if (weights == Kind::Int8 || weights == Kind::Int16) keep(made, "scales", scales);
@@ -96,8 +105,8 @@ Case winograd(Kind weights, int tile, const char* type) {
   made.record.name = "tested";
   std::vector<char> packed(winograd_bytes(weights, tile, kChannels, kChannels));
   std::vector<float> scales((tile + 2) * (tile + 2) * kPanel);
-  pack_winograd(weights, tile, ramp(kChannels * kChannels * 9).data(), kChannels, kChannels,
-                packed.data(), scales.data());
+  std::vector<std::int32_t> sums;
+  pack_tensor(weights, tile, 3, ramp(kChannels * kChannels * 9), packed, scales, sums);
   keep(made, "weight", packed);
   if (weights == Kind::Int16) keep(made, "scales", scales);
   made.record.words["weight_kind"] = weights == Kind::Int16 ? "int16" : "float32";
@@ -212,8 +221,7 @@ std::vector<float> values_of(const char* data, const MapRecord& map) {
 }
 
 // The output for normal inputs, drawn anew for each call with the same seed.
-std::vector<float> output(const Case& made, const std::string& isa) {
-  Network network({made.record}, made.bytes(), operations_for(isa), ThreadPool::shared(2));
+std::vector<float> output_of(Network& network, const Case& made) {
   std::mt19937 random(0);
   std::normal_distribution<float> normal;
   const MapRecord* out = nullptr;
@@ -237,6 +245,39 @@ std::vector<float> output(const Case& made, const std::string& isa) {
   }
   network.run();
   return values_of(network.address(*out), *out);
+}
+
+std::vector<float> output(const Case& made, const std::string& isa) {
+  Network network({made.record}, made.bytes(), operations_for(isa), ThreadPool::shared(2));
+  return output_of(network, made);
+}
+
+void other_weights_take_the_place_of_some() {
+  for (const Case& made : cases()) {
+    if (made.weights.count("bias") == 0) continue;
+    Case other = made;  // with another bias alone
+    std::vector<char>& bias = other.weights["bias"];
+    std::rotate(bias.begin(), bias.begin() + 8, bias.end());
+    const std::vector<float> before = output(made, ""), after = output(other, "");
+    CHECK(before != after);
+    Network network({made.record}, made.bytes(), operations_for(""), ThreadPool::shared(2));
+    const char* x = network.address(made.record.maps.begin()->second);
+    const WeightBytes changed{bias.data(), bias.size()};
+    network.rebind({{"bias", changed}});
+    CHECK(output_of(network, made) == after);
+    for (const auto& wrong : std::vector<std::map<std::string, WeightBytes>>{
+             {{"bias", {bias.data(), bias.size() - 4}}}, {{"nothing", changed}}}) {
+      try {
+        network.rebind(wrong);
+        CHECK(false);
+      } catch (const PlanError&) {
+        CHECK(output_of(network, made) == after);
+      }
+    }
+    network.rebind(made.bytes());
+    CHECK(output_of(network, made) == before);
+    CHECK(network.address(made.record.maps.begin()->second) == x);
+  }
 }
 
 void every_set_computes_what_plain_cpp_does() {
@@ -350,6 +391,7 @@ int main() {
        every_set_computes_winograd_as_a_plain_convolution},
       {"every_set_computes_what_plain_cpp_does", every_set_computes_what_plain_cpp_does},
       {"every_case_runs_on_any_number_of_threads", every_case_runs_on_any_number_of_threads},
+      {"other_weights_take_the_place_of_some", other_weights_take_the_place_of_some},
       {"mutated_plans_run_or_are_refused", mutated_plans_run_or_are_refused},
       {"errors_name_the_operation", errors_name_the_operation},
   });

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from support.adapters import Array, draw, write
+from support.adapters import Array, draw, make_demo_lora, write
 from tolerances import assert_close
 
 import sdengine
-from sdengine.adapters.changes import merged_weights
+from sdengine.adapters.changes import merged
 from sdengine.adapters.library import AdapterLibrary
 from sdengine.backends.base import SessionOptions
 from sdengine.backends.native.backend import NativeBackend
@@ -39,30 +39,10 @@ def weights(network: str) -> dict[str, Array]:
     return map_tensors(BUNDLE.path(f"{network}.safetensors"))
 
 
-def make(path: Path, seed: int, size: float = 1.0) -> Path:
-    """Write a LoRA of every kind of layer of both networks."""
-    tensors: dict[str, Array] = {}
-    for network, prefix, endings in (
-        ("unet", "lora_unet_", (".to_q", ".to_v", ".proj_in", ".conv1", ".ff.net.0.proj")),
-        ("text_encoder", "lora_te_", ("_proj", ".fc1")),
-    ):
-        for number, (name, weight) in enumerate(weights(network).items()):
-            stem = name.removesuffix(".weight")
-            if stem != name and stem.endswith(endings):
-                flat = prefix + stem.replace(".", "_")
-                out, inner, *kernel = weight.shape
-                ones = [1] * len(kernel)
-                draws = seed + 2 * number
-                tensors[f"{flat}.lora_down.weight"] = size * draw(4, inner, *kernel, seed=draws)
-                tensors[f"{flat}.lora_up.weight"] = draw(out, 4, *ones, seed=draws + 1)
-    tensors["lora_unet_conv_in.diff_b"] = size * draw(64, seed=seed)
-    return write(path, tensors)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("loras")
-    return [make(folder / f"{seed}.safetensors", seed) for seed in (1, 5000)]
+    return [make_demo_lora(folder / f"{seed}.safetensors", seed) for seed in (1, 5000)]
 
 
 def picture(loras: Mapping[Any, Strength] | None) -> Any:
@@ -77,8 +57,10 @@ def pixels(loras: Mapping[Any, Strength] | None) -> bytes:
 
 @pytest.mark.parametrize("is_cut", [False, True])
 def test_a_file_that_is_overwritten_is_not_read(tmp_path: Path, is_cut: bool) -> None:
-    path, replaced = (make(tmp_path / name, 11) for name in ("a.safetensors", "b.safetensors"))
-    other = make(tmp_path / "c.safetensors", 12).read_bytes()
+    path, replaced = (
+        make_demo_lora(tmp_path / name, 11) for name in ("a.safetensors", "b.safetensors")
+    )
+    other = make_demo_lora(tmp_path / "c.safetensors", 12).read_bytes()
     fields: dict[str, Any] = {"seed": 3, "steps": 1, "width": 64, "height": 64}
     with sdengine.load("demo", loras={path: 0.7}) as engine:
         if is_cut:  # as at the beginning of a copy over it; reading on would end the process
@@ -149,9 +131,13 @@ def test_a_native_unet_with_loras_is_that_of_the_merged_weights(
 ) -> None:
     given = Loras()("loras", {files[0]: 0.7, files[1]: (0.0, -0.4)})
     applied = AdapterLibrary(BUNDLE).weight_set(given)
-    merged = merged_weights(weights("unet"), applied.changes("unet"))
+    changes = applied.changes("unet")
+    plain = weights("unet")
     unet = UNet2DConditionModel(UNetConfig.from_dict(BUNDLE.manifest.architecture.unet.config))
-    state = {n: torch.from_numpy(to_float32(merged[n]).copy()) for n in unet.state_dict()}
+    state = {
+        n: torch.from_numpy(np.array(to_float32(merged(plain[n], changes.get(n, ())))))
+        for n in unet.state_dict()
+    }
     unet.load_state_dict(state)
     inputs = {
         "sample": draw(1, 4, 8, 8) * 10,
@@ -183,13 +169,13 @@ def test_prompts_may_name_what_is_inside_a_lora(files: list[Path], tmp_path: Pat
         assert not engine.embeddings
 
 
-def test_packed_weights_with_loras_are_not_kept(
+def test_packed_weights_with_loras_are_in_memory_alone(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path))
     pixels({files[0]: 0.8})
     kept = sorted(path.name.split("-")[0] for path in tmp_path.rglob("*.weights"))
-    assert kept == ["vae_decoder"]
+    assert kept == ["text_encoder", "unet", "vae_decoder"]  # the bundle's own
 
 
 def test_metadata_names_the_loras(files: list[Path], tmp_path: Path, run: Run) -> None:
@@ -206,7 +192,7 @@ def test_metadata_names_the_loras(files: list[Path], tmp_path: Path, run: Run) -
 
 
 def test_the_command_says_what_a_lora_for_few_steps_wants(tmp_path: Path, run: Run) -> None:
-    make(tmp_path / "lcm-lora.safetensors", 9, size=0.01)
+    make_demo_lora(tmp_path / "lcm-lora.safetensors", 9, size=0.01)
     size = ["--width", "64", "--height", "64", "--steps", "1"]
     done = run("generate", "a red circle", *size, "--lora", "lcm-lora.safetensors:0.5")
     assert done.returncode == 0
@@ -222,7 +208,7 @@ def test_arguments_are_checked_first(loras: Any) -> None:
 
 
 def test_what_cannot_be_applied_is_refused_at_load(tmp_path: Path, tiny: Path) -> None:
-    good = make(tmp_path / "good.safetensors", 3)
+    good = make_demo_lora(tmp_path / "good.safetensors", 3)
     with pytest.raises(ConfigError, match=r"loras: 'openvino' is not accepted.*target native"):
         sdengine.load(tiny, loras={good: 1.0})
     with pytest.raises(AdapterError, match="missing"):

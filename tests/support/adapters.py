@@ -16,9 +16,11 @@ from support.tiny_architectures import TINY
 from sdengine.adapters.adapter import Adapter, read_adapter
 from sdengine.adapters.changes import merged
 from sdengine.adapters.modules import Module, Shapes, known_modules
+from sdengine.bundle.reader import open_bundle
 from sdengine.checkpoints.weights import shapes_of
 from sdengine.models.text_encoder import CLIPTextEncoder
 from sdengine.models.unet import UNet2DConditionModel
+from sdengine.storage.tensor_file import map_tensors
 
 Array = NDArray[Any]
 LINEAR = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -101,3 +103,29 @@ def merge_all(weight: Array, adapters: Sequence[tuple[Adapter, float]], paramete
             if change.parameter == parameter
         ],
     )
+
+
+@functools.cache
+def demo_weights(network: str) -> Mapping[str, Array]:
+    """Return the tensors of a network of the demo bundle, mapped."""
+    return map_tensors(open_bundle("demo").path(f"{network}.safetensors"))
+
+
+def make_demo_lora(path: Path, seed: int, size: float = 1.0) -> Path:
+    """Write a LoRA of every kind of layer of the demo bundle's text encoder and U-Net."""
+    tensors: dict[str, Array] = {}
+    for network, prefix, endings in (
+        ("unet", "lora_unet_", (".to_q", ".to_v", ".proj_in", ".conv1", ".ff.net.0.proj")),
+        ("text_encoder", "lora_te_", ("_proj", ".fc1")),
+    ):
+        for number, (name, weight) in enumerate(demo_weights(network).items()):
+            stem = name.removesuffix(".weight")
+            if stem != name and stem.endswith(endings):
+                flat = prefix + stem.replace(".", "_")
+                out, inner, *kernel = weight.shape
+                ones = [1] * len(kernel)
+                draws = seed + 2 * number
+                tensors[f"{flat}.lora_down.weight"] = size * draw(4, inner, *kernel, seed=draws)
+                tensors[f"{flat}.lora_up.weight"] = draw(out, 4, *ones, seed=draws + 1)
+    tensors["lora_unet_conv_in.diff_b"] = size * draw(64, seed=seed)
+    return write(path, tensors)

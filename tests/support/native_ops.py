@@ -106,7 +106,7 @@ def linear(
     if per_image is not None:
         op.input("per_image", per_image)
     kind = kind or dtype
-    packed, scales, sums = _native.pack_panels(kind, np.ascontiguousarray(weight, np.float32))
+    packed, scales, sums, _ = _native.pack(kind, 0, [(weight.astype(np.float32), [])], False)
     op.weight("weight", packed)
     if kind in ("int8", "int16"):
         op.weight("scales", scales)
@@ -140,9 +140,8 @@ def conv(
         (side * factor + 2 * padding - kernel) // stride + 1 for side in (h, w)
     )
     op.map("out", (n, *size, weight.shape[0]), dtype=out_dtype)
-    matrix = weight.transpose(0, 2, 3, 1).reshape(weight.shape[0], -1)
     kind = kind or dtype
-    packed, scales, _ = _native.pack_panels(kind, np.ascontiguousarray(matrix, np.float32))
+    packed, scales, _, _ = _native.pack(kind, 0, [(weight.astype(np.float32), [])], False)
     op.weight("weight", packed)
     if kind == "int16":
         op.weight("scales", scales)
@@ -181,7 +180,7 @@ def winograd(
         op.input("residual", residual)
     if per_image is not None:
         op.input("per_image", per_image)
-    packed, scales = _native.pack_winograd(kind, tile, np.ascontiguousarray(weight, np.float32))
+    packed, scales, _, _ = _native.pack(kind, tile, [(weight.astype(np.float32), [])], False)
     op.weight("weight", packed)
     if kind == "int16":
         op.weight("scales", scales)

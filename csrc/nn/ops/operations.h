@@ -13,6 +13,8 @@ SDENGINE_OPERATIONS(SDENGINE_DECLARE)
 void attention_bf16(const AttentionArguments& arguments, ThreadPool& pool, const Scratch& scratch);
 void attention_int16(const AttentionArguments& arguments, ThreadPool& pool, const Scratch& scratch);
 void moments(const Map& x, ThreadPool& pool, float* sums, double* means, double* deviations);
+bool pack_panel(const Packing& packing, int panel, float* scratch);
+bool merge_rows(const Source& source, int k, int first, int count, float* to);
 std::int64_t peak(Kind kind, std::int64_t rounds);
 
 }  // namespace sdengine::nn::SDENGINE_ISA

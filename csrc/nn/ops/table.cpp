@@ -14,6 +14,8 @@ const Operations kOperations = {
 #undef SDENGINE_ENTRY
     // clang-format on
     moments,
+    pack_panel,
+    merge_rows,
     peak,
 };
 

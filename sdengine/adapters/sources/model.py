@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +98,10 @@ class Model:
             Tensors of the same names, shapes and types.
         """
         return _Exchanged(self, part_of(network), own) if self.identity(network) else own
+
+    def changed(self, network: str) -> Collection[str]:
+        """Name a network's parameters that are its own."""
+        return self.own.parts[part_of(network)] if self.identity(network) else ()
 
     def token_rows(self, network: str, own: Array, token_ids: Array) -> Array:
         """Return rows of a text encoder's token table, in the type of the bundle's.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -20,9 +21,10 @@ from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, check_memory_bytes
 from sdengine.backends.native.banded_module import BandedModule
 from sdengine.backends.native.instruction_set import chosen_isa
+from sdengine.backends.native.kept_weights import KeptWeights
 from sdengine.backends.native.laid_out_network import LaidOutNetwork
 from sdengine.backends.native.memory_limit import NativeBudget
-from sdengine.backends.native.packed_cache import PackedWeights, packed_weights
+from sdengine.backends.native.packed_cache import PackedWeights, merged_weights, packed_weights
 from sdengine.backends.native.prepare import DTYPES, Prepared, prepare
 from sdengine.bundle.image_prompts import is_image_prompt
 from sdengine.bundle.reader import Bundle
@@ -30,11 +32,12 @@ from sdengine.bundle.tensors import TensorSpec, symbol_sizes
 from sdengine.errors import ConfigError, DeviceError
 
 PRECISIONS = ("auto", *DTYPES)
+Tensors = Mapping[str, Array]
 _Shapes = frozenset[tuple[str, tuple[int, ...]]]
 
 
-class NativeModule:
-    """One network at fixed shapes, on memory of its own; see `sdengine.backends.base.Module`.
+class _LaidOut:
+    """One network at fixed shapes, on memory of its own, for whatever weights.
 
     What only adds inputs that are not given or all zero is left out of a run; a second layout with
     it is made at the first run where they are not. One that reads keys and values of pictures is
@@ -42,26 +45,54 @@ class NativeModule:
     """
 
     def __init__(
-        self,
-        name: str,
-        prepared: Prepared,
-        packed: PackedWeights,
-        specs: Sequence[TensorSpec],
-        threads: int,
+        self, prepared: Prepared, specs: Sequence[TensorSpec], tensors: Tensors, threads: int
     ) -> None:
-        self.name = name
-        self.inputs = tuple(specs)
-        self._prepared = prepared
-        self._packed = packed  # shared with the same network at other sizes
-        self._threads = threads
-        self._additive = prepared.additive()
-        self._with_all: LaidOutNetwork | None = None
-        self._prompted: dict[tuple[bool, _Shapes], LaidOutNetwork] = {}
-        program = prepared.program_without(self._additive)
-        self._without: LaidOutNetwork | None = LaidOutNetwork(program, packed.tensors, threads)
+        self.prepared = prepared
+        self.specs = tuple(specs)
+        self.additive = prepared.additive()
+        self.threads = threads
+        program = prepared.program_without(self.additive)
+        without = LaidOutNetwork(program, tensors, threads)
+        self._layouts: dict[tuple[bool, _Shapes], LaidOutNetwork] = {(False, frozenset()): without}
         self.outputs = tuple(
             TensorSpec(key, shape, "float32") for key, (_, shape) in program.outputs.items()
         )
+
+    def bound(self, tensors: Tensors, is_added: bool, prompts: _Shapes) -> LaidOutNetwork:
+        """Return a layout that computes with some weights.
+
+        Args:
+            tensors: the packed weights.
+            is_added: with what is additive.
+            prompts: names and shapes of the keys and values that it reads of pictures.
+        """
+        found = self._layouts.get((is_added, prompts))
+        if found is None:
+            others = [key for key in self._layouts if prompts and key[1] not in (prompts, set())]
+            for key in others:
+                del self._layouts[key]
+            left_out = frozenset() if is_added else self.additive
+            program = self.prepared.program_without(left_out, dict(prompts))
+            found = LaidOutNetwork(program, tensors, self.threads)
+            self._layouts[is_added, prompts] = found
+        found.bind(tensors)
+        return found
+
+
+class NativeModule:
+    """One network at fixed shapes with its weights; see `sdengine.backends.base.Module`.
+
+    Modules of the same shapes share the memory that they compute in, and change its weights for
+    their own where another one ran in between.
+    """
+
+    def __init__(self, name: str, laid_out: _LaidOut, packed: PackedWeights) -> None:
+        self.name = name
+        self.inputs, self.outputs = laid_out.specs, laid_out.outputs
+        self.prepared = laid_out.prepared
+        self._packed = packed
+        self._additive = laid_out.additive
+        self._laid_out: _LaidOut | None = laid_out
 
     def zero_unless_given(self) -> frozenset[str]:
         """Name the inputs that are only added to something."""
@@ -79,12 +110,12 @@ class NativeModule:
 
     def close(self) -> None:
         """Free the network's memory; a second call does nothing."""
-        self._without = self._with_all = None
-        self._prompted.clear()
+        self._laid_out = None
+        self._packed = PackedWeights({})
 
     def _write(self, inputs: Mapping[str, Array]) -> LaidOutNetwork:
         """Copy the inputs to where the network reads them."""
-        if self._without is None:
+        if self._laid_out is None:
             raise DeviceError(f"{self.name}: the network was closed.")
         for spec in self.inputs:
             given = inputs.get(spec.name)
@@ -96,39 +127,22 @@ class NativeModule:
                     f"{self.name}: input {spec.name!r} is {list(given.shape)}; this network was "
                     f"loaded for {list(spec.shape)}."
                 )
-        laid_out = self._without
         is_added = any(name in inputs and inputs[name].any() for name in self._additive)
         if is_added:
             lacking = [spec for spec in self.inputs if spec.name not in inputs]
             zeros = {s.name: np.zeros([int(n) for n in s.shape], np.float32) for s in lacking}
             inputs = {**inputs, **zeros}
         prompts = frozenset((name, x.shape) for name, x in inputs.items() if is_image_prompt(name))
-        if prompts:
-            laid_out = self._with_prompts(is_added, prompts)
-        elif is_added:
-            if self._with_all is None:
-                program = self._prepared.program()
-                self._with_all = LaidOutNetwork(program, self._packed.tensors, self._threads)
-            laid_out = self._with_all
-        laid_out.write(inputs)
-        return laid_out
-
-    def _with_prompts(self, is_added: bool, prompts: _Shapes) -> LaidOutNetwork:
-        if (is_added, prompts) not in self._prompted:
-            others = [key for key in self._prompted if key[1] != prompts]
-            for key in others:
-                del self._prompted[key]
-            left_out = frozenset() if is_added else self._additive
-            program = self._prepared.program_without(left_out, dict(prompts))
-            made = LaidOutNetwork(program, self._packed.tensors, self._threads)
-            self._prompted[is_added, prompts] = made
-        return self._prompted[is_added, prompts]
+        network = self._laid_out.bound(self._packed.tensors, is_added, prompts)
+        network.write(inputs)
+        return network
 
 
 class NativeSession:
     """One bundle on the native kernels; see `sdengine.backends.base.Session`.
 
-    Networks share only packed weights, which are freed with the last module that reads them.
+    Networks of the same shapes share the memory that they compute in, and all share the packed
+    weights that are the bundle's own; both are freed with the last module that uses them.
     """
 
     max_chunks: int | None = None
@@ -142,6 +156,8 @@ class NativeSession:
         self._threads = options.threads or usable_processors().threads
         self._budget = NativeBudget(bundle, options, chosen_isa())
         self.budget: MemoryBudget = self._budget
+        self._kept = KeptWeights(options.memory_bytes is None and not options.low_memory)
+        self._laid_out: WeakValueDictionary[Hashable, _LaidOut] = WeakValueDictionary()
 
     def load(
         self,
@@ -149,21 +165,36 @@ class NativeSession:
         shapes: Mapping[str, tuple[int, ...]],
         weights: WeightSet = PRISTINE,
     ) -> Module:
-        """Lay one network out for its shapes and map its packed weights."""
+        """Lay one network out for its shapes and map its packed weights, or merge new ones."""
+        key = (network, tuple(sorted(shapes.items())))
+        laid_out = self._laid_out.get(key)
+        if laid_out is not None:
+            packed = self._packed(network, laid_out.prepared, weights)
+            return NativeModule(network, laid_out, packed)
         limit = self._budget.weight_limits.get(network)
         prepared = prepare(self._bundle, network, shapes, self.precision, chosen_isa(), limit)
+        packed = self._packed(network, prepared, weights)
         entry = self._bundle.network(network)
         specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
-        merged = weights.weights(network, prepared.weights)
-        packed = packed_weights(network, prepared.source, prepared.packing, merged, weights)
         sides = symbol_sizes(entry.inputs, shapes)
         size = (sides.get("width", 0), sides.get("height", 0))
         if (plan := self._budget.bands(network, prepared, size)) is not None:
             return BandedModule(network, plan, packed, tuple(specs), self._threads)
-        return NativeModule(network, prepared, packed, specs, self._threads)
+        laid_out = _LaidOut(prepared, specs, packed.tensors, self._threads)
+        self._laid_out[key] = laid_out
+        return NativeModule(network, laid_out, packed)
+
+    def _packed(self, network: str, prepared: Prepared, weights: WeightSet) -> PackedWeights:
+        own = (network, prepared.source, prepared.packing, prepared.weights)
+        if not weights.identity(network):
+            return packed_weights(*own)
+        packed = merged_weights(*own, weights)
+        self._kept.keep(packed)
+        return packed
 
     def close(self) -> None:
-        """Do nothing: nothing is left once the modules are closed."""
+        """Forget the merged weights that are kept; nothing else is left once modules are closed."""
+        self._kept.clear()
 
 
 class NativeBackend:

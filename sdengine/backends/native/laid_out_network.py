@@ -21,12 +21,16 @@ class LaidOutNetwork:
 
     Args:
         program: a network's operations and where its maps lie.
-        weights: packed tensors by name, which must outlive it.
+        weights: packed tensors by name.
         threads: that run it.
     """
 
     def __init__(self, program: Program, weights: Mapping[str, Array], threads: int) -> None:
-        self.network = _native.Network(program.records, dict(weights), threads, chosen_isa())
+        self._weights = weights
+        self._read = {name for record in program.records for name in record["weights"].values()}
+        read = {name: weights[name] for name in self._read if name in weights}
+        self.network = _native.Network(program.records, read, threads, chosen_isa())
+        self._constants = program.constants
         for one, name in program.constants:
             self._fill(self.network.view(one), weights[name])
         self.inputs = {name: self.network.view(one) for name, one in program.inputs.items()}
@@ -34,6 +38,19 @@ class LaidOutNetwork:
             name: self.network.view(one).reshape(shape)
             for name, (one, shape) in program.outputs.items()
         }
+
+    def bind(self, weights: Mapping[str, Array]) -> None:
+        """Compute with other weights from now on; its maps stay where they are."""
+        if weights is self._weights:
+            return
+        before = self._weights
+        other = {name: weights[name] for name in self._read if weights[name] is not before[name]}
+        if other:
+            self.network.rebind(other)
+        self._weights = weights
+        for one, name in self._constants:
+            if weights[name] is not before[name]:
+                self._fill(self.network.view(one), weights[name])
 
     def write(self, inputs: Mapping[str, Array]) -> None:
         """Copy inputs, each of as many values as its map, to where the network reads them."""

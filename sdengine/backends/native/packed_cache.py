@@ -9,17 +9,19 @@ import errno
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
 
 from numpy.typing import NDArray
 
-from sdengine.adapters.weight_set import PRISTINE, WeightSet
+from sdengine.adapters.changes import Strong
+from sdengine.adapters.weight_set import WeightSet
 from sdengine.backends.forks import ForkSafeLock
-from sdengine.backends.native.packing import Packing, pack, packed_bytes, packed_kinds
+from sdengine.backends.native.packing import Packing, pack, packed_bytes, packed_kinds, sources_of
 from sdengine.errors import BundleError
 from sdengine.storage.cache_files import CacheFiles
 from sdengine.storage.cache_place import LIMIT_VARIABLE, say_not_kept
@@ -35,10 +37,16 @@ Array = NDArray[Any]
 
 
 class PackedWeights:
-    """Packed tensors by name; networks of all sizes that read the same ones share them."""
+    """Packed tensors by name; networks of all sizes that read the same ones share them.
 
-    def __init__(self, tensors: dict[str, Array]) -> None:
+    Args:
+        tensors: all that a network reads.
+        own_bytes: of those that are merged, in memory of their own; the others are the bundle's.
+    """
+
+    def __init__(self, tensors: dict[str, Array], own_bytes: int = 0) -> None:
         self.tensors = tensors
+        self.own_bytes = own_bytes
 
 
 _open: WeakValueDictionary[str, PackedWeights] = WeakValueDictionary()
@@ -46,42 +54,71 @@ _opening = ForkSafeLock()
 
 
 def packed_weights(
-    network: str,
-    source: HashedFile,
-    packing: Packing,
-    weights: Mapping[str, Array],
-    adapters: WeightSet = PRISTINE,
+    network: str, source: HashedFile, packing: Packing, weights: Mapping[str, Array]
 ) -> PackedWeights:
     """Return the packed weights of a network: those in use, or the file's, or made now.
 
-    Where the cache cannot be written they are kept in memory, and so are those with adapters, of
-    which there would be a file for each strength that is tried.
+    Where the cache cannot be written they are kept in memory.
 
     Args:
         network: its name.
         source: the weights' file, by whose bytes the packed ones are found again.
         packing: what they become.
-        weights: the file's tensors, with the adapters' changes.
-        adapters: these.
+        weights: the file's tensors.
 
     Raises:
-        BundleError, AdapterError: a file was changed after it was hashed.
+        BundleError: the file was changed after it was hashed.
     """
-    identity = adapters.identity(network)
-    made_from = [source.sha256, identity] if identity else source.sha256
-    text = json.dumps([_LAYOUT, network, made_from, [astuple(packed) for packed in packing]])
-    key = hashlib.sha256(text.encode()).hexdigest()[:32]
+    key = _key(network, source, packing, "")
     with _opening:
         found = _open.get(key)
         if found is None:
-            if identity:
-                adapters.require_unchanged()  # reading a mapped file that was cut off is fatal
-                found = PackedWeights(dict(_pack_unchanged(source, packing, weights)))
-                adapters.require_unchanged()
-            else:
-                found = PackedWeights(_kept_or_made(network, key, source, packing, weights))
+            found = PackedWeights(_kept_or_made(network, key, source, packing, weights))
             _open[key] = found
     return found
+
+
+def merged_weights(
+    network: str,
+    source: HashedFile,
+    packing: Packing,
+    weights: Mapping[str, Array],
+    adapters: WeightSet,
+) -> PackedWeights:
+    """Return the packed weights of a network with changes: those in use, or made now.
+
+    Only what is changed is laid out again, from the bundle's own values; the rest is shared with
+    the bundle's. They are in memory alone: there would be a file for each strength that is tried.
+
+    Args:
+        network, source, packing, weights: as for `packed_weights`.
+        adapters: what is merged.
+
+    Raises:
+        BundleError, AdapterError, CheckpointError: a file was changed after it was hashed, or a
+            sum is not finite. Nothing that is in use is altered.
+    """
+    key = _key(network, source, packing, adapters.identity(network))
+    base = packed_weights(network, source, packing, weights)
+    with _opening:
+        found = _open.get(key)
+        if found is None:
+            names = {*adapters.changed(network)}
+            changed = tuple(p for p in packing if not names.isdisjoint(sources_of(p)))
+            adapters.require_unchanged()  # reading a mapped file that was cut off is fatal
+            pristine, changes = adapters.pristine(network, weights), adapters.changes(network)
+            made = dict(_pack_unchanged(source, changed, pristine, changes))
+            adapters.require_unchanged()
+            own_bytes = sum(array.nbytes for array in made.values())
+            found = PackedWeights({**base.tensors, **made}, own_bytes)
+            _open[key] = found
+    return found
+
+
+def _key(network: str, source: HashedFile, packing: Packing, identity: str) -> str:
+    made_from = [source.sha256, identity] if identity else source.sha256
+    text = json.dumps([_LAYOUT, network, made_from, [astuple(packed) for packed in packing]])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _kept_or_made(
@@ -115,10 +152,13 @@ def _kept(path: Path, kinds: Kinds, key: str) -> dict[str, Array] | None:
 
 
 def _pack_unchanged(
-    source: HashedFile, packing: Packing, weights: Mapping[str, Array]
+    source: HashedFile,
+    packing: Packing,
+    weights: Mapping[str, Array],
+    changes: Mapping[str, Sequence[Strong]] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Array]]:
     _require_unchanged(source)
-    yield from pack(packing, weights)
+    yield from pack(packing, weights, changes)
     _require_unchanged(source)
 
 

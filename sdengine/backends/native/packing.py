@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdengine import _native
+from sdengine.adapters.changes import Strong, merged, not_finite, terms
 from sdengine.backends.machine import usable_processors
 from sdengine.backends.native.graph import Graph
 from sdengine.backends.native.operations import OPERATIONS, Weight
@@ -106,16 +109,39 @@ def plan_packing(graph: Graph, sizes: Sizes, weights: Mapping[str, Array]) -> tu
     return graph.model_copy(update={"steps": tuple(steps)}), tuple(ordered)
 
 
-def pack(packing: Packing, weights: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
-    """Lay weights out, one after the other, on as many threads as there may be."""
-    with ThreadPoolExecutor(usable_processors().threads) as pool:
-        ahead = []
-        for packed in packing:
-            ahead.append(pool.submit(_pack_one, packed, weights))
-            if len(ahead) > 4:  # what is made ahead waits in memory
-                yield from ahead.pop(0).result()
-        for made in ahead:
-            yield from made.result()
+def pack(
+    packing: Packing,
+    weights: Mapping[str, Array],
+    changes: Mapping[str, Sequence[Strong]] = MappingProxyType({}),
+) -> Iterator[tuple[str, Array]]:
+    """Lay weights out, one after the other, on as many threads as there may be.
+
+    Args:
+        packing: what they become.
+        weights: the bundle's tensors.
+        changes: what is merged into them, by tensor; see `sdengine.adapters.changes`.
+
+    Raises:
+        AdapterError: a sum is not finite.
+    """
+    threads = usable_processors().threads
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[list[tuple[str, Array]]]] = deque()
+        try:
+            for packed in packing:
+                ahead.append(pool.submit(_pack_one, packed, weights, changes))
+                if len(ahead) > 2 * threads:  # what is made ahead waits in memory
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+        finally:
+            for left in ahead:
+                left.cancel()
+
+
+def sources_of(packed: Packed) -> list[str]:
+    """Return the tensors that a packed one is made of."""
+    return packed.source.split(JOINT)
 
 
 def packed_kinds(packing: Packing) -> Kinds:
@@ -156,7 +182,7 @@ def packed_bytes(packing: Packing) -> int:
 
 
 def _check_source(step: Step, weight: Weight, packed: Packed, weights: Mapping[str, Array]) -> None:
-    sources = packed.source.split(JOINT)
+    sources = sources_of(packed)
     missing = [source for source in sources if source not in weights]
     if missing:
         raise BundleError(f"step {step.name!r} wants the tensor {missing[0]!r}; there is none.")
@@ -184,24 +210,22 @@ def _check_source(step: Step, weight: Weight, packed: Packed, weights: Mapping[s
         )
 
 
-def _pack_one(packed: Packed, weights: Mapping[str, Array]) -> list[tuple[str, Array]]:
-    sources = [to_float32(weights[source]) for source in packed.source.split(JOINT)]
-    values = sources[0] if len(sources) == 1 else np.concatenate(sources)
-    if packed.gated:
-        values = interleave_gated(values)
+def _pack_one(
+    packed: Packed, weights: Mapping[str, Array], changes: Mapping[str, Sequence[Strong]]
+) -> list[tuple[str, Array]]:
+    names = sources_of(packed)
     if packed.layout == "vector":
+        vectors = [to_float32(merged(weights[name], changes.get(name, ()))) for name in names]
+        values = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
+        if packed.gated:
+            values = interleave_gated(values)
         return [(packed.name, np.ascontiguousarray(values.reshape(-1)[: packed.out_features]))]
-    made: dict[str, Array]
-    if packed.layout == "winograd":
-        kernels = np.ascontiguousarray(values)
-        data, scales = _native.pack_winograd(packed.kind, packed.tile, kernels)
-        made = {packed.name: data, f"{packed.name}.scales": scales}
-    else:
-        if values.ndim == 4:
-            values = values.transpose(0, 2, 3, 1)
-        matrix = np.ascontiguousarray(values.reshape(packed.out_features, packed.in_features))
-        data, scales, sums = _native.pack_panels(packed.kind, matrix)
-        made = {packed.name: data, f"{packed.name}.scales": scales, f"{packed.name}.sums": sums}
+    pristine = [(name, np.ascontiguousarray(weights[name])) for name in names]
+    sources = [(weight, terms(weight, changes.get(name, ()))) for name, weight in pristine]
+    data, scales, sums, is_finite = _native.pack(packed.kind, packed.tile, sources, packed.gated)
+    if not is_finite:
+        raise not_finite(packed.source)
+    made = {packed.name: data, f"{packed.name}.scales": scales, f"{packed.name}.sums": sums}
     return [(name, made[name]) for name in packed.kinds()]
 
 

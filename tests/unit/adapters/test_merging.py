@@ -13,7 +13,6 @@ from support.adapters import LINEAR, Array, draw, flat, merge_all, read, shape_o
 from tolerances import assert_close
 
 from sdengine.adapters.adapter import Adapter
-from sdengine.adapters.changes import merged_weights
 from sdengine.adapters.weight_set import WeightSet
 from sdengine.errors import AdapterError
 from sdengine.storage.tensor_file import to_bf16_bits, to_float32
@@ -114,9 +113,3 @@ def test_text_and_image_have_strengths_of_their_own(tmp_path: Path) -> None:
     assert not silent.changes("text_encoder") and not silent.identity("text_encoder")
     names = [a.identity(n) for a in (applied, silent) for n in ("unet", "text_encoder")]
     assert len(set(names)) == len(names)
-    weights = {PARAMETER: draw(*SHAPE), "other": draw(3)}
-    merged = merged_weights(weights, applied.changes("unet"))
-    assert list(merged) == list(weights) and len(merged) == 2
-    assert merged["other"] is weights["other"]
-    assert not np.array_equal(merged[PARAMETER], weights[PARAMETER])
-    assert merged_weights(weights, {}) is weights

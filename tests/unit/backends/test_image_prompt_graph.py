@@ -78,7 +78,7 @@ def test_adapters_add_up_and_layers_are_apart(unet: NativeModule) -> None:
         for layer in LAYERS:
             names, own = prompt_inputs(0, layer), prompt_inputs(adapter, layer)
             halves |= {own[0]: whole[names[0]], own[1]: whole[names[1]] / 2}
-    assert_close("unet", unet._prepared.dtype, run(unet, halves), run(unet, whole))
+    assert_close("unet", unet.prepared.dtype, run(unet, halves), run(unet, whole))
     first, *_ = LAYERS
     only = run(unet, prompts(0, 4, [first]))
     assert not np.array_equal(only, run(unet)) and not np.array_equal(only, run(unet, whole))
@@ -100,7 +100,8 @@ def test_layouts_of_other_pictures_are_freed(unet: NativeModule) -> None:
     for tokens in (4, 7):
         with_both = run(unet, prompts(0, tokens), added)
         assert not np.array_equal(with_both, run(unet, prompts(0, tokens)))
-        assert len(unet._prompted) == 2
+        assert unet._laid_out is not None
+        assert sum(bool(prompts) for _, prompts in unet._laid_out._layouts) == 2
     np.testing.assert_array_equal(run(unet, added), run(unet, added, prompts(0, 4, scale=0)))
 
 
