@@ -24,6 +24,7 @@ RUN_TIME = (
     "prompt",
     "images",
     "pipeline",
+    "opened_bundle",
     "engine",
     "loading",
 )
@@ -47,6 +48,7 @@ AT_THE_ROOT = {
     "engine.py",
     "errors.py",
     "loading.py",
+    "opened_bundle.py",
     "py.typed",
     "version.py",
 }
