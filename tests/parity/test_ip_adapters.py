@@ -343,3 +343,16 @@ def test_a_picture_is_made_again_from_its_files(
     told = capsys.readouterr()
     assert f"other pictures, with SHA-256 {recorded.image[0].sha256}" in told.err
     assert json.loads(told.out)["ip_adapters"][0]["scale"] == 1
+
+
+@only_sd1
+def test_regions_are_prompted_too(engine: Engine) -> None:
+    """Parts of the picture that have prompts of their own see the adapter's picture alike."""
+    given: dict[str, Any] = {
+        "prompt": f"{PROMPT} AND a star", "steps": 2,
+        "regions": [sdengine.Region(box=(0.5, 0, 1, 1))],
+    }  # fmt: skip
+    adapter = plain(engine)
+    both, alone = made(engine, adapter, **given), made(engine, **given)
+    assert not np.array_equal(both, alone)
+    np.testing.assert_array_equal(made(engine, plain(engine, scale=0), **given), alone)
