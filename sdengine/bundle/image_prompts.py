@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sdengine.bundle.schema_fields import Positive, Strict
 
@@ -42,6 +42,19 @@ class ImageEncoderArchitecture(Strict):
     source: Annotated[str, Field(max_length=200)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     config: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _squares_fill_it(self) -> ImageEncoderArchitecture:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_encoder: {self.image_size} pixels in squares of {self.patch_size}"
+            )
+        return self
+
+    @property
+    def num_states(self) -> int:
+        """Of a picture: one of each square, and that of the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
 
 
 def cross_attentions(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:

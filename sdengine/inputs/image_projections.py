@@ -90,13 +90,13 @@ class Projection:
         return found
 
     def _linear(self, name: str, x: Floats) -> Floats:
-        y = x @ self._tensor(f"{name}.weight").T
+        y: Floats = x @ self._tensor(f"{name}.weight").T
         return y + self._tensor(f"{name}.bias") if f"{name}.bias" in self.weights else y
 
     def _norm(self, name: str, x: Floats) -> Floats:
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = np.square(centred).mean(axis=-1, keepdims=True)
-        normed = centred / np.sqrt(variance + np.float32(_EPSILON))
+        normed: Floats = centred / np.sqrt(variance + np.float32(_EPSILON))
         return normed * self._tensor(f"{name}.weight") + self._tensor(f"{name}.bias")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,9 @@ class IPAdapterFile(Recorded):
             )
 
 
-# Those that somebody holds, so that a file is looked at once.
+# Those that somebody holds, and the last ones, so that a file is looked at once.
 _opened: weakref.WeakValueDictionary[FileVersion, IPAdapterFile] = weakref.WeakValueDictionary()
+_last: deque[IPAdapterFile] = deque(maxlen=4)
 
 
 def read_ip_adapter(field: str, value: Any) -> Recorded:
@@ -121,6 +123,7 @@ def read_ip_adapter(field: str, value: Any) -> Recorded:
         reason = getattr(error, "strerror", None) or str(error)
         raise AdapterError(f"{shown} cannot be read: {reason}.") from None
     _opened[version] = found
+    _last.append(found)
     return found
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from sdengine.backends.base import Module
 from sdengine.bundle.image_prompts import IMAGE_ENCODER, prompt_inputs
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import require_tensors
@@ -75,14 +76,11 @@ class PictureReader:
         manifest = self._bundle.manifest
         return plan_ip_adapters(request, self._layers, manifest, count, is_guided=is_guided)
 
-    def read(
-        self, planned: Sequence[PlannedIPAdapter], size: tuple[int, int], clock: StageClock
-    ) -> ImagePrompts | None:
+    def read(self, planned: Sequence[PlannedIPAdapter], clock: StageClock) -> ImagePrompts | None:
         """Return what IP-Adapters make of their pictures; None without any.
 
         Args:
             planned: the IP-Adapters.
-            size: width and height of the computation.
             clock: where time is counted.
 
         Raises:
@@ -91,7 +89,7 @@ class PictureReader:
         """
         if not planned:
             return None
-        encode = _Encoder(self._bundle, self._networks, size, clock)
+        encode = _Encoder(self._bundle, self._networks, clock)
         prompts = [self._kept.of(one, encode) for one in planned]
         return ImagePrompts(planned, prompts, tuple(self._layers))
 
@@ -171,13 +169,10 @@ class ImagePrompts:
 class _Encoder:
     """The image encoder during one request, which runs once for each picture."""
 
-    def __init__(
-        self, bundle: Bundle, networks: Networks, size: tuple[int, int], clock: StageClock
-    ) -> None:
+    def __init__(self, bundle: Bundle, networks: Networks, clock: StageClock) -> None:
         self.clock = clock
         self._architecture = bundle.manifest.architecture.image_encoder
         self._networks = networks
-        self._size = size
         self._known: dict[str, Mapping[str, Array]] = {}
 
     def __call__(self, picture: Picture | None) -> Mapping[str, Array]:
@@ -189,10 +184,9 @@ class _Encoder:
             pixels = np.zeros((3, size, size), np.float32)
             if picture is not None:
                 pixels = clip_pixels(picture, size)
-            width, height = self._size
-            module = self._networks.get(IMAGE_ENCODER, 1, height, width, clock=self.clock)
+            module = self._networks.get(IMAGE_ENCODER, 1, size, size, clock=self.clock)
             given = patches(pixels, patch)
-            require_tensors(IMAGE_ENCODER, module.inputs, {"patches": given.shape}, "float32")
+            self._require(module, given.shape)
             found = self.clock.timed(IMAGE_ENCODER, module).run({"patches": given})
             states = np.array(found["states"], np.float32)
             vector = np.array(found["embeds"][:, 0], np.float32)
@@ -200,6 +194,17 @@ class _Encoder:
                 raise NonFiniteError.at(IMAGE_ENCODER)
             self._known[name] = {"states": states, "vector": vector}
         return self._known[name]
+
+    def _require(self, module: Module, patches_shape: tuple[int, ...]) -> None:
+        """Refuse a network that is not what the manifest describes."""
+        own = self._architecture
+        assert own is not None
+        wanted = {
+            "states": (1, own.num_states, own.hidden_size),
+            "embeds": (1, own.num_states, own.projection_dim),
+        }
+        require_tensors(IMAGE_ENCODER, module.inputs, {"patches": patches_shape}, "float32")
+        require_tensors(IMAGE_ENCODER, module.outputs, wanted, "float32")
 
 
 def _made(planned: PlannedIPAdapter, encode: _Encoder) -> _Prompt:

@@ -139,6 +139,15 @@ def _require_encoder(adapter: IPAdapter, encoder: ImageEncoderArchitecture | Non
             "bundle with one: sdengine build CHECKPOINT -o BUNDLE --image-encoder FOLDER; or give "
             f"embeds{also}."
         )
+    given = adapter.embeds.values.shape[-2] if adapter.embeds is not None else encoder.num_states
+    if projection.kind == "full" and given != encoder.num_states:
+        raise ConfigError.for_field(
+            "ip_adapter.embeds",
+            f"{given} states",
+            f"{encoder.num_states}, as many as the bundle's image encoder makes of the picture of "
+            "zeros that the unconditional half reads",
+            "Give those of that half before them.",
+        )
     width = encoder.hidden_size if projection.reads == "states" else encoder.projection_dim
     if projection.in_width != width:
         what = "states" if projection.reads == "states" else "embeddings"

@@ -244,7 +244,7 @@ class Pipeline:
             extra = depth_channel(request.depth, shape[2], shape[3], invert=request.depth_invert)
         self._done_with(ENCODER, TINY_ENCODER)
         hints = tuple(read_hint(one, request, plan.size, picture) for one in plan.controls)
-        prompts = self._pictures.read(plan.ip_adapters, plan.size, clock)
+        prompts = self._pictures.read(plan.ip_adapters, clock)
         self._done_with(IMAGE_ENCODER)
         regions = None
         if request.regions:

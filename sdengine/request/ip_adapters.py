@@ -83,7 +83,7 @@ class Blocks:
             value = dict(value) if all(isinstance(v, tuple) and len(v) == 2 for v in value) else 0
         if not isinstance(value, Mapping) or not 0 < len(value) <= _MAX_BLOCKS:
             raise ConfigError.for_field(name, value, self.accepted)
-        found = {}
+        found: dict[str, float] = {}
         for path, factor in self._flat(name, value):
             if _PATH.fullmatch(path) is None or len(found) >= _MAX_BLOCKS:
                 raise ConfigError.for_field(name, path, self.accepted)

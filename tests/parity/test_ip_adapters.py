@@ -292,6 +292,8 @@ def test_what_does_not_fit_is_refused_before_any_work(
     narrow = make_ip_adapter("tiny")
     narrow["image_proj.proj.weight"] = narrow["image_proj.proj.weight"][:, :20].contiguous()
     other = save_ip_adapter(tmp_path / "narrow.bin", narrow)
+    full = save_ip_adapter(tmp_path / "full.bin", make_ip_adapter("tiny", "full"))
+    fewer = IPAdapter(full, embeds=np.zeros((1, 16, HIDDEN), np.float32))
     record = IPAdapter(Recorded("0" * 64), picture())
     for adapter, told in (
         (
@@ -300,6 +302,7 @@ def test_what_does_not_fit_is_refused_before_any_work(
         ),
         (IPAdapter(other, picture()), r"embeddings of 20 numbers; .*encoder gives 24. Build the b"),
         (plain(engine, blocks={"up_blocks.0.attentions.7": 1}), r"ip_adapter\.blocks: .*up_blocks"),
+        (fewer, r"ip_adapter\.embeds: '16 states' .*expected 17, as many as"),
         (record, r"only the record of number 1, with SHA-256 0{64}, is known. Give its file"),
     ):
         with pytest.raises(ConfigError, match=told):
@@ -343,3 +346,16 @@ def test_a_picture_is_made_again_from_its_files(
     told = capsys.readouterr()
     assert f"other pictures, with SHA-256 {recorded.image[0].sha256}" in told.err
     assert json.loads(told.out)["ip_adapters"][0]["scale"] == 1
+
+
+@only_sd1
+def test_regions_are_prompted_too(engine: Engine) -> None:
+    """Parts of the picture that have prompts of their own see the adapter's picture alike."""
+    given: dict[str, Any] = {
+        "prompt": f"{PROMPT} AND a star", "steps": 2,
+        "regions": [sdengine.Region(box=(0.5, 0, 1, 1))],
+    }  # fmt: skip
+    adapter = plain(engine)
+    both, alone = made(engine, adapter, **given), made(engine, **given)
+    assert not np.array_equal(both, alone)
+    np.testing.assert_array_equal(made(engine, plain(engine, scale=0), **given), alone)

@@ -49,7 +49,7 @@ def test_a_pickle_of_whole_names(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.projection(states), two.projection(states))
 
 
-def test_a_file_is_looked_at_once_while_it_is_held(tmp_path: Path) -> None:
+def test_a_file_is_looked_at_once(tmp_path: Path) -> None:
     path = save_ip_adapter(tmp_path / "a.safetensors", make_ip_adapter("tiny"))
     first = read(path)
     assert read(path) is first
