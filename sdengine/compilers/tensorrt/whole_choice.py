@@ -61,7 +61,8 @@ def build_fastest(
     Raises:
         EngineBuildError: the first plan gives no engine; what else `build` raises.
     """
-    paths = {kernels: output.with_suffix(f".{kernels}.engine") for kernels in plans}
+    several = len(plans) > 1
+    paths = {k: output.with_suffix(f".{k}.engine") if several else output for k in plans}
     told: dict[str, dict[str, Any]] = {}
     problems: dict[str, str] = {}
     try:
@@ -74,12 +75,13 @@ def build_fastest(
                 problems[kernels] = _line(error)
                 _log.warning("%s: no engine with %s kernels: %s", name, kernels, error)
         chosen, options = next(iter(told)), {}
-        if len(plans) > 1:
+        if several:
             chosen, options = _choose(name, {k: paths[k] for k in told}, problems, time)
-        paths[chosen].rename(output)
+        kept = paths.pop(chosen)
     finally:
         for path in paths.values():
             path.unlink(missing_ok=True)
+    kept.rename(output)
     plan = plans[chosen]
     return replace(plan, options={**plan.options, **options}), told[chosen]
 
