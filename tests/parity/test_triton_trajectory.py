@@ -135,6 +135,8 @@ def test_a_request_to_the_last_copy(
     # The program, the first latents, the text. The prompt is known, so its encoder is not run.
     assert found["uploads"] == 3
     assert found["downloads"] == 2  # whether all was finite, and the latents
+    # The first step's begin; then each step's end, with the next one's begin.
+    assert found["kernels"] == 1 + STEPS
     assert found["networks"] == STEPS + 1  # what the steps have in common, once
     assert found["replays"] == STEPS + 1 + 1  # and the decoder
     # For the queue to have room, for the latents, and for the run that goes to be at rest.
