@@ -61,7 +61,7 @@ def engine(bundle: Bundle, cuda: FakeCuda) -> Iterator[Engine]:
 def backend_of(cuda: FakeCuda) -> TritonBackend:
     assert cuda.device is not None
     device = cuda.device
-    return TritonBackend("cpu", cuda, lambda: device)
+    return TritonBackend("cpu", cuda, lambda number: device)
 
 
 def unet_of(engine: Engine, rows: int = 2) -> TritonUNet:
@@ -194,7 +194,7 @@ def test_two_requests_take_turns_in_the_same_memory(engine: Engine) -> None:
 def test_without_the_native_device_the_host_runs_the_steps(
     bundle: Bundle, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse() -> _native.Device:
+    def refuse(number: int) -> _native.Device:
         raise DeviceError("the extension was built without CUDA")
 
     (expected,) = images(bundle, backend_of(cuda))
