@@ -93,12 +93,19 @@ def test_pictures_are_those_of_eager_torch(bundle: Bundle, cuda: FakeCuda, name:
     assert cuda.device is not None and cuda.device.ledger()["networks"] >= STEPS
 
 
-def test_an_sdxl_model_does_the_same(tmp_path: Path, cuda: FakeCuda) -> None:
+def test_without_the_native_device_the_host_runs_the_steps_of_an_sdxl_model_too(
+    tmp_path: Path, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(number: int) -> _native.Device:
+        raise DeviceError("the extension was built without CUDA")
+
     bundle = make_bundle("tiny-sdxl", tmp_path)
-    (expected,) = images(bundle, TorchBackend(), guidance_scale=4.0)
     (found,) = images(bundle, backend_of(cuda), guidance_scale=4.0)
+    assert cuda.device is not None and cuda.device.ledger()["networks"] == STEPS + 1
+    caplog.set_level("DEBUG")
+    (expected,) = images(bundle, TritonBackend("cpu", FakeCuda(), refuse), guidance_scale=4.0)
     assert np.abs(found.astype(int) - expected).max() <= 1
-    assert cuda.device is not None and cuda.device.ledger()["networks"] >= STEPS
+    assert "the host runs the sampler's steps: the extension was built without CUDA" in caplog.text
 
 
 def test_prompts_that_change_on_the_way_are_brought_when_they_do(
@@ -166,8 +173,8 @@ def test_a_step_has_fewer_operations_than_the_whole_network(engine: Engine, cuda
 def test_more_evaluations_than_a_graph_reads_are_another_graph(
     bundle: Bundle, engine: Engine, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_unet, "LEAST_EVALUATIONS", STEPS)
-    options = {**BASE, "steps": STEPS + 1}
+    monkeypatch.setattr(triton_unet, "LEAST_EVALUATIONS", 1)
+    options = {**BASE, "steps": STEPS + 2}  # beyond the next power of two
     with Engine(bundle, TorchBackend(), FP32) as eager:
         (expected,) = eager.generate("a red circle", **options).arrays
     engine.generate("a red circle", **BASE)
@@ -189,19 +196,6 @@ def test_two_requests_take_turns_in_the_same_memory(engine: Engine) -> None:
     for step, image in zip(last, expected, strict=True):
         assert step.result is not None
         assert (step.result.arrays[0] == image).all()
-
-
-def test_without_the_native_device_the_host_runs_the_steps(
-    bundle: Bundle, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(number: int) -> _native.Device:
-        raise DeviceError("the extension was built without CUDA")
-
-    (expected,) = images(bundle, backend_of(cuda))
-    caplog.set_level("DEBUG")
-    (found,) = images(bundle, TritonBackend("cpu", FakeCuda(), refuse))
-    assert np.abs(found.astype(int) - expected).max() <= 1
-    assert "the host runs the sampler's steps: the extension was built without CUDA" in caplog.text
 
 
 def test_what_fails_in_a_step_names_the_network_and_the_next_request_works(
