@@ -203,13 +203,19 @@ class TwoGpus(FakeCuda):
 def test_a_gpu_is_chosen_by_its_number(
     bundle: Bundle, kind: type[TorchCudaBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpus, opened = TwoGpus(), []
+    gpus = TwoGpus()
+    opened: list[int] = []
+    device = _native.CpuDevice()
+
+    def native(number: int) -> _native.Device:
+        opened.append(number)
+        return device
+
     for name in ("device_count", "get_device_name", "get_device_capability"):
         monkeypatch.setattr(torch.cuda, name, getattr(gpus, name))
     backend = kind()
     if isinstance(backend, TritonBackend):
-        device = _native.CpuDevice()
-        backend = TritonBackend("cuda", gpus, lambda number: opened.append(number) or device)
+        backend = TritonBackend("cuda", gpus, native)
     session = backend.open(bundle, SessionOptions("bf16", device=1))
     assert isinstance(session, TorchCudaSession)
     assert (session.device, session.precision) == ("cuda:1", "bf16")

@@ -6,7 +6,6 @@ network on that device's stream. Kernels are torch's own: those of Triton have t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from support.tiny_checkpoints import make_tiny
 
 from sdengine import _native
 from sdengine.backends.base import SessionOptions
+from sdengine.backends.device_protocols import TrajectoryKind
 from sdengine.backends.torch import triton, triton_unet
 from sdengine.backends.torch.eager import TorchBackend
 from sdengine.backends.torch.triton import TritonBackend
@@ -222,6 +222,6 @@ def test_closing_frees_graphs_and_memory(bundle: Bundle, cuda: FakeCuda) -> None
     # Text encoder, what steps have in common, a step, decoder.
     assert cuda.log.count("reset") == len(cuda.captured) == 4
     unet.close()
-    kind = dataclasses.make_dataclass("Kind", ["evaluations"])(4)
+    kind = TrajectoryKind(batch=1, copies=2, channels=4, evaluations=4, registers=1)
     with pytest.raises(DeviceError, match="was closed"):
         unet.prepare(kind)

@@ -208,7 +208,10 @@ class TritonUNet(TorchModule):
         if self._arena is None:
             regions = self._regions()
             arena = SharedArena(self._runtime.native(), {_SET: regions}, cap_bytes=0)
-            host = {s.name: np.zeros(s.shape, NUMPY[self._stored(s)]) for s in self._read}
+            host = {
+                s.name: np.zeros(tuple(map(int, s.shape)), NUMPY[self._stored(s)])
+                for s in self._read
+            }
             self._staged = StagedInputs(arena, _SET, self.name, self._read, host)
             self._stream = self._runtime.cuda.ExternalStream(
                 arena.queue.stream, device=self._runtime.device

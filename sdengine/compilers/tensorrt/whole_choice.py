@@ -74,7 +74,8 @@ def build_fastest(
                     raise
                 problems[kernels] = _line(error)
                 _log.warning("%s: no engine with %s kernels: %s", name, kernels, error)
-        chosen, options = next(iter(told)), {}
+        chosen = next(iter(told))
+        options: dict[str, Any] = {}
         if several:
             chosen, options = _choose(name, {k: paths[k] for k in told}, problems, time)
         kept = paths.pop(chosen)
