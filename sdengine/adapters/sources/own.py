@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from sdengine.bundle.architecture import Architecture
-from sdengine.bundle.reader import Bundle
 from sdengine.errors import BundleError, ConfigError
 from sdengine.inputs.models import PARTS
 from sdengine.storage.tensor_file import map_open_tensors
+
+if TYPE_CHECKING:
+    from sdengine.bundle.architecture import Architecture
+    from sdengine.bundle.reader import Bundle
 
 Array = NDArray[Any]
 VAE_HALVES = ("vae_decoder", "vae_encoder")
