@@ -105,10 +105,11 @@ def roofline(record: Record) -> str:
             accuracy.roofline(record),
             "Beside that, what the run time does, counted on the stand-ins of CUDA and held by "
             "`tests/cpp/fake_cuda/test_cuda_ledger.cpp` and `tests/parity/test_request_ledger.py`: "
-            "of each step one launch of a graph, whose four kernels beside the network scale, "
-            "guide and step; no copy of latents and no pageable upload; of K steps K - 1 waits, "
-            "for the queue to have room, and 2 downloads, whether or not progress is shown. A "
-            "step that went through the host would wait once and copy latents twice.",
+            "of each step one launch of a graph, whose one kernel beside the network guides, "
+            "steps and scales for the next; no copy of latents and no pageable upload; of K "
+            "steps K - 1 waits, for the queue to have room, and 2 downloads, whether or not "
+            "progress is shown. A step that went through the host would wait once and copy "
+            "latents twice.",
         ]
     )
 

@@ -45,7 +45,7 @@ def load(
             native of the machine's, whose convolutions then use smaller weights where they must;
             None for what is free. Image sizes that would take more are refused before anything
             runs.
-        device: number of the GPU that runs a bundle of engines, as CUDA counts them; None is 0.
+        device: number of the GPU that runs the bundle, as CUDA counts them; None is 0.
         embeddings: a folder of textual inversions, or a file, that prompts may name from the start;
             see `Engine.add_embeddings`.
         loras: files of LoRAs and their kin, or folders that PEFT or diffusers wrote, with a

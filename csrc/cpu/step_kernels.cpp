@@ -64,6 +64,7 @@ void scale(const float* source, std::size_t num_elements, double factor, void* o
 }
 
 void prepare_step(const StepBuffers& buffers) {
+  if (buffers.state->row >= buffers.state->num_rows) return;
   const double* const row = current_row(buffers);
   auto* sample = static_cast<unsigned char*>(buffers.sample);
   for (std::size_t copy = 0; copy < buffers.copies; ++copy) {
@@ -92,6 +93,7 @@ void finish_step(const StepBuffers& buffers) {
               });
   ++state.row;
   if (!finite && state.not_finite_step == 0) state.not_finite_step = state.row;
+  prepare_step(buffers);
 }
 
 void to_pixels(const void* images, DataType type, std::size_t batch, std::size_t num_pixels,

@@ -1,9 +1,12 @@
 // prepare_step reads one register and writes `copies` samples; finish_step reads R registers,
-// `copies` predictions and the noise, and writes R registers: (2R + 3) * 4 bytes an element at
-// most, a few MB. Neighbouring threads take neighbouring elements, so that every access is
-// coalesced; nothing is reused, so there is no tiling. Sums are double as on the CPU: the little
-// arithmetic hides behind the memory. Row, register count and guidance scale come from device
-// memory, so one captured graph runs every step of every sampler.
+// `copies` predictions and the noise, writes R registers and the next step's samples: (2R + 3) * 4
+// bytes an element at most, a few MB. Neighbouring threads take neighbouring elements, so that
+// every access is coalesced; nothing is reused, so there is no tiling. Sums are double as on the
+// CPU: the little arithmetic hides behind the memory. Row, register count and guidance scale come
+// from device memory, so one captured graph runs every step of every sampler. A launch costs about
+// as much as the step itself, so that a step's end and the next one's begin are one.
+
+#include <algorithm>
 
 #include "cuda/numbers.h"
 #include "cuda/step_kernels.h"
@@ -14,22 +17,34 @@ namespace {
 using runtime::kRowDoubles;
 using runtime::StepState;
 
+// What the network reads of a row.
 template <typename T>
-struct PrepareBody {
-  const float* registers;
+struct Inputs {
   const StepState* state;
   const double* rows;
   T* sample;
   float* timestep;
   std::size_t num_elements, copies, num_timesteps;
 
-  SDENGINE_BODY void operator()(std::size_t e) const {
-    const double* const row = rows + static_cast<std::size_t>(state->row) * kRowDoubles;
+  // row: of the table; nothing happens behind its last. first: of the registers, at e.
+  SDENGINE_BODY void write(std::size_t e, int row, float first) const {
+    if (row >= state->num_rows) return;
+    const double* const numbers = rows + static_cast<std::size_t>(row) * kRowDoubles;
     if (e < num_elements) {
-      const T value = from_float<T>(static_cast<float>(row[0]) * registers[e]);
+      const T value = from_float<T>(static_cast<float>(numbers[0]) * first);
       for (std::size_t copy = 0; copy < copies; ++copy) sample[copy * num_elements + e] = value;
     }
-    if (e < num_timesteps) timestep[e] = static_cast<float>(row[runtime::kTimestepDouble]);
+    if (e < num_timesteps) timestep[e] = static_cast<float>(numbers[runtime::kTimestepDouble]);
+  }
+};
+
+template <typename T>
+struct PrepareBody {
+  const float* registers;
+  Inputs<T> inputs;
+
+  SDENGINE_BODY void operator()(std::size_t e) const {
+    inputs.write(e, inputs.state->row, e < inputs.num_elements ? registers[e] : 0.0f);
   }
 };
 
@@ -39,19 +54,28 @@ struct FinishBody {
   const T* noise_pred;
   const float* noise;
   StepState* state;
-  const double* rows;
-  std::size_t num_elements, copies;
+  Inputs<T> inputs;
+
+  SDENGINE_BODY void operator()(std::size_t e) const {
+    const float first = e < inputs.num_elements ? step(e) : 0.0f;
+    inputs.write(e, state->row + 1, first);
+  }
+
+  // What one thread does once all have done their elements: none still reads the row.
+  SDENGINE_BODY void last() const { ++state->row; }
 
   SDENGINE_BODY double guided(std::size_t e) const {
     const double uncond = to_float(noise_pred[e]);
-    if (copies == 1) return uncond;
-    const double cond = to_float(noise_pred[num_elements + e]);
+    if (inputs.copies == 1) return uncond;
+    const double cond = to_float(noise_pred[inputs.num_elements + e]);
     return uncond + state->guidance_scale * (cond - uncond);
   }
 
-  SDENGINE_BODY void operator()(std::size_t e) const {
+  // Returns the first register.
+  SDENGINE_BODY float step(std::size_t e) const {
+    const std::size_t num_elements = inputs.num_elements;
     const int R = state->num_registers;
-    const double* const row = rows + static_cast<std::size_t>(state->row) * kRowDoubles;
+    const double* const row = inputs.rows + static_cast<std::size_t>(state->row) * kRowDoubles;
     const double* const A = row + 2;
     const double* const b = A + R * R;
     const double* const d = b + R;
@@ -62,6 +86,7 @@ struct FinishBody {
       if (j < R) old[j] = registers[static_cast<std::size_t>(j) * num_elements + e];
     }
     bool finite = true;
+    float first = 0.0f;
     for (int i = 0; i < R; ++i) {
       double sum = b[i] * m;
       for (int j = 0; j < static_cast<int>(kMaxRegisters); ++j) {
@@ -74,37 +99,39 @@ struct FinishBody {
       }
       const float value = static_cast<float>(sum);
       finite = finite && is_finite(value);
+      if (i == 0) first = value;
       registers[static_cast<std::size_t>(i) * num_elements + e] = value;
     }
     // All threads that write write the same.
     if (!finite && state->not_finite_step == 0) state->not_finite_step = state->row + 1;
+    return first;
   }
 };
 
-// A launch of its own: no other thread may still read the row.
-struct AdvanceBody {
-  StepState* state;
+template <typename T>
+Inputs<T> inputs_of(const runtime::StepBuffers& buffers) {
+  return {buffers.state,        buffers.rows,         static_cast<T*>(buffers.sample),
+          buffers.timestep,     buffers.num_elements, buffers.copies,
+          buffers.num_timesteps};
+}
 
-  SDENGINE_BODY void operator()(std::size_t) const { ++state->row; }
-};
+// Also of nothing the last thread does something.
+std::size_t num_threads_of(const runtime::StepBuffers& buffers) {
+  return std::max({std::size_t{1}, buffers.num_elements, buffers.num_timesteps});
+}
 
 template <typename T>
 void prepare(const runtime::StepBuffers& buffers, cudaStream_t stream) {
-  const PrepareBody<T> body{
-      buffers.registers, buffers.state,        buffers.rows,   static_cast<T*>(buffers.sample),
-      buffers.timestep,  buffers.num_elements, buffers.copies, buffers.num_timesteps};
-  launch(body, std::max(buffers.num_elements, buffers.num_timesteps), stream,
+  launch(PrepareBody<T>{buffers.registers, inputs_of<T>(buffers)}, num_threads_of(buffers), stream,
          "starting prepare_step");
 }
 
 template <typename T>
 void finish(const runtime::StepBuffers& buffers, cudaStream_t stream) {
   const FinishBody<T> body{buffers.registers, static_cast<const T*>(buffers.noise_pred),
-                           buffers.noise,     buffers.state,
-                           buffers.rows,      buffers.num_elements,
-                           buffers.copies};
-  launch(body, buffers.num_elements, stream, "starting finish_step");
-  launch(AdvanceBody{buffers.state}, 1, stream, "moving to the next step");
+                           buffers.noise, buffers.state, inputs_of<T>(buffers)};
+  launch_then_last(body, num_threads_of(buffers), &buffers.state->blocks_done, stream,
+                   "starting finish_step");
 }
 
 template <typename T>
@@ -126,7 +153,7 @@ void scale_as(const float* source, std::size_t num_elements, double factor, void
 template <typename T>
 void load_for_type() {
   load<PrepareBody<T>>();
-  load<FinishBody<T>>();
+  load_then_last<FinishBody<T>>();
   load<ScaleBody<T>>();
 }
 
@@ -136,7 +163,6 @@ void load_step_kernels() {
   load_for_type<float>();
   load_for_type<__half>();
   load_for_type<__nv_bfloat16>();
-  load<AdvanceBody>();
 }
 
 void scale(const float* source, std::size_t num_elements, double factor, void* out,

@@ -76,9 +76,11 @@ class Device {
   virtual void launch(RawHandle graph, RawHandle stream) = 0;
   virtual void destroy_graph(RawHandle graph) noexcept = 0;
 
-  // Queues sample = c_in * registers[0], once per copy, and timestep = t, both of the state's row.
+  // Queues sample = c_in * registers[0], once per copy, and timestep = t, both of the state's row;
+  // nothing behind the table's last.
   virtual void prepare_step(const StepBuffers& buffers, RawHandle stream) = 0;
-  // Queues guidance and the step of the state's row in place, then moves the state to the next row.
+  // Queues guidance and the step of the state's row in place, moves the state to the next row, and
+  // does for that what prepare_step does.
   virtual void finish_step(const StepBuffers& buffers, RawHandle stream) = 0;
 
   // Queues out = factor * source, [num_elements] of `type`.

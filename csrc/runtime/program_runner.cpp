@@ -110,6 +110,7 @@ void ProgramRunner::start(const Program& program, double guidance_scale, const f
     device_->upload(buffers_.registers, initial, size_bytes, stream());
     device_->fill(buffers_.registers + shape_.num_elements, 0,
                   size_bytes * (program.num_registers - 1), stream());
+    device_->prepare_step(buffers_, stream());
     noise_feed_.start(program.noise_before(program.num_steps));
     begin_at(0);
   });
@@ -163,6 +164,7 @@ void ProgramRunner::resume(const Program& program, double guidance_scale, const 
     begin_at(next);
     device_->upload(buffers_.registers, registers,
                     program.num_registers * shape_.num_elements * sizeof(float), stream());
+    device_->prepare_step(buffers_, stream());
   });
 }
 
@@ -180,7 +182,6 @@ void ProgramRunner::or_rest(const Work& work) {
 
 GraphCache::Record ProgramRunner::record_step(const Denoiser& network) const {
   return [this, &network](RawHandle stream) {
-    device_->prepare_step(buffers_, stream);
     network(stream);
     device_->finish_step(buffers_, stream);
   };

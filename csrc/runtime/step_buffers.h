@@ -22,6 +22,8 @@ struct StepState {
   std::int32_t row;              // of the table, the next one to run
   std::int32_t not_finite_step;  // 1 + the first row with a NaN or infinite value, or 0
   std::int32_t num_registers;
+  std::int32_t num_rows;     // of the table
+  std::int32_t blocks_done;  // of a GPU's finish_step that is running; 0 between two
   std::int32_t reserved;
 };
 

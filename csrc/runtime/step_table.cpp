@@ -41,6 +41,7 @@ StepTable::StepTable(const Program& program, double guidance_scale, std::size_t 
   state.guidance_scale = guidance_scale;
   state.row = static_cast<std::int32_t>(first_step);
   state.num_registers = static_cast<std::int32_t>(program.num_registers);
+  state.num_rows = static_cast<std::int32_t>(program.num_steps);
   std::memcpy(packed_.data(), &state, sizeof state);
 
   const std::size_t R = program.num_registers;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -187,6 +187,26 @@ def require_no_device(backend: str, device: int | None) -> None:
             "device",
             device,
             f"None with backend {backend}",
-            "Bundles of targets tensorrt and tensorrt-rtx choose a GPU; for others the variable "
-            "CUDA_VISIBLE_DEVICES does.",
+            "Backends tensorrt, tensorrt-rtx, torch-cuda and triton choose a GPU.",
         )
+
+
+def checked_device(device: object, names: Sequence[str]) -> int:
+    """Return the number of a GPU that is there.
+
+    Args:
+        device: what was asked for.
+        names: of those that are there, in their order.
+
+    Raises:
+        ConfigError: it is none; the message lists those that are.
+    """
+    if type(device) is int and 0 <= device < len(names):
+        return device
+    known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
+    raise ConfigError.for_field(
+        "device",
+        device,
+        known or "the number of a GPU, of which there is none",
+        "CUDA_VISIBLE_DEVICES decides which are counted.",
+    )

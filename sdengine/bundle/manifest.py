@@ -94,6 +94,9 @@ class NetworkOptions(Strict):
         kernels: what was asked for; see `sdengine.build`.
         kernels_reason: why no kernel became a plugin, where that was not asked for.
         kernel_choices: what was chosen for nodes that have a plugin.
+        kernels_chosen: which engine was fastest: "native", "triton", or "mixed" of both.
+        kernel_engines: milliseconds of each engine that was timed, by image size.
+        kernel_problems: why one was not.
         ptx_version: of the plugins' code, which the driver must read where the engine runs: "9.0".
         refittable, stripped: the engine's weights can be exchanged, were left out.
         exact: by precision, outputs of the native steps that are computed plainly.
@@ -113,6 +116,9 @@ class NetworkOptions(Strict):
     kernels: ShortText | None = None
     kernels_reason: Text | None = None
     kernel_choices: list[KernelChoice] = Field(default_factory=list)
+    kernels_chosen: ShortText | None = None
+    kernel_engines: dict[ShortText, dict[ShortText, float]] = Field(default_factory=dict)
+    kernel_problems: dict[ShortText, Text] = Field(default_factory=dict)
     ptx_version: ShortText | None = None
     refittable: bool = False
     stripped: bool = False

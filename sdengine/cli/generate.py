@@ -86,7 +86,7 @@ def generate(
     ] = None,
     device: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Number of the GPU that runs a bundle of engines."),
+        typer.Option(metavar="N", help="Number of the GPU, of backends that run on one."),
     ] = None,
     embeddings_folder: Annotated[
         str | None, typer.Option("--embeddings", metavar="FOLDER", help=FOLDER_HELP)

@@ -177,6 +177,12 @@ def _engine_lines(options: NetworkOptions) -> Iterator[str]:
     if options.kernels is not None:
         reason = f": {options.kernels_reason}" if options.kernels_reason else ""
         yield f"kernels {options.kernels}{reason}"
+    for kernels, ms in options.kernel_engines.items():
+        times = ", ".join(f"{size} {one:.3f} ms" for size, one in ms.items())
+        chosen = ", chosen" if kernels == options.kernels_chosen else ""
+        yield f"the engine of {kernels} kernels: {times}{chosen}"
+    for kernels, problem in options.kernel_problems.items():
+        yield f"no engine of {kernels} kernels was timed: {problem}"
     if options.ptx_version is not None:
         yield f"plugins in PTX {options.ptx_version}, which the driver must read"
     for choice in options.kernel_choices:

@@ -97,7 +97,63 @@ def test_auto_keeps_the_faster_kernel_of_each_node(
     assert attentions[0].shapes["128x64"][0] == [rows, 2 * tokens, heads, head_dim]
     # Fewer decisions than nodes: equal ones are measured once.
     assert len(choices) < counted
-    assert {phase for phase, _, _ in told} == {"unet: timing kernels", "unet: Building"}
+    phases = {"unet: timing kernels", "unet: Building", "unet: timing engines"}
+    assert {phase for phase, _, _ in told} == phases
+    assert compiled.options.kernels_chosen == "mixed"
+    # Profiles have 1 and 2 rows for each size; engines are timed at those with most.
+    assert compiled.options.kernel_engines == {
+        "native": {"64x64": 6.0, "128x64": 12.0},
+        "triton": {"64x64": 5.0, "128x64": 10.0},
+        "mixed": {"64x64": 4.0, "128x64": 8.0},
+    }
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["unet.engine"]
+
+
+@pytest.mark.parametrize(
+    ("engine_ms", "chosen"),
+    [
+        # Nodes that win alone lose in the network, or would win where they lose alone.
+        ({"native": 1.0, "mixed": 1.2, "triton": 1.4}, "native"),
+        ({"native": 1.0, "mixed": 0.9, "triton": 0.8}, "triton"),
+        ({"native": 1.0, "mixed": 0.995, "triton": 1.0}, "native"),
+    ],
+)
+def test_the_fastest_engine_is_kept_whatever_nodes_do_alone(
+    unet: ExportedNetwork,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine_ms: dict[str, float],
+    chosen: str,
+) -> None:
+    full_tensorrt.install(monkeypatch, tmp_path / "cache", ms=TIMES, engine_ms=engine_ms)
+    options = compile_engine(unet, tmp_path, spec_of(), FULL).options
+    assert options.kernels_chosen == chosen
+    plugins = {name for name, plugin in operators(tmp_path / "unet.engine") if plugin}
+    assert len(plugins) == {"native": 0, "triton": 3}[chosen]
+    # What is said of the nodes is what is in the engine.
+    assert {choice.chosen for choice in options.kernel_choices} == {chosen}
+    assert (options.ptx_version is None) == (chosen == "native")
+
+
+def test_an_engine_that_does_not_run_is_said_and_not_taken(
+    unet: ExportedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_tensorrt.install(monkeypatch, tmp_path / "cache", ms=TIMES, lost=["mixed"])
+    options = compile_engine(unet, tmp_path, spec_of(), FULL).options
+    assert options.kernels_chosen == "triton"
+    assert options.kernel_problems == {"mixed": "the engine cannot be loaded"}
+    assert options.kernel_engines.keys() == {"native", "triton"}
+
+
+def test_engines_that_cannot_be_timed_leave_the_native_one(
+    unet: ExportedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = ["native", "mixed", "triton"]
+    full_tensorrt.install(monkeypatch, tmp_path / "cache", ms=TIMES, lost=lost)
+    options = compile_engine(unet, tmp_path, spec_of(), FULL).options
+    assert options.kernels_chosen == "native"
+    assert options.kernel_problems.keys() == set(lost)
+    assert not any(plugin for _, plugin in operators(tmp_path / "unet.engine"))
 
 
 def test_kernels_by_name_measure_nothing(
@@ -142,6 +198,9 @@ def test_plugins_that_do_not_build_leave_native_kernels(
         assert choice.chosen == "native"
         assert "triton is what this one cannot do" in choice.problems["triton"]
         assert set(choice.ms["triton"].values()) == {None}
+    assert options.kernels_chosen == "native"
+    assert "triton is what this one cannot do" in options.kernel_problems["triton"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["unet.engine"]
 
 
 def test_timing_that_fails_as_a_whole_leaves_native_kernels(

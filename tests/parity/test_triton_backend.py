@@ -14,6 +14,7 @@ from support.interpreted import DTYPES
 from support.tiny_checkpoints import make_tiny
 from tolerances import assert_close
 
+from sdengine import _native
 from sdengine.backends.base import Array, Module, Session, SessionOptions
 from sdengine.backends.torch.cuda import TorchCudaBackend, TorchCudaSession
 from sdengine.backends.torch.eager import TorchBackend, TorchSession
@@ -22,7 +23,12 @@ from sdengine.building.build import build
 from sdengine.bundle.reader import Bundle, open_bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.engine import Engine
-from sdengine.errors import ConfigError, DeviceError, OutOfMemoryError
+from sdengine.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    DeviceError,
+    OutOfMemoryError,
+)
 
 assert DTYPES  # importing `interpreted` skips this module where triton cannot interpret
 SIZE = 64
@@ -178,3 +184,47 @@ def test_memory_that_runs_out_on_the_device_is_named(
     monkeypatch.setattr(module, "_compute", exhausted)
     with pytest.raises(OutOfMemoryError, match="vae_decoder: memory ran out"):
         module.run(inputs_of(module, 0))
+
+
+class TwoGpus(FakeCuda):
+    """The second one computes in bf16, the first does not."""
+
+    def device_count(self) -> int:
+        return 2
+
+    def get_device_name(self, device: int | str) -> str:
+        return f"GPU {str(device)[-1]}"
+
+    def get_device_capability(self, device: str) -> tuple[int, int]:
+        return (8, 9) if device == "cuda:1" else (7, 5)
+
+
+@pytest.mark.parametrize("kind", [TorchCudaBackend, TritonBackend])
+def test_a_gpu_is_chosen_by_its_number(
+    bundle: Bundle, kind: type[TorchCudaBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = TwoGpus()
+    opened: list[int] = []
+    device = _native.CpuDevice()
+
+    def native(number: int) -> _native.Device:
+        opened.append(number)
+        return device
+
+    for name in ("device_count", "get_device_name", "get_device_capability"):
+        monkeypatch.setattr(torch.cuda, name, getattr(gpus, name))
+    backend = kind()
+    if isinstance(backend, TritonBackend):
+        backend = TritonBackend("cuda", gpus, native)
+    session = backend.open(bundle, SessionOptions("bf16", device=1))
+    assert isinstance(session, TorchCudaSession)
+    assert (session.device, session.precision) == ("cuda:1", "bf16")
+    if isinstance(session, TritonSession):
+        assert session._native_device() is device
+        assert opened == [1]
+        assert session._choices is not None
+        assert session._choices._kept._key.gpu == "GPU 1"
+    with pytest.raises(BackendUnavailableError, match="does not compute in bf16"):
+        backend.open(bundle, SessionOptions("bf16", device=0))
+    with pytest.raises(ConfigError, match=r"device: 2 is not accepted; expected 0 \(GPU 0\), 1"):
+        backend.open(bundle, SessionOptions("bf16", device=2))

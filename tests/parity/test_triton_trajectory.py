@@ -6,7 +6,6 @@ network on that device's stream. Kernels are torch's own: those of Triton have t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from support.tiny_checkpoints import make_tiny
 
 from sdengine import _native
 from sdengine.backends.base import SessionOptions
+from sdengine.backends.device_protocols import TrajectoryKind
 from sdengine.backends.torch import triton, triton_unet
 from sdengine.backends.torch.eager import TorchBackend
 from sdengine.backends.torch.triton import TritonBackend
@@ -61,7 +61,7 @@ def engine(bundle: Bundle, cuda: FakeCuda) -> Iterator[Engine]:
 def backend_of(cuda: FakeCuda) -> TritonBackend:
     assert cuda.device is not None
     device = cuda.device
-    return TritonBackend("cpu", cuda, lambda: device)
+    return TritonBackend("cpu", cuda, lambda number: device)
 
 
 def unet_of(engine: Engine, rows: int = 2) -> TritonUNet:
@@ -93,12 +93,19 @@ def test_pictures_are_those_of_eager_torch(bundle: Bundle, cuda: FakeCuda, name:
     assert cuda.device is not None and cuda.device.ledger()["networks"] >= STEPS
 
 
-def test_an_sdxl_model_does_the_same(tmp_path: Path, cuda: FakeCuda) -> None:
+def test_without_the_native_device_the_host_runs_the_steps_of_an_sdxl_model_too(
+    tmp_path: Path, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(number: int) -> _native.Device:
+        raise DeviceError("the extension was built without CUDA")
+
     bundle = make_bundle("tiny-sdxl", tmp_path)
-    (expected,) = images(bundle, TorchBackend(), guidance_scale=4.0)
     (found,) = images(bundle, backend_of(cuda), guidance_scale=4.0)
+    assert cuda.device is not None and cuda.device.ledger()["networks"] == STEPS + 1
+    caplog.set_level("DEBUG")
+    (expected,) = images(bundle, TritonBackend("cpu", FakeCuda(), refuse), guidance_scale=4.0)
     assert np.abs(found.astype(int) - expected).max() <= 1
-    assert cuda.device is not None and cuda.device.ledger()["networks"] >= STEPS
+    assert "the host runs the sampler's steps: the extension was built without CUDA" in caplog.text
 
 
 def test_prompts_that_change_on_the_way_are_brought_when_they_do(
@@ -135,6 +142,8 @@ def test_a_request_to_the_last_copy(
     # The program, the first latents, the text. The prompt is known, so its encoder is not run.
     assert found["uploads"] == 3
     assert found["downloads"] == 2  # whether all was finite, and the latents
+    # The first step's begin; then each step's end, with the next one's begin.
+    assert found["kernels"] == 1 + STEPS
     assert found["networks"] == STEPS + 1  # what the steps have in common, once
     assert found["replays"] == STEPS + 1 + 1  # and the decoder
     # For the queue to have room, for the latents, and for the run that goes to be at rest.
@@ -164,8 +173,8 @@ def test_a_step_has_fewer_operations_than_the_whole_network(engine: Engine, cuda
 def test_more_evaluations_than_a_graph_reads_are_another_graph(
     bundle: Bundle, engine: Engine, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_unet, "LEAST_EVALUATIONS", STEPS)
-    options = {**BASE, "steps": STEPS + 1}
+    monkeypatch.setattr(triton_unet, "LEAST_EVALUATIONS", 1)
+    options = {**BASE, "steps": STEPS + 2}  # beyond the next power of two
     with Engine(bundle, TorchBackend(), FP32) as eager:
         (expected,) = eager.generate("a red circle", **options).arrays
     engine.generate("a red circle", **BASE)
@@ -187,19 +196,6 @@ def test_two_requests_take_turns_in_the_same_memory(engine: Engine) -> None:
     for step, image in zip(last, expected, strict=True):
         assert step.result is not None
         assert (step.result.arrays[0] == image).all()
-
-
-def test_without_the_native_device_the_host_runs_the_steps(
-    bundle: Bundle, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse() -> _native.Device:
-        raise DeviceError("the extension was built without CUDA")
-
-    (expected,) = images(bundle, backend_of(cuda))
-    caplog.set_level("DEBUG")
-    (found,) = images(bundle, TritonBackend("cpu", FakeCuda(), refuse))
-    assert np.abs(found.astype(int) - expected).max() <= 1
-    assert "the host runs the sampler's steps: the extension was built without CUDA" in caplog.text
 
 
 def test_what_fails_in_a_step_names_the_network_and_the_next_request_works(
@@ -226,6 +222,6 @@ def test_closing_frees_graphs_and_memory(bundle: Bundle, cuda: FakeCuda) -> None
     # Text encoder, what steps have in common, a step, decoder.
     assert cuda.log.count("reset") == len(cuda.captured) == 4
     unet.close()
-    kind = dataclasses.make_dataclass("Kind", ["evaluations"])(4)
+    kind = TrajectoryKind(batch=1, copies=2, channels=4, evaluations=4, registers=1)
     with pytest.raises(DeviceError, match="was closed"):
         unet.prepare(kind)

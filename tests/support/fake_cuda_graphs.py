@@ -74,7 +74,7 @@ class StreamEvent:
         self.stream = stream
 
 
-class ExternalStream(FakeStream):
+class FakeExternalStream(FakeStream):
     """A stream of the native runtime's CPU device; what is queued on it is counted there."""
 
     def __init__(self, log: list[str], handle: int, device: _native.CpuDevice) -> None:
@@ -125,7 +125,7 @@ class FakeGraph:
         stream = self.cuda.current_stream()
         self.pool.begin(stream, self.log)
         try:
-            if isinstance(stream, ExternalStream):
+            if isinstance(stream, FakeExternalStream):
                 stream.device.enqueue(stream.handle, self._run)
             else:
                 self._run()
@@ -217,9 +217,9 @@ class FakeCuda:
     def Stream(self) -> FakeStream:
         return FakeStream(self.log, "side")
 
-    def ExternalStream(self, handle: int, device: str) -> ExternalStream:
+    def ExternalStream(self, handle: int, device: str) -> FakeExternalStream:
         assert self.device is not None and device == "cpu"
-        return ExternalStream(self.log, handle, self.device)
+        return FakeExternalStream(self.log, handle, self.device)
 
     def current_stream(self) -> FakeStream:
         return self._current

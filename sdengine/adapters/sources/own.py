@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from sdengine.adapters.own_weights import own_weights, require_named_weights
-from sdengine.bundle.architecture import Architecture
-from sdengine.bundle.reader import Bundle
 from sdengine.inputs.models import PARTS
+
+if TYPE_CHECKING:
+    from sdengine.bundle.architecture import Architecture
+    from sdengine.bundle.reader import Bundle
 
 Array = NDArray[Any]
 VAE_HALVES = ("vae_decoder", "vae_encoder")

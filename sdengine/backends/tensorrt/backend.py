@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 
 from sdengine import _native
-from sdengine.backends.base import DEFAULTS, Session, SessionOptions
+from sdengine.backends.base import DEFAULTS, Session, SessionOptions, checked_device
 from sdengine.backends.cache_file import capability_name, present_gpu
 from sdengine.backends.tensorrt.session import TensorRtSession
 from sdengine.bundle.reader import Bundle
@@ -50,7 +50,9 @@ class TensorRtRtxBackend:
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session on a GPU that keeps to a limit of its memory; see `Backend.open`."""
         precision = self.resolve(options.precision, bundle.manifest.precision)
-        device = 0 if options.device is None else _checked_device(options.device)
+        device = 0
+        if options.device is not None:
+            device = checked_device(options.device, [name for name, _ in _present_gpus()])
         reason = self._refuses(*present_gpu(device))
         if reason:
             raise BackendUnavailableError(f"backend {self.name} is not available: {reason}")
@@ -85,21 +87,3 @@ def _present_gpus() -> list[tuple[str, int]]:
         while len(found) < _MAX_DEVICES:
             found.append(present_gpu(len(found)))
     return found
-
-
-def _checked_device(device: object) -> int:
-    """Return the number of a GPU that is there.
-
-    Raises:
-        ConfigError: it is none; the message lists those that are.
-    """
-    gpus = _present_gpus()
-    if type(device) is int and 0 <= device < len(gpus):
-        return device
-    known = ", ".join(f"{number} ({name})" for number, (name, _) in enumerate(gpus))
-    raise ConfigError.for_field(
-        "device",
-        device,
-        known or "the number of a GPU, of which there is none",
-        "CUDA_VISIBLE_DEVICES decides which are counted.",
-    )

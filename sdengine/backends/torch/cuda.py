@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sdengine.backends.base import DEFAULTS, Session, SessionOptions, require_no_device
+from sdengine.backends.base import DEFAULTS, Session, SessionOptions, checked_device
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
 from sdengine.backends.torch.eager import TorchSession
 from sdengine.bundle.reader import Bundle
@@ -37,7 +37,7 @@ class TorchCudaBackend:
     """Run bundles of target `torch` on the GPU, as torch does by default.
 
     Args:
-        device: where networks compute.
+        device: where networks compute, unless a session is told a number.
     """
 
     name = "torch-cuda"
@@ -64,10 +64,13 @@ class TorchCudaBackend:
             ConfigError: it is none of fp32, bf16 and fp16.
             BackendUnavailableError: bf16 on a GPU without it.
         """
+        return self._resolve(precision, stored, self.device)
+
+    def _resolve(self, precision: str, stored: str, device: str) -> str:
         if precision != "auto" and precision not in TORCH_DTYPES:
             raise ConfigError.for_field("precision", precision, f"auto, {', '.join(TORCH_DTYPES)}")
         chosen = stored if precision == "auto" else precision
-        if chosen == "bf16" and not has_bf16(self.device):
+        if chosen == "bf16" and not has_bf16(device):
             raise BackendUnavailableError(
                 "this GPU does not compute in bf16; compute capability 8.0 and newer do. Ask for "
                 "--precision fp16 or fp32."
@@ -76,15 +79,23 @@ class TorchCudaBackend:
 
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session; see `Backend.open`. torch takes memory as it needs it."""
-        require_no_device(self.name, options.device)
+        device = self.device
+        if options.device is not None:
+            names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+            device = f"cuda:{checked_device(options.device, names)}"
         budget = unplanned_budget(self.name, options.memory_bytes)
-        precision = self.resolve(options.precision, bundle.manifest.precision)
-        return self._session(bundle, precision, options.threads, budget)
+        precision = self._resolve(options.precision, bundle.manifest.precision, device)
+        return self._session(bundle, precision, options.threads, budget, device)
 
     def _session(
-        self, bundle: Bundle, precision: str, threads: int | None, budget: MemoryBudget
+        self,
+        bundle: Bundle,
+        precision: str,
+        threads: int | None,
+        budget: MemoryBudget,
+        device: str,
     ) -> TorchCudaSession:
-        return TorchCudaSession(bundle, precision, threads, budget, self.device)
+        return TorchCudaSession(bundle, precision, threads, budget, device)
 
 
 def has_bf16(device: str) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ class TorchModule:
         tensors = [self._tensor(spec, inputs) for spec in self.inputs]
         if self._threads is not None and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        with torch_errors(self.name), torch.inference_mode():
+        with torch_errors(self.name), torch.inference_mode(), current_gpu(self._device):
             computed = self._compute(*(tensor.to(self._device) for tensor in tensors))
             if isinstance(computed, torch.Tensor):
                 computed = (computed,)
@@ -118,6 +119,11 @@ class TorchModule:
         self._compute = None
         if close is not None:
             close()
+
+
+def current_gpu(device: str) -> AbstractContextManager[Any]:
+    """Make a device the thread's GPU: streams are made there, and Triton's kernels start there."""
+    return nullcontext() if device == "cpu" else torch.cuda.device(device)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class TritonSession(TorchCudaSession):
     Args:
         bundle, precision, threads, budget, device: as for `TorchCudaSession`.
         cuda: torch's interface to streams and graphs.
-        native: opens the device in the native runtime.
+        native: opens a GPU of a number in the native runtime.
     """
 
     def __init__(
@@ -44,14 +44,15 @@ class TritonSession(TorchCudaSession):
         budget: MemoryBudget,
         device: str,
         cuda: Any,
-        native: Callable[[], _native.Device],
+        native: Callable[[int], _native.Device],
     ) -> None:
         super().__init__(bundle, precision, threads, budget, device)
         self._cuda = cuda
         self._pool = GraphPool(cuda)  # a bundle's networks never run at once
         self._ops: dict[str, TritonOps] = {}
         self._choices = _choices_of(device, cuda)
-        self._native_device = functools.cache(native)
+        number = torch.device(device).index or 0
+        self._native_device = functools.cache(functools.partial(native, number))
         self._runtime = Runtime(device, cuda, self._pool, self._native_device, self._why_no_steps)
 
     def report(self) -> dict[str, tuple[Choice, ...]]:
@@ -98,7 +99,7 @@ class TritonBackend(TorchCudaBackend):
     Args:
         device: where networks compute.
         cuda: torch's interface to streams and graphs.
-        native: opens the device in the native runtime.
+        native: opens a GPU of a number in the native runtime.
     """
 
     name = "triton"
@@ -107,7 +108,7 @@ class TritonBackend(TorchCudaBackend):
         self,
         device: str = "cuda",
         cuda: Any = torch.cuda,
-        native: Callable[[], _native.Device] = _native.cuda_device,
+        native: Callable[[int], _native.Device] = _native.cuda_device,
     ) -> None:
         super().__init__(device)
         self._cuda = cuda
@@ -129,9 +130,14 @@ class TritonBackend(TorchCudaBackend):
         return True, f"triton {__version__}, {found}"
 
     def _session(
-        self, bundle: Bundle, precision: str, threads: int | None, budget: MemoryBudget
+        self,
+        bundle: Bundle,
+        precision: str,
+        threads: int | None,
+        budget: MemoryBudget,
+        device: str,
     ) -> TritonSession:
-        opened = (self.device, self._cuda, self._native)
+        opened = (device, self._cuda, self._native)
         return TritonSession(bundle, precision, threads, budget, *opened)
 
 

@@ -35,7 +35,7 @@ from sdengine.backends.shared_arena import (
     StagedInputs,
     region_of,
 )
-from sdengine.backends.torch.eager import TorchModule, torch_errors
+from sdengine.backends.torch.eager import TorchModule, current_gpu, torch_errors
 from sdengine.backends.torch.graphs import GraphedCall, GraphPool
 from sdengine.backends.torch.triton_model import SplitUNet
 from sdengine.bundle.controls import is_feature, is_residual
@@ -199,7 +199,8 @@ class TritonUNet(TorchModule):
 
     @contextmanager
     def _on_stream(self) -> Iterator[None]:
-        with torch_errors(self.name), self._runtime.cuda.stream(self._stream):
+        device = self._runtime.device
+        with torch_errors(self.name), current_gpu(device), self._runtime.cuda.stream(self._stream):
             yield
 
     def _opened_arena(self) -> SharedArena:
@@ -207,7 +208,10 @@ class TritonUNet(TorchModule):
         if self._arena is None:
             regions = self._regions()
             arena = SharedArena(self._runtime.native(), {_SET: regions}, cap_bytes=0)
-            host = {s.name: np.zeros(s.shape, NUMPY[self._stored(s)]) for s in self._read}
+            host = {
+                s.name: np.zeros(tuple(map(int, s.shape)), NUMPY[self._stored(s)])
+                for s in self._read
+            }
             self._staged = StagedInputs(arena, _SET, self.name, self._read, host)
             self._stream = self._runtime.cuda.ExternalStream(
                 arena.queue.stream, device=self._runtime.device

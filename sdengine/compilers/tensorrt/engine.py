@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from sdengine.compilers.tensorrt.plugin_nodes import (
 )
 from sdengine.compilers.tensorrt.process import run_job
 from sdengine.compilers.tensorrt.quantisation.graph import written_beside
+from sdengine.compilers.tensorrt.whole_choice import build_fastest, rivals
 from sdengine.errors import ConfigError, OutOfMemoryError
 from sdengine.export.fusion import FusionReport, fuse
 from sdengine.export.layer_choice import choose_layer
@@ -145,6 +147,27 @@ def make_profiles(network: ExportedNetwork, spec: CompileSpec) -> list[Shapes]:
     return profiles
 
 
+def largest_by_size(network: ExportedNetwork, spec: CompileSpec) -> dict[str, dict[str, Any]]:
+    """Return what an engine is timed at: by image size, its profile and its tensors.
+
+    That is the profile with most rows, at the usual length of a prompt.
+    """
+    profiles = make_profiles(network, spec)
+    found = {}
+    for size, (name, by_rows) in zip(
+        spec.sizes, profiles_by_size(network, spec).items(), strict=True
+    ):
+        sizes = engine_sizes(size, rows_of(network.name, spec.batch))
+        specs = (*network.inputs, *network.outputs)
+        shapes = resolve_shapes(network.name, specs, sizes)
+        tensors = {s.name: [list(shapes[s.name]), s.dtype] for s in specs}
+        inputs = [s.name for s in network.inputs]
+        found[name] = {
+            "profile": profiles.index(by_rows[-1]), "tensors": tensors, "inputs": inputs
+        }  # fmt: skip
+    return found
+
+
 def compile_rtx(network: ExportedNetwork, out_dir: Path, spec: CompileSpec) -> Compiled:
     """Write an engine of TensorRT-RTX; see `compile_engine`."""
     return compile_engine(network, out_dir, spec, RTX)
@@ -195,20 +218,28 @@ def compile_engine(
     plan = _plan_kernels(network, spec, model, (fused, report), plugins_for, run)
     if plan.summary:
         _log.info("%s", plan.summary)
-    job = {
-        "task": "build",
-        "output": str(output),
-        "profiles": make_profiles(network, spec),
-        "plugins_for": plugins_for if plan.plugins else None,
-        "user_allocation": True,
-    }
-    lowered, calibration = _lowered(fused, plan), spec.tensorrt.calibration
-    with written_beside(network.onnx_path, lowered, calibration) as graph:
-        try:
-            result = run({**job, "onnx": str(graph)})
-        except BaseException:
-            output.unlink(missing_ok=True)
-            raise
+    profiles = make_profiles(network, spec)
+
+    def build(plan: KernelPlan, path: Path) -> dict[str, Any]:
+        assert network.onnx_path is not None
+        job = {
+            "task": "build",
+            "output": str(path),
+            "profiles": profiles,
+            "plugins_for": plugins_for if plan.plugins else None,
+            "user_allocation": True,
+        }
+        lowered = _lowered(fused, plan)
+        with written_beside(network.onnx_path, lowered, spec.tensorrt.calibration) as graph:
+            return run({**job, "onnx": str(graph)})
+
+    def time(engines: Mapping[str, Path]) -> Mapping[str, Mapping[str, Any]]:
+        # Those with plugins carry their code, so that none is registered.
+        paths = {name: str(path) for name, path in engines.items()}
+        sizes = largest_by_size(network, spec)
+        return dict(run({"task": "time_engines", "engines": paths, "sizes": sizes})["results"])
+
+    plan, result = build_fastest(network.name, rivals(plan), output, build, time)
     told: dict[str, Any] = {**plan.options, **_memory_options(result, network, spec)}
     told["rows"] = row_counts(network.name, spec.batch)
     if network.name == "unet":

@@ -51,6 +51,10 @@ def _do(job: dict[str, Any], log: BuilderLog, channel: TextIO) -> dict[str, Any]
         from sdengine.compilers.tensorrt.kernel_timing import time_job
 
         return time_job(trt, job, log, tell)
+    if job["task"] == "time_engines":
+        from sdengine.compilers.tensorrt.engine_timing import time_engines
+
+        return time_engines(trt, job, log, tell)
     return build_file(trt, job, log, tell)
 
 

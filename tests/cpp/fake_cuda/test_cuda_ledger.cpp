@@ -79,8 +79,9 @@ fake_cuda::Ledger expected(const Request& request) {
   all.downloads = 2;  // whether all was finite, and the latents
   all.downloaded_bytes = sizeof(StepState) + latents_bytes;
   all.fills = 1;  // the registers but the first
-  // prepare, network, finish, on to the next row; device noise is a kernel an image.
-  all.kernels = 4 * kSteps + (request.noise == Noise::kDevice ? noisy * request.batch : 0);
+  // The first step's begin, then the network, and a step's end with the next one's begin; device
+  // noise is a kernel an image.
+  all.kernels = 1 + 2 * kSteps + (request.noise == Noise::kDevice ? noisy * request.batch : 0);
   all.graph_launches = kSteps;
   all.waits = kSteps - 2 + 1;  // two steps ahead, and for the latents
   return all;

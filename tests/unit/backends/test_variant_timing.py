@@ -12,6 +12,7 @@ import torch
 from support.fake_cuda_graphs import FakeCuda
 
 from sdengine.backends import kernel_choices
+from sdengine.backends.cache_file import cache_path, save
 from sdengine.backends.kernel_choices import ChoiceKey, KeptChoices
 from sdengine.backends.torch import triton, triton_ops
 from sdengine.backends.torch.graphs import GraphedCall, GraphPool
@@ -91,8 +92,7 @@ def test_two_processes_keep_what_both_found() -> None:
 
 @pytest.mark.parametrize("content", [b"[]", b"{", b'{"geglu float16 5": 3}', b"[" * 100_000])
 def test_what_is_no_choice_is_timed_again(place: Path, content: bytes) -> None:
-    path = kernel_choices.cache_path(kernel_choices.KIND, KEY)
-    kernel_choices.save(path, kernel_choices.KIND, KEY, content)
+    save(cache_path(kernel_choices.KIND, KEY), kernel_choices.KIND, KEY, content)
     assert chosen(choices(2.0, 3.0, 1.0)) == "third"
 
 
@@ -124,7 +124,12 @@ def test_a_damaged_file_or_a_full_disk_fails_no_request(
 def test_names_of_shapes_tell_them_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_ops, "compute_capability", lambda tensors: 90)
     ran: list[Any] = []
-    monkeypatch.setattr(geglu, "geglu", lambda x, variant: ran.append(variant) or x[..., :8])
+
+    def run(x: torch.Tensor, variant: Variant) -> torch.Tensor:
+        ran.append(variant)
+        return x[..., :8]
+
+    monkeypatch.setattr(geglu, "geglu", run)
     kept = KeptChoices(KEY)
     count = len(geglu.VARIANTS)
     ops = TritonOps(choices=VariantChoices(kept, Scripted(*range(9, 9 - 2 * count, -1))))

@@ -13,7 +13,7 @@ from support.ptx.conversions import narrowed, widened
 from support.ptx.faults import PtxFault
 from support.ptx.global_memory import Buffer, GlobalMemory
 from support.ptx.machine import run
-from support.ptx.nvcc import CSRC, compile_cuda, find_nvcc
+from support.ptx.nvcc import compile_cuda, find_nvcc
 from support.ptx.program import Program
 from tolerances import assert_close
 
@@ -27,12 +27,12 @@ Array = NDArray[Any]
 Kernels = dict[tuple[str, str], Program]
 DTYPES = ["float32", "float16", "bfloat16"]
 THREADS = 256
-MAX_REGISTERS = 8
-PACKED_DOUBLES = 2 + MAX_REGISTERS**2 + 2 * MAX_REGISTERS
-# How far rows are apart, as the header says; what is more than packed is the slot of the noise.
-_HEADER = (CSRC / "runtime" / "step_buffers.h").read_text()
-ROW_DOUBLES = PACKED_DOUBLES + (" * kMaxRegisters + 1;" in _HEADER)
-NOISE_SLOT = 2 if ROW_DOUBLES > PACKED_DOUBLES else 0
+TIMESTEPS = 350
+LAYOUT = _native.step_layout()
+STATE = struct.Struct("<diiiiii")  # as the header lays it out
+BLOCKS_DONE = 24  # bytes from its begin
+NOISE_SLOT = 2
+NEXT = [0.5, 961.0]  # what the next row scales latents by, and its timestep
 
 
 @pytest.fixture(scope="module", params=[75, 120])
@@ -127,16 +127,22 @@ def coefficients(R: int, seed: int) -> tuple[Array, Array, Array]:
 
 
 def rows_of(A: Array, b: Array, d: Array) -> Array:
-    """Return a table of two rows, of which the second holds the coefficients."""
-    table = np.full((2, ROW_DOUBLES), np.nan)
+    """Return a table of three rows, of which the second holds the coefficients."""
+    table = np.full((3, LAYOUT["row_doubles"]), np.nan)
     row = np.concatenate([[0.75, 981.0], A.reshape(-1), b, d])
     table[1, : len(row)] = row
-    table[1, PACKED_DOUBLES:] = NOISE_SLOT
+    table[1, LAYOUT["noise_slot_double"]] = NOISE_SLOT
+    table[2, :2] = NEXT
     return table
 
 
-def state_of(R: int, guidance_scale: float) -> Array:
-    return np.frombuffer(struct.pack("<diiii", guidance_scale, 1, 0, R, 0), np.uint8)
+def state_of(R: int, guidance_scale: float, num_rows: int = 3) -> Array:
+    return np.frombuffer(STATE.pack(guidance_scale, 1, 0, R, num_rows, 0, 0), np.uint8)
+
+
+def test_the_layout_is_the_headers() -> None:
+    assert LAYOUT["state_bytes"] == STATE.size
+    assert LAYOUT["row_bytes"] == 8 and LAYOUT["timestep_double"] == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -165,25 +171,34 @@ def step_memory() -> Iterator[GlobalMemory]:
 
 def finished(
     kernels: Kernels, memory: GlobalMemory, dtype: str, R: int, copies: int, registers: Array,
-    noise_pred: Array, noise: Array, table: Array,
-) -> tuple[Array, Array]:  # fmt: skip
-    """Return registers and state after `finish_step`."""
+    noise_pred: Array, noise: Array, table: Array, num_rows: int = 3,
+) -> tuple[Array, Array, Array, Array]:  # fmt: skip
+    """Return registers, state, and what the next step reads, after `finish_step`."""
     count = registers.shape[1]
     where = memory.add("registers", registers, True, True)
     # Only the row's own slot may be read.
     slots = np.zeros((NOISE_SLOT + 1, count), np.float32)
     slots[NOISE_SLOT] = noise
     known = np.arange(slots.nbytes) >= NOISE_SLOT * noise.nbytes
-    state = memory.add("state", state_of(R, 7.5), True, True)
+    state = memory.add("state", state_of(R, 7.5, num_rows), True, True)
+    unwritten = np.full(copies * count, -9, np.float32)
+    sample = memory.add("sample", stored(unwritten, dtype), True, True)
+    timestep = memory.add("timestep", np.full(TIMESTEPS, -9, np.float32), True, True)
     body = packed(
-        "<QQQQQQQ", where, memory.add("noise_pred", stored(noise_pred, dtype)),
-        memory.add("noise", slots, known), state, memory.add("rows", table), count, copies,
+        "<11Q", where, memory.add("noise_pred", stored(noise_pred, dtype)),
+        memory.add("noise", slots, known), state, state, memory.add("rows", table), sample,
+        timestep, count, copies, TIMESTEPS,
     )  # fmt: skip
-    launch(kernels["FinishBody", dtype], memory, body, count, 2)
-    run(kernels["AdvanceBody", ""], (1,), (packed("<Q", state), 1), memory, threads=THREADS)
+    memory.freeze()
+    arguments = (body, max(count, TIMESTEPS), state.address + BLOCKS_DONE)
+    run(kernels["FinishBody", dtype], (2,), arguments, memory, threads=THREADS)
+    after = written(memory, state)
+    assert STATE.unpack(after.tobytes())[4:] == (num_rows, 0, 0)  # no block is counted any more
     return (
         written(memory, where).view(np.float32).reshape(R, count),
-        written(memory, state)[8:20].view(np.int32),
+        after[8:20].view(np.int32),
+        loaded(written(memory, sample), dtype).reshape(copies, count),
+        written(memory, timestep).view(np.float32),
     )
 
 
@@ -198,13 +213,27 @@ def test_finish_step(
     noise_pred = loaded(stored(drawn, dtype), dtype)
     noise = random.standard_normal(333, dtype=np.float32)
     A, b, d = coefficients(R, R)
-    got, state = finished(
+    got, state, sample, timestep = finished(
         kernels, step_memory, dtype, R, copies, registers, noise_pred, noise, rows_of(A, b, d)
     )
     expected = registers[:, None].astype(np.float64)
     run_step_reference(expected, noise_pred.astype(np.float64), 7.5, A, b, d, noise[None])
     assert_close("guided_step", "float32", got, expected[:, 0])
     assert state.tolist() == [2, 0, R]
+    # The next step begins where this one ended.
+    scaled = stored(np.float32(NEXT[0]) * got[0], dtype)
+    assert (sample == loaded(scaled, dtype)).all()
+    assert (timestep == NEXT[1]).all()
+
+
+def test_behind_the_last_row_nothing_begins(kernels: Kernels, step_memory: GlobalMemory) -> None:
+    one = np.ones((1, 40), np.float32)
+    table = rows_of(np.ones((1, 1)), np.ones(1), np.zeros(1))[:2]
+    got, state, sample, timestep = finished(
+        kernels, step_memory, "float32", 1, 1, one, one, one[0], table, num_rows=2
+    )
+    assert (got == 2).all() and state.tolist() == [2, 0, 1]
+    assert (sample == -9).all() and (timestep == -9).all()
 
 
 def test_step_without_weight_reads_nothing_that_is_no_number(
@@ -214,7 +243,7 @@ def test_step_without_weight_reads_nothing_that_is_no_number(
     registers[1] = np.nan
     noise = np.full(40, np.nan, np.float32)
     A, b, d = np.array([[1.0, 0.0], [2.0, 0.0]]), np.zeros(2), np.zeros(2)
-    got, state = finished(
+    got, state, *_ = finished(
         kernels, step_memory, "float32", 2, 1, registers, np.ones((1, 40), np.float32), noise,
         rows_of(A, b, d),
     )  # fmt: skip
@@ -227,7 +256,7 @@ def test_step_that_is_not_finite_is_named(kernels: Kernels, step_memory: GlobalM
     registers[0, [3, 300, 599]] = np.inf
     one, none = np.ones((1, 600), np.float32), np.zeros(600, np.float32)
     table = rows_of(np.ones((1, 1)), np.zeros(1), np.zeros(1))
-    _, state = finished(kernels, step_memory, "float32", 1, 1, registers, one, none, table)
+    _, state, *_ = finished(kernels, step_memory, "float32", 1, 1, registers, one, none, table)
     assert state.tolist() == [2, 2, 1]  # the second row, counted from 1
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sdengine.backends import kernel_choices
 from sdengine.backends.native import packed_cache
 from sdengine.backends.tensorrt import runtime_cache
 from sdengine.cli.main import main
@@ -18,6 +19,7 @@ KINDS = {
     "packed": (packed_cache.KEPT, "unet-0123.weights", "packed weights of unet"),
     "timings": (timing_cache.KEPT, "timing-11.4-a-gpu-sm89.cache", "timing-11.4-a-gpu-sm89"),
     "kernels": (runtime_cache.KEPT, "runtime-1.7-a-gpu-sm89-ab.cache", "runtime-1.7-a-gpu-sm89-ab"),
+    "choices": (kernel_choices.KEPT, "choices-3.9-a-gpu.cache", "triton's choices-3.9-a-gpu"),
 }
 
 
@@ -100,14 +102,14 @@ def test_the_command_lists_and_removes_every_kind(
     shown = capsys.readouterr().out
     for _, _, text in KINDS.values():
         assert f"  0.1 MB  {text}\n" in shown.replace("TensorRT's ", "")
-    assert f"{place}: 0.3 MB in 3 entries" in shown
+    assert f"{place}: 0.4 MB in 4 entries" in shown
     assert main(["cache", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["entries"] == []
     for kind, path in paths.items():
         assert listed[kind] == [{"path": str(path), "size_bytes": 10**5}]
     assert main(["cache", "--clear", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["freed_bytes"] == 3 * 10**5
+    assert json.loads(capsys.readouterr().out)["freed_bytes"] == 4 * 10**5
     assert not any(path.exists() for path in paths.values())
 
 
