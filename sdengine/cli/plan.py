@@ -26,9 +26,14 @@ if TYPE_CHECKING:
 
 
 def plan(
-    model: Annotated[
-        str, typer.Argument(help="A bundle, a checkpoint, or an architecture such as sd15.")
-    ] = "sd15",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] | train KIND [MODEL]",
+            help="A bundle, a checkpoint, or an architecture such as sd15; of what is trained, the "
+            "kind before it: embedding, hypernetwork, lora, dreambooth, controlnet, finetune.",
+        ),
+    ] = None,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="To fit into, such as 8GiB.")
     ] = None,
@@ -47,7 +52,8 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Estimate the memory that engines of a model take on a GPU: weights, scratch, latents."""
+    """Estimate the memory that engines of a model, or its training, take on a GPU."""
+    model, kind = _words(words or [])
     limit = None if memory is None else parse_bytes("--memory", memory)
     sizes = None if resolutions is None else parse_resolutions(resolutions)
     with progress_bar("reading", quiet=as_json) as progress:
@@ -55,6 +61,19 @@ def plan(
         from sdengine.building.options import float_precision
 
         source, bundle = _open(model)
+        if kind:
+            from sdengine.cli.plan_training import plan_training
+
+            plan_training(
+                source,
+                kind,
+                resolutions=sizes,
+                batch=batch,
+                precision=precision,
+                memory=limit,
+                as_json=as_json,
+            )
+            return
         if sizes is None and bundle is not None:
             sizes = [*bundle.resolutions]
         found = estimate_memory(
@@ -69,6 +88,16 @@ def plan(
         say_json({**asdict(found), "memory_bytes": limit})
     else:
         _print(found, limit)
+
+
+def _words(words: list[str]) -> tuple[str, str]:
+    """Return the model, and the kind of training or ""."""
+    kind = ""
+    if words[:1] == ["train"] and len(words) > 1:
+        kind, words = words[1], words[2:]
+    if len(words) > 1 or words == ["train"]:
+        raise ConfigError.for_field("model", " ".join(words), "one model, or train KIND and one")
+    return (words[0] if words else "sd15"), kind
 
 
 def _open(model: str) -> tuple[PartSource, Manifest | None]:

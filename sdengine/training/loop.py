@@ -136,7 +136,8 @@ class _Run:
         folder.path.mkdir(parents=True, exist_ok=True)
         self.task, self.folder, self.schedule, self.identity = task, folder, schedule, identity
         process = this_process()
-        self.rank, self.processes = process.process_index, process.num_processes
+        self.rank = int(process.process_index)
+        self.processes = int(process.num_processes)
         named = [(n, p) for n, p in task.model.named_parameters() if p.requires_grad]
         self.params: list[Tensor] = [p for _, p in named]
         self.names = [n for n, _ in named]

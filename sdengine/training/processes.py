@@ -51,7 +51,7 @@ def mean_of_all(value: Tensor) -> float:
 
 
 def _is_shared() -> bool:
-    return PartialState().num_processes > 1
+    return bool(PartialState().num_processes > 1)
 
 
 def _buckets(grads: list[Tensor]) -> Iterator[list[Tensor]]:

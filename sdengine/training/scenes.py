@@ -29,6 +29,9 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "pink": (250, 150, 190),
     "cyan": (60, 210, 225),
 }
+# A colour and a shape that the demo model does not know, for it to be taught.
+TAUGHT_COLOR, TAUGHT_SHAPE = "brown", "bar"
+ALL_COLORS = COLORS | {TAUGHT_COLOR: (125, 75, 35)}
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "diamond")
 SIZES = ("medium", "large", "small")
 PLACES: dict[str, tuple[float, float]] = {
@@ -150,7 +153,7 @@ def signed_distance(shape: str, x: Array, y: Array, radius: float) -> Array:
     """Return the distance of points to a shape's outline, negative inside, in picture units.
 
     Args:
-        shape: one of SHAPES.
+        shape: one of SHAPES, or TAUGHT_SHAPE.
         x, y: coordinates relative to the shape's centre, y downwards.
         radius: about half the shape's extent.
     """
@@ -173,6 +176,8 @@ def signed_distance(shape: str, x: Array, y: Array, radius: float) -> Array:
         return _max(lowered, 0.8660254 * ax - 0.5 * lowered) - 0.627 * r
     if shape == "star":
         return _star_distance(x, y, 1.1 * r)
+    if shape == TAUGHT_SHAPE:
+        return _max(ax - r, ay - 0.4 * r)
     if shape == "heart":
         return _heart_distance(ax, y, 1.75 * r)
     raise ValueError(f"unknown shape {shape!r}; expected one of {SHAPES}")
@@ -246,5 +251,5 @@ def render(
 
 
 def _jittered(color: str, rng: np.random.Generator) -> Array:
-    base = np.asarray(COLORS[color], np.float32)
+    base = np.asarray(ALL_COLORS[color], np.float32)
     return np.clip(base + rng.uniform(-5, 5, 3), 0, 255).astype(np.float32)

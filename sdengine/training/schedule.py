@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdengine.errors import BackendUnavailableError, ConfigError
 
@@ -101,7 +101,7 @@ class Schedule:
         """
         import torch
 
-        options = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        options: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
         if self.optimiser == "sgd":
             return torch.optim.SGD(params, momentum=0.9, **options)
         if self.optimiser == "adafactor":

@@ -6,7 +6,8 @@ templates), size (from the area) and place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -29,8 +30,30 @@ from sdengine.training.scenes import (
 Mask = npt.NDArray[np.bool_]
 ASPECTS = ("background", "count", "color", "shape", "place", "size", "all")
 _TEMPLATE = 48  # side of the shape templates in cells
-_PALETTE = np.array(list(COLORS.values()), np.float32)
 _FOREGROUND_DISTANCE = 45.0  # of 255, Euclidean in RGB; the palette's nearest pair is 105 apart
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What pictures are measured against.
+
+    Args:
+        colors: by name.
+        shapes: names, of which templates are drawn.
+    """
+
+    colors: Mapping[str, tuple[int, int, int]]
+    shapes: tuple[str, ...]
+
+    @functools.cached_property
+    def palette(self) -> npt.NDArray[np.float32]:
+        """The colours [N,3]."""
+        return np.array(list(self.colors.values()), np.float32)
+
+    @functools.cached_property
+    def templates(self) -> dict[str, tuple[Mask, float]]:
+        """A mask of each shape, and its share of a picture at a radius of 0.2."""
+        return {shape: _template(shape) for shape in self.shapes}
 
 
 @dataclass(frozen=True)
@@ -44,17 +67,19 @@ class Region:
     area: float
 
 
-def analyse(image: Image) -> tuple[str, list[Region]]:
+def analyse(image: Image, known: Vocabulary | None = None) -> tuple[str, list[Region]]:
     """Return the background's colour name ("" when the corners disagree) and the regions found.
 
     Args:
         image: uint8 [side,side,3].
+        known: colours and shapes; None for those of the demo model.
     """
+    known = known or KNOWN
     side = image.shape[0]
     pixels = image.astype(np.float32)
     corner, edge = max(side // 16, 1), max(side // 32, 1)
     corners = [pixels[ys, xs] for ys in _ends(corner) for xs in _ends(corner)]
-    names = [_nearest_color(np.median(c.reshape(-1, 3), axis=0)) for c in corners]
+    names = [_nearest_color(np.median(c.reshape(-1, 3), axis=0), known) for c in corners]
     background = max(set(names), key=names.count)
     if names.count(background) < 3:
         background = ""
@@ -63,21 +88,22 @@ def analyse(image: Image) -> tuple[str, list[Region]]:
     foreground = np.sqrt(((pixels - reference) ** 2).sum(axis=2)) > _FOREGROUND_DISTANCE
     labels, count = ndimage.label(foreground)
     least = 40 * (side / 128) ** 2  # smaller regions are specks of noise
-    regions = [_measure(pixels, labels == i) for i in range(1, count + 1)]
+    regions = [_measure(pixels, labels == i, known) for i in range(1, count + 1)]
     kept = [r for r in regions if r.area * side**2 >= least]
     return background, sorted(kept, key=lambda r: -r.area)
 
 
-def score(image: Image, scene: Scene) -> dict[str, float]:
+def score(image: Image, scene: Scene, known: Vocabulary | None = None) -> dict[str, float]:
     """Return a value in [0,1] for every name of ASPECTS; "all" is everything but size right."""
-    background, regions = analyse(image)
+    known = known or KNOWN
+    background, regions = analyse(image, known)
     wanted = scene.objects
     result = dict.fromkeys(ASPECTS, 0.0)
     result["background"] = float(background == scene.background)
     result["count"] = float(len(regions) == len(wanted))
     if len(regions) >= len(wanted):
         found = [[regions[i] for i in order] for order in permutations(range(len(wanted)))]
-        compared = [_compare(f, scene) for f in found]
+        compared = [_compare(f, scene, known) for f in found]
         best = max(range(len(compared)), key=lambda i: _weight(compared[i]))
         result.update(compared[best])
     bound = result["color"] == 1.0 and result["shape"] == 1.0
@@ -96,13 +122,13 @@ def _weight(values: dict[str, float]) -> float:
     return 2 * values["color"] + 1.5 * values["shape"] + values["place"]
 
 
-def _compare(found: list[Region], scene: Scene) -> dict[str, float]:
+def _compare(found: list[Region], scene: Scene, known: Vocabulary) -> dict[str, float]:
     wanted = scene.objects
     pairs = list(zip(found, wanted, strict=True))
     return {
         "color": float(np.mean([f.color == w.color for f, w in pairs])),
         "shape": float(np.mean([f.shape == w.shape for f, w in pairs])),
-        "size": float(np.mean([_size_name(f, w, len(wanted)) == w.size for f, w in pairs])),
+        "size": float(np.mean([_size_name(f, w, len(wanted), known) == w.size for f, w in pairs])),
         "place": float(_place_right(found, scene)),
     }
 
@@ -119,9 +145,9 @@ def _place_right(found: list[Region], scene: Scene) -> bool:
     return dy > 0.15 and dy > abs(dx)
 
 
-def _size_name(found: Region, wanted: SceneObject, count: int) -> str:
+def _size_name(found: Region, wanted: SceneObject, count: int, known: Vocabulary) -> str:
     radii = RADII_ALONE if count == 1 else RADII_OF_TWO
-    radius = 0.2 * np.sqrt(found.area / _AREAS[wanted.shape])
+    radius = 0.2 * np.sqrt(found.area / known.templates[wanted.shape][1])
     small_end = (radii["small"][1] + radii["medium"][0]) / 2
     large_start = (radii["medium"][1] + radii["large"][0]) / 2
     return "small" if radius < small_end else "large" if radius > large_start else "medium"
@@ -131,19 +157,19 @@ def _ends(length: int) -> tuple[slice, slice]:
     return slice(None, length), slice(-length, None)
 
 
-def _nearest_color(rgb: npt.NDArray[np.float32]) -> str:
-    return list(COLORS)[int(((_PALETTE - rgb) ** 2).sum(axis=1).argmin())]
+def _nearest_color(rgb: npt.NDArray[np.float32], known: Vocabulary) -> str:
+    return list(known.colors)[int(((known.palette - rgb) ** 2).sum(axis=1).argmin())]
 
 
-def _measure(pixels: npt.NDArray[np.float32], mask: Mask) -> Region:
+def _measure(pixels: npt.NDArray[np.float32], mask: Mask, known: Vocabulary) -> Region:
     side = pixels.shape[0]
     ys, xs = np.nonzero(mask)
     core = ndimage.binary_erosion(mask)
     inside = core if core.sum() > 10 else mask
     cells = _normalised(mask)
-    overlap = {s: (cells & t).sum() / (cells | t).sum() for s, t in _TEMPLATES.items()}
+    overlap = {s: (cells & t).sum() / (cells | t).sum() for s, (t, _) in known.templates.items()}
     return Region(
-        color=_nearest_color(np.median(pixels[inside], axis=0)),
+        color=_nearest_color(np.median(pixels[inside], axis=0), known),
         shape=max(overlap, key=lambda s: overlap[s]),
         x=(xs.min() + xs.max() + 1) / 2 / side,
         y=(ys.min() + ys.max() + 1) / 2 / side,
@@ -173,5 +199,4 @@ def _template(shape: str) -> tuple[Mask, float]:
     return _normalised(mask), float(mask.mean())
 
 
-_TEMPLATES = {shape: _template(shape)[0] for shape in SHAPES}
-_AREAS = {shape: _template(shape)[1] for shape in SHAPES}
+KNOWN = Vocabulary(COLORS, SHAPES)

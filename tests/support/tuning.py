@@ -14,7 +14,7 @@ from sdengine.training.tuning.options import OPTIONS, TuningOptions
 
 SIZES = ((64, 64), (96, 64), (64, 96))
 # Whatever a kind needs to be trained on `pictures` for two steps.
-FEW = {
+FEW: dict[str, dict[str, Any]] = {
     "embedding": {"vectors": 2, "templates": ("a picture of {name}",)},
     "lora": {"rank": 4, "alpha": 2.0, "conv_rank": 2, "text_encoder": True},
     "hypernetwork": {"activation": "relu", "hidden_dropout": 0.3, "learning_rate": 1e-3},

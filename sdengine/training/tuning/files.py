@@ -141,7 +141,9 @@ def _kohya(lora: Lora, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """Return tensors under kohya's names; those of SDXL's U-Net are made of the original ones."""
     original = {}
     if checkpoint.family == "sdxl":
-        original = unet_paths(path for network, path in lora.places if network == "unet")
+        # Blocks are counted through, so that all layers must be known.
+        names = (name.rpartition(".")[0] for name in checkpoint.shapes("unet"))
+        original = unet_paths(dict.fromkeys(names))
     several = len(checkpoint.text_encoder_configs) > 1
     tensors: dict[str, Tensor] = {}
     for network, path, layer in lora.tensors():
@@ -165,7 +167,11 @@ def _diffusers(lora: Lora, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         tensors[f"{network}.{path}.lora_B.weight"] = _stored(layer.up, dtype)
         rank = settings.setdefault(f"{network}.r", layer.rank)
         alpha = settings.setdefault(f"{network}.lora_alpha", layer.alpha)
-        settings.setdefault(f"{network}.target_modules", []).append(path)
+        # Releases of transformers differ in what stands before the layers of a text encoder.
+        target = path if network == "unet" else path.rpartition(".")[2]
+        targets = settings.setdefault(f"{network}.target_modules", [])
+        if target not in targets:
+            targets.append(target)
         for key, value, usual in (("rank", layer.rank, rank), ("alpha", layer.alpha, alpha)):
             pattern = settings.setdefault(f"{network}.{key}_pattern", {})
             if value != usual:

@@ -120,7 +120,8 @@ def prepare_lora(networks: Networks, options: TuningOptions, output: Path) -> Pr
     )
 
     def save(place: Path, steps: int, about: Mapping[str, str]) -> None:
-        save_lora(place, lora, networks.checkpoint, options.names, about)
+        dtype = TORCH_DTYPES[options.save_precision]
+        save_lora(place, lora, networks.checkpoint, options.names, about, dtype)
 
     return Prepared(lora, TextEncoding(networks, is_trained=options.text_encoder), save)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from sdengine.building.architecture import describe
-from sdengine.bundle.manifest import Architecture
+from sdengine.bundle.architecture import Architecture
 from sdengine.checkpoints import Checkpoint
 from sdengine.errors import ConfigError
 from sdengine.models.attention import Transformer2DModel

@@ -175,9 +175,11 @@ class EmbeddingOptions(TuningOptions):
         super().__post_init__()
         if self.name and (fault := name_fault(self.name)):
             raise ConfigError(f"name: {self.name[:60]!r}: {fault}.")
-        if not all("{name}" in one for one in self.templates):
+        if not all("{name}" in one or "{caption}" in one for one in self.templates):
             raise ConfigError.for_field(
-                "template", list(self.templates), "captions that hold {name}"
+                "template",
+                list(self.templates),
+                "captions that hold {name} or {caption}",
             )
 
 
@@ -195,6 +197,7 @@ class LoraOptions(TuningOptions):
                                       "given")  # fmt: skip
     text_encoder: bool = _field(False, Flag(), "change the text encoders' layers too")
     names: str = _field("kohya", Choice(("kohya", "diffusers")), "whose names the file has")
+    save_precision: str = _field("fp32", Choice(PRECISIONS), "of the file")
 
     def __post_init__(self) -> None:
         """Refuse a scale of what there is not."""

@@ -82,8 +82,8 @@ def find_examples(folder: Path, hints: Path | None = None) -> list[Example]:
         raise ConfigError.for_field("data", str(folder), "a folder of pictures")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and _is_shown(p))
     own_hints = _by_stem(hints) if hints is not None else {}
-    if hints is not None and hints.resolve().is_relative_to(folder.resolve()):
-        paths = [path for path in paths if hints not in path.parents]
+    if hints is not None:  # which may lie among the pictures
+        paths = [path for path in paths if not path.resolve().is_relative_to(hints.resolve())]
     rows = _rows(folder)
     named = {row.path for row in rows} | {row.hint for row in rows if row.hint is not None}
     found = [*rows, *(Example(path, _beside(path)) for path in paths if path not in named)]

@@ -97,7 +97,12 @@ def test_what_is_known_is_not_encoded_again(
     (tmp_path / "data" / "0.png").rename(tmp_path / "data" / "renamed.png")
     calls = []
     encode = vae.encode
-    monkeypatch.setattr(vae, "encode", lambda x: calls.append(x.shape) or encode(x))
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x.shape)
+        return encode(x)
+
+    monkeypatch.setattr(vae, "encode", counted)
     dataset(tmp_path, vae, tmp_path / "data")
     assert not calls  # the content names it
     Image.new("RGB", (64, 64), "red").save(tmp_path / "data" / "renamed.png")

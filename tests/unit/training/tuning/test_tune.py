@@ -320,6 +320,7 @@ def test_class_pictures_and_sheets_are_made_by_the_engine(
         ("lora", {"sample_every": 3}, r"sample_every.*--sample"),
         ("lora", {"templates": ("{x}",)}, "template"),
         ("embedding", {"templates": ("a thing",)}, r"\{name\}"),
+        ("embedding", {"templates": ("{caption}",)}, r"template.*captions that name 'thing'"),
         ("embedding", {"vectors": 76}, "vectors"),
         ("embedding", {"name": "a\nb"}, "name"),
         ("hypernetwork", {"structure": (1, 2)}, "structure"),
