@@ -47,7 +47,10 @@ MASK_FIELDS = ("mask_blur", "mask_invert", "masked_content", "soft_inpainting")
 # What has none without it or `outpaint`.
 AREA_FIELDS = ("inpaint_area", "mask_padding", "mask_blend")
 OUTPAINT_FIELDS = ("outpaint_fill", "outpaint_overlap")
-HIRES_FIELDS = ("hires_upscaler", "hires_model", "hires_strength", "hires_steps")
+HIRES_FIELDS = (
+    *("hires_upscaler", "hires_model", "hires_strength", "hires_steps"),
+    *("hires_sampler", "hires_schedule", "hires_prompt", "hires_negative_prompt"),
+)
 # Fields by that of which one must be given for them to mean something.
 OPTIONS_OF = {
     "image": IMAGE_FIELDS,
