@@ -162,6 +162,11 @@ class UNetInputs:
             self._dirty.difference_update(names)
         return self._all() if residuals or features else self.arrays
 
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether what it reads beside the prompt differs from step to step."""
+        return self._image_prompts is not None
+
     def predict(self, k: int, plan: RowPlan, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """Run the U-Net at evaluation k; return its prediction of each row.
 

@@ -16,6 +16,7 @@ from sdengine.backends.base import (
     SessionOptions,
     require_no_device,
 )
+from sdengine.backends.device_protocols import TrajectoryKind
 from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, check_memory_bytes
 from sdengine.backends.native.banded_module import BandedModule
@@ -24,10 +25,18 @@ from sdengine.backends.native.laid_out_network import LaidOutNetwork
 from sdengine.backends.native.memory_limit import NativeBudget
 from sdengine.backends.native.packed_cache import PackedWeights, packed_weights
 from sdengine.backends.native.prepare import DTYPES, Prepared, prepare
+from sdengine.backends.native.sampler_steps import (
+    MAX_REGISTERS,
+    NOISE_PRED,
+    SAMPLE,
+    TIMESTEP,
+    NativeRun,
+)
 from sdengine.bundle.image_prompts import is_image_prompt
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, symbol_sizes
 from sdengine.errors import ConfigError, DeviceError
+from sdengine.samplers import SamplerProgram
 
 PRECISIONS = ("auto", *DTYPES)
 _Shapes = frozenset[tuple[str, tuple[int, ...]]]
@@ -84,8 +93,7 @@ class NativeModule:
 
     def _write(self, inputs: Mapping[str, Array]) -> LaidOutNetwork:
         """Copy the inputs to where the network reads them."""
-        if self._without is None:
-            raise DeviceError(f"{self.name}: the network was closed.")
+        laid_out = self._opened()
         for spec in self.inputs:
             given = inputs.get(spec.name)
             if given is None:
@@ -96,7 +104,6 @@ class NativeModule:
                     f"{self.name}: input {spec.name!r} is {list(given.shape)}; this network was "
                     f"loaded for {list(spec.shape)}."
                 )
-        laid_out = self._without
         is_added = any(name in inputs and inputs[name].any() for name in self._additive)
         if is_added:
             lacking = [spec for spec in self.inputs if spec.name not in inputs]
@@ -123,6 +130,54 @@ class NativeModule:
             made = LaidOutNetwork(program, self._packed.tensors, self._threads)
             self._prompted[is_added, prompts] = made
         return self._prompted[is_added, prompts]
+
+    def _opened(self) -> LaidOutNetwork:
+        """Return the network without what only adds; refuse one that was closed."""
+        if self._without is None:
+            raise DeviceError(f"{self.name}: the network was closed.")
+        return self._without
+
+
+class NativeUNet(NativeModule):
+    """The U-Net; see `sdengine.backends.device_protocols.RunsTrajectories` for what it adds."""
+
+    def runs_at_once(self) -> bool:
+        """Say that evaluations have run when `advance` returns."""
+        return True
+
+    def refuses(self, kind: TrajectoryKind) -> str:
+        """Say why a trajectory cannot run beside the network; nothing where it can."""
+        shapes = {spec.name: spec.shape for spec in (*self.inputs, *self.outputs)}
+        rows, channels, *_ = shapes[SAMPLE]
+        if rows != kind.batch * kind.copies:
+            return f"it has {kind.batch * kind.copies} rows, the network {rows}"
+        if channels != kind.channels or shapes[NOISE_PRED] != shapes[SAMPLE]:
+            return f"the network reads {channels} channels, {kind.channels} are latents"
+        if kind.registers > MAX_REGISTERS:
+            return f"its sampler takes {kind.registers} registers, of {MAX_REGISTERS} at most"
+        laid_out = self._opened()
+        maps = (laid_out.inputs[SAMPLE], laid_out.inputs[TIMESTEP], laid_out.outputs[NOISE_PRED])
+        if any(one.dtype != np.float32 or not one.flags.c_contiguous for one in maps):
+            return "the network reads or writes latents that are not rows of fp32"
+        return ""
+
+    def is_ready(self, kind: TrajectoryKind) -> bool:
+        """Say that there is nothing to prepare."""
+        return True
+
+    def prepare(self, kind: TrajectoryKind) -> None:
+        """Do nothing: there is nothing to prepare."""
+
+    def begin(
+        self,
+        kind: TrajectoryKind,
+        program: SamplerProgram,
+        guidance_scale: float,
+        registers: Array,
+        first: int = 0,
+    ) -> NativeRun:
+        """Take a program and its registers before evaluation `first`."""
+        return NativeRun(self._opened(), program, guidance_scale, registers.copy(), first)
 
 
 class NativeSession:
@@ -160,7 +215,8 @@ class NativeSession:
         size = (sides.get("width", 0), sides.get("height", 0))
         if (plan := self._budget.bands(network, prepared, size)) is not None:
             return BandedModule(network, plan, packed, tuple(specs), self._threads)
-        return NativeModule(network, prepared, packed, specs, self._threads)
+        made = NativeUNet if network == "unet" else NativeModule
+        return made(network, prepared, packed, specs, self._threads)
 
     def close(self) -> None:
         """Do nothing: nothing is left once the modules are closed."""
