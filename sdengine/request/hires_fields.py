@@ -62,6 +62,11 @@ class HiresField:
             raise ConfigError.for_field(name, value, self.accepted) from None
 
 
+def hires_text(value: float | tuple[int, int]) -> str:
+    """Return a factor or a size as the command takes it."""
+    return "{}x{}".format(*value) if isinstance(value, tuple) else f"{value:g}x"
+
+
 @dataclass(frozen=True)
 class UpscalerField:
     """An upscaler's file, which is read at once."""

@@ -20,7 +20,7 @@ from sdengine.request.fields import (
     PictureField,
     about,
 )
-from sdengine.request.hires_fields import HiresFields
+from sdengine.request.hires_fields import HiresFields, hires_text
 from sdengine.request.ip_adapters import IPAdapter, IPAdapters
 from sdengine.request.outpaint_fields import OutpaintFields
 
@@ -210,7 +210,7 @@ class PictureFields(OutpaintFields, HiresFields):
                 raise ConfigError.for_field("control.masked", True, "False without mask")
         if self.hires is not None and self.image is not None:
             hint = "Give the result of the one as image to the other, with width and height."
-            raise ConfigError.for_field("hires", self.hires, "none with image", hint)
+            raise ConfigError.for_field("hires", hires_text(self.hires), "none with image", hint)
         if self.soft_inpainting and self.masked_content != "original":
             raise ConfigError.for_field(
                 "masked_content", self.masked_content, "original with soft_inpainting"
