@@ -209,5 +209,22 @@ class Network:
     def rebind(self, weights: dict[str, NDArray[Any]]) -> None: ...
     def run(self) -> None: ...
     def run_one(self, index: int) -> None: ...
+    def run_steps(
+        self,
+        inputs: Sequence[tuple[NDArray[Any], NDArray[Any]]],
+        sample: NDArray[np.float32],
+        timestep: NDArray[np.float32],
+        noise_pred: NDArray[np.float32],
+        registers: NDArray[np.float32],
+        t: NDArray[np.float64],
+        c_in: NDArray[np.float64],
+        A: NDArray[np.float64],
+        b: NDArray[np.float64],
+        d: NDArray[np.float64],
+        guidance_scale: float,
+        first: int,
+        count: int,
+        noise: Sequence[MersenneNormal | PhiloxNormal],
+    ) -> tuple[int, bool, int]: ...
     def moments(self, map: Mapping[str, Any]) -> NDArray[np.float64]: ...
     def run_timed(self) -> list[float]: ...

@@ -87,9 +87,9 @@ class Engine(OpenedBundle):
             progress: called after every step; an exception that it raises ends the request. A GPU
                 that runs the steps itself does not wait for it.
             preview_every: give every n-th step of `progress` a preview; 0 gives none.
-            preview: how: "linear", the default, gives each latent cell its colour, for next to
-                nothing; "tiny" decodes with the bundle's tiny decoder; "vae" decodes averaged
-                latents with the VAE. None is "vae" with bundles of releases before this one.
+            preview: how: "linear" gives each latent cell its colour, for next to nothing; "tiny"
+                decodes with the bundle's tiny decoder; "vae" decodes averaged latents with the VAE.
+                None is "linear" where its colours were right when the bundle was built, else "vae".
             cancel: setting it, from any thread, ends the request within one step.
 
         Returns:

@@ -5,11 +5,23 @@ A message says what was asked, what was found, what is accepted and what to do n
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class SdengineError(Exception):
     """Base of every error that sdengine raises on purpose."""
 
     exit_status = 1
+
+    @classmethod
+    def of_usage(cls, message: str) -> Self:
+        """Make one that is told as wrong usage: what an argument names is not there."""
+        error = cls(message)
+        error.exit_status = ConfigError.exit_status
+        return error
 
 
 class ConfigError(SdengineError, ValueError):

@@ -7,11 +7,12 @@
 #include <atomic>
 #include <chrono>
 
+#include "cpu/network_steps.h"
 #include "nn/instruction_sets.h"
 #include "nn/network.h"
 #include "nn/packing.h"
-#include "python/arrays.h"
 #include "python/bindings.h"
+#include "python/programs.h"
 
 namespace py = pybind11;
 
@@ -58,6 +59,44 @@ std::map<std::string, nn::WeightBytes> to_bytes(const py::dict& weights) {
                                        static_cast<std::size_t>(weight.nbytes())};
   }
   return bytes;
+}
+
+// A view of a network's input, and what is copied there.
+using InputPair = std::pair<py::array, py::array>;
+
+std::vector<cpu::InputCopy> to_copies(std::vector<InputPair>& inputs) {
+  std::vector<cpu::InputCopy> copies;
+  for (auto& [view, given] : inputs) {
+    const bool in_rows = (view.flags() & given.flags() & py::array::c_style) != 0;
+    if (!in_rows || !view.writeable() || !view.dtype().equal(given.dtype()) ||
+        view.nbytes() != given.nbytes()) {
+      throw py::value_error("inputs: each is a view and as many values of its type, C-contiguous");
+    }
+    copies.push_back({static_cast<char*>(view.mutable_data()),
+                      static_cast<const char*>(given.data()),
+                      static_cast<std::size_t>(view.nbytes())});
+  }
+  return copies;
+}
+
+cpu::StepMaps to_step_maps(std::vector<InputPair>& inputs, py::array& sample, py::array& timestep,
+                           const py::array& noise_pred, const py::array& registers) {
+  if (registers.ndim() < 2 || registers.size() == 0) {
+    wrong_shape("registers", registers, "[R,B,...]");
+  }
+  const py::ssize_t num_elements = registers.size() / registers.shape(0);
+  const py::ssize_t copies = sample.size() / num_elements;
+  if (copies < 1 || copies > 2 || sample.size() != copies * num_elements) {
+    wrong_shape("sample", sample, "as many values as the latents have, once or twice");
+  }
+  if (noise_pred.size() != sample.size()) wrong_shape("noise_pred", noise_pred, "sample's");
+  return {to_copies(inputs),
+          output<float>("sample", sample),
+          output<float>("timestep", timestep),
+          input<float>("noise_pred", noise_pred),
+          static_cast<std::size_t>(num_elements),
+          static_cast<std::size_t>(copies),
+          static_cast<std::size_t>(timestep.size())};
 }
 
 // Holds the weights that the network reads.
@@ -109,6 +148,42 @@ class PyNetwork {
     const py::gil_scoped_release release;
     network_->run(seconds.data());
     return seconds;
+  }
+
+  py::tuple run_steps(std::vector<InputPair> inputs, py::array sample, py::array timestep,
+                      const py::array& noise_pred, py::array registers, const py::array& t,
+                      const py::array& c_in, const py::array& A, const py::array& b,
+                      const py::array& d, double guidance_scale, std::size_t first,
+                      std::size_t count, const Generators& noise) {
+    const HeldProgram program(t, c_in, A, b, d, guidance_scale);
+    const cpu::StepMaps maps = to_step_maps(inputs, sample, timestep, noise_pred, registers);
+    float* const values = output<float>("registers", registers);
+    const auto batch = static_cast<std::size_t>(registers.shape(1));
+    if (static_cast<std::size_t>(registers.shape(0)) != program.view.num_registers) {
+      wrong_shape("registers", registers, "as many as the program has");
+    }
+    if (noise.size() != batch) throw py::value_error("noise: expected a generator an image");
+    if (first > program.view.num_steps || count > program.view.num_steps - first) {
+      throw py::value_error("count: the program has " + std::to_string(program.view.num_steps) +
+                            " evaluations");
+    }
+    std::vector<float> drawn(maps.num_elements);
+    const std::size_t of_one = maps.num_elements / batch;
+    const auto draw = [&](float* target) {
+      for (std::size_t i = 0; i < batch; ++i) {
+        std::visit([&](auto* one) { one->draw(target + i * of_one, of_one); }, noise[i]);
+      }
+    };
+    cpu::StepsRun done;
+    {
+      const py::gil_scoped_release release;
+      done = cpu::run_steps(*network_, maps, program.view, first, first + count, guidance_scale,
+                            values, drawn.data(), draw, [] {
+                              const py::gil_scoped_acquire locked;
+                              if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+                            });
+    }
+    return py::make_tuple(done.count, done.finite, done.network_ns);
   }
 
   py::array_t<double> moments(const py::dict& map) {
@@ -329,6 +404,15 @@ void bind_network(py::module_& module) {
            "Take other weights in the place of some, of the same names and sizes; all or none.")
       .def("run_one", &PyNetwork::run_one, py::arg("index"),
            "Run one operation, whose inputs must be there.")
+      .def("run_steps", &PyNetwork::run_steps, py::arg("inputs"), py::arg("sample").noconvert(),
+           py::arg("timestep").noconvert(), py::arg("noise_pred").noconvert(),
+           py::arg("registers").noconvert(), py::arg("t").noconvert(), py::arg("c_in").noconvert(),
+           py::arg("A").noconvert(), py::arg("b").noconvert(), py::arg("d").noconvert(),
+           py::arg("guidance_scale"), py::arg("first"), py::arg("count"), py::arg("noise"),
+           "Run evaluations of a sampler program on registers [R,B,...] in place. inputs: views of "
+           "the other inputs with what they read. noise: a generator an image. Returns how many "
+           "ran, up to one that gives NaN or infinity; whether all was finite; and the "
+           "nanoseconds inside the network.")
       .def("moments", &PyNetwork::moments, py::arg("map"),
            "Return [2, channels] fp64 of a map of one image: each channel's mean, and the squared "
            "distances of its values from it, added up.")

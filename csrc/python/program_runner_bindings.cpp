@@ -4,9 +4,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <optional>
-#include <variant>
 
-#include "python/generators.h"
+#include "python/programs.h"
 #include "python/queue.h"
 #include "runtime/program_runner.h"
 
@@ -19,8 +18,6 @@ using namespace runtime;
 using namespace py::literals;
 
 using RegionTuple = std::tuple<std::string, std::size_t, int, int>;
-// A generator an image, in the order of the batch.
-using Generators = std::vector<std::variant<SharedMersenne*, SharedPhilox*>>;
 
 TrajectoryShape shape_of(const Shape& latents, std::size_t copies, std::size_t max_steps,
                          std::size_t max_registers, const std::string& dtype,
@@ -48,44 +45,6 @@ std::vector<RegionTuple> regions(const Shape& latents, std::size_t copies, std::
   }
   return tuples;
 }
-
-const double* coefficients(const char* name, const py::array& array, const Shape& expected) {
-  const double* const values = input<double>(name, array);
-  if (Shape(array.shape(), array.shape() + array.ndim()) != expected) {
-    std::string text;
-    for (const py::ssize_t size : expected)
-      text += (text.empty() ? "[" : ",") + std::to_string(size);
-    wrong_shape(name, array, text + "]");
-  }
-  return values;
-}
-
-// A program's arrays, and what the runtime reads in them.
-struct HeldProgram {
-  py::array t, c_in, A, b, d;
-  double guidance_scale;
-  Program view;
-
-  HeldProgram(py::array its_t, py::array its_c_in, py::array its_A, py::array its_b,
-              py::array its_d, double scale)
-      : t(std::move(its_t)),
-        c_in(std::move(its_c_in)),
-        A(std::move(its_A)),
-        b(std::move(its_b)),
-        d(std::move(its_d)),
-        guidance_scale(scale),
-        view(checked()) {}
-
- private:
-  Program checked() const {
-    if (b.ndim() != 2) wrong_shape("b", b, "[K,R]");
-    const py::ssize_t K = b.shape(0), R = b.shape(1);
-    return {coefficients("t", t, {K}),       coefficients("c_in", c_in, {K}),
-            coefficients("A", A, {K, R, R}), coefficients("b", b, {K, R}),
-            coefficients("d", d, {K, R}),    static_cast<std::size_t>(K),
-            static_cast<std::size_t>(R)};
-  }
-};
 
 // The collector may free memory of the device or drop graphs, which must not happen in a capture.
 class WithoutCollection {

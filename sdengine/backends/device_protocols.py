@@ -42,8 +42,12 @@ class DeviceRun(Protocol):
         """Bring the U-Net's inputs to the device, other than sample and timestep."""
         ...
 
-    def advance(self, count: int, noise: NoiseSource) -> None:
-        """Queue the next evaluations."""
+    def advance(self, count: int, noise: NoiseSource) -> int:
+        """Queue the next evaluations, or run them.
+
+        Returns:
+            Nanoseconds of this call that were not the network's, as far as that can be told.
+        """
         ...
 
     def steps_done(self) -> int:
@@ -69,7 +73,7 @@ class DeviceRun(Protocol):
 
 @runtime_checkable
 class RunsTrajectories(Protocol):
-    """A U-Net's module whose device runs sampler steps itself."""
+    """A U-Net's module that runs sampler steps itself."""
 
     def refuses(self, kind: TrajectoryKind) -> str:
         """Say why it cannot run a trajectory; nothing where it can."""
@@ -95,6 +99,15 @@ class RunsTrajectories(Protocol):
 
         `use` follows. `first` is the evaluation that the run begins with.
         """
+        ...
+
+
+@runtime_checkable
+class RunsAtOnce(Protocol):
+    """One of `RunsTrajectories` that queues nothing: what `advance` was asked for has run."""
+
+    def runs_at_once(self) -> bool:
+        """Say so."""
         ...
 
 
@@ -130,6 +143,11 @@ class FillsZeros(Protocol):
 def runs_trajectories(module: Module) -> TypeGuard[RunsTrajectories]:
     """Say whether a module is one of `RunsTrajectories`."""
     return _has(type(module), RunsTrajectories)
+
+
+def runs_at_once(module: RunsTrajectories) -> bool:
+    """Say whether a module is one of `RunsAtOnce`."""
+    return _has(type(module), RunsAtOnce)
 
 
 def decodes_pixels(module: Module) -> TypeGuard[DecodesPixels]:

@@ -76,8 +76,8 @@ class GpuRun:
         self._return()
         self._send_inputs()
 
-    def advance(self, count: int, noise: NoiseSource) -> None:
-        """Queue the next evaluations, without Python between them."""
+    def advance(self, count: int, noise: NoiseSource) -> int:
+        """Queue the next evaluations, without Python between them; all of it counts as theirs."""
         self._return()
         self._steps.advance(count, noise.generators)
         self._left -= count
@@ -87,6 +87,7 @@ class GpuRun:
                 "unet: the rest of the run is queued piece by piece, without a graph: %s",
                 self._steps.why_not_captured,
             )
+        return 0
 
     def steps_done(self) -> int:
         """Tell how many evaluations have run, without waiting."""

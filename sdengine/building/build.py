@@ -221,8 +221,9 @@ class _Build:
                 {"name": source.name, "sha256": source.sha256, "guesses": guesses}
             )
         with self.stages.stage("preview"):
-            colours = fit_latent_rgb(source.vae())
-            vae = architecture.vae.model_copy(update={"latent_rgb": colours})
+            colours, error = fit_latent_rgb(source.vae()) or (None, None)
+            fitted = {"latent_rgb": colours, "latent_rgb_error": error}
+            vae = architecture.vae.model_copy(update=fitted)
             architecture = architecture.model_copy(update={"vae": vae})
             gc.collect()
         networks = {}

@@ -19,14 +19,15 @@ _PICTURES = 12
 
 
 @torch.inference_mode()
-def fit_latent_rgb(vae: AutoencoderKL) -> list[list[float]] | None:
+def fit_latent_rgb(vae: AutoencoderKL) -> tuple[list[list[float]], float] | None:
     """Return a row of red, green and blue in [-1,1] for each channel, then one that is added.
 
     Args:
         vae: in fp32; its scaling factor makes the latents those that the U-Net sees.
 
     Returns:
-        None where the autoencoder gives values that are not finite.
+        The rows, and by how much they err, over by how much one colour for all cells would; None
+        where the autoencoder gives values that are not finite.
     """
     config = vae.config
     cells, colours = [], []
@@ -41,7 +42,9 @@ def fit_latent_rgb(vae: AutoencoderKL) -> list[list[float]] | None:
     if not (torch.isfinite(known).all() and torch.isfinite(wanted).all()):
         return None
     found = torch.linalg.lstsq(known, wanted, driver="gelsd").solution
-    return [[round(float(value), 6) for value in row] for row in found]
+    missed = (wanted - known @ found).norm() / (wanted - wanted.mean(dim=0)).norm().clamp(min=1e-9)
+    rows = [[round(float(value), 6) for value in row] for row in found]
+    return rows, round(min(float(missed), 1.0), 4)
 
 
 def _picture(number: int, side: int) -> Tensor:

@@ -93,13 +93,17 @@ class UNetArchitecture(Strict):
     config: dict[str, Any] = Field(default_factory=dict)
 
 
+_COLOURS = ("latent_rgb", "latent_rgb_error")
+
+
 class VAEArchitecture(Strict):
     """Describe the VAE: latents = scaling_factor * encoder output, H/downscale by W/downscale.
 
     `compute_fp32` says that its values leave the range of fp16: where the rest computes in fp16, it
     computes in bf16, or in fp32 on a device without bf16. `latent_rgb` has a row of red, green and
     blue in [-1,1] for each channel of scaled latents and, last, one that is added: about the colour
-    of a cell, for previews.
+    of a cell, for previews. `latent_rgb_error` is by how much they erred where they were fitted,
+    over by how much one colour for all cells would: 0 where colours follow from latents exactly.
     """
 
     scaling_factor: Annotated[float, Field(gt=0, le=1e6)]
@@ -107,6 +111,7 @@ class VAEArchitecture(Strict):
     downscale: Annotated[int, Field(ge=1, le=64)] = 8
     compute_fp32: bool = False
     latent_rgb: list[Annotated[list[float], Field(min_length=3, max_length=3)]] | None = None
+    latent_rgb_error: Annotated[float, Field(ge=0, le=1)] | None = None
     config: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -117,8 +122,9 @@ class VAEArchitecture(Strict):
 
     @model_serializer(mode="wrap")
     def _only_what_is_known(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        known = self.latent_rgb is not None  # earlier releases do not know it
-        return {name: v for name, v in dump(self).items() if name != "latent_rgb" or known}
+        # Earlier releases do not know them.
+        unknown = [name for name in _COLOURS if getattr(self, name) is None]
+        return {name: v for name, v in dump(self).items() if name not in unknown}
 
 
 # What a U-Net reads beside the noisy latents tells what it is for.

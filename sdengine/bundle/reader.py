@@ -139,7 +139,7 @@ def _read_manifest(root: Path) -> bytes:
                     "the demo bundle is not part of this installation. Install sdengine again, "
                     "or build a bundle: sdengine build CHECKPOINT -o BUNDLE."
                 )
-            raise BundleError(
+            raise BundleError.of_usage(
                 f"bundle {str(root)!r} {what}. Give a folder that `sdengine build` wrote, or demo."
             )
         if not path.is_file():

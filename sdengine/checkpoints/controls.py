@@ -110,7 +110,7 @@ def _open(name: str, path: PathLike, checkpoint: Checkpoint) -> ControlCheckpoin
         return read_controlnet(place)
     if is_file:
         return read_control_file(place, checkpoint)
-    raise CheckpointError(
+    raise CheckpointError.of_usage(
         f"control {name}: {str(path)[:200]!r} is neither a folder nor a file. Give a folder as "
         "diffusers writes them, with config.json and diffusion_pytorch_model.safetensors, or a "
         "single file."

@@ -156,7 +156,7 @@ def _existing(argument: str, path: PathLike) -> Path:
     except (OSError, ValueError) as error:
         what = f"cannot be read: {error}"
     if what or not os.fsdecode(path):
-        raise CheckpointError(
+        raise CheckpointError.of_usage(
             f"{argument} {str(path)[:200]!r} {what or 'is empty'}. Give {_TAKEN[argument]}, or a "
             "single file."
         )

@@ -17,7 +17,7 @@ from sdengine.images.provenance import Provenance
 from sdengine.images.web_ui_pairs import find_pairs
 from sdengine.inputs.loras import Lora, web_ui_hash
 from sdengine.request.control import Control
-from sdengine.request.fields import FieldInfo, Interval, Number
+from sdengine.request.fields import FieldInfo, Interval, Number, OneOrEach
 from sdengine.request.hires_fields import HiresField
 from sdengine.request.keywords import WEB_UI_CLIP_SKIP
 from sdengine.request.picture_fields import HIRES_FIELDS
@@ -59,7 +59,7 @@ _CHOICES = {
 # The web UI's own names; "Automatic" is the sampler's default.
 _SCHEDULES = {"Automatic": None, "Uniform": "normal", "DDIM": "ddim_uniform"}
 _NOT_OF_THE_REQUEST = {"Model hash", "Model", "Version", "Hashes", "Sampler", "Schedule type"}
-_NOT_OF_THE_REQUEST |= {_EMBEDDINGS, _LORAS}
+_NOT_OF_THE_REQUEST |= {_EMBEDDINGS, _LORAS, "Hires sampler", "Hires schedule type"}
 _NO_SEED = "-1"
 # The ControlNet extension's names; diffusers' guess mode is near to the last one.
 _MORE_IMPORTANT = "ControlNet is more important"
@@ -118,6 +118,8 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
         pairs["Denoising strength"] = request.strength
     if request.hires is not None:
         pairs |= _labelled(request, "hires_strength", "hires", "hires_steps", "hires_upscaler")
+        pairs |= _labelled(request, "hires_sampler", "hires_schedule")
+        pairs |= _labelled(request, "hires_prompt", "hires_negative_prompt")
         if request.hires_model is not None:
             pairs["Hires upscaler"] = PurePath(request.hires_model.name).stem or "ONNX"
     if request.variation_strength:
@@ -173,10 +175,10 @@ def _labelled(request: Request, *names: str) -> dict[str, Any]:
         if name in _CHOICES:
             # Of several labels of a value the last one is the web UI's newest.
             value = {own: theirs for theirs, own in _CHOICES[name].items()}[value]
-        elif name == "sampler":
-            value = SAMPLERS[value].label
-        elif name == "schedule":
-            value = SCHEDULES[value].label
+        elif name.endswith("sampler"):
+            value = None if value is None else SAMPLERS[value].label
+        elif name.endswith("schedule"):
+            value = None if value is None else SCHEDULES[value].label
         elif len(sides := _FIELDS[label]) == 2 and value is not None:
             value = "x".join(str(getattr(request, side.name)) for side in sides)
         elif name == "hires" and isinstance(value, tuple):
@@ -208,6 +210,9 @@ def parse_parameters(text: str) -> Parameters:
             if not found:
                 left.append(key)
     found, unknown = _sampler_names(pairs)
+    values |= found
+    left += unknown
+    found, unknown = _hires_names(pairs)
     values |= found
     left += unknown
     if pairs:
@@ -248,7 +253,7 @@ def _counterparts(key: str, value: str) -> dict[str, Any]:
         if info.name in _CHOICES:
             choices = _CHOICES[info.name]
             return {info.name: choices[value]} if value in choices else {}
-        if isinstance(info.check, HiresField):
+        if isinstance(info.check, HiresField | OneOrEach) and info.name.startswith("hires"):
             return {info.name: value}
         if isinstance(info.check, Interval):
             ends = _INTERVAL.fullmatch(value)
@@ -282,6 +287,33 @@ def _sampler_names(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
             continue
         return dict(zip(("sampler", "schedule"), found, strict=True)), unknown
     return {}, ["Sampler"]
+
+
+def _hires_names(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the same of a second pass that has its own."""
+    labels = pairs.get("Hires sampler"), pairs.get("Hires schedule type")
+    found: dict[str, Any] = {}
+    left = []
+    if labels[1] is not None:
+        schedule = _SCHEDULES.get(labels[1], labels[1])
+        try:
+            found["hires_schedule"] = resolve_names("euler", schedule)[1] if schedule else None
+        except ConfigError:
+            left.append("Hires schedule type")
+    if labels[0] is not None:
+        try:
+            found["hires_sampler"] = resolve_names(labels[0], None)[0]
+        except ConfigError:
+            left.append("Hires sampler")
+        else:
+            found.setdefault("hires_schedule", _named_schedule(labels[0]))
+    return {name: value for name, value in found.items() if value is not None}, left
+
+
+def _named_schedule(sampler: str) -> str | None:
+    """Return the schedule in a sampler's label, None where there is none."""
+    first, second = (resolve_names(sampler, None, other)[1] for other in ("normal", "karras"))
+    return first if first == second else None
 
 
 def _value_text(value: str | float) -> str:

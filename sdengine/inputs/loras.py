@@ -150,7 +150,9 @@ def _of_tensors(path: Path, _: FileVersion) -> str:
 def unreadable(path: Path, error: Exception) -> AdapterError:
     """Return the error of an adapter that cannot be read for a reason."""
     if reason := getattr(error, "strerror", None):
-        return AdapterError(f"adapter {str(path)!r} cannot be read: {reason}.")
+        message = f"adapter {str(path)!r} cannot be read: {reason}."
+        is_absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        return AdapterError.of_usage(message) if is_absent else AdapterError(message)
     return AdapterError(f"adapter {str(path)!r}: {str(error).rstrip('.')}.")
 
 

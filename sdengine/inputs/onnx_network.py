@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,10 @@ from sdengine.storage.regular_file import open_regular
 RANGES = ("unit", "minmax")
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _MAX_FILE_BYTES = 2**31 - 1  # of an ONNX file; what is larger lies beside it
+# What its maps may take, whatever sizes its operators ask for, and what may run for ever.
+_MOST_BYTES = 4 << 30
+_MAX_NODES = 20_000
+_LOOPS = ("Loop", "Scan", "SequenceMap")
 _OVERSHOOT = 0.1  # of networks that end without a sigmoid
 _ACCEPTED = "a network from one picture, [1,3,H,W] or [1,H,W,3] of float, float16 or uint8"
 
@@ -24,7 +30,7 @@ class OnnxNetwork:
 
     Its one input is [1,3,H,W] or [1,H,W,3], of fixed or free sizes: floats are in [0,1] and then
     normalised, uint8 is 0 to 255. Of its outputs the first counts: a map of one or three channels
-    of any size, with or without the other axes.
+    of any size, with or without the other axes. What it computes may take 4 GiB.
 
     Args:
         field: what errors call it.
@@ -49,12 +55,18 @@ class OnnxNetwork:
         _check_file(field, path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails is raised; the log would say it twice
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        _bound_memory()
         try:
             # onnx refuses weights outside of the folder, which not every onnxruntime does.
-            content = onnx.load(path).SerializeToString()
+            model = onnx.load(path)
+            _require_bounded(field, self.name, model)
+            content = model.SerializeToString()
             self._session: Any = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"]
             )
+        except ConfigError:
+            raise
         except Exception as error:  # what each of the two raises has no base of its own
             raise ConfigError(
                 f"{field}: {self.name} is no ONNX network that onnxruntime reads: "
@@ -168,6 +180,43 @@ def _check_file(field: str, path: str) -> None:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"{field}: {path[:200]!r} cannot be read: {reason}.") from None
+
+
+@functools.cache
+def _bound_memory() -> None:
+    """Let networks that ask for it share an arena of so many bytes, and no more."""
+    import onnxruntime
+
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    where = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    arena = onnxruntime.OrtArenaCfg({"max_mem": _MOST_BYTES})
+    onnxruntime.create_and_register_allocator(where, arena)
+
+
+def _require_bounded(field: str, name: str, model: Any) -> None:
+    """Refuse a network that may run for ever."""
+    found = "functions of its own" if len(model.functions) else ""
+    for count, node in enumerate(_nodes(model.graph), 1):
+        if node.op_type in _LOOPS:
+            found = f"operator {node.op_type}"
+        if count > _MAX_NODES:
+            found = f"more than {_MAX_NODES} operators"
+        if found:
+            raise ConfigError(
+                f"{field}: {name} has {found}, so that nothing bounds how long it runs. Expected "
+                f"{_ACCEPTED}, without loops."
+            )
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """Yield a graph's operators, and those of graphs inside them."""
+    graphs = [graph]
+    while graphs:
+        for node in graphs.pop().node:
+            yield node
+            for attribute in node.attribute:
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
 
 
 def _scaled(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

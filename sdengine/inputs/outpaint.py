@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ FILLS = ("edge", "mirror", "blur", "noise")
 _MOST_SHIFT, _MOST_GAIN, _FLAT, _OTHER = 16.0, 1.25, 8.0, 48.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sides:
     """Pixels by which a picture grows at each side."""
 
@@ -26,6 +26,11 @@ class Sides:
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Return width and height of the canvas of a picture."""
         return self.left + width + self.right, self.top + height + self.bottom
+
+    def __repr__(self) -> str:
+        """As the command takes them."""
+        sides = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ",".join(f"{name}={pixels}" for name, pixels in sides.items() if pixels) or "0"
 
 
 def canvas(pixels: Pixels, sides: Sides, fill: str) -> Pixels:

@@ -20,6 +20,8 @@ from sdengine.pipeline.loaded_networks import WeightedNetworks
 from sdengine.pipeline.tiny_autoencoder import DECODER, decode_tiny, require_tiny
 
 PREVIEWS = ("linear", "tiny", "vae")
+# Of a map that errs more, previews have wrong colours: half a picture's contrast is missed.
+_MOST_COLOUR_ERROR = 0.4
 _PREVIEW_CELLS = 16  # the longer side of a preview, in latent cells
 
 
@@ -108,14 +110,15 @@ def linear_preview(clean: NDArray[np.float32], vae: VAEArchitecture) -> NDArray[
 
 
 def preview_method(manifest: Manifest, asked: str | None) -> str:
-    """Return how previews are made: as was asked for, or in the quickest way that there is.
+    """Return how previews are made: as was asked for, or in the quickest way that shows colours.
 
     Raises:
         ConfigError: it is unknown, or the bundle lacks what it needs.
     """
     has_colours = manifest.architecture.vae.latent_rgb is not None
     if asked is None:
-        return "linear" if has_colours else "vae"
+        error = manifest.architecture.vae.latent_rgb_error or 0.0
+        return "linear" if has_colours and error <= _MOST_COLOUR_ERROR else "vae"
     if asked not in PREVIEWS:
         raise ConfigError.for_field("preview", asked, ", ".join(PREVIEWS))
     if asked == "tiny":

@@ -43,6 +43,7 @@ def choose_device(
     has_extra: bool = False,
     is_steered: bool = False,
     is_tiled: bool = False,
+    reads_pictures: bool = False,
 ) -> tuple[RunsTrajectories | None, str]:
     """Decide where a trajectory's steps run.
 
@@ -56,12 +57,14 @@ def choose_device(
         has_extra: the U-Net reads more than latents.
         is_steered: controls run at some of the steps.
         is_tiled: the U-Net runs on tiles of the latents, or on latents that are shifted.
+        is_prompted: the U-Net reads what IP-Adapters make of pictures, at some of the steps.
+        reads_pictures: of pictures beside the prompt it reads at some of the steps.
 
     Returns:
         The U-Net as what runs them, or None and why the host does.
     """
     if not runs_trajectories(unet):
-        return None, "the backend's networks read and write the host's memory"
+        return None, "the backend's networks run one by one"
     if clean_every > 0:
         return None, "previews are made from each prediction"
     if is_tiled:
@@ -70,6 +73,10 @@ def choose_device(
         return None, "the U-Net reads more channels than the device scales"
     if is_steered:
         return None, "controls run between its steps, and the host sums what they give"
+    if reads_pictures:
+        return None, "the host says at each step what the U-Net reads of pictures"
+    if is_prompted:
+        return None, "what IP-Adapters make of pictures is read at some of the steps"
     if keeps_part:
         return None, "a mask keeps a part of a picture in each prediction"
     if guidance_rescale > 0:
@@ -135,10 +142,11 @@ def run_on_device(
                 used = plan
             # One evaluation ends soon enough by itself.
             with _cancelling(cancel if end - first > 1 else None, run):
-                run.advance(end - first, noise)
+                others_ns = run.advance(end - first, noise)
             latents = (
                 _named(run.latents, last, total) if seen == "latents" and end < total else None
             )
+        clock.add("unet", -others_ns, 0)
         if latents is not None:
             yield end - 1, latents
         if seen == "steps":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,15 +30,33 @@ from sdengine.request.hires_fields import LATENT_UPSCALERS, LEAST_LATENT_STRENGT
 from sdengine.request.picture_fields import HIRES_FIELDS
 from sdengine.request.region import Region
 from sdengine.request.request import FIELDS, Request
+from sdengine.samplers import SAMPLERS, resolve_names
 
 Array = NDArray[np.float32]
+
+
+def with_names(request: Request) -> Request:
+    """Return a request whose second pass names its sampler and schedule where it has its own.
+
+    Raises:
+        ConfigError: a name is unknown; the message names the second pass's field.
+    """
+    own = request.hires_sampler, request.hires_schedule
+    if own == (None, None):
+        return request
+    try:
+        names = resolve_names(own[0] or request.sampler, own[1], request.schedule)
+    except ConfigError as error:
+        raise ConfigError(f"hires_{error}") from None
+    sampler = None if own[0] is None else names[0]
+    return replace(request, hires_sampler=sampler, hires_schedule=names[1])
 
 
 def second_request(request: Request, manifest: Manifest) -> Request:
     """Return the image to image request that the second pass is, its picture yet to be made.
 
     Args:
-        request: with `hires`.
+        request: with `hires`, as `with_names` returns it.
         manifest: of the bundle.
 
     Raises:
@@ -72,6 +91,7 @@ def second_request(request: Request, manifest: Manifest) -> Request:
         steps=request.hires_steps or request.steps,
         strength=request.hires_strength,
         strength_rule="exact",
+        **_own(request),
         controls=_controls(request, (width, height), manifest),
         regions=_regions(request, (width, height), manifest),
     )
@@ -80,6 +100,20 @@ def second_request(request: Request, manifest: Manifest) -> Request:
         shown = "{}x{}, in tiles the next that enlarged latents have is {}x{}"
         raise UnsupportedShapeError(f"hires: {shown.format(width, height, *needed)}.")
     return made
+
+
+def _own(request: Request) -> dict[str, Any]:
+    """Return the fields of a second pass that are not the first one's."""
+    named = {
+        "sampler": request.hires_sampler,
+        "schedule": request.hires_schedule,
+        "prompt": request.hires_prompt,
+        "negative_prompt": request.hires_negative_prompt,
+    }
+    found: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    before, after = (SAMPLERS[name].options for name in (
+        request.sampler, found.get("sampler", request.sampler)))  # fmt: skip
+    return found | {name: None for name in before if name not in after}
 
 
 def two_passes(first: Plan, second: Plan) -> Plan:

@@ -21,7 +21,7 @@ from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.control_plan import plan_controls, read_hint, require_controls
 from sdengine.pipeline.decoding import preview
 from sdengine.pipeline.encoding import ENCODER
-from sdengine.pipeline.hires import cut, enlarged, second_request, two_passes
+from sdengine.pipeline.hires import cut, enlarged, second_request, two_passes, with_names
 from sdengine.pipeline.image_prompts import ImagePrompts, PictureReader
 from sdengine.pipeline.latents import latents_shape, noise_of
 from sdengine.pipeline.loaded_controls import load_steerings
@@ -104,6 +104,7 @@ class Pipeline:
         sampler, schedule = resolve_names(request.sampler, request.schedule)
         if (sampler, schedule) != (request.sampler, request.schedule):
             request = replace(request, sampler=sampler, schedule=schedule)
+        request = with_names(request)
         require_pictures(request, self._manifest)
         require_controls(request, self._manifest)
         if request.decoder == "tiny":

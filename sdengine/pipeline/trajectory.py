@@ -12,7 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine import _native
-from sdengine.backends.device_protocols import DeviceRun, RunsTrajectories, TrajectoryKind
+from sdengine.backends.device_protocols import (
+    DeviceRun,
+    RunsTrajectories,
+    TrajectoryKind,
+    runs_at_once,
+)
 from sdengine.errors import NonFiniteError
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.device_trajectory import Seen, choose_device, run_on_device
@@ -118,7 +123,9 @@ class Trajectory:
                 keeps_part=known is not None,
                 has_extra=inputs.has_extra,
                 is_steered=self.steering is not None,
+                reads_pictures=inputs.reads_pictures,
                 is_tiled=self.tiles is not None,
+                is_prompted=inputs.is_prompted,
             )
             if device is None:
                 _log.debug("the host runs the sampler's steps: %s", reason)
@@ -171,6 +178,9 @@ class Trajectory:
             device = devices[rows]
             return device.begin(kinds[rows], part, self.guidance_scale, registers, first)
 
+        if all(map(runs_at_once, devices.values())):
+            # A look costs nothing, and nothing is to be told to end in the middle of a call.
+            seen = "latents" if seen == "steps" or self.cancel is not None else seen
         found = run_on_device(
             begin, registers, program, self.row_plans, self.inputs, noise, clock, seen,
             self.cancel,

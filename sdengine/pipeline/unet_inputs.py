@@ -115,6 +115,7 @@ class UNetInputs:
         self._with_residuals: dict[str, NDArray[Any]] | None = None
         self._dirty: set[str] = set()  # buffers of controls that are not zero
         self.has_extra = extra is not None
+        self.is_prompted = image_prompts is not None
         if extra is not None:
             self.read_beside(extra)
         if "timestep_cond" in self.arrays:
@@ -161,6 +162,11 @@ class UNetInputs:
                 self._all()[name].fill(0)
             self._dirty.difference_update(names)
         return self._all() if residuals or features else self.arrays
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether what it reads beside the prompt differs from step to step."""
+        return self._image_prompts is not None
 
     def predict(self, k: int, plan: RowPlan, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """Run the U-Net at evaluation k; return its prediction of each row.

@@ -21,7 +21,7 @@ from sdengine.prompt.emphasis import Run, parse_emphasis, parse_unweighted
 from sdengine.prompt.network_tags import split_tags
 from sdengine.prompt.plan import EncoderTokens, PromptOptions, PromptPlan
 from sdengine.prompt.tokenizer import ClipTokenizer
-from sdengine.request.request import PROMPT
+from sdengine.request.fields import PROMPT
 
 MAX_CHUNKS = 40  # of a prompt, whatever the networks take
 MAX_TOTAL_CHUNKS = 2048

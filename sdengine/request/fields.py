@@ -62,6 +62,9 @@ class Text:
         return str(value)
 
 
+PROMPT = Text(100_000)
+
+
 @dataclass(frozen=True)
 class Name:
     """A name that another place knows the meaning of."""

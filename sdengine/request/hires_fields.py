@@ -9,7 +9,7 @@ from typing import Any
 from sdengine.errors import ConfigError
 from sdengine.inputs import upscaler
 from sdengine.inputs.recorded import Recorded
-from sdengine.request.fields import Choice, Integer, Number, about
+from sdengine.request.fields import PROMPT, Choice, Integer, Name, Number, OneOrEach, about
 
 # Ways to enlarge latents, by the interpolation that they are.
 LATENT_UPSCALERS = {
@@ -28,6 +28,7 @@ MODEL_UPSCALER = "lanczos"
 LEAST_LATENT_STRENGTH = 0.5
 MAX_SIDE, MAX_STEPS = 16384, 1000
 _MOST_COVERED = MAX_SIDE * MAX_SIDE
+_PROMPTS, _NAME = OneOrEach(PROMPT), Name("a name; `sdengine samplers` lists them")
 _FACTOR, _SIDE = Number(1, 8), Integer(0, MAX_SIDE)
 _FACTOR_TEXT = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,9})?)x?")
 _SIZE_TEXT = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
@@ -59,6 +60,11 @@ class HiresField:
             return _FACTOR(name, value)
         except ConfigError:
             raise ConfigError.for_field(name, value, self.accepted) from None
+
+
+def hires_text(value: float | tuple[int, int]) -> str:
+    """Return a factor or a size as the command takes it."""
+    return "{}x{}".format(*value) if isinstance(value, tuple) else f"{value:g}x"
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,33 @@ class HiresFields:
         default=0,
         metadata=about(
             Integer(0, MAX_STEPS), "hires: steps that run in it; 0 for steps", ("Hires steps",)
+        ),
+    )
+    hires_sampler: str | None = field(
+        default=None,
+        metadata=about(_NAME, "hires: its sampler; by default the first one's", ("Hires sampler",)),
+    )
+    hires_schedule: str | None = field(
+        default=None,
+        metadata=about(
+            _NAME,
+            "hires: its schedule; by default the one in hires_sampler's name, else the first one's",
+            ("Hires schedule type",),
+        ),
+    )
+    hires_prompt: str | tuple[str, ...] | None = field(
+        default=None,
+        metadata=about(
+            _PROMPTS, "hires: what it is to show; by default as the first", ("Hires prompt",)
+        ),
+    )
+    hires_negative_prompt: str | tuple[str, ...] | None = field(
+        default=None,
+        metadata=about(
+            _PROMPTS,
+            "hires: what it is to avoid; by default as the first",
+            ("Hires negative prompt",),
+            option="hires_negative",
         ),
     )
 

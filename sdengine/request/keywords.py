@@ -18,6 +18,7 @@ IMAGES_PER_PROMPT = "num_images_per_prompt"
 WEB_UI_CLIP_SKIP = "web_ui_clip_skip"
 RANDOM_SEED = -1
 _SEEDS = ("seed", "variation_seed")
+_HIRES_TEXTS = ("hires_prompt", "hires_negative_prompt")
 # diffusers' spellings, and the fields that they set; all others are the same in both.
 ALIASES: Mapping[str, str] = MappingProxyType(
     {info.alias: info.name for info in FIELDS.values() if info.alias}
@@ -86,6 +87,10 @@ class RequestOptions(TypedDict, total=False):
     hires_model: Any
     hires_strength: float | None
     hires_steps: int | None
+    hires_sampler: str | None
+    hires_schedule: str | None
+    hires_prompt: str | Sequence[str] | None
+    hires_negative_prompt: str | Sequence[str] | None
     tiled_diffusion: bool | None
     tile_size: tuple[int, int] | None
     tile_overlap: int | None
@@ -132,6 +137,7 @@ def given_fields(
         fields["clip_skip"] = max(1, counted - usual_clip_skip + 1)
     fields |= {name: _drawn(fields[name]) for name in _SEEDS if name in fields}
     texts = {"prompt": prompt, "negative_prompt": negative_prompt}
+    texts |= {name: fields.pop(name) for name in _HIRES_TEXTS if name in fields}
     if IMAGES_PER_PROMPT in values:
         count = Integer(1, MAX_BATCH)(IMAGES_PER_PROMPT, values[IMAGES_PER_PROMPT])
         lists = {name: text for name, text in texts.items() if isinstance(text, (list, tuple))}

@@ -20,7 +20,7 @@ from sdengine.request.fields import (
     PictureField,
     about,
 )
-from sdengine.request.hires_fields import HiresFields
+from sdengine.request.hires_fields import HiresFields, hires_text
 from sdengine.request.ip_adapters import IPAdapter, IPAdapters
 from sdengine.request.outpaint_fields import OutpaintFields
 
@@ -47,7 +47,10 @@ MASK_FIELDS = ("mask_blur", "mask_invert", "masked_content", "soft_inpainting")
 # What has none without it or `outpaint`.
 AREA_FIELDS = ("inpaint_area", "mask_padding", "mask_blend")
 OUTPAINT_FIELDS = ("outpaint_fill", "outpaint_overlap")
-HIRES_FIELDS = ("hires_upscaler", "hires_model", "hires_strength", "hires_steps")
+HIRES_FIELDS = (
+    *("hires_upscaler", "hires_model", "hires_strength", "hires_steps"),
+    *("hires_sampler", "hires_schedule", "hires_prompt", "hires_negative_prompt"),
+)
 # Fields by that of which one must be given for them to mean something.
 OPTIONS_OF = {
     "image": IMAGE_FIELDS,
@@ -207,7 +210,7 @@ class PictureFields(OutpaintFields, HiresFields):
                 raise ConfigError.for_field("control.masked", True, "False without mask")
         if self.hires is not None and self.image is not None:
             hint = "Give the result of the one as image to the other, with width and height."
-            raise ConfigError.for_field("hires", self.hires, "none with image", hint)
+            raise ConfigError.for_field("hires", hires_text(self.hires), "none with image", hint)
         if self.soft_inpainting and self.masked_content != "original":
             raise ConfigError.for_field(
                 "masked_content", self.masked_content, "original with soft_inpainting"

@@ -20,6 +20,7 @@ from sdengine.inputs.recorded import read_record
 from sdengine.request.control import read_controls
 from sdengine.request.embeddings import Embeddings, read_embedding_records
 from sdengine.request.fields import (
+    PROMPT,
     Choice,
     FieldInfo,
     Integer,
@@ -28,7 +29,6 @@ from sdengine.request.fields import (
     Number,
     OneOrEach,
     Pair,
-    Text,
     about,
     as_arguments,
     field_infos,
@@ -48,7 +48,6 @@ NOISE_KINDS = ("cpu", "cuda")
 DECODERS = ("vae", "tiny")
 JSON_VERSION = 1
 
-PROMPT = Text(100_000)
 _PROMPTS = OneOrEach(PROMPT)
 _SIDE = Integer(SIZE_MULTIPLE, MAX_SIDE, SIZE_MULTIPLE)
 _IMAGE_SIDE = Integer(SIZE_MULTIPLE, MAX_SIDE)  # whose multiple is asked for without a picture
@@ -246,7 +245,7 @@ class Request(PictureFields, RegionFields, TileFields, WeightFields):
             value = getattr(self, name)
             if value is not info.default:  # which a test checks once for all
                 self._set(name, info.checked(value))
-        for name in ("prompt", "negative_prompt", "seed"):
+        for name in ("prompt", "negative_prompt", "seed", "hires_prompt", "hires_negative_prompt"):
             value = getattr(self, name)
             if isinstance(value, tuple):
                 self._take_count(name, len(value))
@@ -359,6 +358,11 @@ class Request(PictureFields, RegionFields, TileFields, WeightFields):
             self,
             prompt=self.prompts[index],
             negative_prompt=self.negative_prompts[index],
+            **{
+                name: value[index]
+                for name in ("hires_prompt", "hires_negative_prompt")
+                if isinstance(value := getattr(self, name), tuple)
+            },
             seed=self.seeds[index],
             batch_size=1,
             variation_seed=None if variation_seed is None else variation_seed + index,

@@ -61,12 +61,15 @@ def build_program(
     return info.build(chosen, span, noise_schedule, options)
 
 
-def resolve_names(sampler: str, schedule: str | None) -> tuple[str, str]:
+def resolve_names(
+    sampler: str, schedule: str | None, otherwise: str | None = None
+) -> tuple[str, str]:
     """Return the names of a sampler and a schedule.
 
     Args:
         sampler: a name, label or alias; it may end in a schedule's, as in "DPM++ 2M Karras".
-        schedule: likewise; None takes the one in the sampler's name, or else its default.
+        schedule: likewise; None takes the one in the sampler's name, or else `otherwise`.
+        otherwise: a schedule; None is the sampler's default.
 
     Raises:
         ConfigError: a name is unknown, or the sampler cannot be a program.
@@ -76,6 +79,7 @@ def resolve_names(sampler: str, schedule: str | None) -> tuple[str, str]:
         sampler, in_name = named
         schedule = schedule or in_name
     found = _resolve("sampler", sampler, SAMPLERS)
+    schedule = schedule or otherwise
     if schedule is None:
         return found, SAMPLERS[found].default_schedule
     return found, _resolve("schedule", schedule, SCHEDULES)

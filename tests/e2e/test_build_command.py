@@ -74,5 +74,5 @@ def test_a_bad_value_is_one_paragraph_and_leaves_nothing(
 
 def test_a_missing_checkpoint_is_named(run: Run) -> None:
     done = run("build", "nowhere", "-o", "bundle")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "'nowhere' does not exist" in done.stderr

@@ -97,7 +97,7 @@ def test_builds_take_what_was_exported(run: Run, checkpoint: Path, tmp_path: Pat
         (("--resolutions", "100"), 2, "multiples of 64"),
         (("--resolutions", "big"), 2, "--resolutions"),
         (("--batch", "0"), 2, "batch"),
-        (("--vae", "missing.safetensors"), 1, "does not exist"),
+        (("--vae", "missing.safetensors"), 2, "does not exist"),
         (("-o", "missing/onnx"), 1, "does not exist"),
     ],
 )

@@ -17,6 +17,7 @@ from sdengine.backends.base import (
     SessionOptions,
     require_no_device,
 )
+from sdengine.backends.device_protocols import TrajectoryKind
 from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, check_memory_bytes
 from sdengine.backends.native.banded_module import BandedModule
@@ -26,10 +27,18 @@ from sdengine.backends.native.laid_out_network import LaidOutNetwork
 from sdengine.backends.native.memory_limit import NativeBudget
 from sdengine.backends.native.packed_cache import PackedWeights, merged_weights, packed_weights
 from sdengine.backends.native.prepare import DTYPES, Prepared, prepare
+from sdengine.backends.native.sampler_steps import (
+    MAX_REGISTERS,
+    NOISE_PRED,
+    SAMPLE,
+    TIMESTEP,
+    NativeRun,
+)
 from sdengine.bundle.image_prompts import is_image_prompt
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, symbol_sizes
 from sdengine.errors import ConfigError, DeviceError
+from sdengine.samplers import SamplerProgram
 
 PRECISIONS = ("auto", *DTYPES)
 Tensors = Mapping[str, Array]
@@ -115,8 +124,7 @@ class NativeModule:
 
     def _write(self, inputs: Mapping[str, Array]) -> LaidOutNetwork:
         """Copy the inputs to where the network reads them."""
-        if self._laid_out is None:
-            raise DeviceError(f"{self.name}: the network was closed.")
+        laid_out = self._opened()
         for spec in self.inputs:
             given = inputs.get(spec.name)
             if given is None:
@@ -133,9 +141,61 @@ class NativeModule:
             zeros = {s.name: np.zeros([int(n) for n in s.shape], np.float32) for s in lacking}
             inputs = {**inputs, **zeros}
         prompts = frozenset((name, x.shape) for name, x in inputs.items() if is_image_prompt(name))
-        network = self._laid_out.bound(self._packed.tensors, is_added, prompts)
+        network = laid_out.bound(self._packed.tensors, is_added, prompts)
         network.write(inputs)
         return network
+
+    def _opened(self) -> _LaidOut:
+        """Return what it computes in; refuse one that was closed."""
+        if self._laid_out is None:
+            raise DeviceError(f"{self.name}: the network was closed.")
+        return self._laid_out
+
+
+class NativeUNet(NativeModule):
+    """The U-Net; see `sdengine.backends.device_protocols.RunsTrajectories` for what it adds."""
+
+    def runs_at_once(self) -> bool:
+        """Say that evaluations have run when `advance` returns."""
+        return True
+
+    def refuses(self, kind: TrajectoryKind) -> str:
+        """Say why a trajectory cannot run beside the network; nothing where it can."""
+        shapes = {spec.name: spec.shape for spec in (*self.inputs, *self.outputs)}
+        rows, channels, *_ = shapes[SAMPLE]
+        if rows != kind.batch * kind.copies:
+            return f"it has {kind.batch * kind.copies} rows, the network {rows}"
+        if channels != kind.channels or shapes[NOISE_PRED] != shapes[SAMPLE]:
+            return f"the network reads {channels} channels, {kind.channels} are latents"
+        if kind.registers > MAX_REGISTERS:
+            return f"its sampler takes {kind.registers} registers, of {MAX_REGISTERS} at most"
+        laid_out = self._bound()
+        maps = (laid_out.inputs[SAMPLE], laid_out.inputs[TIMESTEP], laid_out.outputs[NOISE_PRED])
+        if any(one.dtype != np.float32 or not one.flags.c_contiguous for one in maps):
+            return "the network reads or writes latents that are not rows of fp32"
+        return ""
+
+    def is_ready(self, kind: TrajectoryKind) -> bool:
+        """Say that there is nothing to prepare."""
+        return True
+
+    def prepare(self, kind: TrajectoryKind) -> None:
+        """Do nothing: there is nothing to prepare."""
+
+    def begin(
+        self,
+        kind: TrajectoryKind,
+        program: SamplerProgram,
+        guidance_scale: float,
+        registers: Array,
+        first: int = 0,
+    ) -> NativeRun:
+        """Take a program and its registers before evaluation `first`."""
+        return NativeRun(self._bound, program, guidance_scale, registers.copy(), first)
+
+    def _bound(self) -> LaidOutNetwork:
+        """Return the network without what only adds, computing with this module's weights."""
+        return self._opened().bound(self._packed.tensors, False, frozenset())
 
 
 class NativeSession:
@@ -182,7 +242,8 @@ class NativeSession:
             return BandedModule(network, plan, packed, tuple(specs), self._threads)
         laid_out = _LaidOut(prepared, specs, packed.tensors, self._threads)
         self._laid_out[key] = laid_out
-        return NativeModule(network, laid_out, packed)
+        made = NativeUNet if network == "unet" else NativeModule
+        return made(network, laid_out, packed)
 
     def _packed(self, network: str, prepared: Prepared, weights: WeightSet) -> PackedWeights:
         own = (network, prepared.source, prepared.packing, prepared.weights)

@@ -162,10 +162,11 @@ def plan_bands(prepared: Prepared, limit_bytes: int | None) -> BandPlan | None:
 
     Args:
         prepared: a network for one image.
-        limit_bytes: for maps; None asks for the least.
+        limit_bytes: for maps; None asks for the least that bands take.
 
     Returns:
-        None where nothing of the network can be computed in bands.
+        None where nothing of the network can be computed in bands, or where there is a limit and
+        bands of so few rows would take more than whole maps.
     """
     sizes = map_sizes(prepared.graph, prepared.shapes)
     units = split_units(prepared.graph, sizes)
@@ -178,7 +179,10 @@ def plan_bands(prepared: Prepared, limit_bytes: int | None) -> BandPlan | None:
         found.append(BandPlan(prepared, units, banded))
         if limit_bytes is not None and found[-1].planned_bytes <= limit_bytes:
             return found[-1]
-    return min(found, key=lambda one: one.planned_bytes, default=None)
+    least = min(found, key=lambda one: one.planned_bytes, default=None)
+    if least is None or limit_bytes is None:
+        return least
+    return least if least.planned_bytes < prepared.program().arena_bytes else None
 
 
 def _largest_first(units: list[Unit], sizes: Sizes) -> list[frozenset[int]]:

@@ -87,6 +87,17 @@ def test_bands_give_what_whole_maps_do(
     assert_close("native bands", dtype, made["always"], made["never"])
 
 
+def test_bands_of_few_rows_never_take_more_than_whole_maps(demo: Bundle) -> None:
+    found = {}
+    for height, width in ((8, 24), (12, 8), (16, 8)):
+        shapes = shapes_at("vae_decoder", height, width)
+        prepared = prepare(demo, "vae_decoder", shapes, "bf16", chosen_isa())
+        found[height] = plan_bands(prepared, 1)
+    assert found[8] is None and found[12] is None
+    assert found[16] is not None
+    assert found[16].planned_bytes < whole_bytes(demo, "vae_decoder", 16, 8)
+
+
 @pytest.mark.parametrize("network", INPUTS)
 def test_each_row_is_made_once_and_no_band_is_smaller(demo: Bundle, network: str) -> None:
     for height in (16, 17, 31, 40, 64):

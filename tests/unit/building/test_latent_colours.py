@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
 from sdengine.building.latent_colours import fit_latent_rgb
 from sdengine.bundle.architecture import VAEArchitecture
+from sdengine.bundle.reader import open_bundle
 from sdengine.checkpoints import load_checkpoint
 from sdengine.models.vae import AutoencoderKL, VAEConfig
-from sdengine.pipeline.decoding import linear_preview
+from sdengine.pipeline.decoding import linear_preview, preview_method
 from sdengine.training.scenes import random_scene, render
 
+ROWS = [[0.1, 0.2, 0.3]] * 5
 MIXED = torch.tensor([[0.4, 0.3, -0.2], [0.1, -0.5, 0.3], [0.2, 0.2, 0.6], [0.5, 0.1, 0.1]])
 
 
@@ -32,8 +36,10 @@ class _Mixing(AutoencoderKL):
 
 def test_a_linear_encoder_is_undone_exactly() -> None:
     config = VAEConfig(block_out_channels=(4, 4), norm_num_groups=2, scaling_factor=0.5)
-    rows = fit_latent_rgb(_Mixing(config))
-    assert rows is not None
+    found = fit_latent_rgb(_Mixing(config))
+    assert found is not None
+    rows, error = found
+    assert error < 1e-4
     colours = np.random.default_rng(0).uniform(-1, 1, (7, 3))
     latents = (colours @ MIXED.numpy().T + 0.25) * 0.5
     np.testing.assert_allclose(latents @ rows[:-1] + rows[-1], colours, atol=1e-4)
@@ -50,8 +56,9 @@ def test_values_that_are_no_numbers_give_none() -> None:
 def test_the_demo_models_pictures_are_recognised() -> None:
     checkpoint = load_checkpoint("demo")
     vae, scale = checkpoint.vae(), checkpoint.vae_config.scaling_factor
+    rows, error = fit_latent_rgb(vae) or (None, 0.0)
     architecture = VAEArchitecture.model_validate(
-        {"scaling_factor": scale, "latent_channels": 4, "latent_rgb": fit_latent_rgb(vae)}
+        {"scaling_factor": scale, "latent_channels": 4, "latent_rgb": rows}
     )
     shown, wanted = [], []
     for seed in range(6):
@@ -64,3 +71,26 @@ def test_the_demo_models_pictures_are_recognised() -> None:
     # This small autoencoder is far from linear: even the map that fits these pictures best errs by
     # half of what a grey picture would.
     assert np.corrcoef(np.ravel(shown), np.ravel(wanted))[0, 1] > 0.7
+    assert 0.4 < error < 0.8  # so that previews are made by the VAE unless asked otherwise
+
+
+@pytest.mark.parametrize(
+    ("fitted", "method"),
+    [
+        ({}, "vae"),
+        ({"latent_rgb": ROWS}, "linear"),  # of a bundle that does not say how well
+        ({"latent_rgb": ROWS, "latent_rgb_error": 0.3}, "linear"),
+        ({"latent_rgb": ROWS, "latent_rgb_error": 0.5}, "vae"),
+    ],
+)
+def test_previews_are_linear_where_colours_follow(fitted: dict[str, Any], method: str) -> None:
+    manifest = open_bundle("demo").manifest
+    dumped = manifest.architecture.vae.model_dump()
+    assert "latent_rgb_error" not in dumped
+    vae = VAEArchitecture.model_validate({**dumped, **fitted})
+    assert vae.model_dump() == {**dumped, **fitted}
+    architecture = manifest.architecture.model_copy(update={"vae": vae})
+    changed = manifest.model_copy(update={"architecture": architecture})
+    assert preview_method(changed, None) == method
+    if fitted:
+        assert preview_method(changed, "linear") == "linear"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,3 +126,26 @@ def test_an_option_that_is_like_no_other(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == (
         "error: No such option: --qqq. See `sdengine generate --help`.\n"
     )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "a", "--bundle", "{}"),
+        ("generate", "a", "--image", "{}.png"),
+        ("generate", "a", "--lora", "{}.safetensors"),
+        ("inspect", "{}"),
+        ("verify", "{}"),
+        ("build", "{}", "-o", "out"),
+        ("build", "demo", "-o", "out", "--vae", "{}"),
+        ("build", "demo", "-o", "out", "--control", "edges={}"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_there_is_wrong_usage(
+    arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = str(tmp_path / "absent")
+    assert main([one.format(absent) for one in arguments]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+    assert not list(tmp_path.iterdir())

@@ -38,6 +38,10 @@ FULL: dict[str, Any] = {
     "hires_upscaler": "latent_bicubic_antialiased",
     "hires_strength": 0.6123456789,
     "hires_steps": 9,
+    "hires_sampler": "dpmpp_2m_sde",
+    "hires_schedule": "sgm_uniform",
+    "hires_prompt": "a cat: larger,\nHires steps: 3",
+    "hires_negative_prompt": 'blur, "noise"',
     "decoder": "tiny",
     "seamless": "xy",
 }
@@ -142,6 +146,33 @@ def test_a_second_pass_comes_back() -> None:
     for request in (usual, sized, Request("a", hires=1.5, hires_upscaler="lanczos")):
         found = parse_parameters(parameters_text(request, made))
         assert Request(**found.fields) == request and not found.not_understood
+
+
+@pytest.mark.parametrize(
+    ("pairs", "names"),
+    [
+        ("Hires sampler: Euler a", ("euler_a", None)),
+        ("Hires sampler: DPM++ 2M Karras", ("dpmpp_2m", "karras")),
+        ("Hires sampler: DPM++ 2M, Hires schedule type: SGM Uniform", ("dpmpp_2m", "sgm_uniform")),
+        ("Hires sampler: DPM++ 2M, Hires schedule type: Automatic", ("dpmpp_2m", None)),
+        ("Hires schedule type: Beta", (None, "beta")),
+    ],
+)
+def test_a_second_pass_has_the_sampler_that_its_text_names(
+    pairs: str, names: tuple[str | None, str | None]
+) -> None:
+    found = parse_parameters(f"a\nSteps: 4, Sampler: Heun, Hires upscale: 2, {pairs}")
+    request = Request(**found.fields)
+    assert (request.hires_sampler, request.hires_schedule) == names
+    assert not found.not_understood
+
+
+def test_unknown_samplers_of_a_second_pass_are_named() -> None:
+    text = "a\nSteps: 4, Hires upscale: 2, Hires sampler: Best, Hires schedule type: Own"
+    found = parse_parameters(text)
+    assert found.not_understood == ("Hires schedule type", "Hires sampler")
+    alone = parse_parameters("a\nSteps: 4, Seed: 3, Hires sampler: Euler, Hires prompt: b")
+    assert alone.not_understood == ("Hires sampler", "Hires prompt")
 
 
 def test_a_second_pass_of_another_kind_is_named() -> None:

@@ -69,7 +69,7 @@ class DeviceModule(HostModule):
     ("module", "plan", "rescale", "clean_every", "batch", "reason"),
     [
         (DeviceModule, PLAIN, 0.0, 0, 1, ""),
-        (HostModule, PLAIN, 0.0, 0, 1, "read and write the host's memory"),
+        (HostModule, PLAIN, 0.0, 0, 1, "run one by one"),
         (DeviceModule, JOINED, 0.0, 0, 1, "joined by AND"),
         (DeviceModule, PLAIN, 0.7, 0, 1, "guidance_rescale"),
         (DeviceModule, PLAIN, 0.0, 3, 1, "previews"),
@@ -94,6 +94,7 @@ def test_what_reads_pictures_in_each_step_runs_on_the_host() -> None:
     for fields, reason in (
         ({"keeps_part": True}, "mask"),
         ({"has_extra": True}, "channels"),
+        ({"reads_pictures": True}, "reads of pictures"),
         STEERED,
     ):
         found, why = choose_device(DeviceModule(), KIND, [PLAIN], 0.0, 0, **fields)
@@ -122,7 +123,8 @@ class Run:
 
     def use(self, inputs: Mapping[str, Any]) -> None: ...
 
-    def advance(self, count: int, noise: NoiseSource) -> None: ...
+    def advance(self, count: int, noise: NoiseSource) -> int:
+        return 0
 
     def steps_done(self) -> int:
         return 0
@@ -145,9 +147,10 @@ class Lagging(Run):
         self.count = count
         self.queued = self.done = self.reads = 0
 
-    def advance(self, count: int, noise: NoiseSource) -> None:
+    def advance(self, count: int, noise: NoiseSource) -> int:
         self.queued += count
         self.done = max(self.done, self.queued - 2)  # the native queue's depth
+        return 0
 
     def steps_done(self) -> int:
         if self.queued == self.count:

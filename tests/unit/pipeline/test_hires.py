@@ -50,6 +50,46 @@ def test_by_pixels_it_is_two_requests(
         np.testing.assert_array_equal(found.arrays[index], second.arrays[0])
 
 
+def test_a_second_pass_has_its_own_sampler_and_prompts(engine: Engine) -> None:
+    own = {"sampler": "euler_a", "schedule": "beta"}
+    found = engine.generate(
+        [PROMPT, "a green star"], "blurred", hires=(96, 96), hires_upscaler="lanczos",
+        hires_strength=0.6, hires_sampler="Euler a", hires_schedule="Beta", eta=0.0,
+        hires_prompt=["a small blue star", "a red ring"], hires_negative_prompt="", sampler="ddim",
+        **FIELDS,
+    )  # fmt: skip
+    assert (found.request.hires_sampler, found.request.hires_schedule) == ("euler_a", "beta")
+    first = engine.generate(
+        [PROMPT, "a green star"], "blurred", sampler="ddim", schedule=found.request.schedule,
+        eta=0.0, **FIELDS,
+    )  # fmt: skip
+    for index, prompt in enumerate(("a small blue star", "a red ring")):
+        second = engine.generate(
+            prompt, image=resized(first.arrays[index], 96, 96, "crop"), strength=0.6,
+            strength_rule="exact", eta=0.0, **own,
+            **{**FIELDS, "width": 96, "height": 96, "seed": 5 + index},
+        )  # fmt: skip
+        np.testing.assert_array_equal(found.arrays[index], second.arrays[0])
+    each = {"num_images_per_prompt": 2, "hires_prompt": ["c", "d"]}
+    twice = engine.request(["a", "b"], hires=2, **each)
+    assert twice.hires_prompt == ("c", "c", "d", "d")
+    again = engine.run(found.request.only(1))
+    np.testing.assert_array_equal(again.arrays[0], found.arrays[1])
+
+
+def test_options_of_the_first_sampler_alone_do_not_hold_for_the_second(engine: Engine) -> None:
+    usual: dict[str, Any] = {**FIELDS, "sampler": "euler_a", "hires": 1.5, "steps": 2}
+    found = engine.generate(PROMPT, eta=0.5, hires_sampler="DPM++ 2M SGM Uniform", **usual)
+    named = found.request.hires_sampler, found.request.hires_schedule
+    assert named == ("dpmpp_2m", "sgm_uniform")
+    with pytest.raises(ConfigError, match=r"^hires_sampler: 'best' .*euler"):
+        engine.generate(PROMPT, hires_sampler="best", **usual)
+    with pytest.raises(ConfigError, match=r"^hires_schedule: 'own' "):
+        engine.generate(PROMPT, hires_schedule="own", **usual)
+    with pytest.raises(ConfigError, match=r"^hires_prompt: 2 values for 3"):
+        engine.generate(PROMPT, hires_prompt=["a", "b"], batch_size=3, **usual)
+
+
 @pytest.mark.parametrize("upscaler", LATENT_UPSCALERS)
 def test_latents_are_enlarged_and_not_decoded(engine: Engine, upscaler: str) -> None:
     seen: list[tuple[int, int]] = []
@@ -168,7 +208,16 @@ def test_the_second_size_counts_for_memory(engine: Engine) -> None:
 def test_the_command_and_its_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, again = tmp_path / "first.png", tmp_path / "again.png"
     options = ["--hires", "2x", "--hires-steps", "3", "--steps", "3", "--seed", "1"]
-    options += ["--width", "64", "--height", "64"]
+    options += [
+        "--width",
+        "64",
+        "--height",
+        "64",
+        "--hires-sampler",
+        "euler",
+        "--hires-prompt",
+        "b",
+    ]
     assert main(["generate", PROMPT, *options, "-o", str(first)]) == 0
     assert main(["generate", "--from", str(first), "-o", str(again)]) == 0
     assert first.read_bytes() == again.read_bytes()
@@ -176,5 +225,6 @@ def test_the_command_and_its_replay(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert image.size == (128, 128)
         shown = image.info["parameters"]
     assert "Size: 64x64" in shown and "Hires upscale: 2, Hires steps: 3" in shown
+    assert "Hires sampler: Euler, Hires schedule type: Karras, Hires prompt: b" in shown
     assert main(["generate", PROMPT, "--hires", "huge", "-o", str(tmp_path / "b.png")]) == 2
     assert "hires: 'huge'" in capsys.readouterr().err

@@ -41,7 +41,7 @@ WITHOUT_A_LABEL = {
 
 def or_none(hint: Any) -> set[Any]:
     parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    listed = {tuple[int, ...]: Sequence[int]}
+    listed = {tuple[int, ...]: Sequence[int], tuple[str, ...]: Sequence[str]}
     return {listed.get(part, part) for part in parts} | {types.NoneType}
 
 

@@ -239,6 +239,39 @@ def test_onnx_files_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         run(negative)
 
 
+def test_what_an_onnx_network_takes_is_bounded(tmp_path: Path) -> None:
+    sizes = helper.make_tensor("s", TensorProto.INT64, [4], [1, 3, 1 << 15, 1 << 15])
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["one"], axes=[2, 3]),
+        helper.make_node("Expand", ["one", "s"], ["wide"]),
+        helper.make_node("ReduceMax", ["wide"], ["most"], axes=[2, 3]),
+        helper.make_node("Mul", ["x", "most"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, FREE)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [sizes],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "wide.onnx")
+    with pytest.raises(ConfigError, match=r"'wide.onnx' does not run on 32x24 pixels"):
+        run(str(tmp_path / "wide.onnx"))
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["c"], ["d"])],
+        "b",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("d", TensorProto.BOOL, [])],
+    )
+    loop = network(tmp_path / "loop.onnx", FREE, [("Loop", {"body": body})])
+    with pytest.raises(ConfigError, match=r"'loop.onnx' has operator Loop, so that nothing"):
+        run(loop)
+
+
 @pytest.mark.parametrize("place", ["../secret.bin", "absolute"])
 def test_no_weights_are_read_outside_of_the_folder(tmp_path: Path, place: str) -> None:
     (tmp_path / "secret.bin").write_bytes(np.ones(1, np.float32).tobytes())

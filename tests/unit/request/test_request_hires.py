@@ -74,7 +74,7 @@ def test_both_sides_are_covered(
         ({"hires": 2, "steps": 1000, "hires_strength": 1.0}, r"^hires_steps: .*1 to 999"),
         ({"hires_steps": 4}, r"^hires_steps: .*without hires"),
         ({"hires_upscaler": "lanczos"}, r"^hires_upscaler: .*without hires"),
-        ({"hires": 2, "image": np.zeros((64, 64), np.uint8)}, r"^hires: .*none with image"),
+        ({"hires": 2, "image": np.zeros((64, 64), np.uint8)}, r"^hires: '2x' .*none with image"),
     ],
 )
 def test_what_is_refused(fields: dict[str, Any], message: str) -> None:

@@ -52,7 +52,7 @@ def test_sides(value: Any, expected: Sides) -> None:
         ({"outpaint": {"middle": 4}}, r"^outpaint: 'middle'.*left, top, right, bottom or all"),
         ({"outpaint": {"left": 0}}, r"^outpaint: .*at least 1 pixel"),
         ({"outpaint": {}}, r"^outpaint: .*at least 1 pixel"),
-        ({"image": None, "width": 64, "height": 64}, r"^outpaint: .*none without image"),
+        ({"image": None, "width": 64, "height": 64}, r"^outpaint: left=7 .*none without image"),
         ({"width": 58}, r"^width: 58 .*expected 57, image's 50 and 7 \+ 0. Leave it out"),
         ({"height": 48}, r"^height: 48 .*expected 40"),
         ({"mask": PIXELS}, r"^mask: .*none with outpaint"),
