@@ -182,11 +182,17 @@ def image_to_image(record: Mapping[str, Any]) -> str:
 
 def outpainting(record: Mapping[str, Any]) -> str:
     """Return a row for each way to enlarge a picture."""
-    names = ("background_right", "all_right", "no_seam", "no_line", "rest_equal")
+    named = {
+        "background_right": "background right",
+        "all_right": "everything right",
+        "no_seam": "no seam",
+        "no_seam_beside_outlines": "beside outlines",
+        "no_line": "no line",
+        "rest_equal": "rest equal",
+    }
     found = record["outpainting"]
-    rows = [[kind, *(str(row[name]) for name in names)] for kind, row in found["kinds"].items()]
-    heading = ["background right", "everything right", "no seam", "no line", "rest equal"]
-    return table([f"of {record['scenes']}", *heading], rows)
+    rows = [[kind, *(str(row[name]) for name in named)] for kind, row in found["kinds"].items()]
+    return table([f"of {record['scenes']}", *named.values()], rows)
 
 
 def repeated_extensions(record: Mapping[str, Any]) -> str:

@@ -32,14 +32,13 @@ from sdengine.checkpoints import load_checkpoint
 from sdengine.inputs.edges import canny
 from sdengine.training.captions import caption
 from sdengine.training.conditioned import CANNY
-from sdengine.training.layered import Layered, layered_scene, object_mask
+from sdengine.training.layered import Layered, covering_scene, layered_scene
 from sdengine.training.scenes import COLORS, Image, Scene, random_scene, render
 from sdengine.training.scoring import score
 
 SEED, SIZE, STEPS = 40_000, 128, 12
 SCALES = (1.0, 0.5, 0.0)
 _NEAR = 2  # pixels within which an edge is found
-_LEAST_COVERED = 40  # pixels of one object before another, so that they can be judged
 _SHOWN = 8
 _PALETTE = np.array(list(COLORS.values()), np.float32)
 
@@ -91,14 +90,8 @@ def inpainting(engine: sdengine.Engine, count: int) -> tuple[dict[str, Any], lis
 def covering(count: int) -> list[tuple[Layered, str, NDArray[np.bool_]]]:
     """Return scenes of two objects, a caption each, and where one covers the other."""
     rng = random.Random(SEED + 1)
-    found: list[tuple[Layered, str, NDArray[np.bool_]]] = []
-    while len(found) < count:
-        layered = layered_scene(rng, num_objects=2, held_out=True)
-        first, second = (object_mask(o, SIZE) for o in layered.scene.objects)
-        covered = ndimage.binary_erosion(first & second)
-        if covered.sum() >= _LEAST_COVERED:
-            found.append((layered, caption(layered.scene, rng), covered))
-    return found
+    scenes = (covering_scene(rng, held_out=True) for _ in range(count))
+    return [(one, caption(one.scene, rng), one.covered(SIZE)) for one in scenes]
 
 
 def depth(engine: sdengine.Engine, count: int) -> tuple[dict[str, Any], list[Row]]:
