@@ -151,9 +151,12 @@ class NativeSession:
     ) -> Module:
         """Lay one network out for its shapes and map its packed weights."""
         limit = self._budget.weight_limits.get(network)
-        prepared = prepare(self._bundle, network, shapes, self.precision, chosen_isa(), limit)
+        prepared = prepare(
+            self._bundle, network, shapes, self.precision, chosen_isa(), limit, weights
+        )
         entry = self._bundle.network(network)
-        specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
+        dtypes = {t.name: t.dtype for t in entry.inputs}
+        specs = [TensorSpec(n, s, dtypes.get(n, "float32")) for n, s in prepared.shapes.items()]
         merged = weights.weights(network, prepared.weights)
         packed = packed_weights(network, prepared.source, prepared.packing, merged, weights)
         sides = symbol_sizes(entry.inputs, shapes)
