@@ -398,9 +398,22 @@ class Engine:
         """
         self._pipeline.weights.add_files(*loras)
 
-    def knows_lora(self, lora: Lora) -> bool:
-        """Say whether a LoRA of a recorded request can be had again by its hash."""
-        return self._pipeline.weights.knows(lora)
+    def add_hypernetworks(self, *hypernetworks: str | os.PathLike[str]) -> None:
+        """Let prompts name hypernetworks in tags, as web UIs do: `<hypernet:name:0.8>`.
+
+        As for `add_loras`: a tag counts in place of a strength that is given beside it.
+
+        Args:
+            hypernetworks: files, or folders, which are searched with all folders in them.
+
+        Raises:
+            ConfigError: a path leads to neither.
+        """
+        self._pipeline.weights.add_hypernetworks(*hypernetworks)
+
+    def knows(self, use: Lora | HypernetworkUse) -> bool:
+        """Say whether a file of a recorded request can be had again by its hash."""
+        return self._pipeline.weights.knows(use)
 
     @property
     def model(self) -> tuple[ModelTerm, ...]:

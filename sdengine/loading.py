@@ -30,6 +30,7 @@ def load(
     model: Given | None = None,
     loras_folder: str | os.PathLike[str] | None = None,
     hypernetworks: Mapping[str | os.PathLike[str], float] | None = None,
+    hypernetworks_folder: str | os.PathLike[str] | None = None,
 ) -> Engine:
     """Open a bundle and make an engine that runs it.
 
@@ -57,6 +58,7 @@ def load(
         loras_folder: a folder of LoRAs that prompts may name in tags; see `Engine.add_loras`.
         hypernetworks: files with their strengths, for requests that give none; see
             `Engine.set_weights`.
+        hypernetworks_folder: a folder of those that prompts may name in tags.
         vae_tiles: with target native, compute the largest maps of the VAE in bands: "auto" where
             they fit no other way, "always", which takes the least memory and more time, or "never".
             Pictures are the same but for rounding.
@@ -101,6 +103,8 @@ def load(
             engine.set_weights(model=terms or None, loras=merged, hypernetworks=nets)
         if loras_folder is not None:
             engine.add_loras(loras_folder)
+        if hypernetworks_folder is not None:
+            engine.add_hypernetworks(hypernetworks_folder)
         if embeddings is not None:
             engine.add_embeddings(embeddings)
     except BaseException:

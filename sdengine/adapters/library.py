@@ -16,6 +16,7 @@ from sdengine.adapters.sources.model import Model, read_model
 from sdengine.adapters.sources.own import Own, own_parameters
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.errors import AdapterError, CheckpointError, ConfigError
+from sdengine.inputs.hypernetworks import ENDINGS as HYPERNETWORK_ENDINGS
 from sdengine.inputs.hypernetworks import Hypernetwork, HypernetworkUse, read_hypernetwork
 from sdengine.inputs.loras import ENDINGS, Lora, find_lora, name_of, place_of
 from sdengine.inputs.models import ModelTerm
@@ -53,6 +54,14 @@ class AdapterLibrary:
         )
         self._models: OrderedDict[tuple[tuple[str, float], ...], Model] = OrderedDict()
         self._hypernetworks: OrderedDict[str, Hypernetwork] = OrderedDict()
+        self.hypernetwork_files = NamedFiles(
+            "hypernetworks",
+            HYPERNETWORK_ENDINGS,
+            lambda path: path,
+            lambda path: path.stem,
+            lambda path: "",
+            lambda path: HypernetworkUse.of(path, 1.0).sha256,
+        )
 
     def weight_set(
         self,
@@ -98,23 +107,23 @@ class AdapterLibrary:
         return found
 
     def _read_hypernetwork(self, use: HypernetworkUse) -> Hypernetwork:
-        if use.path is None:
+        path = use.path or self.hypernetwork_files.of_hash(use.sha256)
+        if path is None:
             raise ConfigError(
                 f"hypernetworks: {use.name!r}, with SHA-256 {use.sha256}, is only known by its "
-                "record. Give its file again: --hypernetwork FILE in the command, hypernetworks in "
-                "Python."
+                "record. Give its file again, --hypernetwork FILE in the command, hypernetworks in "
+                "Python, or a folder that has it."
             )
         try:
-            found = read_hypernetwork(use.path)
+            found = read_hypernetwork(path)
         except CheckpointError as error:
             raise AdapterError(f"hypernetwork {error}") from None
         if found.sha256 != use.sha256:
             raise AdapterError(
-                f"hypernetwork {str(use.path)!r} was overwritten after it was checked. Give it "
-                "again."
+                f"hypernetwork {str(path)!r} was overwritten after it was checked. Give it again."
             )
         assert self._modules is not None
-        require_widths(use.path, found, self._modules)
+        require_widths(path, found, self._modules)
         return found
 
     def _model(self, terms: tuple[ModelTerm, ...]) -> Model:

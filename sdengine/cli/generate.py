@@ -15,7 +15,12 @@ from sdengine.cli.embedding_options import (
     recorded_embeddings,
 )
 from sdengine.cli.lora_options import FOLDER_HELP as LORAS_HELP
-from sdengine.cli.lora_options import recorded_loras, tag_warnings, weight_warnings
+from sdengine.cli.lora_options import (
+    HYPERNETWORKS_HELP,
+    recorded_weights,
+    tag_warnings,
+    weight_warnings,
+)
 from sdengine.cli.model_options import model_warnings
 from sdengine.cli.request_options import request_options
 from sdengine.cli.terminal import note, progress_bar, say, say_json
@@ -94,6 +99,9 @@ def generate(
     loras_folder: Annotated[
         str | None, typer.Option("--loras", metavar="FOLDER", help=LORAS_HELP)
     ] = None,
+    hypernetworks_folder: Annotated[
+        str | None, typer.Option("--hypernetworks", metavar="FOLDER", help=HYPERNETWORKS_HELP)
+    ] = None,
     vae_tiles: Annotated[
         str,
         typer.Option(help="Target native: compute the VAE in bands; auto, always or never."),
@@ -152,14 +160,14 @@ def generate(
             embeddings_folder,
             vae_tiles=vae_tiles,
             loras_folder=loras_folder,
+            hypernetworks_folder=hypernetworks_folder,
         ) as engine,
     ):
         engine.add_embeddings(*given)
         if recorded is not None:
             own = recorded_embeddings(recorded, has_new_text, given, engine.embeddings)
             options["embeddings"] = own
-            if "loras" not in options and (found := recorded_loras(recorded, engine)):
-                options["loras"] = found
+            options = {**recorded_weights(recorded, engine), **options}
             for line in recorded.differences(engine.provenance):
                 note(f"warning: {line}")
         result = engine.generate(progress=_shown_by(bar, preview), **watched, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdengine.errors import ConfigError
 from sdengine.inputs.hypernetworks import HypernetworkUse
@@ -26,6 +26,7 @@ HYPERNETWORK_HELP = (
     "hypernetwork of a web UI, with its strength, 1 if not given; as often as there are, applied "
     "in their order"
 )
+HYPERNETWORKS_HELP = "A folder of hypernetworks that prompts may name in tags: <hypernet:name:0.8>."
 HYPERNETWORK_METAVAR = "FILE[:STRENGTH]"
 
 
@@ -61,10 +62,14 @@ def weight_warnings(recorded: Metadata | None, request: Request) -> list[str]:
     return found
 
 
-def recorded_loras(recorded: Metadata, engine: Engine) -> tuple[Lora, ...]:
-    """Return the LoRAs of a recorded image that can be had again by their hashes."""
-    known = recorded.request_fields().get("loras") or ()
-    return tuple(one for one in known if engine.knows_lora(one))
+def recorded_weights(recorded: Metadata, engine: Engine) -> dict[str, Any]:
+    """Return the LoRAs and hypernetworks of a recorded image that can be had by their hashes."""
+    known = recorded.request_fields()
+    found = {
+        name: tuple(one for one in known.get(name) or () if engine.knows(one))
+        for name in ("loras", "hypernetworks")
+    }
+    return {name: uses for name, uses in found.items() if uses}
 
 
 def tag_warnings(recorded: Metadata | None, used: Request) -> list[str]:

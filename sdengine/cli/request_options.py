@@ -104,7 +104,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
         if info.name != "prompt" and info.name not in _SEED_SIDES:
             alias = info.alias if info.alias != IMAGES_PER_PROMPT else ""
             # The plural of an embedding or a LoRA is a folder of them, which is no field.
-            name = "" if isinstance(info.check, Embeddings | Loras) else info.name
+            name = "" if isinstance(info.check, Embeddings | Hypernetworks | Loras) else info.name
             spellings = [one for one in (info.option, name, alias) if one]
             yield _parameter(info.name, _kind(info), spellings, _help(info), _metavar(info))
     each = "images of each prompt, one after the other"

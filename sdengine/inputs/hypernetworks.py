@@ -29,6 +29,7 @@ from sdengine.storage.tensor_file import to_float32
 from sdengine.storage.torch_archive import TorchFile
 
 _Floats = NDArray[np.float32]
+ENDINGS = (".pt",)
 _MAX_WIDTHS = 16
 _MAX_PARAMETERS = 200
 _EPSILON = 1e-5  # of LayerNorm, as torch has it

@@ -452,7 +452,8 @@ def _warnings(prompts: PromptPlan) -> tuple[str, ...]:
     return (
         tuple(
             f"prompt: {tag} is not applied, and the picture is made without: nothing of that name "
-            "was given. Folders of LoRAs are: Engine.add_loras, or --loras FOLDER."
+            "was given. Folders are: Engine.add_loras or --loras FOLDER, add_hypernetworks or "
+            "--hypernetworks FOLDER."
             for tag in named + more
         )
         + tuple(prompts.skipped)[:_MAX_NAMED]

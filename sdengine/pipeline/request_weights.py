@@ -83,16 +83,23 @@ class RequestWeights:
         with self._lock:
             self._library.files.add(*loras)
 
+    def add_hypernetworks(self, *paths: str | os.PathLike[str]) -> None:
+        """Let prompts name the hypernetworks of files and folders; see `NamedFiles.add`."""
+        with self._lock:
+            self._library.hypernetwork_files.add(*paths)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of LoRAs that prompts may have in tags."""
         with self._lock:
             return self._library.files.names
 
-    def knows(self, lora: Lora) -> bool:
-        """Say whether a LoRA can be read: its file is known, or is among those that were added."""
+    def knows(self, use: Lora | HypernetworkUse) -> bool:
+        """Say whether what is used can be read: its file is known, or among those added."""
+        library = self._library
+        files = library.files if isinstance(use, Lora) else library.hypernetwork_files
         with self._lock:
-            return lora.path is not None or self._library.files.of_hash(lora.sha256) is not None
+            return use.path is not None or files.of_hash(use.sha256) is not None
 
     def few_steps(self, prompt: Any, loras: tuple[Lora, ...] | None) -> FewSteps | None:
         """Return how a request wants to be sampled by its LoRAs; None if none says it.

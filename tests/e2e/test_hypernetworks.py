@@ -156,6 +156,22 @@ def test_the_web_uis_text_of_several(files: list[Path]) -> None:
     assert read.fields["prompt"] == "a <hypernet:fog:1>"
 
 
+def test_prompts_name_them_in_tags(files: list[Path], tmp_path: Path, run: Run) -> None:
+    with sdengine.load("demo", precision="fp32", hypernetworks_folder=files[0].parent) as engine:
+        wanted = engine.generate(PROMPT, hypernetworks={files[0]: 0.5, files[1]: 1.0}, **FIELDS)
+        tags = "<hypernet:net 0:0.5> <hypernet:NET 1>"
+        found = engine.generate(f"{PROMPT} {tags}", **FIELDS)
+        assert found.arrays[0].tobytes() == wanted.arrays[0].tobytes()
+        assert found.request.prompt == PROMPT and not found.warnings
+        assert found.request.hypernetworks == wanted.request.hypernetworks
+        other = engine.generate(f"{PROMPT} <hypernet:none>", **FIELDS)
+        assert "<hypernet:none> is not applied" in other.warnings[0]
+        (path,) = found.save(tmp_path / "a.png")
+    again = run("generate", "--from", path, "--hypernetworks", files[0].parent, "-o", "b.png")
+    assert again.returncode == 0 and "warning" not in again.stderr
+    assert (tmp_path / "b.png").read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize(
     "nets", [{"x.pt": "1"}, {"x.pt": float("nan")}, {"x.pt": (1.0, 1.0)}, {"x.pt": 101}, 3]
 )
