@@ -29,6 +29,8 @@ def load(
     vae_tiles: str = "auto",
     model: Given | None = None,
     loras_folder: str | os.PathLike[str] | None = None,
+    hypernetworks: Mapping[str | os.PathLike[str], float] | None = None,
+    hypernetworks_folder: str | os.PathLike[str] | None = None,
 ) -> Engine:
     """Open a bundle and make an engine that runs it.
 
@@ -54,6 +56,9 @@ def load(
         model: a checkpoint, or several with their shares, whose weights take the place of the
             bundle's for requests that give none; see `Engine.set_weights`.
         loras_folder: a folder of LoRAs that prompts may name in tags; see `Engine.add_loras`.
+        hypernetworks: files with their strengths, for requests that give none; see
+            `Engine.set_weights`.
+        hypernetworks_folder: a folder of those that prompts may name in tags.
         vae_tiles: with target native, compute the largest maps of the VAE in bands: "auto" where
             they fit no other way, "always", which takes the least memory and more time, or "never".
             Pictures are the same but for rounding.
@@ -65,7 +70,8 @@ def load(
         ConfigError: an argument is invalid.
         BundleError: the bundle is missing, foreign, incomplete or altered.
         CheckpointError: a model is damaged, or of another architecture or noise schedule.
-        AdapterError: a LoRA is damaged, of another model, or not all of it can be applied.
+        AdapterError: a LoRA or hypernetwork is damaged, of another model, or not all of it can be
+            applied.
         BackendUnavailableError: the backend cannot run the bundle or not on this machine.
         OutOfMemoryError: no image size of the bundle fits into the memory; the message has the
             figures.
@@ -80,6 +86,7 @@ def load(
     chosen = select_backend(backend, opened.manifest.target)
     merged = () if loras is None else FIELDS["loras"].checked(loras)
     terms = () if model is None else FIELDS["model"].checked(model)
+    nets = () if hypernetworks is None else FIELDS["hypernetworks"].checked(hypernetworks)
     if vae_tiles not in VAE_TILES:
         raise ConfigError.for_field("vae_tiles", vae_tiles, ", ".join(VAE_TILES))
     if vae_tiles == "always" and opened.manifest.target != "native":
@@ -92,10 +99,12 @@ def load(
     options = SessionOptions(precision, threads, memory_bytes, low_memory, device, vae_tiles)
     engine = Engine(opened, chosen, options)
     try:
-        if merged or terms:
-            engine.set_weights(model=terms or None, loras=merged)
+        if merged or terms or nets:
+            engine.set_weights(model=terms or None, loras=merged, hypernetworks=nets)
         if loras_folder is not None:
             engine.add_loras(loras_folder)
+        if hypernetworks_folder is not None:
+            engine.add_hypernetworks(hypernetworks_folder)
         if embeddings is not None:
             engine.add_embeddings(embeddings)
     except BaseException:

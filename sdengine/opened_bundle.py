@@ -12,6 +12,7 @@ from sdengine.bundle.reader import Bundle
 from sdengine.images.latents import Latents
 from sdengine.images.provenance import Provenance, processor
 from sdengine.inputs.embeddings import Embedding
+from sdengine.inputs.hypernetworks import HypernetworkUse
 from sdengine.inputs.loras import Lora, Strength
 from sdengine.inputs.models import Given, ModelTerm
 from sdengine.pipeline.codec import (
@@ -123,9 +124,22 @@ class OpenedBundle:
         """
         self._pipeline.weights.add_files(*loras)
 
-    def knows_lora(self, lora: Lora) -> bool:
-        """Say whether a LoRA of a recorded request can be had again by its hash."""
-        return self._pipeline.weights.knows(lora)
+    def add_hypernetworks(self, *hypernetworks: str | os.PathLike[str]) -> None:
+        """Let prompts name hypernetworks in tags, as web UIs do: `<hypernet:name:0.8>`.
+
+        As for `add_loras`: a tag counts in place of a strength that is given beside it.
+
+        Args:
+            hypernetworks: files, or folders, which are searched with all folders in them.
+
+        Raises:
+            ConfigError: a path leads to neither.
+        """
+        self._pipeline.weights.add_hypernetworks(*hypernetworks)
+
+    def knows(self, use: Lora | HypernetworkUse) -> bool:
+        """Say whether a file of a recorded request can be had again by its hash."""
+        return self._pipeline.weights.knows(use)
 
     @property
     def model(self) -> tuple[ModelTerm, ...]:
@@ -155,11 +169,19 @@ class OpenedBundle:
         """What is merged into the weights for requests that give no `loras`."""
         return self._pipeline.weights.loras
 
+    @property
+    def hypernetworks(self) -> tuple[HypernetworkUse, ...]:
+        """What changes the U-Net's attention for requests that give no `hypernetworks`."""
+        return self._pipeline.weights.hypernetworks
+
     def set_weights(
         self,
         *,
         model: Given | tuple[ModelTerm, ...] | None = None,
         loras: Mapping[str | os.PathLike[str], Strength] | tuple[Lora, ...] | None = None,
+        hypernetworks: Mapping[str | os.PathLike[str], float]
+        | tuple[HypernetworkUse, ...]
+        | None = None,
     ) -> None:
         """Set what requests compute with that do not say it themselves; nothing is built again.
 
@@ -179,16 +201,20 @@ class OpenedBundle:
                 ((0.5, 0.8)), from -100 to 100; or what `loras` was. They are merged into the
                 weights of a bundle of target native, always anew into the bundle's own; their
                 order changes nothing. Prompts may name textual inversions inside them.
+            hypernetworks: files of hypernetworks as web UIs train them, with a strength for each,
+                from -100 to 100, in the order in which they are applied; or what `hypernetworks`
+                was. For a bundle of target native.
 
         Raises:
             ConfigError: an argument is invalid, or the bundle is of another target.
             CheckpointError: a model is damaged, or of another architecture or noise schedule.
-            AdapterError: a LoRA is damaged, of another model, or not all of it can be applied. The
-                weights are as they were.
+            AdapterError: a LoRA or hypernetwork is damaged, of another model, or not all of it can
+                be applied. The weights are as they were.
         """
         found = () if loras is None else FIELDS["loras"].checked(loras)
         terms = () if model is None else FIELDS["model"].checked(model)
-        self._pipeline.weights.set_defaults(found, terms)
+        nets = () if hypernetworks is None else FIELDS["hypernetworks"].checked(hypernetworks)
+        self._pipeline.weights.set_defaults(found, terms, nets)
 
     def encode(self, image: Any) -> Latents:
         """Return the mean latents of a picture, of any size that the bundle runs when padded.

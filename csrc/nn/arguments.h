@@ -12,7 +12,37 @@
 
 namespace sdengine::nn {
 
-enum class Activation : std::uint8_t { None, Silu, Gelu, QuickGelu, Geglu, Relu };
+// Those of the operation `activation` alone: name, word in a record, function (lone_activations.h).
+#define SDENGINE_LONE_ACTIVATIONS(X)         \
+  X(LeakyRelu, "leaky_relu", leaky_relu)     \
+  X(RRelu, "rrelu", rrelu)                   \
+  X(Relu6, "relu6", relu6)                   \
+  X(Elu, "elu", elu)                         \
+  X(Selu, "selu", selu)                      \
+  X(HardSigmoid, "hardsigmoid", hardsigmoid) \
+  X(HardSwish, "hardswish", hardswish)       \
+  X(HardTanh, "hardtanh", hardtanh)          \
+  X(Tanh, "tanh", tanh)                      \
+  X(TanhShrink, "tanhshrink", tanhshrink)    \
+  X(Sigmoid, "sigmoid", lone_sigmoid)        \
+  X(SoftPlus, "softplus", softplus)          \
+  X(LogSigmoid, "logsigmoid", logsigmoid)    \
+  X(Mish, "mish", mish)                      \
+  X(SoftSign, "softsign", softsign)          \
+  X(SoftShrink, "softshrink", softshrink)    \
+  X(HardShrink, "hardshrink", hardshrink)
+
+#define SDENGINE_NAME(Name, word, function) Name,
+enum class Activation : std::uint8_t {
+  None,
+  Silu,
+  Gelu,
+  QuickGelu,
+  Geglu,
+  Relu,
+  SDENGINE_LONE_ACTIVATIONS(SDENGINE_NAME)
+};
+#undef SDENGINE_NAME
 
 // What happens to a sum before it is stored: + bias, + the image's row, activation, + residual.
 struct Epilogue {
@@ -93,8 +123,10 @@ struct AttentionArguments {
   }
 };
 
+// out = a + scale * b
 struct AddArguments {
   Map a, b, out;  // b may be one image for all, or one row for each image
+  float scale = 1.0f;
 
   static auto maps() { return std::array{&AddArguments::a, &AddArguments::b, &AddArguments::out}; }
 };

@@ -19,10 +19,15 @@ const std::map<std::string, Kind> kKinds = {{"float32", Kind::Float32},
                                             {"bfloat16", Kind::BFloat16},
                                             {"int16", Kind::Int16},
                                             {"int8", Kind::Int8}};
-const std::map<std::string, Activation> kActivations = {
-    {"none", Activation::None},   {"silu", Activation::Silu},
-    {"gelu", Activation::Gelu},   {"quick_gelu", Activation::QuickGelu},
-    {"geglu", Activation::Geglu}, {"relu", Activation::Relu}};
+#define SDENGINE_WORD(Name, word, function) {word, Activation::Name},
+const std::map<std::string, Activation> kActivations = {SDENGINE_LONE_ACTIVATIONS(SDENGINE_WORD)  //
+                                                        {"none", Activation::None},
+                                                        {"silu", Activation::Silu},
+                                                        {"gelu", Activation::Gelu},
+                                                        {"quick_gelu", Activation::QuickGelu},
+                                                        {"geglu", Activation::Geglu},
+                                                        {"relu", Activation::Relu}};
+#undef SDENGINE_WORD
 
 }  // namespace
 
@@ -164,6 +169,8 @@ Activation OperationReader::activation_word(bool gated) const {
   require(known, "has no 'activation' that is known");
   const Activation found = kActivations.at(word->second);
   require(gated || found != Activation::Geglu, "cannot have a gated activation");
+  require(found <= Activation::Relu || kind() == "activation",
+          "cannot have '" + word->second + "', which is an operation of its own");
   return found;
 }
 
@@ -315,6 +322,7 @@ AddArguments OperationReader::add() const {
   require(a.channels == b.channels && ((same && (b.images == a.images || b.images == 1)) ||
                                        (b.pixels() == 1 && b.images == a.images)),
           "has maps of different shapes: a and b");
+  arguments.scale = static_cast<float>(number("scale"));
   return arguments;
 }
 

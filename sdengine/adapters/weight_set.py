@@ -10,6 +10,7 @@ from sdengine.adapters.adapter import Adapter
 from sdengine.adapters.changes import Array, Strong
 from sdengine.adapters.sources.model import Model
 from sdengine.errors import AdapterError
+from sdengine.inputs.hypernetworks import Hypernetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,10 +20,12 @@ class WeightSet:
     Args:
         loras: each with its strength in the text encoders and in the U-Net.
         model: what they are merged into, in the place of the bundle's weights.
+        hypernetworks: each with its strength, in the order in which they are applied.
     """
 
     loras: tuple[tuple[Adapter, float, float], ...] = ()
     model: Model | None = None
+    hypernetworks: tuple[tuple[Hypernetwork, float], ...] = ()
 
     def identity(self, network: str) -> str:
         """Return a text that tells the network's weights from those of other sets.
@@ -36,9 +39,30 @@ class WeightSet:
         ]
         strong = sorted(pair for pair in used if pair[1])
         model = "" if self.model is None else self.model.identity(network)
-        if not model:
+        nets = [(one.sha256, strength) for one, strength in self.applied(network)]
+        if not model and not nets:
             return json.dumps(strong) if strong else ""
-        return json.dumps([model, *strong])
+        return json.dumps([model, *strong, *([nets] if nets else [])])
+
+    def applied(self, network: str) -> tuple[tuple[Hypernetwork, float], ...]:
+        """Return the hypernetworks of a network, without those of strength 0."""
+        if network != "unet":
+            return ()
+        return tuple((one, strength) for one, strength in self.hypernetworks if strength)
+
+    def contexts(self, text: Array) -> tuple[Array, Array] | None:
+        """Return what the U-Net's attention makes its keys and values of, of a text [...,width].
+
+        Returns:
+            fp32 of the same shape, each; None where both are the text.
+        """
+        applied = self.applied("unet")
+        if not any(text.shape[-1] in one.networks for one, _ in applied):
+            return None
+        keys = values = text
+        for one, strength in applied:
+            keys, values = one.added_to(keys, values, strength)
+        return keys, values
 
     def changes(self, network: str) -> dict[str, list[Strong]]:
         """Return the changes of a network's parameters; those of strength 0 are left out."""

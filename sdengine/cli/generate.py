@@ -15,7 +15,12 @@ from sdengine.cli.embedding_options import (
     recorded_embeddings,
 )
 from sdengine.cli.lora_options import FOLDER_HELP as LORAS_HELP
-from sdengine.cli.lora_options import lora_warnings, recorded_loras, tag_warnings
+from sdengine.cli.lora_options import (
+    HYPERNETWORKS_HELP,
+    recorded_weights,
+    tag_warnings,
+    weight_warnings,
+)
 from sdengine.cli.model_options import model_warnings
 from sdengine.cli.request_options import request_options
 from sdengine.cli.terminal import note, progress_bar, say, say_json
@@ -94,6 +99,9 @@ def generate(
     loras_folder: Annotated[
         str | None, typer.Option("--loras", metavar="FOLDER", help=LORAS_HELP)
     ] = None,
+    hypernetworks_folder: Annotated[
+        str | None, typer.Option("--hypernetworks", metavar="FOLDER", help=HYPERNETWORKS_HELP)
+    ] = None,
     vae_tiles: Annotated[
         str,
         typer.Option(help="Target native: compute the VAE in bands; auto, always or never."),
@@ -152,21 +160,21 @@ def generate(
             embeddings_folder,
             vae_tiles=vae_tiles,
             loras_folder=loras_folder,
+            hypernetworks_folder=hypernetworks_folder,
         ) as engine,
     ):
         engine.add_embeddings(*given)
         if recorded is not None:
             own = recorded_embeddings(recorded, has_new_text, given, engine.embeddings)
             options["embeddings"] = own
-            if "loras" not in options and (found := recorded_loras(recorded, engine)):
-                options["loras"] = found
+            options = {**recorded_weights(recorded, engine), **options}
             for line in recorded.differences(engine.provenance):
                 note(f"warning: {line}")
         result = engine.generate(progress=_shown_by(bar, preview), **watched, **options)
     for line in result.notes:
         note(f"note: {line}")
     used = result.request
-    warnings = (*result.warnings, *model_warnings(recorded, used), *lora_warnings(recorded, used))
+    warnings = (*result.warnings, *model_warnings(recorded, used), *weight_warnings(recorded, used))
     warnings += tuple(tag_warnings(recorded, used))
     for line in (*warnings, *embedding_warnings(recorded, given, result)):
         note(f"warning: {line}")
@@ -247,8 +255,8 @@ def _merged(recorded: Metadata, options: dict[str, Any]) -> dict[str, Any]:
         fields.pop("batch_size", None)
     if options.keys() & {"clip_skip", WEB_UI_CLIP_SKIP}:
         fields = {name: fields[name] for name in fields.keys() - {"clip_skip", WEB_UI_CLIP_SKIP}}
-    fields.pop("model", None)
-    fields.pop("loras", None)  # their files are found or given again, or it is said
+    for name in ("model", "loras", "hypernetworks"):
+        fields.pop(name, None)  # their files are found or given again, or it is said
     merged = {**fields, **options}
     if merged.get("outpaint") is not None and merged.get("inpaint_area") != "masked":
         # The size follows from the sides and the picture, of which either may be another now.

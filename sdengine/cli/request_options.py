@@ -16,7 +16,14 @@ from sdengine.cli.ip_adapter_options import (
     IP_ADAPTER_METAVAR,
     parse_ip_adapter,
 )
-from sdengine.cli.lora_options import LORA_HELP, LORA_METAVAR, parse_loras
+from sdengine.cli.lora_options import (
+    HYPERNETWORK_HELP,
+    HYPERNETWORK_METAVAR,
+    LORA_HELP,
+    LORA_METAVAR,
+    parse_hypernetworks,
+    parse_loras,
+)
 from sdengine.cli.model_options import MODEL_HELP, MODEL_METAVAR, parse_model
 from sdengine.cli.region_options import REGION_HELP, REGION_METAVAR, parse_region
 from sdengine.errors import ConfigError
@@ -37,7 +44,7 @@ from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
 from sdengine.request.picture_fields import FILES
 from sdengine.request.region import Regions
 from sdengine.request.request import FIELDS, nearest_field
-from sdengine.request.weight_fields import Loras, Model
+from sdengine.request.weight_fields import Hypernetworks, Loras, Model
 
 _SHORT = {"negative_prompt": "-n"}
 _METAVARS = {
@@ -45,6 +52,7 @@ _METAVARS = {
     "regions": REGION_METAVAR,
     "loras": LORA_METAVAR,
     "model": MODEL_METAVAR,
+    "hypernetworks": HYPERNETWORK_METAVAR,
     "crop": "LEFTxTOP",
     "background": "#RRGGBB",
     "outpaint": "SIDE=N,...",
@@ -58,6 +66,7 @@ _LISTS = {
     IPAdapters: IP_ADAPTER_HELP,
     Loras: LORA_HELP,
     Model: MODEL_HELP,
+    Hypernetworks: HYPERNETWORK_HELP,
     Regions: REGION_HELP,
 }
 # One option for two fields.
@@ -95,7 +104,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
         if info.name != "prompt" and info.name not in _SEED_SIDES:
             alias = info.alias if info.alias != IMAGES_PER_PROMPT else ""
             # The plural of an embedding or a LoRA is a folder of them, which is no field.
-            name = "" if isinstance(info.check, Embeddings | Loras) else info.name
+            name = "" if isinstance(info.check, Embeddings | Hypernetworks | Loras) else info.name
             spellings = [one for one in (info.option, name, alias) if one]
             yield _parameter(info.name, _kind(info), spellings, _help(info), _metavar(info))
     each = "images of each prompt, one after the other"
@@ -166,6 +175,8 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
         given["embeddings"] = embeddings
     if loras := given.pop("loras", None):
         given["loras"] = parse_loras(loras)
+    if hypernetworks := given.pop("hypernetworks", None):
+        given["hypernetworks"] = parse_hypernetworks(hypernetworks)
     if model := given.pop("model", None):
         given["model"] = parse_model(model)
     for name in given.keys() & {_SEED_SIZE, *_PAIRS}:

@@ -59,7 +59,10 @@ _CHOICES = {
 # The web UI's own names; "Automatic" is the sampler's default.
 _SCHEDULES = {"Automatic": None, "Uniform": "normal", "DDIM": "ddim_uniform"}
 _NOT_OF_THE_REQUEST = {"Model hash", "Model", "Version", "Hashes", "Sampler", "Schedule type"}
-_NOT_OF_THE_REQUEST |= {_EMBEDDINGS, _LORAS, "Hires sampler", "Hires schedule type"}
+# Older web UIs have these in the place of a tag.
+_HYPERNETWORK = ("Hypernet", "Hypernet strength")
+_NOT_OF_THE_REQUEST |= {_EMBEDDINGS, _LORAS, *_HYPERNETWORK}
+_NOT_OF_THE_REQUEST |= {"Hires sampler", "Hires schedule type"}
 _NO_SEED = "-1"
 # The ControlNet extension's names; diffusers' guess mode is near to the last one.
 _MORE_IMPORTANT = "ControlNet is more important"
@@ -104,7 +107,7 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
         request: of that image alone, its sampler and schedule by name.
         provenance: gives the checkpoint and the version.
     """
-    tags = [one.tag() for one in request.loras or ()]
+    tags = [one.tag() for one in (*(request.loras or ()), *(request.hypernetworks or ()))]
     lines = [" ".join(filter(None, (str(request.prompt), *tags)))]
     if request.negative_prompt:
         lines.append(f"{_NEGATIVE} {request.negative_prompt}")
@@ -201,6 +204,8 @@ def parse_parameters(text: str) -> Parameters:
     found_pairs = find_pairs(text, _KNOWN)
     pairs = found_pairs.values
     prompt, negative = _prompts(found_pairs.before)
+    if name := pairs.get(_HYPERNETWORK[0]):
+        prompt = f"{prompt} <hypernet:{name}:{pairs.get(_HYPERNETWORK[1], '1')}>".strip()
     values: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
     left: list[str] = []
     for key, value in pairs.items():

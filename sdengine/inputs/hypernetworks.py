@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdengine.errors import CheckpointError
-from sdengine.storage.content_hash import sha256_of
+from sdengine.errors import AdapterError, BundleError, CheckpointError
+from sdengine.storage.content_hash import hash_open_file, sha256_of
 from sdengine.storage.pickle_reader import TensorRecord
+from sdengine.storage.regular_file import open_regular
 from sdengine.storage.tensor_file import to_float32
 from sdengine.storage.torch_archive import TorchFile
 
 _Floats = NDArray[np.float32]
+ENDINGS = (".pt",)
 _MAX_WIDTHS = 16
 _MAX_PARAMETERS = 200
 _EPSILON = 1e-5  # of LayerNorm, as torch has it
@@ -119,19 +121,66 @@ class Hypernetwork:
     sha256: str
     networks: Mapping[int, tuple[tuple[Layer, ...], tuple[Layer, ...]]]
 
-    def contexts(self, context: _Floats, strength: float = 1.0) -> tuple[_Floats, _Floats]:
+    def added_to(
+        self, keys: _Floats, values: _Floats, strength: float = 1.0
+    ) -> tuple[_Floats, _Floats]:
         """Return what an attention layer makes its keys and its values of.
 
         Args:
-            context: [..., width] fp32; of a width that the file has no networks for, it stays.
-            strength: factor on what they add.
+            keys, values: [..., width] fp32 that it would make them of without, mostly the same; of
+                a width that the file has no networks for, they stay.
+            strength: factor on what the networks add.
         """
-        pair = self.networks.get(context.shape[-1])
+        pair = self.networks.get(keys.shape[-1])
         if pair is None:
-            return context, context
-        keys, values = (_run(layers, context) for layers in pair)
+            return keys, values
+        of_keys, of_values = pair
         factor = np.float32(strength)
-        return context + factor * keys, context + factor * values
+        return keys + factor * _run(of_keys, keys), values + factor * _run(of_values, values)
+
+
+@dataclass(frozen=True)
+class HypernetworkUse:
+    """A hypernetwork of a request, with its strength; what it holds is read later.
+
+    Args:
+        name, sha256: of its file.
+        strength: factor on what it adds.
+        path: of the file; None where only the record is known.
+    """
+
+    name: str
+    sha256: str
+    strength: float
+    path: Path | None = field(default=None, compare=False, repr=False)
+
+    def record(self) -> dict[str, Any]:
+        """Return what JSON says of it."""
+        return {"name": self.name, "sha256": self.sha256, "strength": self.strength}
+
+    def tag(self) -> str:
+        """Return what a prompt of web UIs says of it; "" where no tag can name it."""
+        return "" if set(self.name) & set("<>:") else f"<hypernet:{self.name}:{self.strength:g}>"
+
+    def __str__(self) -> str:
+        """Return a line such as "fog:0.8 (0123456789)"."""
+        return f"{self.name}:{self.strength:g} ({self.sha256[:10]})"
+
+    @classmethod
+    def of(cls, path: Path, strength: float) -> HypernetworkUse:
+        """Hash a file.
+
+        Raises:
+            AdapterError: it cannot be read.
+        """
+        try:
+            with open_regular(path) as file:
+                found = hash_open_file(file, path)
+        except (OSError, ValueError, BundleError) as error:
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+            raise AdapterError(f"hypernetwork {str(path)!r} cannot be read: {reason}.") from None
+        name = path.stem.encode("utf-8", "replace").decode()  # it ends up in pictures' metadata
+        return cls(name, found.sha256, strength, path)
 
 
 def is_hypernetwork(content: Any) -> bool:

@@ -57,7 +57,6 @@ def choose_device(
         has_extra: the U-Net reads more than latents.
         is_steered: controls run at some of the steps.
         is_tiled: the U-Net runs on tiles of the latents, or on latents that are shifted.
-        is_prompted: the U-Net reads what IP-Adapters make of pictures, at some of the steps.
         reads_pictures: of pictures beside the prompt it reads at some of the steps.
 
     Returns:
@@ -75,8 +74,6 @@ def choose_device(
         return None, "controls run between its steps, and the host sums what they give"
     if reads_pictures:
         return None, "the host says at each step what the U-Net reads of pictures"
-    if is_prompted:
-        return None, "what IP-Adapters make of pictures is read at some of the steps"
     if keeps_part:
         return None, "a mask keeps a part of a picture in each prediction"
     if guidance_rescale > 0:

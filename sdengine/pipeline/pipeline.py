@@ -22,7 +22,7 @@ from sdengine.pipeline.control_plan import plan_controls, read_hint, require_con
 from sdengine.pipeline.decoding import preview
 from sdengine.pipeline.encoding import ENCODER
 from sdengine.pipeline.hires import cut, enlarged, second_request, two_passes, with_names
-from sdengine.pipeline.image_prompts import ImagePrompts, PictureReader
+from sdengine.pipeline.image_prompts import PictureReader
 from sdengine.pipeline.latents import latents_shape, noise_of
 from sdengine.pipeline.loaded_controls import load_steerings
 from sdengine.pipeline.loaded_networks import Networks, WeightedNetworks
@@ -253,7 +253,14 @@ class Pipeline:
             part = None if picture is None else picture.computed_part
             regions = region_maps(request, plan.size, cell, part)
         return Prepared(
-            conditioning, picture, left_out, extra, hints, image_prompts=prompts, regions=regions
+            conditioning,
+            picture,
+            left_out,
+            extra,
+            hints,
+            image_prompts=prompts,
+            regions=regions,
+            contexts=plan.weights.contexts(conditioning.prompt_embeds),
         )
 
     def _steps(
@@ -346,8 +353,7 @@ class Pipeline:
         clock: StageClock,
     ) -> Trajectory:
         """Load the U-Net, and controls, for each number of rows that a chunk's steps have."""
-        request, conditioning = plan.request, prepared.conditioning
-        prompts = prepared.image_prompts
+        request = plan.request
         row_plans = self._row_plans(plan.prompts.steps, chunk, plan.guided)
         counts = dict.fromkeys(len(rows.rows) for rows in row_plans)
         steerings = load_steerings(plan, prepared, row_plans, self._networks_of(plan), clock)
@@ -356,10 +362,7 @@ class Pipeline:
             parts = [len(plan.prompts.rows(0)[image][1]) for image in chunk]
             shares = region_shares(prepared.regions, request.region_base, parts, max(parts))
         return Trajectory(
-            {
-                rows: self._unet_inputs(plan, conditioning, extra, prompts, rows, clock)
-                for rows in counts
-            },
+            {rows: self._unet_inputs(plan, prepared, extra, rows, clock) for rows in counts},
             plan.program,
             row_plans,
             request.guidance_scale,
@@ -373,9 +376,8 @@ class Pipeline:
     def _unet_inputs(
         self,
         plan: Plan,
-        conditioning: Conditioning,
+        prepared: Prepared,
         extra: Array | None,
-        image_prompts: ImagePrompts | None,
         rows: int,
         clock: StageClock,
     ) -> UNetInputs:
@@ -384,6 +386,7 @@ class Pipeline:
         if plan.tiles is not None:
             tile = None if plan.tiles.is_whole else plan.unet_size
             extra = None if extra is None else plan.tiles.tiles[0].of(extra)
+        conditioning = prepared.conditioning
         sequence = conditioning.prompt_embeds.shape[1]
         unet = self._networks_of(plan).get("unet", rows, *size, sequence=sequence, clock=clock)
         return UNetInputs(
@@ -394,7 +397,8 @@ class Pipeline:
             request.guidance_scale,
             MicroConditioning.of(request, tile),
             extra,
-            image_prompts,
+            prepared.image_prompts,
+            prepared.contexts,
         )
 
     def _step(
@@ -449,7 +453,8 @@ def _warnings(prompts: PromptPlan) -> tuple[str, ...]:
     return (
         tuple(
             f"prompt: {tag} is not applied, and the picture is made without: nothing of that name "
-            "was given. Folders of LoRAs are: Engine.add_loras, or --loras FOLDER."
+            "was given. Folders are: Engine.add_loras or --loras FOLDER, add_hypernetworks or "
+            "--hypernetworks FOLDER."
             for tag in named + more
         )
         + tuple(prompts.skipped)[:_MAX_NAMED]

@@ -118,6 +118,8 @@ class Prepared:
         image_prompts: what the U-Net reads of IP-Adapters' pictures, if there are any.
         given: latents [B,C,h,w] fp32 that each chunk starts from, where a first pass made them.
         regions: [regions,h,w] fp32 maps of its regions; None without any.
+        contexts: [N,77*chunks,D] fp32 of what keys and of what values are made, where hypernetworks
+            change that of the texts; else None.
     """
 
     conditioning: Conditioning
@@ -129,6 +131,7 @@ class Prepared:
     image_prompts: ImagePrompts | None = None
     given: tuple[Array, ...] = ()
     regions: Array | None = None
+    contexts: tuple[Array, Array] | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from sdengine.backends.forks import ForkSafeLock
 from sdengine.bundle.reader import Bundle
 from sdengine.inputs.embedding_files import read_embeddings
 from sdengine.inputs.embeddings import Embedding
+from sdengine.inputs.hypernetworks import HypernetworkUse
 from sdengine.inputs.loras import Lora
 from sdengine.inputs.models import ModelTerm
 from sdengine.pipeline.tagged_weights import tagged_loras, with_tags
@@ -32,8 +33,14 @@ class RequestWeights:
         self._embeddings: dict[str, tuple[Embedding, ...]] = {}
         self.loras: tuple[Lora, ...] = ()
         self.model: tuple[ModelTerm, ...] = ()
+        self.hypernetworks: tuple[HypernetworkUse, ...] = ()
 
-    def set_defaults(self, loras: tuple[Lora, ...], model: tuple[ModelTerm, ...] = ()) -> None:
+    def set_defaults(
+        self,
+        loras: tuple[Lora, ...],
+        model: tuple[ModelTerm, ...] = (),
+        hypernetworks: tuple[HypernetworkUse, ...] = (),
+    ) -> None:
         """Let requests that give nothing have these; those that were planned keep what they have.
 
         Raises:
@@ -41,14 +48,14 @@ class RequestWeights:
                 `AdapterLibrary.weight_set`; the defaults are as they were.
         """
         with self._lock:
-            weights = self._library.weight_set(loras, model)
+            weights = self._library.weight_set(loras, model, hypernetworks)
             self._inside(weights)
-            self.loras, self.model = loras, model
+            self.loras, self.model, self.hypernetworks = loras, model, hypernetworks
 
     def defaults(self) -> WeightSet:
         """Return what requests that give nothing compute with."""
         with self._lock:
-            return self._library.weight_set(self.loras, self.model)
+            return self._library.weight_set(self.loras, self.model, self.hypernetworks)
 
     def of(self, request: Request) -> tuple[Request, WeightSet, tuple[str, ...]]:
         """Return a request with what it gives or else the engine has, and what it amounts to.
@@ -63,8 +70,12 @@ class RequestWeights:
                 request = replace(request, loras=self.loras)
             if request.model is None and self.model:
                 request = replace(request, model=self.model)
+            if request.hypernetworks is None and self.hypernetworks:
+                request = replace(request, hypernetworks=self.hypernetworks)
             request, warnings = with_tags(request, self._library)
-            weights = self._library.weight_set(request.loras or (), request.model or ())
+            weights = self._library.weight_set(
+                request.loras or (), request.model or (), request.hypernetworks or ()
+            )
             return request, weights, warnings
 
     def add_files(self, *loras: str | os.PathLike[str]) -> None:
@@ -72,16 +83,23 @@ class RequestWeights:
         with self._lock:
             self._library.files.add(*loras)
 
+    def add_hypernetworks(self, *paths: str | os.PathLike[str]) -> None:
+        """Let prompts name the hypernetworks of files and folders; see `NamedFiles.add`."""
+        with self._lock:
+            self._library.hypernetwork_files.add(*paths)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of LoRAs that prompts may have in tags."""
         with self._lock:
             return self._library.files.names
 
-    def knows(self, lora: Lora) -> bool:
-        """Say whether a LoRA can be read: its file is known, or is among those that were added."""
+    def knows(self, use: Lora | HypernetworkUse) -> bool:
+        """Say whether what is used can be read: its file is known, or among those added."""
+        library = self._library
+        files = library.files if isinstance(use, Lora) else library.hypernetwork_files
         with self._lock:
-            return lora.path is not None or self._library.files.of_hash(lora.sha256) is not None
+            return use.path is not None or files.of_hash(use.sha256) is not None
 
     def few_steps(self, prompt: Any, loras: tuple[Lora, ...] | None) -> FewSteps | None:
         """Return how a request wants to be sampled by its LoRAs; None if none says it.

@@ -8,11 +8,12 @@ Source: the extra networks of the Stable Diffusion web UI: the tags of a batch's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from sdengine.adapters.library import AdapterLibrary
+from sdengine.inputs.hypernetworks import HypernetworkUse
 from sdengine.inputs.loras import Lora, find_lora
 from sdengine.prompt.network_tags import NetworkTag, parse_tag, split_tags
 from sdengine.request.request import Request
@@ -27,7 +28,7 @@ def with_tags(request: Request, library: AdapterLibrary) -> tuple[Request, tuple
     stays in the prompt, of which it is no part; see `PromptPlan.not_applied`.
 
     Args:
-        request: with the LoRAs that are given beside the prompt.
+        request: with what is given beside the prompt.
         library: of the files that prompts may name.
 
     Raises:
@@ -36,15 +37,19 @@ def with_tags(request: Request, library: AdapterLibrary) -> tuple[Request, tuple
     """
     found, warnings = _found(request.prompts[0], library)
     loras = {one.sha256: one for one in request.loras or ()}
-    loras |= {one.sha256: one for one in found.values()}
+    loras |= {one.sha256: one for one in found.values() if isinstance(one, Lora)}
+    nets = {one.sha256: one for one in request.hypernetworks or ()}
+    nets |= {one.sha256: one for one in found.values() if isinstance(one, HypernetworkUse)}
     prompts = _without(request.prompt, found)
     negative, in_negative = _without_all(request.negative_prompt)
     warnings += [
         f"negative_prompt: {_shown(tag)} has no effect: such tags count in the prompt alone."
         for tag in in_negative[:_MAX_NAMED]
     ]
-    if found:
+    if found and loras:
         request = replace(request, loras=tuple(loras.values()))
+    if found and nets:
+        request = replace(request, hypernetworks=tuple(nets.values()))
     if found or in_negative:
         request = replace(request, prompt=prompts, negative_prompt=negative)
     return request, tuple(warnings)
@@ -53,18 +58,23 @@ def with_tags(request: Request, library: AdapterLibrary) -> tuple[Request, tuple
 def tagged_loras(prompt: Any, library: AdapterLibrary) -> tuple[Lora, ...]:
     """Return the LoRAs that a prompt names, as far as they are found."""
     first = prompt if isinstance(prompt, str) else next(iter(prompt), "")
-    return tuple(_found(first, library)[0].values()) if isinstance(first, str) else ()
+    found = _found(first, library)[0].values() if isinstance(first, str) else ()
+    return tuple(one for one in found if isinstance(one, Lora))
 
 
-def _found(prompt: str, library: AdapterLibrary) -> tuple[dict[str, Lora], list[str]]:
+def _found(
+    prompt: str, library: AdapterLibrary
+) -> tuple[dict[str, Lora | HypernetworkUse], list[str]]:
     """Return what the tags of a prompt ask for and is there, by tag; and what is not clear."""
-    found: dict[str, Lora] = {}
+    found: dict[str, Lora | HypernetworkUse] = {}
     warnings: list[str] = []
     for text in dict.fromkeys(split_tags(prompt)[1]):
         tag = parse_tag(text)
-        paths = library.files.find(tag.name) if tag.kind == "lora" else ()
+        is_lora = tag.kind == "lora"
+        paths = (library.files if is_lora else library.hypernetwork_files).find(tag.name)
         if len(paths) == 1:
-            found[text] = _lora(tag, paths[0])
+            path = paths[0]
+            found[text] = _lora(tag, path) if is_lora else HypernetworkUse.of(path, tag.text)
         elif paths:
             places = " and ".join(repr(str(path)) for path in paths[:2])
             warnings.append(f"prompt: {_shown(text)} may mean {places}. Give one another name.")
@@ -76,7 +86,7 @@ def _lora(tag: NetworkTag, path: Any) -> Lora:
     return Lora(lora.name, lora.sha256, tag.text, tag.unet, tag.rank, path)
 
 
-def _without(texts: Any, tags: Mapping[str, Lora]) -> Any:
+def _without(texts: Any, tags: Iterable[str]) -> Any:
     """Return prompts without some tags; they are texts, or one."""
     if not isinstance(texts, str):
         return tuple(_without(one, tags) for one in texts)

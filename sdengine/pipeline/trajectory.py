@@ -125,7 +125,6 @@ class Trajectory:
                 is_steered=self.steering is not None,
                 reads_pictures=inputs.reads_pictures,
                 is_tiled=self.tiles is not None,
-                is_prompted=inputs.is_prompted,
             )
             if device is None:
                 _log.debug("the host runs the sampler's steps: %s", reason)

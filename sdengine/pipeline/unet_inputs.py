@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sdengine.backends.base import Module
 from sdengine.backends.device_protocols import inputs_zero_unless_given
 from sdengine.bundle.architecture import UNetArchitecture
+from sdengine.bundle.contexts import CONTEXTS, TEXT
 from sdengine.bundle.controls import is_feature, is_residual
 from sdengine.bundle.tensors import numpy_dtype, require_tensors
 from sdengine.errors import BundleError
@@ -68,6 +69,7 @@ class UNetInputs:
         guidance_scale: what distilled U-Nets are told.
         micro: what SDXL's U-Nets are told.
         image_prompts: what it reads of pictures beside the prompt, if anything.
+        contexts: what it makes keys and values of in place of the text, fp32 like prompt_embeds.
 
     Raises:
         BundleError: the U-Net wants an input that nothing here can give.
@@ -83,14 +85,16 @@ class UNetInputs:
         micro: MicroConditioning,
         extra: NDArray[np.float32] | None = None,
         image_prompts: ImagePrompts | None = None,
+        contexts: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
     ) -> None:
         rows, channels, *sides = latents_shape
         read = (rows, channels + (0 if extra is None else extra.shape[1]), *sides)
         _, length, width = conditioning.prompt_embeds.shape
         require_tensors("unet", unet.inputs, {"sample": read}, "float32")
         require_tensors("unet", unet.outputs, {"noise_pred": latents_shape}, "float32")
-        wanted = {"timestep": (rows,), "encoder_hidden_states": (rows, length, width)}
-        require_tensors("unet", unet.inputs, wanted)
+        self._contexts = {} if contexts is None else dict(zip(CONTEXTS, contexts, strict=True))
+        text = dict.fromkeys(self._contexts or (TEXT,), (rows, length, width))
+        require_tensors("unet", unet.inputs, {"timestep": (rows,), **text})
         self.unet = unet
         self.latents_shape = latents_shape
         self._architecture = architecture
@@ -107,6 +111,8 @@ class UNetInputs:
             if spec.name not in left_out or spec.name in _FILLED:
                 shape = [int(size) for size in spec.shape]
                 self.arrays[spec.name] = np.zeros(shape, dtype=numpy_dtype(spec.dtype))
+        if TEXT not in self.arrays:  # controls read the text as it is, whatever the U-Net reads
+            self.arrays[TEXT] = np.zeros((rows, length, width), np.float32)
         self._lacking = {
             spec.name: tuple(int(size) for size in spec.shape)
             for spec in unet.inputs
@@ -115,7 +121,6 @@ class UNetInputs:
         self._with_residuals: dict[str, NDArray[Any]] | None = None
         self._dirty: set[str] = set()  # buffers of controls that are not zero
         self.has_extra = extra is not None
-        self.is_prompted = image_prompts is not None
         if extra is not None:
             self.read_beside(extra)
         if "timestep_cond" in self.arrays:
@@ -193,7 +198,9 @@ class UNetInputs:
             return
         self._plan = plan
         rows = list(plan.rows)
-        self.arrays["encoder_hidden_states"][:] = self._conditioning.prompt_embeds[rows]
+        self.arrays[TEXT][:] = self._conditioning.prompt_embeds[rows]
+        for name, context in self._contexts.items():
+            self.arrays[name][:] = context[rows]
         if "text_embeds" in self.arrays:
             pooled = self._conditioning.pooled
             if pooled is None:
@@ -219,7 +226,8 @@ class UNetInputs:
 _FILLED = {
     "sample",
     "timestep",
-    "encoder_hidden_states",
+    TEXT,
+    *CONTEXTS,
     "text_embeds",
     "time_ids",
     "timestep_cond",

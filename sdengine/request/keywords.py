@@ -57,6 +57,7 @@ class RequestOptions(TypedDict, total=False):
     embeddings: Any
     loras: Any
     model: Any
+    hypernetworks: Any
     decoder: str | None
     image: Any
     strength: float | None

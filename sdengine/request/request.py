@@ -38,7 +38,12 @@ from sdengine.request.ip_adapters import read_ip_adapters
 from sdengine.request.picture_fields import FILES, OPTIONS_OF, PICTURES, PictureFields
 from sdengine.request.region import REGION_OPTIONS, RegionFields, read_regions
 from sdengine.request.tile_fields import TILE_OPTIONS, TileFields
-from sdengine.request.weight_fields import WeightFields, read_lora_records, read_model_records
+from sdengine.request.weight_fields import (
+    WeightFields,
+    read_hypernetwork_records,
+    read_lora_records,
+    read_model_records,
+)
 
 MAX_BATCH = 256
 MAX_SEED = 2**64 - 1
@@ -392,14 +397,12 @@ class Request(PictureFields, RegionFields, TileFields, WeightFields):
             del values["embeddings"]  # as releases wrote it that knew none
         else:
             values["embeddings"] = [embedding.record() for embedding in self.embeddings]
-        if self.loras is None:
-            del values["loras"]  # as releases wrote it that knew none
-        else:
-            values["loras"] = [lora.record() for lora in self.loras]
-        if self.model is None:
-            del values["model"]  # as releases wrote it that knew none
-        else:
-            values["model"] = [term.record() for term in self.model]
+        for name in ("loras", "model", "hypernetworks"):
+            given = getattr(self, name)
+            if given is None:
+                del values[name]  # as releases wrote it that knew none
+            else:
+                values[name] = [one.record() for one in given]
         if self.seamless == "none":
             del values["seamless"]
         if not self.tiled_diffusion:
@@ -470,6 +473,9 @@ def read_fields(values: Mapping[str, Any]) -> dict[str, Any]:
         values = {**values, "loras": read_lora_records("loras", values["loras"])}
     if values.get("model") is not None:
         values = {**values, "model": read_model_records("model", values["model"])}
+    if values.get("hypernetworks") is not None:
+        nets = read_hypernetwork_records("hypernetworks", values["hypernetworks"])
+        values = {**values, "hypernetworks": nets}
     request = Request(**values)
     return {name: getattr(request, name) for name in values}
 

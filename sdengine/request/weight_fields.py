@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sdengine.errors import ConfigError
+from sdengine.inputs.hypernetworks import HypernetworkUse
 from sdengine.inputs.loras import MOST_STRENGTH, Lora, Strength, find_lora
 from sdengine.inputs.models import (
     ACCEPTED,
@@ -23,7 +24,7 @@ from sdengine.request.fields import about
 
 MAX_LORAS = 100
 MAX_RANK = 1 << 16
-_RECORD = {"name", "sha256", "text", "unet"}
+MAX_HYPERNETWORKS = 16
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -74,6 +75,28 @@ class Model:
         return model_terms(name, value)
 
 
+@dataclass(frozen=True)
+class Hypernetworks:
+    """Some hypernetworks with their strengths, in the order in which they are applied."""
+
+    accepted: str = (
+        f"up to {MAX_HYPERNETWORKS} as {{file: strength}}, from {-MOST_STRENGTH:g} to "
+        f"{MOST_STRENGTH:g}"
+    )
+    range: str = ""
+
+    def __call__(self, name: str, value: Any) -> tuple[HypernetworkUse, ...]:
+        """Return a tuple; the files are hashed, and not yet read."""
+        if isinstance(value, tuple) and all(isinstance(one, HypernetworkUse) for one in value):
+            return value
+        if not isinstance(value, Mapping) or len(value) > MAX_HYPERNETWORKS:
+            raise ConfigError.for_field(name, value, self.accepted)
+        for path, strength in value.items():
+            if not isinstance(path, str | os.PathLike) or not _is_one(strength):
+                raise ConfigError.for_field(name, {path: strength}, self.accepted)
+        return tuple(HypernetworkUse.of(Path(path), float(one)) for path, one in value.items())
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightFields:
     """Those fields of a request that change the networks' weights; see `sdengine.Request`."""
@@ -99,6 +122,16 @@ class WeightFields:
             option="lora",
         ),
     )
+    hypernetworks: tuple[HypernetworkUse, ...] | None = field(
+        default=None,
+        metadata=about(
+            Hypernetworks(),
+            "files of hypernetworks as web UIs train them, with a strength for each; each changes "
+            "what the ones before it made, 0 is as if the file were not there, an empty dict is "
+            "none; by default those that the engine was given",
+            option="hypernetwork",
+        ),
+    )
 
 
 def read_lora_records(name: str, value: Any) -> tuple[Lora, ...]:
@@ -107,25 +140,39 @@ def read_lora_records(name: str, value: Any) -> tuple[Lora, ...]:
     Raises:
         ConfigError: it is no list of records.
     """
-    accepted = (
-        f'a list of up to {MAX_LORAS} objects {{"name": ..., "sha256": ..., "text": strength, '
-        '"unet": strength}'
-    )
-    if not isinstance(value, list) or len(value) > MAX_LORAS:
+    return tuple(Lora(*one) for one in _records(name, value, MAX_LORAS, ("text", "unet"), "rank"))
+
+
+def read_hypernetwork_records(name: str, value: Any) -> tuple[HypernetworkUse, ...]:
+    """Return what JSON from whomever says of hypernetworks; a path in it is never opened.
+
+    Raises:
+        ConfigError: it is no list of records.
+    """
+    records = _records(name, value, MAX_HYPERNETWORKS, ("strength",))
+    return tuple(HypernetworkUse(*one) for one in records)
+
+
+def _records(
+    name: str, value: Any, most: int, strengths: tuple[str, ...], optional: str = ""
+) -> Iterator[tuple[Any, ...]]:
+    """Yield name, hash and strengths of each record, and a rank that it may have."""
+    shown = ", ".join(f'"{one}": strength' for one in strengths)
+    accepted = f'a list of up to {most} objects {{"name": ..., "sha256": ..., {shown}}}'
+    if not isinstance(value, list) or len(value) > most:
         raise ConfigError.for_field(name, value, accepted)
-    found = []
     for one in value:
-        if not isinstance(one, Mapping) or set(one) - {"rank"} != _RECORD:
+        names = set(one) - {optional} if isinstance(one, Mapping) else set()
+        if names != {"name", "sha256", *strengths}:
             raise ConfigError.for_field(name, one, accepted)
         called, sha256, rank = one["name"], one["sha256"], one.get("rank")
         is_hash = isinstance(sha256, str) and len(sha256) == 64 and _HEX.issuperset(sha256)
         is_rank = rank is None or (type(rank) is int and 0 < rank <= MAX_RANK)
-        strengths = one["text"], one["unet"]
+        numbers = [one[strength] for strength in strengths]
         is_name = isinstance(called, str) and len(called) <= 255
-        if not (is_hash and is_name and is_rank and all(map(_is_one, strengths))):
+        if not (is_hash and is_name and is_rank and all(map(_is_one, numbers))):
             raise ConfigError.for_field(name, one, accepted)
-        found.append(Lora(called, sha256, float(one["text"]), float(one["unet"]), rank))
-    return tuple(found)
+        yield called, sha256, *map(float, numbers), *((rank,) if optional else ())
 
 
 def read_model_records(name: str, value: Any) -> tuple[ModelTerm, ...]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.hypernetworks import NAMES, WIDTH, network, save, state
 from tolerances import assert_close
 from torch import nn
 
@@ -16,14 +16,6 @@ from sdengine.errors import CheckpointError, ConfigError
 from sdengine.inputs.embedding_files import read_embeddings
 from sdengine.inputs.hypernetworks import ACTIVATIONS, Hypernetwork, read_hypernetwork
 
-WIDTH = 16
-NAMES: dict[str, Any] = {
-    name.lower(): one
-    for name, one in inspect.getmembers(nn.modules.activation, inspect.isclass)
-    if one.__module__ == "torch.nn.modules.activation"
-}
-# What web UIs mean by the names that they themselves offer.
-NAMES |= {"linear": nn.Identity, "leakyrelu": nn.LeakyReLU, "swish": nn.Hardswish}
 # They have parameters, halve a width, mix numbers of a row, or need arguments.
 NOT_TAKEN = {
     "glu", "multiheadattention", "prelu", "softmax", "softmax2d", "softmin", "logsoftmax",
@@ -31,45 +23,10 @@ NOT_TAKEN = {
 }  # fmt: skip
 
 
-def network(
-    width: int = WIDTH,
-    structure: tuple[float, ...] = (1, 2, 1),
-    activation: str = "linear",
-    norm: bool = False,
-    activate_output: bool = True,
-    dropout: tuple[float, ...] = (),
-) -> nn.Sequential:
-    modules: list[nn.Module] = []
-    for i in range(len(structure) - 1):
-        size = int(width * structure[i + 1])
-        modules.append(nn.Linear(int(width * structure[i]), size))
-        is_last = i == len(structure) - 2
-        if activation != "linear" and (activate_output or not is_last):
-            modules.append(NAMES[activation]())
-        if norm:
-            modules.append(nn.LayerNorm(size))
-        if dropout and dropout[i + 1] > 0:
-            modules.append(nn.Dropout(dropout[i + 1]))
-    made = nn.Sequential(*modules).eval()
-    for parameter in made.parameters():
-        nn.init.normal_(parameter, std=0.4)
-    return made
-
-
-def state(module: nn.Sequential) -> dict[str, Any]:
-    return nn.ModuleDict({"linear": module}).state_dict()
-
-
-def save(path: Path, pairs: dict[int, Any], **settings: Any) -> Path:
-    saved: dict[Any, Any] = {width: tuple(map(state, pair)) for width, pair in pairs.items()}
-    torch.save(saved | settings | {"name": "inner", "step": 7, "sd_checkpoint": None}, path)
-    return path
-
-
 def assert_agrees(found: Hypernetwork, pairs: dict[int, Any], strength: float = 1.0) -> None:
     for width, pair in pairs.items():
         x = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(width))
-        ours = found.contexts(x.numpy(), strength)
+        ours = found.added_to(x.numpy(), x.numpy(), strength)
         for one, module in zip(ours, pair, strict=True):
             with torch.no_grad():
                 assert_close("hypernetwork", "float32", one, x + strength * module(x))
@@ -133,7 +90,7 @@ def test_what_old_files_leave_out(tmp_path: Path) -> None:
 def test_other_widths_stay(tmp_path: Path) -> None:
     found = read_hypernetwork(save(tmp_path / "a.pt", {WIDTH: [network(), network()]}))
     x = np.ones((1, 3, 12), np.float32)
-    assert all(one is x for one in found.contexts(x))
+    assert all(one is x for one in found.added_to(x, x))
 
 
 def _scale(module: nn.Module, factor: float) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.single_network import files_as_bundle
 from support.tiny_architectures import TINY_SD15, TINY_SDXL
 from support.tiny_checkpoints import FAMILIES, make_tiny, save_adapter, save_controlnet, save_union
 from tolerances import assert_close
@@ -19,8 +19,7 @@ from sdengine.backends.native.backend import NativeBackend
 from sdengine.backends.native.graph import read_graph
 from sdengine.backends.native.projections import additive_inputs
 from sdengine.bundle.controls import is_feature
-from sdengine.bundle.manifest import NetworkEntry, TensorEntry
-from sdengine.bundle.reader import DEMO_BUNDLE, Bundle
+from sdengine.bundle.reader import DEMO_BUNDLE
 from sdengine.bundle.tensors import TensorSpec
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.controlnet import read_controlnet
@@ -36,26 +35,9 @@ from sdengine.export.network import export_contract
 from sdengine.models.contracts import unet_contract
 from sdengine.models.network_contract import NetworkContract
 from sdengine.models.unet import UNet2DConditionModel
-from sdengine.storage.content_hash import sha256_of
 from sdengine.storage.tensor_file import map_tensors
 
 FP16 = CompileSpec("fp16", ())
-
-
-def files_as_bundle(folder: Path, contract: NetworkContract, files: list[str]) -> Any:
-    """Stand for a bundle with one network, which ControlNets have no other of."""
-    entry = NetworkEntry(
-        files=files,
-        inputs=[_entry(spec) for spec in contract.inputs],
-        outputs=[_entry(spec) for spec in contract.outputs],
-    )
-    listed = [SimpleNamespace(path=f, sha256=sha256_of(folder / f)) for f in files]
-    manifest: Any = SimpleNamespace(files=listed, networks={contract.name: entry})
-    return Bundle(manifest, folder)
-
-
-def _entry(spec: Any) -> TensorEntry:
-    return TensorEntry(name=spec.name, shape=list(spec.shape), dtype=spec.dtype)
 
 
 @pytest.fixture(scope="module")

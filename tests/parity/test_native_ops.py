@@ -98,6 +98,35 @@ def test_linear_with_what_follows(isa: str, dtype: str, activation: str) -> None
     check("native linear", dtype, found, compute(torch.float64), compute(torch.bfloat16))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "silu", "gelu", "relu", "leaky_relu", "rrelu", "relu6", "elu", "selu", "hardsigmoid",
+        "hardswish", "hardtanh", "tanh", "tanhshrink", "sigmoid", "softplus", "logsigmoid", "mish",
+        "softsign", "softshrink", "hardshrink",
+    ],
+)  # fmt: skip
+def test_activation(isa: str, dtype: str, name: str) -> None:
+    x = draw(0, 1, 3, 11, 37, dtype=dtype, scale=3.0)
+    x[0, 0, 0, :8] = [0.0, -0.0, 0.5, -0.5, 100.0, -100.0, 1e-3, -1e-3]
+    x = to_float32(to_bf16_bits(x)) if dtype == "bfloat16" else x
+    found = ops.activation(x, name, dtype=dtype).run(isa=isa)
+    compute = getattr(F, name)
+    check("native activation", dtype, found, compute(wide(x)), compute(wide(x).bfloat16()))
+    x[0, 1, 2, 3] = np.nan
+    assert np.isnan(ops.activation(x, name, dtype=dtype).run(isa=isa)[0, 1, 2, 3])
+
+
+def test_scaled_sum(isa: str, dtype: str) -> None:
+    a, b = draw(0, 2, 3, 5, 40, dtype=dtype), draw(1, 2, 3, 5, 40, dtype=dtype)
+    for scale in (1.0, -0.3):
+        found = ops.add(a, b, scale, dtype=dtype).run(isa=isa)
+        truth = wide(a) + np.float32(scale) * wide(b)
+        check("native activation", dtype, found, truth, truth.bfloat16())
+    with pytest.raises(BundleError, match="cannot have 'tanh', which is an operation of its own"):
+        ops.linear(a, draw(2, 8, 40), dtype=dtype, activation="tanh").run(isa=isa)
+
+
 def test_linear_writes_and_reads_slices(isa: str, dtype: str) -> None:
     x, weight = draw(0, 1, 1, 9, 32, dtype=dtype), draw(1, 40, 32, dtype=dtype)
     found = ops.linear(x, weight, dtype=dtype, stride=48).run(isa=isa)

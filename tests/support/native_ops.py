@@ -83,6 +83,25 @@ def set_words(operation: Operation, words: Mapping[str, str]) -> None:
     operation.record["words"].update(words)
 
 
+def activation(x: Array, name: str, *, dtype: str = "float32") -> Operation:
+    """An activation as an operation of its own."""
+    op = Operation("activation", dtype)
+    op.input("x", x)
+    op.map("out", x.shape)
+    set_words(op, {"activation": name})
+    return op
+
+
+def add(a: Array, b: Array, scale: float, *, dtype: str = "float32") -> Operation:
+    """a + scale * b."""
+    op = Operation("add", dtype)
+    op.input("a", a)
+    op.input("b", b)
+    op.map("out", a.shape)
+    op.record["numbers"]["scale"] = scale
+    return op
+
+
 def linear(
     x: Array,
     weight: Array,

@@ -1,6 +1,6 @@
 // What is left of additions and activations after the others have taken theirs along.
 
-#include "nn/ops/epilogue.h"
+#include "nn/ops/lone_activations.h"
 #include "nn/ops/operations.h"
 #include "nn/parallel.h"
 
@@ -14,8 +14,8 @@ void activate_rows(const ActivationArguments& arguments, ThreadPool& pool) {
     for (std::ptrdiff_t row = first; row < last; ++row) {
       for (int c = 0; c < x.channels; c += kLanes) {
         const int count = least(kLanes, x.channels - c);
-        store_as(out.type, out.row(row), c, activate<A>(load_as(x.type, x.row(row), c, count)),
-                 count);
+        store_as(out.type, out.row(row), c,
+                 activate_alone<A>(load_as(x.type, x.row(row), c, count)), count);
       }
     }
   });
@@ -25,6 +25,7 @@ void activate_rows(const ActivationArguments& arguments, ThreadPool& pool) {
 
 void add(const AddArguments& arguments, ThreadPool& pool, const Scratch&) {
   const Map &a = arguments.a, &b = arguments.b, &out = arguments.out;
+  const Floats scale = set(arguments.scale);
   const bool one_image = b.images == 1 && a.images > 1;
   const bool one_row = b.pixels() == 1 && a.pixels() > 1;
   in_parallel(pool, a.rows(), [&](std::ptrdiff_t first, std::ptrdiff_t last, int) {
@@ -32,8 +33,8 @@ void add(const AddArguments& arguments, ThreadPool& pool, const Scratch&) {
       const std::ptrdiff_t other = one_row ? row / a.pixels() : one_image ? row % b.rows() : row;
       for (int c = 0; c < a.channels; c += kLanes) {
         const int count = least(kLanes, a.channels - c);
-        const Floats sum =
-            add(load_as(a.type, a.row(row), c, count), load_as(b.type, b.row(other), c, count));
+        const Floats sum = fma(load_as(b.type, b.row(other), c, count), scale,
+                               load_as(a.type, a.row(row), c, count));
         store_as(out.type, out.row(row), c, sum, count);
       }
     }
@@ -50,6 +51,11 @@ void activation(const ActivationArguments& arguments, ThreadPool& pool, const Sc
       return activate_rows<Activation::QuickGelu>(arguments, pool);
     case Activation::Relu:
       return activate_rows<Activation::Relu>(arguments, pool);
+#define SDENGINE_CASE(Name, word, function) \
+  case Activation::Name:                    \
+    return activate_rows<Activation::Name>(arguments, pool);
+      SDENGINE_LONE_ACTIVATIONS(SDENGINE_CASE)
+#undef SDENGINE_CASE
     default:
       return activate_rows<Activation::None>(arguments, pool);
   }

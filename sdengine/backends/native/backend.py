@@ -226,30 +226,50 @@ class NativeSession:
         weights: WeightSet = PRISTINE,
     ) -> Module:
         """Lay one network out for its shapes and map its packed weights, or merge new ones."""
-        key = (network, tuple(sorted(shapes.items())))
+        nets = tuple((one.sha256, strength) for one, strength in weights.applied(network))
+        key = (network, tuple(sorted(shapes.items())), nets)
+        made = NativeUNet if network == "unet" else NativeModule
         laid_out = self._laid_out.get(key)
         if laid_out is not None:
-            packed = self._packed(network, laid_out.prepared, weights)
-            return NativeModule(network, laid_out, packed)
-        limit = self._budget.weight_limits.get(network)
-        prepared = prepare(self._bundle, network, shapes, self.precision, chosen_isa(), limit)
-        packed = self._packed(network, prepared, weights)
+            return made(
+                network, laid_out, self._packed(network, laid_out.prepared, shapes, weights)
+            )
+        prepared = self._prepared(network, shapes, weights)
+        packed = self._packed(network, prepared, shapes, weights)
         entry = self._bundle.network(network)
-        specs = [TensorSpec(t.name, shapes[t.name], t.dtype) for t in entry.inputs]
+        dtypes = {t.name: t.dtype for t in entry.inputs}
+        specs = [TensorSpec(n, s, dtypes.get(n, "float32")) for n, s in prepared.shapes.items()]
         sides = symbol_sizes(entry.inputs, shapes)
         size = (sides.get("width", 0), sides.get("height", 0))
         if (plan := self._budget.bands(network, prepared, size)) is not None:
             return BandedModule(network, plan, packed, tuple(specs), self._threads)
         laid_out = _LaidOut(prepared, specs, packed.tensors, self._threads)
         self._laid_out[key] = laid_out
-        made = NativeUNet if network == "unet" else NativeModule
         return made(network, laid_out, packed)
 
-    def _packed(self, network: str, prepared: Prepared, weights: WeightSet) -> PackedWeights:
-        own = (network, prepared.source, prepared.packing, prepared.weights)
+    def _prepared(
+        self, network: str, shapes: Mapping[str, tuple[int, ...]], weights: WeightSet
+    ) -> Prepared:
+        limit = self._budget.weight_limits.get(network)
+        isa = chosen_isa()
+        return prepare(self._bundle, network, shapes, self.precision, isa, limit, weights)
+
+    def _packed(
+        self,
+        network: str,
+        prepared: Prepared,
+        shapes: Mapping[str, tuple[int, ...]],
+        weights: WeightSet,
+    ) -> PackedWeights:
+        own = prepared
+        if weights.applied(network):  # they have tensors of their own, and part joined products
+            own = self._prepared(network, shapes, PRISTINE)
+        base = packed_weights(network, own.source, own.packing, own.weights)
         if not weights.identity(network):
-            return packed_weights(*own)
-        packed = merged_weights(*own, weights)
+            return base
+        packed = merged_weights(
+            network, own.packing, base, prepared.source, prepared.packing, prepared.weights, weights
+        )
         self._kept.keep(packed)
         return packed
 

@@ -143,7 +143,7 @@ OPERATIONS: Mapping[str, Operation] = {
         flops=_attention_flops,
         in_one_row=True,
     ),
-    "add": Operation(size_rules.added, inputs=("a", "b"), can_widen=True),
+    "add": Operation(size_rules.added, inputs=("a", "b"), numbers=("scale",), can_widen=True),
     "activation": Operation(size_rules.same_size, words=("activation",), can_widen=True),
     "sinusoid": Operation(
         size_rules.cosines_and_sines,

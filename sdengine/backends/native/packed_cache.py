@@ -80,6 +80,8 @@ def packed_weights(
 
 def merged_weights(
     network: str,
+    base_packing: Packing,
+    base: PackedWeights,
     source: HashedFile,
     packing: Packing,
     weights: Mapping[str, Array],
@@ -91,7 +93,10 @@ def merged_weights(
     the bundle's. They are in memory alone: there would be a file for each strength that is tried.
 
     Args:
-        network, source, packing, weights: as for `packed_weights`.
+        network: its name.
+        base_packing, base: what the bundle's own weights become, and these.
+        source, packing: as for `packed_weights`.
+        weights: the file's tensors, and those that come with hypernetworks.
         adapters: what is merged.
 
     Raises:
@@ -99,12 +104,13 @@ def merged_weights(
             sum is not finite. Nothing that is in use is altered.
     """
     key = _key(network, source, packing, adapters.identity(network))
-    base = packed_weights(network, source, packing, weights)
     with _opening:
         found = _open.get(key)
         if found is None:
-            names = {*adapters.changed(network)}
-            changed = tuple(p for p in packing if not names.isdisjoint(sources_of(p)))
+            names, shared = {*adapters.changed(network)}, {*base_packing}
+            changed = tuple(
+                p for p in packing if p not in shared or not names.isdisjoint(sources_of(p))
+            )
             adapters.require_unchanged()  # reading a mapped file that was cut off is fatal
             pristine, changes = adapters.pristine(network, weights), adapters.changes(network)
             made = dict(_pack_unchanged(source, changed, pristine, changes))

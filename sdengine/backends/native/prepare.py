@@ -9,7 +9,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.native.graph import Graph, read_graph
+from sdengine.backends.native.hypernetwork_graph import with_hypernetworks
 from sdengine.backends.native.image_prompt_graph import with_image_prompts
 from sdengine.backends.native.layout import Program, lay_out
 from sdengine.backends.native.map_sizes import map_sizes
@@ -36,7 +38,7 @@ class Prepared:
         shapes: shape of every input, by name.
         dtype: of the maps.
         packing: what the weights become.
-        weights: the bundle's own tensors, mapped.
+        weights: the bundle's own tensors, mapped, and those of hypernetworks.
         source: their file, hashed.
     """
 
@@ -77,6 +79,7 @@ def prepare(
     precision: str,
     isa: str,
     weight_bytes: int | None = None,
+    weight_set: WeightSet = PRISTINE,
 ) -> Prepared:
     """Read a network's files and decide how it is computed.
 
@@ -87,6 +90,8 @@ def prepare(
         precision: a key of DTYPES.
         isa: the instruction set whose kernels will run.
         weight_bytes: the most that packed weights may take, as far as they can shrink.
+        weight_set: of which hypernetworks become part of the graph, and of its inputs; LoRAs are
+            merged by who packs the weights.
 
     Raises:
         BundleError: the files are damaged, or do not fit each other or the shapes.
@@ -100,14 +105,20 @@ def prepare(
     graph = read_graph(bundle.path(graphs[0]))
     with bundle.open(tensors[0]) as file:
         source = bundle.hashed(tensors[0], file)
-        weights = map_open_tensors(file, source.path)
+        weights: Mapping[str, NDArray[Any]] = map_open_tensors(file, source.path)
+    exact = entry.options.exact.get(precision, [])
+    if applied := weight_set.applied(network):
+        changed = with_hypernetworks(graph, shapes, applied)
+        graph, shapes = changed.graph, changed.shapes
+        weights = {**weights, **changed.weights}
+        exact = [*exact, *changed.exact]
     sizes = map_sizes(graph, shapes)
     chosen = choose_methods(
         graph,
         sizes,
         precision,
         int16=isa != BF16_ISA,
-        exact=entry.options.exact.get(precision, []),
+        exact=exact,
         weight_bytes=weight_bytes,
     )
     graph, packing = plan_packing(chosen, sizes, weights)

@@ -11,7 +11,32 @@ _Roles = Annotated[dict[Annotated[str, Field(max_length=16)], Name], Field(max_l
 _Count = Annotated[int, Field(ge=0, le=1 << 20)]
 _Divisor = Annotated[int, Field(ge=1, le=1 << 20)]
 _Side = Annotated[int, Field(ge=1, le=15)]
-Activation = Literal["none", "silu", "gelu", "quick_gelu", "geglu", "relu"]
+# Those behind "relu" only as steps of their own.
+Activation = Literal[
+    "none",
+    "silu",
+    "gelu",
+    "quick_gelu",
+    "geglu",
+    "relu",
+    "leaky_relu",
+    "rrelu",
+    "relu6",
+    "elu",
+    "selu",
+    "hardsigmoid",
+    "hardswish",
+    "hardtanh",
+    "tanh",
+    "tanhshrink",
+    "sigmoid",
+    "softplus",
+    "logsigmoid",
+    "mish",
+    "softsign",
+    "softshrink",
+    "hardshrink",
+]
 
 
 class StrictModel(BaseModel):

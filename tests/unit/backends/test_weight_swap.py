@@ -148,7 +148,9 @@ def test_only_what_changes_is_laid_out_again(files: list[Path], network: str) ->
     weights = weight_set({files[0]: 0.7, files[1]: 0.2})
     changes = weights.changes(network)
     base = packed_cache.packed_weights(network, it.source, it.packing, it.weights)
-    found = packed_cache.merged_weights(network, it.source, it.packing, it.weights, weights)
+    found = packed_cache.merged_weights(
+        network, it.packing, base, it.source, it.packing, it.weights, weights
+    )
     own = {n for n, array in found.tensors.items() if array is not base.tensors[n]}
     read = {n: {*sources_of(packed)} for packed in it.packing for n in packed.kinds()}
     assert own == {n for n, sources in read.items() if sources & changes.keys()}

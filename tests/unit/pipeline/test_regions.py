@@ -177,8 +177,9 @@ OF_TWO = (
 
 def test_a_picture_follows(demo: Engine) -> None:
     options: dict[str, Any] = {"seed": 1, "batch_size": 2, "steps": 15}
-    blank = {"image": np.full((128, 128, 3), 255, np.uint8), "strength": 0.9}
-    for changes in ({}, blank):
+    blank: dict[str, Any] = {"image": np.full((128, 128, 3), 255, np.uint8), "strength": 0.9}
+    every: list[dict[str, Any]] = [{}, blank]
+    for changes in every:
         found = demo.generate(OF_TWO, regions=[LEFT, RIGHT], **options, **changes)
         assert [score(image, SCENE)["all"] for image in found.arrays] == [1, 1]
     plain = demo.generate(OF_TWO, **options)

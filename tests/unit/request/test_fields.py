@@ -30,6 +30,7 @@ PROMPTS = ("prompt", "negative_prompt")
 WITHOUT_A_LABEL = {
     *PROMPTS,
     *("batch_size", "controls", "embeddings", "ip_adapters", "loras", "model", *PICTURES),
+    "hypernetworks",
     "outpaint",
     *{*sum(OPTIONS_OF.values(), ())} - {*HIRES_FIELDS},
     "hires_model",
@@ -50,7 +51,7 @@ def test_keywords_are_the_fields_with_their_types() -> None:
     keywords = typing.get_type_hints(RequestOptions)
     expected = {name: or_none(hints[name]) for name in FIELDS if name not in PROMPTS}
     # Whatever can be read as one.
-    read = ("embeddings", "loras", "model", *FILES, "outpaint", "hires")
+    read = ("embeddings", "loras", "model", "hypernetworks", *FILES, "outpaint", "hires")
     expected |= {name: or_none(typing.Any) for name in read}
     expected["controls"] = or_none(Sequence[Control] | Control)
     expected["ip_adapters"] = or_none(Sequence[IPAdapter] | IPAdapter)

@@ -44,7 +44,7 @@ FULL = Request(
 def test_a_request_comes_back(request_: Request) -> None:
     text = request_.to_json()
     assert "\n" not in text
-    left_out = {"controls", "embeddings", "ip_adapters", "loras", "model"}
+    left_out = {"controls", "embeddings", "ip_adapters", "loras", "model", "hypernetworks"}
     left_out |= {*PICTURES, "outpaint", "hires"}
     left_out |= {*sum(OPTIONS_OF.values(), ())}
     left_out |= {"tiled_diffusion", *TILE_OPTIONS, "seamless", "regions", *REGION_OPTIONS}
