@@ -2,10 +2,14 @@
 // network.
 
 #include <pybind11/stl.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <memory>
+#include <new>
+#include <utility>
 
 #include "cpu/network_steps.h"
 #include "nn/instruction_sets.h"
@@ -284,6 +288,25 @@ nn::Stored to_stored(const py::array& data) {
   throw py::value_error("sources: one is neither float32, float16 nor the bits of bfloat16");
 }
 
+// Bytes that are given back to the system once nobody has them: what malloc keeps of a swap's
+// weights would stay in memory without being of use.
+py::array_t<std::uint8_t> own_pages(std::size_t bytes) {
+  constexpr std::size_t kLeast = std::size_t{1} << 20;
+  if (bytes < kLeast) return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(bytes));
+  void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (pages == MAP_FAILED) throw std::bad_alloc();
+  madvise(pages, bytes, MADV_HUGEPAGE);
+  using Pages = std::pair<void*, std::size_t>;
+  auto owner = std::make_unique<Pages>(pages, bytes);
+  const py::capsule held(owner.get(), [](void* given) {
+    const std::unique_ptr<Pages> freed(static_cast<Pages*>(given));
+    munmap(freed->first, freed->second);
+  });
+  owner.release();
+  return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(bytes),
+                                   static_cast<const std::uint8_t*>(pages), held);
+}
+
 // Lays out a weight; see nn::Packing. Sources are (tensor [rows, channels, kernel, kernel] or
 // [rows, channels], terms).
 py::tuple pack(const std::string& kind_name, int tile, const py::list& sources, bool gated,
@@ -338,7 +361,7 @@ py::tuple pack(const std::string& kind_name, int tile, const py::list& sources, 
   const py::ssize_t padded = py::ssize_t{packing.panels()} * nn::kPanel * packing.points();
   const std::size_t bytes =
       nn::panels_bytes(packing.kind, packing.n, packing.inner()) * packing.points();
-  py::array_t<std::uint8_t> packed(static_cast<py::ssize_t>(bytes));
+  py::array_t<std::uint8_t> packed = own_pages(bytes);
   py::array_t<float> scales(is_int ? padded : 0);
   py::array_t<std::int32_t> sums(packing.kind == nn::Kind::Int8 ? padded : 0);
   packing.to = reinterpret_cast<char*>(packed.mutable_data());
