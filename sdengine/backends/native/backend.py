@@ -173,6 +173,8 @@ class NativeUNet(NativeModule):
         maps = (laid_out.inputs[SAMPLE], laid_out.inputs[TIMESTEP], laid_out.outputs[NOISE_PRED])
         if any(one.dtype != np.float32 or not one.flags.c_contiguous for one in maps):
             return "the network reads or writes latents that are not rows of fp32"
+        if not all(view.flags.c_contiguous for view in laid_out.inputs.values()):
+            return "the network has an input whose rows do not follow each other"
         return ""
 
     def is_ready(self, kind: TrajectoryKind) -> bool:

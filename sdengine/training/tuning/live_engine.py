@@ -15,6 +15,7 @@ import torch
 from PIL import Image as PILImage
 from torch import nn
 
+from sdengine.adapters.weight_set import WeightSet
 from sdengine.backends.base import DEFAULTS, Session, SessionOptions
 from sdengine.backends.memory_budget import unplanned_budget
 from sdengine.backends.torch.eager import TorchBackend, TorchSession
@@ -42,7 +43,7 @@ class _LiveSession(TorchSession):
         """Return what a network's weights are held in."""
         return next(self._live[network].parameters()).dtype
 
-    def _read(self, network: str, dtype: torch.dtype) -> nn.Module:
+    def _read(self, network: str, dtype: torch.dtype, weights: WeightSet) -> nn.Module:
         return self._live[network]
 
 

@@ -165,11 +165,13 @@ def _beside(path: Path) -> str | None:
 
 def _text(content: bytes, path: Path, most: int) -> str:
     if len(content) > most:
-        raise ConfigError.for_field("data", str(path), f"a text of at most {most} bytes")
+        raise ConfigError(f"data: {path} is a text of more than {most} bytes.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ConfigError.for_field("data", str(path), "a text in UTF-8") from None
+        raise ConfigError(
+            f"data: {path} is not a text in UTF-8. Save it as one, or take it out of the folder."
+        ) from None
 
 
 def _rows(folder: Path) -> list[Example]:

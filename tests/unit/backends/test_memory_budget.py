@@ -87,7 +87,7 @@ def test_backends_of_the_processor_do_not_plan(bundle: Bundle) -> None:
     OpenVinoBackend().open(bundle).budget.check(512, 512)
     with pytest.raises(ConfigError, match=r"memory_bytes: 1000 .* None with backend openvino"):
         OpenVinoBackend().open(bundle, SessionOptions(memory_bytes=1000))
-    for name in ("native", "openvino", "torch", "torch-cuda"):
+    for name in ("native", "openvino", "torch"):
         with pytest.raises(ConfigError, match=f"device: 0 .* None with backend {name}"):
             get_backend(name).open(bundle, SessionOptions(device=0))
 

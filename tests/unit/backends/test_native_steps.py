@@ -149,7 +149,7 @@ def test_arrays_that_do_not_fit_are_refused(
     engine: Engine, change: dict[str, Any], match: str
 ) -> None:
     made = program()
-    laid_out = unet(engine)._opened()
+    laid_out = unet(engine)._bound()
     given: dict[str, Any] = {
         "inputs": [],
         "sample": laid_out.inputs["sample"],
