@@ -298,3 +298,56 @@ def _digits(seconds: float) -> str:
 
 def _error(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
+
+
+_ARCHITECTURES = {
+    "sd15": "Stable Diffusion 1.5", "sd21": "Stable Diffusion 2.1", "sdxl": "SDXL",
+}  # fmt: skip
+
+
+def swaps(record: Record) -> str:
+    """Return what it takes to let loaded networks compute with a LoRA, and to go back."""
+    columns = (
+        "", "layers", "file, MB", "reading it, s", "swap, s", "processor time, s", "goal",
+        "to a kept set, s", "to the bundle's own, s", "merged, MB", "of packed, MB",
+        "whole checkpoint, s", "processor time, s", "goal", "A, B, A is A", "a fresh load's bits",
+    )  # fmt: skip
+    rows = []
+    for row in record["rows"]:
+        whole = row.get("whole")
+        rows.append(
+            [
+                _ARCHITECTURES[row["arch"]],
+                f"{row['lora_layers']}",
+                f"{row['lora_bytes'] / 1e6:.0f}",
+                f"{row['reading_seconds']:.2f}",
+                _spread(row["swap"]["seconds"]),
+                f"{row['swap']['cpu_seconds']['median']:.2f}",
+                f"< {row['goal_seconds']:g}",
+                f"{row['kept']['seconds']['median']:.3f}",
+                f"{row['back']['seconds']['median']:.3f}",
+                f"{row['own_bytes'] / 1e6:.0f}",
+                f"{row['packed_bytes'] / 1e6:.0f}",
+                _spread(whole["seconds"]) if whole else "not run",
+                f"{whole['cpu_seconds']['median']:.2f}" if whole else "",
+                f"< {record['whole_goal_seconds']:g}",
+                *("yes" if row[name] else "no" for name in ("a_b_a_is_a", "a_is_a_fresh_load")),
+            ]
+        )
+    loads = ", ".join(
+        f"{_ARCHITECTURES[row['arch']]} {row['other_load_percent']:.0f} %" for row in record["rows"]
+    )
+    return "\n\n".join(
+        [
+            f"LoRAs of rank {record['rank']} for attention and feed-forward layers of U-Net and "
+            f"text encoders, on networks with synthetic weights in {record['precision']}, "
+            f"`{record['isa']}`, {record['threads']} threads. A swap merges the LoRA into the "
+            "bundle's own weights in fp32, lays the changed layers out again and lets the loaded "
+            "networks read them; nothing else is built, and what is not changed stays mapped. A "
+            "whole checkpoint is text encoders, U-Net and VAE, after its first reading. Medians, "
+            f"with 10th and 90th percentile; rounds: {record['rounds']}. Processor time is that of "
+            "all cores; other programs took of the machine, and lengthened what the clock shows: "
+            f"{loads}.",
+            table(columns, rows),
+        ]
+    )

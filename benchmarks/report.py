@@ -56,6 +56,7 @@ def read(results: Path) -> Records:
             for kind in ("inpainting", "edges", "depth", "tiny")
         },
         vae_bands=_json(results / "vae-bands.json"),
+        swap=_json(results / "swap.json"),
         comparisons=comparisons,
         networks=read_records(results / "native-networks.jsonl"),
         operations=read_records(results / "native-ops.jsonl", _OPERATIONS_SCHEMA),

@@ -34,6 +34,7 @@ class Records:
     roofline: Record
     demo_variants: Mapping[str, Record]
     vae_bands: Record
+    swap: Record
     comparisons: Sequence[Record]
     networks: Sequence[Record]
     operations: Sequence[Record]
@@ -346,6 +347,11 @@ SECTIONS = (
         "The VAE in bands", "memory and processor time of SD 1.5's VAE", "whole maps",
         "python benchmarks/vae_bands.py --native NATIVE",
         lambda records: sections.vae_bands(records.vae_bands),
+    ),
+    Section(
+        "Swaps of weights", "time and memory of a LoRA on loaded networks", "a fresh load",
+        "python benchmarks/swap.py --bundles sd15=BUNDLE --models sd15=MODEL",
+        lambda records: native.swaps(records.swap),
     ),
     Section(
         "Whole requests against diffusers", "SD 1.5 on the native target",

@@ -77,8 +77,8 @@ class _LaidOut:
         """
         found = self._layouts.get((is_added, prompts))
         if found is None:
-            others = [key for key in self._layouts if prompts and key[1] not in (prompts, set())]
-            for key in others:
+            others = [key for key in self._layouts if key[1] and key[1] != prompts]
+            for key in others if prompts else ():
                 del self._layouts[key]
             left_out = frozenset() if is_added else self.additive
             program = self.prepared.program_without(left_out, dict(prompts))

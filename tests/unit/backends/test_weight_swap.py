@@ -37,7 +37,6 @@ from sdengine.inputs.loras import Strength
 from sdengine.request.weight_fields import Loras
 
 Array = NDArray[Any]
-Load = Callable[..., NativeModule]
 BUNDLE = open_bundle("demo")
 NETWORKS = ("text_encoder", "unet")
 FIELDS: dict[str, Any] = {"seed": 3, "steps": 1, "width": 64, "height": 64}
@@ -162,12 +161,10 @@ def test_only_what_changes_is_laid_out_again(files: list[Path], network: str) ->
     assert packed_bytes(found) == wanted
 
 
-def test_constants_of_a_graph_are_swapped_too(tmp_path: Path) -> None:
+def test_constants_of_a_graph_are_swapped_too() -> None:
     """The table of positions, which no operation reads where it lies."""
     name = "text_model.embeddings.position_embedding.weight"
-    table = BUNDLE.network("text_encoder")
     it = prepared_of("text_encoder", "fp32")
-    assert table is not None and name in {s for p in it.packing for s in sources_of(p)}
     session = NativeBackend().open(BUNDLE, SessionOptions("fp32"))
     module = load(session, "text_encoder", PRISTINE)
     plain = output(module)
