@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdengine.errors import BundleError, ConfigError
-from sdengine.storage.tensor_file import map_open_tensors
+from sdengine.adapters.own_weights import own_weights, require_named_weights
 
 if TYPE_CHECKING:
     from sdengine.bundle.reader import Bundle
@@ -45,24 +44,12 @@ def bundle_shapes(bundle: Bundle) -> dict[str, Shapes]:
         ConfigError: the bundle's weights are not held by their names.
         BundleError: a file is damaged.
     """
-    if bundle.manifest.target != "native":
-        raise ConfigError.for_field(
-            "loras",
-            bundle.manifest.target,
-            "a bundle of target native",
-            "Other targets hold compiled weights, which cannot be changed when they are loaded.",
-        )
-    found: dict[str, Shapes] = {}
-    for network in NETWORKS:
-        if network not in bundle.manifest.networks:
-            continue
-        files = [f for f in bundle.network(network).files if f.endswith(".safetensors")]
-        if len(files) != 1:
-            raise BundleError(f"{bundle.root}: {network} has {len(files)} files of weights, not 1.")
-        with bundle.open(files[0]) as file:
-            tensors = map_open_tensors(file, bundle.path(files[0]))
-        found[network] = {name: tensor.shape for name, tensor in tensors.items()}
-    return found
+    require_named_weights("loras", bundle)
+    return {
+        network: {name: tensor.shape for name, tensor in own_weights(bundle, network).items()}
+        for network in NETWORKS
+        if network in bundle.manifest.networks
+    }
 
 
 def bundle_modules(bundle: Bundle) -> list[Module]:

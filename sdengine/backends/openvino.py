@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sdengine.adapters.own_weights import own_weights
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import (
     DEFAULTS,
@@ -19,7 +20,6 @@ from sdengine.backends.base import (
     SessionOptions,
     require_cpu_precision,
     require_no_device,
-    require_pristine,
 )
 from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
@@ -120,7 +120,6 @@ class OpenVinoSession:
         weights: WeightSet = PRISTINE,
     ) -> Module:
         """Read one network's IR, fix its shapes and compile it."""
-        require_pristine("openvino", network, weights)
         xml, file = _ir_files(self._bundle, network)
         core = _core()
         config: dict[str, Any] = {
@@ -132,6 +131,10 @@ class OpenVinoSession:
             config["INFERENCE_NUM_THREADS"] = self._threads
         try:
             model = core.read_model(str(xml), str(file))
+            if weights.identity(network):
+                weights.require_unchanged()  # reading a mapped file that was cut off is fatal
+                _merge(model, network, weights, own_weights(self._bundle, network))
+                weights.require_unchanged()
             model.reshape({name: list(shape) for name, shape in shapes.items()})
             if _bf16_attention_is_wrong(model) and config[_PRECISION_HINT] == "bf16":
                 _log.warning(
@@ -192,6 +195,32 @@ def _core() -> Any:
     import openvino
 
     return openvino.Core()
+
+
+def _merge(model: Any, network: str, weights: WeightSet, own: Mapping[str, Array]) -> None:
+    """Replace the weights that are changed, in fp32; compiling folds what follows from them."""
+    import openvino.opset13 as ops
+
+    changed = set(weights.changes(network))
+    merged = weights.weights(network, own)
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name()
+        if node.get_type_name() != "Constant" or name not in changed:
+            continue
+        constant = ops.constant(merged[name], shared_memory=False)
+        changed.remove(name)
+        for reader in node.output(0).get_target_inputs():
+            convert = reader.get_node()
+            is_stored = convert.get_type_name() == "Convert"  # of what fp16 or bf16 holds
+            places = convert.output(0).get_target_inputs() if is_stored else [reader]
+            for place in places:
+                place.replace_source_output(constant.output(0))
+    if changed:
+        raise ConfigError(
+            f"loras: {network}: {min(changed)!r} is changed, which a bundle of target openvino "
+            "does not hold by that name: it takes changes of matrices and kernels. Bundles of "
+            "target native take all."
+        )
 
 
 def _bf16_attention_is_wrong(model: Any) -> bool:

@@ -8,16 +8,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from sdengine.adapters.own_weights import own_weights, require_named_weights
 from sdengine.bundle.architecture import Architecture
 from sdengine.bundle.reader import Bundle
-from sdengine.errors import BundleError, ConfigError
 from sdengine.inputs.models import PARTS
-from sdengine.storage.tensor_file import map_open_tensors
 
 Array = NDArray[Any]
 VAE_HALVES = ("vae_decoder", "vae_encoder")
 TOKEN_TABLE = "text_model.embeddings.token_embedding.weight"
-_TARGETS = ("native", "torch")
 
 
 @dataclass(frozen=True)
@@ -46,30 +44,13 @@ def own_parameters(bundle: Bundle) -> Own:
         BundleError: a file is damaged.
     """
     manifest = bundle.manifest
-    if manifest.target not in _TARGETS:
-        raise ConfigError.for_field(
-            "model",
-            manifest.target,
-            f"a bundle of target {' or '.join(_TARGETS)}",
-            "Other targets hold compiled weights, which cannot be exchanged when they are loaded: "
-            "build a bundle of the other checkpoint.",
-        )
+    require_named_weights("model", bundle, ("native", "torch"))
     parts: dict[str, dict[str, Array]] = {}
     tables = {one.network: one for one in manifest.architecture.text_encoders}
     for network in manifest.networks:
         part = part_of(network)
         if part in PARTS:
-            parts.setdefault(part, {}).update(_parameters(bundle, network))
+            parts.setdefault(part, {}).update(own_weights(bundle, network))
         if network in tables:
             parts[part][TOKEN_TABLE] = bundle.token_table(tables[network])
     return Own(manifest.architecture, parts)
-
-
-def _parameters(bundle: Bundle, network: str) -> dict[str, Array]:
-    """Return a network's parameters; what else its file holds are constants of the graph."""
-    files = [f for f in bundle.network(network).files if f.endswith(".safetensors")]
-    if len(files) != 1:
-        raise BundleError(f"{bundle.root}: {network} has {len(files)} files of weights, not 1.")
-    with bundle.open(files[0]) as file:
-        tensors = map_open_tensors(file, bundle.path(files[0]))
-    return {n: t for n, t in tensors.items() if n.endswith((".weight", ".bias"))}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sdengine.adapters.own_weights import own_weights
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import (
     DEFAULTS,
@@ -19,7 +20,6 @@ from sdengine.backends.base import (
     SessionOptions,
     require_cpu_precision,
     require_no_device,
-    require_pristine,
 )
 from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
@@ -165,7 +165,10 @@ class TorchSession:
         self.budget = budget
         self.device = device
         self._threads = threads
-        self._modules: weakref.WeakValueDictionary[str, nn.Module] = weakref.WeakValueDictionary()
+        # By network and by what is merged into it.
+        self._modules: weakref.WeakValueDictionary[tuple[str, str], nn.Module] = (
+            weakref.WeakValueDictionary()
+        )
 
     def load(
         self,
@@ -174,11 +177,10 @@ class TorchSession:
         weights: WeightSet = PRISTINE,
     ) -> Module:
         """Build one network's module and give it its weights."""
-        require_pristine("torch", network, weights)
         entry = self.bundle.network(network)
         dtype = self.dtype_of(network)
         try:
-            contract = self._describe(network, self._module(network, dtype))
+            contract = self._describe(network, self._module(network, dtype, weights))
         except (CheckpointError, ConfigError) as error:
             raise BundleError(f"{network}: {error}") from None
         except (MemoryError, torch.OutOfMemoryError):
@@ -212,22 +214,29 @@ class TorchSession:
     def _compute(self, module: nn.Module) -> Compute:
         return module
 
-    def _module(self, network: str, dtype: torch.dtype) -> nn.Module:
+    def _module(self, network: str, dtype: torch.dtype, weights: WeightSet) -> nn.Module:
         """Return a network's module with its weights, the one that others use if there is one."""
-        module = self._modules.get(network)
+        key = network, weights.identity(network)
+        module = self._modules.get(key)
         if module is None:
-            module = self._read(network, dtype)
+            module = self._read(network, dtype, weights)
             self._prepare(network, module)
-            self._modules[network] = module
+            self._modules[key] = module
         return module
 
     def _prepare(self, network: str, module: nn.Module) -> None:
         """Change a network just read into what shall be computed."""
 
-    def _read(self, network: str, dtype: torch.dtype) -> nn.Module:
+    def _read(self, network: str, dtype: torch.dtype, weights: WeightSet) -> nn.Module:
         files = [self.bundle.path(name) for name in self.bundle.network(network).files]
-        weights = Weights(files, lambda name: name)
-        return weights.load_into(lambda: _build(self.bundle, network), dtype, self.device)
+        stored = Weights(files, lambda name: name)
+        if weights.identity(network):
+            weights.require_unchanged()  # reading a mapped file that was cut off is fatal
+            merged = weights.weights(network, own_weights(self.bundle, network))
+            stored.derive = lambda name, _: _tensor_of(merged[name])
+        module = stored.load_into(lambda: _build(self.bundle, network), dtype, self.device)
+        weights.require_unchanged()
+        return module
 
     def _describe(self, network: str, module: nn.Module) -> NetworkContract:
         inputs = self.bundle.network(network).inputs
@@ -265,6 +274,12 @@ class TorchBackend:
         # Its own choice knows no quota.
         threads = options.threads or usable_processors().threads_by_quota
         return TorchSession(bundle, self.resolve(options.precision), threads, budget)
+
+
+def _tensor_of(array: Array) -> torch.Tensor:
+    """Return an array, of bf16 the bits, as a tensor."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array).copy())
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
 def _build(bundle: Bundle, network: str) -> nn.Module:

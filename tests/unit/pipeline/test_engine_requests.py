@@ -250,10 +250,10 @@ def test_tags_of_other_networks_are_no_text_and_are_named(
             "a circle<lora:[XL] style:1:0.5>, [b|c]<hypernet:x:1>", "d<LYCO:bad (v2)>", **base
         )
     assert np.array_equal(tagged.arrays[0], plain.arrays[0])
-    assert [line.split(" is ")[0] for line in tagged.warnings] == [
-        "prompt: <lora:[XL] style:1:0.5>",
-        "prompt: <hypernet:x:1>",
-        "prompt: <LYCO:bad (v2)>",
+    assert [line.split("> ")[0] for line in tagged.warnings] == [
+        "negative_prompt: <LYCO:bad (v2)",
+        "prompt: <lora:[XL] style:1:0.5",
+        "prompt: <hypernet:x:1",
     ]
     assert "<hypernet:x:1> is not applied" in caplog.text
     assert "<lora:" in str(tagged.request.prompt)  # the record is what was asked
