@@ -102,7 +102,10 @@ class Produced:
         up, down = self.parts.get("up"), self.parts.get("down")
         if up is None or down is None or "mid" in self.parts or len(down) <= rank:
             return None
-        return replace(self, parts={**self.parts, "up": up[:, :rank], "down": down[:rank]})
+        return replace(
+            self,
+            parts={**self.parts, "up": np.ascontiguousarray(up[:, :rank]), "down": down[:rank]},
+        )
 
     def of(self, weight: Array) -> Array:
         """Return the difference; see `Difference.of`."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sdengine.adapters.changes import merged
 from sdengine.adapters.own_weights import own_weights
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import (
@@ -201,13 +202,13 @@ def _merge(model: Any, network: str, weights: WeightSet, own: Mapping[str, Array
     """Replace the weights that are changed, in fp32; compiling folds what follows from them."""
     import openvino.opset13 as ops
 
-    changed = set(weights.changes(network))
-    merged = weights.weights(network, own)
+    changes = weights.changes(network)
+    changed = set(changes)
     for node in model.get_ordered_ops():
         name = node.get_friendly_name()
         if node.get_type_name() != "Constant" or name not in changed:
             continue
-        constant = ops.constant(merged[name], shared_memory=False)
+        constant = ops.constant(merged(own[name], changes[name]), shared_memory=False)
         changed.remove(name)
         for reader in node.output(0).get_target_inputs():
             convert = reader.get_node()

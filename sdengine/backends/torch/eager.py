@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sdengine.adapters.changes import merged
 from sdengine.adapters.own_weights import own_weights
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import (
@@ -232,8 +233,11 @@ class TorchSession:
         stored = Weights(files, lambda name: name)
         if weights.identity(network):
             weights.require_unchanged()  # reading a mapped file that was cut off is fatal
-            merged = weights.weights(network, own_weights(self.bundle, network))
-            stored.derive = lambda name, _: _tensor_of(merged[name])
+            pristine = weights.pristine(network, own_weights(self.bundle, network))
+            changes = weights.changes(network)
+            stored.derive = lambda name, _: _tensor_of(
+                merged(pristine[name], changes.get(name, ()))
+            )
         module = stored.load_into(lambda: _build(self.bundle, network), dtype, self.device)
         weights.require_unchanged()
         return module
