@@ -5,7 +5,9 @@ The oracle is the build's own reader, in torch.
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ def own(folders: Any) -> Own:
     return own_of(folders["tiny", 0])
 
 
+@functools.cache
 def modules(folder: Path) -> dict[str, Any]:
     opened = load_checkpoint(folder)
     return {part: opened.load(part) for part in opened.parts}
@@ -220,7 +223,7 @@ def test_a_model_of_text_for_a_bundle_that_reads_a_picture(
     exact = wide[:, :4].astype(np.float32) + theirs.astype(np.float32) - others
     assert np.abs(sums[:, :4].astype(np.float32) - exact).max() < 2e-3 * np.abs(exact).max()
     # The other way round there is no place for what it reads.
-    folder = make_tiny("tiny", tmp_path / "wide", seed=4)
+    folder = shutil.copytree(folders["tiny", 1], tmp_path / "wide")
     edit_weights(folder / UNET, lambda state: state.update(conv_in=None) or widen(state, channels))
     with pytest.raises(CheckpointError, match=rf"conv_in.weight'.*\[16, {channels}, 3, 3\].*4"):
         read_model(folder, own)
@@ -256,9 +259,9 @@ def huge(state: dict[str, Any]) -> None:
     ],
 )
 def test_a_damaged_or_other_network_is_named(
-    edit: Any, said: str, own: Own, tmp_path: Path
+    edit: Any, said: str, own: Own, folders: Any, tmp_path: Path
 ) -> None:
-    folder = make_tiny("tiny", tmp_path / "damaged", seed=5)
+    folder = shutil.copytree(folders["tiny", 1], tmp_path / "damaged")
     edit_weights(folder / UNET, edit)
     with pytest.raises(CheckpointError, match=rf"(?s)model .*damaged.*{said}"):
         read_model(folder, own)
@@ -294,9 +297,9 @@ def test_another_family_is_named(name: str, own: Own, folders: Any, tmp_path: Pa
     ],
 )
 def test_settings_that_no_shape_tells(
-    place: str, change: dict[str, Any], said: str, own: Own, tmp_path: Path
+    place: str, change: dict[str, Any], said: str, own: Own, folders: Any, tmp_path: Path
 ) -> None:
-    folder = make_tiny("tiny", tmp_path / "other", seed=5)
+    folder = shutil.copytree(folders["tiny", 1], tmp_path / "other")
     edit_json(folder / place, **change)
     with pytest.raises(CheckpointError, match=said):
         read_model(folder, own)
