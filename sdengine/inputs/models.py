@@ -131,8 +131,7 @@ def model_terms(field_name: str, given: Given) -> tuple[ModelTerm, ...]:
         ConfigError: something is no path, or the shares do not make 1.
         CheckpointError: a path leads to no checkpoint.
     """
-    is_one = isinstance(given, str | os.PathLike)
-    shares = {given: 1.0} if is_one else given
+    shares = {given: 1.0} if isinstance(given, str | os.PathLike) else given
     if not isinstance(shares, Mapping):
         raise ConfigError.for_field(field_name, given, ACCEPTED)
     for path in shares:

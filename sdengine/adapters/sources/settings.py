@@ -93,8 +93,8 @@ def _check_schedule(config: Mapping[str, Any], own: Own) -> None:
         raise CheckpointError(f"scheduler: it is of another noise process (EDM). {_BUILD}")
     theirs, ours = said.alphas_cumprod, schedule.alphas_cumprod
     if theirs.shape != ours.shape or not np.allclose(theirs, ours, rtol=1e-6, atol=1e-9):
-        keys = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
-        keys += ("trained_betas", "rescale_betas_zero_snr")
+        keys = ["num_train_timesteps", "beta_schedule", "beta_start", "beta_end"]
+        keys += ["trained_betas", "rescale_betas_zero_snr"]
         known = own.architecture.scheduler
         other = [key for key in keys if config.get(key) != known.get(key)]
         told = ", ".join(

@@ -126,7 +126,7 @@ def _of_file(found_model: FoundModel, own: Own) -> Source:
     family = family_of_names(names)
     open_file: Callable[[Any], ArrayFile] = lambda _: file  # noqa: E731
     prefix, mark = found
-    unet = _unet_names(own) if mark == ORIGINAL_MARK else str
+    unet: Renamer = _unet_names(own) if mark == ORIGINAL_MARK else str
     parts = {"unet": ArrayWeights([path], unet, prefix, open_file)}
     for place in LAYOUTS.get(own.architecture.family, ()):
         shapes = own.parts.get(place.part)
