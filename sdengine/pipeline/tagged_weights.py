@@ -51,8 +51,11 @@ def with_tags(request: Request, library: AdapterLibrary) -> tuple[Request, tuple
 
 
 def tagged_loras(prompt: Any, library: AdapterLibrary) -> tuple[Lora, ...]:
-    """Return the LoRAs that a prompt names, as far as they are found."""
-    first = prompt if isinstance(prompt, str) else next(iter(prompt), "")
+    """Return the LoRAs that a prompt names, or the first of several, as far as they are found.
+
+    What is no prompt names none; it is refused where the request is made.
+    """
+    first = prompt[0] if isinstance(prompt, list | tuple) and prompt else prompt
     return tuple(_found(first, library)[0].values()) if isinstance(first, str) else ()
 
 
