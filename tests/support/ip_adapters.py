@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,9 @@ def make_ip_adapter(
     family: str, kind: str = "plain", *, seed: int = 61, tokens: int = 4
 ) -> Tensors:
     """Return the tensors of an adapter by name, seeded so that it makes a difference."""
-    config = TINY[family].unet
-    width = config.cross_attention_dim
-    with torch.device("meta"):
-        layers = cross_attentions(shapes_of(UNet2DConditionModel(config)))
+    width = TINY[family].unet.cross_attention_dim
     shapes = {f"image_proj.{name}": shape for name, shape in _PROJECTIONS[kind](width, tokens)}
-    for index, (channels, _) in enumerate(layers.values()):
+    for index, (channels, _) in enumerate(_layers(family).values()):
         for name in ("to_k_ip", "to_v_ip"):
             shapes[f"ip_adapter.{2 * index + 1}.{name}.weight"] = (channels, width)
     generator = torch.Generator().manual_seed(seed)
@@ -73,6 +71,12 @@ def picture(seed: int = 0, width: int = 50, height: int = 41) -> np.ndarray[Any,
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(x / (3 + seed + c)) * np.cos(y / (4 + 2 * c)) for c in range(3)]
     return (np.stack(waves, axis=2) * 127 + 128).astype(np.uint8)
+
+
+@functools.cache
+def _layers(family: str) -> dict[str, tuple[int, int]]:
+    with torch.device("meta"):
+        return cross_attentions(shapes_of(UNet2DConditionModel(TINY[family].unet)))
 
 
 def _seeded(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
