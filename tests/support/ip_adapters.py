@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,11 @@ def _layers(family: str) -> dict[str, tuple[int, int]]:
 
 
 def _seeded(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    values = torch.randn(shape, generator=generator)
-    if "to_v_ip" in name:
-        return values * 2 / shape[-1] ** 0.5
-    return values / shape[-1] ** 0.5 if len(shape) == 2 else values
+    values: torch.Tensor = torch.randn(shape, generator=generator)
+    if len(shape) != 2:
+        return values
+    factor: float = (2 if "to_v_ip" in name else 1) / shape[-1] ** 0.5
+    return values * factor
 
 
 def _norm(name: str, width: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -113,7 +115,7 @@ def _plus(width: int, tokens: int) -> list[tuple[str, tuple[int, ...]]]:
     return found
 
 
-_PROJECTIONS = {
+_PROJECTIONS: dict[str, Callable[[int, int], list[tuple[str, tuple[int, ...]]]]] = {
     "plain": lambda width, tokens: [
         *_linear("proj", tokens * width, PROJECTION),
         *_norm("norm", width),
