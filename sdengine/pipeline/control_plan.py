@@ -15,6 +15,7 @@ from sdengine.inputs.picture import Pixels
 from sdengine.inputs.resize import padded
 from sdengine.pipeline.picture_start import StartingPicture
 from sdengine.request.control import CONTROL_TYPES, Control
+from sdengine.request.ip_adapters import IPAdapter
 from sdengine.request.preprocessors import hint_of
 from sdengine.request.request import Request
 
@@ -98,8 +99,8 @@ def plan_controls(
     return planned, said
 
 
-def active_evaluations(control: Control, count: int) -> frozenset[int]:
-    """Return the evaluations, of as many as run, that a control steers: as diffusers counts."""
+def active_evaluations(control: Control | IPAdapter, count: int) -> frozenset[int]:
+    """Return the evaluations, of as many as run, in a window: as diffusers counts."""
     return frozenset(
         i for i in range(count) if i / count >= control.start and (i + 1) / count <= control.end
     )

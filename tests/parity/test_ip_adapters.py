@@ -267,8 +267,8 @@ def test_embeddings_in_place_of_pictures(engine: Engine, folder: Path, tmp_path:
     alone = IPAdapter(folder / "plus.bin", embeds=states[1].numpy())
     assert psnr_db(made(engine, alone), made(engine, plus(engine)).astype(float)) >= 50
     face = np.random.default_rng(0).standard_normal((1, IDENTITY)).astype(np.float32)
-    faces = [IPAdapter(folder / "face_id.bin", embeds=one) for one in (face, -face)]
-    assert not np.array_equal(*(made(engine, one) for one in faces))
+    first, second = (IPAdapter(folder / "face_id.bin", embeds=one) for one in (face, -face))
+    assert not np.array_equal(made(engine, first), made(engine, second))
 
 
 @only_sd1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +45,9 @@ def make_ip_adapter(
     family: str, kind: str = "plain", *, seed: int = 61, tokens: int = 4
 ) -> Tensors:
     """Return the tensors of an adapter by name, seeded so that it makes a difference."""
-    config = TINY[family].unet
-    width = config.cross_attention_dim
-    with torch.device("meta"):
-        layers = cross_attentions(shapes_of(UNet2DConditionModel(config)))
+    width = TINY[family].unet.cross_attention_dim
     shapes = {f"image_proj.{name}": shape for name, shape in _PROJECTIONS[kind](width, tokens)}
-    for index, (channels, _) in enumerate(layers.values()):
+    for index, (channels, _) in enumerate(_layers(family).values()):
         for name in ("to_k_ip", "to_v_ip"):
             shapes[f"ip_adapter.{2 * index + 1}.{name}.weight"] = (channels, width)
     generator = torch.Generator().manual_seed(seed)
@@ -75,11 +74,18 @@ def picture(seed: int = 0, width: int = 50, height: int = 41) -> np.ndarray[Any,
     return (np.stack(waves, axis=2) * 127 + 128).astype(np.uint8)
 
 
+@functools.cache
+def _layers(family: str) -> dict[str, tuple[int, int]]:
+    with torch.device("meta"):
+        return cross_attentions(shapes_of(UNet2DConditionModel(TINY[family].unet)))
+
+
 def _seeded(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    values = torch.randn(shape, generator=generator)
-    if "to_v_ip" in name:
-        return values * 2 / shape[-1] ** 0.5
-    return values / shape[-1] ** 0.5 if len(shape) == 2 else values
+    values: torch.Tensor = torch.randn(shape, generator=generator)
+    if len(shape) != 2:
+        return values
+    factor: float = (2 if "to_v_ip" in name else 1) / shape[-1] ** 0.5
+    return values * factor
 
 
 def _norm(name: str, width: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -109,7 +115,7 @@ def _plus(width: int, tokens: int) -> list[tuple[str, tuple[int, ...]]]:
     return found
 
 
-_PROJECTIONS = {
+_PROJECTIONS: dict[str, Callable[[int, int], list[tuple[str, tuple[int, ...]]]]] = {
     "plain": lambda width, tokens: [
         *_linear("proj", tokens * width, PROJECTION),
         *_norm("norm", width),

@@ -60,9 +60,10 @@ def test_names_of_fields() -> None:
         Request("a", ip_adapters=[{"scales": 1}])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"ip_adapter.file: it is missing"):
         Request("a", ip_adapters={"scale": 1})  # type: ignore[arg-type]
-    for odd in ("a.bin", [1], [{}] * 9):
+    wrong: list[Any] = ["a.bin", [1], [{}] * 9]
+    for odd in wrong:
         with pytest.raises(ConfigError, match="ip_adapter"):
-            Request("a", ip_adapters=odd)  # type: ignore[arg-type]
+            Request("a", ip_adapters=odd)
 
 
 def test_faces_are_given_as_embeddings(tmp_path: Path) -> None:
