@@ -40,7 +40,6 @@ from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.training.captions import caption
 from sdengine.training.scenes import TAUGHT_SHAPE, random_scene
-from sdengine.training.tuning.hypernetwork import HyperNetwork
 from sdengine.training.tuning.kinds import PREPARE
 from sdengine.training.tuning.live_engine import LiveEngine
 from sdengine.training.tuning.networks import Networks
@@ -177,14 +176,14 @@ def styled(
     networks = Networks.load(source, precision="fp32", device=torch.device("cpu"))
     content = torch.load(file, weights_only=True)
     prepared = PREPARE[kind](networks, HypernetworkOptions(), file)
-    for width, pair in prepared.model.networks.items():  # type: ignore[union-attr, operator]
+    model: Any = prepared.model
+    for width, pair in model.networks.items():
         for network, state in zip(pair, content[int(width)], strict=True):
             network.load_state_dict(state)
-            assert isinstance(network, HyperNetwork)
             with torch.no_grad():  # the last layer is linear, so that this is the strength
-                network.linear[-1].weight.mul_(strength)  # type: ignore[union-attr, operator]
-                network.linear[-1].bias.mul_(strength)  # type: ignore[union-attr, operator]
-    prepared.model.eval()
+                network.linear[-1].weight.mul_(strength)
+                network.linear[-1].bias.mul_(strength)
+    model.eval()
     live = LiveEngine(networks, folder / "live", (taught.SIZE, taught.SIZE))
     yield lambda text, seed: live.pictures(
         [{"prompt": text, "seed": seed, "guidance_scale": GUIDANCE, **SAMPLING}]

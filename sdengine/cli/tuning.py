@@ -92,12 +92,13 @@ def _parameters(infos: dict[str, FieldInfo]) -> Iterator[inspect.Parameter]:
         notes = [info.check.range, _shown(info.default)]
         if told := "; ".join(note for note in notes if note):
             text += f" ({told})"
+        kind = _kind(info)
         option = typer.Option(name, help=f"{text}.", metavar=_metavar(info))
         yield inspect.Parameter(
             info.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[_kind(info) | None, option],
+            annotation=Annotated[kind | None, option],
         )
 
 

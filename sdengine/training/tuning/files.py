@@ -6,9 +6,10 @@ sd-scripts, PEFT and diffusers, as their documents and readers describe them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def save_lora(
 
 def _kohya(lora: Lora, checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """Return tensors under kohya's names; those of SDXL's U-Net are made of the original ones."""
-    original = {}
+    original: dict[str, str] = {}
     if checkpoint.family == "sdxl":
         # Blocks are counted through, so that all layers must be known.
         names = (name.rpartition(".")[0] for name in checkpoint.shapes("unet"))
@@ -219,11 +220,12 @@ def save_whole(
     for name in checkpoint.parts:
         if name in trained:
             module: Any = trained[name]
-            parts[name] = Part(
-                module.config.to_dict(),
-                shapes_of(module),
-                lambda module=module: iter(module.state_dict().items()),  # type: ignore[misc]
-            )
+            tensors = functools.partial(_tensors_of, module)
+            parts[name] = Part(module.config.to_dict(), shapes_of(module), tensors)
         else:
             parts[name] = part_of(checkpoint, name)
     write_checkpoint(folder, parts, description_of(checkpoint), TORCH_DTYPES[precision])
+
+
+def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.state_dict().items()

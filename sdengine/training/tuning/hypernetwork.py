@@ -43,9 +43,10 @@ class HyperNetwork(nn.Module):
         modules: list[nn.Module] = []
         last = len(structure) - 2
         for i in range(last + 1):
-            modules.append(nn.Linear(int(width * structure[i]), int(width * structure[i + 1])))
-            nn.init.normal_(modules[-1].weight, std=_INITIAL_DEVIATION)
-            nn.init.zeros_(modules[-1].bias)
+            linear = nn.Linear(int(width * structure[i]), int(width * structure[i + 1]))
+            nn.init.normal_(linear.weight, std=_INITIAL_DEVIATION)
+            nn.init.zeros_(linear.bias)
+            modules.append(linear)
             if activation != "linear" and (activate_output or i < last):
                 modules.append(_MODULES[activation]())
             if layer_norm:
@@ -129,17 +130,26 @@ class Hypernetworks(nn.Module):
         for attention in attentions:
             width = str(attention.to_k.in_features)
             if width in self.networks:
-                pair = list(self.networks[width])  # type: ignore[arg-type]
-                attention.to_k.register_forward_pre_hook(_Change(pair[0]))
-                attention.to_v.register_forward_pre_hook(_Change(pair[1]))
+                keys, values = self._pair(width)
+                attention.to_k.register_forward_pre_hook(_Change(keys))
+                attention.to_v.register_forward_pre_hook(_Change(values))
 
     def states(self) -> dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]]:
         """Return the parameters by width: of the keys' network, and of the values'."""
-        return {
-            int(width): tuple({n: t.detach().cpu().contiguous().clone()
-                               for n, t in one.state_dict().items()} for one in pair)
-            for width, pair in self.networks.items()
-        }  # type: ignore[return-value, union-attr]  # fmt: skip
+        found = {}
+        for width in self.networks:
+            keys, values = map(_state, self._pair(width))
+            found[int(width)] = keys, values
+        return found
+
+    def _pair(self, width: str) -> tuple[nn.Module, nn.Module]:
+        keys, values = self.networks[width].children()
+        return keys, values
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    state = network.state_dict()
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
 class _Change:

@@ -32,12 +32,12 @@ class LoraLayer(nn.Module):
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float) -> None:
         super().__init__()
         self.rank, self.alpha = rank, alpha
+        self.down: nn.Linear | nn.Conv2d
+        self.up: nn.Linear | nn.Conv2d
         if isinstance(layer, nn.Conv2d):
-            self.down: nn.Module = nn.Conv2d(
-                layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding,  # type: ignore[arg-type]
-                bias=False,
-            )  # fmt: skip
-            self.up: nn.Module = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
+            shape: Any = (layer.kernel_size, layer.stride, layer.padding)
+            self.down = nn.Conv2d(layer.in_channels, rank, *shape, bias=False)
+            self.up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
         else:
             self.down = nn.Linear(layer.in_features, rank, bias=False)
             self.up = nn.Linear(rank, layer.out_features, bias=False)
@@ -46,8 +46,8 @@ class LoraLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what is added to the result of x."""
-        down: Any = self.down
-        out: Tensor = self.up(down(matched(x, down.weight))) * (self.alpha / self.rank)
+        product = self.up(self.down(matched(x, self.down.weight)))
+        out: Tensor = product * (self.alpha / self.rank)
         return out
 
 

@@ -100,7 +100,7 @@ def estimate_training(source: PartSource, options: TuningOptions) -> TrainingMem
         raise ConfigError.for_field("resolution", side, f"a multiple of {cell} for this model")
     dtype = TORCH_DTYPES[options.precision]
     size = torch.empty((), dtype=dtype).element_size()
-    frozen = {"unet": unet, **encoders}
+    frozen: dict[str, nn.Module] = {"unet": unet, **encoders}
     all_parameters = {name: _count(network) for name, network in frozen.items()}
     vectors = 0
     for network in frozen.values():
@@ -108,10 +108,9 @@ def estimate_training(source: PartSource, options: TuningOptions) -> TrainingMem
         set_ops(network, _FUSED)
     trained, needs_text = _trained(unet, encoders, options)
     if isinstance(options, EmbeddingOptions):
-        vectors = options.vectors * sum(
-            network.text_model.embeddings.token_embedding.embedding_dim  # type: ignore[union-attr]
-            for network in encoders.values()
-        )
+        configs = (source.config(part) for part in encoders)
+        widths = [c.hidden_size for c in configs if isinstance(c, TextEncoderConfig)]
+        vectors = options.vectors * sum(widths)
     if trained is not None:
         trained.to(dtype)
         set_ops(trained, _FUSED)
@@ -147,7 +146,8 @@ def _trained(
     if isinstance(options, EmbeddingOptions):
         return None, True
     if isinstance(options, LoraOptions):
-        networks = {"unet": unet, **(encoders if options.text_encoder else {})}
+        networks: dict[str, nn.Module] = {"unet": unet}
+        networks |= encoders if options.text_encoder else {}
         lora = Lora(
             networks,
             rank=options.rank,
@@ -168,7 +168,8 @@ def _trained(
         )
         return made, False
     if isinstance(options, WholeOptions):
-        own = {"unet": unet, **(encoders if options.text_encoder else {})}
+        own: dict[str, nn.Module] = {"unet": unet}
+        own |= encoders if options.text_encoder else {}
         return trainable(own), options.text_encoder
     widths = hint_widths(8)
     with torch.device("meta"):
@@ -294,7 +295,7 @@ class _FusedOps(TorchOps):
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal_mask: Tensor | None = None
     ) -> Tensor:
-        out: Tensor = _Fused.apply(q, k, v)
+        out: Tensor = _Fused.apply(q, k, v)  # type: ignore[no-untyped-call]
         return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -78,17 +78,13 @@ class Networks:
             return checkpoint.load(part, dtype).to(device).requires_grad_(False)
 
         unet, vae = placed("unet"), placed("vae")
-        encoders = {part: placed(part) for part in checkpoint.text_encoder_configs}
         assert isinstance(unet, UNet2DConditionModel) and isinstance(vae, AutoencoderKL)
-        return cls(
-            checkpoint,
-            describe(checkpoint),
-            unet,
-            vae,
-            encoders,
-            precision,
-            device,  # type: ignore[arg-type]
-        )
+        encoders: dict[str, CLIPTextEncoder] = {}
+        for part in checkpoint.text_encoder_configs:
+            encoder = placed(part)
+            assert isinstance(encoder, CLIPTextEncoder)
+            encoders[part] = encoder
+        return cls(checkpoint, describe(checkpoint), unet, vae, encoders, precision, device)
 
     @property
     def size_multiple(self) -> int:
@@ -144,12 +140,11 @@ def recompute(module: nn.Module) -> None:
     """Let a network's blocks be computed again for their gradients, to save memory."""
     for block in module.modules():
         if isinstance(block, _RECOMPUTED):
-            block.forward = functools.partial(_recomputed, block.forward)  # type: ignore[method-assign]
+            vars(block)["forward"] = functools.partial(_recomputed, block.forward)
 
 
-def _recomputed(forward: object, *inputs: Tensor) -> Tensor:
+def _recomputed(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
-        out: Tensor = forward(*inputs)  # type: ignore[operator]
-        return out
-    out = recomputed(forward, *inputs, use_reentrant=False)
+        return forward(*inputs)
+    out: Tensor = recomputed(forward, *inputs, use_reentrant=False)
     return out

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sdengine.checkpoints import Checkpoint, load_checkpoint, save_network
 from sdengine.errors import ConfigError, OutputError
@@ -250,7 +251,8 @@ class _Work:
         return self._dataset(find_examples(folder)[:count], arrangement, "pictures of the class")
 
     def _engine(self) -> LiveEngine:
-        size, control = (self.resolution, self.resolution), None
+        size = self.resolution, self.resolution
+        control: tuple[str, Path, nn.Module] | None = None
         model = self.prepared.model if hasattr(self, "prepared") else None
         if isinstance(model, ControlNetModel):
             place = self.run / "controlnet-before"
