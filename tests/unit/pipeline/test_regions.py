@@ -210,11 +210,12 @@ def test_a_second_pass_that_is_cut() -> None:
 
 
 def test_maps_of_a_part_and_of_what_is_padded() -> None:
-    request = Request("a AND b", width=64, height=64, regions=[LEFT, RIGHT])
+    request = Request("a AND b", width=64, height=64, regions=(LEFT, RIGHT))
     part = region_maps(request, (64, 64), 8, (256, 64, Box(96, 0, 160, 64)))
     np.testing.assert_array_equal(part[0], L_MAP)
+    picture: Any = np.zeros((60, 60), np.uint8)
     padded = region_maps(
-        Request("a", image=np.zeros((60, 60), np.uint8), width=60, height=60, regions=[LEFT]),
+        Request("a", image=picture, width=60, height=60, regions=(LEFT,)),
         (64, 64), 8,
     )  # fmt: skip
     np.testing.assert_allclose(padded[0, :, 3], 0.75)  # the edge lies at 30

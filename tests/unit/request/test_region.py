@@ -61,7 +61,8 @@ def test_what_a_request_does_not_take(fields: dict[str, Any], told: str) -> None
 
 
 def test_json_and_back() -> None:
-    request = Request("a AND b", regions=[LEFT, {"mask": MASK, "weight": 2}], region_base=0.5)
+    regions: Any = [LEFT, {"mask": MASK, "weight": 2}]
+    request = Request("a AND b", regions=regions, region_base=0.5)
     content = json.loads(request.to_json())
     assert content["regions"][0] == {"box": [0.0, 0.0, 0.5, 1.0], "weight": 1.0}
     assert content["regions"][1]["mask"] == {
