@@ -37,6 +37,11 @@ def unet(engine: Engine) -> NativeUNet:
     return module
 
 
+def noted(into: list[Any]) -> Any:
+    """Return a `progress` that keeps the latents of each step."""
+    return lambda step: into.append(step.latents.copy())
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -55,11 +60,11 @@ def test_pictures_are_those_of_the_hosts_steps(
     asked = {"prompt": "a red circle", **SIDES, **fields}
     at_once = engine.generate(**asked)
     seen: list[Any] = []
-    one_by_one = engine.generate(**asked, progress=lambda step: seen.append(step.latents.copy()))
+    one_by_one = engine.generate(**asked, progress=noted(seen))
     never_set = engine.generate(**asked, cancel=threading.Event())
     monkeypatch.setattr(trajectory, "choose_device", lambda *given, **more: (None, "a test"))
     last: list[Any] = []
-    by_host = engine.generate(**asked, progress=lambda step: last.append(step.latents.copy()))
+    by_host = engine.generate(**asked, progress=noted(last))
     for made in (one_by_one, never_set, by_host):
         assert all(map(np.array_equal, made.arrays, at_once.arrays))
         assert made.timings.unet_calls == at_once.timings.unet_calls

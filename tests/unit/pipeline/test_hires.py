@@ -51,7 +51,7 @@ def test_by_pixels_it_is_two_requests(
 
 
 def test_a_second_pass_has_its_own_sampler_and_prompts(engine: Engine) -> None:
-    own = {"sampler": "euler_a", "schedule": "beta"}
+    own: dict[str, Any] = {"sampler": "euler_a", "schedule": "beta"}
     found = engine.generate(
         [PROMPT, "a green star"], "blurred", hires=(96, 96), hires_upscaler="lanczos",
         hires_strength=0.6, hires_sampler="Euler a", hires_schedule="Beta", eta=0.0,
@@ -70,7 +70,7 @@ def test_a_second_pass_has_its_own_sampler_and_prompts(engine: Engine) -> None:
             **{**FIELDS, "width": 96, "height": 96, "seed": 5 + index},
         )  # fmt: skip
         np.testing.assert_array_equal(found.arrays[index], second.arrays[0])
-    each = {"num_images_per_prompt": 2, "hires_prompt": ["c", "d"]}
+    each: dict[str, Any] = {"num_images_per_prompt": 2, "hires_prompt": ["c", "d"]}
     twice = engine.request(["a", "b"], hires=2, **each)
     assert twice.hires_prompt == ("c", "c", "d", "d")
     again = engine.run(found.request.only(1))
