@@ -155,6 +155,17 @@ def depth_followed(record: Mapping[str, Any]) -> str:
     return table(heading, [["depth", *row]])
 
 
+def tiny_decoder(record: Mapping[str, Any]) -> str:
+    """Return a row for each decoder: pictures that show what a prompt says, and its time."""
+    found = record["found"]
+    named = {"vae": "the autoencoder's", "tiny": "demo-tiny"}
+    rows = [
+        [name, str(found[kind]["right"]), f"{found[kind]['ms']:.2f}"]
+        for kind, name in named.items()
+    ]
+    return table(["decoder", f"right, of {found['prompts']}", "ms"], rows)
+
+
 def edges_followed(record: Mapping[str, Any]) -> str:
     """Return a row for each scale of a control."""
     named = {"f1": "F1 of edges", "one_object": "one object", "two_objects": "two objects"}
@@ -182,11 +193,17 @@ def image_to_image(record: Mapping[str, Any]) -> str:
 
 def outpainting(record: Mapping[str, Any]) -> str:
     """Return a row for each way to enlarge a picture."""
-    names = ("background_right", "all_right", "no_seam", "no_line", "rest_equal")
+    named = {
+        "background_right": "background right",
+        "all_right": "everything right",
+        "no_seam": "no seam",
+        "no_seam_beside_outlines": "beside outlines",
+        "no_line": "no line",
+        "rest_equal": "rest equal",
+    }
     found = record["outpainting"]
-    rows = [[kind, *(str(row[name]) for name in names)] for kind, row in found["kinds"].items()]
-    heading = ["background right", "everything right", "no seam", "no line", "rest equal"]
-    return table([f"of {record['scenes']}", *heading], rows)
+    rows = [[kind, *(str(row[name]) for name in named)] for kind, row in found["kinds"].items()]
+    return table([f"of {record['scenes']}", *named.values()], rows)
 
 
 def repeated_extensions(record: Mapping[str, Any]) -> str:

@@ -18,12 +18,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import sdengine
 from sdengine.benchmarks.picture_uses import codec, enlarging, variations
 from sdengine.benchmarks.records import RESULTS, stamped, write_record
 from sdengine.training.captions import caption
-from sdengine.training.scenes import COLORS, Image, Scene, random_scene, render
+from sdengine.training.scenes import COLORS, Image, Scene, random_scene, render, signed_distance
 from sdengine.training.scoring import score
 
 SEED, SIZE, STEPS = 30_000, 128, 20
@@ -47,6 +48,7 @@ EXTENSIONS: dict[str, dict[str, Any]] = {
     "no overlap": {"outpaint_overlap": 0},
 }
 OVERLAP = 16
+_NEAR_OUTLINE = 6  # pixels by which an outline may run elsewhere than as drawn
 TONE = np.array([14, -14, 14])  # of pictures that are not quite in the model's own colours
 REPEATS = 4
 
@@ -118,7 +120,10 @@ def outpainting(engine: sdengine.Engine, count: int) -> dict[str, Any]:
     drawn = 0
     for kind, fields in EXTENSIONS.items():
         rng = random.Random(SEED)
-        names = ("background_right", "all_right", "no_seam", "no_line", "rest_equal")
+        names = (
+            "background_right", "all_right", "no_seam", "no_seam_beside_outlines", "no_line",
+            "rest_equal",
+        )  # fmt: skip
         counts = dict.fromkeys(names, 0)
         for i, (scene, picture, *_) in enumerate(recoloured(count)):
             own = picture[middle]
@@ -128,37 +133,64 @@ def outpainting(engine: sdengine.Engine, count: int) -> dict[str, Any]:
             scored = score(result, scene)
             counts["background_right"] += scored["background"] == 1
             counts["all_right"] += scored["all"] == 1
-            counts["no_seam"] += is_seamless(result, own, np.mean)
-            counts["no_line"] += is_seamless(result, own, np.median)
+            counts["no_seam"] += is_seamless(result, own, np.ma.mean)
+            beside = is_seamless(result, own, np.ma.mean, outlines(scene))
+            counts["no_seam_beside_outlines"] += beside
+            counts["no_line"] += is_seamless(result, own, np.ma.median)
             kept = own[OVERLAP:-OVERLAP, OVERLAP:-OVERLAP]
             place = np.s_[EXTENDED + OVERLAP : SIZE - EXTENDED - OVERLAP]
             counts["rest_equal"] += bool((result[place, place] == kept).all())
             if kind == "edge":
-                drawn += is_seamless(picture, own, np.mean)
+                drawn += is_seamless(picture, own, np.ma.mean)
         found[kind] = counts
         print(kind, counts, flush=True)
     return {"kinds": found, "no_seam_in_drawn_scenes": drawn}
 
 
-def is_seamless(result: Image, own: Image, average: Callable[..., Any]) -> bool:
+def is_seamless(
+    result: Image,
+    own: Image,
+    average: Callable[..., Any],
+    left_out: NDArray[np.bool_] | None = None,
+) -> bool:
     """Say whether no line along the four borders differs more from the next than inside a picture.
 
     Args:
         result: [SIZE,SIZE,3] uint8 that the picture was enlarged to.
         own: [h,w,3] uint8 the picture in its middle.
-        average: over a line, such as np.mean; of np.median, edges of objects do not count.
+        average: over a line, such as np.ma.mean; of np.ma.median, edges of objects do not count.
+        left_out: [SIZE,SIZE], pixels that a mean leaves out, by default none.
     """
+    hidden = np.zeros(result.shape[:2], bool) if left_out is None else left_out
+    kept = np.s_[EXTENDED : SIZE - EXTENDED]
     for axis in (0, 1):
-        kept = np.s_[EXTENDED : SIZE - EXTENDED]
-        part = result[:, kept] if axis == 0 else result[kept]
+        across = (slice(None), kept) if axis == 0 else (kept, slice(None))
         over, inside = (
-            average(np.abs(np.diff(one.astype(float), axis=axis)).mean(axis=2), axis=1 - axis)
-            for one in (part, own)
+            average(_steps(pixels, out, axis), axis=1 - axis)
+            for pixels, out in ((result[across], hidden[across]), (own, hidden[kept, kept]))
         )
         for border in (EXTENDED - 1, SIZE - EXTENDED - 1):
             if over[border - 1 : border + 2].max() > max(inside.max(), 1):  # 1: rounding
                 return False
     return True
+
+
+def _steps(pixels: Image, left_out: NDArray[np.bool_], axis: int) -> np.ma.MaskedArray[Any, Any]:
+    """Return by how much neighbours along an axis differ, without those that are left out."""
+    steps = np.abs(np.diff(pixels.astype(float), axis=axis)).mean(axis=2)
+    after, before = (np.delete(left_out, end, axis) for end in (0, -1))
+    return np.ma.masked_array(steps, after | before)
+
+
+def outlines(scene: Scene) -> NDArray[np.bool_]:
+    """Return the pixels [SIZE,SIZE] that are near where objects of a scene end."""
+    axis = (np.arange(SIZE) + 0.5) / SIZE
+    x, y = np.meshgrid(axis, axis)
+    near = np.zeros((SIZE, SIZE), bool)
+    for thing in scene.objects:
+        distance = signed_distance(thing.shape, x - thing.x, y - thing.y, thing.radius)
+        near |= np.abs(distance) * SIZE < _NEAR_OUTLINE
+    return near
 
 
 def repeated_extensions(engine: sdengine.Engine, count: int) -> dict[str, list[float]]:

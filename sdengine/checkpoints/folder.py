@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 DEMO_CHECKPOINT = Path(__file__).parent / "demo"
-# What is trained on top of it: changes of its U-Net, and a ControlNet.
+# What is trained on top of it: changes of its U-Net, a ControlNet, a tiny decoder.
 DEMO_VARIANTS = Path(__file__).parent / "demo_variants"
 DEMO_EDGES = DEMO_VARIANTS / "edges"
+DEMO_TINY = DEMO_VARIANTS / "tiny"
 
 
 def demo_tokenizer_dir() -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 from sdengine.checkpoints.checkpoint import FAMILIES, Checkpoint, family_of
 from sdengine.checkpoints.demo_variants import demo_inpainting
 from sdengine.checkpoints.diffusers_folder import read_folder
-from sdengine.checkpoints.folder import DEMO_CHECKPOINT
+from sdengine.checkpoints.folder import DEMO_CHECKPOINT, DEMO_TINY
 from sdengine.checkpoints.formats.tensor_files import ENDINGS
 from sdengine.checkpoints.separate_unet import with_separate_unet
 from sdengine.checkpoints.separate_vae import with_separate_vae
@@ -29,7 +29,7 @@ _TAKEN = {
     "checkpoint": "demo, demo-inpainting, a folder as diffusers writes them, with "
     "model_index.json, unet, vae, text_encoder, tokenizer and scheduler",
     "vae": "the folder of an autoencoder or of a whole checkpoint as diffusers writes it",
-    "tiny_vae": "a folder that diffusers' AutoencoderTiny wrote, with config.json",
+    "tiny_vae": "demo-tiny, or a folder that diffusers' AutoencoderTiny wrote, with config.json",
 }
 
 
@@ -56,7 +56,8 @@ def load_checkpoint(
             (of a whole model or of the U-Net alone) or a folder.
         vae: a file or folder whose autoencoder replaces the checkpoint's.
         tiny_vae: a file or folder of a tiny autoencoder (TAESD) that goes with it, for previews and
-            drafts; a folder named so within the checkpoint's is taken by itself.
+            drafts; a folder named so within the checkpoint's is taken by itself; "demo-tiny" is
+            the demo model's own.
         family: refuse a checkpoint that is not of this family: "sd1", "sd2", "sdxl" or
             "sdxl-refiner". Or the name of a published architecture, such as "sd15", or an
             architecture of one's own, which a single file then has to fit instead of what its
@@ -96,7 +97,8 @@ def load_checkpoint(
     if vae is not None:
         checkpoint = with_separate_vae(checkpoint, _existing("vae", vae))
     if tiny_vae is not None:
-        checkpoint = with_tiny_vae(checkpoint, _existing("tiny_vae", tiny_vae))
+        tiny = DEMO_TINY if tiny_vae == "demo-tiny" else _existing("tiny_vae", tiny_vae)
+        checkpoint = with_tiny_vae(checkpoint, tiny)
     return checkpoint
 
 

@@ -64,16 +64,24 @@ class Noising:
         self.prediction_type = schedule.prediction_type
         self.noise_offset, self.min_snr = noise_offset, min_snr
 
-    def __call__(self, x0: Tensor, draw: Draw) -> Noised:
-        """Noise latents [B,C,h,w] fp32, which are scaled; timesteps are spread over the range."""
-        count, total = len(x0), len(self.alphas_cumprod)
-        noise = torch.randn(x0.shape, generator=draw.torch)
+    def __call__(self, x0: Tensor, draw: Draw, *, early: float = 1.0, alike: int = 1) -> Noised:
+        """Noise latents; timesteps are spread over the range.
+
+        Args:
+            x0: [B,C,h,w] fp32, scaled.
+            draw: gives noise and timesteps.
+            early: more than 1 has more of the timesteps with much noise; 1 has all as often.
+            alike: neighbours in the batch that get the same noise and timestep.
+        """
+        count, total = len(x0) // alike, len(self.alphas_cumprod)
+        noise = torch.randn((count, *x0.shape[1:]), generator=draw.torch)
         # Stratified timesteps: every batch sees the whole range.
         strata = (torch.arange(count) + torch.rand(count, generator=draw.torch)) / count
-        timestep = (strata * total).long().clamp(0, total - 1)
+        timestep = (strata ** (1 / early) * total).long().clamp(0, total - 1)
         if self.noise_offset:
             shift = torch.randn((count, x0.shape[1], 1, 1), generator=draw.torch)
             noise = noise + self.noise_offset * shift
+        noise, timestep = (one.repeat_interleave(alike, dim=0) for one in (noise, timestep))
         noise = noise.to(x0.device)
         signal = self.alphas_cumprod[timestep]
         alpha, sigma = (
@@ -115,17 +123,24 @@ _DEMO_NOISING = Noising(
 
 
 def v_loss(
-    predict: Predict, x0: Tensor, objects: Tensor, draw: Draw
+    predict: Predict,
+    x0: Tensor,
+    objects: Tensor,
+    draw: Draw,
+    *,
+    early: float = 1.0,
+    alike: int = 1,
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the weighted squared error of v on one batch, and the plain one as a figure.
 
     Args:
         predict: runs in bf16 where that is faster.
         x0: [B,C,h,w] fp32 scaled latents.
-        objects: [B,h,w], 1 where an object is, else 0.
+        objects: [B,h,w], 1 where an object is, else 0; more where more depends on it.
         draw: gives noise and timesteps.
+        early, alike: see `Noising`.
     """
-    noised = _DEMO_NOISING(x0, draw)
+    noised = _DEMO_NOISING(x0, draw, early=early, alike=alike)
     with torch.autocast("cpu", torch.bfloat16):
         v = predict(noised.x, noised.timestep)
     squared = (v.float() - noised.target) ** 2

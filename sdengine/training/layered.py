@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from sdengine.training.scenes import (
     RADII_ALONE,
@@ -23,6 +24,7 @@ Mask = npt.NDArray[np.bool_]
 _MARGIN = 0.03  # kept free at the picture's sides
 _APART = (0.35, 1.15)  # distance of two centres in units of the sum of their radii
 _FAR, _BEFORE = (0.25, 0.6), (0.2, 0.4)  # how near the farther one is, and the other before it
+_LEAST_COVERED = 40  # of 128 x 128 pixels of one object before another, so that the order is seen
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,12 @@ class Layered:
             found[inside] = np.maximum(found[inside], near)
         return found
 
+    def covered(self, size: int = 128) -> Mask:
+        """Return the pixels [size,size] of one object before another, without their outlines."""
+        inside = [object_mask(thing, size) for thing in self.scene.objects]
+        both: Mask = ndimage.binary_erosion(np.logical_and.reduce(inside))
+        return both if len(inside) > 1 else np.zeros_like(both)
+
 
 def object_mask(thing: SceneObject, size: int) -> Mask:
     """Return the pixels [size,size] inside an object's outline."""
@@ -89,6 +97,19 @@ def layered_scene(
     nearness = [far + rng.uniform(*_BEFORE), far][: len(scene.objects)]
     rng.shuffle(nearness)
     return Layered(scene, tuple(nearness))
+
+
+def covering_scene(rng: random.Random, *, held_out: bool = False) -> Layered:
+    """Draw a scene as `layered_scene` does, of two objects, one of which visibly covers the other.
+
+    Args:
+        rng: source of randomness.
+        held_out: which side of the split to draw from.
+    """
+    while True:
+        layered = layered_scene(rng, num_objects=2, held_out=held_out)
+        if layered.covered(128).sum() >= _LEAST_COVERED:
+            return layered
 
 
 def _moved(scene: Scene, rng: random.Random) -> Scene:

@@ -152,7 +152,7 @@ VARIANTS = {
     "inpainting": Variant(
         _channels_task(InpaintingTask, 9, _NEAR_PICTURE), 500, 16, 3e-4, _save_unet
     ),
-    "depth": Variant(_channels_task(DepthTask, 5), 1000, 16, 3e-4, _save_unet),
+    "depth": Variant(_channels_task(DepthTask, 5), 4000, 16, 7e-4, _save_unet),
     "controlnet": Variant(_edges_task, 2400, 16, 5e-4, _save_network),
-    "tiny": Variant(TinyDecoderTask, 6000, 8, 2e-3, _save_network),
+    "tiny": Variant(TinyDecoderTask, 3600, 16, 3e-3, _save_network),
 }

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import sdengine
-from sdengine.benchmarks.demo_variants import SIZE, edges_followed
+from sdengine.benchmarks.demo_variants import SIZE, edges_followed, tiny_decoder
 from sdengine.benchmarks.picture_tasks import recoloured, rest_is_equal
+from sdengine.checkpoints import load_checkpoint
 from sdengine.cli.main import main
 from sdengine.training.scoring import score
 
@@ -51,3 +52,12 @@ def test_edges_say_where_objects_are(tmp_path: Path) -> None:
     with sdengine.load(tmp_path / "bundle") as engine:
         found, _ = edges_followed(engine, 3)
     assert found["1"]["f1"] > 0.75 > found["0.5"]["f1"] > found["0"]["f1"]
+
+
+def test_the_tiny_decoder_shows_what_the_whole_one_shows(tmp_path: Path) -> None:
+    source = load_checkpoint("demo", tiny_vae="demo-tiny")
+    sdengine.build(source, tmp_path / "bundle", resolutions=[SIZE], batch=1)
+    with sdengine.load(tmp_path / "bundle") as engine:
+        found, _ = tiny_decoder(engine, 12)
+    assert found["tiny"]["right"] >= found["vae"]["right"] - 1 >= 10
+    assert found["tiny"]["ms"] < found["vae"]["ms"]

@@ -69,6 +69,12 @@ def test_the_demo_models_own_controlnet_has_a_name() -> None:
     assert added.abs().max() > 0.01  # trained, no longer zero
 
 
+def test_the_demo_models_own_tiny_decoder_has_a_name() -> None:
+    checkpoint = load_checkpoint("demo", tiny_vae="demo-tiny")
+    assert checkpoint.tiny_vae_config is not None and checkpoint.tiny_vae_config.has_decoder
+    assert sum(tensor.numel() for _, tensor in checkpoint.tensors("tiny_vae")) < 100_000
+
+
 def test_a_variant_can_be_written_as_a_folder(tmp_path: Path) -> None:
     variant = load_checkpoint("demo-inpainting")
     save_checkpoint(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch import Tensor, nn
 
 from sdengine.training.conditioned import DepthTask, Example, InpaintingTask
 from sdengine.training.demo_parts import DemoParts
@@ -76,6 +77,37 @@ def test_depth_is_read_as_the_engine_reads_it(parts: DemoParts) -> None:
         distance = np.abs(example.picture[4::8, 4::8].astype(int) - background).max(axis=2)
         # Where there is nothing the map is lowest.
         assert (told[0].numpy()[distance < 8] < -0.5).mean() > 0.97
+
+
+def test_depth_is_learned_of_both_orders_at_once(parts: DemoParts) -> None:
+    given: list[Tensor] = []
+
+    class Watched(DepthTask):
+        def predict(
+            self, model: nn.Module, x: Tensor, timestep: Tensor, context: Tensor, condition: Tensor
+        ) -> Tensor:
+            given[:] = x, timestep, context, condition
+            return x
+
+    task = Watched(parts.unet, parts, 8)
+    timesteps = []
+    for i in range(20):
+        task.loss(Draw.at(0, i), 0.0)
+        x, timestep, context, condition = given
+        for one in (timestep, context):
+            assert torch.equal(one[::2], one[1::2])
+        timesteps += timestep.tolist()
+        # Where maps agree so do latents, but for what the encoder makes of the rest, and the noise.
+        moved = (x[::2] - x[1::2]).abs().amax(dim=1)
+        assert not torch.equal(condition[::2], condition[1::2]) and moved.max() > 0.1
+        assert moved[:, 0, 0].max() < 0.1
+    assert np.mean(timesteps) > 700  # mostly while the order is decided
+    known = list(task._known.values())
+    assert len(known) < 6000 and max(one.weight.max().item() for one in known) > 5
+    covering = [one for one in known if len(one.scene.objects) == 2]
+    assert 0.8 < len(covering) / len(known) < 1
+    again = Watched(parts.unet, parts, 8)._orders(*next(iter(task._known))[::-1])
+    assert torch.equal(again.latents, known[0].latents)  # a resumed training sees the same
 
 
 def test_the_nearer_object_covers_the_other() -> None:
