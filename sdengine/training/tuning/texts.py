@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdengine.building.architecture import tokenizer_of
-from sdengine.bundle.manifest import TextEncoderArchitecture
+from sdengine.bundle.architecture import TextEncoderArchitecture
 from sdengine.errors import ConfigError
 from sdengine.inputs.embeddings import Embedding
 from sdengine.prompt.chunks import Chunk, Token, pad_token_ids, split_chunks
