@@ -53,7 +53,7 @@ def read(results: Path) -> Records:
         picture_tasks=_json(results / "picture-tasks.json"),
         demo_variants={
             kind: _json(results / f"demo-variants-{kind}.json")
-            for kind in ("inpainting", "edges", "depth", "tiny")
+            for kind in ("inpainting", "edges", "depth")
         },
         vae_bands=_json(results / "vae-bands.json"),
         comparisons=comparisons,
