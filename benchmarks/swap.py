@@ -132,7 +132,7 @@ class Swaps:
     def checksums(self) -> list[int]:
         """Return a checksum of everything that the networks read."""
         return [
-            zlib.crc32(tensor.reshape(-1).view(np.uint8))
+            zlib.crc32(tensor.reshape(-1).view(np.uint8).data)
             for module in self.modules.values()
             for _, tensor in sorted(module._packed.tensors.items())
         ]

@@ -43,7 +43,8 @@ def taught_scene(rng: random.Random, name: str, *, held_out: bool) -> tuple[Scen
     """Return a scene with the new shape or colour in it, and a caption that calls it by a name."""
     scene = random_scene(rng, num_objects=1 + (rng.random() < 0.5), held_out=held_out)
     first, *others = scene.objects
-    new = replace(first, **({"shape": TAUGHT_SHAPE} if name == TAUGHT_SHAPE else {"color": name}))
+    is_shape = name == TAUGHT_SHAPE
+    new = replace(first, shape=name) if is_shape else replace(first, color=name)
     scene = replace(scene, objects=(new, *others))
     return scene, caption(scene, rng)
 
@@ -129,7 +130,8 @@ def draw_outlined(rng: random.Random, jitter: np.random.Generator) -> tuple[Imag
 
 def outlined(picture: Image, scene: Scene) -> Image:
     """Return a picture with the background's colour inside of its objects' outlines."""
-    result, background = picture.copy(), np.median(picture[:3].reshape(-1, 3), axis=0)
+    result: Image = picture.copy()
+    background = np.median(picture[:3].reshape(-1, 3), axis=0)
     for thing in scene.objects:
         mask = object_mask(thing, SIZE)
         result[ndimage.distance_transform_edt(mask) > _OUTLINE] = background.astype(np.uint8)

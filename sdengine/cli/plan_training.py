@@ -9,6 +9,8 @@ from sdengine.cli.terminal import note, print_table, say, say_json
 from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sdengine.checkpoints.part_source import PartSource
     from sdengine.training.tuning.memory import TrainingMemory
 
@@ -54,7 +56,8 @@ def plan_training(
     if kind == "controlnet":
         given["preprocessor"] = "canny"  # whichever it is
     found = []
-    for size in resolutions or [None]:
+    sides: Sequence[int | tuple[int, int] | None] = resolutions or [None]
+    for size in sides:
         if isinstance(size, tuple):
             raise ConfigError.for_field("--resolutions", size, "sides of squares, such as 512,768")
         found.append(estimate_training(source, OPTIONS[kind](resolution=size, **given)))

@@ -107,7 +107,8 @@ def parameters_text(request: Request, provenance: Provenance) -> str:
         request: of that image alone, its sampler and schedule by name.
         provenance: gives the checkpoint and the version.
     """
-    tags = [one.tag() for one in (*(request.loras or ()), *(request.hypernetworks or ()))]
+    tags = [lora.tag() for lora in request.loras or ()]
+    tags += [network.tag() for network in request.hypernetworks or ()]
     lines = [" ".join(filter(None, (str(request.prompt), *tags)))]
     if request.negative_prompt:
         lines.append(f"{_NEGATIVE} {request.negative_prompt}")

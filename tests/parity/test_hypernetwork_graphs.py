@@ -27,6 +27,7 @@ from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.native.compile import compile_native
 from sdengine.export.network import export_contract
 from sdengine.inputs.hypernetworks import ACTIVATIONS, read_hypernetwork
+from sdengine.models.attention import Attention
 from sdengine.models.contracts import unet_contract
 from sdengine.models.unet import UNet2DConditionModel
 
@@ -51,7 +52,10 @@ class Family:
         self.bundle: Bundle = files_as_bundle(folder, contract, files)
         self.text_width = config.cross_attention_dim
         self.widths = sorted(
-            {self.text_width, *(m.to_k.in_features for m in ours.modules() if hasattr(m, "to_k"))}
+            {
+                self.text_width,
+                *(m.to_k.in_features for m in ours.modules() if isinstance(m, Attention)),
+            }
         )
         g = torch.Generator().manual_seed(4)
         self.inputs: dict[str, torch.Tensor] = {

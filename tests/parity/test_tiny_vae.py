@@ -183,8 +183,10 @@ def test_pictures_are_encoded_as_by_theirs(engine: Engine) -> None:
     assert not np.array_equal(found.arrays[0], plain.arrays[0])
     from sdengine.pipeline.clock import StageClock
     from sdengine.pipeline.encoding import encode_image, in_range
+    from sdengine.pipeline.loaded_networks import WeightedNetworks
 
-    latents, deviation = encode_image(in_range(pixels), "tiny", engine._networks, StageClock())
+    networks = WeightedNetworks(engine._networks)
+    latents, deviation = encode_image(in_range(pixels), "tiny", networks, StageClock())
     expected = make_theirs().encode(torch.from_numpy(in_range(pixels))).latents
     assert_close("native network", "float32", latents, expected)
     assert not deviation.any()

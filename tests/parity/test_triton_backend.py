@@ -134,7 +134,7 @@ def test_sessions_of_one_backend_share_neither_weights_nor_graphs(bundle: Bundle
     assert isinstance(first, TritonSession) and isinstance(second, TritonSession)
     assert set(first.report()) == {"text_encoder"} and any(first.report().values())
     assert not any(second.report().values())
-    assert first._modules["text_encoder"] is not second._modules["text_encoder"]
+    assert first._modules["text_encoder", ""] is not second._modules["text_encoder", ""]
     modules[0].close()
     for name, array in modules[1].run(inputs).items():
         assert_close("triton network", "float32", array, wanted[name])

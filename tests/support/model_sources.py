@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sdengine.adapters.sources.own import PARTS, Own
+from sdengine.adapters.sources.own import Own
 from sdengine.building.architecture import describe
 from sdengine.checkpoints import load_checkpoint
+from sdengine.inputs.models import PARTS
 
 Array = NDArray[Any]
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

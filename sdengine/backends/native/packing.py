@@ -225,7 +225,8 @@ def _pack_one(
     data, scales, sums, is_finite = _native.pack(packed.kind, packed.tile, sources, packed.gated)
     if not is_finite:
         raise not_finite(packed.source)
-    made = {packed.name: data, f"{packed.name}.scales": scales, f"{packed.name}.sums": sums}
+    made: dict[str, Array] = {packed.name: data}
+    made |= {f"{packed.name}.scales": scales, f"{packed.name}.sums": sums}
     return [(name, made[name]) for name in packed.kinds()]
 
 

@@ -152,7 +152,7 @@ class SplitUNet:
         """
         rows = len(sample)
         sizes = [rows * block.conv1.out_channels for block in self._resnets]
-        parts = moves.index_select(0, row)[0].split(sizes)
+        parts = moves.index_select(0, row)[0].split_with_sizes(sizes)
         time = KeptTime({b: p.view(rows, -1) for b, p in zip(self._resnets, parts, strict=True)})
         text = KeptText(dict(zip(self._attentions, keys_values, strict=True)))
         maps = sample.contiguous(memory_format=torch.channels_last)

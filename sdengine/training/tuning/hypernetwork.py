@@ -22,7 +22,7 @@ _INITIAL_DEVIATION = 0.01
 _MODULES: Mapping[str, Callable[[], nn.Module]] = {
     name.lower(): made
     for name, made in inspect.getmembers(nn.modules.activation, inspect.isclass)
-    if made.__module__ == "torch.nn.modules.activation"
+    if made.__module__ == "torch.nn.modules.activation" and issubclass(made, nn.Module)
 } | {"leakyrelu": nn.LeakyReLU, "swish": nn.Hardswish}
 
 
@@ -128,9 +128,9 @@ class Hypernetworks(nn.Module):
             ]
             self.networks[str(width)] = nn.ModuleList(pair).to(next(unet.parameters()).device)
         for attention in attentions:
-            width = str(attention.to_k.in_features)
-            if width in self.networks:
-                keys, values = self._pair(width)
+            name = str(attention.to_k.in_features)
+            if name in self.networks:
+                keys, values = self._pair(name)
                 attention.to_k.register_forward_pre_hook(_Change(keys))
                 attention.to_v.register_forward_pre_hook(_Change(values))
 

@@ -35,8 +35,9 @@ class LoraLayer(nn.Module):
         self.down: nn.Linear | nn.Conv2d
         self.up: nn.Linear | nn.Conv2d
         if isinstance(layer, nn.Conv2d):
-            shape: Any = (layer.kernel_size, layer.stride, layer.padding)
-            self.down = nn.Conv2d(layer.in_channels, rank, *shape, bias=False)
+            shape: dict[str, Any] = {"kernel_size": layer.kernel_size}
+            shape |= {"stride": layer.stride, "padding": layer.padding}
+            self.down = nn.Conv2d(layer.in_channels, rank, **shape, bias=False)
             self.up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
         else:
             self.down = nn.Linear(layer.in_features, rank, bias=False)
@@ -107,7 +108,8 @@ class _Add:
         self.layer = layer
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output + self.layer(inputs[0]).to(output.dtype)
+        added: Tensor = self.layer(inputs[0])
+        return output + added.to(output.dtype)
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:

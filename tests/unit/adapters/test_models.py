@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ def shares_of(folders: Any, *shares: float) -> dict[str | Path, float]:
     return {folders["tiny", seed]: share for seed, share in enumerate(shares, 1)}
 
 
-def exact(terms: list[tuple[Mapping[str, Array], float]], name: str) -> torch.Tensor:
+def exact(terms: Sequence[tuple[Mapping[str, Array], float]], name: str) -> torch.Tensor:
     """Return a mixture in fp64."""
     parts = [share * torch.from_numpy(np.array(p[name])).double() for p, share in terms]
     return torch.stack(parts).sum(0)
@@ -224,8 +224,8 @@ def test_a_model_of_text_for_a_bundle_that_reads_a_picture(
     assert np.abs(sums[:, :4].astype(np.float32) - exact).max() < 2e-3 * np.abs(exact).max()
     # The other way round there is no place for what it reads.
     folder = shutil.copytree(folders["tiny", 1], tmp_path / "wide")
-    first = torch.zeros(16, channels, 3, 3)
-    edit_weights(folder / UNET, lambda state: state.update({"conv_in.weight": first}))
+    wider = torch.zeros(16, channels, 3, 3)
+    edit_weights(folder / UNET, lambda state: state.update({"conv_in.weight": wider}))
     with pytest.raises(CheckpointError, match=rf"conv_in.weight'.*\[16, {channels}, 3, 3\].*4"):
         read_model(folder, own)
 

@@ -26,6 +26,7 @@ from sdengine.engine import Engine
 from sdengine.errors import BundleError, ConfigError, DeviceError, OutOfMemoryError
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.decoding import decode
+from sdengine.pipeline.loaded_networks import WeightedNetworks
 
 INPUTS = {"vae_decoder": ("latents", 4, 1), "vae_encoder": ("images", 3, 8)}
 PROMPT: dict[str, Any] = {"prompt": "a star", "steps": 2, "seed": 1}
@@ -284,6 +285,7 @@ def test_decoding_gives_one_picture_for_each(demo: Bundle) -> None:
     latents = np.random.default_rng(0).standard_normal((2, 4, 24, 16), dtype=np.float32)
     with sdengine.load("demo", vae_tiles="always") as engine:
         assert engine.provenance.vae_in_bands
-        first, second = decode(latents, engine._networks, StageClock())
+        networks = WeightedNetworks(engine._networks)
+        first, second = decode(latents, networks, StageClock())
         assert not np.array_equal(first, second)
-        assert np.array_equal(decode(latents[1:], engine._networks, StageClock())[0], second)
+        assert np.array_equal(decode(latents[1:], networks, StageClock())[0], second)

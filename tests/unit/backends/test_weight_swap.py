@@ -65,13 +65,15 @@ def load(session: Session, network: str, weights: WeightSet, side: int = 64) -> 
 
 def output(module: NativeModule) -> list[bytes]:
     generator = np.random.default_rng(0)
-    inputs = {
-        spec.name: np.full(spec.shape, 3, np.int64)
-        if spec.dtype == "int64"
-        else generator.standard_normal(spec.shape, dtype=np.float32)
-        for spec in module.inputs
-        if spec.name not in module.zero_unless_given()
-    }
+    inputs: dict[str, Array] = {}
+    for spec in module.inputs:
+        shape = [int(n) for n in spec.shape]
+        if spec.name in module.zero_unless_given():
+            continue
+        if spec.dtype == "int64":
+            inputs[spec.name] = np.full(shape, 3, np.int64)
+        else:
+            inputs[spec.name] = generator.standard_normal(shape, dtype=np.float32)
     return [array.tobytes() for array in module.run(inputs).values()]
 
 
@@ -227,7 +229,9 @@ def pixels(engine: sdengine.Engine, **more: Any) -> bytes:
 def wanted(files: list[Path]) -> Iterator[dict[Any, bytes]]:
     """Pictures of engines that were loaded with one weight set each."""
     found = {}
-    for key, loras in ((None, {}), (0, {files[0]: 1.0}), (1, {files[1]: (0.3, -1.0)})):
+    sets: dict[Any, Mapping[Any, Strength]]
+    sets = {None: {}, 0: {files[0]: 1.0}, 1: {files[1]: (0.3, -1.0)}}
+    for key, loras in sets.items():
         with sdengine.load("demo", loras=loras) as engine:
             found[key] = pixels(engine)
     assert len(set(found.values())) == 3

@@ -29,6 +29,7 @@ def test_scenes_as_drawn_have_no_seam_beside_outlines(drawn: list[tuple[Scene, I
 def test_a_slight_change_of_tone_at_one_border_is_a_seam(drawn: list[tuple[Scene, Image]]) -> None:
     for i, (scene, picture) in enumerate(drawn):
         changed = picture.astype(int)
+        edge: list[slice | tuple[slice, slice]]
         edge = [np.s_[:EXTENDED], np.s_[-EXTENDED:], np.s_[:, :EXTENDED], np.s_[:, -EXTENDED:]]
         changed[edge[i % 4]] += np.where(picture[0, 0] < 128, 4, -4)
         result = changed.clip(0, 255).astype(np.uint8)

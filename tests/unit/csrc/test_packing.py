@@ -34,7 +34,7 @@ def product(up: Array, down: Array) -> Array:
 
 
 def merged(tensor: Array, terms: list[Any]) -> Array:
-    total = to_float32(tensor).reshape(len(tensor), -1).copy()
+    total: Array = to_float32(tensor).reshape(len(tensor), -1).copy()
     for term in terms:
         if len(term) == 2:
             total += np.float32(term[1]) * term[0]
@@ -163,7 +163,8 @@ def test_every_layout_is_the_definition_on_every_set(shape: str, kind: str) -> N
     for sources in (plain, changed):
         wanted = reference(kind, tile, sources, gated)
         for isa in ISAS:
-            *found, is_finite = _native.pack(kind, tile, sources, gated, isa)
+            *packed, is_finite = _native.pack(kind, tile, sources, gated, isa)
+            found: list[Any] = packed
             assert is_finite
             for one, other in zip(found, wanted, strict=True):
                 assert one.dtype == other.dtype and one.tobytes() == other.tobytes(), isa

@@ -55,7 +55,8 @@ def all_latents(engine: Engine, prompt: Any, negative: str = "no", **options: An
 
 def cells(pixels: Array) -> Array:
     height, width = pixels.shape
-    return pixels.reshape(height // 8, 8, width // 8, 8).mean(axis=(1, 3))
+    means: Array = pixels.reshape(height // 8, 8, width // 8, 8).mean(axis=(1, 3))
+    return means
 
 
 def counted(maps: list[Array], base: float | None, weights: list[float]) -> list[Array]:
@@ -64,7 +65,8 @@ def counted(maps: list[Array], base: float | None, weights: list[float]) -> list
     if base is None:
         return [w * m / total for w, m in zip(weights, maps, strict=True)]
     own = [(1 - base) * m / np.maximum(total, 1) for m in maps]
-    return [w * m for w, m in zip(weights, [1 - sum(own), *own], strict=True)]
+    rest: Array = 1 - np.sum(own, axis=0)
+    return [w * m for w, m in zip(weights, [rest, *own], strict=True)]
 
 
 L_MAP = np.hstack([np.ones((8, 4)), np.zeros((8, 4))])

@@ -21,6 +21,7 @@ from sdengine.images.web_ui_text import parse_parameters
 from sdengine.loading import load
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.encoding import encoded
+from sdengine.pipeline.loaded_networks import WeightedNetworks
 from sdengine.pipeline.seamless import (
     MARGIN,
     Shifts,
@@ -133,7 +134,7 @@ def test_edges_of_the_demo_models_pictures_meet(engine: Engine) -> None:
 
 def test_the_vae_sees_no_edges(engine: Engine) -> None:
     """A picture that is shifted first gives the same; else by its groups' statistics alone."""
-    networks, clock = engine._networks, StageClock()
+    networks, clock = WeightedNetworks(engine._networks), StageClock()
     latents = RNG.standard_normal((1, 4, 16, 16)).astype(np.float32)
 
     def decoding_error(axes: str) -> Array:

@@ -20,7 +20,7 @@ from sdengine.training.tuning.options import OPTIONS
 
 
 def estimate(kind: str, **options: Any) -> Any:
-    more = {"preprocessor": "canny"} if kind == "controlnet" else {}
+    more: dict[str, Any] = {"preprocessor": "canny"} if kind == "controlnet" else {}
     return estimate_training(source_of(TINY["tiny"]), OPTIONS[kind](**more, **options))
 
 

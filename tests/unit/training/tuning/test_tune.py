@@ -100,7 +100,7 @@ def step(task: TuningTask, rate: float = 0.05) -> float:
     with torch.no_grad():
         for parameter in task.model.parameters():
             if parameter.grad is not None:
-                parameter -= rate * parameter.grad
+                parameter.sub_(rate * parameter.grad)
                 parameter.grad = None
     return loss.item()
 
@@ -306,7 +306,7 @@ def test_class_pictures_and_sheets_are_made_by_the_engine(
     run = tmp_path / "thing.training"
     sheet = np.asarray(Image.open(run / "sheet-000002.png"))
     assert sheet.shape == (64, 256, 3)
-    size = {"width": 64, "height": 64}
+    size: dict[str, Any] = {"width": 64, "height": 64}
     with sdengine.load(run / "bundle", "torch", "fp32") as engine:
         wanted = engine.generate("a circle", seed=3, **size).arrays[0]
         before = engine.generate("a square", seed=1, **size).arrays[0]
