@@ -196,8 +196,8 @@ def _in_pickle(path: Path) -> Any:
 
     if is_hypernetwork(file.content):
         raise _NoEmbedding(
-            f"{_FIELD}: {str(path)[:200]!r} is a hypernetwork, which no request of this release "
-            "applies."
+            f"{_FIELD}: {str(path)[:200]!r} is a hypernetwork: give it with --hypernetwork, or "
+            "hypernetworks=."
         )
     return arrays(file.content, "", 3)
 

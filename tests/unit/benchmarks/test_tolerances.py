@@ -10,8 +10,9 @@ from tolerances import TOLERANCES, assert_close
 def test_rows_are_ordered() -> None:
     for (what, _), (max_allowed, rms_allowed) in TOLERANCES.items():
         assert 0 < rms_allowed <= max_allowed and rms_allowed < 0.2
-        # Single outputs of whole networks in eight bits may be far off.
-        assert max_allowed < 0.2 or what == "quantised network"
+        # Single outputs of whole networks in eight bits may be far off, and so may the furthest of
+        # many deviations that are known by draws.
+        assert max_allowed < 0.2 or what in ("quantised network", "deviation of latents")
 
 
 def test_accepts_small_errors_only() -> None:

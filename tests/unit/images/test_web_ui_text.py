@@ -130,7 +130,7 @@ def test_text_of_the_web_ui() -> None:
         "noise": "cuda",  # which the web UI leaves out
     }
     assert found.model_hash == "0123456789"
-    assert found.not_understood == ("Lora hashes", "ENSD")
+    assert found.not_understood == ("ENSD",)
 
 
 def test_a_second_pass_comes_back() -> None:
