@@ -155,6 +155,17 @@ def depth_followed(record: Mapping[str, Any]) -> str:
     return table(heading, [["depth", *row]])
 
 
+def tiny_decoder(record: Mapping[str, Any]) -> str:
+    """Return a row for each decoder: pictures that show what a prompt says, and its time."""
+    found = record["found"]
+    named = {"vae": "the autoencoder's", "tiny": "demo-tiny"}
+    rows = [
+        [name, str(found[kind]["right"]), f"{found[kind]['ms']:.2f}"]
+        for kind, name in named.items()
+    ]
+    return table(["decoder", f"right, of {found['prompts']}", "ms"], rows)
+
+
 def edges_followed(record: Mapping[str, Any]) -> str:
     """Return a row for each scale of a control."""
     named = {"f1": "F1 of edges", "one_object": "one object", "two_objects": "two objects"}

@@ -53,7 +53,7 @@ def read(results: Path) -> Records:
         picture_tasks=_json(results / "picture-tasks.json"),
         demo_variants={
             kind: _json(results / f"demo-variants-{kind}.json")
-            for kind in ("inpainting", "edges", "depth")
+            for kind in ("inpainting", "edges", "depth", "tiny")
         },
         vae_bands=_json(results / "vae-bands.json"),
         swap=_json(results / "swap.json"),

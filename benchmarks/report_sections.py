@@ -338,7 +338,7 @@ SECTIONS = (
         lambda records: sections.picture_tasks(records.picture_tasks),
     ),
     Section(
-        "Variants of the demo model", "inpainting, depth and edges that networks read",
+        "Variants of the demo model", "inpainting, depth, edges, and a tiny decoder",
         "what was asked for",
         "python benchmarks/demo_variants.py --depth my-depth",
         lambda records: sections.demo_variants(records.demo_variants),
