@@ -45,8 +45,10 @@ class Provenance:
             now: fully known.
         """
         lines = []
-        if self.bundle_hash and self.bundle_hash != now.bundle_hash:
-            lines.append("the image was made with another bundle, so the picture will differ.")
+        # Where the bundle is known, a model that is not its own was the request's, which says so.
+        if self.bundle_hash:
+            if self.bundle_hash != now.bundle_hash:
+                lines.append("the image was made with another bundle, so the picture will differ.")
         elif self.model_hash and not now.model_hash.startswith(self.model_hash):
             lines.append("the image was made with another model, so the picture will differ.")
         if self.bundle_hash and self.vae_in_bands != now.vae_in_bands:

@@ -140,6 +140,8 @@ def test_differences_are_named(tmp_path: Path) -> None:
         "processor z80",
     ]
     assert Provenance(model_hash="a" * 10).differences(PROVENANCE) == []
+    of_the_request = replace(PROVENANCE, model_hash="d" * 64)
+    assert of_the_request.differences(PROVENANCE) == []
 
 
 # As the release before requests had a JSON form of their own wrote it.
