@@ -23,6 +23,12 @@ class SdengineError(Exception):
         error.exit_status = ConfigError.exit_status
         return error
 
+    @classmethod
+    def of_reading(cls, message: str, cause: Exception) -> Self:
+        """Make one of what could not be read: wrong usage if nothing is there, else a failure."""
+        is_absent = isinstance(cause, (FileNotFoundError, NotADirectoryError))
+        return cls.of_usage(message) if is_absent else cls(message)
+
 
 class ConfigError(SdengineError, ValueError):
     """Report an invalid argument or configuration value, before any work started."""

@@ -178,7 +178,8 @@ class HypernetworkUse:
                 found = hash_open_file(file, path)
         except (OSError, ValueError, BundleError) as error:
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-            raise AdapterError(f"hypernetwork {str(path)!r} cannot be read: {reason}.") from None
+            message = f"hypernetwork {str(path)!r} cannot be read: {reason}."
+            raise AdapterError.of_reading(message, error) from None
         name = path.stem.encode("utf-8", "replace").decode()  # it ends up in pictures' metadata
         return cls(name, found.sha256, strength, path)
 

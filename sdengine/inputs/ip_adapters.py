@@ -121,7 +121,7 @@ def read_ip_adapter(field: str, value: Any) -> Recorded:
         raise AdapterError(f"{shown}: {str(error).rstrip('.')}.") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise AdapterError(f"{shown} cannot be read: {reason}.") from None
+        raise AdapterError.of_reading(f"{shown} cannot be read: {reason}.", error) from None
     _opened[version] = found
     _last.append(found)
     return found

@@ -151,8 +151,7 @@ def unreadable(path: Path, error: Exception) -> AdapterError:
     """Return the error of an adapter that cannot be read for a reason."""
     if reason := getattr(error, "strerror", None):
         message = f"adapter {str(path)!r} cannot be read: {reason}."
-        is_absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
-        return AdapterError.of_usage(message) if is_absent else AdapterError(message)
+        return AdapterError.of_reading(message, error)
     return AdapterError(f"adapter {str(path)!r}: {str(error).rstrip('.')}.")
 
 

@@ -94,8 +94,10 @@ def find_model(path: Path) -> FoundModel:
         if not path.is_dir():
             if path.suffix.lower() not in ENDINGS:
                 ending = repr(path.suffix) if path.suffix else "no ending"
-                there = "" if path.exists() else ", and it does not exist"
-                raise CheckpointError(f"{ending} is not among {', '.join(ENDINGS)}{there}.")
+                message = f"{ending} is not among {', '.join(ENDINGS)}"
+                if not path.exists():
+                    raise CheckpointError.of_usage(f"{message}, and it does not exist.")
+                raise CheckpointError(f"{message}.")
             sha256 = _sha256(path)
             return FoundModel(path, _encodable(path.stem), sha256, {"": {path: sha256}}, {})
         folder = CheckpointFolder(path)
@@ -112,9 +114,10 @@ def find_model(path: Path) -> FoundModel:
         settings = [_sha256(file) for file in found_settings if file is not None]
     except (OSError, BundleError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        raise CheckpointError(f"model {str(path)!r}: {reason}.") from None
+        raise CheckpointError.of_reading(f"model {str(path)!r}: {reason}.", error) from None
     except CheckpointError as error:
-        raise CheckpointError(f"model {str(path)!r}: {error}") from None
+        error.args = (f"model {str(path)!r}: {error}",)
+        raise
     hashes = [one for part in files.values() for one in part.values()]
     sha256 = joined_hash([*hashes, *settings])
     return FoundModel(path, _encodable(path.resolve().name), sha256, files, places)

@@ -85,6 +85,25 @@ def test_exit_status(
     assert captured.err.count("error: ") == 1
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--lora", "no.safetensors:0.5"],
+        ["--hypernetwork", "no.pt"],
+        ["--model", "no.safetensors"],
+        ["--model", "no-folder"],
+        ["--ip-adapter", "no.bin=picture.png"],
+        ["--embedding", "no.pt"],
+        ["--region", "no.png"],
+    ],
+)
+def test_a_file_that_is_not_there_is_wrong_usage(
+    option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "a red circle", *option]) == 2
+    assert option[1][:5] in capsys.readouterr().err
+
+
 def test_doctor_finds_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     found = {check.name: check for check in checks.run_checks()}
