@@ -453,8 +453,8 @@ def _warnings(prompts: PromptPlan) -> tuple[str, ...]:
     return (
         tuple(
             f"prompt: {tag} is not applied, and the picture is made without: nothing of that name "
-            "was given. Folders are: Engine.add_loras or --loras FOLDER, add_hypernetworks or "
-            "--hypernetworks FOLDER."
+            "was given, or the prompt is not the first of its batch. Folders are: Engine.add_loras "
+            "or --loras FOLDER, add_hypernetworks or --hypernetworks FOLDER."
             for tag in named + more
         )
         + tuple(prompts.skipped)[:_MAX_NAMED]

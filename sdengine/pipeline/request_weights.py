@@ -76,7 +76,16 @@ class RequestWeights:
             weights = self._library.weight_set(
                 request.loras or (), request.model or (), request.hypernetworks or ()
             )
-            return request, weights, warnings
+            return self._with_files(request), weights, warnings
+
+    def _with_files(self, request: Request) -> Request:
+        """Return a request whose recorded LoRAs have their files, of which web UIs' hashes are."""
+        loras = request.loras or ()
+        if all(one.path is not None for one in loras):
+            return request
+        of_hash = self._library.files.of_hash
+        found = (one if one.path else replace(one, path=of_hash(one.sha256)) for one in loras)
+        return replace(request, loras=tuple(found))
 
     def add_files(self, *loras: str | os.PathLike[str]) -> None:
         """Let prompts name the LoRAs of files and folders; see `NamedFiles.add`."""
