@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sdengine.errors import ConfigError
+from sdengine.errors import AdapterError, ConfigError
 
 MAX_FILES = 20_000
 
@@ -84,9 +85,12 @@ class NamedFiles:
         return self._aliases.get(folded, [])
 
     def of_hash(self, sha256: str) -> Path | None:
-        """Return the file of a content."""
+        """Return the file of a content; files that cannot be read by now are passed over."""
         if self._hashes is None:
-            self._hashes = {self._hash_of(path): path for path in self._all()}
+            self._hashes = {}
+            for path in self._all():
+                with contextlib.suppress(AdapterError):
+                    self._hashes[self._hash_of(path)] = path
         return self._hashes.get(sha256)
 
     def _all(self) -> list[Path]:

@@ -201,7 +201,7 @@ def read_hypernetwork(path: Path) -> Hypernetwork:
         CheckpointError: it is damaged, no hypernetwork, of an unknown activation, holds NaN, or its
             parameters are not those that its settings ask for.
     """
-    file = TorchFile(path)
+    file = _BoundedFile(path)
     content = file.content
     if not is_hypernetwork(content):
         raise CheckpointError(f"{path}: it is no hypernetwork; expected networks by their widths.")
@@ -221,6 +221,22 @@ def read_hypernetwork(path: Path) -> Hypernetwork:
         )
         networks[width] = (keys, values)
     return Hypernetwork(path.stem, sha256_of(path), MappingProxyType(networks))
+
+
+class _BoundedFile(TorchFile):
+    """A file of which no more numbers are given out than it has bytes: tensors may share theirs."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._left = path.stat().st_size
+
+    def array_of(self, name: str, record: TensorRecord) -> NDArray[Any]:
+        """Return a tensor; see `TorchFile.array_of`."""
+        array = super().array_of(name, record)
+        self._left -= array.size
+        if self._left < 0:
+            raise CheckpointError(f"{self.path}: its tensors claim more numbers than it holds.")
+        return array
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from sdengine.storage.content_hash import FileVersion, HashedFile, hash_open_fil
 from sdengine.storage.regular_file import open_regular
 
 MOST_STRENGTH = 100.0
+MAX_RANK = 1 << 16
 ENDINGS = (".safetensors", ".sft", ".pt", ".pth", ".bin", ".ckpt")
 CONFIG_FILE = "adapter_config.json"
 # What PEFT and diffusers call the file of a folder.

@@ -112,7 +112,7 @@ def find_model(path: Path) -> FoundModel:
         told = [f"{place}/config.json" for place in places.values()]
         found_settings = [folder.find(name) for name in (*told, SCHEDULER_FILE)]
         settings = [_sha256(file) for file in found_settings if file is not None]
-    except (OSError, BundleError) as error:
+    except (OSError, BundleError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise CheckpointError.of_reading(f"model {str(path)!r}: {reason}.", error) from None
     except CheckpointError as error:

@@ -8,9 +8,9 @@ Source: the extra networks of the Stable Diffusion web UI: the tags of a batch's
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from sdengine.adapters.library import AdapterLibrary
 from sdengine.inputs.hypernetworks import HypernetworkUse
@@ -19,6 +19,7 @@ from sdengine.prompt.network_tags import NetworkTag, parse_tag, split_tags
 from sdengine.request.request import Request
 
 _MAX_NAMED = 20
+Use = TypeVar("Use", Lora, HypernetworkUse)
 
 
 def with_tags(request: Request, library: AdapterLibrary) -> tuple[Request, tuple[str, ...]]:
@@ -36,10 +37,9 @@ def with_tags(request: Request, library: AdapterLibrary) -> tuple[Request, tuple
         AdapterError: a file that it names cannot be read.
     """
     found, warnings = _found(request.prompts[0], library)
-    loras = {one.sha256: one for one in request.loras or ()}
-    loras |= {one.sha256: one for one in found.values() if isinstance(one, Lora)}
-    nets = {one.sha256: one for one in request.hypernetworks or ()}
-    nets |= {one.sha256: one for one in found.values() if isinstance(one, HypernetworkUse)}
+    loras = _joined(request.loras or (), [x for x in found.values() if isinstance(x, Lora)])
+    named = [one for one in found.values() if isinstance(one, HypernetworkUse)]
+    nets = _joined(request.hypernetworks or (), named)
     prompts = _without(request.prompt, found)
     negative, in_negative = _without_all(request.negative_prompt)
     warnings += [
@@ -47,9 +47,9 @@ def with_tags(request: Request, library: AdapterLibrary) -> tuple[Request, tuple
         for tag in in_negative[:_MAX_NAMED]
     ]
     if found and loras:
-        request = replace(request, loras=tuple(loras.values()))
+        request = replace(request, loras=loras)
     if found and nets:
-        request = replace(request, hypernetworks=tuple(nets.values()))
+        request = replace(request, hypernetworks=nets)
     if found or in_negative:
         request = replace(request, prompt=prompts, negative_prompt=negative)
     return request, tuple(warnings)
@@ -82,6 +82,21 @@ def _found(
             places = " and ".join(repr(str(path)) for path in paths[:2])
             warnings.append(f"prompt: {_shown(text)} may mean {places}. Give one another name.")
     return found, warnings
+
+
+def _joined(given: Sequence[Use], named: Sequence[Use]) -> tuple[Use, ...]:
+    """Return what is given, with what tags say of the same files in its place, and the rest.
+
+    A file that is given twice, under two names, counts twice as it does without tags.
+    """
+    tags = {one.sha256: one for one in named}
+    left, joined = dict(tags), list[Use]()
+    for one in given:
+        if one.sha256 not in tags:
+            joined.append(one)
+        elif one.sha256 in left:
+            joined.append(left.pop(one.sha256))
+    return (*joined, *left.values())
 
 
 def _lora(tag: NetworkTag, path: Any) -> Lora:

@@ -208,13 +208,16 @@ class Trajectory:
             scaled, noise_pred = self._predict(k, registers[0], plan, clock)
             wants_clean = clean_every > 0 and (numbers.step + 1) % clean_every == 0
             blends = known is not None and known.rule == "clean"
-            if wants_clean or blends or not plan.is_plain or rescale > 0:
-                noise_pred = guide(noise_pred, plan, scale, rescale, self.shares)
+            is_guided_here = blends or not plan.is_plain or rescale > 0
             clean = None
-            if blends and known is not None:
-                noise_pred = known.blend_output(program, k, scaled, noise_pred)
-            if wants_clean:
-                clean = self._clean(k, scaled, noise_pred)
+            if is_guided_here or wants_clean:
+                guided = guide(noise_pred, plan, scale, rescale, self.shares)
+                if blends and known is not None:
+                    guided = known.blend_output(program, k, scaled, guided)
+                if wants_clean:
+                    clean = self._clean(k, scaled, guided)
+                if is_guided_here:  # else the step does it, with the same bits as without a preview
+                    noise_pred = guided
             finite = _native.guided_step(
                 registers,
                 noise_pred,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sdengine.errors import ConfigError
+from sdengine.inputs.loras import MAX_RANK
 
 # All but the last are one kind of file by now.
 _KINDS = ("lora", "lyco", "locon", "loha", "lokr", "hypernet")
@@ -69,8 +70,9 @@ def parse_tag(tag: str) -> NetworkTag:
     text = _number(tag, given.get("te", "1"), float)
     unet = _number(tag, given["unet"], float) if "unet" in given else text
     rank = _number(tag, given["dyn"], int) if "dyn" in given else None
-    if rank is not None and rank < 1:
-        raise ConfigError.for_field("prompt", tag, _ACCEPTED, "A rank is at least 1.")
+    if rank is not None and not 1 <= rank <= MAX_RANK:
+        hint = f"A rank is from 1 to {MAX_RANK}."
+        raise ConfigError.for_field("prompt", tag, _ACCEPTED, hint)
     is_lora = kind.lower() != "hypernet"
     return NetworkTag("lora" if is_lora else "hypernet", items[0].strip(), text, unet, rank)
 

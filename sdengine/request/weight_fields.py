@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sdengine.errors import ConfigError
 from sdengine.inputs.hypernetworks import HypernetworkUse
-from sdengine.inputs.loras import MOST_STRENGTH, Lora, Strength, find_lora
+from sdengine.inputs.loras import MAX_RANK, MOST_STRENGTH, Lora, Strength, find_lora
 from sdengine.inputs.models import (
     ACCEPTED,
     MOST_TERMS,
@@ -23,7 +22,6 @@ from sdengine.inputs.models import (
 from sdengine.request.fields import about
 
 MAX_LORAS = 100
-MAX_RANK = 1 << 16
 MAX_HYPERNETWORKS = 16
 _HEX = frozenset("0123456789abcdef")
 
@@ -41,6 +39,7 @@ class Loras:
     def __call__(self, name: str, value: Any) -> tuple[Lora, ...]:
         """Return a tuple of LoRAs; their files are hashed, and not yet read."""
         if isinstance(value, tuple) and all(isinstance(one, Lora) for one in value):
+            _check_uses(name, value, MAX_LORAS, ("text", "unet"), self.accepted)
             return value
         if not isinstance(value, Mapping) or len(value) > MAX_LORAS:
             raise ConfigError.for_field(name, value, self.accepted)
@@ -88,6 +87,7 @@ class Hypernetworks:
     def __call__(self, name: str, value: Any) -> tuple[HypernetworkUse, ...]:
         """Return a tuple; the files are hashed, and not yet read."""
         if isinstance(value, tuple) and all(isinstance(one, HypernetworkUse) for one in value):
+            _check_uses(name, value, MAX_HYPERNETWORKS, ("strength",), self.accepted)
             return value
         if not isinstance(value, Mapping) or len(value) > MAX_HYPERNETWORKS:
             raise ConfigError.for_field(name, value, self.accepted)
@@ -169,8 +169,7 @@ def _records(
         is_hash = isinstance(sha256, str) and len(sha256) == 64 and _HEX.issuperset(sha256)
         is_rank = rank is None or (type(rank) is int and 0 < rank <= MAX_RANK)
         numbers = [one[strength] for strength in strengths]
-        is_name = isinstance(called, str) and len(called) <= 255
-        if not (is_hash and is_name and is_rank and all(map(_is_one, numbers))):
+        if not (is_hash and _is_name(called) and is_rank and all(map(_is_one, numbers))):
             raise ConfigError.for_field(name, one, accepted)
         yield called, sha256, *map(float, numbers), *((rank,) if optional else ())
 
@@ -193,15 +192,37 @@ def read_model_records(name: str, value: Any) -> tuple[ModelTerm, ...]:
             raise ConfigError.for_field(name, one, accepted)
         called, sha256 = one["name"], one["sha256"]
         is_hash = isinstance(sha256, str) and len(sha256) == 64 and _HEX.issuperset(sha256)
-        is_named = isinstance(called, str) and len(called) <= 255
-        if not (is_named and (is_hash or (sha256, called) == ("", OWN))):
+        if not (_is_name(called) and (is_hash or (sha256, called) == ("", OWN))):
             raise ConfigError.for_field(name, one, accepted)
         found.append(ModelTerm(called, sha256, one["share"]))
     check_shares(name, [one.share for one in found])
     return tuple(found)
 
 
+def _check_uses(
+    name: str,
+    uses: Sequence[Lora | HypernetworkUse],
+    most: int,
+    strengths: tuple[str, ...],
+    accepted: str,
+) -> None:
+    """Refuse what no record could say, such as more files than there may be, tags included."""
+    if len(uses) > most:
+        raise ConfigError.for_field(name, f"{len(uses)} files", accepted)
+    for use in uses:
+        numbers = [getattr(use, strength) for strength in strengths]
+        if not all(map(_is_one, numbers)):
+            raise ConfigError.for_field(name, {use.name: numbers}, accepted)
+
+
+def _is_name(value: object) -> bool:
+    """Say whether it can be written as UTF-8: JSON can hold halves of characters."""
+    if not isinstance(value, str) or len(value) > 255:
+        return False
+    return value.encode("utf-8", "replace").decode() == value
+
+
 def _is_one(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) and abs(value) <= MOST_STRENGTH
+    return abs(value) <= MOST_STRENGTH  # which neither NaN nor any large integer is

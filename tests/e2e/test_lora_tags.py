@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +107,27 @@ def test_tags_beside_given_loras_and_in_batches(engine: sdengine.Engine, folder:
     assert "or the prompt is not the first of its batch" in result.warnings[0]
     alone = picture(engine, "a blue square", loras={two: 1}, seed=4)
     assert np.array_equal(result.arrays[1], alone)
+
+
+def test_a_tag_leaves_other_files_as_they_are(
+    engine: sdengine.Engine, folder: Path, tmp_path: Path
+) -> None:
+    """Also a file that is given twice, under two names, and counts twice."""
+    one = folder / "one style.safetensors"
+    copy = Path(shutil.copy(one, tmp_path / "copy.safetensors"))
+    two = folder / "deep" / "two.safetensors"
+    wanted = picture(engine, "a red circle", loras={one: 0.5, copy: 0.25, two: 1.0})
+    tagged = picture(engine, "a red circle <lora:two>", loras={one: 0.5, copy: 0.25})
+    assert np.array_equal(tagged, wanted)
+
+
+def test_a_record_is_found_beside_files_that_are_gone(tmp_path: Path) -> None:
+    paths = [lora(tmp_path / f"{seed}.safetensors", seed) for seed in (1, 11)]
+    with sdengine.load("demo", loras_folder=tmp_path) as engine:
+        request = engine.request("a red circle", loras={paths[1]: 1.0}, **OPTIONS)
+        paths[0].unlink()
+        recorded = sdengine.Request.from_json(request.to_json())
+        assert np.array_equal(engine.run(recorded).arrays[0], engine.run(request).arrays[0])
 
 
 def test_tags_without_effect_are_told(engine: sdengine.Engine) -> None:

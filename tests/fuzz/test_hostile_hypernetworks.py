@@ -57,3 +57,16 @@ def test_nothing_of_a_file_is_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         read_hypernetwork(tmp_path / "a.pt")
     assert not (tmp_path / "made").exists()
+
+
+def test_tensors_that_share_their_numbers(tmp_path: Path) -> None:
+    """Copies of one matrix for each layer would take many times what the file does."""
+    import torch
+
+    matrix, row = torch.zeros(64, 64), torch.zeros(64)
+    state = {
+        f"linear.{i}.{n}": t for i in range(20) for n, t in (("weight", matrix), ("bias", row))
+    }
+    torch.save({64: (state, state), "layer_structure": [1.0] * 21}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"a\.pt: its tensors claim more numbers than it"):
+        read_hypernetwork(tmp_path / "a.pt")

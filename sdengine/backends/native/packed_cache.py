@@ -42,11 +42,18 @@ class PackedWeights:
     Args:
         tensors: all that a network reads.
         own_bytes: of those that are merged, in memory of their own; the others are the bundle's.
+        base: whose the others are, kept with them so that the next that are merged share them too.
     """
 
-    def __init__(self, tensors: dict[str, Array], own_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        tensors: dict[str, Array],
+        own_bytes: int = 0,
+        base: PackedWeights | None = None,
+    ) -> None:
         self.tensors = tensors
         self.own_bytes = own_bytes
+        self.base = base
 
 
 _open: WeakValueDictionary[str, PackedWeights] = WeakValueDictionary()
@@ -116,7 +123,7 @@ def merged_weights(
             made = dict(_pack_unchanged(source, changed, pristine, changes))
             adapters.require_unchanged()
             own_bytes = sum(array.nbytes for array in made.values())
-            found = PackedWeights({**base.tensors, **made}, own_bytes)
+            found = PackedWeights({**base.tensors, **made}, own_bytes, base)
             _open[key] = found
     return found
 

@@ -27,7 +27,7 @@ from sdengine.adapters.sources.model import Model
 from sdengine.adapters.sources.own import Own
 from sdengine.checkpoints import load_checkpoint
 from sdengine.errors import CheckpointError, ConfigError
-from sdengine.inputs.models import PARTS, model_terms
+from sdengine.inputs.models import PARTS, find_model, model_terms
 
 FAMILIES = ("tiny", "tiny-sd21", "tiny-sdxl", "tiny-sdxl-refiner")
 
@@ -345,3 +345,10 @@ def test_a_file_that_is_overwritten_is_refused(own: Own, folders: Any, tmp_path:
     with pytest.raises(CheckpointError, match="was overwritten"):
         model.require_unchanged()
     assert json.dumps(model.identity("unet"))
+
+
+def test_a_path_that_no_file_can_have() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"model 'a\\x00b\.safetensors': embedded null byte\."
+    ):
+        find_model(Path("a\0b.safetensors"))

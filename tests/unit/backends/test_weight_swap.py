@@ -322,3 +322,20 @@ def test_what_is_killed_leaves_nothing_half_done(
         assert pixels(engine, loras={files[0]: 1.0}) == wanted[0]
     kept = sorted(path.name.split("-")[0] for path in tmp_path.rglob("*.weights"))
     assert kept == ["text_encoder", "unet", "vae_decoder"]
+
+
+def test_the_bundles_own_weights_are_read_once(
+    files: list[Path], alone: Callable[[], None]
+) -> None:
+    """They stay with what is merged into them, also where nobody computes with them alone."""
+    alone()
+    session = NativeBackend().open(BUNDLE, SessionOptions("fp32"))
+    packed = []
+    for strength in (0.5, 0.6):
+        packed.append(load(session, "text_encoder", weight_set({files[0]: strength}))._packed)
+        gc.collect()
+    first, second = (one.tensors for one in packed)
+    shared = [name for name in first if first[name] is second[name]]
+    own_bytes = sum(array.nbytes for name, array in first.items() if name not in shared)
+    assert shared and own_bytes == packed[0].own_bytes
+    session.close()

@@ -99,3 +99,16 @@ def test_close_of_another_thread_waits_for_the_request(engine: Engine) -> None:
         thread.join()
     with pytest.raises(DeviceError, match="closed"):
         engine.generate("a")
+
+
+def test_a_look_changes_nothing() -> None:
+    """Previews leave the image as it is, to the bit, though other code guides their predictions."""
+    fields: dict[str, Any] = {"steps": 4, "seed": 3, "width": 64, "height": 64, "sampler": "pndm"}
+    with sdengine.load("demo", precision="fp32", threads=1) as engine:
+        plain = array(engine.generate("a red circle", **fields))
+        for every in (1, 2):
+            seen: list[Step] = []
+            looked = engine.generate(
+                "a red circle", progress=seen.append, preview_every=every, **fields
+            )
+            assert array(looked) == plain and seen

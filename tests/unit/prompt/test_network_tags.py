@@ -44,6 +44,7 @@ def test_tags(tag: str, found: NetworkTag) -> None:
         "<lora:cat:strength=1>",
         "<lora:cat:1:1:0.5>",
         "<lora:cat:dyn=0>",
+        "<lora:cat:dyn=65537>",
         "<lora:cat:dyn=99999999999999999999999x>",
         "<other:cat>",
         "lora:cat",

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from sdengine.errors import ConfigError
 from sdengine.inputs.embeddings import Embedding
+from sdengine.inputs.hypernetworks import HypernetworkUse
+from sdengine.inputs.loras import Lora
 from sdengine.request.picture_fields import OPTIONS_OF, PICTURES
 from sdengine.request.region import REGION_OPTIONS
 from sdengine.request.request import FIELDS, MAX_SEED, Request
@@ -132,6 +134,39 @@ def test_a_bad_field_is_named(change: dict[str, Any], message: str) -> None:
     text = json.dumps({"version": 1, "prompt": "a", **change})
     with pytest.raises(ConfigError, match=message):
         Request.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("field", "strengths"),
+    [
+        ("loras", {"text": 1, "unet": 1}),
+        ("hypernetworks", {"strength": 1}),
+        ("model", {"share": 1}),
+    ],
+)
+def test_a_bad_record_of_weights_is_named(field: str, strengths: dict[str, Any]) -> None:
+    record = {"name": "a", "sha256": "0" * 64, **strengths}
+    changes: list[dict[str, Any]] = [
+        {"name": "\ud800"},
+        {"name": 3},
+        {"sha256": "../a"},
+        {"path": "a"},
+    ]
+    changes += [{one: bad} for one in strengths for bad in (10**400, float("nan"), "1", True, None)]
+    for change in changes:
+        text = json.dumps({"version": 1, "prompt": "a", field: [{**record, **change}]})
+        with pytest.raises(ConfigError, match=rf"^{field}: "):
+            Request.from_json(text)
+
+
+def test_uses_that_no_record_could_say() -> None:
+    nets = tuple(HypernetworkUse(str(i), f"{i:064x}", 1.0) for i in range(17))
+    assert Request("a", hypernetworks=nets[:16]).hypernetworks == nets[:16]
+    with pytest.raises(ConfigError, match="hypernetworks: '17 files' is not accepted"):
+        Request("a", hypernetworks=nets)
+    for bad in (1e9, float("nan")):
+        with pytest.raises(ConfigError, match=r"loras: \{'a': "):
+            Request("a", loras=(Lora("a", "0" * 64, 1.0, bad),))
 
 
 @pytest.mark.parametrize(
