@@ -10,6 +10,7 @@ from pathlib import Path
 from sdengine.errors import AdapterError, ConfigError
 
 MAX_FILES = 20_000
+RUN_ENDING = ".training"  # as `sdengine train` calls its folders
 
 
 class NamedFiles:
@@ -100,7 +101,8 @@ class NamedFiles:
         failed: list[OSError] = []
         found: list[Path] = []
         for root, folders, names in os.walk(folder, onerror=failed.append):
-            folders.sort()
+            # What a training keeps beside its file is not for prompts.
+            folders[:] = sorted(one for one in folders if not one.endswith(RUN_ENDING))
             found += [
                 Path(root, name)
                 for name in sorted(names)

@@ -40,7 +40,7 @@ def plan_training(
         source: the networks.
         kind: one of OPTIONS.
         resolutions: sides of squares; None is the model's own.
-        batch, precision: of the training; None is 1, and bf16.
+        batch, precision: of the training; None is 1, and what a training computes in by itself.
         memory: to fit into; None for GPUs of GPU_GIB.
         as_json: print an object for programs.
 
@@ -52,7 +52,7 @@ def plan_training(
 
     if kind not in OPTIONS:
         raise ConfigError.for_field("kind", kind, ", ".join(OPTIONS))
-    given: dict[str, Any] = {"batch": batch or 1, "precision": precision or "bf16"}
+    given: dict[str, Any] = {"batch": batch or 1, **({"precision": precision} if precision else {})}
     if kind == "controlnet":
         given["preprocessor"] = "canny"  # whichever it is
     found = []
@@ -60,7 +60,8 @@ def plan_training(
     for size in sides:
         if isinstance(size, tuple):
             raise ConfigError.for_field("--resolutions", size, "sides of squares, such as 512,768")
-        found.append(estimate_training(source, OPTIONS[kind](resolution=size, **given)))
+        options = OPTIONS[kind](resolution=size, **given)
+        found.append(estimate_training(source, options))
     limits = [gib << 30 for gib in GPU_GIB] if memory is None else [memory]
     if as_json:
         ways = dict(_WAYS)
@@ -70,7 +71,7 @@ def plan_training(
         ]
         say_json({"kind": kind, "sizes": sizes, "memory_bytes": limits})
         return
-    _print(found, given["precision"], limits)
+    _print(found, options.precision, limits)
 
 
 def _print(found: list[TrainingMemory], precision: str, limits: list[int]) -> None:

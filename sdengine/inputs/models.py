@@ -138,7 +138,7 @@ def model_terms(field_name: str, given: Given) -> tuple[ModelTerm, ...]:
     if not isinstance(shares, Mapping):
         raise ConfigError.for_field(field_name, given, ACCEPTED)
     for path in shares:
-        if not isinstance(path, str | os.PathLike):
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path):
             raise ConfigError.for_field(field_name, given, ACCEPTED)
     check_shares(field_name, list(shares.values()))
     terms = []

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sdengine.adapters.named_files import RUN_ENDING
 from sdengine.checkpoints import Checkpoint, load_checkpoint, save_network
 from sdengine.errors import ConfigError, OutputError
 from sdengine.models.controlnet import ControlNetModel
@@ -78,7 +79,7 @@ def tune(
     """
     if kind not in OPTIONS or type(options) is not OPTIONS[kind]:
         raise ConfigError.for_field("kind", kind, f"one of {', '.join(OPTIONS)}, and its options")
-    run = output.with_name(f"{output.name}.training") if run is None else run
+    run = output.with_name(f"{output.name}{RUN_ENDING}") if run is None else run
     _check_places(kind, output, run, resume=resume)
     source = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     check_trainable(source)

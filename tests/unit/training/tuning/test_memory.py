@@ -75,5 +75,7 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "train", "embedding", "--resolutions", "64", "--json"]) == 0
     (one,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert one["sizes"][0]["total"]["as it is"] > 1e9 and len(one["memory_bytes"]) == 3
+    assert main(["plan", "train", "lora", "sd15", "--resolutions", "64"]) == 0
+    assert "lora in fp32" in capsys.readouterr().out  # as `sdengine train lora` computes
     for words in (["train", "pose"], ["train"], ["sd15", "sdxl"]):
         assert main(["plan", *words]) == 2
