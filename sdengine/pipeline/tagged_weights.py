@@ -90,7 +90,8 @@ def _joined(given: Sequence[Use], named: Sequence[Use]) -> tuple[Use, ...]:
     A file that is given twice, under two names, counts twice as it does without tags.
     """
     tags = {one.sha256: one for one in named}
-    left, joined = dict(tags), list[Use]()
+    left = dict(tags)
+    joined: list[Use] = []
     for one in given:
         if one.sha256 not in tags:
             joined.append(one)
