@@ -19,7 +19,7 @@ from sdengine.prompt.network_tags import NetworkTag, parse_tag, split_tags
 from sdengine.request.request import Request
 
 _MAX_NAMED = 20
-Use = TypeVar("Use", Lora, HypernetworkUse)
+Use = TypeVar("Use", bound=Lora | HypernetworkUse)
 
 
 def with_tags(request: Request, library: AdapterLibrary) -> tuple[Request, tuple[str, ...]]:
@@ -89,7 +89,7 @@ def _joined(given: Sequence[Use], named: Sequence[Use]) -> tuple[Use, ...]:
 
     A file that is given twice, under two names, counts twice as it does without tags.
     """
-    tags = {one.sha256: one for one in named}
+    tags: dict[str, Use] = {one.sha256: one for one in named}
     left = dict(tags)
     joined: list[Use] = []
     for one in given:
