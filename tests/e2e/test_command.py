@@ -22,7 +22,7 @@ from sdengine.request.request import Request
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 GENERATE_KEYS = {
-    *("files", "seeds", "model", "backend", "precision", "timings", "warnings"),
+    *("files", "seeds", "model", "backend", "precision", "timings", "warnings", "notes"),
     *Request("").to_dict(),
 }
 
@@ -162,7 +162,7 @@ def test_bad_bundles(run: Run, tiny: Path, tmp_path: Path) -> None:
     manifest = copy / "manifest.json"
     for bundle, message in [("missing", "does not exist"), ("text", "not a folder")]:
         done = run("generate", "a circle", "--bundle", bundle)
-        assert (done.returncode, message in done.stderr) == (1, True), done.stderr
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     for command in (["verify"], ["inspect"], ["generate", "a circle", "--bundle"]):
         done = run(*command, copy)
         assert (done.returncode, "unet.bin" in done.stderr) == (1, True), done.stderr

@@ -142,5 +142,7 @@ def test_other_files_are_none_and_none_is_an_embedding(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="it is no hypernetwork; expected networks by their"):
         read_hypernetwork(tmp_path / "a.pt")
     path = save(tmp_path / "b.pt", {WIDTH: [network(), network()]})
-    with pytest.raises(ConfigError, match=r"'.*b\.pt' is a hypernetwork, which no request of this"):
+    with pytest.raises(
+        ConfigError, match=r"'.*b\.pt' is a hypernetwork: give it with --hypernetwork"
+    ):
         read_embeddings(path)

@@ -320,6 +320,6 @@ def test_convert_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["convert", source, "-o", folder, "--dtype", "fp8"]) == 2
     assert main(["convert", folder, "-o", f"{folder}2", "--variant", "fp16"]) == 1
     assert "variant" in capsys.readouterr().err
-    assert main(["convert", str(tmp_path / "none.ckpt"), "-o", str(tmp_path / "b")]) == 1
+    assert main(["convert", str(tmp_path / "none.ckpt"), "-o", str(tmp_path / "b")]) == 2
     assert {entry.name for entry in tmp_path.iterdir()} == {"source", "folder"}
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == before

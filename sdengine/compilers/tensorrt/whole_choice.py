@@ -82,7 +82,8 @@ def build_fastest(
     finally:
         for path in paths.values():
             path.unlink(missing_ok=True)
-    kept.rename(output)
+    if kept != output:
+        kept.rename(output)
     plan = plans[chosen]
     return replace(plan, options={**plan.options, **options}), told[chosen]
 

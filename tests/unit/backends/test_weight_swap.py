@@ -312,7 +312,8 @@ def test_what_is_killed_leaves_nothing_half_done(
 ) -> None:
     monkeypatch.setenv("SDENGINE_CACHE", str(tmp_path))
     command = [sys.executable, "-c", _KILLED, str(files[0]), stage]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+    # Elsewhere than where the tests run: a folder of sources would be found before the package.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as child:
         assert child.stdout is not None and child.stdout.readline() == "here\n"
         os.kill(child.pid, signal.SIGKILL)
     gc.collect()
