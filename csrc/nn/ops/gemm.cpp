@@ -132,6 +132,8 @@ void finish_strip(const Finish& finisher, const Epilogue& epilogue, std::ptrdiff
     case Activation::Geglu:
       finish_gated(finisher, at, height, column, columns, sums);
       break;
+    default:  // the others are operations of their own, which the plan's reader sees to
+      break;
   }
 }
 
