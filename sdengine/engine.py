@@ -261,7 +261,7 @@ class Engine(OpenedBundle):
         loras = given.get("loras")
         if loras is not None:
             given["loras"] = loras = FIELDS["loras"].checked(loras)
-        few_steps = self._pipeline.weights.few_steps(given["prompt"], loras)
+        few_steps = self._planner.weights.few_steps(given["prompt"], loras)
         return with_defaults(given, self.bundle.manifest.defaults, few_steps)
 
     def warm_up(
@@ -334,7 +334,7 @@ class Engine(OpenedBundle):
             hint = "`generate` takes prompts."
             raise ConfigError.for_field("request", request, "a sdengine.Request", hint)
         self._networks.require_own()
-        plan = self._pipeline.plan(request)
+        plan = self._planner.plan(request)
         for one in plan.passes:
             tile = None if one.unet_size == one.vae_size else one.unet_size
             self.session.budget.check(*one.vae_size, one.more_networks, tile)

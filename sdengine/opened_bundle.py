@@ -24,6 +24,7 @@ from sdengine.pipeline.codec import (
 )
 from sdengine.pipeline.loaded_networks import Networks, WeightedNetworks
 from sdengine.pipeline.pipeline import Pipeline
+from sdengine.pipeline.planner import Planner
 from sdengine.pipeline.turns import Turns
 from sdengine.prompt.planner import usual_clip_skip
 from sdengine.request.request import FIELDS
@@ -69,8 +70,9 @@ class OpenedBundle:
             usual_clip_skip=usual_clip_skip(bundle.manifest.architecture),
             vae_in_bands=options.vae_tiles == "always",
         )
+        self._planner = Planner(bundle, self._networks, self.session.max_chunks)
         self._pipeline = Pipeline(
-            bundle, self._networks, self.provenance, self.low_memory, self.session.max_chunks
+            bundle, self._networks, self._planner, self.provenance, self.low_memory
         )
         self._turns = Turns()
 
@@ -95,17 +97,17 @@ class OpenedBundle:
     @property
     def embeddings(self) -> tuple[Embedding, ...]:
         """The textual inversions that prompts may name, sorted by name."""
-        return self._pipeline.library.resolve(None, self._pipeline.weights.embeddings())
+        return self._planner.library.resolve(None, self._planner.weights.embeddings())
 
     @property
     def skipped_embeddings(self) -> Mapping[str, str]:
         """Files of folders given to `add_embeddings` that are of no use, and why."""
-        return {one.file: one.reason for one in self._pipeline.library.skipped}
+        return {one.file: one.reason for one in self._planner.library.skipped}
 
     @property
     def lora_names(self) -> tuple[str, ...]:
         """The names of LoRAs that prompts may have in tags, sorted."""
-        return self._pipeline.weights.names
+        return self._planner.weights.names
 
     def add_loras(self, *loras: str | os.PathLike[str]) -> None:
         """Let prompts name LoRAs in tags, as web UIs do: `<lora:name:0.8>`.
@@ -122,7 +124,7 @@ class OpenedBundle:
         Raises:
             ConfigError: a path leads to neither.
         """
-        self._pipeline.weights.add_files(*loras)
+        self._planner.weights.add_files(*loras)
 
     def add_hypernetworks(self, *hypernetworks: str | os.PathLike[str]) -> None:
         """Let prompts name hypernetworks in tags, as web UIs do: `<hypernet:name:0.8>`.
@@ -135,16 +137,16 @@ class OpenedBundle:
         Raises:
             ConfigError: a path leads to neither.
         """
-        self._pipeline.weights.add_hypernetworks(*hypernetworks)
+        self._planner.weights.add_hypernetworks(*hypernetworks)
 
     def knows(self, use: Lora | HypernetworkUse) -> bool:
         """Say whether a file of a recorded request can be had again by its hash."""
-        return self._pipeline.weights.knows(use)
+        return self._planner.weights.knows(use)
 
     @property
     def model(self) -> tuple[ModelTerm, ...]:
         """What takes the place of the bundle's weights for requests that give no `model`."""
-        return self._pipeline.weights.model
+        return self._planner.weights.model
 
     def add_embeddings(self, *embeddings: str | os.PathLike[str] | Embedding) -> None:
         """Let prompts name textual inversions; nothing is built or loaded again.
@@ -162,17 +164,17 @@ class OpenedBundle:
         Raises:
             ConfigError: a file cannot be read, or is not for this bundle's text encoders.
         """
-        self._pipeline.library.add(*embeddings)
+        self._planner.library.add(*embeddings)
 
     @property
     def loras(self) -> tuple[Lora, ...]:
         """What is merged into the weights for requests that give no `loras`."""
-        return self._pipeline.weights.loras
+        return self._planner.weights.loras
 
     @property
     def hypernetworks(self) -> tuple[HypernetworkUse, ...]:
         """What changes the U-Net's attention for requests that give no `hypernetworks`."""
-        return self._pipeline.weights.hypernetworks
+        return self._planner.weights.hypernetworks
 
     def set_weights(
         self,
@@ -214,7 +216,7 @@ class OpenedBundle:
         found = () if loras is None else FIELDS["loras"].checked(loras)
         terms = () if model is None else FIELDS["model"].checked(model)
         nets = () if hypernetworks is None else FIELDS["hypernetworks"].checked(hypernetworks)
-        self._pipeline.weights.set_defaults(found, terms, nets)
+        self._planner.weights.set_defaults(found, terms, nets)
 
     def encode(self, image: Any) -> Latents:
         """Return the mean latents of a picture, of any size that the bundle runs when padded.
@@ -252,7 +254,7 @@ class OpenedBundle:
 
     def _vae(self) -> tuple[WeightedNetworks, str]:
         """Return the networks of requests that give no weights, and whose autoencoder they have."""
-        weights = self._pipeline.weights.defaults()
+        weights = self._planner.weights.defaults()
         model_hash = weights.identity("vae_decoder") or self.provenance.model_hash
         return WeightedNetworks(self._networks, weights), model_hash
 

@@ -11,36 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-_OUTSIDE_BLOCKS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "time_embedding.cond_proj": "time_embed.cond_proj",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-_MIDDLE = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
+from sdengine.adapters.sources.renaming import (
+    OPENCLIP_LAYER,
+    UNET_MIDDLE,
+    UNET_OUTSIDE_BLOCKS,
+    UNET_RESNET,
+)
+
+_RESNET = {theirs: original for original, theirs in UNET_RESNET.items()}
+_OUTSIDE_BLOCKS = {theirs: original for original, theirs in UNET_OUTSIDE_BLOCKS.items()}
+_MIDDLE = {path.removeprefix("mid_block."): number for number, path in UNET_MIDDLE.items()}
 _BLOCK = re.compile(r"(down|up)_blocks\.(\d{1,2})\.(resnets|attentions)\.(\d{1,2})\.(.+)")
 _SAMPLER = re.compile(r"(down|up)_blocks\.(\d{1,2})\.(?:down|up)samplers\.0\.conv")
 _MIDDLE_PATH = re.compile(r"mid_block\.((?:resnets|attentions)\.\d)\.(.+)")
 _TEXT_LAYER = re.compile(r"text_model\.encoder\.layers\.(\d{1,4})\.(.+)")
-_OPENCLIP = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "self_attn.out_proj": "attn.out_proj",
-}
+_OPENCLIP = {theirs: original for original, theirs in OPENCLIP_LAYER.items()}
 _OPENCLIP_FUSED = {f"self_attn.{matrix}_proj": "attn.in_proj" for matrix in "qkv"}
 
 

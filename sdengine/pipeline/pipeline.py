@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Generator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdengine.adapters.weight_set import WeightSet
 from sdengine.backends.base import Array, Module
 from sdengine.bundle.image_prompts import IMAGE_ENCODER
 from sdengine.bundle.reader import Bundle
@@ -18,45 +16,30 @@ from sdengine.images.provenance import Provenance
 from sdengine.images.result import Result, Step
 from sdengine.inputs.depth import depth_channel
 from sdengine.pipeline.clock import StageClock
-from sdengine.pipeline.control_plan import plan_controls, read_hint, require_controls
+from sdengine.pipeline.control_plan import read_hint
 from sdengine.pipeline.decoding import preview
 from sdengine.pipeline.encoding import ENCODER
-from sdengine.pipeline.hires import cut, enlarged, second_request, two_passes, with_names
-from sdengine.pipeline.image_prompts import PictureReader
+from sdengine.pipeline.hires import cut, enlarged
 from sdengine.pipeline.latents import latents_shape, noise_of
 from sdengine.pipeline.loaded_controls import load_steerings
 from sdengine.pipeline.loaded_networks import Networks, WeightedNetworks
 from sdengine.pipeline.picture_start import (
-    computed_size,
     masked_picture,
-    picture_warnings,
-    require_pictures,
     starting_picture,
 )
 from sdengine.pipeline.plan import Plan, Prepared, Watch
-from sdengine.pipeline.regions import region_maps, region_shares, require_regions
-from sdengine.pipeline.request_weights import RequestWeights, few_step_notes
+from sdengine.pipeline.planner import Planner
+from sdengine.pipeline.regions import region_maps, region_shares
 from sdengine.pipeline.row_plan import lay_out_rows
 from sdengine.pipeline.seamless import decode_seamless
-from sdengine.pipeline.tiled_unet import tile_grid, tile_warnings, tiled_unet, with_tiles
-from sdengine.pipeline.tiny_autoencoder import DECODER, require_tiny
+from sdengine.pipeline.tiled_unet import tiled_unet
+from sdengine.pipeline.tiny_autoencoder import DECODER
 from sdengine.pipeline.tiny_autoencoder import ENCODER as TINY_ENCODER
 from sdengine.pipeline.trajectory import Evaluation, Trajectory
 from sdengine.pipeline.turns import check_cancelled
 from sdengine.pipeline.unet_inputs import MicroConditioning, UNetInputs
-from sdengine.prompt.conditioning import Conditioning, TextConditioner
-from sdengine.prompt.embedding_library import EmbeddingLibrary, unused_embeddings
+from sdengine.prompt.conditioning import Conditioning
 from sdengine.prompt.kept_conditionings import KeptConditionings
-from sdengine.prompt.plan import PromptOptions, PromptPlan
-from sdengine.request.request import Request
-from sdengine.samplers import NoiseSchedule, SamplerOptions, build_program, resolve_names
-
-_log = logging.getLogger(__name__)
-_MAX_NAMED = 20
-_NO_INTERVAL = (
-    "guidance_interval: it is not applied: this bundle's U-Net was distilled to be told the "
-    "guidance scale, and no step computes an unconditional half that could be left out."
-)
 
 
 class Pipeline:
@@ -65,120 +48,31 @@ class Pipeline:
     Args:
         bundle: an open bundle.
         networks: of the bundle.
+        planner: of the bundle's requests.
         provenance: what results say that made them.
         low_memory: each network's memory is freed once a request no longer needs it.
-        max_chunks: the most chunks of a prompt that the networks take; None for any number.
     """
 
     def __init__(
         self,
         bundle: Bundle,
         networks: Networks,
+        planner: Planner,
         provenance: Provenance,
         low_memory: bool = False,
-        max_chunks: int | None = None,
     ) -> None:
         self._manifest = bundle.manifest
         self._networks = networks
         self._provenance = provenance
         self._low_memory = low_memory
-        self._conditioner = TextConditioner(bundle, max_chunks)
-        self.library = EmbeddingLibrary(self._conditioner.planner)
-        self.weights = RequestWeights(bundle)
-        noise_schedule = NoiseSchedule.from_config(bundle.manifest.architecture.scheduler)
-        # What follows from a few fields of a request is often the same for the next one; nobody
-        # writes to it.
-        make = functools.partial(build_program, noise_schedule=noise_schedule)
-        self._program = functools.lru_cache(maxsize=32)(make)
-        self._prompts = functools.lru_cache(maxsize=8)(self._conditioner.plan)
+        self._planner = planner
         self._conditionings = KeptConditionings()
-        self._pictures = PictureReader(bundle, networks)
         self._row_plans = functools.lru_cache(maxsize=8)(lay_out_rows)
-
-    def plan(self, request: Request) -> Plan:
-        """Work out what needs no network.
-
-        Raises:
-            ConfigError: the sampler has no such name or option, or a prompt is not accepted.
-        """
-        sampler, schedule = resolve_names(request.sampler, request.schedule)
-        if (sampler, schedule) != (request.sampler, request.schedule):
-            request = replace(request, sampler=sampler, schedule=schedule)
-        request = with_names(request)
-        require_pictures(request, self._manifest)
-        require_controls(request, self._manifest)
-        if request.decoder == "tiny":
-            require_tiny(self._manifest, DECODER, "decoder")
-        request = with_tiles(request, self._manifest)
-        request, weights, told = self.weights.of(request)
-        plan = self._plan_pass(request, weights)
-        if request.hires is not None:
-            second = second_request(request, self._manifest)
-            plan = two_passes(plan, self._plan_pass(second, weights))
-        used = tuple(dict.fromkeys(e for one in plan.passes for e in one.prompts.embeddings))
-        warnings = (*told, *plan.warnings, *unused_embeddings(request, used))
-        notes = few_step_notes(request, weights)
-        if weights.model is not None:
-            warnings += tuple(f"model: {note}." for note in weights.model.notes)
-        warnings += tile_warnings(request, [one.tiles for one in plan.passes])
-        if request.embeddings is not None or self.library.embeddings or used:
-            request = replace(request, embeddings=used)
-        plan = replace(plan, request=request, warnings=warnings, notes=notes)
-        for line in (*plan.warnings, *plan.notes):
-            _log.info("%s", line)
-        return plan
-
-    def _plan_pass(self, request: Request, weights: WeightSet) -> Plan:
-        sampler, schedule = request.sampler, request.schedule
-        size = computed_size(request, self._manifest)
-        tiles = tile_grid(request, size, self._manifest)
-        count, steps = request.num_steps_run, request.num_schedule_steps
-        first = steps - count if request.starts_from_picture else None
-        options = _sampler_options(request)
-        program = self._program(sampler, schedule, steps, options=options, first=first)
-        is_distilled = self._manifest.architecture.unet.guidance_embed_dim is not None
-        inside = self.weights.embeddings(weights)
-        embeddings = self.library.resolve(request.embeddings, inside)
-        prompts = self._prompts(
-            request.prompts,
-            request.negative_prompts,
-            count,
-            PromptOptions(emphasis=request.emphasis, clip_skip=request.clip_skip),
-            is_guided=request.uses_guidance and not is_distilled,
-            embeddings=embeddings,
-            skipped=self.library.skipped if request.embeddings is None else (),
-        )
-        cell = self._manifest.architecture.vae.downscale
-        require_regions(request, prompts.rows(0), size, cell)
-        chunks = _chunks(request.batch_size, self._manifest.max_batch)
-        # A distilled U-Net is told the scale instead of being run twice.
-        ignores_interval = is_distilled and not request.is_guided_throughout
-        guided = range(count) if ignores_interval else request.guided_steps
-        said = [_NO_INTERVAL] if ignores_interval else []
-        controls, idle = plan_controls(request, self._manifest, len(program.t))
-        adapters, without_effect = self._pictures.plan(request, len(program.t), prompts)
-        said += [*idle, *without_effect]
-        warnings = (*_warnings(prompts), *picture_warnings(request), *said)
-        coders = _coders(request, self._manifest.architecture.task)
-        return Plan(
-            request,
-            size,
-            program,
-            prompts,
-            chunks,
-            guided,
-            warnings,
-            tuple(controls),
-            tuple(adapters),
-            coders,
-            tiles,
-            weights,
-        )
 
     def forget_prompts(self) -> None:
         """Have the text encoders run again for prompts that were encoded before."""
         self._conditionings.clear()
-        self._pictures.forget()
+        self._planner.pictures.forget()
 
     def run(self, plan: Plan, watch: Watch) -> Generator[Step, None, Result]:
         """Make the images, step by step.
@@ -225,7 +119,7 @@ class Pipeline:
             module = networks.get(network, rows, height, width, clock=clock)
             return clock.timed("text_encoder", module)
 
-        conditioning = self._conditioner.encode(plan.prompts, get_encoder, plan.weights)
+        conditioning = self._planner.conditioner.encode(plan.prompts, get_encoder, plan.weights)
         self._conditionings.keep(key, conditioning)
         self._done_with(*encoders)
         return conditioning
@@ -245,7 +139,7 @@ class Pipeline:
             extra = depth_channel(request.depth, shape[2], shape[3], invert=request.depth_invert)
         self._done_with(ENCODER, TINY_ENCODER)
         hints = tuple(read_hint(one, request, plan.size, picture) for one in plan.controls)
-        prompts = self._pictures.read(plan.ip_adapters, clock)
+        prompts = self._planner.pictures.read(plan.ip_adapters, clock)
         self._done_with(IMAGE_ENCODER)
         regions = None
         if request.regions:
@@ -444,42 +338,8 @@ def finish(
             progress(step)
 
 
-def _warnings(prompts: PromptPlan) -> tuple[str, ...]:
-    """Say what the prompts ask for and do not get; a hostile one may ask for thousands."""
-    tags = prompts.not_applied
-    more = [f"and {len(tags) - _MAX_NAMED} more"] if len(tags) > _MAX_NAMED else []
-    shown = [tag if tag.isprintable() else ascii(tag) for tag in tags[:_MAX_NAMED]]
-    named = [tag if len(tag) <= 120 else f"{tag[:117]}..." for tag in shown]
-    return (
-        tuple(
-            f"prompt: {tag} is not applied, and the picture is made without: nothing of that name "
-            "was given, or the prompt is not the first of its batch. Folders are: Engine.add_loras "
-            "or --loras FOLDER, add_hypernetworks or --hypernetworks FOLDER."
-            for tag in named + more
-        )
-        + tuple(prompts.skipped)[:_MAX_NAMED]
-    )
-
-
 def _held(step: Step, clock: StageClock) -> Generator[Step, None, None]:
     """Yield a step without counting the time for which the caller holds it."""
     clock.pause()
     yield step
     clock.resume()
-
-
-def _coders(request: Request, task: str) -> tuple[str, ...]:
-    """Return the networks that encode and decode beside the VAE decoder."""
-    reads_picture = request.image is not None or task == "inpainting"
-    encoder = TINY_ENCODER if request.encode == "tiny" else ENCODER
-    decoders = (DECODER,) if request.decoder == "tiny" else ()
-    return (encoder, *decoders) if reads_picture else decoders
-
-
-def _sampler_options(request: Request) -> SamplerOptions:
-    names = [field.name for field in fields(SamplerOptions)]
-    return SamplerOptions(**{name: getattr(request, name) for name in names})
-
-
-def _chunks(count: int, size: int) -> tuple[range, ...]:
-    return tuple(range(first, min(first + size, count)) for first in range(0, count, size))

@@ -12,11 +12,11 @@ from typing import Any
 from sdengine.errors import ConfigError
 from sdengine.inputs.recorded import read_record
 from sdengine.request.fields import (
+    PICTURE,
     Choice,
     FieldInfo,
     Flag,
     Number,
-    PictureField,
     Text,
     about,
     as_arguments,
@@ -107,7 +107,7 @@ class Control:
     # What callers may give is more than what it is once it is checked: a Recorded.
     image: Any = field(
         metadata=about(
-            PictureField(),
+            PICTURE,
             "what it reads, such as edges white on black: a path, a PIL image, an array or a "
             "file's bytes; transparent pixels count as black",
         )

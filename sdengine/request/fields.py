@@ -9,7 +9,7 @@ import numbers
 import operator
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -221,27 +221,25 @@ class Color:
 
 
 @dataclass(frozen=True)
-class PictureField:
-    """A picture, which is read at once."""
+class FileField:
+    """What stands in a file or is given in its place, and is read at once.
 
-    accepted: str = picture.ACCEPTED
+    Args:
+        accepted: for messages.
+        read: reads it, given the field's name.
+    """
+
+    accepted: str
+    read: Callable[[str, Any], Recorded]
     range: str = ""
 
     def __call__(self, name: str, value: Any) -> Recorded:
-        """Return the picture."""
-        return picture.read_picture(name, value)
+        """Return what was read."""
+        return self.read(name, value)
 
 
-@dataclass(frozen=True)
-class DepthField:
-    """A depth map, which is read at once."""
-
-    accepted: str = depth.ACCEPTED
-    range: str = ""
-
-    def __call__(self, name: str, value: Any) -> Recorded:
-        """Return the map."""
-        return depth.read_depth(name, value)
+PICTURE = FileField(picture.ACCEPTED, picture.read_picture)
+DEPTH = FileField(depth.ACCEPTED, depth.read_depth)
 
 
 @dataclass(frozen=True)

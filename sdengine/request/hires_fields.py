@@ -9,7 +9,16 @@ from typing import Any
 from sdengine.errors import ConfigError
 from sdengine.inputs import upscaler
 from sdengine.inputs.recorded import Recorded
-from sdengine.request.fields import PROMPT, Choice, Integer, Name, Number, OneOrEach, about
+from sdengine.request.fields import (
+    PROMPT,
+    Choice,
+    FileField,
+    Integer,
+    Name,
+    Number,
+    OneOrEach,
+    about,
+)
 
 # Ways to enlarge latents, by the interpolation that they are.
 LATENT_UPSCALERS = {
@@ -67,18 +76,6 @@ def hires_text(value: float | tuple[int, int]) -> str:
     return "{}x{}".format(*value) if isinstance(value, tuple) else f"{value:g}x"
 
 
-@dataclass(frozen=True)
-class UpscalerField:
-    """An upscaler's file, which is read at once."""
-
-    accepted: str = upscaler.ACCEPTED
-    range: str = ""
-
-    def __call__(self, name: str, value: Any) -> Recorded:
-        """Return the file."""
-        return upscaler.read_upscaler(name, value)
-
-
 @dataclass(frozen=True, kw_only=True)
 class HiresFields:
     """Those fields of a request that ask for a second pass; see `sdengine.Request`."""
@@ -103,7 +100,7 @@ class HiresFields:
     hires_model: Recorded | None = field(
         default=None,
         metadata=about(
-            UpscalerField(),
+            FileField(upscaler.ACCEPTED, upscaler.read_upscaler),
             "hires: ONNX file of an upscaler of the ESRGAN kind that enlarges the pixels first",
         ),
     )

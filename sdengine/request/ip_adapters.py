@@ -14,7 +14,7 @@ from sdengine.inputs import image_embeds, ip_adapters, picture
 from sdengine.inputs.image_embeds import ImageEmbeds
 from sdengine.inputs.ip_adapters import IPAdapterFile
 from sdengine.inputs.recorded import Recorded, read_record
-from sdengine.request.fields import FieldInfo, Number, about, as_arguments, field_infos
+from sdengine.request.fields import FieldInfo, FileField, Number, about, as_arguments, field_infos
 
 MAX_IP_ADAPTERS = 8
 MAX_PICTURES = 16
@@ -25,30 +25,6 @@ _PATH = re.compile(
 )
 _SIDES = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
 _BLOCK = re.compile(r"block_([0-9]{1,2})")
-
-
-@dataclass(frozen=True)
-class AdapterField:
-    """An IP-Adapter's file, which is read at once."""
-
-    accepted: str = ip_adapters.ACCEPTED
-    range: str = ""
-
-    def __call__(self, name: str, value: Any) -> Recorded:
-        """Return the file."""
-        return ip_adapters.read_ip_adapter(name, value)
-
-
-@dataclass(frozen=True)
-class EmbedsField:
-    """Image embeddings, which are read at once."""
-
-    accepted: str = image_embeds.ACCEPTED
-    range: str = ""
-
-    def __call__(self, name: str, value: Any) -> Recorded:
-        """Return them."""
-        return image_embeds.read_image_embeds(name, value)
 
 
 @dataclass(frozen=True)
@@ -131,7 +107,7 @@ class IPAdapter:
     # What callers may give is more than what it is once it is checked: Recorded and the like.
     file: Any = field(
         metadata=about(
-            AdapterField(),
+            FileField(ip_adapters.ACCEPTED, ip_adapters.read_ip_adapter),
             "the adapter: a path, .safetensors or .bin in the layout of the published ones",
         )
     )
@@ -146,7 +122,7 @@ class IPAdapter:
     embeds: Any = field(
         default=None,
         metadata=about(
-            EmbedsField(),
+            FileField(image_embeds.ACCEPTED, image_embeds.read_image_embeds),
             "in place of image, what an image encoder made of it: an array or a file",
         ),
     )

@@ -10,14 +10,14 @@ from sdengine.inputs.recorded import Recorded
 from sdengine.inputs.resize import MODES
 from sdengine.request.control import Control, Controls
 from sdengine.request.fields import (
+    DEPTH,
+    PICTURE,
     Choice,
     Color,
-    DepthField,
     FieldInfo,
     Flag,
     Integer,
     Number,
-    PictureField,
     about,
 )
 from sdengine.request.hires_fields import HiresFields, hires_text
@@ -69,7 +69,7 @@ class PictureFields(OutpaintFields, HiresFields):
     image: Recorded | None = field(
         default=None,
         metadata=about(
-            PictureField(), "what to start from: a path, a PIL image, an array or a file's bytes"
+            PICTURE, "what to start from: a path, a PIL image, an array or a file's bytes"
         ),
     )
     strength: float = field(
@@ -108,7 +108,7 @@ class PictureFields(OutpaintFields, HiresFields):
     mask: Recorded | None = field(
         default=None,
         metadata=about(
-            PictureField(),
+            PICTURE,
             "of image's size: white may change, black stays as it is to the byte; where its alpha "
             "varies, the opaque part may change",
         ),
@@ -158,7 +158,7 @@ class PictureFields(OutpaintFields, HiresFields):
     depth: Recorded | None = field(
         default=None,
         metadata=about(
-            DepthField(),
+            DEPTH,
             "for depth models: how near each pixel is, near large; a picture of 8 or 16 bits, a "
             "TIFF of floats, or an array",
         ),

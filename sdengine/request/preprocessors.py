@@ -18,6 +18,7 @@ from sdengine.inputs.onnx_network import RANGES, OnnxNetwork
 from sdengine.inputs.picture import ACCEPTED, MAX_PIXELS, Picture, Pixels, read_picture
 from sdengine.inputs.resize import flattened, resized
 from sdengine.request.fields import (
+    PICTURE,
     Choice,
     Color,
     FieldInfo,
@@ -25,7 +26,6 @@ from sdengine.request.fields import (
     Integer,
     Name,
     Number,
-    PictureField,
 )
 
 Hint = NDArray[np.uint8] | NDArray[np.float32]
@@ -148,7 +148,7 @@ PREPROCESSORS: Mapping[str, Preprocessor] = MappingProxyType(
             Preprocessor(
                 "inpaint",
                 "floats in [0,1], -1 where the mask is white",
-                own=(_option("mask", None, PictureField(), "of its size: white may change"),),
+                own=(_option("mask", None, PICTURE, "of its size: white may change"),),
                 in_requests=False,  # there `masked` says it, of the request's own mask
             ),
             Preprocessor(

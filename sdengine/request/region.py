@@ -11,9 +11,9 @@ from typing import Any
 from sdengine.errors import ConfigError
 from sdengine.inputs.recorded import read_record
 from sdengine.request.fields import (
+    PICTURE,
     FieldInfo,
     Number,
-    PictureField,
     about,
     as_arguments,
     field_infos,
@@ -68,7 +68,7 @@ class Region:
     mask: Any = field(
         default=None,
         metadata=about(
-            PictureField(),
+            PICTURE,
             "in its place a picture of any size, stretched over the result: white counts, black "
             "does not, grey is between; a path, a PIL image, a uint8 array or a file's bytes",
         ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -60,6 +60,19 @@ _SEED = Integer(0, MAX_SEED)
 _SHARE = Number(0, 1)
 _SIDES_HELP = "pixels, multiples of 8; with image any number, by default its own"
 _WHOLE = (0.0, 1.0)
+# Fields that JSON holds as lists: of objects, with their reader and the fields that belong to them;
+# and of records, which are None where the engine decides, with their reader.
+_OBJECTS: Mapping[str, tuple[Callable[[Any], Any], Sequence[str]]] = {
+    "controls": (read_controls, ()),
+    "ip_adapters": (read_ip_adapters, ()),
+    "regions": (read_regions, REGION_OPTIONS),
+}
+_RECORDS: Mapping[str, Callable[[str, Any], Any]] = {
+    "embeddings": read_embedding_records,
+    "loras": read_lora_records,
+    "model": read_model_records,
+    "hypernetworks": read_hypernetwork_records,
+}
 _NAME = Name("a name; `sdengine samplers` lists them")
 
 
@@ -383,24 +396,15 @@ class Request(PictureFields, RegionFields, TileFields, WeightFields):
     def to_dict(self) -> dict[str, Any]:
         """Return every field by name as JSON holds it; those of a picture only with it."""
         values = asdict(self)
-        values["controls"] = [control.to_dict() for control in self.controls]
-        if not self.controls:
-            del values["controls"]  # as releases wrote it that knew none
-        values["ip_adapters"] = [adapter.to_dict() for adapter in self.ip_adapters]
-        if not self.ip_adapters:
-            del values["ip_adapters"]
-        values["regions"] = [region.to_dict() for region in self.regions]
-        if not self.regions:
-            for name in ("regions", *REGION_OPTIONS):
-                del values[name]
-        if self.embeddings is None:
-            del values["embeddings"]  # as releases wrote it that knew none
-        else:
-            values["embeddings"] = [embedding.record() for embedding in self.embeddings]
-        for name in ("loras", "model", "hypernetworks"):
+        # What is not given is left out, as releases wrote it that did not know it.
+        for name, (_, options) in _OBJECTS.items():
+            values[name] = [one.to_dict() for one in getattr(self, name)]
+            if not values[name]:
+                values = {k: value for k, value in values.items() if k not in (name, *options)}
+        for name in _RECORDS:
             given = getattr(self, name)
             if given is None:
-                del values[name]  # as releases wrote it that knew none
+                del values[name]
             else:
                 values[name] = [one.record() for one in given]
         if self.seamless == "none":
@@ -460,22 +464,12 @@ def read_fields(values: Mapping[str, Any]) -> dict[str, Any]:
         if values.get(name) is not None:
             record = read_record(name, values[name], has_size=name in PICTURES)
             values = {**values, name: record}
-    if "controls" in values:
-        values = {**values, "controls": read_controls(values["controls"])}
-    if "ip_adapters" in values:
-        values = {**values, "ip_adapters": read_ip_adapters(values["ip_adapters"])}
-    if "regions" in values:
-        values = {**values, "regions": read_regions(values["regions"])}
-    if values.get("embeddings") is not None:
-        found = read_embedding_records("embeddings", values["embeddings"])
-        values = {**values, "embeddings": found}
-    if values.get("loras") is not None:
-        values = {**values, "loras": read_lora_records("loras", values["loras"])}
-    if values.get("model") is not None:
-        values = {**values, "model": read_model_records("model", values["model"])}
-    if values.get("hypernetworks") is not None:
-        nets = read_hypernetwork_records("hypernetworks", values["hypernetworks"])
-        values = {**values, "hypernetworks": nets}
+    for name, (read, _) in _OBJECTS.items():
+        if name in values:
+            values = {**values, name: read(values[name])}
+    for name, read_records in _RECORDS.items():
+        if values.get(name) is not None:
+            values = {**values, name: read_records(name, values[name])}
     request = Request(**values)
     return {name: getattr(request, name) for name in values}
 

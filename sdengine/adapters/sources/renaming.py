@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-_RESNET = {
+UNET_RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
@@ -25,7 +25,7 @@ _RESNET = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
-_UNET_OUTSIDE_BLOCKS = {
+UNET_OUTSIDE_BLOCKS = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
     "time_embed.cond_proj": "time_embedding.cond_proj",
@@ -35,7 +35,7 @@ _UNET_OUTSIDE_BLOCKS = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-_UNET_MIDDLE = {
+UNET_MIDDLE = {
     "0": "mid_block.resnets.0",
     "1": "mid_block.attentions.0",
     "2": "mid_block.resnets.1",
@@ -64,7 +64,7 @@ _OPENCLIP_OUTSIDE_BLOCKS = {
     "ln_final.weight": "text_model.final_layer_norm.weight",
     "ln_final.bias": "text_model.final_layer_norm.bias",
 }
-_OPENCLIP_LAYER = {
+OPENCLIP_LAYER = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "mlp.c_fc": "mlp.fc1",
@@ -103,10 +103,10 @@ def unet_names(layers: Sequence[int]) -> Renamer:
 
     def rename(name: str) -> str:
         stem, _, kind = name.rpartition(".")
-        if stem in _UNET_OUTSIDE_BLOCKS:
-            return f"{_UNET_OUTSIDE_BLOCKS[stem]}.{kind}"
+        if stem in UNET_OUTSIDE_BLOCKS:
+            return f"{UNET_OUTSIDE_BLOCKS[stem]}.{kind}"
         if middle := _UNET_MIDDLE_BLOCK.fullmatch(name):
-            return f"{_UNET_MIDDLE[middle[1]]}.{_replaced(middle[2], _RESNET)}"
+            return f"{UNET_MIDDLE[middle[1]]}.{_replaced(middle[2], UNET_RESNET)}"
         block = _UNET_BLOCK.fullmatch(name)
         if block is None:
             return name
@@ -122,7 +122,7 @@ def unet_names(layers: Sequence[int]) -> Renamer:
         if not down and rest.startswith("conv."):
             return f"{place}.upsamplers.0.{rest}"
         if block[3] == "0":
-            return f"{place}.resnets.{index}.{_replaced(rest, _RESNET)}"
+            return f"{place}.resnets.{index}.{_replaced(rest, UNET_RESNET)}"
         return f"{place}.attentions.{index}.{rest}"
 
     return rename
@@ -193,7 +193,7 @@ def openclip_names(layers: int, with_projection: bool) -> Renamer:
                 Piece(f"{place}.self_attn.{matrix}_proj.{kind}", part, 3)
                 for part, matrix in enumerate("qkv")
             )
-        return f"{place}.{_replaced(block[2], _OPENCLIP_LAYER)}"
+        return f"{place}.{_replaced(block[2], OPENCLIP_LAYER)}"
 
     return rename
 

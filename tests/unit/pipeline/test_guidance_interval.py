@@ -72,7 +72,7 @@ def by_hand(
     """Follow a request with calls of the U-Net in float64, two of them where it is guided."""
     encoder = engine.bundle.manifest.architecture.text_encoders[0]
     table = engine.bundle.token_table(encoder).astype(np.float64)
-    tokenizer = engine._pipeline._conditioner.planner.tokenizers["text_encoder"]
+    tokenizer = engine._planner.conditioner.planner.tokenizers["text_encoder"]
     ids = [[512, *tokenizer.encode(text), 513] for text in ("blue", "a red circle")]
     blue, red = (2 * table[row + [513] * (77 - len(row))][None] for row in ids)
     program = build_program(sampler, "normal", steps, NoiseSchedule.from_config(SCHEDULER))
