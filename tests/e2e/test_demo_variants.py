@@ -59,5 +59,4 @@ def test_the_tiny_decoder_shows_what_the_whole_one_shows(tmp_path: Path) -> None
     sdengine.build(source, tmp_path / "bundle", resolutions=[SIZE], batch=1)
     with sdengine.load(tmp_path / "bundle") as engine:
         found, _ = tiny_decoder(engine, 12)
-    assert found["tiny"]["right"] >= found["vae"]["right"] - 3 >= 7
-    assert found["tiny"]["ms"] < found["vae"]["ms"]
+    assert found["tiny"]["right"] >= found["vae"]["right"] - 1 >= 10
