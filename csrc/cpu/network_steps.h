@@ -28,7 +28,7 @@ struct StepMaps {
 };
 
 struct StepsRun {
-  std::size_t count = 0;        // evaluations that ran
+  std::size_t count = 0;        // evaluations, or images, that ran
   bool finite = true;           // of the last one
   std::int64_t network_ns = 0;  // inside the network, its inputs' copies included
 };
@@ -42,5 +42,18 @@ StepsRun run_steps(nn::Network& network, const StepMaps& maps, const runtime::Pr
                    std::size_t first, std::size_t end, double guidance_scale, float* registers,
                    float* noise, const std::function<void(float*)>& draw,
                    const std::function<void()>& between);
+
+// A decoder's own memory.
+struct DecoderMaps {
+  float* latents;       // [num_elements]
+  const float* images;  // [3, num_pixels]
+  std::size_t num_elements, num_pixels;
+};
+
+// Decodes latents [batch, num_elements], multiplied by `scale`, to pixels [batch, num_pixels, 3],
+// up to the first image that has NaN or infinity; `count` is of images. between: as for run_steps.
+StepsRun run_decoder(nn::Network& network, const DecoderMaps& maps, const float* latents,
+                     std::size_t batch, float scale, std::uint8_t* pixels,
+                     const std::function<void()>& between);
 
 }  // namespace sdengine::cpu

@@ -9,7 +9,7 @@ namespace {
 
 constexpr std::size_t kBlock = 512;
 
-std::uint8_t to_level(float value) {
+std::uint32_t to_level(float value) {
   // Written so that NaN becomes 0.
   float unit = value * 0.5f + 0.5f;
   unit = unit > 0.0f ? unit : 0.0f;
@@ -19,7 +19,7 @@ std::uint8_t to_level(float value) {
   const float rounded = unit * 255.0f + 8388608.0f;
   std::uint32_t bits;
   std::memcpy(&bits, &rounded, sizeof bits);
-  return static_cast<std::uint8_t>(bits & 0xffu);
+  return bits & 0xffu;
 }
 
 }  // namespace
@@ -35,27 +35,25 @@ void scale_duplicate(const float* latents, std::size_t num_elements, float scale
 
 bool images_to_uint8(const float* images, std::size_t batch, std::size_t num_pixels,
                      std::uint8_t* out) {
-  // Planes are converted apart, where the loop vectorises, and interleaved from a small buffer.
-  std::uint8_t levels[3][kBlock];
+  // The loop that converts vectorises; pixels leave its buffer four bytes at a time, each but the
+  // last of a block with one byte too many, which the next one overwrites.
+  std::uint32_t levels[kBlock];
   std::uint32_t not_finite = 0;
   for (std::size_t n = 0; n < batch; ++n) {
-    const float* image = images + n * 3 * num_pixels;
+    const float* const red = images + n * 3 * num_pixels;
+    const float* const green = red + num_pixels;
+    const float* const blue = green + num_pixels;
     std::uint8_t* pixels = out + n * num_pixels * 3;
     for (std::size_t offset = 0; offset < num_pixels; offset += kBlock) {
       const std::size_t count = std::min(kBlock, num_pixels - offset);
-      for (std::size_t channel = 0; channel < 3; ++channel) {
-        const float* source = image + channel * num_pixels + offset;
-        for (std::size_t p = 0; p < count; ++p) {
-          not_finite |= is_not_finite(source[p]);
-          levels[channel][p] = to_level(source[p]);
-        }
+      for (std::size_t p = 0; p < count; ++p) {
+        const float r = red[offset + p], g = green[offset + p], b = blue[offset + p];
+        not_finite |= is_not_finite(r) | is_not_finite(g) | is_not_finite(b);
+        levels[p] = to_level(r) | to_level(g) << 8 | to_level(b) << 16;
       }
       std::uint8_t* target = pixels + offset * 3;
-      for (std::size_t p = 0; p < count; ++p) {
-        for (std::size_t channel = 0; channel < 3; ++channel) {
-          target[p * 3 + channel] = levels[channel][p];
-        }
-      }
+      for (std::size_t p = 0; p + 1 < count; ++p) std::memcpy(target + p * 3, levels + p, 4);
+      std::memcpy(target + (count - 1) * 3, levels + count - 1, 3);
     }
   }
   return not_finite == 0;

@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <vector>
 
 #include "common/errors.h"
 #include "cpu/kernels.h"
@@ -88,6 +89,34 @@ py::array_t<std::uint8_t> images_to_uint8(const py::array& images) {
   return pixels;
 }
 
+bool all_finite(const py::array& values) {
+  return cpu::all_finite(input<float>("values", values), static_cast<std::size_t>(values.size()));
+}
+
+py::array_t<float> table_rows(const py::array& table, const py::array& rows) {
+  const bool is_half = table.dtype().kind() == 'f' && table.itemsize() == 2;
+  if (table.ndim() != 2) wrong_shape("table", table, "[N,D]");
+  const bool in_place = (table.flags() & py::array::c_style) != 0 &&
+                        reinterpret_cast<std::uintptr_t>(table.data()) % sizeof(std::uint16_t) == 0;
+  if (is_half && !in_place) throw py::value_error("table: is not C-contiguous, or not aligned");
+  const float* const values = is_half ? nullptr : input<float>("table", table);
+  const std::int64_t* const numbers = input<std::int64_t>("rows", rows);
+  std::vector<py::ssize_t> shape(rows.shape(), rows.shape() + rows.ndim());
+  shape.push_back(table.shape(1));
+  py::array_t<float> found(shape);
+  const auto num_rows = static_cast<std::size_t>(table.shape(0));
+  const auto width = static_cast<std::size_t>(table.shape(1));
+  const auto count = static_cast<std::size_t>(rows.size());
+  float* const out = found.mutable_data();
+  const bool are_there = is_half ? cpu::table_rows(static_cast<const std::uint16_t*>(table.data()),
+                                                   num_rows, width, numbers, count, out)
+                                 : cpu::table_rows(values, num_rows, width, numbers, count, out);
+  if (!are_there) {
+    throw py::index_error("rows: expected 0 to " + std::to_string(table.shape(0) - 1));
+  }
+  return found;
+}
+
 template <typename Generator>
 void bind_normal(py::module_& module, const char* name, const char* description) {
   using namespace py::literals;
@@ -110,6 +139,10 @@ void bind_cpu(py::module_& module) {
              "out"_a.noconvert(), "Write scale * latents to out, twice if out has 2B rows.");
   module.def("images_to_uint8", &images_to_uint8, "images"_a.noconvert(),
              "Turn [B,3,H,W] fp32 images of -1 to 1 into [B,H,W,3] uint8 pixels.");
+  module.def("all_finite", &all_finite, "values"_a.noconvert(),
+             "Tell whether no value of a float32 array is NaN or infinite.");
+  module.def("table_rows", &table_rows, "table"_a.noconvert(), "rows"_a.noconvert(),
+             "Return rows [...] of a table [N,D] of fp16 or fp32 as [...,D] fp32.");
   bind_normal<cpu::MersenneNormal>(module, "MersenneNormal",
                                    "Standard normal values in the order of torch's CPU generator.");
   bind_normal<cpu::PhiloxNormal>(module, "PhiloxNormal",

@@ -103,6 +103,11 @@ cpu::StepMaps to_step_maps(std::vector<InputPair>& inputs, py::array& sample, py
           static_cast<std::size_t>(timestep.size())};
 }
 
+void check_signals() {
+  const py::gil_scoped_acquire locked;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 // Holds the weights that the network reads.
 class PyNetwork {
  public:
@@ -182,12 +187,33 @@ class PyNetwork {
     {
       const py::gil_scoped_release release;
       done = cpu::run_steps(*network_, maps, program.view, first, first + count, guidance_scale,
-                            values, drawn.data(), draw, [] {
-                              const py::gil_scoped_acquire locked;
-                              if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-                            });
+                            values, drawn.data(), draw, check_signals);
     }
     return py::make_tuple(done.count, done.finite, done.network_ns);
+  }
+
+  py::tuple run_decoder(const py::array& latents, double scale, py::array sample,
+                        const py::array& images) {
+    if (images.ndim() != 4 || images.shape(0) != 1 || images.shape(1) != 3) {
+      wrong_shape("images", images, "[1,3,H,W]");
+    }
+    if (latents.ndim() < 1 || latents.size() != latents.shape(0) * sample.size()) {
+      wrong_shape("latents", latents, "[B,...] of as many values as sample has");
+    }
+    const float* const source = input<float>("latents", latents);
+    const py::ssize_t batch = latents.shape(0), height = images.shape(2), width = images.shape(3);
+    const cpu::DecoderMaps maps{output<float>("sample", sample), input<float>("images", images),
+                                static_cast<std::size_t>(sample.size()),
+                                static_cast<std::size_t>(height * width)};
+    py::array_t<std::uint8_t> pixels({batch, height, width, py::ssize_t{3}});
+    std::uint8_t* const target = pixels.mutable_data();
+    cpu::StepsRun done;
+    {
+      const py::gil_scoped_release release;
+      done = cpu::run_decoder(*network_, maps, source, static_cast<std::size_t>(batch),
+                              static_cast<float>(scale), target, check_signals);
+    }
+    return py::make_tuple(pixels, done.finite, done.network_ns);
   }
 
   py::array_t<double> moments(const py::dict& map) {
@@ -436,6 +462,12 @@ void bind_network(py::module_& module) {
            "the other inputs with what they read. noise: a generator an image. Returns how many "
            "ran, up to one that gives NaN or infinity; whether all was finite; and the "
            "nanoseconds inside the network.")
+      .def(
+          "run_decoder", &PyNetwork::run_decoder, py::arg("latents").noconvert(), py::arg("scale"),
+          py::arg("sample").noconvert(), py::arg("images").noconvert(),
+          "Decode latents [B,...], multiplied by scale, one after the other. sample, images: views "
+          "of the input and of the output [1,3,H,W]. Returns pixels [B,H,W,3], whether all values "
+          "were finite, and the nanoseconds inside the network.")
       .def("moments", &PyNetwork::moments, py::arg("map"),
            "Return [2, channels] fp64 of a map of one image: each channel's mean, and the squared "
            "distances of its values from it, added up.")

@@ -6,6 +6,9 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
+from sdengine import _native
 from sdengine.adapters.adapter import Adapter
 from sdengine.adapters.changes import Array, Strong
 from sdengine.adapters.sources.model import Model
@@ -32,6 +35,8 @@ class WeightSet:
 
         It is empty where they are the bundle's own.
         """
+        if self is PRISTINE:
+            return ""
         used = [
             (adapter.sha256, unet if network == "unet" else text)
             for adapter, text, unet in self.loras
@@ -88,11 +93,16 @@ class WeightSet:
         return {*exchanged, *self.changes(network)}
 
     def token_rows(self, network: str, own: Array, token_ids: Array) -> Array:
-        """Return the rows of a text encoder's token table; `own` is the bundle's table."""
+        """Return the rows of a text encoder's token table in fp32.
+
+        Args:
+            network: the text encoder.
+            own: the bundle's table [vocab,hidden_size], fp16 or fp32.
+            token_ids: int64 of any shape.
+        """
         if self.model is not None:
-            return self.model.token_rows(network, own, token_ids)
-        rows: Array = own[token_ids]
-        return rows
+            return self.model.token_rows(network, own, token_ids).astype(np.float32)
+        return _native.table_rows(own, token_ids)
 
     def require_unchanged(self) -> None:
         """Refuse files whose bytes are not those that were checked, whose hashes results record.

@@ -115,7 +115,7 @@ class RunsAtOnce(Protocol):
 class DecodesPixels(Protocol):
     """A decoder's module whose device scales latents and makes pixels itself."""
 
-    def decode(self, latents: NDArray[np.float32], scale: float) -> NDArray[np.uint8]:
+    def decode(self, latents: NDArray[np.float32], scale: float) -> tuple[NDArray[np.uint8], int]:
         """Decode images one after the other, and wait once.
 
         Args:
@@ -123,7 +123,8 @@ class DecodesPixels(Protocol):
             scale: what the latents are multiplied by.
 
         Returns:
-            [B,H,W,3].
+            Pixels [B,H,W,3], and nanoseconds of this call that were not the network's, as far as
+            that can be told.
 
         Raises:
             NonFiniteError: the decoder gave NaN or infinity.

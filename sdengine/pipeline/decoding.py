@@ -44,13 +44,18 @@ def decode(
     architecture = networks.bundle.manifest.architecture
     downscale = architecture.vae.downscale
     height, width = latents.shape[2] * downscale, latents.shape[3] * downscale
-    vae = networks.get("vae_decoder", 1, height, width, clock=clock)
-    _check(vae, architecture, height, width)
+
+    def check(module: Module) -> None:
+        _check(module, architecture, height, width)
+
+    vae = networks.get("vae_decoder", 1, height, width, clock=clock, check=check)
     scale = 1.0 / architecture.vae.scaling_factor
     try:
         if decodes_pixels(vae):
             with clock.stage("vae_decoder", calls=len(latents)):
-                return list(vae.decode(latents, scale))
+                images, others_ns = vae.decode(latents, scale)
+            clock.add("vae_decoder", -others_ns, 0)
+            return list(images)
         return _decoded_by_host(latents, scale, vae, clock)
     except NonFiniteError:
         raise NonFiniteError.at("vae_decoder") from None

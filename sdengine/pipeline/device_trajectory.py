@@ -137,9 +137,11 @@ def run_on_device(
                 inputs[len(plan.rows)].use(plan)
                 run.use(inputs[len(plan.rows)].arrays)
                 used = plan
-            # One evaluation ends soon enough by itself.
-            with _cancelling(cancel if end - first > 1 else None, run):
+            if cancel is None or end - first == 1:  # one evaluation ends soon enough by itself
                 others_ns = run.advance(end - first, noise)
+            else:
+                with _cancelling(cancel, run):
+                    others_ns = run.advance(end - first, noise)
             latents = (
                 _named(run.latents, last, total) if seen == "latents" and end < total else None
             )
@@ -194,11 +196,8 @@ def _named(read: Callable[[], Array], end: int, total: int) -> Array:
 
 
 @contextmanager
-def _cancelling(cancel: threading.Event | None, run: DeviceRun) -> Iterator[None]:
+def _cancelling(cancel: threading.Event, run: DeviceRun) -> Iterator[None]:
     """Pass on what the caller sets while the block is in native code."""
-    if cancel is None:
-        yield
-        return
     guard, done = threading.Lock(), threading.Event()
 
     def watch() -> None:

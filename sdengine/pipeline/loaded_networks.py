@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
@@ -38,6 +39,7 @@ class Networks:
     def __init__(self, bundle: Bundle, session: Session) -> None:
         self.bundle = bundle
         self._session = session
+        self._chunk_length = bundle.manifest.architecture.text_encoders[0].chunk_length
         self._loaded: dict[str, OrderedDict[tuple[int, ...], _Loaded]] = {}
         self._loading = ForkSafeLock()
         self._closed = False
@@ -54,6 +56,7 @@ class Networks:
         sequence: int | None = None,
         clock: StageClock | None = None,
         weights: WeightSet = PRISTINE,
+        check: Callable[[Module], None] | None = None,
     ) -> Module:
         """Return a network for a batch and an image size, loading it when needed.
 
@@ -66,14 +69,14 @@ class Networks:
             sequence: tokens of the prompt, of all its chunks; None is one chunk.
             clock: where the time of loading is counted.
             weights: what is merged into the bundle's own.
+            check: refuses a module that is not what the manifest says, when it is loaded.
         """
         identity = weights.identity(network)
         with self._loading:
             if self._closed:
                 raise DeviceError("the engine was closed; load the bundle again.")
             shapes_loaded = self._loaded.setdefault(network, OrderedDict())
-            length = self.bundle.manifest.architecture.text_encoders[0].chunk_length
-            key = (batch, height, width, sequence or length)
+            key = (batch, height, width, sequence or self._chunk_length)
             found = shapes_loaded.get(key)
             if found is None:
                 budget = self._session.budget
@@ -84,6 +87,8 @@ class Networks:
                 with contextlib.nullcontext() if clock is None else clock.stage("load"):
                     # What was loaded before stays where this fails.
                     found = _Loaded(self._load(network, *key, weights), identity)
+                    if check is not None:
+                        check(found.module)
                 shapes_loaded[key] = found
             shapes_loaded.move_to_end(key)
             return found.module
@@ -173,8 +178,16 @@ class WeightedNetworks:
         *,
         sequence: int | None = None,
         clock: StageClock | None = None,
+        check: Callable[[Module], None] | None = None,
     ) -> Module:
         """Return a network; arguments as for `Networks.get`."""
         return self._networks.get(
-            network, batch, height, width, sequence=sequence, clock=clock, weights=self.weights
+            network,
+            batch,
+            height,
+            width,
+            sequence=sequence,
+            clock=clock,
+            weights=self.weights,
+            check=check,
         )

@@ -62,6 +62,7 @@ class Pipeline:
         low_memory: bool = False,
     ) -> None:
         self._manifest = bundle.manifest
+        self._task = bundle.manifest.architecture.task
         self._networks = networks
         self._provenance = provenance
         self._low_memory = low_memory
@@ -127,12 +128,12 @@ class Pipeline:
     def _prepare(self, plan: Plan, clock: StageClock) -> Prepared:
         """Run what a request's trajectories have in common."""
         conditioning = self._condition(plan, clock)
-        request, task = plan.request, self._manifest.architecture.task
+        request = plan.request
         networks = self._networks_of(plan)
         picture = left_out = extra = None
         if request.image is not None and request.image.is_given:
             picture = starting_picture(request, plan.size, networks, clock)
-        if task == "inpainting":
+        if self._task == "inpainting":
             left_out = masked_picture(picture, request, plan.size, networks, clock)
         elif request.depth is not None:
             shape = latents_shape(self._manifest.architecture, 1, *plan.size[::-1])
@@ -215,9 +216,9 @@ class Pipeline:
         start = known = None
         if (picture := prepared.picture) is not None:
             # Inpainting models that start from noise never see the latents, and draw none.
-            draws = request.starts_from_picture or architecture.task != "inpainting"
+            draws = request.starts_from_picture or self._task != "inpainting"
             latents = picture.latents(request, noise, len(chunk), draws)
-            known = picture.known(request, latents, architecture.task)
+            known = picture.known(request, latents, self._task)
             if request.starts_from_picture:
                 start = picture.start(request, latents, make_noise)
         elif prepared.given:

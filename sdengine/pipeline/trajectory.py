@@ -113,10 +113,11 @@ class Trajectory:
             Cancelled: the caller cancelled.
         """
         devices: dict[int, RunsTrajectories] = {}
+        kinds = {rows: self._kind(rows) for rows in self.inputs}
         for rows, inputs in self.inputs.items():
             device, reason = choose_device(
                 inputs.unet,
-                self._kind(rows),
+                kinds[rows],
                 self.row_plans,
                 self.guidance_rescale,
                 clean_every,
@@ -131,7 +132,7 @@ class Trajectory:
                 yield from self._run_on_host(noise, clock, clean_every, start, known)
                 return
             devices[rows] = device
-        yield from self._run_on_device(devices, noise, clock, seen, start)
+        yield from self._run_on_device(devices, kinds, noise, clock, seen, start)
 
     def _kind(self, rows: int) -> TrajectoryKind:
         return TrajectoryKind(
@@ -158,14 +159,14 @@ class Trajectory:
     def _run_on_device(
         self,
         devices: Mapping[int, RunsTrajectories],
+        kinds: Mapping[int, TrajectoryKind],
         noise: NoiseSource,
         clock: StageClock,
         seen: Seen,
         start: Array | None,
     ) -> Iterator[Evaluation]:
         program = self.program
-        registers, *_ = self._start(noise, start)
-        kinds = {rows: self._kind(rows) for rows in devices}
+        registers, _ = self._start(noise, start)
         for rows, device in devices.items():
             if not device.is_ready(kinds[rows]):
                 with clock.stage("load"):
@@ -196,7 +197,8 @@ class Trajectory:
         known: KnownPart | None,
     ) -> Iterator[Evaluation]:
         program = self.program
-        registers, step_noise, first_noise = self._start(noise, start)
+        registers, first_noise = self._start(noise, start)
+        step_noise = np.empty(self._latents_shape, dtype=np.float32)
         latents = registers[0].view()
         latents.flags.writeable = False
         for k, numbers in enumerate(program.evaluations):
@@ -237,19 +239,19 @@ class Trajectory:
                 known.blend_latents(program, k, registers[0], first_noise)
             yield Evaluation(k, latents, clean)
 
-    def _start(self, noise: NoiseSource, start: Array | None) -> tuple[Array, Array, Array]:
-        """Return the registers at their start, a buffer for each step's noise, and the first."""
+    def _start(self, noise: NoiseSource, start: Array | None) -> tuple[Array, Array]:
+        """Return the registers at their start, and the first noise."""
         shape = self._latents_shape
         registers = np.zeros((self.program.num_registers, *shape), dtype=np.float32)
         first_noise = noise.initial()
         np.multiply(first_noise, np.float32(self.program.init_scale), out=registers[0])
         if start is not None:
             registers[0] += np.float32(self.program.init_signal) * start
-        step_noise = np.empty(shape, dtype=np.float32)
         if self.program.init_noise:
-            noise.step(step_noise)
-            registers[0] += np.float32(self.program.init_noise) * step_noise
-        return registers, step_noise, first_noise
+            second_noise = np.empty(shape, dtype=np.float32)
+            noise.step(second_noise)
+            registers[0] += np.float32(self.program.init_noise) * second_noise
+        return registers, first_noise
 
     def _predict(
         self, k: int, latents: Array, plan: RowPlan, clock: StageClock

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,11 +91,9 @@ class UNetInputs:
         rows, channels, *sides = latents_shape
         read = (rows, channels + (0 if extra is None else extra.shape[1]), *sides)
         _, length, width = conditioning.prompt_embeds.shape
-        require_tensors("unet", unet.inputs, {"sample": read}, "float32")
-        require_tensors("unet", unet.outputs, {"noise_pred": latents_shape}, "float32")
         self._contexts = {} if contexts is None else dict(zip(CONTEXTS, contexts, strict=True))
-        text = dict.fromkeys(self._contexts or (TEXT,), (rows, length, width))
-        require_tensors("unet", unet.inputs, {"timestep": (rows,), **text})
+        layout = _Layout.of(unet)
+        layout.require(read, latents_shape, tuple(self._contexts) or (TEXT,), (length, width))
         self.unet = unet
         self.latents_shape = latents_shape
         self._architecture = architecture
@@ -103,21 +102,10 @@ class UNetInputs:
         self._image_prompts = image_prompts
         self._plan: RowPlan | None = None
         # Residuals of controls stay zero until `steered` is called.
-        self.arrays: dict[str, NDArray[Any]] = {}
-        left_out = inputs_zero_unless_given(unet)
-        for spec in unet.inputs:
-            if spec.name not in _FILLED and not (is_residual(spec.name) or is_feature(spec.name)):
-                raise BundleError(f"unet: input {spec.name!r} is unknown to this release.")
-            if spec.name not in left_out or spec.name in _FILLED:
-                shape = [int(size) for size in spec.shape]
-                self.arrays[spec.name] = np.zeros(shape, dtype=numpy_dtype(spec.dtype))
+        self.arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in layout.own.items()}
         if TEXT not in self.arrays:  # controls read the text as it is, whatever the U-Net reads
             self.arrays[TEXT] = np.zeros((rows, length, width), np.float32)
-        self._lacking = {
-            spec.name: tuple(int(size) for size in spec.shape)
-            for spec in unet.inputs
-            if spec.name not in self.arrays
-        }
+        self._lacking = layout.lacking
         self._with_residuals: dict[str, NDArray[Any]] | None = None
         self._dirty: set[str] = set()  # buffers of controls that are not zero
         self.has_extra = extra is not None
@@ -187,8 +175,8 @@ class UNetInputs:
 
     def _all(self) -> dict[str, NDArray[Any]]:
         if self._with_residuals is None:
-            own = {name: np.zeros(shape, np.float32) for name, shape in self._lacking.items()}
-            found = {**self.arrays, **own}
+            lacking = {name: np.zeros(shape, kind) for name, (shape, kind) in self._lacking.items()}
+            found = {**self.arrays, **lacking}
             self._with_residuals = {spec.name: found[spec.name] for spec in self.unet.inputs}
         return self._with_residuals
 
@@ -232,6 +220,60 @@ _FILLED = {
     "time_ids",
     "timestep_cond",
 }
+_Buffer: TypeAlias = "tuple[tuple[int, ...], np.dtype[Any]]"
+
+
+class _Layout:
+    """What a loaded U-Net reads, worked out once for all its trajectories.
+
+    Args:
+        unet: loaded.
+
+    Raises:
+        BundleError: it wants an input that nothing here can give.
+    """
+
+    _made: ClassVar[WeakKeyDictionary[Module, _Layout]] = WeakKeyDictionary()
+
+    def __init__(self, unet: Module) -> None:
+        # Residuals of controls stay zero until `UNetInputs.steered` is called.
+        self.own: dict[str, _Buffer] = {}
+        self.lacking: dict[str, _Buffer] = {}
+        self._inputs, self._outputs = unet.inputs, unet.outputs
+        self._required: set[Hashable] = set()
+        left_out = inputs_zero_unless_given(unet)
+        for spec in unet.inputs:
+            if spec.name not in _FILLED and not (is_residual(spec.name) or is_feature(spec.name)):
+                raise BundleError(f"unet: input {spec.name!r} is unknown to this release.")
+            buffers = self.lacking if spec.name in left_out - _FILLED else self.own
+            shape = tuple(int(size) for size in spec.shape)
+            buffers[spec.name] = (shape, numpy_dtype(spec.dtype))
+
+    @classmethod
+    def of(cls, unet: Module) -> _Layout:
+        """Return a U-Net's."""
+        found = cls._made.get(unet)
+        if found is None:
+            found = cls._made[unet] = cls(unet)
+        return found
+
+    def require(
+        self,
+        read: tuple[int, ...],
+        latents_shape: tuple[int, ...],
+        texts: tuple[str, ...],
+        text_shape: tuple[int, int],
+    ) -> None:
+        """Refuse the U-Net unless it reads and predicts latents of some shapes, and texts."""
+        key = (read, latents_shape, texts, text_shape)
+        if key in self._required:
+            return
+        rows = (latents_shape[0],)
+        require_tensors("unet", self._inputs, {"sample": read}, "float32")
+        require_tensors("unet", self._outputs, {"noise_pred": latents_shape}, "float32")
+        others = {"timestep": rows, **dict.fromkeys(texts, rows + text_shape)}
+        require_tensors("unet", self._inputs, others)
+        self._required.add(key)
 
 
 def guidance_embedding(guidance_scale: float, dim: int) -> NDArray[np.float32]:

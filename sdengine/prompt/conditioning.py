@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdengine import _native
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import Module
 from sdengine.bundle.architecture import HiddenState, TextEncoderArchitecture
@@ -187,9 +188,10 @@ class TextConditioner:
                 group = np.pad(group, ((0, 0), (0, encoder.max_length - length)), mode="edge")
             inputs = {
                 "inputs_embeds": _embeds(look_up, group, tokens.vectors),
-                "eos_index": np.argmax(group == encoder.eos_token_id, axis=1),
-                LAYER: np.full(rows, layer_number(encoder, choice)),
+                "eos_index": np.array([row.index(encoder.eos_token_id) for row in group.tolist()]),
             }
+            if chooses:
+                inputs[LAYER] = np.full(rows, layer_number(encoder, choice))
             outputs = module.run(_in_dtypes(encoder.network, module.inputs, inputs))
             found = outputs[output] if chooses else outputs[output][choice.index]
             states.append(np.array(found[:, :length], dtype=np.float32))
@@ -234,7 +236,7 @@ def _embeds(
     """Return what stands for the tokens: rows of the table, and learned vectors as they are."""
     if vectors is None:
         return look_up(token_ids)
-    embeds: _Floats = look_up(token_ids.clip(0)).astype(np.float32)
+    embeds = look_up(token_ids.clip(0))
     is_learned = token_ids < 0
     embeds[is_learned] = vectors[-1 - token_ids[is_learned]]
     return embeds
@@ -256,7 +258,7 @@ def _check_module(
 
 
 def _require_finite(network: str, array: _Floats) -> None:
-    if not np.isfinite(array).all():
+    if not _native.all_finite(array):
         raise NonFiniteError.at(network, "the output holds NaN or infinity")
 
 

@@ -134,10 +134,8 @@ class NoiseSource:
 
     def initial(self) -> Array:
         """Draw the unit noise [B,C,h,w] that trajectories start from."""
-        noise = np.empty((len(self._seeds), *self._shape), dtype=np.float32)
-        for index, generator in enumerate(self._generators):
-            noise[index] = self._first(index, generator)
-        return noise
+        firsts = [self._first(index, one) for index, one in enumerate(self._generators)]
+        return firsts[0][np.newaxis] if len(firsts) == 1 else np.stack(firsts)
 
     def step(self, out: Array) -> None:
         """Draw the next noise of every image into out [B,C,h,w]."""

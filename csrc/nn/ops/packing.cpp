@@ -5,6 +5,7 @@
 
 #include "nn/packing.h"
 
+#include "common/half.h"
 #include "nn/ops/operations.h"
 #include "nn/simd/simd.h"
 
@@ -28,14 +29,6 @@ float real(std::uint32_t value) {
   float found;
   __builtin_memcpy(&found, &value, sizeof found);
   return found;
-}
-
-SDENGINE_INLINE float from_half(std::uint16_t half) {
-  const std::uint32_t sign = std::uint32_t{half} >> 15 << 31, magnitude = half & 0x7fffu;
-  const std::uint32_t bias = 112u << 23, shifted = magnitude << 13;
-  const std::uint32_t small = bits(static_cast<float>(static_cast<int>(magnitude)) * 0x1p-24f);
-  const std::uint32_t large = shifted + (magnitude >= 0x7c00u ? bias + bias : bias);
-  return real(sign | (magnitude < 0x400u ? small : large));
 }
 
 void read_rows(const Source& source, std::ptrdiff_t first, std::ptrdiff_t count, float* to) {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from weakref import WeakValueDictionary
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import (
@@ -37,7 +40,7 @@ from sdengine.backends.native.sampler_steps import (
 from sdengine.bundle.image_prompts import is_image_prompt
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, symbol_sizes
-from sdengine.errors import ConfigError, DeviceError
+from sdengine.errors import ConfigError, DeviceError, NonFiniteError
 from sdengine.samplers import SamplerProgram
 
 PRECISIONS = ("auto", *DTYPES)
@@ -117,6 +120,10 @@ class NativeModule:
         """Run, and return the seconds that each operation took, in the plan's order."""
         return self._write(inputs).network.run_timed()
 
+    def bound(self) -> LaidOutNetwork:
+        """Return the network without what only adds, computing with this module's weights."""
+        return self._opened().bound(self._packed.tensors, False, frozenset())
+
     def close(self) -> None:
         """Free the network's memory; a second call does nothing."""
         self._laid_out = None
@@ -161,21 +168,30 @@ class NativeUNet(NativeModule):
 
     def refuses(self, kind: TrajectoryKind) -> str:
         """Say why a trajectory cannot run beside the network; nothing where it can."""
-        shapes = {spec.name: spec.shape for spec in (*self.inputs, *self.outputs)}
-        rows, channels, *_ = shapes[SAMPLE]
+        rows, channels, refusal = self._maps
         if rows != kind.batch * kind.copies:
             return f"it has {kind.batch * kind.copies} rows, the network {rows}"
-        if channels != kind.channels or shapes[NOISE_PRED] != shapes[SAMPLE]:
+        if channels != kind.channels:
             return f"the network reads {channels} channels, {kind.channels} are latents"
         if kind.registers > MAX_REGISTERS:
             return f"its sampler takes {kind.registers} registers, of {MAX_REGISTERS} at most"
-        laid_out = self._bound()
+        return refusal
+
+    @cached_property
+    def _maps(self) -> tuple[int, int, str]:
+        """Rows and channels of the latents it reads, and why steps cannot run on its maps."""
+        shapes = {spec.name: spec.shape for spec in (*self.inputs, *self.outputs)}
+        rows, channels = (int(size) for size in shapes[SAMPLE][:2])
+        laid_out = self.bound()
         maps = (laid_out.inputs[SAMPLE], laid_out.inputs[TIMESTEP], laid_out.outputs[NOISE_PRED])
-        if any(one.dtype != np.float32 or not one.flags.c_contiguous for one in maps):
-            return "the network reads or writes latents that are not rows of fp32"
-        if not all(view.flags.c_contiguous for view in laid_out.inputs.values()):
-            return "the network has an input whose rows do not follow each other"
-        return ""
+        refusal = ""
+        if shapes[NOISE_PRED] != shapes[SAMPLE]:
+            refusal = "the network predicts other channels than it reads"
+        elif any(one.dtype != np.float32 or not one.flags.c_contiguous for one in maps):
+            refusal = "the network reads or writes latents that are not rows of fp32"
+        elif not all(view.flags.c_contiguous for view in laid_out.inputs.values()):
+            refusal = "the network has an input whose rows do not follow each other"
+        return rows, channels, refusal
 
     def is_ready(self, kind: TrajectoryKind) -> bool:
         """Say that there is nothing to prepare."""
@@ -193,11 +209,37 @@ class NativeUNet(NativeModule):
         first: int = 0,
     ) -> NativeRun:
         """Take a program and its registers before evaluation `first`."""
-        return NativeRun(self._bound, program, guidance_scale, registers.copy(), first)
+        return NativeRun(self.bound, program, guidance_scale, registers.copy(), first)
 
-    def _bound(self) -> LaidOutNetwork:
-        """Return the network without what only adds, computing with this module's weights."""
-        return self._opened().bound(self._packed.tensors, False, frozenset())
+
+class NativeDecoder(NativeModule):
+    """The VAE's decoder; see `sdengine.backends.device_protocols.DecodesPixels`."""
+
+    def decode(self, latents: Array, scale: float) -> tuple[NDArray[np.uint8], int]:
+        """Decode images one after the other."""
+        started = time.perf_counter_ns()
+        (spec,), maps = self.inputs, self.bound()
+        if latents.shape[1:] != spec.shape[1:]:
+            raise ConfigError(
+                f"{self.name}: latents are {list(latents.shape)}; this network was loaded for "
+                f"{list(spec.shape)}."
+            )
+        (sample,), (images,) = maps.inputs.values(), maps.outputs.values()
+        pixels, is_finite, network_ns = maps.network.run_decoder(latents, scale, sample, images)
+        if not is_finite:
+            raise NonFiniteError.at(self.name)
+        return pixels, time.perf_counter_ns() - started - network_ns
+
+
+def _made(network: str, laid_out: _LaidOut, packed: PackedWeights) -> NativeModule:
+    """Return a module of the kind that its network has."""
+    if network == "unet":
+        return NativeUNet(network, laid_out, packed)
+    if network == "vae_decoder":
+        (latents,) = laid_out.bound(packed.tensors, False, frozenset()).inputs.values()
+        if latents.dtype == np.float32 and latents.flags.c_contiguous:
+            return NativeDecoder(network, laid_out, packed)
+    return NativeModule(network, laid_out, packed)
 
 
 class NativeSession:
@@ -230,12 +272,10 @@ class NativeSession:
         """Lay one network out for its shapes and map its packed weights, or merge new ones."""
         nets = tuple((one.sha256, strength) for one, strength in weights.applied(network))
         key = (network, tuple(sorted(shapes.items())), nets)
-        made = NativeUNet if network == "unet" else NativeModule
         laid_out = self._laid_out.get(key)
         if laid_out is not None:
-            return made(
-                network, laid_out, self._packed(network, laid_out.prepared, shapes, weights)
-            )
+            packed = self._packed(network, laid_out.prepared, shapes, weights)
+            return _made(network, laid_out, packed)
         prepared = self._prepared(network, shapes, weights)
         packed = self._packed(network, prepared, shapes, weights)
         entry = self._bundle.network(network)
@@ -247,7 +287,7 @@ class NativeSession:
             return BandedModule(network, plan, packed, tuple(specs), self._threads)
         laid_out = _LaidOut(prepared, specs, packed.tensors, self._threads)
         self._laid_out[key] = laid_out
-        return made(network, laid_out, packed)
+        return _made(network, laid_out, packed)
 
     def _prepared(
         self, network: str, shapes: Mapping[str, tuple[int, ...]], weights: WeightSet

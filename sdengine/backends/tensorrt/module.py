@@ -111,7 +111,7 @@ class GpuModule:
 class GpuDecoder(GpuModule):
     """The VAE's decoder, which also makes pixels of latents where they lie."""
 
-    def decode(self, latents: Array, scale: float) -> NDArray[np.uint8]:
+    def decode(self, latents: Array, scale: float) -> tuple[NDArray[np.uint8], int]:
         """Turn latents into pixels, one image after the other; see `DecodesPixels`."""
         context, queue = self._opened(), self._arena.queue
         count = latents[0].size
@@ -126,7 +126,7 @@ class GpuDecoder(GpuModule):
             batch.add(images, dtypes[1], PIXELS)
         pixels = batch.finish()
         context.has_run()
-        return pixels
+        return pixels, 0
 
 
 def from_engine(values: Array) -> Array:

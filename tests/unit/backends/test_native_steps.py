@@ -154,7 +154,7 @@ def test_arrays_that_do_not_fit_are_refused(
     engine: Engine, change: dict[str, Any], match: str
 ) -> None:
     made = program()
-    laid_out = unet(engine)._bound()
+    laid_out = unet(engine).bound()
     given: dict[str, Any] = {
         "inputs": [],
         "sample": laid_out.inputs["sample"],

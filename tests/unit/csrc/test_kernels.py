@@ -203,3 +203,37 @@ def test_build_info_and_cuda_state_agree() -> None:
     assert reason
     if info["cuda"] is None:
         assert not usable and "without CUDA" in reason
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_table_rows(dtype: type[np.floating]) -> None:
+    table = np.random.default_rng(3).standard_normal((9, 5)).astype(dtype)
+    table[0] = [0.0, -0.0, 6e-8, -65504, np.inf]  # of fp16: a subnormal and the largest
+    rows = np.array([[0, 8, 0], [4, 1, 2]])
+    found = _native.table_rows(table, rows)
+    assert found.dtype == np.float32
+    assert found.tobytes() == table[rows].astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("row", [-1, 9])
+def test_table_rows_refuses_rows_that_are_not_there(row: int) -> None:
+    with pytest.raises(IndexError, match="rows: expected 0 to 8"):
+        _native.table_rows(np.zeros((9, 5), np.float16), np.array([row]))
+
+
+def test_every_half_becomes_its_single() -> None:
+    table = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(-1, 1)
+    found = _native.table_rows(table, np.arange(1 << 16))
+    expected = table.astype(np.float32)
+    np.testing.assert_array_equal(found, expected)
+    is_number = ~np.isnan(expected)
+    assert found[is_number].tobytes() == expected[is_number].tobytes()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 7, 70])
+def test_all_finite(value: float, place: int) -> None:
+    values = np.full(71, np.finfo(np.float32).max, np.float32)
+    assert _native.all_finite(values)
+    values[place] = value
+    assert not _native.all_finite(values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,8 +32,13 @@ PLAN = RowPlan((0, 0, 1, 2), np.ones((1, 2), np.float32), has_negative=True)
 REQUEST = Request("a", width=48, height=64, batch_size=2, crop=(3, 9), guidance_scale=4.0)
 
 
+class UNet:
+    def __init__(self, inputs: Any, outputs: Any) -> None:
+        self.inputs, self.outputs = inputs, outputs
+
+
 def make(kind: str, *added: TensorSpec, **changes: Any) -> UNetInputs:
-    unet: Any = SimpleNamespace(inputs=(*BASE, *added), outputs=OUTPUT)
+    unet: Any = UNet(inputs=(*BASE, *added), outputs=OUTPUT)
     architecture = UNetArchitecture(
         in_channels=4,
         cross_attention_dim=5,
@@ -104,7 +108,7 @@ def test_unknown_input() -> None:
 
 
 def test_pooled_is_missing() -> None:
-    unet: Any = SimpleNamespace(inputs=(*BASE, *SIZED), outputs=OUTPUT)
+    unet: Any = UNet(inputs=(*BASE, *SIZED), outputs=OUTPUT)
     architecture = UNetArchitecture(in_channels=4, cross_attention_dim=5, size_conditioning="size")
     conditioning = Conditioning(CONDITIONING.prompt_embeds, None)
     micro = MicroConditioning.of(REQUEST)
