@@ -63,8 +63,8 @@ format: $(TEST)/tools
 	$(TEST)/bin/ruff format .
 	$(TEST)/bin/clang-format -i $(CPP)
 
-cpp: $(TEST)/tools
-	PATH="$(CURDIR)/$(TEST)/bin:$$PATH" tests/cpp/run.sh build/cpp
+cpp: $(TEST)/installed
+	$(TEST)/bin/ctest --test-dir build/test --output-on-failure
 
 sanitize: $(TEST)/tools
 	PATH="$(CURDIR)/$(TEST)/bin:$$PATH" tests/cpp/run.sh build/sanitize -DSDENGINE_SANITIZE=ON
@@ -88,15 +88,20 @@ $(DEMO)/installed: $(SOURCES) | $(DEMO)/bin/pip
 	@touch $@
 
 # torch first and alone, so that nothing else decides which build of it is taken. The package goes
-# in once for its dependencies, quickly, and then again whenever a source has changed.
+# in once for its dependencies, without its extension, and then again whenever a source has changed:
+# built in the environment itself, which lets CMake keep what it compiled, and together with the C++
+# tests, which link with the same objects.
 $(TEST)/tools: pyproject.toml | $(TEST)/bin/pip
 	@echo "Installing torch and the test tools into $(TEST)"
 	@$(TEST)/bin/pip install $(PIP_FLAGS) "$(TORCH)"
-	@$(TEST)/bin/pip install $(PIP_FLAGS) -C cmake.define.SDENGINE_CUDA=OFF ".[dev]"
+	@$(TEST)/bin/pip install $(PIP_FLAGS) -C wheel.cmake=false ".[dev]"
 	@touch $@
 
-$(TEST)/installed: $(SOURCES) $(TEST)/tools
-	@$(TEST)/bin/pip install $(PIP_FLAGS) --no-deps --force-reinstall .
+$(TEST)/installed: $(SOURCES) $(CPP) tests/cpp/CMakeLists.txt $(TEST)/tools
+	@echo "Building the extension and the C++ tests"
+	@$(TEST)/bin/pip install $(PIP_FLAGS) --no-deps --force-reinstall --no-build-isolation \
+	    -C build-dir=build/test -C cmake.define.SDENGINE_TESTS=ON \
+	    -C cmake.define.SDENGINE_WERROR=ON .
 	@touch $@
 
 $(GPU)/installed: $(SOURCES) | $(GPU)/bin/pip

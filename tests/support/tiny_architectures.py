@@ -36,11 +36,50 @@ TINY_SDXL_REFINER = replace(
     resolution=64,
 )
 TINY_LCM = replace(TINY_SD15, name="tiny-lcm", unet=replace(TINY_SD15.unet, time_cond_proj_dim=12))
+# With one layer where those above have two, and two levels: for what takes long for each layer.
+SHALLOW_SD15 = replace(
+    TINY_SD15,
+    name="shallow-sd15",
+    text_encoders=(replace(TINY_SD15.text_encoder, num_hidden_layers=2),),
+    unet=replace(
+        TINY_SD15.unet,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+    ),
+    vae=replace(TINY_SD15.vae, layers_per_block=1),
+)
+SHALLOW_SDXL = replace(
+    TINY_SDXL,
+    name="shallow-sdxl",
+    text_encoders=tuple(
+        replace(encoder, num_hidden_layers=2) for encoder in TINY_SDXL.text_encoders
+    ),
+    unet=replace(
+        TINY_SDXL.unet,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=(2, 4),
+        transformer_layers_per_block=(1, 2),
+    ),
+    vae=replace(TINY_SDXL.vae, layers_per_block=1),
+)
 
 TINY: Mapping[str, ModelArchitecture] = {
     "tiny": TINY_SD15,  # which most tests take
+    "shallow": SHALLOW_SD15,
     **{
         architecture.name: architecture
-        for architecture in (TINY_SD15, TINY_SD21, TINY_SDXL, TINY_SDXL_REFINER, TINY_LCM)
+        for architecture in (
+            TINY_SD15,
+            TINY_SD21,
+            TINY_SDXL,
+            TINY_SDXL_REFINER,
+            TINY_LCM,
+            SHALLOW_SDXL,
+        )
     },
 }

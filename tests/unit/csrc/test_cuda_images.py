@@ -90,7 +90,7 @@ def compiled(folder: Path) -> Path:
     configure = [cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", "-DSDENGINE_CUDA=ON"]
     configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DSDENGINE_PYTHON=OFF"]
     subprocess.run(configure, check=True, capture_output=True)
-    built = "CMakeFiles/sdengine_core.dir/csrc/cuda/noise.cu.o"
+    built = "CMakeFiles/sdengine_cuda.dir/csrc/cuda/noise.cu.o"
     subprocess.run([ninja, "-C", str(folder), built], check=True, capture_output=True)
     return folder / built
 
