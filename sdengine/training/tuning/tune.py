@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -96,9 +97,15 @@ def tune(
         device=process.device,
         trained=trained_networks(options, tuple(source.text_encoder_configs)),
     )
+    is_new = not run.exists()
     work = _Work(kind, options, networks, output, run, progress or (lambda *_: None))
-    with process.main_process_first():  # which fills the caches that the others read
-        task, identity = work.prepare(examples)
+    try:
+        with process.main_process_first():  # which fills the caches that the others read
+            task, identity = work.prepare(examples)
+    except ConfigError:
+        if is_new and process.is_main_process:  # what was refused leaves nothing
+            shutil.rmtree(run, ignore_errors=True)
+        raise
     train(
         task,
         run,

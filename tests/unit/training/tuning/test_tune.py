@@ -350,6 +350,22 @@ def test_what_cannot_be_trained_is_refused_by_name(
     assert not place(kind, tmp_path).exists()
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_damaged_picture_leaves_nothing_of_a_new_run(
+    is_new: bool, tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(data, tmp_path / "data")
+    (damaged / "zz.png").write_bytes(b"damaged")
+    target = place("lora", tmp_path)
+    run = target.with_name(f"{target.name}.training")
+    if not is_new:
+        run.mkdir()
+    with pytest.raises(ConfigError, match=r"zz\.png"):
+        tune("lora", tiny, damaged, target, options("lora", templates=("a cat",)))
+    assert run.exists() is not is_new
+    assert is_new or any((run / "latents").iterdir())
+
+
 def test_places_and_checkpoints_are_looked_at_first(tiny: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"output.*ends in \.safetensors"):
         tune("lora", tiny, data, tmp_path / "thing.ckpt", options("lora"))
