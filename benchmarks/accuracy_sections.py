@@ -74,6 +74,10 @@ def picture_tasks(record: Record) -> str:
             "`beside outlines` is the same mean without pixels within 6 of an outline of the scene "
             "as drawn, and `no line` takes the median along the whole line.",
             accuracy.outpainting(record),
+            "By how much neighbouring pixels differ over the border, at each side of the first "
+            "kind above, against the mean of the same difference inside the picture that was "
+            "given; over the scenes, with 95 % intervals.",
+            accuracy.seams(record),
             "Enlarged four times at the same side, pictures whose colours are 14 of 255 off the "
             "model's own; how far the outermost pixels are from the first background, median.",
             accuracy.repeated_extensions(record),

@@ -206,6 +206,21 @@ def outpainting(record: Mapping[str, Any]) -> str:
     return table([f"of {record['scenes']}", *named.values()], rows)
 
 
+def seams(record: Mapping[str, Any]) -> str:
+    """Return a row for each side of enlarged pictures."""
+    named = {
+        "seam": "over the border",
+        "inside": "inside",
+        "seam_less_inside": "the border's less the inside's",
+        "drawn": "over the border as drawn",
+    }
+    rows = [
+        [side, *(f"{found[name][0]:.1f} ± {found[name][1]:.1f}" for name in named)]
+        for side, found in record["seams"].items()
+    ]
+    return table(["mean step, of 255", *named.values()], rows)
+
+
 def repeated_extensions(record: Mapping[str, Any]) -> str:
     """Return a row for each overlap, a column for each repeat."""
     found = record["repeated_extensions"]

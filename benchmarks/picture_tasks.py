@@ -48,6 +48,13 @@ EXTENSIONS: dict[str, dict[str, Any]] = {
     "no overlap": {"outpaint_overlap": 0},
 }
 OVERLAP = 16
+# Of each side: the axis across its border, and where along it the other pixels begin.
+SIDES = {
+    "left": (1, EXTENDED),
+    "top": (0, EXTENDED),
+    "right": (1, SIZE - EXTENDED),
+    "bottom": (0, SIZE - EXTENDED),
+}
 _NEAR_OUTLINE = 6  # pixels by which an outline may run elsewhere than as drawn
 TONE = np.array([14, -14, 14])  # of pictures that are not quite in the model's own colours
 REPEATS = 4
@@ -182,6 +189,57 @@ def _steps(pixels: Image, left_out: NDArray[np.bool_], axis: int) -> np.ma.Maske
     return np.ma.masked_array(steps, after | before)
 
 
+def seams(engine: sdengine.Engine, count: int) -> dict[str, dict[str, list[float]]]:
+    """Compare, side by side, the step over the border with the steps inside the picture given.
+
+    Returns:
+        For each side `seam`, `inside`, `seam_less_inside`, and `drawn`, the step at the same place
+        of the scene as drawn: each the mean over the scenes, and its 95 % interval's half width.
+    """
+    rng = random.Random(SEED)
+    found: dict[str, dict[str, list[float]]] = {
+        side: {"seam": [], "inside": [], "seam_less_inside": [], "drawn": []} for side in SIDES
+    }
+    for i, (scene, picture, *_) in enumerate(recoloured(count)):
+        own = picture[EXTENDED : SIZE - EXTENDED, EXTENDED : SIZE - EXTENDED]
+        result = engine.generate(
+            caption(scene, rng), image=own, outpaint=EXTENDED, steps=STEPS, seed=i
+        ).arrays[0]
+        over, drawn = border_steps(result), border_steps(picture)
+        for side, values in found.items():
+            inside = float(_steps(own, np.zeros(own.shape[:2], bool), SIDES[side][0]).mean())
+            values["seam"].append(over[side])
+            values["inside"].append(inside)
+            values["seam_less_inside"].append(over[side] - inside)
+            values["drawn"].append(drawn[side])
+    means = {
+        side: {name: _mean_and_interval(values) for name, values in by_name.items()}
+        for side, by_name in found.items()
+    }
+    print(means, flush=True)
+    return means
+
+
+def border_steps(result: Image) -> dict[str, float]:
+    """Return by how much pixels differ over the border at each side, the mean along the border.
+
+    Args:
+        result: [SIZE,SIZE,3] uint8 that a picture was enlarged to by EXTENDED at each side.
+    """
+    kept = np.s_[EXTENDED : SIZE - EXTENDED]
+    found = {}
+    for side, (axis, border) in SIDES.items():
+        pixels = result[:, kept] if axis == 0 else result[kept]
+        two = pixels.take((border - 1, border), axis=axis).astype(float)
+        found[side] = float(np.abs(np.diff(two, axis=axis)).mean())
+    return found
+
+
+def _mean_and_interval(values: list[float]) -> list[float]:
+    half = 1.96 * np.std(values, ddof=1) / np.sqrt(len(values))
+    return [round(float(np.mean(values)), 2), round(float(half), 2)]
+
+
 def outlines(scene: Scene) -> NDArray[np.bool_]:
     """Return the pixels [SIZE,SIZE] that are near where objects of a scene end."""
     axis = (np.arange(SIZE) + 0.5) / SIZE
@@ -232,6 +290,7 @@ PARTS: dict[str, tuple[Callable[[sdengine.Engine, int], dict[str, Any]], int]] =
     "inpainting": (inpainting, 1),
     "image_to_image": (image_to_image, 1),
     "outpainting": (outpainting, 1),
+    "seams": (seams, 1),
     "repeated_extensions": (repeated_extensions, 4),
     "variations": (variations, 1),
     "enlarging": (enlarging, 2),

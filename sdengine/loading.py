@@ -10,6 +10,7 @@ from sdengine.backends.base import PRECISIONS, VAE_TILES, SessionOptions
 from sdengine.bundle.reader import open_bundle
 from sdengine.engine import Engine
 from sdengine.errors import ConfigError
+from sdengine.images.provenance import Bands, read_bands
 from sdengine.inputs.loras import Strength
 from sdengine.inputs.models import Given
 from sdengine.request.fields import Integer
@@ -31,6 +32,7 @@ def load(
     loras_folder: str | os.PathLike[str] | None = None,
     hypernetworks: Mapping[str | os.PathLike[str], float] | None = None,
     hypernetworks_folder: str | os.PathLike[str] | None = None,
+    vae_bands: Bands = (),
 ) -> Engine:
     """Open a bundle and make an engine that runs it.
 
@@ -62,6 +64,8 @@ def load(
         vae_tiles: with target native, compute the largest maps of the VAE in bands: "auto" where
             they fit no other way, "always", which takes the least memory and more time, or "never".
             Pictures are the same but for rounding.
+        vae_bands: of a result's provenance: with target native and "auto", these are computed in
+            the same bands again, so that the pictures are the same to the byte.
 
     Returns:
         An engine; use it as a context manager or call its `close`.
@@ -89,6 +93,8 @@ def load(
     nets = () if hypernetworks is None else FIELDS["hypernetworks"].checked(hypernetworks)
     if vae_tiles not in VAE_TILES:
         raise ConfigError.for_field("vae_tiles", vae_tiles, ", ".join(VAE_TILES))
+    if (bands := read_bands(vae_bands)) is None:
+        raise ConfigError.for_field("vae_bands", vae_bands, "`vae_bands` of a result's provenance")
     if vae_tiles == "always" and opened.manifest.target != "native":
         raise ConfigError.for_field(
             "vae_tiles",
@@ -96,7 +102,7 @@ def load(
             f"auto or never with target {opened.manifest.target}",
             "Only target native computes parts of a picture such that they fit exactly.",
         )
-    options = SessionOptions(precision, threads, memory_bytes, low_memory, device, vae_tiles)
+    options = SessionOptions(precision, threads, memory_bytes, low_memory, device, vae_tiles, bands)
     engine = Engine(opened, chosen, options)
     try:
         if merged or terms or nets:

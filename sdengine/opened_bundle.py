@@ -68,7 +68,6 @@ class OpenedBundle:
             model_hash=source.sha256,
             bundle_hash=bundle.sha256,
             usual_clip_skip=usual_clip_skip(bundle.manifest.architecture),
-            vae_in_bands=options.vae_tiles == "always",
         )
         self._planner = Planner(bundle, self._networks, self.session.max_chunks)
         self._pipeline = Pipeline(

@@ -54,6 +54,8 @@ class SessionOptions:
         low_memory: each network is freed once a request is done with it.
         device: number of the GPU, as CUDA counts them; None for the first, and without one.
         vae_tiles: one of VAE_TILES: whether the VAE's largest maps are computed in parts.
+        vae_bands: where "auto" computes maps in bands from the start: network, width and height,
+            and the most that its maps may take.
     """
 
     precision: str = "auto"
@@ -62,6 +64,7 @@ class SessionOptions:
     low_memory: bool = False
     device: int | None = None
     vae_tiles: str = "auto"
+    vae_bands: tuple[tuple[str, int, int, int], ...] = ()
 
 
 DEFAULTS = SessionOptions()

@@ -133,6 +133,15 @@ class DecodesPixels(Protocol):
 
 
 @runtime_checkable
+class RunsInBands(Protocol):
+    """A module that computes its largest maps band by band, which rounds differently."""
+
+    def band_bytes(self) -> int:
+        """Return the most that its maps take, which tells how many of them are in bands."""
+        ...
+
+
+@runtime_checkable
 class FillsZeros(Protocol):
     """A module that takes inputs to be zero which are not given."""
 
@@ -154,6 +163,11 @@ def runs_at_once(module: RunsTrajectories) -> bool:
 def decodes_pixels(module: Module) -> TypeGuard[DecodesPixels]:
     """Say whether a module is one of `DecodesPixels`."""
     return _has(type(module), DecodesPixels)
+
+
+def runs_in_bands(module: Module) -> TypeGuard[RunsInBands]:
+    """Say whether a module is one of `RunsInBands`."""
+    return _has(type(module), RunsInBands)
 
 
 def inputs_zero_unless_given(module: Module) -> frozenset[str]:

@@ -103,9 +103,12 @@ def generate(
         str | None, typer.Option("--hypernetworks", metavar="FOLDER", help=HYPERNETWORKS_HELP)
     ] = None,
     vae_tiles: Annotated[
-        str,
-        typer.Option(help="Target native: compute the VAE in bands; auto, always or never."),
-    ] = "auto",
+        str | None,
+        typer.Option(
+            help="Target native: compute the VAE in bands; auto, always or never. If not given, "
+            "as for the image of --from, else auto."
+        ),
+    ] = None,
     preview: Annotated[
         str | None,
         typer.Option(
@@ -158,7 +161,8 @@ def generate(
             memory_bytes,
             device,
             embeddings_folder,
-            vae_tiles=vae_tiles,
+            vae_tiles=vae_tiles or "auto",
+            vae_bands=() if recorded is None or vae_tiles else recorded.provenance.vae_bands,
             loras_folder=loras_folder,
             hypernetworks_folder=hypernetworks_folder,
         ) as engine,
@@ -174,7 +178,13 @@ def generate(
     for line in result.notes:
         note(f"note: {line}")
     used = result.request
-    warnings = (*result.warnings, *model_warnings(recorded, used), *weight_warnings(recorded, used))
+    bands = [] if recorded is None else recorded.provenance.band_differences(result.provenance)
+    warnings = (
+        *result.warnings,
+        *bands,
+        *model_warnings(recorded, used),
+        *weight_warnings(recorded, used),
+    )
     warnings += tuple(tag_warnings(recorded, used))
     for line in (*warnings, *embedding_warnings(recorded, given, result)):
         note(f"warning: {line}")

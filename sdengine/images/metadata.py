@@ -21,7 +21,7 @@ from sdengine.images import comfyui, novelai
 from sdengine.images.exif_text import COMMENT, MAX_TEXT_BYTES
 from sdengine.images.picture_text import read_text
 from sdengine.images.pixel_text import pixel_text
-from sdengine.images.provenance import Provenance
+from sdengine.images.provenance import Provenance, read_bands
 from sdengine.images.web_ui_text import parse_parameters
 from sdengine.request.keywords import IMAGES_PER_PROMPT, WEB_UI_CLIP_SKIP
 from sdengine.request.request import JSON_VERSION, Request, read_fields
@@ -122,8 +122,8 @@ def describe_image(request: Request, provenance: Provenance) -> str:
         "version": provenance.version,
         "processor": provenance.processor,
     }
-    if provenance.vae_in_bands:
-        content["vae_in_bands"] = True
+    if provenance.vae_bands:
+        content["vae_bands"] = [list(one) for one in provenance.vae_bands]
     return json.dumps(content, ensure_ascii=False)
 
 
@@ -236,7 +236,7 @@ def _from_chunk(text: str) -> Metadata:
         threads=threads if type(threads) is int and 1 <= threads <= 4096 else None,
         model_hash=_match(_SHA256, model.get("sha256")),
         bundle_hash=_match(_SHA256, content.get("bundle")),
-        vae_in_bands=content.get("vae_in_bands") is True,
+        vae_bands=read_bands(content.get("vae_bands")) or (),
     )
     fields = read_fields(request)
     used = tuple((one.name, one.sha256) for one in fields.get("embeddings") or ())

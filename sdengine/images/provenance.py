@@ -9,6 +9,9 @@ from dataclasses import dataclass
 # Vector instructions; results of networks differ between them.
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 _MAX_LINE_CHARACTERS = 1 << 16
+_MAX_BANDS = 16  # networks and sizes of one request that may be in bands
+
+Bands = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Provenance:
         model, model_hash: name and SHA-256 of the checkpoint; of the hash perhaps the first digits.
         bundle_hash: SHA-256 of the bundle's manifest.
         usual_clip_skip: what the web UI calls the layer that the checkpoint reads.
-        vae_in_bands: whether the VAE is always computed in bands, which rounds differently; known
-            where the bundle is.
+        vae_bands: what of the VAE was computed in bands, which rounds differently: network, width
+            and height, and the most that its maps took in bytes; known of a result.
     """
 
     backend: str = ""
@@ -36,7 +39,7 @@ class Provenance:
     model_hash: str = ""
     bundle_hash: str = ""
     usual_clip_skip: int = 1
-    vae_in_bands: bool = False
+    vae_bands: Bands = ()
 
     def differences(self, now: Provenance) -> list[str]:
         """Say in sentences why `now` may not give again what this gave; the unknown is no reason.
@@ -51,11 +54,6 @@ class Provenance:
                 lines.append("the image was made with another bundle, so the picture will differ.")
         elif self.model_hash and not now.model_hash.startswith(self.model_hash):
             lines.append("the image was made with another model, so the picture will differ.")
-        if self.bundle_hash and self.vae_in_bands != now.vae_in_bands:
-            then_used, now_used = (
-                f"--vae-tiles {'always' if one.vae_in_bands else 'auto'}" for one in (self, now)
-            )
-            lines.append(f"the image was made with {then_used}, not {now_used}.")
         for what, then, found in (
             ("backend", self.backend, now.backend),
             ("precision", self.precision, now.precision),
@@ -65,6 +63,36 @@ class Provenance:
             if then and then != found:
                 lines.append(f"the image was made with {what} {then}, not {found}.")
         return lines
+
+    def band_differences(self, now: Provenance) -> list[str]:
+        """Say in a sentence where a result's VAE was computed otherwise than this one's.
+
+        Args:
+            now: of the result.
+        """
+        if not self.bundle_hash or self.vae_bands == now.vae_bands:
+            return []
+        then_used, now_used = (
+            ", ".join(f"{network} at {width}x{height} in bands of {limit} bytes"
+                      for network, width, height, limit in one.vae_bands)
+            or "the VAE's maps whole"
+            for one in (self, now)
+        )  # fmt: skip
+        return [f"the image was made with {then_used}, not {now_used}, which rounds differently."]
+
+
+def read_bands(value: object) -> Bands | None:
+    """Return bands as `Provenance` has them, from there or from JSON; None if they are none."""
+    if not isinstance(value, (list, tuple)) or len(value) > _MAX_BANDS:
+        return None
+    is_known = all(
+        isinstance(row, (list, tuple))
+        and len(row) == 4
+        and row[0] in ("vae_decoder", "vae_encoder")
+        and all(type(number) is int and 0 < number < 1 << 48 for number in row[1:])
+        for row in value
+    )
+    return tuple((row[0], row[1], row[2], row[3]) for row in value) if is_known else None
 
 
 @functools.cache

@@ -11,9 +11,14 @@ from sdengine.images.timings import StageTime, Timings
 
 
 class StageClock:
-    """Add up the time of a request's stages; time that the caller holds it does not count."""
+    """Add up the time of a request's stages; time that the caller holds it does not count.
+
+    Args:
+        bands: networks that the request had computed in bands, as `Provenance` has them.
+    """
 
     def __init__(self) -> None:
+        self.bands: dict[tuple[str, int, int], int] = {}
         self._ns: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
         self._active_ns = 0

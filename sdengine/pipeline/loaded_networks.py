@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import Module, Session
+from sdengine.backends.device_protocols import runs_in_bands
 from sdengine.backends.forks import ForkSafeLock, watch_forks
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import resolve_shapes
@@ -67,7 +68,7 @@ class Networks:
             batch: rows of its inputs.
             height, width: image size in pixels.
             sequence: tokens of the prompt, of all its chunks; None is one chunk.
-            clock: where the time of loading is counted.
+            clock: where the time of loading is counted, and what is in bands.
             weights: what is merged into the bundle's own.
             check: refuses a module that is not what the manifest says, when it is loaded.
         """
@@ -91,6 +92,8 @@ class Networks:
                         check(found.module)
                 shapes_loaded[key] = found
             shapes_loaded.move_to_end(key)
+            if clock is not None and runs_in_bands(found.module):
+                clock.bands[network, width, height] = found.module.band_bytes()
             return found.module
 
     def release(self, *networks: str) -> None:

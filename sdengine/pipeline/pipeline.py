@@ -99,10 +99,10 @@ class Pipeline:
             tuple(images),
             plan.request,
             clock.timings(),
-            self._provenance_of(plan),
+            self._provenance_of(plan, clock),
             plan.warnings,
             plan.used,
-            plan.notes,
+            (*plan.notes, *(_band_note(*one) for one in clock.bands)),
         )
         yield replace(last, result=result)
         return result
@@ -311,11 +311,12 @@ class Pipeline:
             preview=None if clean is None else preview(clean, watch.preview, networks, clock),
         )
 
-    def _provenance_of(self, plan: Plan) -> Provenance:
-        model = plan.weights.model
+    def _provenance_of(self, plan: Plan, clock: StageClock) -> Provenance:
+        bands = tuple(sorted((*place, limit) for place, limit in clock.bands.items()))
+        found, model = replace(self._provenance, vae_bands=bands), plan.weights.model
         if model is None:
-            return self._provenance
-        return replace(self._provenance, model=model.name, model_hash=model.sha256)
+            return found
+        return replace(found, model=model.name, model_hash=model.sha256)
 
     def _networks_of(self, plan: Plan) -> WeightedNetworks:
         return WeightedNetworks(self._networks, plan.weights)
@@ -323,6 +324,10 @@ class Pipeline:
     def _done_with(self, *networks: str) -> None:
         if self._low_memory:
             self._networks.release(*networks)
+
+
+def _band_note(network: str, width: int, height: int) -> str:
+    return f"{network} at {width}x{height} was computed in bands, which rounds differently."
 
 
 def finish(

@@ -317,6 +317,17 @@ def test_image_again_from_its_metadata(run: Run, tiny: Path, tmp_path: Path) -> 
     assert (tmp_path / "a-2.png").read_bytes() != (tmp_path / "c.png").read_bytes()
 
 
+def test_bands_of_the_vae_are_taken_from_the_image(run: Run, tmp_path: Path) -> None:
+    options = ["--steps", 2, "--seed", 5, "--precision", "bf16"]
+    made = run("generate", "a star", *options, "--vae-tiles", "always", "-o", "a.png")
+    assert made.returncode == 0 and "was computed in bands" in made.stderr
+    again = run("generate", "--from", "a.png", "-o", "b.png")
+    assert (again.returncode, "warning" in again.stderr) == (0, False), again.stderr
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    other = run("generate", "--from", "a.png", "-o", "c.png", "--vae-tiles", "never")
+    assert "not the VAE's maps whole, which rounds differently" in other.stderr
+
+
 def test_nothing_to_make_an_image_from(run: Run, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"no picture")
     done = run("generate", "--from", "x.png", "--bundle", tiny)

@@ -99,6 +99,10 @@ class BandedModule:
             )
         return {self._output.name: _Run(self.plan, self._packed, self._threads).result(given)}
 
+    def band_bytes(self) -> int:
+        """Return the most that its maps take: a plan of no more is the same plan again."""
+        return self.plan.planned_bytes
+
     def close(self) -> None:
         """Forget the weights; a second call does nothing."""
         self._packed = None

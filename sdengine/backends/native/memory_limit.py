@@ -57,7 +57,8 @@ class NativeBudget(MemoryBudget):
         self._seen: set[tuple[int | str, ...]] = set()
         # By network, width and height, the most that the maps of one computed in bands may take;
         # None asks for the least.
-        self.band_limits: dict[tuple[str, int, int], int | None] = {}
+        self._given = {tuple(place): limit for *place, limit in options.vae_bands}
+        self.band_limits: dict[tuple[str, int, int], int | None] = dict(self._given)
         self.weight_limits: dict[str, int] = {}  # bytes of packed weights, by network
         self.available_bytes = memory_bytes or 0
         self.low_memory = low_memory
@@ -153,7 +154,12 @@ class NativeBudget(MemoryBudget):
 
         if self._tiles == "always":
             return needs(dict.fromkeys(_VAE))
-        whole = needs({})
+        given = {
+            name: self._given[key]
+            for name in _VAE
+            if name in prepared and (key := (name, width, height)) in self._given
+        }
+        whole = needs(given)
         if self._tiles == "never" or whole.total_bytes(self.low_memory) <= self.available_bytes:
             return whole
         others = self._map_bytes({n: one for n, one in prepared.items() if n not in _VAE}) + again

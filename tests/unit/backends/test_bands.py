@@ -243,6 +243,8 @@ def test_bands_are_taken_where_a_limit_asks_for_them() -> None:
         decoder = loaded(engine)
         assert type(decoder) is BandedModule
         assert decoder.plan.planned_bytes < whole_bytes(engine.bundle, "vae_decoder", 40, 40)
+        # Another request's size says nothing of this one's.
+        assert engine.generate(**PROMPT).provenance.vae_bands == ()
     with (
         sdengine.load("demo", precision=precision, memory_bytes=limit, vae_tiles="never") as engine,
         pytest.raises(OutOfMemoryError, match="320x320 takes"),
@@ -251,6 +253,42 @@ def test_bands_are_taken_where_a_limit_asks_for_them() -> None:
     with sdengine.load("demo", precision=precision) as engine:
         plain = engine.generate(**PROMPT, **size).arrays[0]
     assert np.abs(plain.astype(int) - picture).mean() < 0.5
+
+
+def test_bands_of_a_result_are_computed_again_without_the_limit() -> None:
+    size: dict[str, Any] = {"width": 320, "height": 320}
+    with sdengine.load("demo", precision="bf16", memory_bytes=10**9) as engine:
+        needs = engine.session.budget._plan(320, 320)  # type: ignore[attr-defined]
+    limit = needs.total_bytes(False) - 1_000_000
+    with sdengine.load("demo", precision="bf16", memory_bytes=limit) as engine:
+        first = engine.generate(**PROMPT, **size)
+        ((network, width, height, _),) = first.provenance.vae_bands
+        assert (network, width, height) == ("vae_decoder", 320, 320)
+        assert any("vae_decoder at 320x320 was computed in bands" in n for n in first.notes)
+        count = loaded(engine).plan.runs
+    for memory_bytes in (None, 10**9):
+        with sdengine.load(
+            "demo",
+            precision="bf16",
+            memory_bytes=memory_bytes,
+            vae_bands=first.provenance.vae_bands,
+        ) as engine:
+            again = engine.generate(**PROMPT, **size)
+            assert len(loaded(engine).plan.runs) == len(count)
+        assert again.provenance == first.provenance
+        assert np.array_equal(again.arrays[0], first.arrays[0])
+    with sdengine.load("demo", precision="bf16") as engine:
+        plain = engine.generate(**PROMPT, **size)
+    assert plain.provenance.vae_bands == plain.notes == ()
+
+
+def test_every_plan_is_found_again_by_what_it_takes(demo: Bundle) -> None:
+    for network in INPUTS:
+        whole = whole_bytes(demo, network, 48, 48)
+        for limit in (None, *range(whole // 4, whole, whole // 8)):
+            plan = plan_at(demo, network, 48, 48, limit)
+            again = plan_at(demo, network, 48, 48, plan.planned_bytes)
+            assert [run.unit for run in again.runs] == [run.unit for run in plan.runs]
 
 
 def loaded(engine: Engine) -> Any:
@@ -277,6 +315,8 @@ def test_what_nothing_can_be_done_with_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"vae_tiles: 'yes'.*auto, always, never"):
         sdengine.load("demo", vae_tiles="yes")
+    with pytest.raises(ConfigError, match=r"vae_bands: 5.*result's provenance"):
+        sdengine.load("demo", vae_bands=5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"vae_tiles: 'always'.*target openvino"):
         sdengine.load(make_tiny_bundle(tmp_path / "tiny"), vae_tiles="always")
 
@@ -284,7 +324,6 @@ def test_what_nothing_can_be_done_with_is_refused(tmp_path: Path) -> None:
 def test_decoding_gives_one_picture_for_each(demo: Bundle) -> None:
     latents = np.random.default_rng(0).standard_normal((2, 4, 24, 16), dtype=np.float32)
     with sdengine.load("demo", vae_tiles="always") as engine:
-        assert engine.provenance.vae_in_bands
         networks = WeightedNetworks(engine._networks)
         first, second = decode(latents, networks, StageClock())
         assert not np.array_equal(first, second)

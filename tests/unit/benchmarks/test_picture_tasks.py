@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from sdengine.benchmarks.picture_tasks import EXTENDED, SIZE, is_seamless, outlines
+from sdengine.benchmarks.picture_tasks import EXTENDED, SIZE, border_steps, is_seamless, outlines
 from sdengine.training.scenes import Image, Scene, random_scene, render
 
 OWN = np.s_[EXTENDED : SIZE - EXTENDED, EXTENDED : SIZE - EXTENDED]
@@ -44,3 +44,21 @@ def test_outlines_cover_where_an_object_ends_and_little_else(
         steps = np.abs(np.diff(picture.astype(int), axis=0)).max(axis=2) > 8
         assert near[1:][steps].all() and steps.any()
         assert not near[0].all() and near.mean() < 0.4
+
+
+def test_the_step_over_each_border_is_of_its_own_side(drawn: list[tuple[Scene, Image]]) -> None:
+    flat = np.full((SIZE, SIZE, 3), 100, np.uint8)
+    assert set(border_steps(flat).values()) == {0}
+    outer = {
+        "left": np.s_[:, :EXTENDED],
+        "top": np.s_[:EXTENDED],
+        "right": np.s_[:, -EXTENDED:],
+        "bottom": np.s_[-EXTENDED:],
+    }
+    for side, part in outer.items():
+        changed = flat.copy()
+        changed[part] += 7
+        assert border_steps(changed) == dict.fromkeys(outer, 0) | {side: 7}
+    changed = flat.copy()
+    changed[: EXTENDED - 1] += 7  # a line farther out, which is another border
+    assert set(border_steps(changed).values()) == {0}

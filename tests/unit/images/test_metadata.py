@@ -109,15 +109,38 @@ def test_loras_come_back(tmp_path: Path) -> None:
 
 
 def test_a_vae_in_bands_comes_back_and_is_named(tmp_path: Path) -> None:
-    used = replace(PROVENANCE, vae_in_bands=True)
+    used = replace(PROVENANCE, vae_bands=(("vae_decoder", 1024, 2048, 5000),))
     content = describe_image(Request("a"), used)
     metadata = read_metadata(write(tmp_path / "a.png", sdengine=content))
-    assert metadata.differences(used) == []
-    (line,) = metadata.differences(PROVENANCE)
-    assert line == "the image was made with --vae-tiles always, not --vae-tiles auto."
-    (line,) = PROVENANCE.differences(used)
-    assert line == "the image was made with --vae-tiles auto, not --vae-tiles always."
-    assert "vae_in_bands" not in describe_image(Request("a"), PROVENANCE)
+    assert metadata.provenance.vae_bands == used.vae_bands
+    assert metadata.differences(PROVENANCE) == metadata.provenance.band_differences(used) == []
+    then, now = "vae_decoder at 1024x2048 in bands of 5000 bytes", "the VAE's maps whole"
+    for one, other, said in ((used, PROVENANCE, (then, now)), (PROVENANCE, used, (now, then))):
+        (line,) = one.band_differences(other)
+        assert line.startswith("the image was made with {}, not {}, ".format(*said))
+    assert Provenance().band_differences(used) == []  # of another tool: nothing is known
+    assert "vae_bands" not in describe_image(Request("a"), PROVENANCE)
+
+
+@pytest.mark.parametrize(
+    "bands",
+    [
+        "vae_decoder",
+        {"vae_decoder": 1},
+        [["vae_decoder", 64, 64]],
+        [["unet", 64, 64, 5]],
+        [["vae_decoder", 64, True, 5]],
+        [["vae_decoder", 64, 64, -1]],
+        [["vae_decoder", 64, 64, 1.5]],
+        [["vae_decoder", 64, 64, 10**30]],
+        [[["vae_decoder"], 64, 64, 5]],
+        [["vae_decoder", 64, 64, 5]] * 17,
+    ],
+)
+def test_bands_of_no_known_form_are_left_out(bands: object, tmp_path: Path) -> None:
+    content = json.loads(describe_image(Request("a"), PROVENANCE)) | {"vae_bands": bands}
+    path = write(tmp_path / "a.png", sdengine=json.dumps(content))
+    assert read_metadata(path).provenance.vae_bands == ()
 
 
 def test_differences_are_named(tmp_path: Path) -> None:
