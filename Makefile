@@ -16,7 +16,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_FLAGS ?=
-# Tests run in so many processes, each with the files that it takes.
+# Tests run in so many processes, each with the files that it takes; in the order of their folders,
+# so that those of the last ones are short.
 WORKERS ?= 2
 
 GPU_TORCH ?= torch
@@ -45,7 +46,8 @@ demo: $(DEMO)/installed
 test: lint cpp pytest
 
 pytest: $(TEST)/installed
-	$(TEST)/bin/pytest --numprocesses=$(WORKERS) --dist=loadfile $(PYTEST_FLAGS)
+	$(TEST)/bin/pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder \
+	    $(PYTEST_FLAGS)
 
 lint: $(TEST)/installed typed
 	$(TEST)/bin/ruff check .

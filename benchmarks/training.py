@@ -38,7 +38,6 @@ from sdengine.benchmarks.prompt_following import SAMPLING, evaluate
 from sdengine.benchmarks.records import RESULTS, stamped, write_record
 from sdengine.checkpoints import load_checkpoint
 from sdengine.checkpoints.synthetic import make_synthetic
-from sdengine.inputs.loras import Strength
 from sdengine.training.captions import caption
 from sdengine.training.scenes import TAUGHT_SHAPE, random_scene
 from sdengine.training.tuning.kinds import PREPARE
@@ -86,7 +85,7 @@ def word(given: argparse.Namespace) -> Figures:
         rng = random.Random(SEED)
         scenes = [taught.taught_scene(rng, given.thing, held_out=True) for _ in range(given.count)]
         keywords: Figures = {"embeddings": {name: file}} if is_word else {}
-        loras: dict[str | os.PathLike[str], Strength] = {} if is_word else {file: 1.0}
+        loras = {} if is_word else {file: 1.0}
         with sdengine.load("demo", loras=loras) as engine:
             made = [
                 engine.generate(text.replace(given.thing, name), seed=i, guidance_scale=GUIDANCE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from sdengine.backends import select_backend
 from sdengine.backends.base import PRECISIONS, VAE_TILES, SessionOptions
@@ -11,6 +10,7 @@ from sdengine.bundle.reader import open_bundle
 from sdengine.engine import Engine
 from sdengine.errors import ConfigError
 from sdengine.images.provenance import Bands, read_bands
+from sdengine.inputs.given_files import ByFile
 from sdengine.inputs.loras import Strength
 from sdengine.inputs.models import Given
 from sdengine.request.fields import Integer
@@ -26,11 +26,11 @@ def load(
     memory_bytes: int | None = None,
     device: int | None = None,
     embeddings: str | os.PathLike[str] | None = None,
-    loras: Mapping[str | os.PathLike[str], Strength] | None = None,
+    loras: ByFile[Strength] | None = None,
     vae_tiles: str = "auto",
     model: Given | None = None,
     loras_folder: str | os.PathLike[str] | None = None,
-    hypernetworks: Mapping[str | os.PathLike[str], float] | None = None,
+    hypernetworks: ByFile[float] | None = None,
     hypernetworks_folder: str | os.PathLike[str] | None = None,
     vae_bands: Bands = (),
 ) -> Engine:

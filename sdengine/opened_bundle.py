@@ -12,6 +12,7 @@ from sdengine.bundle.reader import Bundle
 from sdengine.images.latents import Latents
 from sdengine.images.provenance import Provenance, processor
 from sdengine.inputs.embeddings import Embedding
+from sdengine.inputs.given_files import ByFile
 from sdengine.inputs.hypernetworks import HypernetworkUse
 from sdengine.inputs.loras import Lora, Strength
 from sdengine.inputs.models import Given, ModelTerm
@@ -179,10 +180,8 @@ class OpenedBundle:
         self,
         *,
         model: Given | tuple[ModelTerm, ...] | None = None,
-        loras: Mapping[str | os.PathLike[str], Strength] | tuple[Lora, ...] | None = None,
-        hypernetworks: Mapping[str | os.PathLike[str], float]
-        | tuple[HypernetworkUse, ...]
-        | None = None,
+        loras: ByFile[Strength] | tuple[Lora, ...] | None = None,
+        hypernetworks: ByFile[float] | tuple[HypernetworkUse, ...] | None = None,
     ) -> None:
         """Set what requests compute with that do not say it themselves; nothing is built again.
 

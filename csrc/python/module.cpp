@@ -62,5 +62,6 @@ PYBIND11_MODULE(_native, module) {
   sdengine::python::bind_cpu(module);
   sdengine::python::bind_cuda(module);
   sdengine::python::bind_network(module);
+  sdengine::python::bind_packing(module);
   sdengine::python::bind_runtime(module);
 }

@@ -11,7 +11,8 @@ from sdengine.errors import ConfigError
 
 if TYPE_CHECKING:
     from sdengine.images.metadata import Metadata
-    from sdengine.inputs.models import Given, ModelTerm, PathLike
+    from sdengine.inputs.given_files import PathLike
+    from sdengine.inputs.models import Given, ModelTerm
     from sdengine.request.request import Request
 
 MODEL_HELP = (

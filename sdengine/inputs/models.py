@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdengine.errors import BundleError, CheckpointError, ConfigError
+from sdengine.inputs.given_files import ByFile, PathLike
 from sdengine.storage.checkpoint_folder import CheckpointFolder, weight_stems
 from sdengine.storage.content_hash import hash_open_file
 from sdengine.storage.regular_file import open_regular
@@ -25,8 +26,7 @@ ACCEPTED = (
     f"a checkpoint's path, or up to {MOST_TERMS} paths with their shares, from {-MOST_SHARE:g} to "
     f"{MOST_SHARE:g}, which make 1"
 )
-PathLike = str | os.PathLike[str]
-Given = PathLike | Mapping[PathLike, float]
+Given = PathLike | ByFile[float]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ WAIT_SECONDS = 30
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
+    return make_tiny("shallow", tmp_path_factory.mktemp("checkpoints") / "shallow")
 
 
 def python_path(*folders: Path) -> str:

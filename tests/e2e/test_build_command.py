@@ -17,11 +17,11 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from support.tiny_checkpoints import make_tiny
 
-    return make_tiny("tiny", tmp_path_factory.mktemp("checkpoints") / "tiny")
+    return make_tiny("shallow", tmp_path_factory.mktemp("checkpoints") / "shallow")
 
 
 def test_builds_reports_and_refuses_to_overwrite(
-    run: Run, checkpoint: Path, tmp_path: Path
+    run: Run, call: Run, checkpoint: Path, tmp_path: Path
 ) -> None:
     options = ("--target", "torch", "--resolutions", "64,128x64", "--batch", 2, "--json")
     done = run("build", checkpoint, "-o", "bundle", *options)
@@ -33,12 +33,12 @@ def test_builds_reports_and_refuses_to_overwrite(
     manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
     assert manifest["resolutions"] == [[64, 64], [128, 64]]
     assert (manifest["max_batch"], manifest["precision"]) == (2, "fp16")
-    assert run("verify", "bundle").returncode == 0
+    assert call("verify", "bundle").returncode == 0
 
-    again = run("build", checkpoint, "-o", "bundle", *options)
+    again = call("build", checkpoint, "-o", "bundle", *options)
     assert again.returncode == 1
     assert "--force" in again.stderr
-    forced = run("build", checkpoint, "-o", "bundle", *options, "--force", "--no-controlnet")
+    forced = call("build", checkpoint, "-o", "bundle", *options, "--force", "--no-controlnet")
     assert forced.returncode == 0
     manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
     assert manifest["networks"]["unet"]["options"] == {"controlnet": False}
@@ -51,20 +51,20 @@ def test_builds_reports_and_refuses_to_overwrite(
         (("--target", "cuda"), 2, "target"),
         (("--precision", "int4"), 2, "precision"),
         (("--resolutions", "big"), 2, "--resolutions"),
-        (("--resolutions", "500"), 2, "multiples of 64"),
+        (("--resolutions", "500"), 2, "multiples of 16"),
         (("--batch", "0"), 2, "batch"),
         (("-o", "missing/bundle"), 1, "does not exist"),
     ],
 )
 def test_a_bad_value_is_one_paragraph_and_leaves_nothing(
-    run: Run,
+    call: Run,
     checkpoint: Path,
     tmp_path: Path,
     arguments: tuple[str, ...],
     status: int,
     message: str,
 ) -> None:
-    done = run("build", checkpoint, "-o", "bundle", *arguments)
+    done = call("build", checkpoint, "-o", "bundle", *arguments)
     assert done.returncode == status
     *progress, error = done.stderr.splitlines()  # a log says where it is when that takes long
     assert error.startswith("error: ") and message in error

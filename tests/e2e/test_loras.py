@@ -55,6 +55,26 @@ def pixels(loras: Mapping[Any, Strength] | None) -> bytes:
     return array.tobytes()
 
 
+def test_paths_of_any_type_are_given(files: list[Path]) -> None:
+    """A type checker reads this test too: keys of one type are as good as keys of several."""
+    strings: dict[str, float] = {str(files[0]): 0.5}
+    paths: dict[Path, tuple[float, float]] = {files[0]: (0.5, 0.5)}
+    several: dict[str | os.PathLike[str], Strength] = {files[0]: 0.5}
+    with sdengine.load("demo", loras=strings) as engine:
+        wanted = engine.loras
+        assert [lora.text for lora in wanted] == [0.5]
+        for given in (paths, several):
+            engine.set_weights()
+            engine.set_weights(loras=given)
+            assert engine.loras == wanted
+        shares: dict[str, float] = {"bundle": 1.0}
+        engine.set_weights(model=shares, loras={files[0]: 0.5, str(files[1]): 1})
+        assert len(engine.loras) == 2
+        numbers: dict[int, float] = {1: 0.5}
+        with pytest.raises(ConfigError, match="loras"):
+            engine.set_weights(loras=numbers)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("is_cut", [False, True])
 def test_a_file_that_is_overwritten_is_not_read(tmp_path: Path, is_cut: bool) -> None:
     path, replaced = (

@@ -35,8 +35,8 @@ _CHANGED = {
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A checkpoint, a LoRA, the checkpoint with it merged in fp64, and bundles of them."""
     root = tmp_path_factory.mktemp("targets")
-    plain = make_tiny("tiny", root / "plain", dtype=torch.float32)
-    merged = make_tiny("tiny", root / "merged", dtype=torch.float32)
+    plain = make_tiny("shallow", root / "plain", dtype=torch.float32)
+    merged = make_tiny("shallow", root / "merged", dtype=torch.float32)
     generator = torch.Generator().manual_seed(5)
     tensors: dict[str, torch.Tensor] = {}
     for file, layers in _CHANGED.items():

@@ -19,7 +19,7 @@ from sdengine.cli.main import main
 from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.tensorrt import builder as tensorrt_builder
 from sdengine.compilers.tensorrt import plugin_nodes
-from sdengine.compilers.tensorrt.engine import FULL, RTX, compile_engine
+from sdengine.compilers.tensorrt.engine import FULL, compile_engine
 from sdengine.compilers.tensorrt.options import TensorRtOptions
 from sdengine.errors import ConfigError, EngineBuildError
 from sdengine.export.cache import OnnxCache
@@ -241,88 +241,6 @@ def test_auto_says_why_it_means_native(
     assert not any(plugin for _, plugin in operators(tmp_path / "unet.engine"))
 
 
-def cache_files(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "tensorrt").glob("*"))
-
-
-def test_timings_are_kept_for_later_builds(
-    unet: ExportedNetwork,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    full_tensorrt.install(monkeypatch, tmp_path / "cache")
-    kept = "timing-11.4.0-nvidia-geforce-rtx-4090-sm89.cache"
-    spec = spec_of(kernels="native")
-    for builds in (1, 2):
-        compile_engine(unet, tmp_path, spec, FULL)
-        assert cache_files(tmp_path / "cache") == [kept]
-        content = (tmp_path / "cache/tensorrt" / kept).read_bytes()
-        assert content.endswith(b"\n" + b"+" * builds)
-    assert not caplog.records
-    # A given file is another one.
-    mine = tmp_path / "mine.cache"
-    compile_engine(unet, tmp_path, spec_of(kernels="native", timing_cache=mine), FULL)
-    assert mine.read_bytes().endswith(b"\n+")
-
-
-@pytest.mark.parametrize(
-    ("damage", "told", "after"),
-    [
-        (lambda data: data[:-1], "it is damaged", b"\n+"),
-        (lambda data: data.replace(b"RTX 4090", b"RTX 4080"), "it holds for", b"\n+"),
-        (lambda data: b"a picture", "left alone", b"a picture"),
-    ],
-)
-def test_timings_that_do_not_fit_are_not_used_and_the_log_says_why(
-    unet: ExportedNetwork,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    damage: Any,
-    told: str,
-    after: bytes,
-) -> None:
-    full_tensorrt.install(monkeypatch, tmp_path / "cache")
-    mine = tmp_path / "mine.cache"
-    spec = spec_of(kernels="native", timing_cache=mine)
-    for _ in range(2):
-        compile_engine(unet, tmp_path, spec, FULL)
-    mine.write_bytes(damage(mine.read_bytes()))
-    compile_engine(unet, tmp_path, spec, FULL)
-    assert told in caplog.text and str(mine) in caplog.text
-    assert mine.read_bytes().endswith(after)
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".mine")]
-
-
-def test_timings_that_tensorrt_refuses_are_replaced(
-    unet: ExportedNetwork,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    mine = tmp_path / "mine.cache"
-    spec = spec_of(kernels="native", timing_cache=mine)
-    full_tensorrt.install(monkeypatch, tmp_path / "cache", refuses_cache=True)
-    for _ in range(2):
-        compile_engine(unet, tmp_path, spec, FULL)
-    assert "TensorRT refuses what it holds" in caplog.text
-    assert mine.read_bytes().endswith(b"\n+")
-
-
-def test_a_place_that_cannot_be_written_ends_no_build(
-    unet: ExportedNetwork,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    full_tensorrt.install(monkeypatch, tmp_path / "cache")
-    (tmp_path / "file").touch()
-    spec = spec_of(kernels="native", timing_cache=tmp_path / "file/mine.cache")
-    compile_engine(unet, tmp_path, spec, FULL)
-    assert "mine.cache" in caplog.text
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_named(
     unet: ExportedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -332,25 +250,6 @@ def test_a_full_disk_is_named(
     with pytest.raises(EngineBuildError, match=r"unet\.engine: No space left on device\."):
         compile_engine(unet, tmp_path, spec_of(kernels="native"), FULL)
     assert not (tmp_path / "unet.engine").is_symlink()
-
-
-def test_rtx_has_no_timing_cache(
-    unet: ExportedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs: list[dict[str, Any]] = []
-
-    def remember(job: dict[str, Any], *_: object) -> dict[str, Any]:
-        jobs.append(job)
-        raise EngineBuildError("enough")
-
-    monkeypatch.setattr("sdengine.compilers.tensorrt.engine.run_job", remember)
-    with pytest.raises(EngineBuildError, match="enough"):
-        compile_engine(unet, tmp_path, spec_of(gpus=("sm89",)), RTX)
-    assert [job["timing_cache"] for job in jobs] == [None]
-    with pytest.raises(ConfigError, match=r"timing_cache: only target tensorrt has one"):
-        sdengine.build(
-            "demo", tmp_path / "b", target="tensorrt-rtx", gpus=["sm89"], timing_cache="mine"
-        )
 
 
 def test_a_whole_bundle_says_what_was_chosen(

@@ -89,7 +89,7 @@ def test_an_engine_says_how_it_was_calibrated(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n\na dog\n")
     stages: list[str] = []
-    checkpoint = make_tiny("tiny", tmp_path / "tiny", dtype=torch.float16)
+    checkpoint = make_tiny("shallow", tmp_path / "shallow", dtype=torch.float16)
     report = sdengine.build(
         checkpoint,
         tmp_path / "bundle",

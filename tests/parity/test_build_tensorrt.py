@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from support.one_node import network_of
 from support.tiny_checkpoints import make_tiny
 
 import sdengine
@@ -18,7 +19,6 @@ from sdengine.compilers.base import CompileSpec
 from sdengine.compilers.tensorrt.engine import RTX, compile_engine
 from sdengine.compilers.tensorrt.options import TensorRtOptions
 from sdengine.errors import BackendUnavailableError, EngineBuildError
-from sdengine.export.network import ExportedNetwork
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny("tiny-sdxl", tmp_path_factory.mktemp("checkpoints") / "tiny-sdxl")
+    return make_tiny("shallow-sdxl", tmp_path_factory.mktemp("checkpoints") / "sdxl")
 
 
 def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
@@ -89,29 +89,13 @@ def test_builds_ahead_for_named_gpus(checkpoint: Path, tmp_path: Path) -> None:
         estimate_memory(sdengine.load_checkpoint(checkpoint), resolutions=[64]).weight_bytes[
             "unet"
         ],
-        rel=0.05,
+        rel=0.1,
     )
-    assert report.replaced["text_encoder"] == {"causal_attention": 3}
+    assert report.replaced["text_encoder"] == {"causal_attention": 2}
     assert report.replaced["unet"]["attention"] > 0
     assert report.replaced["unet"].keys() == {"attention", "group_norm", "group_norm_silu"}
     with pytest.raises(BackendUnavailableError, match="tensorrt-rtx is not available"):
         sdengine.load(report.path)
-
-
-def network_of(tmp_path: Path, op_type: str) -> ExportedNetwork:
-    """Write a graph of one node."""
-    shape: list[str | int | None] = ["batch", 4]
-    ports = [
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, shape)
-        for name in ("x", "y")
-    ]
-    node = onnx.helper.make_node(op_type, ["x"], ["y"], name="the_node")
-    graph = onnx.helper.make_graph([node], "graph", ports[:1], ports[1:])
-    path = tmp_path / "vae_decoder.onnx"
-    opset = onnx.helper.make_opsetid("", 20)
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset]), path)
-    spec = TensorSpec("x", ("batch", 4), "float16")
-    return ExportedNetwork("vae_decoder", path, (spec,), (), None, None)
 
 
 def test_each_size_and_number_of_rows_is_a_profile(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def ledger(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_text_encoders_hand_over_one_layer(tmp_path: Path) -> None:
-    checkpoint = make_tiny("tiny-sdxl", tmp_path / "checkpoint")
+    checkpoint = make_tiny("shallow-sdxl", tmp_path / "checkpoint")
     # The stand-in's runtime does not know bf16, which this autoencoder would get.
     sdengine.build(checkpoint, tmp_path / "bundle", precision="fp32", **BUILD)
     manifest = open_bundle(tmp_path / "bundle").manifest

@@ -201,7 +201,7 @@ def test_an_engine_of_another_gpu_says_how_to_build_one(
 
 
 def test_sdxl_runs_with_its_two_encoders(tmp_path: Path) -> None:
-    checkpoint = make_tiny("tiny-sdxl", tmp_path / "checkpoint")
+    checkpoint = make_tiny("shallow-sdxl", tmp_path / "checkpoint")
     options: dict[str, Any] = {"resolutions": (64,), "precision": "fp32"}
     for target, gpus in (("tensorrt-rtx", ["sm89"]), ("openvino", [])):
         sdengine.build(checkpoint, tmp_path / target, target=target, gpus=gpus, **options)

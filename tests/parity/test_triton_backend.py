@@ -37,7 +37,7 @@ SIZE = 64
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("triton")
-    checkpoint = make_tiny("tiny", folder / "checkpoint")
+    checkpoint = make_tiny("shallow", folder / "checkpoint")
     report = build(checkpoint, folder / "bundle", target="torch", resolutions=(SIZE, 2 * SIZE))
     return open_bundle(report.path)
 
@@ -155,7 +155,7 @@ def test_precisions() -> None:
 
 
 def test_an_autoencoder_that_overflows_fp16_is_computed_in_bf16(tmp_path: Path) -> None:
-    checkpoint = make_tiny("tiny-sdxl", tmp_path / "checkpoint")
+    checkpoint = make_tiny("shallow-sdxl", tmp_path / "checkpoint")
     bundle = open_bundle(build(checkpoint, tmp_path / "b", target="torch", resolutions=(64,)).path)
     assert bundle.manifest.architecture.vae.compute_fp32
 

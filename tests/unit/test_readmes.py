@@ -94,6 +94,17 @@ def test_commands_and_their_options_exist(path: Path, command: str) -> None:
     parsed.make_parser(own).parse_args(list(arguments))  # refuses options that do not exist
 
 
+@pytest.mark.parametrize("path", READMES, ids=name_of)
+def test_pictures_of_the_demo_model_have_a_background(path: Path) -> None:
+    """Without one that is named it draws many seeds badly."""
+    made = [command for command in commands_of(path) if command.startswith("sdengine generate")]
+    prompts = [word for command in made for word in shlex.split(command, comments=True)[2:3]]
+    of_one_thing = [
+        prompt for prompt in prompts if re.match(r"a (\w+ )*(circle|square|star)\b", prompt)
+    ]
+    assert [prompt for prompt in of_one_thing if " on " not in prompt] == []
+
+
 def test_every_command_has_a_task() -> None:
     text = (ROOT / "sdengine" / "cli" / "README.md").read_text(encoding="utf-8")
     table = text.partition("\n## ")[0]
