@@ -249,7 +249,7 @@ SECTIONS = (
     Section(
         "Variants of the demo model", "inpainting, depth, edges, and a tiny decoder",
         "what was asked for",
-        "python benchmarks/demo_variants.py --depth my-depth",
+        "python benchmarks/demo_variants.py",
         lambda records: sections.demo_variants(records.demo_variants),
     ),
     Section(
