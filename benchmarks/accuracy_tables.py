@@ -152,7 +152,7 @@ def depth_followed(record: Mapping[str, Any]) -> str:
     row = [f"{found['overlap']:.2f}", f"{found['overlap_with_another']:.2f}", *order]
     places = ["overlap", "with another scene's map"]
     heading = [f"of {record['scenes']}", *places, "order right", "exchanged right", "both right"]
-    return table(heading, [["depth", *row]])
+    return table(heading, [["demo-depth", *row]])
 
 
 def tiny_decoder(record: Mapping[str, Any]) -> str:

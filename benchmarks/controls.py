@@ -28,9 +28,9 @@ import sdengine
 from sdengine.benchmarks.markdown import table
 from sdengine.benchmarks.measures import OtherLoad, Spread, psnr
 from sdengine.benchmarks.records import append_record, check_writable, stamped
-from sdengine.benchmarks.tiny import TINY_SD15
+from sdengine.benchmarks.tiny import TINY_SD15, TINY_SDXL
 from sdengine.errors import SdengineError
-from sdengine.models.configs import SD15, ModelArchitecture
+from sdengine.models.configs import SD15, SDXL, ModelArchitecture
 from sdengine.samplers.noise import CudaGenerator
 
 REFERENCE = "diffusers fp32"
@@ -39,10 +39,13 @@ SIDES = (
 )  # fmt: skip
 # Without a control, with one, and with one whose scale is 0.
 KINDS = ("plain", "steered", "off")
-ARCHITECTURES: dict[str, ModelArchitecture] = {"sd15": SD15, "tiny": TINY_SD15}
+ARCHITECTURES: dict[str, ModelArchitecture] = {
+    "sd15": SD15, "sdxl": SDXL, "tiny": TINY_SD15, "tiny-sdxl": TINY_SDXL,
+}  # fmt: skip
 # Below these a side computes something else; rounding to bf16 costs most of what bf16 may.
 LEAST_PSNR_DB = {"fp32": 40.0, "bf16": 20.0}
 PROMPT, SEED, GUIDANCE_SCALE = "a benchmark of a picture", 0, 5.0
+XL = "StableDiffusionXL"  # what diffusers' pipelines begin with
 Picture = NDArray[np.uint8]
 # Serves a request of a kind, and returns its picture and when each of its steps had ended.
 Serve = Callable[[str, int], tuple[Picture, list[float]]]
@@ -53,6 +56,7 @@ class Job:
     """What every side is asked for."""
 
     folder: Path
+    family: str  # of diffusers' pipelines
     side: int
     steps: int
     threads: int
@@ -124,12 +128,14 @@ def _diffusers(job: Job, precision: str) -> Serve:
     library: Any = diffusers  # its annotations are incomplete
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     net = library.ControlNetModel.from_pretrained(job.folder / "controlnet", torch_dtype=dtype)
-    steered = library.StableDiffusionControlNetPipeline.from_pretrained(
-        job.folder / "checkpoint", controlnet=net, safety_checker=None, torch_dtype=dtype
+    checker: dict[str, Any] = {} if job.family == XL else {"safety_checker": None}
+    steered = getattr(library, f"{job.family}ControlNetPipeline").from_pretrained(
+        job.folder / "checkpoint", controlnet=net, torch_dtype=dtype, **checker
     )
     steered.scheduler = library.EulerDiscreteScheduler.from_config(steered.scheduler.config)
     parts = {name: part for name, part in steered.components.items() if name != "controlnet"}
-    plain = library.StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    unchecked = {"requires_safety_checker": False} if checker else {}
+    plain = getattr(library, f"{job.family}Pipeline")(**parts, **unchecked)
     for pipeline in (plain, steered):
         pipeline.set_progress_bar_config(disable=True)
     noise = CudaGenerator(SEED).randn((1, 4, job.side // 8, job.side // 8))
@@ -242,7 +248,8 @@ def main() -> int:
     if options.record:
         check_writable(options.record)
     prepare(options.folder, ARCHITECTURES[options.arch], options.side)
-    job = Job(options.folder, options.side, options.steps, options.threads)
+    family = XL if ARCHITECTURES[options.arch].unet.addition_embed_type else XL[:-2]
+    job = Job(options.folder, family, options.side, options.steps, options.threads)
     figures = {"arch": options.arch, **measure(job, names, options.rounds)}
     record = stamped(figures, "diffusers", "openvino")
     print(as_markdown(record))

@@ -1,7 +1,6 @@
 """Variants of the demo model, measured: what they are told, and whether their pictures show it.
 
-    sdengine train variant depth run -o my-depth
-    python benchmarks/demo_variants.py --depth my-depth
+    python benchmarks/demo_variants.py
 
 Scenes are drawn, of compositions that training never saw. Inpainting asks for the object in
 another colour, and for what a mask hides half of, with and without a prompt; depth says which of
@@ -224,19 +223,21 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=100, help="scenes of each kind")
-    parser.add_argument("--depth", help="what `sdengine train variant depth` wrote, to measure it")
+    parser.add_argument(
+        "--depth", default="demo-depth", help="what `sdengine train variant depth` wrote"
+    )
     parser.add_argument("--tiny", default="demo-tiny", help="a tiny decoder of the demo model")
     parser.add_argument("--only", choices=("inpainting", "edges", "depth", "tiny"))
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    kinds: dict[str, tuple[str | None, dict[str, Any], Measure]] = {
+    kinds: dict[str, tuple[str, dict[str, Any], Measure]] = {
         "inpainting": ("demo-inpainting", {}, inpainting),
         "edges": ("demo", {"controls": {"edges": "demo-edges"}}, edges_followed),
         "depth": (options.depth, {}, depth),
         "tiny": ("demo", {"tiny_vae": options.tiny}, tiny_decoder),
     }
     for kind, (checkpoint, more, measure) in kinds.items():
-        if not checkpoint or options.only not in (None, kind):
+        if options.only not in (None, kind):
             continue
         with _built(checkpoint, **more) as engine:
             found, rows = measure(engine, options.count)

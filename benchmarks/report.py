@@ -62,6 +62,7 @@ def read(results: Path) -> Records:
         operations=read_records(results / "native-ops.jsonl", _OPERATIONS_SCHEMA),
         hard_values=_json(results / "native-numerics.json"),
         requests=read_records(results / "pipelines.jsonl"),
+        controls=read_records(path) if (path := results / "controls.jsonl").exists() else [],
         kernels=_json(results / "kernel-resources.json"),
         sheets=[path.name for path in sorted(results.glob("*.png"))],
     )
@@ -69,9 +70,10 @@ def read(results: Path) -> Records:
 
 def report(records: Records) -> str:
     """Return the page of all tables."""
+    bodies = {section: text for section in SECTIONS if (text := section.body(records))}
     rows = [
         [f"[{s.title}](#{_anchor(s.title)})", s.measured, s.against, f"`{s.command}`"]
-        for s in SECTIONS
+        for s in bodies
     ]
     parts = [
         "<!-- Made by benchmarks/report.py from the records beside it; edit those, not this. -->",
@@ -83,8 +85,8 @@ def report(records: Records) -> str:
         f"{_places(records)}",
         table(["", "measured", "compared with", "made by"], rows, texts=4),
     ]
-    for section in SECTIONS:
-        parts += [f"## {section.title}", section.body(records), f"    {section.command}"]
+    for section, body in bodies.items():
+        parts += [f"## {section.title}", body, f"    {section.command}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -126,7 +128,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _places(records: Records) -> str:
     """Say which machines the records with a processor come from, that of the newest first."""
-    timed = [*records.networks, *records.requests, *records.comparisons]
+    timed = [*records.networks, *records.requests, *records.controls, *records.comparisons]
     places = native.by_processor(sorted(timed, key=lambda record: str(record["time"])))
     names = [f"{name} with {found[-1]['machine']['cores']} cores" for name, found in places.items()]
     return f"Processors, that of the newest records first: {'; '.join(names)}."

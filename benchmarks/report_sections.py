@@ -8,6 +8,7 @@ from typing import Any
 
 from sdengine.benchmarks import accuracy_sections as sections
 from sdengine.benchmarks import accuracy_tables as accuracy
+from sdengine.benchmarks import native_sections
 from sdengine.benchmarks import native_tables as native
 from sdengine.benchmarks.markdown import folded
 from sdengine.benchmarks.measures import EQUAL_PSNR_DB
@@ -40,6 +41,7 @@ class Records:
     operations: Sequence[Record]
     hard_values: Record
     requests: Sequence[Record]
+    controls: Sequence[Record]
     kernels: Record
     sheets: Sequence[str]
 
@@ -52,7 +54,7 @@ class Section:
         title: its heading.
         measured, against: for the table of contents.
         command: what makes its records.
-        body: returns its text.
+        body: returns its text, none where nothing was measured yet.
     """
 
     title: str
@@ -168,99 +170,6 @@ def comparisons(records: Records) -> str:
     )
 
 
-def networks(records: Records) -> str:
-    """Return the networks on the native target beside OpenVINO and torch, by processor."""
-    parts = [
-        "Synthetic weights, square pictures, U-Nets with two rows (guidance), text encoders with "
-        "two prompts. Round after round each side is loaded, compared with torch in "
-        "fp32 on the same inputs, timed and dropped before the next is loaded. Times are those of "
-        "the newest record on an otherwise idle machine that has OpenVINO in it; OpenVINO's faster "
-        "precision of that record is compared with. Errors are those of the newest record that "
-        "compares with torch. A table is as old as its dates say, and so are the kernels in it. "
-        "Processors with AMX, which OpenVINO uses and "
-        "the native target does not, are not measured."
-    ]
-    for name, found in native.by_processor(records.networks).items():
-        versions, days = found[-1]["versions"], sorted({r["time"][:10] for r in found})
-        commit = f", commit {versions['commit']}" if versions["commit"] else ""
-        release = f"OpenVINO {versions['openvino']}, torch {versions['torch']}{commit}"
-        parts += [f"**{name}**, {' to '.join(days[:1] + days[1:][-1:])}, {release}"]
-        parts += [native.network_speed(found)]
-        for heading, text in (
-            ("What lower precision costs OpenVINO and torch:", native.slower_precisions(found)),
-            ("With one thread and with more:", native.threads(found)),
-            ("Errors of all sides:", native.network_errors(found)),
-        ):
-            parts += [heading, text] if text else []
-    parts.append(folded("every record", native.network_records(records.networks)))
-    parts.append(
-        "OpenVINO's attention in bf16 gives wrong results where a layer has as many query tokens "
-        "as heads; bundles for OpenVINO compute such layers in fp32."
-    )
-    return "\n\n".join(parts)
-
-
-def operations(records: Records) -> str:
-    """Return single operations beside oneDNN and OpenVINO."""
-    newest = {record["threads"]: record for record in records.operations}
-    most = newest[max(newest)]
-    peaks = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in most["peaks"].items())
-    return "\n\n".join(
-        [
-            "Operations of SD 1.5's U-Net at 512 pixels, two rows, against oneDNN (through torch) "
-            "and OpenVINO, each in its faster precision; "
-            f"{most['machine']['processor']}, kernels for {most['isa']}. The share of the peak is "
-            "of the products that are really computed, against what the same instructions reach "
-            "where nothing waits for memory. These peaks with "
-            f"{most['threads']} threads, in GFLOP/s: {peaks}. Errors are relative to fp64.",
-            native.operations(list(newest.values())),
-        ]
-    )
-
-
-def hard_values(records: Records) -> str:
-    """Return errors on values that low precision finds hard."""
-    rows = records.hard_values["rows"]
-    return "\n\n".join(
-        [
-            "Errors relative to fp64 where a channel is far louder than the others, logits are "
-            "large or variances extreme. In bf16 the native target errs at most "
-            f"{native.worst_ratio(rows):.2f} times as much as torch in bf16; kernels for "
-            f"{records.hard_values['isa']}.",
-            folded("operation x values", native.hard_values(rows)),
-        ]
-    )
-
-
-def requests(records: Records) -> str:
-    """Return whole requests beside diffusers and stable-diffusion.cpp."""
-    groups = list(native.request_groups(records.requests).items())
-    parts = []
-    for (bundle, side, steps), found in reversed(groups):
-        last = found[-1]
-        count = "1 step" if steps == 1 else f"{steps} steps"
-        name = f"{native.model_name(bundle)}, {side}x{side}, Euler, {count}"
-        title = f"**{name}**, bundle `{bundle}`, {last['threads']} threads, "
-        place = f"guidance {last['guidance_scale']:g}, {last['machine']['processor']}"
-        parts.append(f"{title}{place}\n\n{native.requests(found)}")
-    versions = [record["versions"] for record in records.requests]
-    ggml = next(v for r in reversed(versions) if (v := r.get("stable-diffusion-cpp-python")))
-    return "\n\n".join(
-        [
-            "Whole requests with synthetic weights, guidance, one picture. All sides start from "
-            "the same noise and take the same noise levels; each is loaded, asked and dropped "
-            "before the next is loaded. A ratio is the median over the rounds in which both sides "
-            "took part, in brackets the lowest and the highest. diffusers is "
-            f"{versions[-1]['diffusers']}; stable-diffusion.cpp is stable-diffusion-cpp-python "
-            f"{ggml}, compiled for this processor, with flash attention. The native target's "
-            "loading includes a request of one step, which packs the weights where that was never "
-            "done.",
-            parts[0],
-            folded("earlier and shorter requests", "\n\n".join(parts[1:])),
-        ]
-    )
-
-
 def kernels(records: Records) -> str:
     """Return what the compiled Triton kernels need, and where their table is."""
     return "\n\n".join(
@@ -340,7 +249,7 @@ SECTIONS = (
     Section(
         "Variants of the demo model", "inpainting, depth, edges, and a tiny decoder",
         "what was asked for",
-        "python benchmarks/demo_variants.py --depth my-depth",
+        "python benchmarks/demo_variants.py",
         lambda records: sections.demo_variants(records.demo_variants),
     ),
     Section(
@@ -356,20 +265,29 @@ SECTIONS = (
     Section(
         "Whole requests against diffusers", "SD 1.5 on the native target",
         "diffusers, stable-diffusion.cpp",
-        "python benchmarks/pipelines.py --checkpoint CHECKPOINT --native NATIVE", requests,
+        "python benchmarks/pipelines.py --checkpoint CHECKPOINT --native NATIVE",
+        lambda records: native_sections.requests(records.requests),
+    ),
+    Section(
+        "Steps with a ControlNet", "a step without, with, and with one that is off",
+        "diffusers, OpenVINO",
+        "python benchmarks/controls.py --folder FOLDER --record controls.jsonl",
+        lambda records: native_sections.controls(records.controls),
     ),
     Section(
         "Networks on the native target", "one call of each network", "OpenVINO, torch",
         "python benchmarks/native_networks.py --native NATIVE --openvino OPENVINO --torch TORCH",
-        networks,
+        lambda records: native_sections.networks(records.networks),
     ),
     Section(
         "Single operations", "operations of the native target", "oneDNN, OpenVINO",
-        "python benchmarks/native_ops.py", operations,
+        "python benchmarks/native_ops.py",
+        lambda records: native_sections.operations(records.operations),
     ),
     Section(
         "Hard values", "errors of the native target's operations", "torch in bf16",
-        "python benchmarks/native_numerics.py", hard_values,
+        "python benchmarks/native_numerics.py",
+        lambda records: native_sections.hard_values(records.hard_values),
     ),
     Section(
         "Speed and memory", "requests, load, memory, build", "eager torch",

@@ -75,7 +75,7 @@ def build(
 
     Args:
         checkpoint: a folder as diffusers writes them, a single file with the original names,
-            "demo", "demo-inpainting", or what `load_checkpoint` opened.
+            "demo", "demo-inpainting", "demo-depth", or what `load_checkpoint` opened.
         output: the bundle's folder; its parent must exist.
         target: "native", "openvino", "torch", "tensorrt-rtx" or "tensorrt".
         resolutions: sizes in pixels that requests may ask for: sides of squares, or pairs of width

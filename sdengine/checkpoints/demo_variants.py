@@ -1,4 +1,4 @@
-"""Variant of the demo model inside the package: its checkpoint with some tensors replaced."""
+"""Variants of the demo model inside the package: its checkpoint with some tensors replaced."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import replace
 
 from sdengine.checkpoints.checkpoint import Checkpoint
 from sdengine.checkpoints.diffusers_folder import read_folder
-from sdengine.checkpoints.folder import DEMO_CHECKPOINT, DEMO_VARIANTS
+from sdengine.checkpoints.folder import DEMO_CHECKPOINT, DEMO_UNETS
 from sdengine.checkpoints.no_parameters import open_parameters
 from sdengine.checkpoints.weights import Weights
 
 _FIRST = "conv_in.weight"
 
 
-def demo_inpainting() -> Checkpoint:
-    """Open the demo model with another U-Net: the tensors of a file, else the demo's own."""
-    demo, changes = read_folder(DEMO_CHECKPOINT), DEMO_VARIANTS / "inpainting.safetensors"
+def demo_variant(name: str) -> Checkpoint:
+    """Open one of DEMO_UNETS."""
+    demo, changes = read_folder(DEMO_CHECKPOINT), DEMO_UNETS[name]
     in_channels = open_parameters(changes).shape(_FIRST)[1]
     own = demo.open_weights
 
@@ -27,7 +27,7 @@ def demo_inpainting() -> Checkpoint:
     return replace(
         demo,
         root=changes,
-        name="demo-inpainting",
+        name=name,
         unet_config=replace(demo.unet_config, in_channels=in_channels),
         open_weights=open_weights,
     )

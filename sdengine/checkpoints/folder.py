@@ -9,6 +9,11 @@ DEMO_CHECKPOINT = Path(__file__).parent / "demo"
 DEMO_VARIANTS = Path(__file__).parent / "demo_variants"
 DEMO_EDGES = DEMO_VARIANTS / "edges"
 DEMO_TINY = DEMO_VARIANTS / "tiny"
+# Checkpoints of the demo model with another U-Net: the tensors of a file, else its own.
+DEMO_UNETS = {
+    "demo-inpainting": DEMO_VARIANTS / "inpainting.safetensors",
+    "demo-depth": DEMO_VARIANTS / "depth.safetensors",
+}
 
 
 def demo_tokenizer_dir() -> Path:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sdengine.checkpoints.checkpoint import FAMILIES, Checkpoint, family_of
-from sdengine.checkpoints.demo_variants import demo_inpainting
+from sdengine.checkpoints.demo_variants import demo_variant
 from sdengine.checkpoints.diffusers_folder import read_folder
-from sdengine.checkpoints.folder import DEMO_CHECKPOINT, DEMO_TINY
+from sdengine.checkpoints.folder import DEMO_CHECKPOINT, DEMO_TINY, DEMO_UNETS
 from sdengine.checkpoints.formats.tensor_files import ENDINGS
 from sdengine.checkpoints.separate_unet import with_separate_unet
 from sdengine.checkpoints.separate_vae import with_separate_vae
@@ -26,7 +26,7 @@ _VARIANT = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 PathLike = str | os.PathLike[str]
 _TAKEN = {
-    "checkpoint": "demo, demo-inpainting, a folder as diffusers writes them, with "
+    "checkpoint": f"demo, {', '.join(DEMO_UNETS)}, a folder as diffusers writes them, with "
     "model_index.json, unet, vae, text_encoder, tokenizer and scheduler",
     "vae": "the folder of an autoencoder or of a whole checkpoint as diffusers writes it",
     "tiny_vae": "demo-tiny, or a folder that diffusers' AutoencoderTiny wrote, with config.json",
@@ -48,8 +48,8 @@ def load_checkpoint(
 
     Args:
         path: a folder as diffusers writes them, a single file with the names of the original
-            implementation (.safetensors, .ckpt, .pt, .pth, .bin), "demo", or
-            "demo-inpainting", its variant of nine channels.
+            implementation (.safetensors, .ckpt, .pt, .pth, .bin), "demo", or its variants
+            "demo-inpainting" of nine channels and "demo-depth" of five.
         variant: which of a folder's sets of weights, such as "fp16"; networks that have none of it
             come from the plain one.
         base: a checkpoint that gives everything but the U-Net, which `path` then holds: in a file
@@ -128,10 +128,10 @@ def _open(
     path: PathLike, variant: str | None, architecture: ModelArchitecture | None
 ) -> Checkpoint:
     _check_variant(variant)
-    if path == "demo-inpainting":
+    if isinstance(path, str) and path in DEMO_UNETS:
         if variant is not None:
             raise ConfigError.for_field("variant", variant, f"nothing: {path} has no variants")
-        return demo_inpainting()
+        return demo_variant(path)
     place = DEMO_CHECKPOINT if path == "demo" else _existing("checkpoint", path)
     if place.is_dir():
         checkpoint = read_folder(place, variant=variant)

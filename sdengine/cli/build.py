@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def build(
     checkpoint: Annotated[
-        str, typer.Argument(help="Folder or single file, demo, or demo-inpainting.")
+        str, typer.Argument(help="Folder or single file, demo, demo-inpainting, or demo-depth.")
     ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="BUNDLE", help="New folder.")],
     target: Annotated[str, typer.Option(help=f"One of {', '.join(COMPILERS)}.")] = "native",

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from sdengine.checkpoints import Checkpoint
 
 _LISTED = 8  # names of each kind of tensor that is left out
-_DEMO_VARIANT = "demo-inpainting"
+_DEMO_VARIANTS = ("demo-inpainting", "demo-depth")
 
 
 def is_checkpoint(place: str) -> bool:
     """Say whether a path is a checkpoint's, not a bundle's: a file, or a folder of diffusers.
 
-    The demo model is there as both, its variant as a checkpoint.
+    The demo model is there as both, its variants as checkpoints.
     """
     path = Path(place)
-    if place == _DEMO_VARIANT and not path.exists():
+    if place in _DEMO_VARIANTS and not path.exists():
         return True
     has_index = any((path / name).is_file() for name in ("model_index.json", "config.json"))
     return path.is_file() or (has_index and not (path / "manifest.json").exists())

@@ -8,9 +8,12 @@ from numpy.typing import NDArray
 from sdengine.inputs.picture import Picture, Pixels
 from sdengine.inputs.recorded import Recorded
 from sdengine.inputs.resize import Box, flattened, nearest, resized
+from sdengine.inputs.thinning import are_thin, thinned
 
 # Pictures of so few colours are maps, whose colours mean something and must not be mixed.
 _MOST_OF_A_MAP = 199
+# Beyond this a line of one pixel is a bar, whose thinning takes long.
+_MOST_THINNED = 16
 _BLACK = (0, 0, 0)
 
 
@@ -24,8 +27,8 @@ def resized_control(pixels: Pixels, width: int, height: int, mode: str) -> Pixel
     """Return [H,W,3] pixels at another size.
 
     Maps of 3 to 199 colours take the nearest pixel's; of two colours the average is rounded to one
-    of them, by a threshold that suits the picture; others shrink by averages and grow by cubic
-    interpolation.
+    of them, by a threshold that suits the picture, and bright lines stay one pixel wide where they
+    grow at most 16 times; others shrink by averages and grow by cubic interpolation.
 
     Args:
         pixels: [h,w,3].
@@ -45,7 +48,11 @@ def resized_control(pixels: Pixels, width: int, height: int, mode: str) -> Pixel
     share = (pixels != colours[0]).any(axis=2).astype(np.uint8) * 255
     grey = np.repeat(share[..., None], 3, axis=2)
     found = resized(grey, width, height, mode, _smooth)[..., 0]
-    return np.asarray(colours[(found > _threshold(found)).astype(int)])
+    is_bright = found > _threshold(found)
+    times = max(width / pixels.shape[1], height / pixels.shape[0])
+    if times <= _MOST_THINNED and are_thin(share > 0):
+        is_bright = thinned(is_bright)
+    return np.asarray(colours[is_bright.astype(int)])
 
 
 def _colours(pixels: Pixels) -> Pixels | None:

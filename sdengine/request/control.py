@@ -170,6 +170,15 @@ class Control:
     )
 
     def __post_init__(self) -> None:
+        for name in ("image", "control_type"):
+            if isinstance(given := getattr(self, name), (list, tuple)):
+                raise ConfigError.for_field(
+                    f"control.{name}",
+                    f"{len(given)} of them",
+                    "one",
+                    "A union ControlNet is not run on several pictures at once: give each a "
+                    "control of its own, with the same network; what they add is summed.",
+                )
         for name, info in CONTROL_FIELDS.items():
             value = getattr(self, name)
             if value is not None or info.default is not None:

@@ -38,8 +38,8 @@ SIZE_SHARES = {128: 0.9, 192: 0.06, 256: 0.04}
 CANNY = (100, 200)
 _SHOWN = 16
 # Scenes of the depth U-Net: how many there are at each size, and the share with one object only.
-_POOL, _POOL_SEED, _ALONE = 6000, 7000, 0.1
-_WHERE_COVERED = 8.0  # added to the weight of cells where one object covers another
+_POOL, _POOL_SEED, _ALONE = {128: 2500, 192: 300, 256: 150}, 7000, 0.1
+_APART = 50.0  # added to the weight of the difference between two orders, where it is most seen
 
 
 @dataclass(frozen=True)
@@ -195,13 +195,15 @@ class _Orders:
         scene: what there is.
         latents: [2,C,h,w] fp16, scaled.
         condition: [2,1,h,w] fp32.
-        weight: [h,w], for the loss, see `v_loss`.
+        objects: [h,w], 1 where an object is.
+        covered: [h,w] in [0,1], how much one object covers another, 1 where it does most.
     """
 
     scene: Scene
     latents: Tensor
     condition: Tensor
-    weight: Tensor
+    objects: Tensor
+    covered: Tensor
 
 
 class DepthTask(_ChannelsTask):
@@ -213,6 +215,7 @@ class DepthTask(_ChannelsTask):
     noise, which is when the order is decided. A pool of scenes is encoded once, each at first use.
     """
 
+    caption_dropout = 0.05
     early = 3.0
 
     def __init__(self, model: nn.Module, parts: DemoParts, batch: int = 16) -> None:
@@ -233,17 +236,22 @@ class DepthTask(_ChannelsTask):
         """Return the loss of v on one batch of scenes of the pool, each in both orders."""
         size = draw.python.choices(list(SIZE_SHARES), list(SIZE_SHARES.values()))[0]
         count = max(1, round(self.batch / 2 * (128 / size) ** 2))
-        shown = [self._orders(draw.python.randrange(_POOL), size) for _ in range(count)]
-        context = self.parts.embed([self._caption(one.scene, draw.python) for one in shown])
-        context = context.repeat_interleave(2, dim=0)
+        shown = [self._orders(draw.python.randrange(_POOL[size]), size) for _ in range(count)]
+        texts = [self._caption(one.scene, draw.python) for one in shown]
+        # Without a prompt nothing says which of the two colours the nearer object has.
+        apart = [
+            one.covered * (_APART if text else 0.0) for one, text in zip(shown, texts, strict=True)
+        ]
+        context = self.parts.embed(texts).repeat_interleave(2, dim=0)
         condition = torch.cat([one.condition for one in shown])
         return v_loss(
             lambda x, timestep: self.predict(self.model, x, timestep, context, condition),
             torch.cat([one.latents for one in shown]).float(),
-            torch.stack([one.weight for one in shown]).repeat_interleave(2, dim=0),
+            torch.stack([one.objects for one in shown]).repeat_interleave(2, dim=0),
             draw,
             early=self.early,
             alike=2,
+            apart=torch.stack(apart).repeat_interleave(2, dim=0),
         )
 
     def _orders(self, index: int, size: int) -> _Orders:
@@ -255,12 +263,13 @@ class DepthTask(_ChannelsTask):
             latents = self.parts.encode(to_tensor([e.picture for e in examples]))
             side = latents.shape[3]
             cells = layered.covered(size).reshape(side, size // side, side, size // side)
-            weight = object_cells(layered.scene, side) + _WHERE_COVERED * cells.mean(axis=(1, 3))
+            covered = cells.mean(axis=(1, 3), dtype=np.float32)
             self._known[size, index] = _Orders(
                 layered.scene,
                 latents.half(),
                 self.condition(examples),
-                torch.from_numpy(weight.astype(np.float32)),
+                torch.from_numpy(object_cells(layered.scene, side)),
+                torch.from_numpy(covered / max(covered.max(), 1e-6)),
             )
         return self._known[size, index]
 

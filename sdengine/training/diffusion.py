@@ -130,6 +130,7 @@ def v_loss(
     *,
     early: float = 1.0,
     alike: int = 1,
+    apart: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the weighted squared error of v on one batch, and the plain one as a figure.
 
@@ -139,13 +140,20 @@ def v_loss(
         objects: [B,h,w], 1 where an object is, else 0; more where more depends on it.
         draw: gives noise and timesteps.
         early, alike: see `Noising`.
+        apart: [B,h,w], added to the weight of what is wrong of the difference between neighbours
+            that are alike.
     """
     noised = _DEMO_NOISING(x0, draw, early=early, alike=alike)
     with torch.autocast("cpu", torch.bfloat16):
         v = predict(noised.x, noised.timestep)
-    squared = (v.float() - noised.target) ** 2
+    error = v.float() - noised.target
+    squared = error**2
     weight = 1 + _OBJECT_WEIGHT * objects.float()[:, None]
     total = (squared * weight).mean() / weight.mean()
+    if apart is not None:
+        among = error.unflatten(0, (-1, alike))
+        differing = (among - among.mean(dim=1, keepdim=True)).flatten(0, 1)
+        total = total + (differing**2 * apart[:, None]).mean() / weight.mean()
     return total, {"mse": squared.mean().item()}
 
 

@@ -34,6 +34,15 @@ _NEAR_PICTURE = (
     "conv_norm_out.",
     "conv_out.",
 )
+# What of the depth U-Net is trained: the way down, and all from the finest attention on the way up.
+_DOWN_AND_OUT = (
+    "conv_in.",
+    "down_blocks.",
+    "up_blocks.1.",
+    "up_blocks.2.",
+    "conv_norm_out.",
+    "conv_out.",
+)
 
 
 def widened(unet: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
@@ -152,7 +161,7 @@ VARIANTS = {
     "inpainting": Variant(
         _channels_task(InpaintingTask, 9, _NEAR_PICTURE), 500, 16, 3e-4, _save_unet
     ),
-    "depth": Variant(_channels_task(DepthTask, 5), 4000, 16, 7e-4, _save_unet),
+    "depth": Variant(_channels_task(DepthTask, 5, _DOWN_AND_OUT), 2400, 16, 1e-3, _save_unet),
     "controlnet": Variant(_edges_task, 2400, 16, 5e-4, _save_network),
     "tiny": Variant(TinyDecoderTask, 3600, 16, 3e-3, _save_network),
 }

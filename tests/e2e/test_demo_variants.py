@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sdengine
-from sdengine.benchmarks.demo_variants import SIZE, edges_followed, tiny_decoder
+from sdengine.benchmarks.demo_variants import SIZE, depth, edges_followed, tiny_decoder
 from sdengine.benchmarks.picture_tasks import recoloured, rest_is_equal
 from sdengine.checkpoints import load_checkpoint
 from sdengine.cli.main import main
@@ -43,6 +43,15 @@ def test_inspect_says_what_the_network_reads(
 ) -> None:
     assert main(["inspect", str(engine.bundle.root)]) == 0
     assert "task        inpainting: its U-Net reads a picture" in capsys.readouterr().out
+
+
+def test_depth_says_what_lies_before_what(tmp_path: Path) -> None:
+    sdengine.build("demo-depth", tmp_path / "bundle", resolutions=[SIZE], batch=1)
+    with sdengine.load(tmp_path / "bundle") as engine:
+        found, _ = depth(engine, 8)
+    # Who saw only outlines would have 8 of the 16 right.
+    assert found["order_right"] + found["exchanged_right"] >= 13
+    assert found["overlap"] > 0.7 > 0.4 > found["overlap_with_another"]
 
 
 def test_edges_say_where_objects_are(tmp_path: Path) -> None:

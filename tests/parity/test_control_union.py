@@ -207,6 +207,49 @@ def test_the_image_is_that_of_diffusers_pipeline(engine: Engine, saved: tuple[Pa
     assert psnr_db(made(engine).arrays[0], wanted) <= MOST_PSNR_DB
 
 
+def test_two_pictures_are_two_runs_as_with_diffusers(
+    engine: Engine, saved: tuple[Path, Any]
+) -> None:
+    import diffusers
+
+    library: Any = diffusers  # its type annotations are incomplete
+    base = Path(engine.bundle.root).parent / "base"
+    pipeline = library.StableDiffusionXLControlNetUnionPipeline.from_pretrained(
+        base, controlnet=[saved[1], saved[1]]
+    )
+    pipeline.scheduler = library.EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = picture(), np.ascontiguousarray(picture()[:, ::-1])
+    wanted = (
+        255
+        * pipeline(
+            PROMPT,
+            control_image=[Image.fromarray(one) for one in pictures],
+            control_mode=[3, 1],
+            controlnet_conditioning_scale=[0.7, 0.4],
+            height=64,
+            width=128,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE_SCALE,
+            generator=torch.Generator().manual_seed(SEED),
+            output_type="np",
+        ).images[0]
+    )
+    first, second = (
+        Control("union", one, control_type=kind, scale=scale)
+        for one, kind, scale in zip(pictures, ("canny", "depth"), (0.7, 0.4), strict=True)
+    )
+    assert psnr_db(made(engine, first, second).arrays[0], wanted) >= LEAST_PSNR_DB
+    assert psnr_db(made(engine, first).arrays[0], wanted) < LEAST_PSNR_DB
+
+
+def test_several_pictures_in_one_control_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"control.image: '2 of them'.*a control of its own"):
+        Control("union", [picture(), picture()], control_type="canny")
+    with pytest.raises(ConfigError, match=r"control.control_type: '2 of them'.*control of its own"):
+        Control("union", picture(), control_type=("canny", "depth"))  # type: ignore[arg-type]
+
+
 def test_the_kind_is_needed_and_must_be_known(engine: Engine) -> None:
     with pytest.raises(ConfigError, match=r"control_type is missing; .*openpose, depth, soft_edge"):
         made(engine, Control("union", picture()))

@@ -72,14 +72,49 @@ def test_pages_are_what_the_records_say(page: Path) -> None:
 def test_every_record_and_every_sheet_has_a_place() -> None:
     read = report.read(RESULTS)
     lines = sum(len(path.read_text().splitlines()) for path in RESULTS.glob("*.jsonl"))
-    shown = (read.comparisons, read.networks, read.operations, read.requests)
+    shown = (read.comparisons, read.networks, read.operations, read.requests, read.controls)
     assert sum(map(len, shown)) == lines
     assert len(list(RESULTS.glob("*.json"))) == len(read.prompt_following) + 16
     page = report.report(read)
     for sheet in RESULTS.glob("*.png"):
         assert f"]({sheet.name})" in page
     for section in SECTIONS:
-        assert f"\n## {section.title}\n" in page
+        assert (f"\n## {section.title}\n" in page) == bool(section.body(read))
+
+
+def test_steps_with_a_controlnet_appear_once_they_were_measured(checkout: Path) -> None:
+    results = checkout / "benchmarks" / "results"
+    before = report.report(report.read(results))
+    assert ("## Steps with a ControlNet" in before) == (results / "controls.jsonl").exists()
+    spread = {"median": 2.0, "p10": 2.0, "p90": 2.0, "n": 6}
+    record = {
+        "schema": 1,
+        "time": "2026-11-30T00:00:00+00:00",
+        "arch": "sd15",
+        "side": 512,
+        "steps": 4,
+        "threads": 2,
+        "other_load_percent": 0.4,
+        "machine": {"processor": "one", "cores": 2},
+        "versions": {"diffusers": "9.8", "openvino": "7.6"},
+        "seconds_a_step": {
+            "diffusers fp32": {
+                "plain": {**spread, "median": 8.0},
+                "steered": spread,
+                "off": spread,
+            },
+            "native bf16": {"plain": spread, "steered": {**spread, "median": 0.5}, "off": spread},
+        },
+        "psnr_db": {"diffusers fp32": {"steered": 100.0}, "native bf16": {"steered": 30.0}},
+    }
+    older = record | {"psnr_db": {name: {"steered": 1.0} for name in record["seconds_a_step"]}}
+    text = "".join(json.dumps(one) + "\n" for one in (older, record))
+    (results / "controls.jsonl").write_text(text)
+    page = report.report(report.read(results))
+    assert "(#steps-with-a-controlnet)" in page
+    assert "**sd15**, 512x512, 2 threads, one, diffusers 9.8, OpenVINO 7.6" in page
+    assert "| native bf16 | 2.000 | 0.500 | 2.000 | 4.00x | 0.25 | 1.000 | 30.0 |" in page
+    assert "| 1.0 |" not in page.partition("## Steps with a ControlNet")[2].partition("\n## ")[0]
 
 
 def test_a_page_that_differs_is_told_and_rewritten(

@@ -33,6 +33,22 @@ def test_a_variant_is_the_demo_model_with_other_tensors() -> None:
     assert all(first[:, c].abs().max() > 1e-3 for c in range(4, 9))
 
 
+def test_the_depth_variant_holds_the_way_down_and_the_finest_of_the_way_up() -> None:
+    demo, variant = load_checkpoint("demo"), load_checkpoint("demo-depth")
+    assert variant.unet_config.in_channels == 5 and variant.name == "demo-depth"
+    assert len({c.sha256 for c in (demo, variant, load_checkpoint("demo-inpainting"))}) == 3
+    own, other = (dict(c.tensors("unet")) for c in (demo, variant))
+    changed = {
+        n for n in own if own[n].shape != other[n].shape or not torch.equal(own[n], other[n])
+    }
+    tops = {".".join(n.split(".")[: 2 if "_blocks" in n else 1]) for n in changed}
+    assert tops == {
+        "conv_in", "down_blocks.0", "down_blocks.1", "down_blocks.2", "up_blocks.1", "up_blocks.2",
+        "conv_norm_out", "conv_out",
+    }  # fmt: skip
+    assert other["conv_in.weight"][:, 4].float().abs().max() > 1e-2
+
+
 def test_changes_replace_what_has_their_names(tmp_path: Path) -> None:
     save_tensors({"a": torch.zeros(2), "b": torch.ones(2)}, tmp_path / "base.safetensors")
     save_tensors({"b": torch.full((2, 3), 5.0)}, tmp_path / "changes.safetensors")
@@ -49,11 +65,14 @@ def test_changes_replace_what_has_their_names(tmp_path: Path) -> None:
 
 
 def test_what_a_variant_has_not_is_refused() -> None:
-    with pytest.raises(ConfigError, match="variant"):
-        load_checkpoint("demo-inpainting", variant="fp16")
+    for name in ("demo-inpainting", "demo-depth"):
+        with pytest.raises(ConfigError, match="variant"):
+            load_checkpoint(name, variant="fp16")
     with pytest.raises(CheckpointError, match="neither a folder nor a file"):
         open_controls({"edges": "demo-pose"}, load_checkpoint("demo"))
-    with pytest.raises(CheckpointError, match=r"does not exist\. Give demo, demo-inpainting, a fo"):
+    with pytest.raises(
+        CheckpointError, match=r"does not exist\. Give demo, demo-inpainting, demo-depth, a fo"
+    ):
         load_checkpoint("demo-pose")
     with pytest.raises(CheckpointError, match=r"tiny_vae 'nope' does .* AutoencoderTiny wrote"):
         load_checkpoint("demo", tiny_vae="nope")

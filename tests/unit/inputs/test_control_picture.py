@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from sdengine.inputs import resize
 from sdengine.inputs.control_picture import resized_control
+from sdengine.inputs.edges import canny
+from sdengine.inputs.hints import in_colours
+from sdengine.inputs.thinning import are_thin, thinned
 
 RNG = np.random.default_rng(0)
 
@@ -39,6 +43,41 @@ def test_thin_lines_stay_and_stay_of_their_colours(size: tuple[int, int]) -> Non
     assert lit[size[1] // 4 : size[1] // 2, column - 1 : column + 3].any(axis=1).all()
     assert lit[row - 1 : row + 3, size[0] // 4 : size[0] // 2].any(axis=0).all()
     assert lit.mean() < 0.08
+
+
+@pytest.mark.parametrize("side", [50, 96, 320, 500])
+def test_edges_are_one_pixel_wide_after_resizing(side: int) -> None:
+    y, x = np.mgrid[0:160, 0:160]
+    ring = np.abs(np.hypot(x - 80, y - 70) - 40) < 12
+    shapes = np.where((ring | (y > 130))[..., None], np.uint8(230), np.uint8(20)).repeat(3, axis=2)
+    lines = in_colours(canny(shapes, 100, 200))
+    found = resized_control(lines, side, side, "stretch")[..., 0] > 0
+    square = found[1:, 1:] & found[1:, :-1] & found[:-1, 1:] & found[:-1, :-1]
+    assert square.sum() <= 0.02 * found.sum()
+    if side > 160:  # as long as they were made, and all of a piece
+        assert found.sum() < 1.3 * side / 160 * (lines[..., 0] > 0).sum()
+        pieces = [ndimage.label(one, np.ones((3, 3)))[1] for one in (lines[..., 0] > 0, found)]
+        assert pieces[0] == pieces[1] > 2
+
+
+def test_strokes_and_areas_of_two_colours_are_not_thinned() -> None:
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[10:50, 20:26] = picture[40:60, 30:60] = 255
+    found = resized_control(picture, 128, 128, "stretch")[..., 0] > 0
+    assert abs(int(found.sum()) - 4 * int((picture[..., 0] > 0).sum())) < 0.1 * found.sum()
+
+
+def test_thinning_keeps_lines_whole() -> None:
+    bar = np.zeros((40, 60), bool)
+    bar[10:17, 5:55] = bar[10:35, 30:37] = True  # a T
+    found = thinned(bar)
+    assert not are_thin(bar) and are_thin(found)
+    assert (found <= bar).all() and ndimage.label(found, np.ones((3, 3)))[1] == 1
+    across, down = np.nonzero(found.any(axis=0))[0], np.nonzero(found.any(axis=1))[0]
+    assert across[0] <= 9 and across[-1] >= 50 and down[-1] >= 30
+    assert found.sum() < 90
+    assert np.array_equal(thinned(found), found)  # nothing more can be taken away
+    assert not thinned(np.zeros((3, 4), bool)).any()
 
 
 def test_one_colour_stays() -> None:

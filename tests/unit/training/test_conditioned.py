@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from sdengine.training import conditioned
 from sdengine.training.conditioned import DepthTask, Example, InpaintingTask
 from sdengine.training.demo_parts import DemoParts
 from sdengine.training.layered import layered_scene, object_mask
 from sdengine.training.loop import Draw
 from sdengine.training.masks import KINDS, random_mask
-from sdengine.training.scenes import COLORS, render
+from sdengine.training.scenes import COLORS, Scene, render
 from sdengine.training.vae import to_tensor
 
 
@@ -100,14 +102,40 @@ def test_depth_is_learned_of_both_orders_at_once(parts: DemoParts) -> None:
         # Where maps agree so do latents, but for what the encoder makes of the rest, and the noise.
         moved = (x[::2] - x[1::2]).abs().amax(dim=1)
         assert not torch.equal(condition[::2], condition[1::2]) and moved.max() > 0.1
-        assert moved[:, 0, 0].max() < 0.1
+        assert moved[:, 0, 0].max() < 0.2
     assert np.mean(timesteps) > 700  # mostly while the order is decided
     known = list(task._known.values())
-    assert len(known) < 6000 and max(one.weight.max().item() for one in known) > 5
+    assert {one.covered.max().item() for one in known} == {0, 1}
     covering = [one for one in known if len(one.scene.objects) == 2]
     assert 0.8 < len(covering) / len(known) < 1
     again = Watched(parts.unet, parts, 8)._orders(*next(iter(task._known))[::-1])
     assert torch.equal(again.latents, known[0].latents)  # a resumed training sees the same
+
+
+def test_a_wrong_order_counts_where_it_is_seen_and_can_be_known(
+    parts: DemoParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Saying(DepthTask):
+        text = ""
+
+        def _caption(self, scene: Scene, rng: random.Random) -> str:
+            return self.text
+
+    found: list[Tensor] = []
+
+    def watched(*given: Any, apart: Tensor, **options: Any) -> tuple[Tensor, dict[str, float]]:
+        found.append(apart)
+        return torch.zeros(()), {}
+
+    monkeypatch.setattr(conditioned, "v_loss", watched)
+    for text in ("a red circle", ""):
+        task = Saying(parts.unet, parts, 16)
+        task.text = text
+        task.loss(Draw.at(0, 0), 0.0)
+    told, untold = found
+    assert told.shape == (16, 16, 16) and not untold.any()
+    assert torch.equal(told[::2], told[1::2]) and (told.amax(dim=(1, 2)) > 0).sum() >= 12
+    assert 0 < (told > 0).float().mean() < 0.2
 
 
 def test_the_nearer_object_covers_the_other() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from sdengine.errors import ConfigError
 from sdengine.samplers import NoiseSchedule
-from sdengine.training.diffusion import Noising
+from sdengine.training.diffusion import _DEMO_NOISING, Noising, v_loss
 from sdengine.training.loop import Draw
 
 CONFIG = {
@@ -80,3 +80,24 @@ def test_a_schedule_of_edm_is_refused() -> None:
     config = {"_class_name": "EDMEulerScheduler", "prediction_type": "epsilon"}
     with pytest.raises(ConfigError, match=r"checkpoint.*EDM"):
         Noising(NoiseSchedule.from_config(config))
+
+
+def test_what_neighbours_differ_in_counts_for_itself() -> None:
+    g = torch.Generator().manual_seed(0)
+    x0, objects = torch.randn(4, 2, 3, 3, generator=g), torch.ones(4, 3, 3)
+    apart = torch.rand(4, 3, 3, generator=g)
+    target = _DEMO_NOISING(x0, Draw.at(0, 0), alike=2).target
+
+    def loss(wrong: torch.Tensor, apart: torch.Tensor | None) -> float:
+        guess = target + wrong
+        return v_loss(lambda x, t: guess, x0, objects, Draw.at(0, 0), alike=2, apart=apart)[
+            0
+        ].item()
+
+    same = torch.randn(2, 2, 3, 3, generator=g).repeat_interleave(2, dim=0)
+    opposite = same * torch.tensor([1.0, -1, 1, -1])[:, None, None, None]
+    # Both are equally wrong; of the second the difference is.
+    assert loss(same, None) == pytest.approx(loss(opposite, None), rel=1e-5)
+    assert loss(same, apart) == pytest.approx(loss(same, None), rel=1e-5)
+    more = (opposite**2 * apart[:, None]).mean().item() / 3  # each cell weighs 3
+    assert loss(opposite, apart) == pytest.approx(loss(opposite, None) + more, rel=1e-4)
