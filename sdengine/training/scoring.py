@@ -40,10 +40,13 @@ class Vocabulary:
     Args:
         colors: by name.
         shapes: names, of which templates are drawn.
+        by_mean: an object's colour is the mean of its pixels, which a blend of two has too; else
+            the median.
     """
 
     colors: Mapping[str, tuple[int, int, int]]
     shapes: tuple[str, ...]
+    by_mean: bool = False
 
     @functools.cached_property
     def palette(self) -> npt.NDArray[np.float32]:
@@ -168,8 +171,9 @@ def _measure(pixels: npt.NDArray[np.float32], mask: Mask, known: Vocabulary) -> 
     inside = core if core.sum() > 10 else mask
     cells = _normalised(mask)
     overlap = {s: (cells & t).sum() / (cells | t).sum() for s, (t, _) in known.templates.items()}
+    middle = np.mean if known.by_mean else np.median
     return Region(
-        color=_nearest_color(np.median(pixels[inside], axis=0), known),
+        color=_nearest_color(middle(pixels[inside], axis=0), known),
         shape=max(overlap, key=lambda s: overlap[s]),
         x=(xs.min() + xs.max() + 1) / 2 / side,
         y=(ys.min() + ys.max() + 1) / 2 / side,
