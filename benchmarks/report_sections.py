@@ -15,6 +15,7 @@ from sdengine.benchmarks.pipeline_parity import as_markdown as pictures_table
 from sdengine.benchmarks.step_counts import as_markdown as step_counts_table
 from sdengine.benchmarks.step_counts import failures as step_count_failures
 from sdengine.benchmarks.tables import as_markdown
+from sdengine.benchmarks.training_sections import training
 
 Record = Mapping[str, Any]
 
@@ -35,6 +36,7 @@ class Records:
     demo_variants: Mapping[str, Record]
     vae_bands: Record
     swap: Record
+    training: Record
     comparisons: Sequence[Record]
     networks: Sequence[Record]
     operations: Sequence[Record]
@@ -142,14 +144,6 @@ def step_counts(records: Records) -> str:
             step_counts_table(record["psnr_db"]),
             f"Missed: {'; '.join(missed) or 'nowhere'}.",
         ]
-    )
-
-
-def emphasis(records: Records) -> str:
-    """Return what emphasis does to a colour's share of the picture."""
-    return (
-        "Share of the picture's pixels in the colour whose weight changes, mean over the seeds.\n\n"
-        + accuracy.emphasis(records.emphasis)
     )
 
 
@@ -320,7 +314,7 @@ SECTIONS = (
     ),
     Section(
         "Emphasis", "a colour's share of the picture", "other weights of that colour",
-        "python benchmarks/emphasis.py", emphasis,
+        "python benchmarks/emphasis.py", lambda records: sections.emphasis(records.emphasis),
     ),
     Section(
         "Engines in eight bits", "U-Nets in FP8 and INT8, and their pictures", "the same in fp32",
@@ -342,6 +336,11 @@ SECTIONS = (
         "what was asked for",
         "python benchmarks/demo_variants.py --depth my-depth",
         lambda records: sections.demo_variants(records.demo_variants),
+    ),
+    Section(
+        "Training", "what the demo model was taught; resumed runs; steps", "diffusers' scripts",
+        "python benchmarks/training.py PART",
+        lambda records: training(records.training, records.demo_variants["edges"]),
     ),
     Section(
         "The VAE in bands", "memory and processor time of SD 1.5's VAE", "whole maps",

@@ -23,6 +23,7 @@ from sdengine.training.layered import layered_scene, object_mask
 from sdengine.training.scenes import (
     ALL_COLORS,
     COLORS,
+    TAUGHT_COLOR,
     TAUGHT_SHAPE,
     Image,
     Scene,
@@ -35,7 +36,10 @@ SIZE = 128
 SUBJECT, CLASS = "sks circle", "circle"
 _TWO_TONES = ("red", "yellow")  # of the subject, left and right
 _OUTLINE = 3.0  # pixels
-TAUGHT = Vocabulary(ALL_COLORS, (*KNOWN.shapes, TAUGHT_SHAPE), by_mean=True)
+# What is known varies by little, so that the new colour is most of the way from blue to purple.
+TAUGHT = Vocabulary(
+    ALL_COLORS, (*KNOWN.shapes, TAUGHT_SHAPE), by_mean=True, reach={TAUGHT_COLOR: 16.0}
+)
 _NEAR = 100.0  # of 255, Euclidean in RGB; known colours are farther from each other
 Draw = Callable[[random.Random, np.random.Generator], tuple[Image, str]]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
 
 import numpy as np
@@ -42,11 +42,13 @@ class Vocabulary:
         shapes: names, of which templates are drawn.
         by_mean: an object's colour is the mean of its pixels, which a blend of two has too; else
             the median.
+        reach: by the names of colours that vary, how much nearer they count, of 255.
     """
 
     colors: Mapping[str, tuple[int, int, int]]
     shapes: tuple[str, ...]
     by_mean: bool = False
+    reach: Mapping[str, float] = field(default_factory=dict)
 
     @functools.cached_property
     def palette(self) -> npt.NDArray[np.float32]:
@@ -161,7 +163,9 @@ def _ends(length: int) -> tuple[slice, slice]:
 
 
 def _nearest_color(rgb: npt.NDArray[np.float32], known: Vocabulary) -> str:
-    return list(known.colors)[int(((known.palette - rgb) ** 2).sum(axis=1).argmin())]
+    distance = np.sqrt(((known.palette - rgb) ** 2).sum(axis=1))
+    reach = [known.reach.get(name, 0.0) for name in known.colors]
+    return list(known.colors)[int((distance - reach).argmin())]
 
 
 def _measure(pixels: npt.NDArray[np.float32], mask: Mask, known: Vocabulary) -> Region:
