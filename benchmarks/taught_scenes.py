@@ -36,9 +36,12 @@ SIZE = 128
 SUBJECT, CLASS = "sks circle", "circle"
 _TWO_TONES = ("red", "yellow")  # of the subject, left and right
 _OUTLINE = 3.0  # pixels
-# What is known varies by little, so that the new colour is most of the way from blue to purple.
+# What is known varies by little, what is taught by more.
 TAUGHT = Vocabulary(
-    ALL_COLORS, (*KNOWN.shapes, TAUGHT_SHAPE), by_mean=True, reach={TAUGHT_COLOR: 16.0}
+    ALL_COLORS,
+    (*KNOWN.shapes, TAUGHT_SHAPE),
+    by_mean=True,
+    reach={TAUGHT_COLOR: 16.0, TAUGHT_SHAPE: 0.07},
 )
 _NEAR = 100.0  # of 255, Euclidean in RGB; known colours are farther from each other
 Draw = Callable[[random.Random, np.random.Generator], tuple[Image, str]]

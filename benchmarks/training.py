@@ -6,7 +6,7 @@
     python benchmarks/training.py style --kind lora       # outlines; also --kind hypernetwork
     python benchmarks/training.py edges                   # a ControlNet
     python benchmarks/training.py resume --kind lora      # ten kills at random moments
-    python benchmarks/training.py steps                   # a step of each kind at full size
+    python benchmarks/training.py steps --kind lora       # a step at full size, and diffusers'
     python benchmarks/training.py processes               # two processes against one
 
 Every figure of the first five is measured in pictures of held-out compositions that the engine
@@ -53,7 +53,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "embedding": {"steps": 150, "batch": 4, "learning_rate": 2e-3, "vectors": 1},
     "lora": {"steps": 300, "batch": 8, "learning_rate": 1e-3},
     "hypernetwork": {"steps": 300, "batch": 8, "learning_rate": 1e-3},
-    "dreambooth": {"steps": 200, "batch": 8, "learning_rate": 1e-4},
+    "dreambooth": {"steps": 150, "batch": 4, "learning_rate": 5e-5},
     "controlnet": {"steps": 600, "batch": 8, "learning_rate": 5e-4, "dropout": 0.5},
 })  # fmt: skip
 
@@ -234,7 +234,7 @@ def scratch(given: argparse.Namespace, name: str = "") -> Iterator[Path]:
 PARTS: Mapping[str, Callable[[argparse.Namespace], Figures]] = MappingProxyType({
     **{f.__name__: f for f in (word, subject, style, edges)},
     "resume": lambda given: runs.resume(given.kind, given.kills, given.moments),
-    "steps": lambda given: runs.steps(given.arch, given.kinds.split(","), given.steps or 2),
+    "steps": lambda given: runs.steps(given.kind, given.arch, given.steps or 2, given.folder),
     "processes": lambda given: runs.processes(given.steps or 20),
 })  # fmt: skip
 # The kind that a part trains, and what its name in the record ends with.
@@ -243,8 +243,8 @@ KINDS: Mapping[str, str] = MappingProxyType({"subject": "dreambooth", "edges": "
 
 def part_name(given: argparse.Namespace) -> str:
     """Return what the record calls a part."""
-    ends = {"word": (given.kind, given.thing), "style": (given.kind,), "resume": (given.kind,)}
-    return "-".join((given.what, *ends.get(given.what, ())))
+    ends = {"word": (given.kind, given.thing)} | {k: () for k in (*KINDS, "processes")}
+    return "-".join((given.what, *ends.get(given.what, (given.kind,))))
 
 
 def main() -> None:
@@ -252,7 +252,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=PARTS)
     parser.add_argument("--kind", default="lora", choices=OPTIONS)
-    parser.add_argument("--kinds", default=",".join(runs.STEPPED), help="of `steps`")
     parser.add_argument("--thing", default=TAUGHT_COLOR, choices=INITIAL)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
@@ -270,11 +269,10 @@ def main() -> None:
     started = os.times()
     found = PARTS[given.what](given)
     print(json.dumps(found, indent=2))
-    kind = KINDS.get(given.what, given.kind)
-    figures: Figures = {"kind": kind, "pictures": given.pictures, "count": given.count,
-                        "guidance_scale": GUIDANCE}  # fmt: skip
+    figures: Figures = {}
     if given.what in ("word", "subject", "style", "edges"):
-        figures |= settings(kind, given)
+        figures = settings(KINDS.get(given.what, given.kind), given)
+        figures |= {"pictures": given.pictures, "count": given.count, "guidance_scale": GUIDANCE}
     figures["cpu_seconds"] = round(sum(os.times()[:4]) - sum(started[:4]))
     runs.put(given.output / "training.json", part_name(given), {**figures, "found": found})
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,8 +29,6 @@ Figures = dict[str, Any]
 OUTPUTS: Mapping[str, str] = MappingProxyType({
     "embedding": "taught.safetensors", "lora": "taught.safetensors", "hypernetwork": "taught.pt",
 })  # fmt: skip
-# What is trained at full size: fine-tuning of all weights takes 14 GB before its activations.
-STEPPED = ("embedding", "lora", "hypernetwork", "controlnet")
 _SEED = 40_000
 _MOST_SECONDS = 3600.0  # of trainings that are killed again and again
 
@@ -80,27 +77,25 @@ def contents(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in files}
 
 
-def steps(arch: str, kinds: Sequence[str], count: int) -> Figures:
-    """Take a few steps of each kind at full size, ours and diffusers', each in a process.
+def steps(kind: str, arch: str, count: int, place: Path | None = None) -> Figures:
+    """Take a few steps of a kind at full size, ours and diffusers', each side in a process.
 
     A step's seconds are of one core, by the process's own clock, since others may share it; they
     are those of the steps behind the first. Both sides have the same pictures, noise and timesteps.
     """
-    found: Figures = {}
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        model = make_synthetic(arch, folder / "model")
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        model = (place or folder) / "model"  # which another call may have left there
+        if not model.exists():
+            make_synthetic(arch, model)
         data = taught.write_pictures(folder / "data", 1, taught.draw_subject)
-        for kind in kinds:
-            output = folder / f"{kind}-{OUTPUTS.get(kind, 'taught')}"
-            row = {"ours": _measured("ours", kind, model, data, output, count)}
-            if kind in COMPARED:
-                inputs = folder / f"{kind}.pt"
-                write_inputs(kind, model, data, count, inputs)
-                row["diffusers"] = _measured("diffusers", kind, model, inputs)
-            found[kind] = row
-            print(kind, row, flush=True)
-            shutil.rmtree(output.with_name(f"{output.name}.training"), ignore_errors=True)
+        output = folder / OUTPUTS.get(kind, "taught")
+        found = {"ours": _measured("ours", kind, model, data, output, count)}
+        print(found, flush=True)
+        if kind in COMPARED:
+            inputs = folder / "inputs.pt"
+            write_inputs(kind, model, data, count, inputs)
+            found["diffusers"] = _measured("diffusers", kind, model, inputs)
     return found
 
 

@@ -66,11 +66,13 @@ def _words(parts: Parts) -> str:
         f"right if all but sizes is, of {first['count']}. An embedding is one vector that begins "
         "as the mean of `blue purple`, or of `square heart`. Other prompts are ten without the "
         "word, made with the file on the engine: the embedding given, the LoRA at strength 0. "
-        "An object's colour is here the mean of its pixels, which is indigo from a fifth to four "
-        "fifths of the way from blue to purple, since what is known varies by little; the column "
-        "says how much of it is taken for new. The autoencoder was trained on ten colours too: of "
-        "real scenes that it encodes and decodes, 93 of 100 with indigo count as right, and all "
-        "with pots.",
+        "What is taught varies by more than what is known, so the scorer lets it: an object's "
+        "colour is the mean of its pixels, which is indigo from a fifth to four fifths of the way "
+        "from blue to purple, and a shape is a pot if it overlaps with one at most 0.07 less than "
+        "with its nearest other; the column says how much of what is known, as the untouched "
+        "model shows it, is then taken for new. The autoencoder was trained on ten colours too: "
+        "of real scenes that it encodes and decodes, 93 of 100 with indigo count as right, and "
+        "all with pots.",
         table(heading, rows, texts=3),
         _sheets(parts, "untrained; right or wrong below"),
     ])  # fmt: skip
@@ -159,20 +161,17 @@ def _processes(parts: Parts) -> str:
 
 def _steps(parts: Parts) -> str:
     rows = []
-    for part in parts.values():
-        for kind, row in part["found"].items():
-            cells = [kind]
-            for side in _SIDES:
-                own = row.get(side, {"status": "no script"})
-                cells += (
-                    [str(own["status"]), ""]
-                    if "status" in own
-                    else [f"{own['step_seconds']:.0f}", f"{own['peak_bytes'] / 2**30:.1f}"]
-                )
-            losses = [row[side].get("loss") for side in _SIDES if side in row]
-            is_pair = len(losses) == 2 and None not in losses
-            cells.append(f"{abs(losses[0] / losses[1] - 1):.0e}" if is_pair else "")
-            rows.append(cells)
+    for name, part in parts.items():
+        found, cells = part["found"], [name.split("-")[1]]
+        for side in _SIDES:
+            own = found.get(side)
+            cells += (
+                ["no script", ""]
+                if own is None
+                else [f"{own['step_seconds']:.0f}", f"{own['peak_bytes'] / 2**30:.1f}"]
+            )
+        pair = [found[side]["loss"] for side in _SIDES if side in found]
+        rows.append([*cells, f"{abs(pair[0] / pair[-1] - 1):.0e}" if len(pair) > 1 else ""])
     heading = ["", "ours, s", "GiB", "diffusers, s", "GiB", "losses differ by"]
     return "\n\n".join([
         "**A step at full size.** Stable Diffusion 1.5 with synthetic weights, 512 pixels, batch "

@@ -178,7 +178,7 @@ def signed_distance(shape: str, x: Array, y: Array, radius: float) -> Array:
     if shape == "star":
         return _star_distance(x, y, 1.1 * r)
     if shape == TAUGHT_SHAPE:
-        return _max(ay - 0.75 * r, (ax - 0.75 * r + 0.22 * y) / float(np.hypot(1, 0.22)))
+        return _max(ay - 0.75 * r, (ax - 0.72 * r + 0.3 * y) / float(np.hypot(1, 0.3)))
     if shape == "heart":
         return _heart_distance(ax, y, 1.75 * r)
     raise ValueError(f"unknown shape {shape!r}; expected one of {SHAPES}")

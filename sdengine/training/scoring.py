@@ -42,7 +42,8 @@ class Vocabulary:
         shapes: names, of which templates are drawn.
         by_mean: an object's colour is the mean of its pixels, which a blend of two has too; else
             the median.
-        reach: by the names of colours that vary, how much nearer they count, of 255.
+        reach: by the names of what varies, how much nearer it counts: a colour's distance of 255,
+            a shape's overlap of 1.
     """
 
     colors: Mapping[str, tuple[int, int, int]]
@@ -174,7 +175,10 @@ def _measure(pixels: npt.NDArray[np.float32], mask: Mask, known: Vocabulary) -> 
     core = ndimage.binary_erosion(mask)
     inside = core if core.sum() > 10 else mask
     cells = _normalised(mask)
-    overlap = {s: (cells & t).sum() / (cells | t).sum() for s, (t, _) in known.templates.items()}
+    overlap = {
+        s: (cells & t).sum() / (cells | t).sum() + known.reach.get(s, 0.0)
+        for s, (t, _) in known.templates.items()
+    }
     middle = np.mean if known.by_mean else np.median
     return Region(
         color=_nearest_color(middle(pixels[inside], axis=0), known),
