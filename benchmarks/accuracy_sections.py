@@ -11,6 +11,14 @@ from sdengine.benchmarks.markdown import table
 Record = Mapping[str, Any]
 
 
+def emphasis(record: Record) -> str:
+    """Return what emphasis does to a colour's share of the picture."""
+    return (
+        "Share of the picture's pixels in the colour whose weight changes, mean over the seeds.\n\n"
+        + accuracy.emphasis(record)
+    )
+
+
 def quantisation(record: Record) -> str:
     """Return what U-Nets in eight bits do to pictures."""
     return "\n\n".join(

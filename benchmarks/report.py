@@ -57,6 +57,7 @@ def read(results: Path) -> Records:
         },
         vae_bands=_json(results / "vae-bands.json"),
         swap=_json(results / "swap.json"),
+        training=_json(results / "training.json"),
         comparisons=comparisons,
         networks=read_records(results / "native-networks.jsonl"),
         operations=read_records(results / "native-ops.jsonl", _OPERATIONS_SCHEMA),

@@ -16,6 +16,7 @@ from sdengine.benchmarks.pipeline_parity import as_markdown as pictures_table
 from sdengine.benchmarks.step_counts import as_markdown as step_counts_table
 from sdengine.benchmarks.step_counts import failures as step_count_failures
 from sdengine.benchmarks.tables import as_markdown
+from sdengine.benchmarks.training_sections import training
 
 Record = Mapping[str, Any]
 
@@ -36,6 +37,7 @@ class Records:
     demo_variants: Mapping[str, Record]
     vae_bands: Record
     swap: Record
+    training: Record
     comparisons: Sequence[Record]
     networks: Sequence[Record]
     operations: Sequence[Record]
@@ -147,14 +149,6 @@ def step_counts(records: Records) -> str:
     )
 
 
-def emphasis(records: Records) -> str:
-    """Return what emphasis does to a colour's share of the picture."""
-    return (
-        "Share of the picture's pixels in the colour whose weight changes, mean over the seeds.\n\n"
-        + accuracy.emphasis(records.emphasis)
-    )
-
-
 def comparisons(records: Records) -> str:
     """Return speed and memory of whole requests beside eager torch, on the CPU."""
     shown = [as_markdown(record) for record in records.comparisons if "gpu" not in record]
@@ -229,7 +223,7 @@ SECTIONS = (
     ),
     Section(
         "Emphasis", "a colour's share of the picture", "other weights of that colour",
-        "python benchmarks/emphasis.py", emphasis,
+        "python benchmarks/emphasis.py", lambda records: sections.emphasis(records.emphasis),
     ),
     Section(
         "Engines in eight bits", "U-Nets in FP8 and INT8, and their pictures", "the same in fp32",
@@ -251,6 +245,11 @@ SECTIONS = (
         "what was asked for",
         "python benchmarks/demo_variants.py",
         lambda records: sections.demo_variants(records.demo_variants),
+    ),
+    Section(
+        "Training", "what the demo model was taught; resumed runs; steps", "diffusers' scripts",
+        "python benchmarks/training.py PART",
+        lambda records: training(records.training, records.demo_variants["edges"]),
     ),
     Section(
         "The VAE in bands", "memory and processor time of SD 1.5's VAE", "whole maps",

@@ -23,6 +23,7 @@ from sdengine.training.layered import layered_scene, object_mask
 from sdengine.training.scenes import (
     ALL_COLORS,
     COLORS,
+    TAUGHT_COLOR,
     TAUGHT_SHAPE,
     Image,
     Scene,
@@ -35,18 +36,31 @@ SIZE = 128
 SUBJECT, CLASS = "sks circle", "circle"
 _TWO_TONES = ("red", "yellow")  # of the subject, left and right
 _OUTLINE = 3.0  # pixels
-TAUGHT = Vocabulary(ALL_COLORS, (*KNOWN.shapes, TAUGHT_SHAPE))
+# What is known varies by little, what is taught by more.
+TAUGHT = Vocabulary(
+    ALL_COLORS,
+    (*KNOWN.shapes, TAUGHT_SHAPE),
+    by_mean=True,
+    reach={TAUGHT_COLOR: 16.0, TAUGHT_SHAPE: 0.07},
+)
+_NEAR = 100.0  # of 255, Euclidean in RGB; known colours are farther from each other
 Draw = Callable[[random.Random, np.random.Generator], tuple[Image, str]]
 
 
 def taught_scene(rng: random.Random, name: str, *, held_out: bool) -> tuple[Scene, str]:
-    """Return a scene with the new shape or colour in it, and a caption that calls it by a name."""
-    scene = random_scene(rng, num_objects=1 + (rng.random() < 0.5), held_out=held_out)
-    first, *others = scene.objects
-    is_shape = name == TAUGHT_SHAPE
-    new = replace(first, shape=name) if is_shape else replace(first, color=name)
-    scene = replace(scene, objects=(new, *others))
-    return scene, caption(scene, rng)
+    """Return a scene with the new shape or colour in it, and a caption that calls it by a name.
+
+    The scene's other colours are no nearer to it than those of any scene to each other.
+    """
+    count = 1 + (rng.random() < 0.5)
+    while True:
+        scene = random_scene(rng, num_objects=count, held_out=held_out)
+        first, *others = scene.objects
+        new = replace(first, shape=name) if name == TAUGHT_SHAPE else replace(first, color=name)
+        colors = [ALL_COLORS[c] for c in (scene.background, *(o.color for o in others))]
+        if all(np.linalg.norm(np.subtract(ALL_COLORS[new.color], c)) > _NEAR for c in colors):
+            scene = replace(scene, objects=(new, *others))
+            return scene, caption(scene, rng)
 
 
 def write_pictures(folder: Path, count: int, draw: Draw, seed: int = 0) -> Path:
@@ -141,6 +155,12 @@ def outlined(picture: Image, scene: Scene) -> Image:
 def edge_pixels(picture: Image) -> float:
     """Return the share of a picture that is an edge: outlines have two where areas have one."""
     return float((canny(picture, *CANNY) > 0).mean())
+
+
+def drawn_edges(count: int) -> float:
+    """Return the mean share of edges in outlined scenes as they are drawn."""
+    rng, jitter = random.Random(1), np.random.default_rng(1)
+    return float(np.mean([edge_pixels(draw_outlined(rng, jitter)[0]) for _ in range(count)]))
 
 
 def draw_edges(folder: Path, hints: Path, count: int, seed: int = 0) -> None:

@@ -29,9 +29,10 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "pink": (250, 150, 190),
     "cyan": (60, 210, 225),
 }
-# A colour and a shape that the demo model does not know, for it to be taught.
-TAUGHT_COLOR, TAUGHT_SHAPE = "brown", "bar"
-ALL_COLORS = COLORS | {TAUGHT_COLOR: (125, 75, 35)}
+# A colour and a shape that the demo model does not know, for it to be taught: halfway between blue
+# and purple, and a trapezoid that is wide at its top.
+TAUGHT_COLOR, TAUGHT_SHAPE = "indigo", "pot"
+ALL_COLORS = COLORS | {TAUGHT_COLOR: (85, 65, 195)}
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "diamond")
 SIZES = ("medium", "large", "small")
 PLACES: dict[str, tuple[float, float]] = {
@@ -177,7 +178,7 @@ def signed_distance(shape: str, x: Array, y: Array, radius: float) -> Array:
     if shape == "star":
         return _star_distance(x, y, 1.1 * r)
     if shape == TAUGHT_SHAPE:
-        return _max(ax - r, ay - 0.4 * r)
+        return _max(ay - 0.75 * r, (ax - 0.72 * r + 0.3 * y) / float(np.hypot(1, 0.3)))
     if shape == "heart":
         return _heart_distance(ax, y, 1.75 * r)
     raise ValueError(f"unknown shape {shape!r}; expected one of {SHAPES}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
 
 import numpy as np
@@ -40,10 +40,16 @@ class Vocabulary:
     Args:
         colors: by name.
         shapes: names, of which templates are drawn.
+        by_mean: an object's colour is the mean of its pixels, which a blend of two has too; else
+            the median.
+        reach: by the names of what varies, how much nearer it counts: a colour's distance of 255,
+            a shape's overlap of 1.
     """
 
     colors: Mapping[str, tuple[int, int, int]]
     shapes: tuple[str, ...]
+    by_mean: bool = False
+    reach: Mapping[str, float] = field(default_factory=dict)
 
     @functools.cached_property
     def palette(self) -> npt.NDArray[np.float32]:
@@ -158,7 +164,9 @@ def _ends(length: int) -> tuple[slice, slice]:
 
 
 def _nearest_color(rgb: npt.NDArray[np.float32], known: Vocabulary) -> str:
-    return list(known.colors)[int(((known.palette - rgb) ** 2).sum(axis=1).argmin())]
+    distance = np.sqrt(((known.palette - rgb) ** 2).sum(axis=1))
+    reach = [known.reach.get(name, 0.0) for name in known.colors]
+    return list(known.colors)[int((distance - reach).argmin())]
 
 
 def _measure(pixels: npt.NDArray[np.float32], mask: Mask, known: Vocabulary) -> Region:
@@ -167,9 +175,13 @@ def _measure(pixels: npt.NDArray[np.float32], mask: Mask, known: Vocabulary) -> 
     core = ndimage.binary_erosion(mask)
     inside = core if core.sum() > 10 else mask
     cells = _normalised(mask)
-    overlap = {s: (cells & t).sum() / (cells | t).sum() for s, (t, _) in known.templates.items()}
+    overlap = {
+        s: (cells & t).sum() / (cells | t).sum() + known.reach.get(s, 0.0)
+        for s, (t, _) in known.templates.items()
+    }
+    middle = np.mean if known.by_mean else np.median
     return Region(
-        color=_nearest_color(np.median(pixels[inside], axis=0), known),
+        color=_nearest_color(middle(pixels[inside], axis=0), known),
         shape=max(overlap, key=lambda s: overlap[s]),
         x=(xs.min() + xs.max() + 1) / 2 / side,
         y=(ys.min() + ys.max() + 1) / 2 / side,

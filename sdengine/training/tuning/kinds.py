@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -75,10 +75,8 @@ def prepare_embedding(networks: Networks, options: TuningOptions, output: Path) 
         ids = plain.tokens(part, options.initial)
         if not ids:
             raise ConfigError.for_field("initial", options.initial, "text with at least one token")
-        rows = torch.tensor([ids[i % len(ids)] for i in range(options.vectors)])
-        table = encoder.text_model.embeddings.token_embedding.weight
-        start = table[rows.to(table.device)].detach().float().clone()
-        vectors[part] = nn.Parameter(start)
+        table = encoder.text_model.embeddings.token_embedding.weight.detach()
+        vectors[part] = nn.Parameter(_start(table, ids, options.vectors))
     keys = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"} if len(vectors) > 1 else {}
 
     def embedding() -> Embedding:
@@ -93,6 +91,17 @@ def prepare_embedding(networks: Networks, options: TuningOptions, output: Path) 
 
     texts = TextEncoding(networks, is_trained=True, embedding=embedding())
     return Prepared(vectors, texts, save, EmbeddingTask, embedding)
+
+
+def _start(table: Tensor, ids: Sequence[int], count: int) -> Tensor:
+    """Return the vectors [count,D] that tokens give: each the mean of its share of them.
+
+    Fewer tokens than vectors are repeated.
+    """
+    if len(ids) < count:
+        ids = [ids[i % len(ids)] for i in range(count)]
+    shares = [torch.as_tensor(share, device=table.device) for share in np.array_split(ids, count)]
+    return torch.stack([table[share].float().mean(dim=0) for share in shares])
 
 
 class EmbeddingTask(TuningTask):

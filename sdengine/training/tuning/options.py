@@ -168,7 +168,8 @@ class EmbeddingOptions(TuningOptions):
                                         "or object, or style, for a few", "template")  # fmt: skip
     name: str = _field("", Text(200), "what prompts call it; the output's name if not given")
     vectors: int = _field(1, Integer(1, MAX_VECTORS), "places of a prompt that it takes")
-    initial: str = _field("*", Text(1000), "text whose tokens it begins as")
+    initial: str = _field("*", Text(1000), "text whose tokens it begins as; means of them "
+                          "where they are more than the vectors")  # fmt: skip
 
     def __post_init__(self) -> None:
         """Check the name too."""

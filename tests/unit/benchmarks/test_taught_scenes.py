@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from sdengine.benchmarks import taught_scenes as taught
-from sdengine.training.scenes import TAUGHT_COLOR, TAUGHT_SHAPE, random_scene, render
-from sdengine.training.scoring import score
+from sdengine.training.scenes import (
+    COLORS,
+    TAUGHT_COLOR,
+    TAUGHT_SHAPE,
+    random_scene,
+    render,
+)
+from sdengine.training.scoring import KNOWN, analyse, score
 from sdengine.training.tuning.pictures import find_examples
 
 
@@ -29,6 +35,17 @@ def test_what_is_taught_is_told_from_what_is_known(name: str) -> None:
     assert np.mean([one == two for one, two in pairs]) > 0.97
     others = [taught.taught_scene(rng, name, held_out=True)[0] for _ in range(30)]
     assert not any(taught.right(p, s) for p, s in zip(pictures, others, strict=True))
+
+
+def test_an_object_of_two_colours_has_their_mean() -> None:
+    picture = np.full((128, 128, 3), 255, np.uint8)
+    for columns, color in ((slice(40, 60), "blue"), (slice(60, 88), "purple")):
+        picture[40:88, columns] = COLORS[color]
+    for vocabulary, wanted in ((taught.TAUGHT, TAUGHT_COLOR), (KNOWN, "purple")):
+        _, (region,) = analyse(picture, vocabulary)
+        assert (region.color, region.shape) == (wanted, "square")
+    picture[40:88, 40:88] = COLORS["blue"]
+    assert analyse(picture, taught.TAUGHT)[1][0].color == "blue"
 
 
 def test_a_subject_has_two_tones_and_its_class_has_not(tmp_path: Path) -> None:

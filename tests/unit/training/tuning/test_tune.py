@@ -350,6 +350,24 @@ def test_what_cannot_be_trained_is_refused_by_name(
     assert not place(kind, tmp_path).exists()
 
 
+@pytest.mark.parametrize(
+    ("vectors", "shares"), [(1, [[0, 1, 2]]), (2, [[0, 1], [2]]), (5, [[0], [1], [2], [0], [1]])]
+)
+def test_an_embedding_begins_as_the_means_of_its_tokens(
+    vectors: int, shares: list[list[int]], tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    initial = "red circle cat"
+    _, made, networks = prepared(
+        "embedding", tiny, data, tmp_path, vectors=vectors, initial=initial
+    )
+    table = networks.text_encoders["text_encoder"].text_model.embeddings.token_embedding.weight
+    ids = made.texts.tokens("text_encoder", initial)
+    assert len(ids) == 3
+    wanted = [table[[ids[i] for i in share]].mean(dim=0) for share in shares]
+    (found,) = made.model.parameters()
+    torch.testing.assert_close(found.detach(), torch.stack(wanted))
+
+
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_damaged_picture_leaves_nothing_of_a_new_run(
     is_new: bool, tiny: Path, data: Path, tmp_path: Path
