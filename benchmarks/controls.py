@@ -15,7 +15,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -209,7 +209,7 @@ def _verify(name: str, found: dict[str, float]) -> None:
             raise SdengineError(f"{name}, {kind}: {value} dB to {REFERENCE}; at least {least}.")
 
 
-def as_markdown(record: dict[str, Any]) -> str:
+def as_markdown(record: Mapping[str, Any]) -> str:
     """Return a table: seconds a step, the reference's share of it, and what a control adds."""
     steps = record["seconds_a_step"]
     rows = []
