@@ -84,7 +84,7 @@ def picture_tasks(record: Record) -> str:
             accuracy.outpainting(record),
             "By how much neighbouring pixels differ over the border, at each side of the first "
             "kind above, against the mean of the same difference inside the picture that was "
-            "given; over the scenes, with 95 % intervals.",
+            f"given; over {record['seams']['scenes']} scenes, with 95 % intervals.",
             accuracy.seams(record),
             "Enlarged four times at the same side, pictures whose colours are 14 of 255 off the "
             "model's own; how far the outermost pixels are from the first background, median.",

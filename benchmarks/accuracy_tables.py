@@ -216,7 +216,7 @@ def seams(record: Mapping[str, Any]) -> str:
     }
     rows = [
         [side, *(f"{found[name][0]:.1f} ± {found[name][1]:.1f}" for name in named)]
-        for side, found in record["seams"].items()
+        for side, found in record["seams"]["sides"].items()
     ]
     return table(["mean step, of 255", *named.values()], rows)
 

@@ -15,7 +15,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,8 +62,10 @@ class Job:
     threads: int
 
 
-def prepare(folder: Path, architecture: ModelArchitecture, side: int) -> None:
-    """Write the checkpoint, the ControlNet and the bundles that are not there."""
+def prepare(
+    folder: Path, architecture: ModelArchitecture, side: int, systems: Collection[str]
+) -> None:
+    """Write what is not there of the checkpoint, the ControlNet and bundles for some systems."""
     import torch
 
     from sdengine.checkpoints.synthetic import make_synthetic, seed_weights
@@ -82,7 +84,7 @@ def prepare(folder: Path, architecture: ModelArchitecture, side: int) -> None:
         save_tensors(state, control / "diffusion_pytorch_model.safetensors")
         (control / "config.json").write_text(json.dumps(architecture.controlnet.to_dict()))
     for target in ("native", "openvino"):
-        if not (folder / target).exists():
+        if target in systems and not (folder / target).exists():
             sdengine.build(
                 folder / "checkpoint", folder / target, target=target, resolutions=[side],
                 controls={"canny": control},
@@ -209,7 +211,7 @@ def _verify(name: str, found: dict[str, float]) -> None:
             raise SdengineError(f"{name}, {kind}: {value} dB to {REFERENCE}; at least {least}.")
 
 
-def as_markdown(record: dict[str, Any]) -> str:
+def as_markdown(record: Mapping[str, Any]) -> str:
     """Return a table: seconds a step, the reference's share of it, and what a control adds."""
     steps = record["seconds_a_step"]
     rows = []
@@ -247,7 +249,8 @@ def main() -> int:
         parser.error(f"--sides: expected {REFERENCE} and then some of {', '.join(SIDES[1:])}")
     if options.record:
         check_writable(options.record)
-    prepare(options.folder, ARCHITECTURES[options.arch], options.side)
+    systems = {name.partition(" ")[0] for name in names}
+    prepare(options.folder, ARCHITECTURES[options.arch], options.side, systems)
     family = XL if ARCHITECTURES[options.arch].unet.addition_embed_type else XL[:-2]
     job = Job(options.folder, family, options.side, options.steps, options.threads)
     figures = {"arch": options.arch, **measure(job, names, options.rounds)}

@@ -42,7 +42,8 @@ def thinned(lines: Lines) -> Lines:
             flat[places[goes]] = False
             places = places[~goes]
             idle = 0 if goes.any() else idle + 1
-    return wide[1:-1, 1:-1].copy()
+    found: Lines = wide[1:-1, 1:-1].copy()
+    return found
 
 
 def _around(wide: Lines, height: int, width: int) -> list[Lines]:

@@ -151,7 +151,7 @@ def v_loss(
     weight = 1 + _OBJECT_WEIGHT * objects.float()[:, None]
     total = (squared * weight).mean() / weight.mean()
     if apart is not None:
-        among = error.unflatten(0, (-1, alike))
+        among = torch.unflatten(error, 0, (-1, alike))
         differing = (among - among.mean(dim=1, keepdim=True)).flatten(0, 1)
         total = total + (differing**2 * apart[:, None]).mean() / weight.mean()
     return total, {"mse": squared.mean().item()}

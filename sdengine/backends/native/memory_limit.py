@@ -57,7 +57,9 @@ class NativeBudget(MemoryBudget):
         self._seen: set[tuple[int | str, ...]] = set()
         # By network, width and height, the most that the maps of one computed in bands may take;
         # None asks for the least.
-        self._given = {tuple(place): limit for *place, limit in options.vae_bands}
+        self._given: dict[tuple[str, int, int], int | None] = {
+            (network, width, height): limit for network, width, height, limit in options.vae_bands
+        }
         self.band_limits: dict[tuple[str, int, int], int | None] = dict(self._given)
         self.weight_limits: dict[str, int] = {}  # bytes of packed weights, by network
         self.available_bytes = memory_bytes or 0

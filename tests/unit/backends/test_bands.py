@@ -279,7 +279,7 @@ def test_bands_of_a_result_are_computed_again_without_the_limit() -> None:
         assert np.array_equal(again.arrays[0], first.arrays[0])
     with sdengine.load("demo", precision="bf16") as engine:
         plain = engine.generate(**PROMPT, **size)
-    assert plain.provenance.vae_bands == plain.notes == ()
+    assert plain.provenance.vae_bands == () and plain.notes == ()
 
 
 def test_every_plan_is_found_again_by_what_it_takes(demo: Bundle) -> None:

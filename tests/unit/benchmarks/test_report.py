@@ -87,7 +87,7 @@ def test_steps_with_a_controlnet_appear_once_they_were_measured(checkout: Path) 
     before = report.report(report.read(results))
     assert ("## Steps with a ControlNet" in before) == (results / "controls.jsonl").exists()
     spread = {"median": 2.0, "p10": 2.0, "p90": 2.0, "n": 6}
-    record = {
+    record: dict[str, Any] = {
         "schema": 1,
         "time": "2026-11-30T00:00:00+00:00",
         "arch": "sd15",
