@@ -51,9 +51,9 @@ INITIAL: Mapping[str, str] = MappingProxyType(
 )
 SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "embedding": {"steps": 150, "batch": 4, "learning_rate": 2e-3, "vectors": 1},
-    "lora": {"steps": 300, "batch": 8, "learning_rate": 1e-3},
-    "hypernetwork": {"steps": 300, "batch": 8, "learning_rate": 1e-3},
-    "dreambooth": {"steps": 150, "batch": 4, "learning_rate": 5e-5},
+    "lora": {"steps": 250, "batch": 8, "learning_rate": 1e-3, "text_encoder": False},
+    "hypernetwork": {"steps": 200, "batch": 8, "learning_rate": 1e-3},
+    "dreambooth": {"steps": 200, "batch": 4, "learning_rate": 7e-5, "text_encoder": True},
     "controlnet": {"steps": 600, "batch": 8, "learning_rate": 5e-4, "dropout": 0.5},
 })  # fmt: skip
 
@@ -257,6 +257,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--vectors", type=int)
+    parser.add_argument("--text-encoder", action=argparse.BooleanOptionalAction)
     parser.add_argument("--pictures", type=int, default=100, help="to train on")
     parser.add_argument("--prior", type=int, default=200, help="pictures of the subject's class")
     parser.add_argument("--count", type=int, default=50, help="pictures of each measurement")

@@ -185,7 +185,8 @@ def _steps(parts: Parts) -> str:
 
 
 def _how(part: Record) -> str:
-    return f"{part['steps']} x {part['batch']}, {part['learning_rate']:g}"
+    more = ", text encoder too" if part.get("text_encoder") else ""
+    return f"{part['steps']} x {part['batch']}, {part['learning_rate']:g}{more}"
 
 
 def _sheets(parts: Parts, told: str) -> str:
