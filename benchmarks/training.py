@@ -119,8 +119,8 @@ def mistaken(thing: str, count: int) -> float:
 
 def picture(engine: sdengine.Engine, text: str, seed: int, **more: Any) -> Image:
     """Return the picture of a prompt, made as in the benchmark of prompt following."""
-    given = {"guidance_scale": GUIDANCE, "width": taught.SIZE, "height": taught.SIZE, **SAMPLING}
-    return engine.generate(text, seed=seed, **given, **more).arrays[0]
+    given: Figures = {"width": taught.SIZE, "height": taught.SIZE, **SAMPLING, **more}
+    return engine.generate(text, seed=seed, guidance_scale=GUIDANCE, **given).arrays[0]
 
 
 def others(count: int) -> list[str]:
