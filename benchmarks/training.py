@@ -51,9 +51,9 @@ INITIAL: Mapping[str, str] = MappingProxyType(
 )
 SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "embedding": {"steps": 150, "batch": 4, "learning_rate": 2e-3, "vectors": 1},
-    "lora": {"steps": 300, "batch": 8, "learning_rate": 1e-3},
-    "hypernetwork": {"steps": 300, "batch": 8, "learning_rate": 1e-3},
-    "dreambooth": {"steps": 150, "batch": 4, "learning_rate": 5e-5},
+    "lora": {"steps": 250, "batch": 8, "learning_rate": 1e-3, "text_encoder": False},
+    "hypernetwork": {"steps": 200, "batch": 8, "learning_rate": 1e-3},
+    "dreambooth": {"steps": 200, "batch": 4, "learning_rate": 7e-5, "text_encoder": True},
     "controlnet": {"steps": 600, "batch": 8, "learning_rate": 5e-4, "dropout": 0.5},
 })  # fmt: skip
 
@@ -119,8 +119,8 @@ def mistaken(thing: str, count: int) -> float:
 
 def picture(engine: sdengine.Engine, text: str, seed: int, **more: Any) -> Image:
     """Return the picture of a prompt, made as in the benchmark of prompt following."""
-    given = {"guidance_scale": GUIDANCE, "width": taught.SIZE, "height": taught.SIZE, **SAMPLING}
-    return engine.generate(text, seed=seed, **given, **more).arrays[0]
+    given: Figures = {"width": taught.SIZE, "height": taught.SIZE, **SAMPLING, **more}
+    return engine.generate(text, seed=seed, guidance_scale=GUIDANCE, **given).arrays[0]
 
 
 def others(count: int) -> list[str]:
@@ -257,6 +257,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--vectors", type=int)
+    parser.add_argument("--text-encoder", action=argparse.BooleanOptionalAction)
     parser.add_argument("--pictures", type=int, default=100, help="to train on")
     parser.add_argument("--prior", type=int, default=200, help="pictures of the subject's class")
     parser.add_argument("--count", type=int, default=50, help="pictures of each measurement")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdengine.benchmarks.markdown import folded, table
+from sdengine.training.scenes import TAUGHT_COLOR
 
 Record = Mapping[str, Any]
 Parts = Mapping[str, Record]
@@ -51,30 +52,28 @@ def _words(parts: Parts) -> str:
         found = part["found"]
         known = found.get("known_as_new")
         rows.append([
-            f"a new {'colour' if thing == 'indigo' else 'shape'}, {thing}", kind, _how(part),
-            f"{found['right']:.0f}", f"{found['one_object']:.0f}",
+            f"a new {'colour' if thing == TAUGHT_COLOR else 'shape'}, {thing}", kind, _how(part),
+            str(part["count"]), f"{found['right']:.0f}", f"{found['one_object']:.0f}",
             "to the bit" if found["others_unchanged"] else "no",
             "" if known is None else f"{known:.0f}", str(part["cpu_seconds"]),
         ])  # fmt: skip
-    heading = ["taught", "as", "steps x batch, rate", "right, %", "of one object, %",
+    heading = ["taught", "as", "steps x batch, rate", "pictures", "right, %", "of one object, %",
                "other prompts unchanged", "known taken for new, %", "seconds"]  # fmt: skip
     first = next(iter(parts.values()))
     return "\n\n".join([
         "**Words.** Indigo lies halfway between blue and purple; a pot is a trapezoid that is wide "
         "at its top. The model knows neither. "
         f"Learned from {first['pictures']} pictures with captions that say `zorblax`; a picture is "
-        f"right if all but sizes is, of {first['count']}. An embedding is one vector that begins "
+        "right if all but sizes is. An embedding is one vector that begins "
         "as the mean of `blue purple`, or of `square heart`. Other prompts are ten without the "
         "word, made with the file on the engine: the embedding given, the LoRA at strength 0. "
         "What is taught varies by more than what is known, so the scorer lets it: an object's "
-        "colour is the mean of its pixels, which is indigo from a fifth to four fifths of the way "
-        "from blue to purple, and a shape is a pot if it overlaps with one at most 0.07 less than "
-        "with its nearest other; the column says how much of what is known, as the untouched "
-        "model shows it, is then taken for new. The autoencoder was trained on ten colours too: "
-        "of real scenes that it encodes and decodes, 93 of 100 with indigo count as right, and "
-        "all with pots.",
+        "colour is the mean of its pixels, which is indigo from about a fifth to four fifths of "
+        "the way from blue to purple, and a shape is a pot if it overlaps with one nearly as much "
+        "as with its nearest other; the column says how much of what is known, as the untouched "
+        "model shows it, is then taken for new.",
         table(heading, rows, texts=3),
-        _sheets(parts, "untrained; right or wrong below"),
+        _sheets(parts, "above untrained"),
     ])  # fmt: skip
 
 
@@ -185,7 +184,8 @@ def _steps(parts: Parts) -> str:
 
 
 def _how(part: Record) -> str:
-    return f"{part['steps']} x {part['batch']}, {part['learning_rate']:g}"
+    more = ", text encoder too" if part.get("text_encoder") else ""
+    return f"{part['steps']} x {part['batch']}, {part['learning_rate']:g}{more}"
 
 
 def _sheets(parts: Parts, told: str) -> str:

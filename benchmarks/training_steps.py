@@ -118,7 +118,7 @@ def theirs(kind: str, model: Path, inputs: Path) -> dict[str, Any]:
             more = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         predicted = parts["unet"](x, timestep, context, return_dict=False, **more)[0]
         loss = nn.functional.mse_loss(predicted.float(), noise.float())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimiser.step()
         optimiser.zero_grad()

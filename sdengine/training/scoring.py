@@ -179,9 +179,11 @@ def _measure(pixels: npt.NDArray[np.float32], mask: Mask, known: Vocabulary) -> 
         s: (cells & t).sum() / (cells | t).sum() + known.reach.get(s, 0.0)
         for s, (t, _) in known.templates.items()
     }
-    middle = np.mean if known.by_mean else np.median
+    seen = pixels[inside]
     return Region(
-        color=_nearest_color(middle(pixels[inside], axis=0), known),
+        color=_nearest_color(
+            seen.mean(axis=0) if known.by_mean else np.median(seen, axis=0), known
+        ),
         shape=max(overlap, key=lambda s: overlap[s]),
         x=(xs.min() + xs.max() + 1) / 2 / side,
         y=(ys.min() + ys.max() + 1) / 2 / side,
