@@ -1,4 +1,4 @@
-"""IP-Adapters made by tests: seeded files in the published layout, and a tiny image encoder."""
+"""IP-Adapters with seeded weights in the published layout, a tiny image encoder, and a picture."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from support.tiny_architectures import TINY
 
 from sdengine.bundle.image_prompts import cross_attentions
 from sdengine.checkpoints.weights import shapes_of
-from sdengine.models.unet import UNet2DConditionModel
+from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 
 # Of the tiny image encoder.
 HIDDEN, PROJECTION, IMAGE, PATCH = 32, 24, 28, 7
@@ -41,13 +40,24 @@ def save_encoder(folder: Path, *, seed: int = 51, **changes: Any) -> Path:
     return folder
 
 
+def image_processor(size: int = IMAGE) -> Any:
+    """Return what prepares pictures of `size` pixels for an image encoder, of transformers."""
+    import transformers
+
+    try:
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    except ImportError:  # of releases that have it under the other name alone
+        return transformers.CLIPImageProcessor(size=size, crop_size=size)
+    return CLIPImageProcessorPil(size=size, crop_size=size)
+
+
 def make_ip_adapter(
-    family: str, kind: str = "plain", *, seed: int = 61, tokens: int = 4
+    unet: UNetConfig, kind: str = "plain", *, seed: int = 61, tokens: int = 4
 ) -> Tensors:
     """Return the tensors of an adapter by name, seeded so that it makes a difference."""
-    width = TINY[family].unet.cross_attention_dim
+    width = unet.cross_attention_dim
     shapes = {f"image_proj.{name}": shape for name, shape in _PROJECTIONS[kind](width, tokens)}
-    for index, (channels, _) in enumerate(_layers(family).values()):
+    for index, (channels, _) in enumerate(_layers(unet).values()):
         for name in ("to_k_ip", "to_v_ip"):
             shapes[f"ip_adapter.{2 * index + 1}.{name}.weight"] = (channels, width)
     generator = torch.Generator().manual_seed(seed)
@@ -75,9 +85,9 @@ def picture(seed: int = 0, width: int = 50, height: int = 41) -> np.ndarray[Any,
 
 
 @functools.cache
-def _layers(family: str) -> dict[str, tuple[int, int]]:
+def _layers(unet: UNetConfig) -> dict[str, tuple[int, int]]:
     with torch.device("meta"):
-        return cross_attentions(shapes_of(UNet2DConditionModel(TINY[family].unet)))
+        return cross_attentions(shapes_of(UNet2DConditionModel(unet)))
 
 
 def _seeded(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
