@@ -30,6 +30,7 @@ class Records:
     emphasis: Record
     quantisation: Record
     guidance_interval: Record
+    adapter_formats: Record
     picture_tasks: Record
     roofline: Record
     demo_variants: Mapping[str, Record]
@@ -142,14 +143,6 @@ def step_counts(records: Records) -> str:
             step_counts_table(record["psnr_db"]),
             f"Missed: {'; '.join(missed) or 'nowhere'}.",
         ]
-    )
-
-
-def emphasis(records: Records) -> str:
-    """Return what emphasis does to a colour's share of the picture."""
-    return (
-        "Share of the picture's pixels in the colour whose weight changes, mean over the seeds.\n\n"
-        + accuracy.emphasis(records.emphasis)
     )
 
 
@@ -320,7 +313,7 @@ SECTIONS = (
     ),
     Section(
         "Emphasis", "a colour's share of the picture", "other weights of that colour",
-        "python benchmarks/emphasis.py", emphasis,
+        "python benchmarks/emphasis.py", lambda records: sections.emphasis(records.emphasis),
     ),
     Section(
         "Engines in eight bits", "U-Nets in FP8 and INT8, and their pictures", "the same in fp32",
@@ -347,6 +340,11 @@ SECTIONS = (
         "The VAE in bands", "memory and processor time of SD 1.5's VAE", "whole maps",
         "python benchmarks/vae_bands.py --native NATIVE",
         lambda records: sections.vae_bands(records.vae_bands),
+    ),
+    Section(
+        "Formats of adapters", "pictures with files of every format and family",
+        "diffusers, PEFT, LyCORIS, formulas", "python benchmarks/adapter_formats.py",
+        lambda records: sections.adapter_formats(records.adapter_formats),
     ),
     Section(
         "Swaps of weights", "time and memory of a LoRA on loaded networks", "a fresh load",

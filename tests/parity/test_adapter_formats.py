@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from sdengine.benchmarks.adapter_cases import FORMATS, SD1, Applied, Format
+from sdengine.benchmarks.adapter_cases import FORMATS, SD1, Format
 from sdengine.benchmarks.adapter_formats import PLAIN, Family, failures, measure
+from sdengine.benchmarks.adapter_loras import Applied
 
 pytestmark = pytest.mark.slow
 ONETRAINER = FORMATS["LoRA, OneTrainer, dotted names"]
