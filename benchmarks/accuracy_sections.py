@@ -11,6 +11,32 @@ from sdengine.benchmarks.markdown import table
 Record = Mapping[str, Any]
 
 
+def adapter_formats(record: Record) -> str:
+    """Return how far pictures with adapters of every format are from those of other libraries."""
+    return "\n\n".join(
+        [
+            f"One picture a cell, tiny networks with seeded weights, {record['side']} pixels, "
+            f"{record['steps']} steps, guidance scale {record['guidance_scale']:g}, fp32, native "
+            "target, equal seeds. A file is written by the library that its format comes from, or "
+            "built from the documented layout; our request takes it, and the reference changes "
+            f"diffusers {record['versions']['diffusers']}'s pipeline: diffusers where it reads the "
+            f"format, PEFT {record['versions']['peft']}'s or LyCORIS "
+            f"{record['versions']['lycoris-lora']}'s layers, or the documented formula. First "
+            "figure: PSNR against the reference, in dB; second: against our own picture without "
+            f"the file. Accepted: at least {record['required_db']:g}, at most "
+            f"{record['effect_db']:g}.",
+            accuracy.adapter_formats(record),
+            "LyCORIS's files are of the text encoders too, and so are those with kohya's, "
+            "diffusers' and OneTrainer's names; OneTrainer's are of every layer. diffusers takes "
+            "the original block 10 of SD 1 and 2 for block 1, so that for those it is given the "
+            "same tensors under its own names, which its reader of checkpoints finds. LyCORIS's "
+            "DoRA is compared at strength 1, where it means the same as the web UI's. FaceID is "
+            "without a LoRA inside; those with one are refused by name. Web UIs train "
+            "hypernetworks for SD 1 and 2 alone.",
+        ]
+    )
+
+
 def emphasis(record: Record) -> str:
     """Return what emphasis does to a colour's share of the picture."""
     return (

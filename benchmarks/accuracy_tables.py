@@ -308,3 +308,22 @@ def _capability(cc: int) -> str:
 
 def _error(value: float | None) -> str:
     return "" if value is None else f"{value:.0e}"
+
+
+def adapter_formats(record: Mapping[str, Any]) -> str:
+    """Return the PSNR of each format and family, and why some cells are empty."""
+    families: Sequence[str] = record["families"]
+    numbers: dict[str, int] = {}
+    rows = []
+    for title, by_family in record["psnr_db"].items():
+        cells = []
+        for family in families:
+            if family in by_family:
+                cells.append(" / ".join(f"{db:.1f}" for db in by_family[family].values()))
+            else:
+                reason = record["absent"][title][family]
+                cells.append(f"- [{numbers.setdefault(reason, len(numbers) + 1)}]")
+        rows.append([title, record["references"][title], *cells])
+    shown = table(["format", "reference", *families], rows, texts=2)
+    notes = "; ".join(f"[{number}] {reason}" for reason, number in numbers.items())
+    return f"{shown}\n\nNo such files: {notes}." if notes else shown

@@ -49,6 +49,7 @@ def read(results: Path) -> Records:
         emphasis=_json(results / "emphasis.json"),
         quantisation=_json(results / "quantisation.json"),
         guidance_interval=_json(results / "guidance-interval.json"),
+        adapter_formats=_json(results / "adapter-formats.json"),
         roofline=_json(results / "roofline.json"),
         picture_tasks=_json(results / "picture-tasks.json"),
         demo_variants={

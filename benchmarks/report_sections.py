@@ -32,6 +32,7 @@ class Records:
     emphasis: Record
     quantisation: Record
     guidance_interval: Record
+    adapter_formats: Record
     picture_tasks: Record
     roofline: Record
     demo_variants: Mapping[str, Record]
@@ -255,6 +256,11 @@ SECTIONS = (
         "The VAE in bands", "memory and processor time of SD 1.5's VAE", "whole maps",
         "python benchmarks/vae_bands.py --native NATIVE",
         lambda records: sections.vae_bands(records.vae_bands),
+    ),
+    Section(
+        "Formats of adapters", "pictures with files of every format and family",
+        "diffusers, PEFT, LyCORIS, formulas", "python benchmarks/adapter_formats.py",
+        lambda records: sections.adapter_formats(records.adapter_formats),
     ),
     Section(
         "Swaps of weights", "time and memory of a LoRA on loaded networks", "a fresh load",

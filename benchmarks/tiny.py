@@ -1,10 +1,10 @@
-"""Tiny architectures: SD 1 and SDXL made so small that a benchmark can be tried in seconds."""
+"""Tiny architectures: one of each family, so small that a benchmark takes seconds."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from sdengine.models.configs import SD15, SDXL
+from sdengine.models.configs import SD15, SD21, SDXL
 from sdengine.models.text_encoder import TextEncoderConfig
 from sdengine.models.unet import UNetConfig
 from sdengine.models.vae import VAEConfig
@@ -30,6 +30,14 @@ TINY_SD15 = replace(
         norm_num_groups=4,
     ),
     vae=VAEConfig(block_out_channels=(8, 16, 16, 16), norm_num_groups=4, sample_size=64),
+    resolution=64,
+)
+TINY_SD21 = replace(
+    SD21,
+    name="tiny-sd21",
+    text_encoders=(replace(TINY_SD15.text_encoder, hidden_act="gelu"),),
+    unet=replace(TINY_SD15.unet, attention_head_dim=(2, 4, 8, 8), use_linear_projection=True),
+    vae=TINY_SD15.vae,
     resolution=64,
 )
 TINY_SDXL = replace(

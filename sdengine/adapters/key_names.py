@@ -20,7 +20,7 @@ Target = tuple[Module, ...]
 _ATTENTION = re.compile(r"(.*\.attn[12])\.(to_[qkv]|to_out)(?:\.0)?")
 _TEXT_ATTENTION = re.compile(r"(.*\.self_attn)\.(q|k|v|out)_proj")
 _PEFT = "base_model.model."
-_COMFYUI = {"text_encoder": ("clip_l", "clip_h"), "text_encoder_2": ("clip_g",)}
+_CLIPS = {"text_encoder": ("clip_l", "clip_h"), "text_encoder_2": ("clip_g",)}
 _SEPARATE = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 
 
@@ -52,7 +52,7 @@ def _unet_stems(network: str, modules: dict[str, Module], _: bool) -> Iterator[t
     for path, original in unet_paths(modules).items():
         yield f"lora_unet_{_flat(original)}", (modules[path],)
         yield f"lycoris_unet_{_flat(original)}", (modules[path],)
-        for prefix in ("diffusion_model.", "model.diffusion_model."):
+        for prefix in ("diffusion_model.", "model.diffusion_model.", "unet."):
             yield prefix + original, (modules[path],)
 
 
@@ -66,8 +66,9 @@ def _text_stems(
         for dotted in dict.fromkeys((path, short, *_text_processor_names(path))):
             for prefix in (f"{network}.", _PEFT, f"{network}.{_PEFT}"):
                 yield prefix + dotted, (module,)
-            for clip in _COMFYUI[network]:
+            for clip in _CLIPS[network]:
                 yield f"text_encoders.{clip}.transformer.{dotted}", (module,)
+                yield f"{clip}.{dotted}", (module,)
         for prefix in flat:
             yield prefix + _flat(path), (module,)
             yield prefix + _flat(short), (module,)

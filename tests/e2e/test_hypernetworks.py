@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.hypernetworks import Hooked, save, write
 
 import sdengine
+from sdengine.benchmarks.seeded_hypernetworks import Hooked, save, write
 from sdengine.bundle.reader import open_bundle
 from sdengine.engine import Engine
 from sdengine.errors import AdapterError, ConfigError

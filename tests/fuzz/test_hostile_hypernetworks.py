@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.hypernetworks import write
 
+from sdengine.benchmarks.seeded_hypernetworks import write
 from sdengine.errors import CheckpointError
 from sdengine.inputs.hypernetworks import read_hypernetwork
 

@@ -10,7 +10,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from support.hypernetworks import Hooked, write
 from support.single_network import files_as_bundle
 from support.tiny_architectures import TINY
 from tolerances import assert_close
@@ -20,6 +19,7 @@ from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import SessionOptions
 from sdengine.backends.native.backend import NativeBackend
 from sdengine.backends.native.prepare import prepare
+from sdengine.benchmarks.seeded_hypernetworks import Hooked, write
 from sdengine.bundle.contexts import CONTEXTS, TEXT
 from sdengine.bundle.reader import Bundle
 from sdengine.checkpoints.synthetic import seed_weights

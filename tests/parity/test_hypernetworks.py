@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.hypernetworks import NAMES, WIDTH, network, save, state
 from tolerances import assert_close
 from torch import nn
 
+from sdengine.benchmarks.seeded_hypernetworks import NAMES, WIDTH, network, save, state
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.inputs.embedding_files import read_embeddings
 from sdengine.inputs.hypernetworks import ACTIVATIONS, Hypernetwork, read_hypernetwork

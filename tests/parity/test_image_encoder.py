@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.ip_adapters import IMAGE, PATCH, picture, save_encoder
+from support.ip_adapters import IMAGE, PATCH, image_processor, picture, save_encoder
 from tolerances import assert_close
 
 from sdengine.checkpoints.image_encoder import open_image_encoder
@@ -27,21 +27,11 @@ def read(pixels: Any) -> Picture:
     return found
 
 
-def processor(size: int) -> Any:
-    import transformers
-
-    try:
-        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-    except ImportError:  # of releases that have it under the other name alone
-        return transformers.CLIPImageProcessor(size=size, crop_size=size)
-    return CLIPImageProcessorPil(size=size, crop_size=size)
-
-
 @pytest.mark.parametrize(("width", "height"), [(50, 41), (41, 50), (28, 28), (9, 30), (300, 301)])
 def test_pictures_are_prepared_as_by_transformers(width: int, height: int) -> None:
     pixels = picture(1, width, height)
     found = clip_pixels(read(pixels), IMAGE)
-    wanted = processor(IMAGE)(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
+    wanted = image_processor()(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
     np.testing.assert_array_equal(found, wanted)
 
 

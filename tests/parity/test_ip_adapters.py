@@ -15,8 +15,8 @@ from support.controls import calls, canny, edges, psnr_db
 from support.ip_adapters import (
     HIDDEN,
     IDENTITY,
-    IMAGE,
     PROJECTION,
+    image_processor,
     make_ip_adapter,
     picture,
     save_encoder,
@@ -110,7 +110,6 @@ def made(engine: Engine, *adapters: IPAdapter, **options: Any) -> Array:
 def pipeline_of(folder: Path, kind: str = "", **parts: Any) -> Any:
     """Return diffusers' pipeline of the checkpoint, with both adapters."""
     import diffusers
-    from parity.test_image_encoder import processor
     from transformers import CLIPVisionModelWithProjection
 
     library: Any = diffusers  # its type annotations are incomplete
@@ -118,7 +117,7 @@ def pipeline_of(folder: Path, kind: str = "", **parts: Any) -> Any:
     is_xl = (folder / "base/tokenizer_2").exists()
     name = f"StableDiffusion{'XL' * is_xl}{kind}Pipeline"
     pipeline = getattr(library, name).from_pretrained(
-        folder / "base", image_encoder=encoder, feature_extractor=processor(IMAGE), **parts
+        folder / "base", image_encoder=encoder, feature_extractor=image_processor(), **parts
     )
     pipeline.load_ip_adapter(
         [str(folder)] * 2, subfolder=[""] * 2, weight_name=["plain.safetensors", "plus.bin"],
@@ -247,11 +246,10 @@ def test_rows_of_every_kind(engine: Engine) -> None:
 @only_sd1
 @torch.no_grad()
 def test_embeddings_in_place_of_pictures(engine: Engine, folder: Path, tmp_path: Path) -> None:
-    from parity.test_image_encoder import processor
     from transformers import CLIPVisionModelWithProjection
 
     encoder: Any = CLIPVisionModelWithProjection.from_pretrained(folder / "encoder")
-    pixels = processor(IMAGE)(Image.fromarray(picture()), return_tensors="pt")["pixel_values"]
+    pixels = image_processor()(Image.fromarray(picture()), return_tensors="pt")["pixel_values"]
     both = torch.cat([torch.zeros_like(pixels), pixels])
     states = encoder(both, output_hidden_states=True).hidden_states[-2]
     vector = encoder(pixels).image_embeds

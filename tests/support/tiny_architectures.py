@@ -6,17 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sdengine.benchmarks.tiny import TINY_SD15 as TINY_SD15
+from sdengine.benchmarks.tiny import TINY_SD21 as TINY_SD21
 from sdengine.benchmarks.tiny import TINY_SDXL as TINY_SDXL
-from sdengine.models.configs import SD21, SDXL_REFINER, ModelArchitecture
+from sdengine.models.configs import SDXL_REFINER, ModelArchitecture
 
-TINY_SD21 = replace(
-    SD21,
-    name="tiny-sd21",
-    text_encoders=(replace(TINY_SD15.text_encoder, hidden_act="gelu"),),
-    unet=replace(TINY_SD15.unet, attention_head_dim=(2, 4, 8, 8), use_linear_projection=True),
-    vae=TINY_SD15.vae,
-    resolution=64,
-)
 TINY_SDXL_REFINER = replace(
     SDXL_REFINER,
     name="tiny-sdxl-refiner",

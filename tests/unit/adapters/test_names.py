@@ -71,6 +71,7 @@ _UNET_FORMS = {
     "ComfyUI": (
         "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k", *_KOHYA,
     ),
+    "OneTrainer, dotted": ("unet.input_blocks.1.1.transformer_blocks.0.attn2.to_k", *_KOHYA),
 }  # fmt: skip
 
 
@@ -105,6 +106,10 @@ _TEXT_FORMS = {
     "old diffusers, linear": (
         "tiny", "text_encoder", f"text_encoder.{_TEXT}", ".lora_linear_layer.down.weight",
         ".lora_linear_layer.up.weight",
+    ),
+    "OneTrainer, dotted": ("tiny-sd21", "text_encoder", f"clip_l.{_TEXT}", *_KOHYA),
+    "OneTrainer, dotted, second of two": (
+        "tiny-sdxl", "text_encoder_2", f"clip_g.{_TEXT}", *_KOHYA,
     ),
     "projection": ("tiny-sdxl", "text_encoder_2", "lora_te2_text_projection", *_KOHYA),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Hypernetworks made by tests: torch's own modules, put together and saved as web UIs do."""
+"""Hypernetworks with seeded weights: torch's own modules, put together and saved as web UIs do."""
 
 from __future__ import annotations
 
