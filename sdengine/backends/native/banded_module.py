@@ -254,4 +254,5 @@ def _rows_of(values: Array, axis: int, first: int, last: int) -> Array:
 
 def _rows_around(values: Array, axis: int, first: int, last: int) -> Array:
     """Copy rows of a map that goes on before its first row with its last one, and so on."""
-    return values.take(np.arange(first, last) % values.shape[axis], axis=axis)
+    found: Array = values.take(np.arange(first, last) % values.shape[axis], axis=axis)
+    return found
