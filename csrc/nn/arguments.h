@@ -53,6 +53,19 @@ struct Epilogue {
   Map out;
 };
 
+// Along which axes a convolution reads from a map's other end in the place of zeros outside.
+struct Wraps {
+  bool down = false, across = false;
+};
+
+// Where a convolution reads along an axis, given that a place may lie outside; -1 for zeros.
+inline int place_read(int at, int size, bool wraps) {
+  if (at >= 0 && at < size) return at;
+  if (!wraps) return -1;
+  at %= size;
+  return at < 0 ? at + size : at;
+}
+
 struct LinearArguments {
   Map x;
   Panels weight;
@@ -66,6 +79,7 @@ struct ConvArguments {
   Epilogue epilogue;
   int kernel = 3, stride = 1, padding = 1;
   bool upsample = false;  // x is read as if every pixel were repeated twice in both directions
+  Wraps wraps;
 };
 
 // A 3x3 convolution of stride 1 and padding 1 as F(tile x tile, 3x3).
@@ -79,6 +93,7 @@ struct WinogradArguments {
   int tile = 4;
   Epilogue epilogue;
   bool upsample = false;
+  Wraps wraps;
 };
 
 struct GroupNormArguments {

@@ -174,6 +174,14 @@ Activation OperationReader::activation_word(bool gated) const {
   return found;
 }
 
+Wraps OperationReader::wraps() const {
+  const auto found = record_.words.find("wraps");
+  const std::string axes = found == record_.words.end() ? "" : found->second;
+  require(axes == "none" || axes == "x" || axes == "y" || axes == "xy",
+          "has no 'wraps' that is known");
+  return {axes == "y" || axes == "xy", axes == "x" || axes == "xy"};
+}
+
 Epilogue OperationReader::epilogue(int n) const {
   Epilogue epilogue;
   epilogue.out = floats("out");
@@ -206,6 +214,7 @@ ConvArguments OperationReader::conv() const {
   arguments.stride = integer("stride", 1, 15);
   arguments.padding = integer("padding", 0, 15);
   arguments.upsample = integer("upsample", 0, 1) == 1;
+  arguments.wraps = wraps();
   require(arguments.x.images == out.images, "has images that do not match");
   require(out.height <= (1 << 24) && out.width <= (1 << 24) && arguments.x.height <= (1 << 24) &&
               arguments.x.width <= (1 << 24),
@@ -224,6 +233,7 @@ WinogradArguments OperationReader::winograd() const {
   const Map out = floats("out");
   arguments.tile = integer("tile", 2, 4);
   arguments.upsample = integer("upsample", 0, 1) == 1;
+  arguments.wraps = wraps();
   require(arguments.tile != 3, "has tiles of 3; 2 and 4 are known");
   require(arguments.x.channels <= kMostChannels && out.channels <= kMostChannels, "is too wide");
   const int factor = arguments.upsample ? 2 : 1;

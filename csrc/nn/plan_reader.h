@@ -43,6 +43,7 @@ class OperationReader {
   const WeightBytes& weight(const std::string& role, std::size_t bytes) const;
   const float* vector(const std::string& role, std::size_t count) const;
   Panels panels(int n, int k, Type type) const;
+  Wraps wraps() const;
   Epilogue epilogue(int n) const;
   Activation activation_word(bool gated) const;
   double number(const std::string& role) const;

@@ -1,4 +1,4 @@
-"""Device protocols: what a backend's modules may do beyond running a network on given inputs."""
+"""Device protocols: what a backend's modules and sessions may do beyond running given inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Protocol, TypeGuard, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from sdengine.backends.base import Module
+from sdengine.adapters.weight_set import WeightSet
+from sdengine.backends.base import Module, Session
 from sdengine.samplers import SamplerProgram
 from sdengine.samplers.noise import NoiseSource
 
@@ -148,6 +149,30 @@ class FillsZeros(Protocol):
     def zero_unless_given(self) -> frozenset[str]:
         """Name them."""
         ...
+
+
+@runtime_checkable
+class WrapsEdges(Protocol):
+    """A session whose convolutions can read what lies at a map's other end in the place of zeros.
+
+    What such a network computes from inputs that are shifted around by whole cells of its coarsest
+    level is shifted, too.
+    """
+
+    def load_wrapping(
+        self,
+        network: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        weights: WeightSet,
+        axes: str,
+    ) -> Module:
+        """Load a network as `Session.load` does, with edges that meet along "x", "y" or "xy"."""
+        ...
+
+
+def wraps_edges(session: Session) -> TypeGuard[WrapsEdges]:
+    """Say whether a session is one of `WrapsEdges`."""
+    return _has(type(session), WrapsEdges)
 
 
 def runs_trajectories(module: Module) -> TypeGuard[RunsTrajectories]:

@@ -26,7 +26,10 @@ _PREVIEW_CELLS = 16  # the longer side of a preview, in latent cells
 
 
 def decode(
-    latents: NDArray[np.float32], networks: WeightedNetworks, clock: StageClock
+    latents: NDArray[np.float32],
+    networks: WeightedNetworks,
+    clock: StageClock,
+    wraps: str = "none",
 ) -> list[NDArray[np.uint8]]:
     """Decode images one after the other.
 
@@ -34,6 +37,7 @@ def decode(
         latents: [B,C,h,w] fp32, scaled as the U-Net sees them.
         networks: of the open bundle.
         clock: where time is counted.
+        wraps: the axes along which the decoder's edges meet; see `Networks.get`.
 
     Returns:
         One [H,W,3] uint8 array an image.
@@ -48,7 +52,7 @@ def decode(
     def check(module: Module) -> None:
         _check(module, architecture, height, width)
 
-    vae = networks.get("vae_decoder", 1, height, width, clock=clock, check=check)
+    vae = networks.get("vae_decoder", 1, height, width, clock=clock, check=check, wraps=wraps)
     scale = 1.0 / architecture.vae.scaling_factor
     try:
         if decodes_pixels(vae):

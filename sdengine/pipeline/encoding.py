@@ -54,15 +54,15 @@ def encode_image(
         NonFiniteError: the encoder gave NaN or infinity.
     """
     architecture = networks.bundle.manifest.architecture
-    if seamless != "none":
+    if seamless != "none" and not networks.can_wrap:
         wide = continued(images, seamless, MARGIN * architecture.vae.downscale)
         mean, deviation = encode_image(wide, encode, networks, clock)
         return inner(mean, seamless, MARGIN), inner(deviation, seamless, MARGIN)
     if encode == "tiny":
-        latents = encode_tiny(images, networks, clock)
+        latents = encode_tiny(images, networks, clock, seamless)
         return latents, np.zeros_like(latents)
     height, width = images.shape[2:]
-    encoder = networks.get(ENCODER, 1, height, width, clock=clock)
+    encoder = networks.get(ENCODER, 1, height, width, clock=clock, wraps=seamless)
     _, channels, rows, columns = latents_shape(architecture, 1, height, width)
     require_tensors(ENCODER, encoder.inputs, {"images": (1, 3, height, width)}, "float32")
     require_tensors(

@@ -35,7 +35,12 @@ def load_steerings(
             wanted[planned.network, 1 if planned.runs_once else count] = None
     modules = {
         (network, rows): networks.get(
-            network, rows, *plan.unet_size[::-1], sequence=sequence, clock=clock
+            network,
+            rows,
+            *plan.unet_size[::-1],
+            sequence=sequence,
+            clock=clock,
+            wraps=plan.unet_wraps,
         )
         for network, rows in wanted
     }
@@ -48,8 +53,8 @@ def load_steerings(
             tuple(np.ascontiguousarray(tile.of(hint, cell)) for hint in prepared.hints)
             for tile in plan.tiles
         ]
-    # Those of seamless pictures differ from one evaluation to the next.
-    kept = {} if plan.request.seamless != "none" else prepared.features
+    # Those of shifted pictures differ from one evaluation to the next.
+    kept = {} if plan.is_shifted else prepared.features
     return [
         Steering(plan.controls, own, modules, kept.setdefault(index, {}))
         for index, own in enumerate(hints)

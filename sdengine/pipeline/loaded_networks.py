@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import Module, Session
-from sdengine.backends.device_protocols import runs_in_bands
+from sdengine.backends.device_protocols import runs_in_bands, wraps_edges
 from sdengine.backends.forks import ForkSafeLock, watch_forks
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import DeviceError
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.vae_tiles import VAE, VaeTiles, part_size
+
+# Rows, height, width, tokens, and the axes along which edges meet.
+_Key = tuple[int, int, int, int, str]
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,16 @@ class Networks:
         self.bundle = bundle
         self._session = session
         self._chunk_length = bundle.manifest.architecture.text_encoders[0].chunk_length
-        self._loaded: dict[str, OrderedDict[tuple[int, ...], _Loaded]] = {}
+        self._loaded: dict[str, OrderedDict[_Key, _Loaded]] = {}
         self._loading = ForkSafeLock()
         self._closed = False
         self._is_parents = False
         watch_forks(self)
+
+    @property
+    def can_wrap(self) -> bool:
+        """Whether the networks themselves compute pictures whose edges meet, in one part each."""
+        return wraps_edges(self._session) and self.bundle.manifest.size_multiple is not None
 
     def get(
         self,
@@ -58,6 +66,7 @@ class Networks:
         clock: StageClock | None = None,
         weights: WeightSet = PRISTINE,
         check: Callable[[Module], None] | None = None,
+        wraps: str = "none",
     ) -> Module:
         """Return a network for a batch and an image size, loading it when needed.
 
@@ -71,13 +80,15 @@ class Networks:
             clock: where the time of loading is counted, and what is in bands.
             weights: what is merged into the bundle's own.
             check: refuses a module that is not what the manifest says, when it is loaded.
+            wraps: the axes along which its maps' edges meet, where `can_wrap`; "none", "x", "y" or
+                "xy".
         """
         identity = weights.identity(network)
         with self._loading:
             if self._closed:
                 raise DeviceError("the engine was closed; load the bundle again.")
             shapes_loaded = self._loaded.setdefault(network, OrderedDict())
-            key = (batch, height, width, sequence or self._chunk_length)
+            key = (batch, height, width, sequence or self._chunk_length, wraps)
             found = shapes_loaded.get(key)
             if found is None:
                 budget = self._session.budget
@@ -109,6 +120,7 @@ class Networks:
         height: int,
         width: int,
         sequence: int,
+        wraps: str,
         weights: WeightSet,
     ) -> Module:
         manifest = self.bundle.manifest
@@ -119,11 +131,14 @@ class Networks:
             fitting = fitting if budget.needs else manifest.resolutions
             part = part_size(width, height, fitting)
             if part not in (None, (width, height)):
-                module = self._load(network, batch, part[1], part[0], sequence, weights)
+                module = self._load(network, batch, part[1], part[0], sequence, wraps, weights)
                 return VaeTiles(module, (width, height), manifest.architecture.vae.downscale)
         sizes = {"batch": batch, "height": height, "width": width, "sequence": sequence}
-        entry = self.bundle.network(network)
-        return self._session.load(network, resolve_shapes(network, entry.inputs, sizes), weights)
+        shapes = resolve_shapes(network, self.bundle.network(network).inputs, sizes)
+        if wraps == "none":
+            return self._session.load(network, shapes, weights)
+        assert wraps_edges(self._session)
+        return self._session.load_wrapping(network, shapes, weights, wraps)
 
     def after_fork(self) -> None:
         """Leave to the parent process what a child of it can neither use nor free."""
@@ -172,6 +187,11 @@ class WeightedNetworks:
         self.weights = weights
         self._networks = networks
 
+    @property
+    def can_wrap(self) -> bool:
+        """As of `Networks`."""
+        return self._networks.can_wrap
+
     def get(
         self,
         network: str,
@@ -182,6 +202,7 @@ class WeightedNetworks:
         sequence: int | None = None,
         clock: StageClock | None = None,
         check: Callable[[Module], None] | None = None,
+        wraps: str = "none",
     ) -> Module:
         """Return a network; arguments as for `Networks.get`."""
         return self._networks.get(
@@ -193,4 +214,5 @@ class WeightedNetworks:
             clock=clock,
             weights=self.weights,
             check=check,
+            wraps=wraps,
         )

@@ -283,7 +283,9 @@ class Pipeline:
             extra = None if extra is None else plan.tiles.tiles[0].of(extra)
         conditioning = prepared.conditioning
         sequence = conditioning.prompt_embeds.shape[1]
-        unet = self._networks_of(plan).get("unet", rows, *size, sequence=sequence, clock=clock)
+        unet = self._networks_of(plan).get(
+            "unet", rows, *size, sequence=sequence, clock=clock, wraps=plan.unet_wraps
+        )
         return UNetInputs(
             unet,
             architecture.unet,

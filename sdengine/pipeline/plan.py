@@ -43,6 +43,7 @@ class Plan:
         tiles: of the latents that the U-Net runs on one after the other; None for all at once, as
             they are.
         weights: of the networks.
+        wraps: the networks themselves make the edges of a seamless picture meet.
         notes: sentences on what was chosen where the request said nothing.
         second: the plan of the pass that goes on with its result, if there is one.
         steps_before, steps_after: evaluations of passes before it and after it.
@@ -60,6 +61,7 @@ class Plan:
     coders: tuple[str, ...] = ()
     tiles: TileGrid | None = None
     weights: WeightSet = PRISTINE
+    wraps: bool = False
     notes: tuple[str, ...] = ()
     second: Plan | None = None
     steps_before: int = 0
@@ -73,9 +75,19 @@ class Plan:
     @property
     def vae_size(self) -> tuple[int, int]:
         """Width and height in pixels that the VAE computes at."""
-        return (
-            vae_size(self.size, self.request.seamless, self.tiles.cell) if self.tiles else self.size
-        )
+        if self.tiles is None or self.wraps:
+            return self.size
+        return vae_size(self.size, self.request.seamless, self.tiles.cell)
+
+    @property
+    def unet_wraps(self) -> str:
+        """The axes along which the edges of the U-Net's and the controls' own maps meet."""
+        return self.request.seamless if self.wraps and self.tiles is None else "none"
+
+    @property
+    def is_shifted(self) -> bool:
+        """Whether what the U-Net and the controls read is shifted from evaluation to evaluation."""
+        return self.request.seamless != "none" and self.unet_wraps == "none"
 
     @property
     def control_networks(self) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ class Planner:
 
     def __init__(self, bundle: Bundle, networks: Networks, max_chunks: int | None = None) -> None:
         self._manifest = bundle.manifest
+        self._can_wrap = networks.can_wrap
         self.conditioner = TextConditioner(bundle, max_chunks)
         self.library = EmbeddingLibrary(self.conditioner.planner)
         self.weights = RequestWeights(bundle)
@@ -96,7 +97,7 @@ class Planner:
     def _plan_pass(self, request: Request, weights: WeightSet) -> Plan:
         sampler, schedule = request.sampler, request.schedule
         size = computed_size(request, self._manifest)
-        tiles = tile_grid(request, size, self._manifest)
+        tiles = tile_grid(request, size, self._manifest, wraps=self._can_wrap)
         count, steps = request.num_steps_run, request.num_schedule_steps
         first = steps - count if request.starts_from_picture else None
         options = _sampler_options(request)
@@ -138,6 +139,7 @@ class Planner:
             coders,
             tiles,
             weights,
+            self._can_wrap,
         )
 
 

@@ -1,9 +1,11 @@
 """Seamless pictures: what their opposite edges see of each other, in the U-Net and in the VAE.
 
-Networks pad with zeros, so that edges differ from the rest. Before each evaluation the latents of
-an image are shifted around, each time by another number of cells, and what is predicted is shifted
-back: over the steps every cell lies inside. The VAE runs once, on a picture that goes on beyond its
-edges as far as its convolutions see.
+Networks pad with zeros, so that edges differ from the rest. Where a backend's networks can read the
+other edge instead (`Networks.can_wrap`), they do, and nothing else is needed. Elsewhere, and for a
+U-Net that runs on tiles, the latents of an image are shifted around before each evaluation, each
+time by another number of cells, and what is predicted is shifted back: over the steps every cell
+lies inside. The VAE runs once, on a picture that goes on beyond its edges as far as its
+convolutions see.
 """
 
 from __future__ import annotations
@@ -113,8 +115,8 @@ def decode_seamless(
 ) -> list[Pixels]:
     """Decode images whose edges meet, or do not, by the VAE or the tiny one; see `decode`."""
     by = decode_tiny if decoder == "tiny" else decode
-    if seamless == "none":
-        return by(latents, networks, clock)
+    if seamless == "none" or networks.can_wrap:
+        return by(latents, networks, clock, seamless)
     margin = MARGIN * networks.bundle.manifest.architecture.vae.downscale
     images = by(continued(latents, seamless, MARGIN), networks, clock)
     return [inner(image, seamless, margin, 0) for image in images]

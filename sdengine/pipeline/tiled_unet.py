@@ -118,7 +118,7 @@ def tiled_unet(
     if grid is None:
         return None
     shifts = None
-    if request.seamless != "none":
+    if plan.is_shifted:
         shifts = Shifts([request.seeds[i] for i in images], grid.canvas, request.seamless)
     return TiledUNet(grid, extra, steerings, hints, shifts)
 
@@ -132,15 +132,19 @@ def with_tiles(request: Request, manifest: Manifest) -> Request:
     return replace(request, tile_size=tile, tile_overlap=overlap)
 
 
-def tile_grid(request: Request, size: tuple[int, int], manifest: Manifest) -> TileGrid | None:
+def tile_grid(
+    request: Request, size: tuple[int, int], manifest: Manifest, *, wraps: bool = False
+) -> TileGrid | None:
     """Return the grid, in latent cells, of a request whose tiles are known; None for one tile.
 
-    What the U-Net reads of seamless pictures is shifted, for which one tile is a grid too.
+    What the U-Net reads of seamless pictures is shifted where its own edges do not meet, for which
+    one tile is a grid too.
 
     Args:
         request: with tile_size and tile_overlap, if it asks for tiles.
         size: width and height of the canvas in pixels.
         manifest: of the bundle.
+        wraps: the U-Net's own edges can meet.
 
     Raises:
         UnsupportedShapeError: the bundle's U-Net does not run the tiles.
@@ -148,7 +152,8 @@ def tile_grid(request: Request, size: tuple[int, int], manifest: Manifest) -> Ti
     require_seamless(request, size)
     cell = manifest.architecture.vae.downscale
     canvas = size[1] // cell, size[0] // cell
-    whole = None if request.seamless == "none" else TileGrid(canvas, canvas, 0, cell)
+    is_whole = request.seamless == "none" or wraps
+    whole = None if is_whole else TileGrid(canvas, canvas, 0, cell)
     if request.tile_size is None or request.tile_overlap is None:
         return whole
     pixels = *request.tile_size, request.tile_overlap, *size

@@ -19,16 +19,18 @@ Array = NDArray[np.float32]
 
 
 def decode_tiny(
-    latents: Array, networks: WeightedNetworks, clock: StageClock
+    latents: Array, networks: WeightedNetworks, clock: StageClock, wraps: str = "none"
 ) -> list[NDArray[np.uint8]]:
     """Decode latents [B,C,h,w], as the U-Net has them, to an array [H,W,3] uint8 each.
+
+    Edges meet along the axes of `wraps`; see `Networks.get`.
 
     Raises:
         NonFiniteError: the network gave NaN or infinity.
     """
     architecture = networks.bundle.manifest.architecture
     height, width = (side * architecture.vae.downscale for side in latents.shape[2:])
-    network = networks.get(DECODER, 1, height, width, clock=clock)
+    network = networks.get(DECODER, 1, height, width, clock=clock, wraps=wraps)
     shape = latents_shape(architecture, 1, height, width)
     require_tensors(DECODER, network.inputs, {"latents": shape}, "float32")
     require_tensors(DECODER, network.outputs, {"images": (1, 3, height, width)}, "float32")
@@ -44,15 +46,19 @@ def decode_tiny(
     return found
 
 
-def encode_tiny(images: Array, networks: WeightedNetworks, clock: StageClock) -> Array:
+def encode_tiny(
+    images: Array, networks: WeightedNetworks, clock: StageClock, wraps: str = "none"
+) -> Array:
     """Return latents [1,C,h,w], as the U-Net has them, of an image [1,3,H,W] in [-1,1].
+
+    Edges meet along the axes of `wraps`; see `Networks.get`.
 
     Raises:
         NonFiniteError: the network gave NaN or infinity.
     """
     height, width = images.shape[2:]
     shape = latents_shape(networks.bundle.manifest.architecture, 1, height, width)
-    network = networks.get(ENCODER, 1, height, width, clock=clock)
+    network = networks.get(ENCODER, 1, height, width, clock=clock, wraps=wraps)
     require_tensors(ENCODER, network.inputs, {"images": (1, 3, height, width)}, "float32")
     require_tensors(ENCODER, network.outputs, {"latents": shape}, "float32")
     with clock.stage(ENCODER):

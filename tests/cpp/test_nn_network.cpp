@@ -93,6 +93,7 @@ Case product(const char* kind, Kind weights, const char* type) {
                                      : weights == Kind::BFloat16 ? "bfloat16"
                                                                  : "float32";
   made.record.words["activation"] = "none";
+  made.record.words["wraps"] = "none";
   made.record.numbers = {{"kernel", 3}, {"stride", 1}, {"padding", 1}, {"upsample", 0}};
   const auto next = place(made, "x", type, kSide, kSide, kChannels, 0);
   place(made, "out", type, kSide, kSide, kChannels, next);
@@ -111,9 +112,15 @@ Case winograd(Kind weights, int tile, const char* type) {
   if (weights == Kind::Int16) keep(made, "scales", scales);
   made.record.words["weight_kind"] = weights == Kind::Int16 ? "int16" : "float32";
   made.record.words["activation"] = "none";
+  made.record.words["wraps"] = "none";
   made.record.numbers = {{"tile", tile}, {"upsample", 0}};
   const auto next = place(made, "x", type, kSide, kSide, kChannels, 0);
   place(made, "out", type, kSide, kSide, kChannels, next);
+  return made;
+}
+
+Case wrapping(Case made) {
+  made.record.words["wraps"] = "xy";
   return made;
 }
 
@@ -175,6 +182,9 @@ std::vector<Case> cases() {
           winograd(Kind::Float32, 4, "float32"),
           winograd(Kind::Int16, 4, "bfloat16"),
           winograd(Kind::Int16, 2, "float32"),
+          wrapping(product("conv", Kind::Float32, "float32")),
+          wrapping(winograd(Kind::Float32, 4, "float32")),
+          wrapping(winograd(Kind::Int16, 2, "float32")),
           norm("group_norm"),
           norm("layer_norm"),
           affine(),

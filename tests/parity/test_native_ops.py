@@ -229,6 +229,97 @@ def test_winograd(
     check("native conv", dtype, found, compute(torch.float64), compute(torch.bfloat16))
 
 
+def around(x: Any, wraps: str, margin: int, doubled: bool = False, behind: bool = False) -> Any:
+    """Return [n,h,w,c] doubled, then with wrapped margins on some axes and zeros on the others."""
+    if doubled:
+        x = x.repeat(2, axis=1).repeat(2, axis=2)
+    for axis, name in ((1, "y"), (2, "x")):
+        widths = [(0, 0)] * 4
+        widths[axis] = (0, margin) if behind else (margin, margin)
+        x = np.pad(x, widths, mode="wrap" if name in wraps else "constant")
+    return x
+
+
+@pytest.mark.parametrize("wraps", ["x", "y", "xy"])
+@pytest.mark.parametrize(
+    ("height", "width", "kernel", "stride", "doubled", "channels"),
+    [
+        (6, 9, 3, 1, False, 4),
+        (1, 1, 3, 1, False, 8),
+        (6, 8, 3, 2, False, 40),
+        (5, 3, 3, 1, True, 12),
+        (3, 7, 5, 1, False, 3),
+        (2, 5, 7, 1, True, 5),
+    ],
+)
+def test_conv_whose_edges_meet(
+    isa: str,
+    dtype: str,
+    wraps: str,
+    height: int,
+    width: int,
+    kernel: int,
+    stride: int,
+    doubled: bool,
+    channels: int,
+) -> None:
+    x, weight = (
+        draw(0, 2, height, width, channels, dtype=dtype),
+        draw(1, 34, channels, kernel, kernel, dtype=dtype),
+    )
+    padding = kernel // 2
+    found = ops.conv(
+        x, weight, dtype=dtype, stride=stride, padding=padding, upsample=doubled, wraps=wraps
+    ).run(isa=isa)
+    source = image(around(x, wraps, padding, doubled))
+    truth, low = (
+        rows(F.conv2d(source.to(kind), wide(weight).to(kind), stride=stride))
+        for kind in (torch.float64, torch.bfloat16)
+    )
+    check("native conv", dtype, found, truth, low)
+
+
+@pytest.mark.parametrize("wraps", ["x", "y", "xy"])
+def test_conv_with_padding_behind_whose_edges_meet(isa: str, dtype: str, wraps: str) -> None:
+    x, weight = draw(0, 2, 6, 8, 16, dtype=dtype), draw(1, 16, 16, 3, 3, dtype=dtype)
+    found = ops.conv(x, weight, dtype=dtype, stride=2, padding=0, out_size=(3, 4), wraps=wraps).run(
+        isa=isa
+    )
+    truth = rows(F.conv2d(image(around(x, wraps, 1, behind=True)), wide(weight), stride=2))
+    check("native conv", dtype, found, truth, truth.bfloat16())
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+@pytest.mark.parametrize("wraps", ["x", "y", "xy"])
+@pytest.mark.parametrize(
+    ("height", "width", "doubled"),
+    [(8, 8, False), (5, 7, False), (6, 3, True), (1, 2, False), (1, 1, True), (20, 36, False)],
+)
+def test_winograd_whose_edges_meet(
+    isa: str, dtype: str, tile: int, wraps: str, height: int, width: int, doubled: bool
+) -> None:
+    x = draw(0, 2, height, width, 33, dtype=dtype)
+    weight, bias = draw(1, 40, 33, 3, 3, dtype=dtype, scale=1 / 17), draw(2, 40)
+    kind = "int16" if dtype == "bfloat16" else "float32"
+    options: dict[str, Any] = {"dtype": dtype, "kind": kind, "tile": tile, "upsample": doubled}
+    found = ops.winograd(x, weight, bias, **options, wraps=wraps).run(isa=isa)
+    source = image(around(x, wraps, 1, doubled))
+    truth, low = (
+        rows(F.conv2d(source.to(to), wide(weight).to(to), wide(bias).to(to)))
+        for to in (torch.float64, torch.bfloat16)
+    )
+    check("native conv", dtype, found, truth, low)
+
+
+def test_edges_that_meet_are_named_by_their_axes(isa: str, dtype: str) -> None:
+    x, weight = draw(0, 1, 4, 4, 32, dtype=dtype), draw(1, 32, 32, 3, 3)
+    for made in (ops.conv, ops.winograd):
+        kind = "int16" if dtype == "bfloat16" else "float32"
+        operation = made(x, weight, dtype=dtype, kind=kind, wraps="yx")
+        with pytest.raises(BundleError, match="has no 'wraps' that is known"):
+            operation.run(isa=isa)
+
+
 @pytest.mark.parametrize("loud", ["channel", "pixel", "everything"])
 def test_winograd_in_16_bits_bears_outliers(isa: str, dtype: str, loud: str) -> None:
     # Against what the same arithmetic would be without rounding the result to the map's type.

@@ -149,6 +149,7 @@ def conv(
     upsample: bool = False,
     out_size: tuple[int, int] | None = None,
     out_dtype: str | None = None,
+    wraps: str = "none",
 ) -> Operation:
     """x [n,h,w,c], weight [out_features,c,k,k] fp32."""
     op = Operation("conv", dtype)
@@ -172,7 +173,7 @@ def conv(
         "padding": padding,
         "upsample": int(upsample),
     }
-    set_words(op, {"weight_kind": kind, "activation": "none"})
+    set_words(op, {"weight_kind": kind, "activation": "none", "wraps": wraps})
     return op
 
 
@@ -188,6 +189,7 @@ def winograd(
     residual: Array | None = None,
     per_image: Array | None = None,
     activation: str = "none",
+    wraps: str = "none",
 ) -> Operation:
     """x [n,h,w,c], weight [out_features,c,3,3] fp32."""
     op = Operation("winograd", dtype)
@@ -206,7 +208,7 @@ def winograd(
     if bias is not None:
         op.weight("bias", bias.astype(np.float32))
     op.record["numbers"] = {"tile": tile, "upsample": int(upsample)}
-    set_words(op, {"weight_kind": kind, "activation": activation})
+    set_words(op, {"weight_kind": kind, "activation": activation, "wraps": wraps})
     return op
 
 

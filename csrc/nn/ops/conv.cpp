@@ -25,8 +25,9 @@ void gather(const ConvArguments& conv, std::ptrdiff_t row, char* to, int row_byt
   std::memset(to + row_bytes - 4, 0, 4);
   for (int dy = 0; dy < conv.kernel; ++dy) {
     for (int dx = 0; dx < conv.kernel; ++dx) {
-      const int y = top + dy, at = left + dx;
-      if (y < 0 || y >= height || at < 0 || at >= width) {
+      const int y = place_read(top + dy, height, conv.wraps.down);
+      const int at = place_read(left + dx, width, conv.wraps.across);
+      if (y < 0 || at < 0) {
         std::memset(to, 0, bytes);
       } else {
         const std::ptrdiff_t from = (image * x.height + (y >> shift)) * x.width + (at >> shift);

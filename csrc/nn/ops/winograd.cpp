@@ -85,12 +85,11 @@ class Tiles {
     const int shift = conv_.upsample ? 1 : 0;
     const Place at = place(tile);
     for (int i = 0; i < kSide; ++i) {
-      const int y = at.y + i - 1;
-      const bool outside = y < 0 || y >= x.height << shift;
+      const int y = place_read(at.y + i - 1, x.height << shift, conv_.wraps.down);
       for (int j = 0; j < kSide; ++j) {
-        const int column = at.x + j - 1;
+        const int column = place_read(at.x + j - 1, x.width << shift, conv_.wraps.across);
         found[i * kSide + j] =
-            outside || column < 0 || column >= x.width << shift
+            y < 0 || column < 0
                 ? zeros
                 : x.row((std::ptrdiff_t{at.image} * x.height + (y >> shift)) * x.width +
                         (column >> shift));

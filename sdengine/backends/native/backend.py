@@ -270,13 +270,23 @@ class NativeSession:
         weights: WeightSet = PRISTINE,
     ) -> Module:
         """Lay one network out for its shapes and map its packed weights, or merge new ones."""
+        return self.load_wrapping(network, shapes, weights, "none")
+
+    def load_wrapping(
+        self,
+        network: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        weights: WeightSet,
+        axes: str,
+    ) -> Module:
+        """Load one whose edges meet, on memory of its own and the same packed weights."""
         nets = tuple((one.sha256, strength) for one, strength in weights.applied(network))
-        key = (network, tuple(sorted(shapes.items())), nets)
+        key = (network, tuple(sorted(shapes.items())), nets, axes)
         laid_out = self._laid_out.get(key)
         if laid_out is not None:
             packed = self._packed(network, laid_out.prepared, shapes, weights)
             return _made(network, laid_out, packed)
-        prepared = self._prepared(network, shapes, weights)
+        prepared = self._prepared(network, shapes, weights, axes)
         packed = self._packed(network, prepared, shapes, weights)
         entry = self._bundle.network(network)
         dtypes = {t.name: t.dtype for t in entry.inputs}
@@ -290,11 +300,15 @@ class NativeSession:
         return _made(network, laid_out, packed)
 
     def _prepared(
-        self, network: str, shapes: Mapping[str, tuple[int, ...]], weights: WeightSet
+        self,
+        network: str,
+        shapes: Mapping[str, tuple[int, ...]],
+        weights: WeightSet,
+        wraps: str = "none",
     ) -> Prepared:
         limit = self._budget.weight_limits.get(network)
         isa = chosen_isa()
-        return prepare(self._bundle, network, shapes, self.precision, isa, limit, weights)
+        return prepare(self._bundle, network, shapes, self.precision, isa, limit, weights, wraps)
 
     def _packed(
         self,

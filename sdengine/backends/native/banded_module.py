@@ -166,7 +166,10 @@ class _Run:
             is_image = unit.target in self.images
             shape = (n, channels, height, width) if is_image else (n, height, width, channels)
             made = np.empty(shape, np.float32 if is_image else self._dtype())
-        band, before = self._rows(run, kept, 0).copy(), 0
+        before = run.windows[0].first
+        band = self._rows(run, kept, before).copy()
+        source_axis, height = self._row_axis(unit.source), sizes[unit.source].height
+        beyond = _rows_around(kept, source_axis, height, height + run.rows_beyond(height))
         reach = unit.reaches()
         assert reach is not None
         scale = reach[unit.target].scale
@@ -174,10 +177,13 @@ class _Run:
         for window in run.windows:
             held = before + run.rows - window.first  # rows that the last band had, too
             if window.first > before:
-                source_axis = self._row_axis(unit.source)
-                shared = _rows_of(band, source_axis, run.rows - held, run.rows)
-                fresh = _rows_of(kept, source_axis, before + run.rows, window.first + run.rows)
-                band = np.concatenate([shared, fresh], axis=source_axis)
+                first, last = before + run.rows, window.first + run.rows
+                parts = (
+                    _rows_of(band, source_axis, run.rows - held, run.rows),
+                    _rows_of(kept, source_axis, min(first, height), min(last, height)),
+                    _rows_of(beyond, source_axis, max(first - height, 0), max(last - height, 0)),
+                )
+                band = np.concatenate(parts, axis=source_axis)
                 before = window.first
             self._compute(network, run, window, band, factors)
             if unit.target in self.read:
@@ -227,7 +233,10 @@ class _Run:
         return found
 
     def _rows(self, run: Pass, kept: Array, first: int) -> Array:
-        return _rows_of(kept, self._row_axis(run.unit.source), first, first + run.rows)
+        axis = self._row_axis(run.unit.source)
+        if first >= 0 and first + run.rows <= kept.shape[axis]:
+            return _rows_of(kept, axis, first, first + run.rows)
+        return _rows_around(kept, axis, first, first + run.rows)
 
     def _row_axis(self, value: str) -> int:
         return 2 if value in self.images else 1
@@ -241,3 +250,9 @@ class _Run:
 
 def _rows_of(values: Array, axis: int, first: int, last: int) -> Array:
     return values[:, first:last] if axis == 1 else values[:, :, first:last]
+
+
+def _rows_around(values: Array, axis: int, first: int, last: int) -> Array:
+    """Copy rows of a map that goes on before its first row with its last one, and so on."""
+    found: Array = values.take(np.arange(first, last) % values.shape[axis], axis=axis)
+    return found

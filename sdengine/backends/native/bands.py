@@ -21,6 +21,7 @@ from math import ceil
 
 from sdengine.backends.native.layout import Program, lay_out
 from sdengine.backends.native.map_sizes import map_sizes
+from sdengine.backends.native.methods import wrapping
 from sdengine.backends.native.prepare import Prepared
 from sdengine.backends.native.records import ITEM_BYTES
 from sdengine.backends.native.size_rules import Sizes
@@ -34,7 +35,10 @@ _ALIGNED = 8
 
 @dataclass(frozen=True)
 class Window:
-    """One band: rows of the source, and for each value those that are right in this band alone."""
+    """One band: rows of the source, and for each value those that are right in this band alone.
+
+    Where rows wrap, a band may begin before the first one and end behind the last one.
+    """
 
     first: int
     owned: Mapping[str, tuple[int, int]]
@@ -57,6 +61,10 @@ class Pass:
     rows: int
     windows: tuple[Window, ...]
     program: Program
+
+    def rows_beyond(self, height: int) -> int:
+        """Return how many rows the last band has behind the last of the source's."""
+        return max(self.windows[-1].first + self.rows - height, 0)
 
 
 @dataclass(frozen=True)
@@ -123,22 +131,30 @@ class BandPlan:
         is_last = isinstance(run, Whole) or run.target == unit.target
         if is_last and not (isinstance(run, Pass) and self.in_place(unit)):
             kept += self.map_bytes(unit.target)
-        if isinstance(run, Pass):  # a copy of the band
-            kept += self.map_bytes(unit.source) * run.rows // self.sizes[unit.source].height
+        if isinstance(run, Pass):  # a copy of the band, and of rows that it wraps around to
+            height = self.sizes[unit.source].height
+            rows = run.rows + (run.rows_beyond(height) if is_last else 0)
+            kept += self.map_bytes(unit.source) * rows // height
         return kept + run.program.arena_bytes
 
     def _passes(self, unit: Unit) -> Iterator[Pass]:
         reaches = unit.reaches()
         assert reaches is not None
-        rows, windows = _windows(unit, reaches, self.sizes[unit.source].height)
+        height = self.sizes[unit.source].height
+        rows, windows = _windows(unit, reaches, height, wraps="y" in self.prepared.wraps)
         inside = [n.inputs["x"] for n in unit.norms if n.inputs["x"] != unit.source]
         for target in dict.fromkeys([*inside, unit.target]):
-            yield Pass(unit, target, rows, windows, self._program(unit, target, rows))
+            own = tuple(one for one in windows if one.owned[target][0] < one.owned[target][1])
+            yield Pass(unit, target, rows, own, self._program(unit, target, rows))
 
     def _program(self, unit: Unit, target: str, rows: int | None) -> Program:
         """Lay out what a value follows from, on bands of so many rows, or on whole maps."""
         norms = {} if rows is None else {n.output: factors_name(n.output) for n in unit.norms}
         graph = unit.graph(self.prepared.graph, self.sizes, target, norms)
+        if rows is not None and self.prepared.wraps == "xy":
+            graph = wrapping(graph, "x")
+        elif rows is not None and self.prepared.wraps == "y":
+            graph = wrapping(graph, "none")
         source = self.sizes[unit.source]
         size = source if rows is None else source._replace(height=rows)
         shapes: dict[str, tuple[int, ...]] = {}
@@ -204,26 +220,34 @@ def _joined(units: list[Unit]) -> Unit:
 
 
 def _windows(
-    unit: Unit, reaches: Mapping[str, Reach], height: int
+    unit: Unit, reaches: Mapping[str, Reach], height: int, *, wraps: bool
 ) -> tuple[int, tuple[Window, ...]]:
     """Place bands over a source so that every row of every value is right in one of them.
 
-    Bands are all of one size: the last one is moved back to end with the map.
+    Bands are all of one size: the last one is moved back to end with the map, or where rows wrap
+    as far behind its end as the first one begins before the map.
     """
     asked = {unit.target, *(norm.inputs["x"] for norm in unit.norms)}
     wanted = {value: reaches[value] for value in asked}
     shared = _aligned(max(ceil(2 * one.margin / one.scale) for one in wanted.values()))
     finest = max(one.scale for one in reaches.values())
-    rows = min(_aligned(max(int(BAND_ROWS / finest), shared + _ALIGNED)), height)
-    starts = [0]
-    while starts[-1] + rows < height:
-        starts.append(min(starts[-1] + rows - shared, height - rows))
+    rows, around = _aligned(max(int(BAND_ROWS / finest), shared + _ALIGNED)), 0
+    if wraps:
+        around = _aligned(shared // 2)
+    else:
+        rows = min(rows, height)
+    starts, end = [-around], (_aligned(height) if wraps else height) + around
+    while starts[-1] + rows < end:
+        starts.append(min(starts[-1] + rows - shared, end - rows))
     windows = []
     before = dict.fromkeys(wanted, 0)
     for first in starts:
-        is_last = first + rows == height
+        is_edge = not wraps and first + rows == height
         ends = {
-            value: int((first + rows) * one.scale) - (0 if is_last else one.margin)
+            value: min(
+                int((first + rows) * one.scale) - (0 if is_edge else one.margin),
+                int(height * one.scale),
+            )
             for value, one in wanted.items()
         }
         windows.append(Window(first, {value: (before[value], ends[value]) for value in wanted}))

@@ -59,6 +59,20 @@ def choose_methods(
     return join_projections(graph.model_copy(update={"steps": tuple(steps)}))
 
 
+def wrapping(graph: Graph, axes: str) -> Graph:
+    """Let the edges of every map meet along some axes, for convolutions that look beyond them.
+
+    Args:
+        graph: a network.
+        axes: "none", "x", "y" or "xy".
+    """
+    steps = tuple(
+        step.model_copy(update={"wraps": axes}) if step.kind == "conv" else step
+        for step in graph.steps
+    )
+    return graph.model_copy(update={"steps": steps})
+
+
 def _plainly(step: Step, floats: str) -> Step:
     if step.kind not in PRODUCTS:
         return step

@@ -107,7 +107,7 @@ OPERATIONS: Mapping[str, Operation] = {
         weights=_MATRIX,
         sizing=("channels", "padding_after"),
         numbers=("kernel", "stride", "padding", "upsample"),
-        words=("weight_kind", "activation"),
+        words=("weight_kind", "activation", "wraps"),
         flops=_conv_flops,
         can_widen=True,
     ),
@@ -117,7 +117,7 @@ OPERATIONS: Mapping[str, Operation] = {
         weights=_MATRIX,
         sizing=("channels",),
         numbers=("tile", "upsample"),
-        words=("weight_kind", "activation"),
+        words=("weight_kind", "activation", "wraps"),
         flops=_conv_flops,
         is_method=True,
         can_widen=True,
@@ -170,7 +170,7 @@ PRODUCTS = frozenset(
     for kind, operation in OPERATIONS.items()
     if any(weight.layout == "matrix" for weight in operation.weights.values())
 )
-_METHOD = {"weight_kind", "tile"}
+_METHOD = {"weight_kind", "tile", "wraps"}
 _ALWAYS = {"kind", "name", "inputs", "output", "weights"}
 
 

@@ -15,7 +15,7 @@ from sdengine.backends.native.hypernetwork_graph import with_hypernetworks
 from sdengine.backends.native.image_prompt_graph import with_image_prompts
 from sdengine.backends.native.layout import Program, lay_out
 from sdengine.backends.native.map_sizes import map_sizes
-from sdengine.backends.native.methods import choose_methods
+from sdengine.backends.native.methods import choose_methods, wrapping
 from sdengine.backends.native.packing import Packing, plan_packing
 from sdengine.backends.native.projections import additive_inputs, without_inputs
 from sdengine.bundle.reader import Bundle
@@ -40,6 +40,7 @@ class Prepared:
         packing: what the weights become.
         weights: the bundle's own tensors, mapped, and those of hypernetworks.
         source: their file, hashed.
+        wraps: the axes along which the edges of its maps meet; "none", "x", "y" or "xy".
     """
 
     graph: Graph
@@ -48,6 +49,7 @@ class Prepared:
     packing: Packing
     weights: Mapping[str, NDArray[Any]]
     source: HashedFile
+    wraps: str = "none"
 
     def program(self) -> Program:
         """Lay out all of it."""
@@ -80,6 +82,7 @@ def prepare(
     isa: str,
     weight_bytes: int | None = None,
     weight_set: WeightSet = PRISTINE,
+    wraps: str = "none",
 ) -> Prepared:
     """Read a network's files and decide how it is computed.
 
@@ -92,6 +95,7 @@ def prepare(
         weight_bytes: the most that packed weights may take, as far as they can shrink.
         weight_set: of which hypernetworks become part of the graph, and of its inputs; LoRAs are
             merged by who packs the weights.
+        wraps: of what is prepared.
 
     Raises:
         BundleError: the files are damaged, or do not fit each other or the shapes.
@@ -122,4 +126,5 @@ def prepare(
         weight_bytes=weight_bytes,
     )
     graph, packing = plan_packing(chosen, sizes, weights)
-    return Prepared(graph, shapes, DTYPES[precision], packing, weights, source)
+    graph = wrapping(graph, wraps)
+    return Prepared(graph, shapes, DTYPES[precision], packing, weights, source, wraps)

@@ -62,7 +62,8 @@ class Step(StrictModel):
         upsample: every pixel of the input is read as a square of four.
         first, parts: `slice` takes part `first` of so many along the images, `cut` takes channels
             from `first` on; `constant` has the first so many rows of its tensor.
-        weight_kind, tile: how it is computed, decided when the network is loaded.
+        weight_kind, tile, wraps: how it is computed, decided when the network is loaded: along the
+            axes that `wraps` names, padding is what lies at the other end.
     """
 
     kind: Annotated[str, Field(max_length=32)]
@@ -87,6 +88,7 @@ class Step(StrictModel):
     parts: _Count = 0
     weight_kind: Literal["", "float32", "bfloat16", "int16", "int8"] = ""
     tile: Literal[0, 2, 4] = 0
+    wraps: Literal["none", "x", "y", "xy"] = "none"
 
     @property
     def out_features(self) -> int:

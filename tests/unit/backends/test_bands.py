@@ -11,7 +11,9 @@ import pytest
 from tolerances import assert_close
 
 import sdengine
+from sdengine.adapters.weight_set import PRISTINE
 from sdengine.backends.base import SessionOptions
+from sdengine.backends.device_protocols import wraps_edges
 from sdengine.backends.native import banded_module
 from sdengine.backends.native.backend import NativeBackend, NativeModule
 from sdengine.backends.native.banded_module import BandedModule, Moments
@@ -43,9 +45,17 @@ def shapes_at(network: str, height: int, width: int) -> dict[str, tuple[int, ...
     return {name: (1, channels, height * pixels, width * pixels)}
 
 
-def plan_at(bundle: Bundle, network: str, height: int, width: int, limit: int | None) -> BandPlan:
+def plan_at(
+    bundle: Bundle,
+    network: str,
+    height: int,
+    width: int,
+    limit: int | None,
+    wraps: str = "none",
+) -> BandPlan:
     shapes = shapes_at(network, height, width)
-    plan = plan_bands(prepare(bundle, network, shapes, "bf16", chosen_isa()), limit)
+    prepared = prepare(bundle, network, shapes, "bf16", chosen_isa(), wraps=wraps)
+    plan = plan_bands(prepared, limit)
     assert plan is not None
     return plan
 
@@ -62,15 +72,18 @@ SIZES = [(16, 16), (8, 24), (9, 8), (33, 17), (40, 24)]
 @pytest.mark.parametrize("network", INPUTS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("wraps", ["none", "x", "y", "xy"])
 def test_bands_give_what_whole_maps_do(
-    demo: Bundle, network: str, precision: str, size: tuple[int, int]
+    demo: Bundle, network: str, precision: str, size: tuple[int, int], wraps: str
 ) -> None:
     shapes = shapes_at(network, *size)
     made = {}
     for tiles, kind in (("never", NativeModule), ("always", BandedModule)):
         options = SessionOptions(precision, 2, vae_tiles=tiles)
-        module = NativeBackend().open(demo, options).load(network, shapes)
-        assert type(module) is kind
+        session = NativeBackend().open(demo, options)
+        assert wraps_edges(session)
+        module = session.load_wrapping(network, shapes, PRISTINE, wraps)
+        assert isinstance(module, kind)
         generator = np.random.default_rng(0)
         values = {n: generator.standard_normal(s, dtype=np.float32) for n, s in shapes.items()}
         ((_, found),) = module.run(values).items()
@@ -100,22 +113,28 @@ def test_bands_of_few_rows_never_take_more_than_whole_maps(demo: Bundle) -> None
 
 
 @pytest.mark.parametrize("network", INPUTS)
-def test_each_row_is_made_once_and_no_band_is_smaller(demo: Bundle, network: str) -> None:
+@pytest.mark.parametrize("wraps", ["none", "y"])
+def test_each_row_is_made_once_and_no_band_is_smaller(
+    demo: Bundle, network: str, wraps: str
+) -> None:
     for height in (16, 17, 31, 40, 64):
-        plan = plan_at(demo, network, height, 8, None)
+        plan = plan_at(demo, network, height, 8, None, wraps)
         passes = [run for run in plan.runs if isinstance(run, Pass)]
         assert passes
         for run in passes:
             rows = plan.sizes[run.unit.source].height
             reaches = run.unit.reaches()
             assert reaches is not None
-            assert all(w.first >= 0 and w.first + run.rows <= rows for w in run.windows)
+            inside = all(w.first >= 0 and w.first + run.rows <= rows for w in run.windows)
+            assert inside == (wraps == "none")
             reach, end = reaches[run.target], 0
             for window in run.windows:
                 first, last = window.owned[run.target]
                 assert first == end < last
                 begin = window.first * reach.scale
-                assert first == 0 or first >= begin + reach.margin
+                assert first >= begin + reach.margin or (first == 0 and wraps == "none")
+                behind = begin + run.rows * reach.scale
+                assert last <= behind - reach.margin or (last == behind and wraps == "none")
                 end = last
             assert end == plan.sizes[run.target].height
 
@@ -131,8 +150,9 @@ def test_bands_take_less_memory_the_larger_the_picture(demo: Bundle) -> None:
 
 
 @pytest.mark.parametrize("network", INPUTS)
+@pytest.mark.parametrize("wraps", ["none", "xy"])
 def test_a_run_takes_what_was_planned(
-    demo: Bundle, network: str, monkeypatch: pytest.MonkeyPatch
+    demo: Bundle, network: str, wraps: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory of the kernels' arena and of arrays, counted before and behind each run of them."""
     taken = []
@@ -145,7 +165,9 @@ def test_a_run_takes_what_was_planned(
     monkeypatch.setattr(banded_module, "LaidOutNetwork", Counted)
     shapes = shapes_at(network, 64, 40)
     options = SessionOptions("bf16", 1, vae_tiles="always")
-    module = NativeBackend().open(demo, options).load(network, shapes)
+    session = NativeBackend().open(demo, options)
+    assert wraps_edges(session)
+    module = session.load_wrapping(network, shapes, PRISTINE, wraps)
     assert isinstance(module, BandedModule)
     values = {n: np.zeros(s, np.float32) for n, s in shapes.items()}
     tracemalloc.start()
@@ -236,7 +258,7 @@ def test_bands_are_taken_where_a_limit_asks_for_them() -> None:
     precision = "bf16"
     with sdengine.load("demo", precision=precision, memory_bytes=10**9) as engine:
         needs = engine.session.budget._plan(320, 320)  # type: ignore[attr-defined]
-        assert type(loaded(engine)) is NativeModule
+        assert isinstance(loaded(engine), NativeModule)
     limit = needs.total_bytes(False) - 1_000_000
     with sdengine.load("demo", precision=precision, memory_bytes=limit) as engine:
         picture = engine.generate(**PROMPT, **size).arrays[0]

@@ -1,4 +1,4 @@
-"""Seamless pictures: what is shifted comes back, edges meet, and noise stays as it is."""
+"""Seamless pictures: edges that meet, by networks that wrap and by latents that are shifted."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from numpy.typing import NDArray
 from support.tiny_bundle import make_tiny_bundle
 
 import sdengine
+from sdengine import opened_bundle
+from sdengine.backends.native.backend import NativeSession, NativeUNet
 from sdengine.backends.native.memory_limit import NativeBudget
+from sdengine.backends.native.sampler_steps import NativeRun
 from sdengine.cli.main import main
 from sdengine.engine import Engine
 from sdengine.errors import ConfigError
 from sdengine.images.metadata import read_metadata
 from sdengine.images.web_ui_text import parse_parameters
 from sdengine.loading import load
+from sdengine.pipeline import pipeline as pipeline_module
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.encoding import encoded
-from sdengine.pipeline.loaded_networks import WeightedNetworks
+from sdengine.pipeline.latents import noise_of
+from sdengine.pipeline.loaded_networks import Networks, WeightedNetworks
 from sdengine.pipeline.seamless import (
     MARGIN,
     Shifts,
@@ -42,6 +47,29 @@ Array = NDArray[Any]
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     with sdengine.load("demo", threads=1) as engine:
+        yield engine
+
+
+class ShiftingNetworks(Networks):
+    """Networks of a backend that has none which wrap."""
+
+    can_wrap = False
+
+
+@pytest.fixture(scope="module", params=["wrapping", "shifting"])
+def either(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """The demo model by both ways: as it is, and as a backend has it whose networks cannot wrap."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "shifting":
+            patch.setattr(opened_bundle, "Networks", ShiftingNetworks)
+        engine = sdengine.load("demo", threads=1)
+    with engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def exact() -> Iterator[Engine]:
+    with sdengine.load("demo", precision="fp32", threads=1) as engine:
         yield engine
 
 
@@ -119,7 +147,8 @@ def border(images: Iterable[Array], axis: int) -> float:
     return float(np.mean(found))
 
 
-def test_edges_of_the_demo_models_pictures_meet(engine: Engine) -> None:
+def test_edges_of_the_demo_models_pictures_meet(either: Engine) -> None:
+    engine = either
     fields: dict[str, Any] = {"seed": 11, "steps": 8, "batch_size": 4}
     prompt = "a cyan ring above a black cross"
     plain, across, both = (
@@ -132,8 +161,9 @@ def test_edges_of_the_demo_models_pictures_meet(engine: Engine) -> None:
     assert np.abs(alone.arrays[0].astype(int) - both.arrays[2]).max() <= 1
 
 
-def test_the_vae_sees_no_edges(engine: Engine) -> None:
+def test_the_vae_sees_no_edges(either: Engine) -> None:
     """A picture that is shifted first gives the same; else by its groups' statistics alone."""
+    engine = either
     networks, clock = WeightedNetworks(engine._networks), StageClock()
     latents = RNG.standard_normal((1, 4, 16, 16)).astype(np.float32)
 
@@ -161,7 +191,114 @@ def test_the_vae_sees_no_edges(engine: Engine) -> None:
     assert encoding_error("none") > 10 * encoding_error("y")
 
 
-def test_pictures_and_second_passes_are_seamless(engine: Engine) -> None:
+@pytest.mark.parametrize("axes", ["x", "y", "xy"])
+def test_networks_that_wrap_know_no_edges_at_all(exact: Engine, axes: str) -> None:
+    """What they read of a picture that is shifted around gives the same, shifted, and no other."""
+    networks, clock = WeightedNetworks(exact._networks), StageClock()
+    assert networks.can_wrap
+    both = tuple(2 + "yx".index(axis) for axis in axes)
+    latents = RNG.standard_normal((2, 4, 16, 24)).astype(np.float32)
+
+    def moved(maps: Array, cells: int) -> Array:
+        return np.roll(maps, (cells,) * len(both), both)
+
+    def relative_error(found: Array, wanted: Array) -> float:
+        return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+    width = exact.bundle.manifest.architecture.unet.cross_attention_dim
+    inputs = {
+        "sample": latents,
+        "timestep": np.full(2, 500, np.float32),
+        "encoder_hidden_states": RNG.standard_normal((2, 77, width)).astype(np.float32),
+    }
+    for wraps, is_exact in ((axes, True), ("none", False)):
+        unet = networks.get("unet", 2, 128, 192, wraps=wraps)
+        plain = unet.run(inputs)["noise_pred"].copy()
+        found = unet.run({**inputs, "sample": moved(latents, 8)})["noise_pred"]
+        assert (relative_error(found, moved(plain, 8)) < 1e-4) == is_exact
+    first, second = (
+        decode_seamless(one, axes, networks, clock) for one in (latents, moved(latents, 3))
+    )
+    for before, after in zip(first, second, strict=True):
+        wanted = np.roll(before, (24,) * len(both), tuple(axis - 2 for axis in both))
+        assert np.abs(after.astype(int) - wanted).max() <= 1
+    pixels = RNG.integers(0, 255, (128, 192, 3), np.uint8)
+    one, two = (
+        encoded(picture, networks, clock, seamless=axes)[0]
+        for picture in (
+            pixels,
+            np.roll(pixels, (40,) * len(both), tuple(axis - 2 for axis in both)),
+        )
+    )
+    assert relative_error(two, moved(one, 5)) < 1e-4
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+def test_noise_that_is_shifted_gives_the_picture_shifted(
+    exact: Engine, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    fields: dict[str, Any] = {"seed": 4, "steps": 6, "sampler": sampler, "seamless": "xy"}
+    plain = exact.generate(PROMPT, **fields).arrays[0]
+
+    def shifted_noise(*given: Any) -> Any:
+        noise = noise_of(*given)
+        first = noise.initial
+        monkeypatch.setattr(noise, "initial", lambda: np.roll(first(), (8, 8), (2, 3)))
+        return noise
+
+    monkeypatch.setattr(pipeline_module, "noise_of", shifted_noise)
+    found = exact.generate(PROMPT, **fields).arrays[0]
+    wanted = np.roll(plain, (64, 64), (0, 1))
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+    assert np.abs(found.astype(int) - plain).max() > 50
+
+
+def test_networks_that_wrap_share_weights_and_are_freed() -> None:
+    with sdengine.load("demo", threads=1) as engine:
+        fields: dict[str, Any] = {"seed": 4, "steps": 2}
+        before = engine.generate(PROMPT, **fields).arrays[0]
+        result = engine.generate(PROMPT, **fields, seamless="xy")
+        again = engine.generate(PROMPT, **fields).arrays[0]
+        np.testing.assert_array_equal(before, again)
+        assert not np.array_equal(before, result.arrays[0])
+        plain, wrapping = (
+            engine._networks.get("unet", 2, 128, 128, wraps=axes) for axes in ("none", "xy")
+        )
+        assert isinstance(plain, NativeUNet) and isinstance(wrapping, NativeUNet)
+        for name, values in plain._packed.tensors.items():
+            assert wrapping._packed.tensors[name] is values
+        assert plain.prepared.program().arena_bytes == wrapping.prepared.program().arena_bytes
+        session = engine.session
+        assert isinstance(session, NativeSession)
+        laid_out = {key[3] for key in session._laid_out if isinstance(key, tuple)}
+        assert laid_out == {"none", "xy"}
+        del plain, wrapping
+        engine._networks.release("unet", "vae_decoder")
+        left = [key for key in session._laid_out if isinstance(key, tuple) and key[3] == "xy"]
+        assert not left
+
+
+def test_steps_of_networks_that_wrap_run_beside_them(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    advance = NativeRun.advance
+
+    def counted(self: NativeRun, count: int, noise: Any) -> int:
+        calls.append(count)
+        return advance(self, count, noise)
+
+    monkeypatch.setattr(NativeRun, "advance", counted)
+    engine.generate(PROMPT, steps=5, seamless="xy", seed=1)
+    assert calls == [5]
+    engine.generate(
+        PROMPT, steps=5, seamless="xy", seed=1, tiled_diffusion=True, tile_size=(64, 64)
+    )
+    assert calls == [5]  # tiles have edges of their own, and are shifted
+
+
+def test_pictures_and_second_passes_are_seamless(either: Engine) -> None:
+    engine = either
     fields: dict[str, Any] = {"seed": 3, "steps": 3, "seamless": "xy"}
     picture = RNG.integers(0, 255, (128, 128, 3), np.uint8)
     mask = np.zeros((128, 128), np.uint8)
@@ -202,7 +339,8 @@ def test_what_cannot_meet_is_refused(engine: Engine) -> None:
         engine.generate(PROMPT, image=picture, mask=mask, inpaint_area="masked", seamless="x")
 
 
-def test_a_limit_counts_the_vaes_larger_maps(engine: Engine) -> None:
+def test_a_limit_counts_the_vaes_larger_maps(either: Engine) -> None:
+    engine = either
     budget = engine.session.budget
     assert isinstance(budget, NativeBudget)
     asked: list[Any] = []
@@ -215,4 +353,5 @@ def test_a_limit_counts_the_vaes_larger_maps(engine: Engine) -> None:
         for axes in ("none", "x"):
             engine._plan(engine.request(PROMPT, seamless=axes))
     wide = 128 + 16 * MARGIN
-    assert asked == [(128, 128, (), None), (wide, 128, (), (128, 128))]
+    usual = (128, 128, (), None)
+    assert asked == [usual, usual if engine._networks.can_wrap else (wide, 128, (), (128, 128))]
