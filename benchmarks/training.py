@@ -28,6 +28,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from PIL import Image as PILImage
 
 import sdengine
 from sdengine.benchmarks import taught_scenes as taught
@@ -146,6 +147,8 @@ def subject(given: argparse.Namespace) -> Figures:
         with scratch(given, "with" if preserved else "without") as folder:
             data = taught.write_pictures(folder / "data", given.pictures, taught.draw_subject)
             prior: Figures = {"class_prompt": f"a {taught.CLASS}", "class_pictures": given.prior}
+            if preserved:
+                prior["class_folder"] = str(known(folder / "known", given.prior))
             model = train("dreambooth", data, folder, given, **(prior if preserved else {}))
             sdengine.build(model, folder / "bundle", resolutions=[taught.SIZE])
             rng = random.Random(SEED)
@@ -162,6 +165,18 @@ def subject(given: argparse.Namespace) -> Figures:
             print(found, flush=True)
     show(given, "subject", *rows)
     return found
+
+
+def known(folder: Path, count: int) -> Path:
+    """Fill a new folder with what the untouched model makes of captions like those it learned."""
+    rng = random.Random(SEED + 3)
+    folder.mkdir(parents=True)
+    with sdengine.load("demo") as engine:
+        for number in range(count):
+            text = caption(random_scene(rng), rng)
+            PILImage.fromarray(picture(engine, text, number)).save(folder / f"{number:04d}.png")
+            (folder / f"{number:04d}.txt").write_text(text)
+    return folder
 
 
 def following(bundle: str | Path, count: int) -> Figures:

@@ -26,6 +26,7 @@ from sdengine.engine import Engine
 from sdengine.storage.whole_file import whole_file
 from sdengine.training.scenes import Image
 from sdengine.training.tuning.networks import Networks
+from sdengine.training.tuning.pictures import ENDINGS
 
 COLUMNS = 4  # of a sample sheet: pictures of one prompt
 
@@ -140,7 +141,8 @@ def make_class_pictures(
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"class-{number:05d}.png" for number in range(count)]
-    foreign = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {*names}
+    shown = (path for path in folder.iterdir() if not path.name.startswith("."))
+    foreign = {path.name for path in shown if path.suffix.lower() in ENDINGS} - {*names}
     lacking = [n for n in names[: max(0, count - len(foreign))] if not (folder / n).exists()]
     made = engine() if lacking else None
     for done, name in enumerate(lacking):

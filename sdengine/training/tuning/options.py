@@ -250,8 +250,9 @@ class DreamBoothOptions(WholeOptions):
                             "caption_dropout")  # fmt: skip
     class_prompt: str = _field("", Text(10_000), "of what the subject is one of, such as 'a dog'; "
                                "its pictures preserve the prior")  # fmt: skip
-    class_folder: str | None = _field(None, Name("a folder"), "where its pictures are; the run's "
-                                      "folder if not given")  # fmt: skip
+    class_folder: str | None = _field(None, Name("a folder"), "where its pictures are, perhaps "
+                                      "with captions of their own; the run's folder if not "
+                                      "given")  # fmt: skip
     class_pictures: int = _field(100, Integer(1, 100_000), "how many there shall be; those that "
                                  "lack are made by the untouched model")  # fmt: skip
     prior_weight: float = _field(1.0, Number(0, 100), "what their loss counts")

@@ -246,7 +246,10 @@ class _Work:
         return Dataset(examples, self.cache, arrangement, report)
 
     def _class_dataset(self, options: DreamBoothOptions) -> Dataset:
-        """Return the class's pictures, of which those that lack are made first."""
+        """Return the class's pictures, of which those that lack are made first.
+
+        Those with captions have them in the place of the class's prompt.
+        """
         folder = Path(options.class_folder) if options.class_folder else self.run / "class"
 
         def report(done: int, count: int) -> None:
@@ -254,9 +257,12 @@ class _Work:
 
         count, seed = options.class_pictures, options.seed
         make_class_pictures(self._engine, folder, options.class_prompt, count, seed, report)
-        template = options.class_prompt.replace("{", "{{").replace("}", "}}")
-        arrangement = replace(self._arrangement(), templates=(template,), dropout=0.0)
-        return self._dataset(find_examples(folder)[:count], arrangement, "pictures of the class")
+        examples = [
+            one if one.caption is not None else replace(one, caption=options.class_prompt)
+            for one in find_examples(folder)[:count]
+        ]
+        arrangement = replace(self._arrangement(), templates=(), dropout=0.0)
+        return self._dataset(examples, arrangement, "pictures of the class")
 
     def _engine(self) -> LiveEngine:
         size = self.resolution, self.resolution

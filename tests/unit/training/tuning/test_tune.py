@@ -186,6 +186,25 @@ def test_halves_of_dreambooth_are_weighted_apart(tiny: Path, data: Path, tmp_pat
     assert alone.loss(Draw.at(0, 0), 0.0)[0].item() == found[1.0]["subject"]
 
 
+def test_pictures_of_the_class_keep_their_own_captions(
+    tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = pictures(tmp_path / "class", [(64, 64)] * 3, captions=False)
+    first = min(folder.glob("*.png"))
+    first.with_suffix(".txt").write_text("a {blue} star")
+    task, _, _ = prepared(
+        "dreambooth",
+        tiny,
+        data,
+        tmp_path,
+        class_prompt="a {circle}",
+        class_folder=str(folder),
+        class_pictures=3,
+    )
+    assert task.class_dataset.captions - {""} == {"a {blue} star", "a {circle}"}
+    assert len(list(folder.glob("*.png"))) == 3  # the captions are not taken for pictures
+
+
 class Interrupted(Exception):
     """Stand in for a kill in the middle of a run."""
 
