@@ -192,7 +192,7 @@ def test_pictures_of_the_class_keep_their_own_captions(
     folder = pictures(tmp_path / "class", [(64, 64)] * 3, captions=False)
     first = min(folder.glob("*.png"))
     first.with_suffix(".txt").write_text("a {blue} star")
-    task, _, _ = prepared(
+    task: Any = prepared(
         "dreambooth",
         tiny,
         data,
@@ -200,7 +200,7 @@ def test_pictures_of_the_class_keep_their_own_captions(
         class_prompt="a {circle}",
         class_folder=str(folder),
         class_pictures=3,
-    )
+    )[0]
     assert task.class_dataset.captions - {""} == {"a {blue} star", "a {circle}"}
     assert len(list(folder.glob("*.png"))) == 3  # the captions are not taken for pictures
 
