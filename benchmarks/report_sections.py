@@ -141,9 +141,8 @@ def step_counts(records: Records) -> str:
             f"{record['guidance_scale']:g}: every multistep sampler under every schedule, against "
             "the same in fp32. Each cell is the schedule with the lowest PSNR. Accepted: "
             f"{record['required_db']:g} dB. One picture finds what is wrong everywhere, not what "
-            "other prompts and seeds would show: with others most combinations named below were "
-            "worse, and unipc_3 under beta at 20 steps missed in bf16 too. That one has not "
-            "converged in fp32 either, and is a known fault.",
+            "other prompts and seeds would show. PLMS of about ten steps is far from a converged "
+            "picture in fp32 too; it is a method for more of them.",
             step_counts_table(record["psnr_db"]),
             f"Missed: {'; '.join(missed) or 'nowhere'}.",
         ]
