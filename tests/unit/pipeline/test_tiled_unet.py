@@ -221,6 +221,7 @@ def test_controls_read_each_tiles_part() -> None:
         controls=(planned,),
         tiles=grid,
         unet_size=grid.pixels,
+        unet_wraps="none",
         program=program,
         request=Request(""),
     )
