@@ -222,6 +222,7 @@ def test_controls_read_each_tiles_part() -> None:
         tiles=grid,
         unet_size=grid.pixels,
         unet_wraps="none",
+        is_shifted=False,
         program=program,
         request=Request(""),
     )
