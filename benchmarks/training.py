@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int)
     parser.add_argument("--text-encoder", action=argparse.BooleanOptionalAction)
     parser.add_argument("--pictures", type=int, default=100, help="to train on")
-    parser.add_argument("--prior", type=int, default=200, help="pictures of the subject's class")
+    parser.add_argument("--prior", type=int, default=300, help="pictures of what is known")
     parser.add_argument("--count", type=int, default=50, help="pictures of each measurement")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--moments", type=float, nargs=2, default=(4.0, 15.0), help="seconds")

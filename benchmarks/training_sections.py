@@ -88,8 +88,9 @@ def _subject(parts: Parts) -> str:
         rows.append([shown, f"{own['subject_right']:.0f}", *cells])
     return "\n\n".join([
         "**A subject.** A circle that is red on its left and yellow on its right, by DreamBooth "
-        f"({_how(part)}) from {part['pictures']} pictures of `sks circle`; prior: pictures of "
-        "`a circle` made by the untouched model. Elsewhere is prompt following without it, "
+        f"({_how(part)}) from {part['pictures']} pictures of `sks circle`; prior: 300 "
+        "pictures with captions like those that the model learned, made by the untouched model "
+        "(`--class-folder`). Elsewhere is prompt following without it, "
         f"{part['count']} prompts of one object and as many of two.",
         table(["", "subject right, %", "one object, %", "two objects, %", "lost, points"], rows),
         _sheets(parts, "the subject and other prompts, with prior, then without"),
