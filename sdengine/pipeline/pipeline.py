@@ -303,14 +303,18 @@ class Pipeline:
     ) -> Step:
         program, k, clean = plan.program, evaluation.index, evaluation.clean
         count = len(program.t)
-        networks = self._networks_of(plan)
+        shown = None
+        if clean is not None:
+            bands = dict(clock.bands)
+            shown = preview(clean, watch.preview, self._networks_of(plan), clock)
+            clock.bands = bands  # what a preview was computed in makes no difference to the picture
         return Step(
             index=plan.steps_before + plan.chunks.index(chunk) * count + k,
             total=plan.steps_before + len(plan.chunks) * count + plan.steps_after,
             timestep=float(program.t[k]),
             sigma=float(program.sigma[k]),
             latents=evaluation.latents,
-            preview=None if clean is None else preview(clean, watch.preview, networks, clock),
+            preview=shown,
         )
 
     def _provenance_of(self, plan: Plan, clock: StageClock) -> Provenance:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sdengine.errors import ConfigError
 from sdengine.inputs.hypernetworks import HypernetworkUse
 from sdengine.inputs.loras import MAX_RANK, MOST_STRENGTH, Lora, Strength, find_lora
@@ -223,6 +225,6 @@ def _is_name(value: object) -> bool:
 
 
 def _is_one(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
         return False
-    return abs(value) <= MOST_STRENGTH  # which neither NaN nor any large integer is
+    return bool(abs(value) <= MOST_STRENGTH)  # which neither NaN nor any large integer is

@@ -6,6 +6,7 @@ that is hooked to them, so that nothing is written or built again for a sample s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from sdengine.training.scenes import Image
 from sdengine.training.tuning.networks import Networks
 from sdengine.training.tuning.pictures import ENDINGS
 
+_MADE = re.compile(r"class-\d{5}\.png")
 COLUMNS = 4  # of a sample sheet: pictures of one prompt
 
 
@@ -121,6 +123,14 @@ class LiveEngine:
         return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
 
 
+def own_pictures(folder: Path) -> list[Path]:
+    """Return the pictures in a folder and the folders in it, but those that were made here."""
+    found = folder.rglob("*") if folder.is_dir() else ()
+    pictures = (one for one in found if one.suffix.lower() in ENDINGS and one.is_file())
+    shown = (one for one in pictures if not one.name.startswith("."))
+    return sorted(one for one in shown if not (one.parent == folder and _MADE.fullmatch(one.name)))
+
+
 def make_class_pictures(
     engine: Callable[[], LiveEngine],
     folder: Path,
@@ -141,9 +151,8 @@ def make_class_pictures(
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"class-{number:05d}.png" for number in range(count)]
-    shown = (path for path in folder.iterdir() if not path.name.startswith("."))
-    foreign = {path.name for path in shown if path.suffix.lower() in ENDINGS} - {*names}
-    lacking = [n for n in names[: max(0, count - len(foreign))] if not (folder / n).exists()]
+    foreign = len(own_pictures(folder))
+    lacking = [n for n in names[: max(0, count - foreign)] if not (folder / n).exists()]
     made = engine() if lacking else None
     for done, name in enumerate(lacking):
         if report is not None:

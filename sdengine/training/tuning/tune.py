@@ -26,7 +26,7 @@ from sdengine.training.tuning.dataset import Arrangement, Dataset
 from sdengine.training.tuning.files import check_ending
 from sdengine.training.tuning.kinds import CONTROL, PREPARE, Prepared, trained_networks
 from sdengine.training.tuning.latent_cache import LatentCache
-from sdengine.training.tuning.live_engine import LiveEngine, make_class_pictures
+from sdengine.training.tuning.live_engine import LiveEngine, make_class_pictures, own_pictures
 from sdengine.training.tuning.networks import Networks, check_trainable, recompute
 from sdengine.training.tuning.options import (
     OPTIONS,
@@ -259,10 +259,12 @@ class _Work:
         make_class_pictures(self._engine, folder, options.class_prompt, count, seed, report)
         examples = [
             one if one.caption is not None else replace(one, caption=options.class_prompt)
-            for one in find_examples(folder)[:count]
+            for one in find_examples(folder)
         ]
+        own = {*own_pictures(folder)}
+        examples.sort(key=lambda one: one.path not in own)  # what was made here fills up
         arrangement = replace(self._arrangement(), templates=(), dropout=0.0)
-        return self._dataset(examples, arrangement, "pictures of the class")
+        return self._dataset(examples[: max(count, len(own))], arrangement, "pictures of the class")
 
     def _engine(self) -> LiveEngine:
         size = self.resolution, self.resolution

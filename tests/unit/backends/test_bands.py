@@ -277,6 +277,15 @@ def test_bands_are_taken_where_a_limit_asks_for_them() -> None:
     assert np.abs(plain.astype(int) - picture).mean() < 0.5
 
 
+def test_bands_of_previews_leave_no_trace_in_the_result() -> None:
+    size: dict[str, Any] = {"width": 256, "height": 192, "steps": 2}
+    with sdengine.load("demo", precision="bf16", vae_tiles="always") as engine:
+        plain = engine.generate(**{**PROMPT, **size})
+        seen = engine.generate(**{**PROMPT, **size}, preview_every=1, preview="vae")
+    assert plain.provenance.vae_bands
+    assert (seen.provenance, seen.notes) == (plain.provenance, plain.notes)
+
+
 def test_bands_of_a_result_are_computed_again_without_the_limit() -> None:
     size: dict[str, Any] = {"width": 320, "height": 320}
     with sdengine.load("demo", precision="bf16", memory_bytes=10**9) as engine:

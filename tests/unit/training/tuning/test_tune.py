@@ -205,6 +205,24 @@ def test_pictures_of_the_class_keep_their_own_captions(
     assert len(list(folder.glob("*.png"))) == 3  # the captions are not taken for pictures
 
 
+def test_pictures_of_the_class_count_wherever_they_lie_in_its_folder(
+    tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "class"
+    folder.mkdir()
+    inner = pictures(folder / "inner", [(64, 64)] * 2, captions=False)
+    for one in inner.glob("*.png"):
+        one.with_suffix(".txt").write_text(f"a star {one.stem}")
+    (folder / "class-00007.png").write_bytes(next(inner.glob("*.png")).read_bytes())
+    own = {f"a star {one.stem}" for one in inner.glob("*.png")}
+    for count, wanted in ((1, own), (2, own), (3, own | {"a circle"})):
+        chosen = {"class_prompt": "a circle", "class_folder": str(folder), "class_pictures": count}
+        place_of = tmp_path / str(count)
+        place_of.mkdir()
+        task: Any = prepared("dreambooth", tiny, data, place_of, **chosen)[0]
+        assert task.class_dataset.captions - {""} == wanted
+
+
 class Interrupted(Exception):
     """Stand in for a kill in the middle of a run."""
 
