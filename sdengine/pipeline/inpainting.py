@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from sdengine.inputs.mask import (
 from sdengine.inputs.outpaint import canvas, matched, ramp
 from sdengine.inputs.picture import Pixels
 from sdengine.inputs.resize import resized
+from sdengine.pipeline.seamless import continued, inner
 from sdengine.request.request import Request
 
 Array = NDArray[np.float32]
@@ -63,6 +65,14 @@ class Inpainting:
         return found
 
 
+def _blurred(weights: Weights, sigma: float, seamless: str) -> Weights:
+    """Blur a mask; where edges of the picture meet, over them."""
+    margin = math.ceil(2.5 * sigma)
+    if seamless == "none" or margin == 0:
+        return blurred(weights, sigma)
+    return inner(blurred(continued(weights, seamless, margin, 0), sigma), seamless, margin, 0)
+
+
 def computed_part(
     request: Request, own: Pixels, size: tuple[int, int], manifest: Manifest
 ) -> tuple[Pixels, Inpainting | None]:
@@ -87,7 +97,7 @@ def computed_part(
     elif request.mask is not None:
         sharp = weights = mask_weights(request.mask, invert=request.mask_invert)
         if not request.soft_inpainting:
-            weights = blurred(weights, request.mask_blur)
+            weights = _blurred(weights, request.mask_blur, request.seamless)
         laid = weights
         # Opaque up to the middle of the blur; where grey counts, a ramp next to what stays.
         factors = (8, 8) if request.soft_inpainting else (2, 1)

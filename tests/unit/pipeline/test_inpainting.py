@@ -13,6 +13,7 @@ import sdengine
 from sdengine.engine import Engine
 from sdengine.errors import ConfigError
 from sdengine.images.metadata import read_metadata
+from sdengine.pipeline import inpainting
 
 PROMPT = "a large yellow circle on a blue background"
 STEPS = 8
@@ -149,3 +150,14 @@ def test_replay(engine: Engine, scene: Pixels, tmp_path: Any) -> None:
         engine.generate(**{**fields, "image": scene})
     again = engine.generate(**{**fields, "image": scene, "mask": square()})
     np.testing.assert_array_equal(again.arrays[0], result.arrays[0])
+
+
+def test_a_mask_is_blurred_over_edges_that_meet() -> None:
+    weights = np.zeros((24, 32), np.float32)
+    weights[:, :9] = 1
+    found = inpainting._blurred(weights, 2.0, "x")
+    rolled = inpainting._blurred(np.roll(weights, 11, axis=1), 2.0, "x")
+    np.testing.assert_array_equal(np.roll(found, 11, axis=1), rolled)
+    assert 0 < found[5, -1] < 1 and found[5, -1] == pytest.approx(found[5, 9])
+    assert not inpainting._blurred(weights, 2.0, "y")[5, -1]
+    assert np.array_equal(inpainting._blurred(weights, 0.0, "xy"), weights)
