@@ -29,8 +29,6 @@ void scale_duplicate(const float* latents, std::size_t num_elements, float scale
 bool images_to_uint8(const float* images, std::size_t batch, std::size_t num_pixels,
                      std::uint8_t* out);
 
-bool all_finite(const float* values, std::size_t count);
-
 // Writes rows of a table [num_rows, width] of fp32, or of fp16 as its bits: out [count, width].
 // Returns whether the table has all of them.
 bool table_rows(const float* table, std::size_t num_rows, std::size_t width,

@@ -1,16 +1,9 @@
 #include <cstring>
 
 #include "common/half.h"
-#include "cpu/finite.h"
 #include "cpu/kernels.h"
 
 namespace sdengine::cpu {
-
-bool all_finite(const float* values, std::size_t count) {
-  std::uint32_t not_finite = 0;
-  for (std::size_t i = 0; i < count; ++i) not_finite |= is_not_finite(values[i]);
-  return not_finite == 0;
-}
 
 bool table_rows(const float* table, std::size_t num_rows, std::size_t width,
                 const std::int64_t* rows, std::size_t count, float* out) {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "common/errors.h"
+#include "cpu/finite.h"
 #include "cpu/kernels.h"
 #include "python/bindings.h"
 #include "python/generators.h"
