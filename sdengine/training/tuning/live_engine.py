@@ -27,7 +27,7 @@ from sdengine.engine import Engine
 from sdengine.storage.whole_file import whole_file
 from sdengine.training.scenes import Image
 from sdengine.training.tuning.networks import Networks
-from sdengine.training.tuning.pictures import ENDINGS
+from sdengine.training.tuning.pictures import ENDINGS, read_pixels
 
 _MADE = re.compile(r"class-\d{5}\.png")
 COLUMNS = 4  # of a sample sheet: pictures of one prompt
@@ -148,11 +148,16 @@ def make_class_pictures(
         count: of pictures there shall be; others that are there count too.
         seed: of the first one.
         report: called with (done, count).
+
+    Raises:
+        ConfigError: a picture that is there cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"class-{number:05d}.png" for number in range(count)]
-    foreign = len(own_pictures(folder))
-    lacking = [n for n in names[: max(0, count - foreign)] if not (folder / n).exists()]
+    own = own_pictures(folder)
+    lacking = [n for n in names[: max(0, count - len(own))] if not (folder / n).exists()]
+    for one in own if lacking else ():  # before the long work, not after it
+        read_pixels("class_folder", one)
     made = engine() if lacking else None
     for done, name in enumerate(lacking):
         if report is not None:
