@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sdengine.benchmarks.cases import ENGINE_TARGETS, GPU_SIDES, TARGETS, Case, native_side
+from sdengine.benchmarks.modules import module_command
 from sdengine.bundle.reader import open_bundle
 from sdengine.errors import (
     BundleError,
@@ -144,7 +145,7 @@ def _is_current(path: Path, sha256: str) -> bool:
 
 
 def _build(case: Case, checkpoint: str, path: Path, target: str) -> str:
-    command = [sys.executable, "-m", "sdengine", "build", checkpoint, "--output", str(path)]
+    command = module_command("sdengine", "build", checkpoint, "--output", path)
     command += ["--target", target, "--resolutions", ",".join(map(str, case.built_sides))]
     command += ["--batch", str(case.batch_size), "--force", "--json"]
     if _built_precision(case, target):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ from sdengine.benchmarks import gpu
 from sdengine.benchmarks.bundles import Progress, prepare
 from sdengine.benchmarks.cases import BASELINES, Case
 from sdengine.benchmarks.measures import OtherLoad, Spread, median_ratio
+from sdengine.benchmarks.modules import module_command
 from sdengine.benchmarks.records import SIDES
 from sdengine.benchmarks.verification import (
     Arrays,
@@ -189,7 +189,7 @@ def _label(engine: sdengine.Engine) -> str:
 
 def _alone(side: Side, case: Case) -> dict[str, float]:
     task = {**asdict(side), "threads": case.threads, "request": asdict(case.request())}
-    command = [sys.executable, "-m", "sdengine.benchmarks.alone", json.dumps(task)]
+    command = module_command("sdengine.benchmarks.alone", json.dumps(task))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

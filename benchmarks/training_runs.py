@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sdengine.benchmarks import taught_scenes as taught
+from sdengine.benchmarks.modules import module_command
 from sdengine.benchmarks.records import SCHEMA, stamped, write_record
 from sdengine.benchmarks.training_steps import KINDS as COMPARED
 from sdengine.benchmarks.training_steps import write_inputs
@@ -51,7 +52,8 @@ def resume(kind: str, kills: int, moments: Sequence[float]) -> Figures:
         words = []
         for output in outputs:
             output.parent.mkdir()
-            words.append(_command(kind, "demo", data, output, 60, "--batch", 2, "--save-every", 3))
+            more = "--batch", 2, "--save-every", 3
+            words.append(module_command("sdengine", *_words(kind, data, output, 60, *more)))
         subprocess.run(words[0], check=True, env=_one_thread())
         rng, done, started = random.Random(_SEED), 0, time.monotonic()
         steps = []
@@ -110,19 +112,17 @@ def processes(count: int) -> Figures:
         curves = []
         for name, start, batches in (("one", [sys.executable], 2), ("two", launcher, 1)):
             output = folder / f"{name}.safetensors"
-            words = _command("lora", "demo", data, output, count, "--batch", 4,
-                             "--accumulation", batches, "--device", "cpu")  # fmt: skip
-            subprocess.run([*start, *words[1:]], check=True, env=_one_thread())
+            words = _words("lora", data, output, count, "--batch", 4,
+                           "--accumulation", batches, "--device", "cpu")  # fmt: skip
+            command = [*start, "-m", "sdengine", *words]
+            subprocess.run(command, check=True, cwd=folder, env=_one_thread())
             curves.append([line["loss"] for line in _losses(output, whole=True)])
     one, two = map(np.array, curves)
     return {"steps": len(one), "largest_relative_difference": float(np.abs(two / one - 1).max())}
 
 
-def _command(
-    kind: str, model: str | Path, data: Path, output: Path, steps: int, *more: Any
-) -> list[str]:
-    words = [sys.executable, "-m", "sdengine", "train", kind, model, "--data", data, "-o", output,
-             "--steps", steps, *more]  # fmt: skip
+def _words(kind: str, data: Path, output: Path, steps: int, *more: Any) -> list[str]:
+    words = ["train", kind, "demo", "--data", data, "-o", output, "--steps", steps, *more]
     return [str(word) for word in words]
 
 
@@ -139,7 +139,7 @@ def _one_thread() -> dict[str, str]:
 
 def _measured(*words: Any) -> Figures:
     """Take a side's steps in a process; return its peak memory and what it says."""
-    command = [sys.executable, "-m", "sdengine.benchmarks.training_steps", *map(str, words)]
+    command = module_command("sdengine.benchmarks.training_steps", *words)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_one_thread())
     assert process.stdout is not None
     printed = process.stdout.read()
