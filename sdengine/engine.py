@@ -15,10 +15,10 @@ from sdengine.bundle.reader import Bundle
 from sdengine.errors import ConfigError
 from sdengine.images.result import Result, Step
 from sdengine.opened_bundle import OpenedBundle
-from sdengine.pipeline.decoding import preview_method
 from sdengine.pipeline.device_trajectory import Seen
 from sdengine.pipeline.pipeline import finish
 from sdengine.pipeline.plan import Plan, Watch
+from sdengine.pipeline.previews import preview_method
 from sdengine.pipeline.request_defaults import with_defaults
 from sdengine.pipeline.warm_up import warm_up_requests
 from sdengine.request.fields import as_arguments
@@ -272,6 +272,7 @@ class Engine(OpenedBundle):
         prompt_chunks: int = 1,
         guidance: bool = True,
         controls: Sequence[str] = (),
+        seamless: str = "none",
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """Load, pack and capture ahead of the first request, so that its `load_ms` is 0.
@@ -293,6 +294,7 @@ class Engine(OpenedBundle):
                 up once with guidance and once without.
             controls: names of the controls that requests are steered by, together; modes that steer
                 the conditional half alone load more on first use.
+            seamless: as in `Request`; networks whose edges meet are others than those whose do not.
             progress: called before each request with its size, its number and their count.
 
         Raises:
@@ -307,7 +309,9 @@ class Engine(OpenedBundle):
             )
         most = self.session.budget.most_shapes
         manifest = self.bundle.manifest
-        requests = warm_up_requests(manifest, sizes, batch, prompt_chunks, guidance, most, controls)
+        requests = warm_up_requests(
+            manifest, sizes, batch, prompt_chunks, guidance, most, controls, seamless
+        )
         plans = [self._plan(request) for request in requests]
         for number, plan in enumerate(plans):
             if progress is not None:

@@ -287,7 +287,7 @@ def _one_or_many(prompts: list[str]) -> str | list[str]:
 
 def _summary(result: Result) -> str:
     timings, provenance = result.timings, result.provenance
-    times = {name: stage.ms for name, stage in timings.stages.items()}
+    times = {n: one.ms for n, one in timings.stages.items() if one.calls or n == "load"}
     shown = ", ".join(
         f"{_SHOWN.get(name, name)} {ms:.1f} ms"
         for name, ms in {**times, "other": timings.other_ms}.items()
@@ -305,7 +305,7 @@ def _watched(
 ) -> dict[str, Any]:
     """Return what `Engine.generate` is told of previews; refuse what has no effect."""
     from sdengine.images.png import check_output
-    from sdengine.pipeline.decoding import PREVIEWS
+    from sdengine.pipeline.previews import PREVIEWS
 
     if preview is None:
         for name, value in (("every", preview_every), ("method", preview_method)):

@@ -19,7 +19,7 @@ _KERNELS = {
 KINDS = ("nearest", "nearest_exact", *_KERNELS)
 
 
-def interpolated(maps: Maps, height: int, width: int, kind: str) -> Maps:
+def interpolated(maps: Maps, height: int, width: int, kind: str, wraps: str = "none") -> Maps:
     """Resize [...,h,w] between the middles of cells.
 
     Args:
@@ -27,12 +27,14 @@ def interpolated(maps: Maps, height: int, width: int, kind: str) -> Maps:
         height, width: wanted, at least 1.
         kind: one of KINDS. Antialiased kernels widen where maps shrink, and leave out what lies
             beyond the border; the others take the outermost cell there.
+        wraps: the axes along which edges meet, "none", "x", "y" or "xy": beyond the border lies
+            what is at the other edge.
 
     Source: "Cubic Convolution Interpolation for Digital Image Processing" (Keys 1981); parameters
     and borders are those of torch's `interpolate`.
     """
-    for axis, size in ((-2, height), (-1, width)):
-        indices, weights = _taps(maps.shape[axis], size, kind)
+    for axis, size, name in ((-2, height, "y"), (-1, width, "x")):
+        indices, weights = _taps(maps.shape[axis], size, kind, name in wraps)
         shape = (-1, 1) if axis == -2 else (-1,)
         found = np.zeros_like(np.take(maps, np.zeros(size, int), axis))
         for tap in range(indices.shape[1]):
@@ -42,7 +44,7 @@ def interpolated(maps: Maps, height: int, width: int, kind: str) -> Maps:
     return maps
 
 
-def _taps(count: int, size: int, kind: str) -> tuple[NDArray[np.int_], Float64]:
+def _taps(count: int, size: int, kind: str, wraps: bool) -> tuple[NDArray[np.int_], Float64]:
     """Return the cells [size,K] that each new one is made of, and their shares."""
     scale = count / size
     if kind in ("nearest", "nearest_exact"):
@@ -57,10 +59,12 @@ def _taps(count: int, size: int, kind: str) -> tuple[NDArray[np.int_], Float64]:
     indices = np.floor(middle).astype(int)[:, None] - taps // 2 + np.arange(taps + 1)
     weights = _kernel(np.abs(indices - middle[:, None]) / wider, reach, cubic)
     if is_antialiased:
-        weights *= (indices >= 0) & (indices < count)
+        if not wraps:
+            weights *= (indices >= 0) & (indices < count)
         weights /= weights.sum(axis=1, keepdims=True)
     used = weights.any(axis=0)
-    return indices[:, used].clip(0, count - 1), weights[:, used]
+    indices = indices % count if wraps else indices.clip(0, count - 1)
+    return indices[:, used], weights[:, used]
 
 
 def _kernel(distance: Float64, reach: float, cubic: float) -> Float64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -33,7 +34,12 @@ def flattened(pixels: Pixels, background: tuple[int, int, int]) -> Pixels:
 
 
 def resized(
-    pixels: Pixels, width: int, height: int, mode: str, scaled: Scaled | None = None
+    pixels: Pixels,
+    width: int,
+    height: int,
+    mode: str,
+    scaled: Scaled | None = None,
+    wraps: str = "none",
 ) -> Pixels:
     """Return [H,W,3] pixels at another size.
 
@@ -43,6 +49,7 @@ def resized(
         mode: "stretch" changes the proportions; "crop" covers the size and cuts what is over,
             evenly; "fill" fits into it and stretches the outermost rows or columns over the rest.
         scaled: changes both sides; None is Lanczos' filter.
+        wraps: the axes along which edges meet, "none", "x", "y" or "xy".
 
     Source: the sizes and offsets are those of the web UI's resize modes 0 to 2.
     """
@@ -50,6 +57,8 @@ def resized(
     if (old_width, old_height) == (width, height):
         return pixels
     scaled = scaled or _scaled
+    if wraps != "none" and scaled is not nearest:  # the nearest pixel lies on this side of an edge
+        scaled = _wrapping(scaled, wraps)
     if mode == "stretch":
         return scaled(pixels, width, height)
     wider = old_width * height > width * old_height
@@ -68,6 +77,24 @@ def resized(
         return found[-top : height - top, -left : width - left]
     sides = ((top, height - top - new_height), (left, width - left - new_width), (0, 0))
     return np.pad(found, sides, mode="edge")
+
+
+def _wrapping(scaled: Scaled, wraps: str) -> Scaled:
+    """Return the same for pictures whose edges meet along some axes."""
+
+    def wrapped(pixels: Pixels, width: int, height: int, box: Box | None = None) -> Pixels:
+        left, top, right, bottom = box or (0, 0, pixels.shape[1], pixels.shape[0])
+        x = _seen((right - left) / width) if "x" in wraps else 0
+        y = _seen((bottom - top) / height) if "y" in wraps else 0
+        wide = np.pad(pixels, ((y, y), (x, x), (0, 0)), mode="wrap")
+        return scaled(wide, width, height, (left + x, top + y, right + x, bottom + y))
+
+    return wrapped
+
+
+def _seen(shrinks: float) -> int:
+    """Return how many pixels beyond an edge a filter sees, Lanczos' being the widest."""
+    return math.ceil(3 * max(shrinks, 1.0)) + 1
 
 
 def padded(pixels: Pixels, width: int, height: int) -> Pixels:

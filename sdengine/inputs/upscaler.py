@@ -69,8 +69,10 @@ class Upscaler:
         self.factor = factor
         self._dtype = dtype
 
-    def __call__(self, pixels: Pixels) -> Pixels:
+    def __call__(self, pixels: Pixels, wraps: str = "none") -> Pixels:
         """Return [h,w,3|4] pixels enlarged by the factor; alpha is resized apart, by Lanczos.
+
+        Edges meet along the axes of `wraps`, "none", "x", "y" or "xy".
 
         Tiles overlap by a quarter; of each only the middle is taken, so that what lies nearer to a
         seam than an eighth of a tile is computed with what lies around it.
@@ -82,10 +84,12 @@ class Upscaler:
             raise ConfigError.for_field("upscaler", shown, f"at most {MAX_PIXELS} of them")
         found = np.empty((height * k, width * k, 3), np.uint8)
         (rows, above), (columns, left) = ((size - 2 * (size // 8), size // 8) for size in self.tile)
-        around = (
-            (above, above + max(0, rows - height)), (left, left + max(0, columns - width)), (0, 0),
-        )  # fmt: skip
-        wide = np.pad(pixels[..., :3], around, "edge")
+        wide = pixels[..., :3]
+        sides = (above, above + max(0, rows - height)), (left, left + max(0, columns - width))
+        for axis, name in enumerate("yx"):
+            around = [(0, 0)] * 3
+            around[axis] = sides[axis]
+            wide = np.pad(wide, around, "wrap" if name in wraps else "edge")
         for top in _starts(height, rows):
             for first in _starts(width, columns):
                 part = wide[top : top + self.tile[0], first : first + self.tile[1]]
@@ -95,7 +99,7 @@ class Upscaler:
         if pixels.shape[2] == 3:
             return found
         alpha = np.repeat(pixels[..., 3:], 3, axis=2)
-        larger = resized(alpha, width * k, height * k, "stretch")[..., :1]
+        larger = resized(alpha, width * k, height * k, "stretch", wraps=wraps)[..., :1]
         return np.concatenate([found, larger], axis=2)
 
     def _run(self, part: Pixels) -> Pixels:
@@ -111,10 +115,12 @@ def _starts(count: int, step: int) -> Iterator[int]:
         yield max(0, min(start, count - step))
 
 
-def upscaled_to(upscaler: Upscaler, pixels: Pixels, width: int, height: int) -> Pixels:
+def upscaled_to(
+    upscaler: Upscaler, pixels: Pixels, width: int, height: int, wraps: str = "none"
+) -> Pixels:
     """Return pixels enlarged by the network until they cover a size; never shrunk to it."""
     while pixels.shape[1] < width or pixels.shape[0] < height:
-        pixels = upscaler(pixels)
+        pixels = upscaler(pixels, wraps)
     return pixels
 
 

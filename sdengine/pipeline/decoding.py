@@ -1,8 +1,6 @@
-"""Decoding: latents to pixels, exactly for results and in less time for previews."""
+"""Decoding: latents to pixels."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,19 +8,12 @@ from numpy.typing import NDArray
 from sdengine import _native
 from sdengine.backends.base import Module
 from sdengine.backends.device_protocols import decodes_pixels
-from sdengine.bundle.architecture import Architecture, VAEArchitecture
-from sdengine.bundle.manifest import Manifest
+from sdengine.bundle.architecture import Architecture
 from sdengine.bundle.tensors import require_tensors
-from sdengine.errors import ConfigError, NonFiniteError
+from sdengine.errors import NonFiniteError
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.latents import latents_shape
 from sdengine.pipeline.loaded_networks import WeightedNetworks
-from sdengine.pipeline.tiny_autoencoder import DECODER, decode_tiny, require_tiny
-
-PREVIEWS = ("linear", "tiny", "vae")
-# Of a map that errs more, previews have wrong colours: half a picture's contrast is missed.
-_MOST_COLOUR_ERROR = 0.4
-_PREVIEW_CELLS = 16  # the longer side of a preview, in latent cells
 
 
 def decode(
@@ -76,69 +67,6 @@ def _decoded_by_host(
             decoded = vae.run({"latents": one})["images"]
         images.append(_native.images_to_uint8(decoded)[0])
     return images
-
-
-def preview(
-    clean: NDArray[np.float32], method: str, networks: WeightedNetworks, clock: StageClock
-) -> NDArray[np.uint8]:
-    """Show what latents are about.
-
-    Args:
-        clean: [B,C,h,w] fp32 estimate of the clean latents.
-        method: one of PREVIEWS: "linear" gives each cell its colour, "tiny" decodes all with the
-            tiny decoder, "vae" decodes the latents averaged to at most 16 cells a side, where their
-            size allows.
-        networks, clock: as for `decode`.
-
-    Returns:
-        [B,h',w',3] uint8.
-    """
-    if method == "tiny":
-        return np.stack(decode_tiny(clean, networks, clock))
-    if method == "linear":
-        return linear_preview(clean, networks.bundle.manifest.architecture.vae)
-    batch, channels, height, width = clean.shape
-    common = math.gcd(height, width)
-    factors = [f for f in range(1, common + 1) if common % f == 0]
-    small = [f for f in factors if max(height, width) // f <= _PREVIEW_CELLS]
-    f = small[0] if small else factors[-1]
-    cells = clean.reshape(batch, channels, height // f, f, width // f, f)
-    averaged = np.ascontiguousarray(cells.mean(axis=(3, 5)), dtype=np.float32)
-    return np.stack(decode(averaged, networks, clock))
-
-
-def linear_preview(clean: NDArray[np.float32], vae: VAEArchitecture) -> NDArray[np.uint8]:
-    """Return [B,h,w,3] uint8: about the colour of each cell of latents [B,C,h,w].
-
-    Raises:
-        NonFiniteError: a value is NaN or infinite.
-    """
-    rows = np.asarray(vae.latent_rgb, dtype=np.float32)
-    colours = np.einsum("bchw,cr->brhw", clean, rows[:-1]) + rows[-1].reshape(1, 3, 1, 1)
-    return _native.images_to_uint8(np.ascontiguousarray(colours, dtype=np.float32))
-
-
-def preview_method(manifest: Manifest, asked: str | None) -> str:
-    """Return how previews are made: as was asked for, or in the quickest way that shows colours.
-
-    Raises:
-        ConfigError: it is unknown, or the bundle lacks what it needs.
-    """
-    has_colours = manifest.architecture.vae.latent_rgb is not None
-    if asked is None:
-        error = manifest.architecture.vae.latent_rgb_error or 0.0
-        return "linear" if has_colours and error <= _MOST_COLOUR_ERROR else "vae"
-    if asked not in PREVIEWS:
-        raise ConfigError.for_field("preview", asked, ", ".join(PREVIEWS))
-    if asked == "tiny":
-        require_tiny(manifest, DECODER, "preview")
-    if asked == "linear" and not has_colours:
-        raise ConfigError(
-            "preview: the bundle notes no colours of latents; those that earlier releases built "
-            "do not, nor does the demo inside the package. Build it with `sdengine build`, or take "
-            'preview="vae".'
-        )
-    return asked
 
 
 def _check(vae: Module, architecture: Architecture, height: int, width: int) -> None:

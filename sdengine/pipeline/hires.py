@@ -82,6 +82,7 @@ def second_request(request: Request, manifest: Manifest) -> Request:
     if request.hires_model is not None:
         _upscaler(request)
     usual = {name: FIELDS[name].default for name in ("hires", *HIRES_FIELDS)}
+    _require_whole(request, width, height)
     made = replace(
         request,
         **usual,
@@ -100,6 +101,22 @@ def second_request(request: Request, manifest: Manifest) -> Request:
         shown = "{}x{}, in tiles the next that enlarged latents have is {}x{}"
         raise UnsupportedShapeError(f"hires: {shown.format(width, height, *needed)}.")
     return made
+
+
+def _require_whole(request: Request, width: int, height: int) -> None:
+    """Refuse, before any work, a second pass of a seamless picture that would cut edges that meet.
+
+    Raises:
+        ConfigError: the size has other proportions along an axis that meets.
+    """
+    cover = request.hires_cover(request.width, request.height)
+    for axis, own, covered in zip("xy", (width, height), cover, strict=True):
+        if axis in request.seamless and own != covered:
+            raise ConfigError.for_field(
+                "hires", f"{width}x{height}",
+                f"a factor, or a size in the picture's own proportions such as "
+                f"{cover[0]}x{cover[1]}, with seamless: of another a part is cut away",
+            )  # fmt: skip
 
 
 def _own(request: Request) -> dict[str, Any]:
@@ -158,7 +175,8 @@ def enlarged(
     kind = LATENT_UPSCALERS[request.hires_upscaler]
     with clock.stage("upscale"):
         return tuple(
-            np.ascontiguousarray(interpolated(one, rows, columns, kind)[part]) for one in latents
+            np.ascontiguousarray(interpolated(one, rows, columns, kind, request.seamless)[part])
+            for one in latents
         )
 
 
@@ -220,9 +238,9 @@ def _by_pixels(
         with clock.stage("upscale"):
             if request.hires_model is not None:
                 covered = request.hires_cover(request.width, request.height)
-                pixels = upscaled_to(_upscaler(request), pixels, *covered)
+                pixels = upscaled_to(_upscaler(request), pixels, *covered, request.seamless)
             sampling = nearest if request.hires_upscaler == "nearest" else None
-            pixels = resized(pixels, width, height, mode, sampling)
+            pixels = resized(pixels, width, height, mode, sampling, request.seamless)
         found.append(encoded(padded(pixels, *size), networks, clock, seamless=request.seamless)[0])
     return np.concatenate(found)
 

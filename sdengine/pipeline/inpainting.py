@@ -102,7 +102,7 @@ def computed_part(
         # Opaque up to the middle of the blur; where grey counts, a ramp next to what stays.
         factors = (8, 8) if request.soft_inpainting else (2, 1)
     else:
-        return resized(own, width, height, request.resize), None
+        return resized(own, width, height, request.resize, wraps=request.seamless), None
     box, mode = None, request.resize
     original = pixels = own
     if request.inpaint_area == "masked":
@@ -116,7 +116,7 @@ def computed_part(
         sharp, weights, laid = (one[part] for one in (sharp, weights, laid))
     else:
         laid = resized_weights(laid, width, height, mode)
-    pixels = resized(pixels, width, height, mode)
+    pixels = resized(pixels, width, height, mode, wraps=request.seamless)
     if box is None:
         original = pixels
     sharp, weights = (resized_weights(one, width, height, mode) for one in (sharp, weights))

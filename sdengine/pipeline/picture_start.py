@@ -176,10 +176,12 @@ def starting_picture(
     if request.resize == "latent":
         manifest = networks.bundle.manifest
         own_size = next_size(own.shape[1], own.shape[0], manifest)
-        moments = encoded(padded(own, *own_size), networks, clock, request.encode)
+        meets = request.seamless if own_size == own.shape[1::-1] else "none"
+        moments = encoded(padded(own, *own_size), networks, clock, request.encode, meets)
         cells = latents_shape(manifest.architecture, 1, size[1], size[0])[2:]
-        mean, deviation = (interpolated(one, *cells, "bilinear") for one in moments)
-        pixels, inpainting = resized(own, request.width, request.height, "stretch"), None
+        mean, deviation = (interpolated(one, *cells, "bilinear", meets) for one in moments)
+        pixels = resized(own, request.width, request.height, "stretch", wraps=meets)
+        inpainting = None
     else:
         pixels, inpainting = computed_part(request, own, size, networks.bundle.manifest)
         content = pixels

@@ -17,7 +17,6 @@ from sdengine.images.result import Result, Step
 from sdengine.inputs.depth import depth_channel
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.control_plan import read_hint
-from sdengine.pipeline.decoding import preview
 from sdengine.pipeline.encoding import ENCODER
 from sdengine.pipeline.hires import cut, enlarged
 from sdengine.pipeline.latents import latents_shape, noise_of
@@ -29,6 +28,7 @@ from sdengine.pipeline.picture_start import (
 )
 from sdengine.pipeline.plan import Plan, Prepared, Watch
 from sdengine.pipeline.planner import Planner
+from sdengine.pipeline.previews import preview
 from sdengine.pipeline.regions import region_maps, region_shares
 from sdengine.pipeline.row_plan import lay_out_rows
 from sdengine.pipeline.seamless import decode_seamless
@@ -306,7 +306,8 @@ class Pipeline:
         shown = None
         if clean is not None:
             bands = dict(clock.bands)
-            shown = preview(clean, watch.preview, self._networks_of(plan), clock)
+            seamless = plan.request.seamless
+            shown = preview(clean, watch.preview, self._networks_of(plan), clock, seamless)
             clock.bands = bands  # what a preview was computed in makes no difference to the picture
         return Step(
             index=plan.steps_before + plan.chunks.index(chunk) * count + k,

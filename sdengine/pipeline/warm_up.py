@@ -26,12 +26,14 @@ def warm_up_requests(
     guidance: bool,
     most_shapes: int,
     controls: Sequence[str] = (),
+    seamless: str = "none",
 ) -> list[Request]:
     """Return one request of one step for each size; arguments as for `Engine.warm_up`.
 
     Args:
         most_shapes: of a network that stay loaded.
         controls: names of those that requests are steered by.
+        seamless: of the requests.
 
     Raises:
         ConfigError: an argument is invalid, or more networks would be loaded than are kept.
@@ -67,6 +69,7 @@ def warm_up_requests(
             schedule="normal",
             batch_size=batch,
             controls=steered,  # type: ignore[arg-type]  # which the request checks
+            seamless=seamless,  # type: ignore[arg-type]
         )
         for width, height in wanted
     ]

@@ -15,7 +15,7 @@ from sdengine.bundle.architecture import VAEArchitecture
 from sdengine.bundle.reader import open_bundle
 from sdengine.checkpoints import load_checkpoint
 from sdengine.models.vae import AutoencoderKL, VAEConfig
-from sdengine.pipeline.decoding import linear_preview, preview_method
+from sdengine.pipeline.previews import linear_preview, preview_method
 from sdengine.training.scenes import random_scene, render
 
 ROWS = [[0.1, 0.2, 0.3]] * 5

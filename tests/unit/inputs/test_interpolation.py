@@ -35,3 +35,20 @@ def test_as_torch(kind: str, old: tuple[int, int], new: tuple[int, int]) -> None
     single = interpolated(maps.astype(np.float32), *new, kind)
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("new", [(20, 18), (5, 8), (8, 12)], ids=str)
+@pytest.mark.parametrize("axes", ["x", "y", "xy"])
+def test_edges_that_meet_are_those_of_maps_laid_side_by_side(
+    kind: str, new: tuple[int, int], axes: str
+) -> None:
+    maps = np.random.default_rng(1).standard_normal((2, 3, 8, 12))
+    counts = [3 if axis in axes else 1 for axis in "yx"]
+    sizes = [count * size for count, size in zip(counts, new, strict=True)]
+    wide = interpolated(np.tile(maps, counts), sizes[0], sizes[1], kind)
+    part = tuple(
+        slice(size, 2 * size) if count == 3 else slice(None)
+        for count, size in zip(counts, new, strict=True)
+    )
+    np.testing.assert_allclose(interpolated(maps, *new, kind, axes), wide[(..., *part)], atol=1e-12)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sdengine.inputs.resize import flattened, padded, resized
+from sdengine.inputs.resize import flattened, nearest, padded, resized
 
 Pixels = NDArray[np.uint8]
 
@@ -53,3 +53,20 @@ def test_transparent_pixels_show_the_background() -> None:
     pixels = np.array([[[10, 20, 30, 0], [10, 20, 30, 255], [0, 0, 0, 128]]], np.uint8)
     found = flattened(pixels, (255, 255, 255))
     np.testing.assert_array_equal(found, [[[255] * 3, [10, 20, 30], [127] * 3]])
+
+
+@pytest.mark.parametrize("size", [(60, 84), (9, 13), (40, 30)], ids=str)
+@pytest.mark.parametrize("axes", ["x", "y", "xy"])
+def test_edges_that_meet_are_those_of_pictures_laid_side_by_side(
+    size: tuple[int, int], axes: str
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    (width, height), x, y = size, 3 if "x" in axes else 1, 3 if "y" in axes else 1
+    wide = resized(np.tile(pixels, (y, x, 1)), x * width, y * height, "stretch")
+    top, left = (height if y == 3 else 0), (width if x == 3 else 0)
+    wanted = wide[top : top + height, left : left + width].astype(int)
+    found = resized(pixels, width, height, "stretch", wraps=axes)
+    assert found.shape == (height, width, 3)
+    assert np.abs(found - wanted).max() <= 1
+    plain = resized(pixels, width, height, "stretch", nearest)
+    np.testing.assert_array_equal(resized(pixels, width, height, "stretch", nearest, axes), plain)

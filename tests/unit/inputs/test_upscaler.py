@@ -85,6 +85,15 @@ def test_alpha_is_resized_apart() -> None:
     np.testing.assert_array_equal(found[[0, 40, 79], 5, 3], [0, 255, 0])
 
 
+@pytest.mark.parametrize("axes", ["x", "y", "xy"])
+def test_edges_meet(axes: str) -> None:
+    pixels = picture(150, 131)
+    both = tuple("yx".index(axis) for axis in axes)
+    plain = opened(network())(pixels, axes)
+    found = opened(network())(np.roll(pixels, (17,) * len(both), both), axes)
+    np.testing.assert_array_equal(found, np.roll(plain, (34,) * len(both), both))
+
+
 def test_it_runs_until_a_size_is_covered() -> None:
     assert upscaled_to(opened(network()), picture(24, 20), 70, 30).shape == (96, 80, 3)
 

@@ -27,6 +27,7 @@ from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.encoding import encoded
 from sdengine.pipeline.latents import noise_of
 from sdengine.pipeline.loaded_networks import Networks, WeightedNetworks
+from sdengine.pipeline.previews import preview
 from sdengine.pipeline.seamless import (
     MARGIN,
     Shifts,
@@ -309,6 +310,32 @@ def test_pictures_and_second_passes_are_seamless(either: Engine) -> None:
     assert larger.arrays[0].shape == (192, 192, 3)
 
 
+def test_previews_know_no_edges(exact: Engine) -> None:
+    networks, clock = WeightedNetworks(exact._networks), StageClock()
+    clean = RNG.standard_normal((2, 4, 16, 32)).astype(np.float32)
+    plain, found = (
+        preview(one, "vae", networks, clock, "x").astype(int)
+        for one in (clean, np.roll(clean, 6, 3))
+    )
+    wanted = np.roll(plain, 6 * plain.shape[2] // 32, 2)
+    assert np.abs(found - wanted).max() <= 1
+
+
+def test_a_step_shows_the_preview_of_a_seamless_picture(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def shown(*given: Any) -> Any:
+        asked.append(given[4])
+        return preview(*given)
+
+    monkeypatch.setattr(pipeline_module, "preview", shown)
+    for axes in ("none", "y"):
+        [*engine.stream(PROMPT, steps=2, seed=1, preview_every=1, seamless=axes)]
+    assert asked == ["none", "none", "y", "y"]
+
+
 def test_the_command_and_the_web_ui_know_it(tmp_path: Path) -> None:
     first, again = (str(tmp_path / name) for name in ("a.png", "b.png"))
     assert (
@@ -337,6 +364,11 @@ def test_what_cannot_meet_is_refused(engine: Engine) -> None:
     mask[40:50, 40:50] = 255
     with pytest.raises(ConfigError, match=r"^seamless: .*inpaint_area"):
         engine.generate(PROMPT, image=picture, mask=mask, inpaint_area="masked", seamless="x")
+    with pytest.raises(ConfigError, match=r"^hires: '192x128' .*192x192, with seamless"):
+        engine.generate(PROMPT, hires=(192, 128), hires_upscaler="lanczos", seamless="y")
+    assert engine.generate(
+        PROMPT, hires=(192, 128), hires_upscaler="lanczos", seamless="x", steps=1, seed=1
+    ).arrays
 
 
 def test_a_limit_counts_the_vaes_larger_maps(either: Engine) -> None:

@@ -35,6 +35,7 @@ def engine(tiny: Path) -> Iterator[Engine]:
         ({"batch": 5}, {"batch_size": 5}),
         ({"prompt_chunks": 3}, {"prompt": "a " * 160}),
         ({"guidance": False}, {"guidance_scale": 1.0}),
+        ({"seamless": "xy"}, {"seamless": "xy"}),
     ],
 )
 def test_the_first_request_loads_nothing(
