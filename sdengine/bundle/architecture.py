@@ -131,6 +131,12 @@ class VAEArchitecture(Strict):
 TASKS = ("text", "inpainting", "depth")
 
 
+def task_of(unet_channels: int, latent_channels: int) -> str:
+    """Return what a U-Net is for that reads as many channels, one of TASKS."""
+    extra = unet_channels - latent_channels
+    return next((task for task in TASKS if extra_channels(task, latent_channels) == extra), "text")
+
+
 def extra_channels(task: str, latent_channels: int) -> int:
     """Return how many channels a U-Net of a task reads beside the noisy latents."""
     return {"text": 0, "inpainting": 1 + latent_channels, "depth": 1}[task]
@@ -163,9 +169,7 @@ class Architecture(Strict):
     @property
     def task(self) -> str:
         """One of TASKS."""
-        extra = self.unet.in_channels - self.vae.latent_channels
-        tasks = (t for t in TASKS if extra_channels(t, self.vae.latent_channels) == extra)
-        return next(tasks, "text")
+        return task_of(self.unet.in_channels, self.vae.latent_channels)
 
     @model_validator(mode="after")
     def _encoders_fit(self) -> Architecture:

@@ -32,6 +32,8 @@ from sdengine.storage.regular_file import open_regular
 from sdengine.storage.tensor_file import map_tensors
 
 DEMO_BUNDLE = Path(__file__).parent / "demo"
+# Checkpoints in the package of which it holds no bundle.
+DEMO_VARIANTS = ("demo-inpainting", "demo-depth")
 HASH_BY_DEFAULT_BYTES = 256 << 20
 HASH_ANYWAY_BYTES = 32 << 20
 _log = logging.getLogger(__name__)
@@ -139,9 +141,10 @@ def _read_manifest(root: Path) -> bytes:
                     "the demo bundle is not part of this installation. Install sdengine again, "
                     "or build a bundle: sdengine build CHECKPOINT -o BUNDLE."
                 )
-            raise BundleError.of_usage(
-                f"bundle {str(root)!r} {what}. Give a folder that `sdengine build` wrote, or demo."
-            )
+            hint = "Give a folder that `sdengine build` wrote, or demo."
+            if str(root) in DEMO_VARIANTS:
+                hint = f"It is a checkpoint in the package: sdengine build {root} -o {root}."
+            raise BundleError.of_usage(f"bundle {str(root)!r} {what}. {hint}")
         if not path.is_file():
             raise BundleError(f"{root}: there is no {MANIFEST_NAME}, so it is not a bundle.")
         with open_regular(path) as file:

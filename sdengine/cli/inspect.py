@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdengine.cli import checkpoint_options as options
-from sdengine.cli.inspect_checkpoint import is_checkpoint, show_checkpoint
+from sdengine.cli.inspect_checkpoint import TASKS, is_checkpoint, show_checkpoint
 from sdengine.cli.terminal import parse_size, progress_bar, say, say_json
 from sdengine.errors import ConfigError
 
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from sdengine.bundle.reader import Bundle
 
 _MOST_NAMED = 3
-_TASKS = {
-    "inpainting": "inpainting: its U-Net reads a picture and a mask (--image, --mask, --outpaint)",
-    "depth": "depth: its U-Net reads a depth map (--depth), which every request needs",
-}
 
 
 def inspect(
@@ -120,7 +116,7 @@ def _lines(manifest: Manifest) -> list[str]:
         f"name        {manifest.name}",
         f"source      {manifest.source.name} (SHA-256 {manifest.source.sha256[:16]}...)",
         f"family      {architecture.family}",
-        *(f"task        {told}" for task, told in _TASKS.items() if task == architecture.task),
+        *(f"task        {told}" for task, told in TASKS.items() if task == architecture.task),
         f"target      {manifest.target}, weights {manifest.precision}",
         f"sizes       {_sizes(manifest)}",
         f"max batch   {manifest.max_batch}",

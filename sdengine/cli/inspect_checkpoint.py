@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from sdengine.checkpoints import Checkpoint
 
 _LISTED = 8  # names of each kind of tensor that is left out
-_DEMO_VARIANTS = ("demo-inpainting", "demo-depth")
+# What a U-Net is for, and what a request of it needs.
+TASKS = {
+    "inpainting": "inpainting: its U-Net reads a picture and a mask (--image, --mask, --outpaint)",
+    "depth": "depth: its U-Net reads a depth map (--depth), which every request needs",
+}
 
 
 def is_checkpoint(place: str) -> bool:
@@ -21,8 +25,10 @@ def is_checkpoint(place: str) -> bool:
 
     The demo model is there as both, its variants as checkpoints.
     """
+    from sdengine.bundle.reader import DEMO_VARIANTS
+
     path = Path(place)
-    if place in _DEMO_VARIANTS and not path.exists():
+    if place in DEMO_VARIANTS and not path.exists():
         return True
     has_index = any((path / name).is_file() for name in ("model_index.json", "config.json"))
     return path.is_file() or (has_index and not (path / "manifest.json").exists())
@@ -37,10 +43,17 @@ def show_checkpoint(checkpoint: Checkpoint, as_json: bool) -> None:
             say(line)
 
 
+def _task(checkpoint: Checkpoint) -> str:
+    from sdengine.bundle.architecture import task_of
+
+    return task_of(checkpoint.unet_config.in_channels, checkpoint.vae_config.latent_channels)
+
+
 def _described(checkpoint: Checkpoint) -> dict[str, object]:
     return {
         "name": checkpoint.name,
         "family": checkpoint.family,
+        "task": _task(checkpoint),
         "scheduler": checkpoint.scheduler_config,
         "defaults": checkpoint.defaults,
         "networks": {part: checkpoint.config(part).to_dict() for part in checkpoint.parts},
@@ -55,6 +68,8 @@ def _lines(checkpoint: Checkpoint) -> Iterator[str]:
     yield f"name        {checkpoint.name}"
     yield f"family      {checkpoint.family}"
     yield f"networks    {', '.join(checkpoint.parts)}"
+    if (task := _task(checkpoint)) in TASKS:
+        yield f"task        {TASKS[task]}"
     yield f"size        {side}x{side}"
     yield f"predicts    {scheduler.get('prediction_type', 'epsilon')}"
     yield f"schedule    {scheduler.get('_class_name', 'of no name')}"

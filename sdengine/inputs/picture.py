@@ -116,6 +116,8 @@ def opened(field: str, content: bytes, what: str) -> Iterator[Image]:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 _check(field, image, what)
                 yield image
+    except ConfigError:  # a ValueError that says what is wrong already
+        raise
     except UnidentifiedImageError:
         raise ConfigError(
             f"{field}: {what} is no picture that can be read; accepted are {', '.join(FORMATS)}."

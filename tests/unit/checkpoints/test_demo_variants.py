@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from sdengine.checkpoints import DEMO_EDGES, load_checkpoint, save_checkpoint
 from sdengine.checkpoints.controls import open_controls
 from sdengine.checkpoints.weights import Weights, save_tensors
+from sdengine.cli.main import main
 from sdengine.errors import CheckpointError, ConfigError
 
 
@@ -78,6 +80,17 @@ def test_what_a_variant_has_not_is_refused() -> None:
         load_checkpoint("demo", tiny_vae="nope")
     with pytest.raises(CheckpointError, match=r"^vae 'nope' does .* folder of an autoencoder"):
         load_checkpoint("demo", vae="nope")
+
+
+@pytest.mark.parametrize(("name", "task"), [("demo-depth", "depth"), ("demo-inpainting", "mask")])
+def test_what_it_is_for_is_said(capsys: pytest.CaptureFixture[str], name: str, task: str) -> None:
+    assert main(["inspect", name]) == 0
+    (line,) = (one for one in capsys.readouterr().out.splitlines() if one.startswith("task"))
+    assert task in line
+    assert main(["inspect", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["task"] == name.removeprefix("demo-")
+    assert main(["generate", "a circle", "--bundle", name]) == 2
+    assert f"sdengine build {name} -o {name}" in capsys.readouterr().err
 
 
 def test_the_demo_models_own_controlnet_has_a_name() -> None:

@@ -92,9 +92,11 @@ def test_a_photograph_is_told_from_a_map() -> None:
         (np.zeros((2, 2), complex), "array"),
         (b"nothing", "no picture"),
         (content(np.zeros((4, 4), np.uint8), "PNG")[:40], "no picture|damaged"),
+        (content(np.array([[0, np.nan]], np.float32), "TIFF"), "NaN"),
         (3.5, "a depth map"),
     ],
 )
 def test_what_is_no_map_is_refused_by_name(value: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^depth: .*({message})"):
+    with pytest.raises(ConfigError, match=rf"^depth: .*({message})") as caught:
         read_depth("depth", value)
+    assert str(caught.value).count("depth: ") == 1
