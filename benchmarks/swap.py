@@ -37,7 +37,7 @@ from sdengine.backends.native.instruction_set import chosen_isa
 from sdengine.benchmarks.measures import OtherLoad, Spread
 from sdengine.benchmarks.records import RESULTS, stamped, write_record
 from sdengine.bundle.reader import Bundle, open_bundle
-from sdengine.bundle.tensors import resolve_shapes
+from sdengine.pipeline.loaded_networks import Networks
 from sdengine.request.request import FIELDS
 
 RANK = 32
@@ -98,6 +98,8 @@ class Swaps:
             if name in ("text_encoder", "text_encoder_2", "unet") or name.startswith("vae_")
         ]
         self.library = AdapterLibrary(bundle)
+        self.loaded = Networks(bundle, self.session)
+        self.size = bundle.manifest.resolutions[0][::-1]
         self.modules: dict[str, NativeModule] = {}
 
     def lora(self, path: Path, strength: float) -> WeightSet:
@@ -112,9 +114,11 @@ class Swaps:
         """Let all networks compute with other weights."""
         started, started_cpu = time.perf_counter(), time.process_time()
         for network in self.networks:
-            module = self.session.load(network, shapes_of(self.bundle, network), weights)
-            assert isinstance(module, NativeModule) and module._laid_out is not None
-            module._laid_out.bound(module._packed.tensors, False, frozenset())
+            self.modules.pop(network, None)
+            batch = 1 if network.startswith("vae") else 2
+            module = self.loaded.get(network, batch, *self.size, weights=weights)
+            assert isinstance(module, NativeModule)
+            module.bound()
             self.modules[network] = module
         return Taken(time.perf_counter() - started, time.process_time() - started_cpu)
 
@@ -136,16 +140,6 @@ class Swaps:
             for module in self.modules.values()
             for _, tensor in sorted(module._packed.tensors.items())
         ]
-
-
-def shapes_of(bundle: Bundle, network: str) -> dict[str, tuple[int, ...]]:
-    """Return a network's shapes at the bundle's first size."""
-    width, height = bundle.manifest.resolutions[0]
-    length = bundle.manifest.architecture.text_encoders[0].chunk_length
-    sides = {"batch": 2, "width": width, "height": height, "sequence": length}
-    if network.startswith("vae"):
-        sides["batch"] = 1
-    return resolve_shapes(network, bundle.network(network).inputs, sides)
 
 
 def anonymous_bytes() -> int:

@@ -190,7 +190,13 @@ def pack(
     sources: list[tuple[NDArray[Any], list[_Term]]],
     gated: bool,
     isa: str = "",
+    to: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int32], bool]: ...
+
+class SparePages:
+    def __init__(self) -> None: ...
+
+def own_pages(size: int) -> NDArray[np.uint8]: ...
 def low_rank_product(
     up: NDArray[np.float32], down: NDArray[np.float32], isa: str = ""
 ) -> NDArray[np.float32]: ...

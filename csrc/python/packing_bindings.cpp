@@ -2,13 +2,11 @@
 // are, and the packing of weights.
 
 #include <pybind11/stl.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <memory>
-#include <new>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,6 +16,7 @@
 #include "nn/thread_pool.h"
 #include "python/arrays.h"
 #include "python/bindings.h"
+#include "python/own_pages.h"
 
 namespace py = pybind11;
 
@@ -102,29 +101,10 @@ nn::Stored to_stored(const py::array& data) {
   throw py::value_error("sources: one is neither float32, float16 nor the bits of bfloat16");
 }
 
-// Bytes that are given back to the system once nobody has them: what malloc keeps of a swap's
-// weights would stay in memory without being of use.
-py::array_t<std::uint8_t> own_pages(std::size_t bytes) {
-  constexpr std::size_t kLeast = std::size_t{1} << 20;
-  if (bytes < kLeast) return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(bytes));
-  void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (pages == MAP_FAILED) throw std::bad_alloc();
-  madvise(pages, bytes, MADV_HUGEPAGE);
-  using Pages = std::pair<void*, std::size_t>;
-  auto owner = std::make_unique<Pages>(pages, bytes);
-  const py::capsule held(owner.get(), [](void* given) {
-    const std::unique_ptr<Pages> freed(static_cast<Pages*>(given));
-    munmap(freed->first, freed->second);
-  });
-  owner.release();
-  return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(bytes),
-                                   static_cast<const std::uint8_t*>(pages), held);
-}
-
 // Lays out a weight; see nn::Packing. Sources are (tensor [rows, channels, kernel, kernel] or
 // [rows, channels], terms).
 py::tuple pack(const std::string& kind_name, int tile, const py::list& sources, bool gated,
-               const std::string& isa) {
+               const std::string& isa, std::optional<py::array> to) {
   nn::Packing packing;
   packing.kind = to_kind(kind_name);
   packing.tile = tile;
@@ -175,10 +155,14 @@ py::tuple pack(const std::string& kind_name, int tile, const py::list& sources, 
   const py::ssize_t padded = py::ssize_t{packing.panels()} * nn::kPanel * packing.points();
   const std::size_t bytes =
       nn::panels_bytes(packing.kind, packing.n, packing.inner()) * packing.points();
-  py::array_t<std::uint8_t> packed = own_pages(bytes);
+  py::array packed = to.has_value() ? *to : py::array_t<std::uint8_t>(own_pages(bytes));
+  std::uint8_t* const written = output<std::uint8_t>("to", packed);
+  if (static_cast<std::size_t>(packed.size()) != bytes) {
+    wrong_shape("to", packed, "[" + std::to_string(bytes) + "]");
+  }
   py::array_t<float> scales(is_int ? padded : 0);
   py::array_t<std::int32_t> sums(packing.kind == nn::Kind::Int8 ? padded : 0);
-  packing.to = reinterpret_cast<char*>(packed.mutable_data());
+  packing.to = reinterpret_cast<char*>(written);
   packing.scales = scales.mutable_data();
   packing.sums = sums.mutable_data();
   const nn::Operations& operations = nn::operations_for(isa);
@@ -224,10 +208,16 @@ void bind_packing(py::module_& module) {
              "value reach where nothing waits for memory.");
   module.def(
       "pack", &pack, py::arg("kind"), py::arg("tile"), py::arg("sources"), py::arg("gated"),
-      py::arg("isa") = "",
+      py::arg("isa") = "", py::arg("to") = py::none(),
       "Merge terms into tensors whose rows follow each other, and lay them out for products "
       "or, with a tile, for Winograd's; returns the bytes, the scales of int8 and int16, the "
-      "sums of int8, and whether all was finite.");
+      "sums of int8, and whether all was finite. The bytes are written to `to`, if it is given.");
+  py::class_<SparePages, std::shared_ptr<SparePages>>(
+      module, "SparePages",
+      "Keep the pages of arrays that are freed meanwhile for those that are made meanwhile.")
+      .def(py::init(&SparePages::make));
+  module.def("own_pages", &own_pages, py::arg("size"),
+             "Return bytes in large pages that go back to the system with their last array.");
   module.def(
       "low_rank_product", &low_rank_product, py::arg("up"), py::arg("down"), py::arg("isa") = "",
       "Return up [n, r] times down [r, k], whose terms are added in fp32 in the order of r.");

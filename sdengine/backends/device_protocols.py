@@ -143,6 +143,18 @@ class RunsInBands(Protocol):
 
 
 @runtime_checkable
+class SharesItsRest(Protocol):
+    """A module with merged weights, all else of which modules with other weights share."""
+
+    def rest(self) -> object:
+        """Return all else, for whoever lets the module go before the other one is loaded.
+
+        The module itself goes on as it was. None where it shares nothing.
+        """
+        ...
+
+
+@runtime_checkable
 class FillsZeros(Protocol):
     """A module that takes inputs to be zero which are not given."""
 
@@ -193,6 +205,11 @@ def decodes_pixels(module: Module) -> TypeGuard[DecodesPixels]:
 def runs_in_bands(module: Module) -> TypeGuard[RunsInBands]:
     """Say whether a module is one of `RunsInBands`."""
     return _has(type(module), RunsInBands)
+
+
+def rest_of(module: Module) -> object:
+    """Return what others share with a module whose weights are merged; see `SharesItsRest`."""
+    return cast("SharesItsRest", module).rest() if _has(type(module), SharesItsRest) else None
 
 
 def inputs_zero_unless_given(module: Module) -> frozenset[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import Module, Session
-from sdengine.backends.device_protocols import runs_in_bands, wraps_edges
+from sdengine.backends.device_protocols import rest_of, runs_in_bands, wraps_edges
 from sdengine.backends.forks import ForkSafeLock, watch_forks
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import resolve_shapes
@@ -97,10 +97,14 @@ class Networks:
                     shapes_loaded.popitem(last=False)
             if found is None or found.identity != identity:
                 with contextlib.nullcontext() if clock is None else clock.stage("load"):
-                    # What was loaded before stays where this fails.
+                    rest = None if found is None else rest_of(found.module)
+                    if rest is not None:  # else what was loaded before stays where this fails
+                        found = None
+                        del shapes_loaded[key]  # two sets of merged weights may be too much
                     found = _Loaded(self._load(network, *key, weights), identity)
                     if check is not None:
                         check(found.module)
+                    del rest
                 shapes_loaded[key] = found
             shapes_loaded.move_to_end(key)
             if clock is not None and runs_in_bands(found.module):

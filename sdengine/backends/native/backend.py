@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from sdengine import _native
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
 from sdengine.backends.base import (
     DEFAULTS,
@@ -90,6 +91,11 @@ class _LaidOut:
         found.bind(tensors)
         return found
 
+    def bind_all(self, tensors: Tensors) -> None:
+        """Have every layout compute with some weights, so that none holds others."""
+        for layout in self._layouts.values():
+            layout.bind(tensors)
+
 
 class NativeModule:
     """One network at fixed shapes with its weights; see `sdengine.backends.base.Module`.
@@ -123,6 +129,16 @@ class NativeModule:
     def bound(self) -> LaidOutNetwork:
         """Return the network without what only adds, computing with this module's weights."""
         return self._opened().bound(self._packed.tensors, False, frozenset())
+
+    def rest(self) -> object:
+        """Return layout and the bundle's own weights; see `device_protocols.SharesItsRest`."""
+        base = self._packed.base
+        if base is None or base.tensors.keys() != self._packed.tensors.keys():
+            return None  # a hypernetwork's layout is its own
+        laid_out = self._opened()
+        laid_out.bind_all(base.tensors)
+        # What this module's weights lie in, if nobody else has them, becomes the other one's.
+        return laid_out, base, _native.SparePages()
 
     def close(self) -> None:
         """Free the network's memory; a second call does nothing."""

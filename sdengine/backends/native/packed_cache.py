@@ -120,7 +120,7 @@ def merged_weights(
             )
             adapters.require_unchanged()  # reading a mapped file that was cut off is fatal
             pristine, changes = adapters.pristine(network, weights), adapters.changes(network)
-            made = dict(_pack_unchanged(source, changed, pristine, changes))
+            made = dict(_pack_unchanged(source, changed, pristine, changes, together=True))
             adapters.require_unchanged()
             own_bytes = sum(array.nbytes for array in made.values())
             found = PackedWeights({**base.tensors, **made}, own_bytes, base)
@@ -169,9 +169,11 @@ def _pack_unchanged(
     packing: Packing,
     weights: Mapping[str, Array],
     changes: Mapping[str, Sequence[Strong]] = MappingProxyType({}),
+    *,
+    together: bool = False,
 ) -> Iterator[tuple[str, Array]]:
     _require_unchanged(source)
-    yield from pack(packing, weights, changes)
+    yield from pack(packing, weights, changes, together=together)
     _require_unchanged(source)
 
 

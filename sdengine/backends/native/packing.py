@@ -25,6 +25,7 @@ from sdengine.storage.tensor_file import Kinds, tensor_bytes, to_float32
 
 Array = NDArray[Any]
 PANEL = 32  # output features
+_LINE = 64  # bytes, of a cache
 # Values along the input features in a lane of four bytes; see csrc/nn/arguments.h.
 _PER_LANE = {"float32": 1, "bfloat16": 2, "int16": 2, "int8": 4}
 _GATES = (
@@ -113,6 +114,8 @@ def pack(
     packing: Packing,
     weights: Mapping[str, Array],
     changes: Mapping[str, Sequence[Strong]] = MappingProxyType({}),
+    *,
+    together: bool = False,
 ) -> Iterator[tuple[str, Array]]:
     """Lay weights out, one after the other, on as many threads as there may be.
 
@@ -120,16 +123,19 @@ def pack(
         packing: what they become.
         weights: the bundle's tensors.
         changes: what is merged into them, by tensor; see `sdengine.adapters.changes`.
+        together: they lie side by side in memory that is freed with the last of them. Most are
+            smaller than a large page, and pages of 4 KiB cost more to get than to fill.
 
     Raises:
         AdapterError: a sum is not finite.
     """
     threads = usable_processors().threads
+    places = _side_by_side(packing) if together else [None] * len(packing)
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[list[tuple[str, Array]]]] = deque()
         try:
-            for packed in packing:
-                ahead.append(pool.submit(_pack_one, packed, weights, changes))
+            for packed, place in zip(packing, places, strict=True):
+                ahead.append(pool.submit(_pack_one, packed, weights, changes, place))
                 if len(ahead) > 2 * threads:  # what is made ahead waits in memory
                     yield from ahead.popleft().result()
             while ahead:
@@ -210,8 +216,22 @@ def _check_source(step: Step, weight: Weight, packed: Packed, weights: Mapping[s
         )
 
 
+def _side_by_side(packing: Packing) -> Sequence[NDArray[np.uint8] | None]:
+    """Return where the bytes of each packed tensor go; None for vectors."""
+    kinds = [one.kinds()[one.name] for one in packing]
+    ends = np.cumsum([0, *(-(-tensor_bytes(*kind) // _LINE) * _LINE for kind in kinds)])
+    memory = _native.own_pages(int(ends[-1]))
+    return [
+        None if one.layout == "vector" else memory[start : start + tensor_bytes(*kind)]
+        for one, kind, start in zip(packing, kinds, map(int, ends), strict=False)
+    ]
+
+
 def _pack_one(
-    packed: Packed, weights: Mapping[str, Array], changes: Mapping[str, Sequence[Strong]]
+    packed: Packed,
+    weights: Mapping[str, Array],
+    changes: Mapping[str, Sequence[Strong]],
+    place: NDArray[np.uint8] | None,
 ) -> list[tuple[str, Array]]:
     names = sources_of(packed)
     if packed.layout == "vector":
@@ -222,7 +242,9 @@ def _pack_one(
         return [(packed.name, np.ascontiguousarray(values.reshape(-1)[: packed.out_features]))]
     pristine = [(name, np.ascontiguousarray(weights[name])) for name in names]
     sources = [(weight, terms(weight, changes.get(name, ()))) for name, weight in pristine]
-    data, scales, sums, is_finite = _native.pack(packed.kind, packed.tile, sources, packed.gated)
+    data, scales, sums, is_finite = _native.pack(
+        packed.kind, packed.tile, sources, packed.gated, to=place
+    )
     if not is_finite:
         raise not_finite(packed.source)
     made: dict[str, Array] = {packed.name: data}

@@ -318,7 +318,7 @@ _PACKER = """
 import time
 import sdengine
 from sdengine.backends.native import packed_cache
-def slowly(*_):
+def slowly(*_, **__):
     print("packing", flush=True)
     time.sleep(60)
     yield from ()

@@ -34,6 +34,7 @@ from sdengine.bundle.reader import open_bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import AdapterError
 from sdengine.inputs.loras import Strength
+from sdengine.pipeline.loaded_networks import Networks
 from sdengine.request.weight_fields import Loras
 
 Array = NDArray[Any]
@@ -194,6 +195,67 @@ def test_two_hundred_swaps_take_no_more_memory(files: list[Path]) -> None:
     assert max(taken[100:]) - max(taken[20:60]) < 16 * module._packed.own_bytes
 
 
+def test_the_memory_of_a_set_becomes_the_next_ones_unless_somebody_has_it(
+    files: list[Path], alone: Callable[[], None]
+) -> None:
+    options = SessionOptions("bf16", low_memory=True)
+    first, second = (weight_set({file: 1.0}) for file in files)
+    wanted = {}
+    for weights in (first, second):
+        alone()
+        wanted[weights] = output(load(NativeBackend().open(BUNDLE, options), "unet", weights))
+    alone()
+    networks = Networks(BUNDLE, NativeBackend().open(BUNDLE, options))
+
+    def loaded(weights: WeightSet) -> NativeModule:
+        module = networks.get("unet", 1, 64, 64, weights=weights)
+        assert isinstance(module, NativeModule)
+        return module
+
+    def place(module: NativeModule) -> int:
+        own = [t for n, t in module._packed.tensors.items() if t is not base[n]]
+        return min(int(t.ctypes.data) for t in own if t.dtype == np.uint8)
+
+    base = loaded(PRISTINE)._packed.tensors
+    before = place(loaded(first))
+    held = loaded(second)
+    assert place(held) == before
+    assert output(held) == wanted[second]
+    module = loaded(first)
+    assert place(module) != before
+    assert output(module) == wanted[first] and output(held) == wanted[second]
+    networks.close()
+
+
+def test_spare_pages_last_as_long_as_who_keeps_them() -> None:
+    process, size = psutil.Process(), 64 << 20
+
+    def rss() -> int:
+        return int(process.memory_info().rss)
+
+    def filled(size: int) -> Array:
+        found = _native.own_pages(size)
+        found.fill(1)
+        return found
+
+    before, half = rss(), size // 2
+    pages = [filled(size)]
+    pages.clear()
+    assert rss() - before < half
+    spare = _native.SparePages()
+    pages = [filled(size)]
+    place = pages[0].ctypes.data
+    pages.clear()
+    assert rss() - before > half
+    other = filled(half)  # too small for what is kept
+    assert other.ctypes.data != place
+    pages = [_native.own_pages(size - 1000)]
+    assert pages[0].ctypes.data == place and pages[0][0] == 1
+    pages.clear()
+    del other, spare
+    assert rss() - before < half
+
+
 def test_sets_are_kept_while_there_is_memory(
     files: list[Path], monkeypatch: pytest.MonkeyPatch, alone: Callable[[], None]
 ) -> None:
@@ -287,13 +349,13 @@ import sdengine
 from sdengine import _native
 pack, calls = _native.pack, 0
 
-def held(kind, tile, sources, gated):
+def held(kind, tile, sources, gated, to):
     global calls
     calls += any(bool(terms) == (sys.argv[2] == "swap") for _, terms in sources)
     if calls == 20:
         print("here", flush=True)
         time.sleep(600)
-    return pack(kind, tile, sources, gated)
+    return pack(kind, tile, sources, gated, to=to)
 
 _native.pack = held
 with sdengine.load("demo", loras={sys.argv[1]: 1.0}) as engine:
