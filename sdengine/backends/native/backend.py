@@ -340,8 +340,9 @@ class NativeSession:
         if not weights.identity(network):
             return base
         packed = merged_weights(
-            network, own.packing, base, prepared.source, prepared.packing, prepared.weights, weights
-        )
+            network, own.packing, base, prepared.source, prepared.packing, prepared.weights,
+            weights, self._kept.make_room,
+        )  # fmt: skip
         self._kept.keep(packed)
         return packed
 

@@ -26,9 +26,13 @@ class KeptWeights:
         if not self._keeps or weights.own_bytes == 0:
             return
         self._kept = [one for one in self._kept if one is not weights] + [weights]
+        self.make_room(0)
+
+    def make_room(self, own_bytes: int) -> None:
+        """Forget the oldest that could not be kept beside one of a size, before that is made."""
         taken = sum(one.own_bytes for one in self._kept)
         most = (free_memory_bytes() + taken) // _SHARE
-        while self._kept and taken > most:
+        while self._kept and taken + own_bytes > most:
             taken -= self._kept.pop(0).own_bytes
 
     def clear(self) -> None:

@@ -9,7 +9,7 @@ import errno
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from types import MappingProxyType
@@ -93,6 +93,7 @@ def merged_weights(
     packing: Packing,
     weights: Mapping[str, Array],
     adapters: WeightSet,
+    make_room: Callable[[int], None],
 ) -> PackedWeights:
     """Return the packed weights of a network with changes: those in use, or made now.
 
@@ -105,6 +106,7 @@ def merged_weights(
         source, packing: as for `packed_weights`.
         weights: the file's tensors, and those that come with hypernetworks.
         adapters: what is merged.
+        make_room: called with the bytes that they will take, before they are made.
 
     Raises:
         BundleError, AdapterError, CheckpointError: a file was changed after it was hashed, or a
@@ -118,6 +120,7 @@ def merged_weights(
             changed = tuple(
                 p for p in packing if p not in shared or not names.isdisjoint(sources_of(p))
             )
+            make_room(packed_bytes(changed))
             adapters.require_unchanged()  # reading a mapped file that was cut off is fatal
             pristine, changes = adapters.pristine(network, weights), adapters.changes(network)
             made = dict(_pack_unchanged(source, changed, pristine, changes, together=True))

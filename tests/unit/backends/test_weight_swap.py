@@ -150,9 +150,11 @@ def test_only_what_changes_is_laid_out_again(files: list[Path], network: str) ->
     weights = weight_set({files[0]: 0.7, files[1]: 0.2})
     changes = weights.changes(network)
     base = packed_cache.packed_weights(network, it.source, it.packing, it.weights)
+    told: list[int] = []
     found = packed_cache.merged_weights(
-        network, it.packing, base, it.source, it.packing, it.weights, weights
+        network, it.packing, base, it.source, it.packing, it.weights, weights, told.append
     )
+    assert told == [found.own_bytes]
     own = {n for n, array in found.tensors.items() if array is not base.tensors[n]}
     read = {n: {*sources_of(packed)} for packed in it.packing for n in packed.kinds()}
     assert own == {n for n, sources in read.items() if sources & changes.keys()}
@@ -274,7 +276,17 @@ def test_sets_are_kept_while_there_is_memory(
     module = load(session, "unet", sets[1])
     module = load(session, "unet", sets[0])
     assert id(module._packed) == first
-    module = load(session, "unet", sets[2])
+    asked: list[int] = []
+    with monkeypatch.context() as patch:
+        make_room = kept.make_room
+
+        def before(own_bytes: int) -> None:
+            make_room(own_bytes)
+            asked.append(len(kept._kept))
+
+        patch.setattr(kept, "make_room", before)
+        module = load(session, "unet", sets[2])
+    assert asked == [1, 2]  # one that has to go goes before the new one is made
     assert len(kept._kept) == 2 and kept._kept[-1] is module._packed
     monkeypatch.setattr(kept_weights, "free_memory_bytes", lambda: 0)
     module = load(session, "unet", sets[1])
