@@ -42,10 +42,11 @@ MAX_FILES = 10_000  # of a folder
 _MAX_ENTRIES = 100_000  # of a pickle
 _FIELD = "embeddings"
 _PREVIEW = ".preview"
-_BUNDLED = re.compile(r"bundle_emb\.(.+)\.(string_to_param\.[^.]*|emb_params|clip_[lgh])")
+_BUNDLED = re.compile(r"bundle_emb\.(.+)\.(string_to_param\.[^.]*|emb_params|clip_[lgh](?:_out)?)")
 _OF_LORAS = re.compile(r"lora_(up|down|A|B|unet|te)|hada_w|lokr_w")
 _PARAMS = "emb_params"
 _KEYS = f"string_to_param, {_PARAMS}, {', '.join(ENCODER_KEYS)}, or one key alone"
+_BEHIND = tuple(f"{key}_out" for key in ENCODER_KEYS)  # OneTrainer's output embeddings
 _MAX_SHOWN = 5
 _Array = NDArray[Any]
 
@@ -221,6 +222,11 @@ def _vectors(shown: str, own: str, content: Any) -> dict[str, Vectors]:
     if not named:
         raise _NoEmbedding(f"{_FIELD}: {shown} holds no embedding; expected tensors under {_KEYS}.")
     where = f"{_FIELD}: {shown}" + (f", embedding {own[:60]!r}" if own else "")
+    if behind := [key for key in _BEHIND if key in named]:
+        raise ConfigError(
+            f"{where}: tensor {behind[0]!r} is added to what a text encoder puts out, which is not "
+            "done here. Train it without output embeddings."
+        )
     keyed = {key: named[key] for key in ENCODER_KEYS if key in named}
     if not keyed:
         key = _PARAMS if _PARAMS in named else next(iter(named))

@@ -243,6 +243,14 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         tensors(clip_l=VECTORS, clip_g=SECOND[:2]),
         r"clip_l is \[3, 8\] and clip_g is \[2, 12\]; both text encoders must have equally many",
     ),
+    "output vectors": (
+        tensors(clip_l=VECTORS, clip_l_out=VECTORS.clone()),
+        "tensor 'clip_l_out' is added to what a text encoder puts out, which is not done here",
+    ),
+    "output vectors of a LoRA": (
+        tensors(**{"bundle_emb.cat.clip_l": VECTORS, "bundle_emb.cat.clip_l_out": VECTORS.clone()}),
+        "embedding 'cat': tensor 'clip_l_out' is added",
+    ),
     "a LoRA": (tensors(a=VECTORS, b=SECOND), "holds 2 tensors, 'a', 'b'; an embedding has string"),
     "two words": (saved({"<a>": ONE, "<b>": ONE}), "holds 2 tensors, '<a>', '<b>'"),
     "pieces": (saved([{"a": ONE}, {"a": torch.ones(2, 3)}]), "holds 2 tensors"),
