@@ -69,7 +69,7 @@ def warm_up_requests(
             schedule="normal",
             batch_size=batch,
             controls=steered,  # type: ignore[arg-type]  # which the request checks
-            seamless=seamless,  # type: ignore[arg-type]
+            seamless=seamless,
         )
         for width, height in wanted
     ]

@@ -47,8 +47,9 @@ def test_edges_that_meet_are_those_of_maps_laid_side_by_side(
     counts = [3 if axis in axes else 1 for axis in "yx"]
     sizes = [count * size for count, size in zip(counts, new, strict=True)]
     wide = interpolated(np.tile(maps, counts), sizes[0], sizes[1], kind)
-    part = tuple(
+    middle = tuple(
         slice(size, 2 * size) if count == 3 else slice(None)
         for count, size in zip(counts, new, strict=True)
     )
-    np.testing.assert_allclose(interpolated(maps, *new, kind, axes), wide[(..., *part)], atol=1e-12)
+    part = (..., *middle)
+    np.testing.assert_allclose(interpolated(maps, *new, kind, axes), wide[part], atol=1e-12)
