@@ -24,7 +24,8 @@ Current& current() {
 
 std::shared_ptr<SparePages> current_spare() {
   const std::lock_guard lock(current().changing);
-  return current().spare.lock();
+  auto found = current().spare.lock();
+  return found && found->is_own() ? found : nullptr;
 }
 
 }  // namespace
@@ -40,11 +41,14 @@ Pages::Pages(std::size_t bytes) : bytes_(bytes) {
 
 Pages::~Pages() { munmap(mapped_, bytes_ + kLargePage); }
 
+bool SparePages::is_own() const { return process_ == getpid(); }
+
 std::shared_ptr<SparePages> SparePages::make() {
+  if (auto found = current_spare()) return found;
+  const auto made = std::make_shared<SparePages>();
   const std::lock_guard lock(current().changing);
-  auto found = current().spare.lock();
-  if (!found) current().spare = found = std::make_shared<SparePages>();
-  return found;
+  current().spare = made;
+  return made;
 }
 
 std::unique_ptr<Pages> SparePages::take(std::size_t bytes) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <pybind11/numpy.h>
+#include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -36,8 +37,11 @@ class SparePages {
   static std::shared_ptr<SparePages> make();
   static std::unique_ptr<Pages> take(std::size_t bytes);
   static void put(std::unique_ptr<Pages> pages);
+  // Whether this process made it: what a fork copied may have lost who would free it.
+  bool is_own() const;
 
  private:
+  const int process_ = getpid();
   std::mutex changing_;
   std::vector<std::unique_ptr<Pages>> kept_;
 };

@@ -32,8 +32,9 @@ from sdengine.storage.regular_file import open_regular
 from sdengine.storage.tensor_file import map_tensors
 
 DEMO_BUNDLE = Path(__file__).parent / "demo"
-# Checkpoints in the package of which it holds no bundle.
+# Checkpoints in the package of which it holds no bundle; and parts of bundles.
 DEMO_VARIANTS = ("demo-inpainting", "demo-depth")
+_DEMO_PARTS = {"demo-edges": "--control edges=demo-edges", "demo-tiny": "--tiny-vae demo-tiny"}
 HASH_BY_DEFAULT_BYTES = 256 << 20
 HASH_ANYWAY_BYTES = 32 << 20
 _log = logging.getLogger(__name__)
@@ -144,6 +145,9 @@ def _read_manifest(root: Path) -> bytes:
             hint = "Give a folder that `sdengine build` wrote, or demo."
             if str(root) in DEMO_VARIANTS:
                 hint = f"It is a checkpoint in the package: sdengine build {root} -o {root}."
+            elif str(root) in _DEMO_PARTS:
+                option = _DEMO_PARTS[str(root)]
+                hint = f"It is a part of bundles: sdengine build demo {option} -o BUNDLE."
             raise BundleError.of_usage(f"bundle {str(root)!r} {what}. {hint}")
         if not path.is_file():
             raise BundleError(f"{root}: there is no {MANIFEST_NAME}, so it is not a bundle.")

@@ -55,12 +55,14 @@ def mask_weights(picture: Recorded, *, invert: bool) -> Weights:
     return np.asarray(1 - weights if invert else weights, np.float32)
 
 
-def resized_weights(weights: Weights, width: int, height: int, mode: str) -> Weights:
+def resized_weights(
+    weights: Weights, width: int, height: int, mode: str, wraps: str = "none"
+) -> Weights:
     """Resize weights [h,w] as a picture is; what "fill" adds to a picture may change."""
     if weights.shape == (height, width):
         return weights
     levels = np.rint(weights * 255).astype(np.uint8)
-    found = resized(np.repeat(levels[..., None], 3, axis=2), width, height, mode)
+    found = resized(np.repeat(levels[..., None], 3, axis=2), width, height, mode, wraps=wraps)
     return np.asarray(found[..., 0] / np.float32(255), np.float32)
 
 

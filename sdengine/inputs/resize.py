@@ -49,7 +49,8 @@ def resized(
         mode: "stretch" changes the proportions; "crop" covers the size and cuts what is over,
             evenly; "fill" fits into it and stretches the outermost rows or columns over the rest.
         scaled: changes both sides; None is Lanczos' filter.
-        wraps: the axes along which edges meet, "none", "x", "y" or "xy".
+        wraps: the axes along which edges meet, "none", "x", "y" or "xy"; those of an axis that is
+            cut or filled do not.
 
     Source: the sizes and offsets are those of the web UI's resize modes 0 to 2.
     """
@@ -57,15 +58,22 @@ def resized(
     if (old_width, old_height) == (width, height):
         return pixels
     scaled = scaled or _scaled
-    if wraps != "none" and scaled is not nearest:  # the nearest pixel lies on this side of an edge
-        scaled = _wrapping(scaled, wraps)
-    if mode == "stretch":
-        return scaled(pixels, width, height)
     wider = old_width * height > width * old_height
     if wider == (mode == "crop"):
         new_width, new_height = max(1, old_width * height // old_height), height
     else:
         new_width, new_height = width, max(1, old_height * width // old_width)
+    if mode == "stretch":
+        new_width, new_height = width, height
+    met = "".join(
+        axis
+        for axis, new, wanted in (("x", new_width, width), ("y", new_height, height))
+        if axis in wraps and new == wanted
+    )
+    if met and scaled is not nearest:  # the nearest pixel lies on this side of an edge
+        scaled = _wrapping(scaled, met)
+    if mode == "stretch":
+        return scaled(pixels, width, height)
     left, top = width // 2 - new_width // 2, height // 2 - new_height // 2
     if mode == "crop" and new_width * new_height > _MOST_TO_CUT:
         across, down = old_width / new_width, old_height / new_height

@@ -100,6 +100,12 @@ def second_request(request: Request, manifest: Manifest) -> Request:
     if is_latent and needed != (width, height):
         shown = "{}x{}, in tiles the next that enlarged latents have is {}x{}"
         raise UnsupportedShapeError(f"hires: {shown.format(width, height, *needed)}.")
+    for axis, own, side in zip("xy", (width, height), needed, strict=True):
+        if axis in request.seamless and own != side:
+            raise UnsupportedShapeError(
+                f"hires: {width}x{height} is computed at {needed[0]}x{needed[1]}, and its edges "
+                "would not meet; with seamless give a factor or size that needs no padding."
+            )
     return made
 
 
@@ -114,8 +120,8 @@ def _require_whole(request: Request, width: int, height: int) -> None:
         if axis in request.seamless and own != covered:
             raise ConfigError.for_field(
                 "hires", f"{width}x{height}",
-                f"a factor, or a size in the picture's own proportions such as "
-                f"{cover[0]}x{cover[1]}, with seamless: of another a part is cut away",
+                "a factor, or a size in the picture's own proportions, with seamless: of another "
+                "a part is cut away",
             )  # fmt: skip
 
 

@@ -115,11 +115,13 @@ def computed_part(
         pixels = own[part]
         sharp, weights, laid = (one[part] for one in (sharp, weights, laid))
     else:
-        laid = resized_weights(laid, width, height, mode)
+        laid = resized_weights(laid, width, height, mode, request.seamless)
     pixels = resized(pixels, width, height, mode, wraps=request.seamless)
     if box is None:
         original = pixels
-    sharp, weights = (resized_weights(one, width, height, mode) for one in (sharp, weights))
+    sharp, weights = (
+        resized_weights(one, width, height, mode, request.seamless) for one in (sharp, weights)
+    )
     below, right = size[1] - height, size[0] - width
     cells = latent_weights(
         np.pad(weights, ((0, below), (0, right)), mode="edge"),

@@ -96,15 +96,17 @@ class Networks:
                     # Not closed: another request may be in the middle of using it.
                     shapes_loaded.popitem(last=False)
             if found is None or found.identity != identity:
-                with contextlib.nullcontext() if clock is None else clock.stage("load"):
-                    rest = None if found is None else rest_of(found.module)
-                    if rest is not None:  # else what was loaded before stays where this fails
-                        found = None
-                        del shapes_loaded[key]  # two sets of merged weights may be too much
-                    found = _Loaded(self._load(network, *key, weights), identity)
-                    if check is not None:
-                        check(found.module)
-                    del rest
+                rest = None if found is None else rest_of(found.module)
+                if rest is not None:  # else what was loaded before stays where this fails
+                    found = None
+                    del shapes_loaded[key]  # two sets of merged weights may be too much
+                try:
+                    with contextlib.nullcontext() if clock is None else clock.stage("load"):
+                        found = _Loaded(self._load(network, *key, weights), identity)
+                        if check is not None:
+                            check(found.module)
+                finally:
+                    del rest  # also where somebody keeps the error, and with it this frame
                 shapes_loaded[key] = found
             shapes_loaded.move_to_end(key)
             if clock is not None and runs_in_bands(found.module):

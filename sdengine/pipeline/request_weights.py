@@ -11,6 +11,7 @@ from sdengine.adapters.library import AdapterLibrary
 from sdengine.adapters.weight_set import WeightSet
 from sdengine.backends.forks import ForkSafeLock
 from sdengine.bundle.reader import Bundle
+from sdengine.errors import ConfigError
 from sdengine.inputs.embedding_files import read_embeddings
 from sdengine.inputs.embeddings import Embedding
 from sdengine.inputs.hypernetworks import HypernetworkUse
@@ -140,7 +141,11 @@ class RequestWeights:
             if not adapter.has_embeddings or not (text or unet):
                 continue
             if adapter.sha256 not in self._embeddings:
-                self._embeddings[adapter.sha256] = read_embeddings(adapter.holder.path)
+                try:
+                    self._embeddings[adapter.sha256] = read_embeddings(adapter.holder.path)
+                except ConfigError as error:  # whose field is that of files given by themselves
+                    told = str(error).removeprefix("embeddings: ")
+                    raise ConfigError(f"loras: {told}") from None
             found += self._embeddings[adapter.sha256]
         return tuple(found)
 

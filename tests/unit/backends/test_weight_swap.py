@@ -229,6 +229,38 @@ def test_the_memory_of_a_set_becomes_the_next_ones_unless_somebody_has_it(
     networks.close()
 
 
+def test_what_a_failed_swap_leaves_does_not_live_as_long_as_its_error(
+    files: list[Path], tmp_path: Path
+) -> None:
+    huge = make_demo_lora(tmp_path / "huge.safetensors", 3, size=1e38)
+    networks = Networks(BUNDLE, NativeBackend().open(BUNDLE, SessionOptions(low_memory=True)))
+    networks.get("unet", 1, 64, 64, weights=weight_set({files[0]: 1.0}))
+    with pytest.raises(AdapterError) as kept:
+        networks.get("unet", 1, 64, 64, weights=weight_set({huge: 100}))
+    frames = [entry.frame.f_locals for entry in kept.traceback]
+    assert not any(isinstance(f.get("rest"), tuple) for f in frames)
+    module = networks.get("unet", 1, 64, 64, weights=weight_set({files[0]: 1.0}))
+    assert isinstance(module, NativeModule)
+    networks.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX's")
+def test_spare_pages_of_the_parent_keep_nothing_in_a_child() -> None:
+    spare = _native.SparePages()
+    if (child := os.fork()) == 0:
+        first = _native.own_pages(8 << 20)
+        first.fill(1)
+        del first
+        os._exit(int(_native.own_pages(8 << 20)[:1].any()))  # 1 where it was kept
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    pages = _native.own_pages(8 << 20)
+    pages.fill(1)
+    del pages
+    assert _native.own_pages(8 << 20)[:1].any()
+    del spare
+
+
 def test_spare_pages_last_as_long_as_who_keeps_them() -> None:
     process, size = psutil.Process(), 64 << 20
 

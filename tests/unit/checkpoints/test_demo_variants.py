@@ -93,6 +93,12 @@ def test_what_it_is_for_is_said(capsys: pytest.CaptureFixture[str], name: str, t
     assert f"sdengine build {name} -o {name}" in capsys.readouterr().err
 
 
+def test_parts_of_bundles_are_told_from_bundles(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, option in (("demo-edges", "--control edges="), ("demo-tiny", "--tiny-vae ")):
+        assert main(["inspect", name]) == 2
+        assert f"sdengine build demo {option}{name} -o" in capsys.readouterr().err
+
+
 def test_the_demo_models_own_controlnet_has_a_name() -> None:
     (edges,) = open_controls({"edges": "demo-edges"}, load_checkpoint("demo")).values()
     assert edges.root == DEMO_EDGES

@@ -68,5 +68,9 @@ def test_edges_that_meet_are_those_of_pictures_laid_side_by_side(
     found = resized(pixels, width, height, "stretch", wraps=axes)
     assert found.shape == (height, width, 3)
     assert np.abs(found - wanted).max() <= 1
+    # An axis that is filled or cut has its own edges.
+    for mode, filled in (("fill", (120, 45)), ("crop", (120, 45))):
+        other = resized(pixels, *filled, mode, wraps="x" if mode == "fill" else "y")
+        np.testing.assert_array_equal(other, resized(pixels, *filled, mode))
     plain = resized(pixels, width, height, "stretch", nearest)
     np.testing.assert_array_equal(resized(pixels, width, height, "stretch", nearest, axes), plain)

@@ -18,13 +18,14 @@ from sdengine.backends.native.memory_limit import NativeBudget
 from sdengine.backends.native.sampler_steps import NativeRun
 from sdengine.cli.main import main
 from sdengine.engine import Engine
-from sdengine.errors import ConfigError
+from sdengine.errors import ConfigError, UnsupportedShapeError
 from sdengine.images.metadata import read_metadata
 from sdengine.images.web_ui_text import parse_parameters
 from sdengine.loading import load
 from sdengine.pipeline import pipeline as pipeline_module
 from sdengine.pipeline.clock import StageClock
 from sdengine.pipeline.encoding import encoded
+from sdengine.pipeline.inpainting import computed_part
 from sdengine.pipeline.latents import noise_of
 from sdengine.pipeline.loaded_networks import Networks, WeightedNetworks
 from sdengine.pipeline.previews import preview
@@ -310,6 +311,24 @@ def test_pictures_and_second_passes_are_seamless(either: Engine) -> None:
     assert larger.arrays[0].shape == (192, 192, 3)
 
 
+def test_masks_that_are_resized_know_no_edges(engine: Engine) -> None:
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, :4] = 255
+
+    def laid(mask: Array) -> Array:
+        request = engine.request(
+            "a", width=64, height=64, image=np.zeros((32, 32, 3), np.uint8), mask=mask,
+            mask_blur=0, strength=0.5, seamless="x",
+        )  # fmt: skip
+        assert request.image is not None
+        pixels = np.zeros((32, 32, 3), np.uint8)
+        found = computed_part(request, pixels, (64, 64), engine.bundle.manifest)[1]
+        assert found is not None
+        return found.laid
+
+    np.testing.assert_allclose(np.roll(laid(mask), 16, 1), laid(np.roll(mask, 8, 1)), atol=1e-6)
+
+
 def test_previews_know_no_edges(exact: Engine) -> None:
     networks, clock = WeightedNetworks(exact._networks), StageClock()
     clean = RNG.standard_normal((2, 4, 16, 32)).astype(np.float32)
@@ -364,7 +383,9 @@ def test_what_cannot_meet_is_refused(engine: Engine) -> None:
     mask[40:50, 40:50] = 255
     with pytest.raises(ConfigError, match=r"^seamless: .*inpaint_area"):
         engine.generate(PROMPT, image=picture, mask=mask, inpaint_area="masked", seamless="x")
-    with pytest.raises(ConfigError, match=r"^hires: '192x128' .*192x192, with seamless"):
+    with pytest.raises(UnsupportedShapeError, match=r"^hires: 140x140 is computed at 160x160, and"):
+        engine.generate(PROMPT, hires=1.1, hires_upscaler="lanczos", seamless="x")
+    with pytest.raises(ConfigError, match=r"^hires: '192x128' .*own proportions, with seamless"):
         engine.generate(PROMPT, hires=(192, 128), hires_upscaler="lanczos", seamless="y")
     assert engine.generate(
         PROMPT, hires=(192, 128), hires_upscaler="lanczos", seamless="x", steps=1, seed=1
