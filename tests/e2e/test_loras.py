@@ -236,3 +236,13 @@ def test_what_cannot_be_applied_is_refused_at_load(tmp_path: Path, tiny: Path) -
     write(tmp_path / "odd.safetensors", {"lora_unet_nowhere.lora_up.weight": draw(2, 2)})
     with pytest.raises(AdapterError, match="nowhere"):
         sdengine.load("demo", loras={tmp_path / "odd.safetensors": 1.0})
+
+
+def test_output_embeddings_inside_are_refused_by_the_files_field(tmp_path: Path) -> None:
+    tensors = load_file(make_demo_lora(tmp_path / "plain.safetensors", 1))
+    vectors = np.zeros((2, 128), np.float32)
+    inside = {f"bundle_emb.cat.{key}": vectors for key in ("clip_l", "clip_l_out")}
+    both = write(tmp_path / "both.safetensors", {**tensors, **inside})
+    told = r"^loras: '.*both\.safetensors', embedding 'cat': tensor 'clip_l_out' is added to what"
+    with sdengine.load("demo") as engine, pytest.raises(ConfigError, match=told):
+        engine.generate("a red circle", loras={both: 1.0}, steps=1)
