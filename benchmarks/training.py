@@ -52,7 +52,10 @@ INITIAL: Mapping[str, str] = MappingProxyType(
 )
 SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "embedding": {"steps": 150, "batch": 4, "learning_rate": 2e-3, "vectors": 1},
-    "lora": {"steps": 250, "batch": 8, "learning_rate": 1e-3, "text_encoder": False},
+    "lora": {
+        "steps": 250, "batch": 8, "learning_rate": 1e-3, "text_encoder": False, "rank": 16,
+        "min_snr": 0.0, "ema_decay": 0.0,
+    },
     "hypernetwork": {"steps": 200, "batch": 8, "learning_rate": 1e-3},
     "dreambooth": {"steps": 200, "batch": 4, "learning_rate": 7e-5, "text_encoder": True},
     "controlnet": {"steps": 600, "batch": 8, "learning_rate": 5e-4, "dropout": 0.5},
@@ -90,7 +93,7 @@ def word(given: argparse.Namespace) -> Figures:
         if is_word:  # the captions hold its name
             more = {"templates": ("{caption}",), "name": NAME, "initial": INITIAL[thing]}
         file = train(given.kind, data, folder, given, **more)
-        rng = random.Random(SEED)
+        rng = random.Random(given.seed)
         scenes = [taught.taught_scene(rng, thing, held_out=True) for _ in range(given.count)]
         texts = [text.replace(thing, NAME) for _, text in scenes]
         own: Figures = {"embeddings": {NAME: file}} if is_word else {"loras": {file: 1.0}}
@@ -272,6 +275,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--vectors", type=int)
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--min-snr", type=float)
+    parser.add_argument("--ema-decay", type=float)
+    parser.add_argument("--seed", type=int, default=SEED, help="of the scenes with a new word")
     parser.add_argument("--text-encoder", action=argparse.BooleanOptionalAction)
     parser.add_argument("--pictures", type=int, default=100, help="to train on")
     parser.add_argument("--prior", type=int, default=300, help="pictures of what is known")
@@ -289,6 +296,7 @@ def main() -> None:
     if given.what in ("word", "subject", "style", "edges"):
         figures = settings(KINDS.get(given.what, given.kind), given)
         figures |= {"pictures": given.pictures, "count": given.count, "guidance_scale": GUIDANCE}
+        figures |= {"seed": given.seed} if given.what == "word" else {}
     figures["cpu_seconds"] = round(sum(os.times()[:4]) - sum(started[:4]))
     runs.put(given.output / "training.json", part_name(given), {**figures, "found": found})
 

@@ -11,6 +11,7 @@ from sdengine.training.scenes import TAUGHT_COLOR
 Record = Mapping[str, Any]
 Parts = Mapping[str, Record]
 _SIDES = ("ours", "diffusers")
+_RANK = 16  # of LoRAs that say no other
 
 
 def training(record: Record, edges: Record) -> str:
@@ -53,18 +54,19 @@ def _words(parts: Parts) -> str:
         known = found.get("known_as_new")
         rows.append([
             f"a new {'colour' if thing == TAUGHT_COLOR else 'shape'}, {thing}", kind, _how(part),
-            str(part["count"]), f"{found['right']:.0f}", f"{found['one_object']:.0f}",
+            str(part["pictures"]), str(part["count"]), f"{found['right']:.0f}",
+            f"{found['one_object']:.0f}",
             "to the bit" if found["others_unchanged"] else "no",
             "" if known is None else f"{known:.0f}", str(part["cpu_seconds"]),
         ])  # fmt: skip
-    heading = ["taught", "as", "steps x batch, rate", "pictures", "right, %", "of one object, %",
-               "other prompts unchanged", "known taken for new, %", "seconds"]  # fmt: skip
-    first = next(iter(parts.values()))
+    heading = ["taught", "as", "steps x batch, rate", "learned from", "measured on", "right, %",
+               "of one object, %", "other prompts unchanged", "known taken for new, %",
+               "seconds"]  # fmt: skip
     return "\n\n".join([
         "**Words.** Indigo lies halfway between blue and purple; a pot is a trapezoid that is wide "
         "at its top. The model knows neither. "
-        f"Learned from {first['pictures']} pictures with captions that say `zorblax`; a picture is "
-        "right if all but sizes is. An embedding is one vector that begins "
+        "Captions of the pictures that it learns from say `zorblax`; a picture is right if all but "
+        "sizes is. An embedding is one vector that begins "
         "as the mean of `blue purple`, or of `square heart`. Other prompts are ten without the "
         "word, made with the file on the engine: the embedding given, the LoRA at strength 0. "
         "What is taught varies by more than what is known, so the scorer lets it: an object's "
@@ -186,6 +188,10 @@ def _steps(parts: Parts) -> str:
 
 def _how(part: Record) -> str:
     more = ", text encoder too" if part.get("text_encoder") else ""
+    for name, told in (("min_snr", "min-SNR"), ("ema_decay", "averaged by")):
+        more += f", {told} {part[name]:g}" if part.get(name) else ""
+    if part.get("rank", _RANK) != _RANK:
+        more += f", rank {part['rank']}"
     return f"{part['steps']} x {part['batch']}, {part['learning_rate']:g}{more}"
 
 
