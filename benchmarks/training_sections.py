@@ -179,9 +179,9 @@ def _steps(parts: Parts) -> str:
         "**A step at full size.** Stable Diffusion 1.5 with synthetic weights, 512 pixels, batch "
         "1, fp32, AdamW, one thread; processor seconds of a step, and the process's peak memory, "
         "beside what the example scripts of diffusers do in a step, at the same noise. Those "
-        "encode picture and caption in every step, which ours keeps. Whole networks "
-        "(`dreambooth`, `finetune`) are left out: their weights, gradients and moments alone are "
-        "14 GB. LoRA is of rank 4 on attention layers.",
+        "encode picture and caption in every step, which ours keeps. Weights, gradients and "
+        "moments of a whole U-Net (`dreambooth`, here without pictures of the class, and "
+        "`finetune`) are 14 GB of memory. LoRA is of rank 4 on attention layers.",
         table(heading, rows),
     ])  # fmt: skip
 
