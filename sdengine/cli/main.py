@@ -52,7 +52,9 @@ SUBCOMMANDS = (
     Subcommand(
         "convert", "sdengine.cli.convert:convert", "Make a single file a folder.", extra="build"
     ),
-    Subcommand("inspect", "sdengine.cli.inspect:inspect", "Show what a bundle holds."),
+    Subcommand(  # of a checkpoint
+        "inspect", "sdengine.cli.inspect:inspect", "Show what a bundle holds.", extra="build"
+    ),
     Subcommand("verify", "sdengine.cli.verify:verify", "Check every file of a bundle."),
     Subcommand("tokens", "sdengine.cli.tokens:tokens", "Show how a prompt is read."),
     Subcommand(

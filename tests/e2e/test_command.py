@@ -298,7 +298,9 @@ def test_version_and_help(run: Run) -> None:
 def test_missing_build_world_names_the_extra(run: Run, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('no torch', name='torch')")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-    for command in (["build", "demo", "-o", "bundle"], ["train", "vae", "run"]):
+    for command in (
+        ["build", "demo", "-o", "bundle"], ["train", "vae", "run"], ["inspect", "demo-depth"],
+    ):  # fmt: skip
         done = run(*command, env=environment)
         assert (done.returncode, done.stdout) == (1, ""), done.stderr
         assert "pip install 'sdengine[" in done.stderr and "Traceback" not in done.stderr
