@@ -308,7 +308,8 @@ _ARCHITECTURES = {
 def swaps(record: Record) -> str:
     """Return what it takes to let loaded networks compute with a LoRA, and to go back."""
     columns = (
-        "", "layers", "file, MB", "reading it, s", "swap, s", "processor time, s", "goal",
+        "", "layers", "file, MB", "reading it, s", "first swap, s", "swap, s",
+        "processor time, s", "goal",
         "to a kept set, s", "to the bundle's own, s", "merged, MB", "of packed, MB",
         "whole checkpoint, s", "processor time, s", "goal", "A, B, A is A", "a fresh load's bits",
     )  # fmt: skip
@@ -321,6 +322,7 @@ def swaps(record: Record) -> str:
                 f"{row['lora_layers']}",
                 f"{row['lora_bytes'] / 1e6:.0f}",
                 f"{row['reading_seconds']:.2f}",
+                f"{row['first']['seconds']['median']:.2f}",
                 _spread(row["swap"]["seconds"]),
                 f"{row['swap']['cpu_seconds']['median']:.2f}",
                 f"< {row['goal_seconds']:g}",
@@ -343,8 +345,9 @@ def swaps(record: Record) -> str:
             f"text encoders, on networks with synthetic weights in {record['precision']}, "
             f"`{record['isa']}`, {record['threads']} threads. A swap merges the LoRA into the "
             "bundle's own weights in fp32, lays the changed layers out again and lets the loaded "
-            "networks read them; nothing else is built, and what is not changed stays mapped. A "
-            "whole checkpoint is text encoders, U-Net and VAE, after its first reading. Medians, "
+            "networks read them; nothing else is built, and what is not changed stays mapped. The "
+            "first swap of a process, which is not among the others, also reads the bundle's own "
+            "weights from the disk and takes memory that the system has to give. A whole checkpoint is text encoders, U-Net and VAE, after its first reading. Medians, "
             f"with 10th and 90th percentile; rounds: {record['rounds']}. Processor time is that of "
             "all cores; other programs took of the machine, and lengthened what the clock shows: "
             f"{loads}.",

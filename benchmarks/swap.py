@@ -164,7 +164,7 @@ def measure(place: str, checkpoint: str | None, rounds: int, threads: int) -> di
         first = swaps.lora(a, 1.0)
         reading = time.perf_counter() - started
         before = anonymous_bytes()
-        swaps.to(first)
+        taken_first = swaps.to(first)
         grown, own_bytes, packed_bytes = (
             anonymous_bytes() - before,
             swaps.own_bytes,
@@ -196,6 +196,7 @@ def measure(place: str, checkpoint: str | None, rounds: int, threads: int) -> di
             "lora_bytes": a.stat().st_size,
             "lora_layers": layers[0],
             "reading_seconds": reading,
+            "first": spread([taken_first]),
             "swap": spread(taken),
             "back": spread(back),
             "kept": spread(to_kept),

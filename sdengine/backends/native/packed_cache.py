@@ -154,7 +154,7 @@ def _kept_or_made(
         return map_checked(path, kinds, key)
     except (OSError, BundleError) as error:
         say_not_kept("packed weights", getattr(error, "strerror", None) or str(error).rstrip("."))
-        return dict(pack(packing, weights))
+        return dict(pack(packing, weights, together=True))
 
 
 def _kept(path: Path, kinds: Kinds, key: str) -> dict[str, Array] | None:

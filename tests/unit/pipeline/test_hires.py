@@ -121,8 +121,9 @@ def test_what_is_enlarged_of_a_seamless_picture_knows_no_edges(upscaler: str) ->
             for one in (latents, np.roll(latents, (4, 6), (2, 3)))
         )
     wanted = np.roll(plain, (8, 12), (2, 3))
-    # A pixel that rounds the other way is all that may differ.
-    assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
+    # By pixels, one that rounds the other way is all that may differ.
+    most = 1e-6 if upscaler in LATENT_UPSCALERS else 0.02
+    assert np.abs(found - wanted).max() < most * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.72, 1.0])
