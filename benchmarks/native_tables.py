@@ -347,7 +347,8 @@ def swaps(record: Record) -> str:
             "bundle's own weights in fp32, lays the changed layers out again and lets the loaded "
             "networks read them; nothing else is built, and what is not changed stays mapped. The "
             "first swap of a process, which is not among the others, also reads the bundle's own "
-            "weights from the disk and takes memory that the system has to give. A whole checkpoint is text encoders, U-Net and VAE, after its first reading. Medians, "
+            "weights from the disk and takes memory that the system has to give. A whole "
+            "checkpoint is text encoders, U-Net and VAE, after its first reading. Medians, "
             f"with 10th and 90th percentile; rounds: {record['rounds']}. Processor time is that of "
             "all cores; other programs took of the machine, and lengthened what the clock shows: "
             f"{loads}.",
