@@ -1,0 +1,1 @@
+"""Serving: one process's engines for many clients, over HTTP and in batches."""
