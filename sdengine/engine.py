@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, overload
 
@@ -16,6 +16,7 @@ from sdengine.errors import ConfigError
 from sdengine.images.result import Result, Step
 from sdengine.opened_bundle import OpenedBundle
 from sdengine.pipeline.device_trajectory import Seen
+from sdengine.pipeline.joining import join_key
 from sdengine.pipeline.pipeline import finish
 from sdengine.pipeline.plan import Plan, Watch
 from sdengine.pipeline.previews import preview_method
@@ -263,6 +264,19 @@ class Engine(OpenedBundle):
             given["loras"] = loras = FIELDS["loras"].checked(loras)
         few_steps = self._planner.weights.few_steps(given["prompt"], loras)
         return with_defaults(given, self.bundle.manifest.defaults, few_steps)
+
+    def check(self, request: Request) -> Hashable | None:
+        """Find out without running a network whether `run` would take a request.
+
+        Returns:
+            What requests have in common that `sdengine.pipeline.joining` may make one of, to be run
+            at once; None of one that runs alone.
+
+        Raises:
+            ConfigError, UnsupportedShapeError, OutOfMemoryError, DeviceError: as for `run`.
+            AdapterError, CheckpointError: of a file that the request names.
+        """
+        return join_key(request, self._plan(request))
 
     def warm_up(
         self,

@@ -65,6 +65,7 @@ SUBCOMMANDS = (
     Subcommand(
         "bench", "sdengine.cli.bench:bench", "Measure speed against a baseline.", extra="bench"
     ),
+    Subcommand("serve", "sdengine.cli.serve:serve", "Serve pictures over HTTP.", extra="serve"),
     Subcommand(
         "train",
         "sdengine.cli.train:train_app",
@@ -76,6 +77,7 @@ SUBCOMMANDS = (
 
 # Packages of the build world; anything else that is missing is a broken installation.
 _OF_TRAINING = {"accelerate", "matplotlib", "scipy"}
+_OF_SERVING = {"fastapi", "multipart", "prometheus_client", "starlette", "uvicorn"}
 _OPTIONAL_PACKAGES = {
     *_OF_TRAINING,
     "diffusers",
@@ -84,6 +86,7 @@ _OPTIONAL_PACKAGES = {
     "onnxscript",
     "psutil",
     "torch",
+    *_OF_SERVING,
 }
 
 

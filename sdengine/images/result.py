@@ -94,6 +94,14 @@ class Result:
         """Describe image `index` in the text form that image tools read from PNG files."""
         return parameters_text(self._request_of(index), self.provenance)
 
+    def png(self, index: int = 0) -> bytes:
+        """Return image `index` as the content of a PNG file, with what it was made from in it."""
+        texts = {
+            PARAMETERS: self.parameters(index),
+            CHUNK: describe_image(self._request_of(index), self.provenance),
+        }
+        return encode_png(self.images[index], texts)
+
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
         """Write the images as PNG files; either all of them appear or none.
 
@@ -110,16 +118,7 @@ class Result:
             OutputError: the folder is missing or not writable, or the disk is full.
         """
         check_output(path)
-        contents = [
-            encode_png(
-                image,
-                {
-                    PARAMETERS: self.parameters(index),
-                    CHUNK: describe_image(self._request_of(index), self.provenance),
-                },
-            )
-            for index, image in enumerate(self.images)
-        ]
+        contents = [self.png(index) for index in range(len(self.arrays))]
         return write_images(path, contents, overwrite=overwrite)
 
     def _request_of(self, index: int) -> Request:

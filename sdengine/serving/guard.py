@@ -1,0 +1,228 @@
+"""Guard before the server: who asks, from where, how large and how slow; request ids and logs."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sdengine.serving.error_answers import HTTPError, response_of
+from sdengine.serving.service import BusyError, Service
+from sdengine.serving.tokens import LOCAL
+
+_log = logging.getLogger("sdengine.serving.access")
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# What says nothing of anybody's requests.
+_OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+_OPEN_PREFIX = "/page/"
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Guard:
+    """ASGI middleware that stands before everything else.
+
+    It holds a body before the rest sees it, bounded in size and time, says who asks as
+    `scope["state"]["owner"]`, and writes one line of log a request.
+
+    Args:
+        app: that serves what passes.
+        service: whose limits, tokens and metrics hold.
+        hosts: names of this machine that a request may be addressed to, and a page may come from;
+            None for any. Without tokens they keep pages of other sites, and names that were made to
+            lead here, from asking in the user's name.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, hosts: Collection[str] | None) -> None:
+        self._app = app
+        self._service = service
+        self._hosts = hosts
+        self._held = 0
+        service.metrics.watch("body_bytes", lambda: self._held)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection's event as ASGI says."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        given = headers.get("x-request-id", "")
+        request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex[:16]
+        state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        state.update(owner="", request_id=request_id)
+        began, status = time.monotonic(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                took = time.monotonic() - began
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-process-time", f"{took:.4f}".encode()),
+                ]
+            await send(message)
+
+        held = 0
+        try:
+            try:
+                self._check_place(headers)
+                state["owner"] = self._owner(scope["path"], headers)
+                body = b""
+                if scope["method"] not in _WITHOUT_BODY:
+                    held = self._reserve(headers)
+                    body = await self._read(receive, headers)
+                    self._held += len(body) - held
+                    held = len(body)
+            except (HTTPError, BusyError) as error:
+                self._service.metrics.rejected(_reason(error))
+                await _refused(scope["path"], error)(scope, receive, answer)
+            else:
+                await self._app(scope, _again(body, receive), answer)
+        finally:
+            self._held -= held
+            self._say(scope, request_id, str(state["owner"]), status, time.monotonic() - began)
+
+    def _check_place(self, headers: dict[str, str]) -> None:
+        if self._hosts is None:
+            return
+        host = _without_port(headers.get("host", ""))
+        if host not in self._hosts:
+            message = f"host: {host[:100]!r} is not a name of this server."
+            raise HTTPError(421, message, "MisdirectedRequest")
+        origin = headers.get("origin", "")
+        if origin and _without_port(urlsplit(origin).netloc) not in self._hosts:
+            message = f"origin: pages of {origin[:100]!r} may not ask this server."
+            raise HTTPError(403, message, "ForeignOrigin")
+
+    def _owner(self, path: str, headers: dict[str, str]) -> str:
+        if not len(self._service.tokens):
+            return LOCAL
+        if path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX):
+            return ""
+        token = self._service.tokens.of(_secret(headers.get("authorization", "")))
+        if token is None:
+            message = "authorization: give a token of this server, as Bearer, or as the password."
+            raise HTTPError(401, message, "Unauthorized", {"WWW-Authenticate": "Bearer"})
+        return token.name
+
+    def _reserve(self, headers: dict[str, str]) -> int:
+        """Return the bytes that a body may take, and count them as held until it was read."""
+        limits = self._service.limits
+        declared = headers.get("content-length", "")
+        most = limits.max_body_bytes
+        if declared:
+            if not declared.isdigit() or len(declared) > 18:
+                raise HTTPError(400, "content-length: it is no number.", "BadRequest")
+            if int(declared) > most:
+                raise _too_large(declared, most)
+            most = int(declared)
+        if self._held + most > limits.max_bodies_bytes:
+            message = "the bodies of other requests take all the memory for them. Try again in 1 s."
+            raise BusyError(message, 1, "bodies")
+        self._held += most
+        return most
+
+    async def _read(self, receive: Receive, headers: dict[str, str]) -> bytes:
+        limits = self._service.limits
+        pieces, total = [], 0
+
+        async def read() -> None:
+            nonlocal total
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise HTTPError(400, "the client went away.", "Disconnected")
+                piece = message.get("body", b"")
+                total += len(piece)
+                if total > limits.max_body_bytes:
+                    raise _too_large(f"more than {limits.max_body_bytes}", limits.max_body_bytes)
+                pieces.append(piece)
+                if not message.get("more_body", False):
+                    return
+
+        try:
+            await asyncio.wait_for(read(), limits.body_seconds)
+        except asyncio.TimeoutError:
+            message = f"the body did not come within {limits.body_seconds} s."
+            raise HTTPError(408, message, "Timeout", {"Connection": "close"}) from None
+        return b"".join(pieces)
+
+    def _say(self, scope: Scope, request_id: str, owner: str, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._service.metrics.answered(route or "none", method, status, seconds)
+        told = {
+            "request_id": request_id,
+            "owner": owner,
+            "method": method,
+            "path": scope["path"][:200],
+            "status": status,
+            "ms": round(1000 * seconds, 2),
+        }
+        _log.info("%s", json.dumps(told), extra={"told": told})
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+
+
+def _too_large(shown: str, most: int) -> HTTPError:
+    message = f"body: {shown} bytes; at most {most} are accepted."
+    return HTTPError(413, message, "TooLarge", {"Connection": "close"})
+
+
+def _reason(error: HTTPError | BusyError) -> str:
+    return error.reason if isinstance(error, BusyError) else str(error.status)
+
+
+def _refused(path: str, error: Exception) -> Response:
+    return response_of(path, error)
+
+
+def _without_port(host: str) -> str:
+    """Return a host's name in small letters; an IPv6 address keeps its brackets."""
+    name = host.strip().lower().rpartition("@")[2]
+    end = name.rfind(":")
+    return name if end < name.rfind("]") or end < 0 else name[:end]
+
+
+def _secret(authorization: str) -> str:
+    kind, _, value = authorization.partition(" ")
+    if kind.lower() == "bearer":
+        return value.strip()
+    if kind.lower() == "basic":
+        try:
+            given = base64.b64decode(value.strip(), validate=True).decode()
+        except (binascii.Error, ValueError):
+            return ""
+        return given.partition(":")[2]
+    return ""
+
+
+def _again(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
+    """Return a `receive` that first gives a body that was read, then what the client does."""
+    is_given = False
+
+    async def give() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return give

@@ -1,0 +1,174 @@
+"""HTTP server: an app on a port, with slow clients cut off and an end that waits for requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from sdengine.serving.service import Service
+
+_MAX_CONNECTIONS = 512
+_KEEP_ALIVE_SECONDS = 60
+
+
+def run_server(
+    app: ASGIApp,
+    service: Service,
+    host: str,
+    port: int,
+    drain_seconds: float,
+    ready: Callable[[str, int], None] = lambda host, port: None,
+) -> bool:
+    """Serve until a signal ends it: SIGTERM or SIGINT; a second one does not wait.
+
+    Args:
+        app: of `create_app`.
+        service: of the app.
+        host, port: to listen on; port 0 for one that is free.
+        drain_seconds: that requests which are there may still take.
+        ready: called with host and port once connections are accepted.
+
+    Returns:
+        Whether all requests were finished.
+
+    Raises:
+        OSError: the port cannot be listened on.
+    """
+    return asyncio.run(_serve(app, service, host, port, drain_seconds, ready))
+
+
+async def _serve(
+    app: ASGIApp,
+    service: Service,
+    host: str,
+    port: int,
+    drain_seconds: float,
+    ready: Callable[[str, int], None],
+) -> bool:
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=_protocol(service.limits.header_seconds),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_graceful_shutdown=5,
+    )
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+    finished = True
+
+    async def end() -> None:
+        nonlocal finished
+        # Clients may still ask for what is being made: connections are refused only after it.
+        finished = await service.drain(drain_seconds)
+        await asyncio.sleep(0.2)  # the last answers are on their way
+        server.should_exit = True
+
+    ending: list[asyncio.Task[None]] = []
+
+    def on_signal() -> None:
+        if ending:
+            server.should_exit = server.force_exit = True
+            for job in service.jobs:
+                service.cancel(job)
+        else:
+            ending.append(loop.create_task(end()))
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    serving = loop.create_task(server.serve())
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if not serving.done():
+        place = server.servers[0].sockets[0].getsockname()
+        ready(place[0], place[1])
+    await serving
+    return finished and not server.force_exit
+
+
+class _Server(uvicorn.Server):
+    """A server whose signals are somebody else's, and which fails by an error."""
+
+    def install_signal_handlers(self) -> None:
+        """Leave them as they are."""
+
+    def capture_signals(self) -> Any:
+        """Leave them as they are."""
+        import contextlib
+
+        return contextlib.nullcontext()
+
+
+def _protocol(header_seconds: int) -> type[asyncio.Protocol]:
+    """Return a protocol that closes connections whose next request's head does not come in time."""
+
+    class Protocol(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._timer = self.loop.call_later(header_seconds, self._check_head)
+
+        def data_received(self, data: bytes) -> None:
+            had = self.cycle
+            super().data_received(data)
+            if self.cycle is not had and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            elif self._timer is None and (self.cycle is None or self.cycle.response_complete):
+                self._timer = self.loop.call_later(header_seconds, self._check_head)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+            super().connection_lost(exc)
+
+        def _check_head(self) -> None:
+            self._timer = None
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+
+    return Protocol
+
+
+class JSONLines(logging.Formatter):
+    """Log records as lines of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        told: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        told |= getattr(record, "told", None) or {"message": record.getMessage()}
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        return json.dumps(told)
+
+
+def log_as_json() -> None:
+    """Write the logs of the server to standard error as lines of JSON."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONLines())
+    for name, level in (("sdengine", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level)
+        logger.propagate = False

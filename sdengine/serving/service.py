@@ -1,0 +1,343 @@
+"""Service: engines that serve the jobs of many clients in fair turns, alike ones together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from sdengine.engine import Engine
+from sdengine.errors import Cancelled, ConfigError, SdengineError
+from sdengine.images.result import Result, Step
+from sdengine.pipeline.joining import joined, parted
+from sdengine.request.request import Request
+from sdengine.serving.catalogue import Catalogue
+from sdengine.serving.fair_queue import FairQueue, Full
+from sdengine.serving.job_store import JobStore
+from sdengine.serving.jobs import CANCELLED, COMPLETED, FAILED, Job
+from sdengine.serving.limits import Limits
+from sdengine.serving.metrics import Metrics
+from sdengine.serving.payload import InBase64
+from sdengine.serving.tokens import Allowance, Tokens
+
+_log = logging.getLogger(__name__)
+_MAX_RETRY_SECONDS = 120
+_FIRST_RATE = 1e5  # pixel steps a second, until one was measured
+
+
+class BusyError(SdengineError):
+    """Report that a request may come again later: the queue, a quota or the memory is full.
+
+    Args:
+        message: why.
+        retry_after: seconds.
+        reason: for metrics.
+    """
+
+    def __init__(self, message: str, retry_after: int, reason: str) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.reason = reason
+
+
+class DrainingError(SdengineError):
+    """Report that the server finishes what it has and takes nothing new."""
+
+
+class Service:
+    """Take requests, let them wait in fair turns, run them, and keep their results for a while.
+
+    One thread runs one request, or several alike ones, at a time: on a processor two at once take
+    longer than one after the other. Everything else belongs to the event loop that called `start`.
+
+    Args:
+        engines: by name; the first is that of requests that name none.
+        catalogue: of what requests may name.
+        limits: of what they may ask for.
+        tokens: of clients with quotas of their own.
+        joins: run alike requests at once.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        catalogue: Catalogue | None = None,
+        limits: Limits | None = None,
+        tokens: Tokens | None = None,
+        *,
+        joins: bool = True,
+    ) -> None:
+        if not engines:
+            raise ConfigError.for_field("engines", {}, "at least one")
+        self.engines = MappingProxyType(dict(engines))
+        self.catalogue = catalogue or Catalogue()
+        self.limits = limits or Limits()
+        self.tokens = tokens or Tokens()
+        self.joins = joins
+        self.pictures = InBase64(self.limits.max_picture_pixels)
+        self.metrics = Metrics()
+        self.jobs = JobStore(self.limits)
+        self.is_draining = False
+        self._queue = FairQueue(self.limits.max_queue)
+        self._allowances = {
+            token.name: Allowance(token.images_per_hour)
+            for token in self.tokens
+            if token.images_per_hour
+        }
+        self._running: tuple[Job, ...] = ()
+        self._rate = _FIRST_RATE
+        self._thread: threading.Thread | None = None
+        self._idle = threading.Event()
+        self._idle.set()
+        self.metrics.watch("queue_length", lambda: len(self._queue))
+        self.metrics.watch("running", lambda: len(self._running))
+
+    def start(self) -> None:
+        """Begin to run jobs; a second call does nothing."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="sdengine-jobs", daemon=True)
+            self._thread.start()
+
+    def engine(self, name: str = "") -> Engine:
+        """Return the engine of a name, or the first one.
+
+        Raises:
+            ConfigError: none has it.
+        """
+        if not name:
+            return next(iter(self.engines.values()))
+        if name not in self.engines:
+            raise ConfigError.for_field("bundle", name, f"one of {', '.join(self.engines)}")
+        return self.engines[name]
+
+    async def submit(
+        self,
+        keywords: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+        owner: str,
+        *,
+        bundle: str = "",
+        kind: str = "job",
+        preview_every: int = 0,
+        job_id: str = "",
+    ) -> Job:
+        """Check a request and let it wait for its turn.
+
+        Args:
+            keywords: of `Engine.request`, prompts included, with pictures as contents of files; or
+                what returns them, which is called in a thread.
+            owner: name of the token that asks.
+            bundle: name of the engine that shall run it.
+            kind: of the call, for people.
+            preview_every: steps between previews; 0 for none.
+            job_id: a client's own name for the job.
+
+        Raises:
+            BusyError: the queue or a quota is full.
+            DrainingError: the server ends.
+            ConfigError, AdapterError, CheckpointError: the request is not accepted.
+        """
+        self._check_room(owner)
+        name = bundle or next(iter(self.engines))
+        engine = self.engine(name)
+        request, key = await asyncio.to_thread(self._prepared, engine, keywords)
+        allowance = self._allowances.get(owner)
+        if allowance is not None:
+            self._check_allowance(owner, allowance, request.batch_size)
+        job = Job(
+            request,
+            owner,
+            name,
+            kind,
+            key,
+            preview_every,
+            asyncio.get_running_loop(),
+            job_id,
+        )
+        self._check_room(owner)  # others came meanwhile
+        self.jobs.add(job)
+        try:
+            self._queue.put(job, self._most_of(owner))
+        except Full:  # pragma: no cover (checked just before, on the same loop)
+            self.jobs.forget(job)
+            raise self._full(owner) from None
+        if allowance is not None:
+            allowance.use(request.batch_size)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """End a job: at once where it waits, within a step where it runs."""
+        job.cancel.set()
+        if self._queue.remove(job):
+            self._end(job, CANCELLED)
+
+    def position(self, job: Job) -> int | None:
+        """Return how many jobs are run before one that waits, None of any other."""
+        return None if job.is_over else self._queue.position(job)
+
+    @property
+    def running(self) -> tuple[Job, ...]:
+        """The jobs that run now, more than one where they are joined."""
+        return self._running
+
+    @property
+    def num_waiting(self) -> int:
+        """How many jobs wait."""
+        return len(self._queue)
+
+    async def drain(self, seconds: float) -> bool:
+        """Take nothing new, finish what is there, and end; cancel what takes longer.
+
+        Args:
+            seconds: that it may take.
+
+        Returns:
+            Whether everything was finished.
+        """
+        self.is_draining = True
+        end = time.monotonic() + seconds
+        while (len(self._queue) or not self._idle.is_set()) and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        left = [*self._queue.close(), *self._running]
+        for job in left:
+            job.cancel.set()
+        for job in left:
+            if job not in self._running:
+                self._end(job, CANCELLED)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+        return not left
+
+    def _prepared(
+        self, engine: Engine, keywords: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+    ) -> tuple[Request, Any]:
+        given = dict(keywords() if callable(keywords) else keywords)
+        request = engine.request(given.pop("prompt", ""), given.pop("negative_prompt", ""), **given)
+        self.limits.check(request)
+        return request, engine.check(request)
+
+    def _check_room(self, owner: str) -> None:
+        if self.is_draining:
+            raise DrainingError("the server ends and takes nothing new. Ask another one.")
+        try:
+            self._queue.check_room(owner, self._most_of(owner))
+        except Full:
+            raise self._full(owner) from None
+
+    def _most_of(self, owner: str) -> int:
+        token = self.tokens.named(owner)
+        return (token and token.max_queue) or self.limits.max_queue_of_token
+
+    def _full(self, owner: str) -> BusyError:
+        waiting, own = len(self._queue), self._queue.waiting_of(owner)
+        each = self._queue.work() / max(waiting, 1) / self._rate
+        seconds = min(max(1, math.ceil(each)), _MAX_RETRY_SECONDS)
+        message = (
+            f"the queue is full: {waiting} requests wait, {own} of them of this client. Try again "
+            f"in {seconds} s."
+        )
+        return BusyError(message, seconds, "queue")
+
+    def _check_allowance(self, owner: str, allowance: Allowance, images: int) -> None:
+        seconds = allowance.seconds_until(images)
+        if seconds is None:
+            token = self.tokens.named(owner)
+            most = 0 if token is None else token.images_per_hour
+            raise ConfigError.for_field("batch_size", images, f"at most {most}, this token's quota")
+        if seconds > 0:
+            after = max(1, math.ceil(seconds))
+            message = f"this token's images of an hour are used up. Try again in {after} s."
+            raise BusyError(message, after, "quota")
+
+    def _work(self) -> None:
+        while (job := self._queue.take()) is not None:
+            self._idle.clear()
+            try:
+                self._run([job, *self._alike(job)])
+            finally:
+                self._running = ()
+                self._idle.set()
+
+    def _alike(self, job: Job) -> list[Job]:
+        """Take the jobs that wait and may be run with one, as many as its networks take at once."""
+        found: list[Job] = []
+        if job.join_key is None or not self.joins:
+            return found
+        room = self.engines[job.bundle].bundle.manifest.max_batch - job.request.batch_size
+
+        def accepts(other: Job) -> bool:
+            return (
+                other.join_key == job.join_key
+                and other.bundle == job.bundle
+                and other.request.batch_size <= room
+            )
+
+        while room > 0 and (other := self._queue.take_alike(accepts)) is not None:
+            found.append(other)
+            room -= other.request.batch_size
+        return found
+
+    def _run(self, jobs: list[Job]) -> None:
+        self._running = tuple(jobs)
+        for job in jobs:
+            job.begin()
+            self.metrics.waited(time.monotonic() - job.queued_at)
+        began = time.monotonic()
+        try:
+            result = self._made(jobs)
+        except Cancelled:
+            for job in jobs:
+                self._end(job, CANCELLED)
+        except Exception as error:
+            if len(jobs) > 1:  # what is wrong with one is not the others' fault
+                for job in jobs:
+                    self._run([job])
+                return
+            if not isinstance(error, SdengineError):
+                _log.exception("job %s failed", jobs[0].id)
+            self._end(jobs[0], FAILED, error=error)
+        else:
+            seconds = time.monotonic() - began
+            self._rate += 0.3 * (sum(job.work for job in jobs) / max(seconds, 1e-3) - self._rate)
+            self.metrics.generated(seconds, len(result.arrays), len(jobs))
+            for job, own in zip(jobs, parted(result, [job.request for job in jobs]), strict=True):
+                if job.cancel.is_set():
+                    self._end(job, CANCELLED)
+                else:
+                    self._end(job, COMPLETED, result=own)
+
+    def _made(self, jobs: list[Job]) -> Result:
+        stop = jobs[0].cancel if len(jobs) == 1 else threading.Event()
+        places, first = [], 0
+        for job in jobs:
+            places.append(slice(first, first + job.request.batch_size))
+            first += job.request.batch_size
+
+        def progress(step: Step) -> None:
+            for job, images in zip(jobs, places, strict=True):
+                if not job.cancel.is_set():
+                    job.advance(step, images)
+                elif len(jobs) > 1:
+                    self._end(job, CANCELLED)
+            if len(jobs) > 1 and all(job.cancel.is_set() for job in jobs):
+                stop.set()
+
+        wanted = [job.preview_every for job in jobs if job.preview_every]
+        return self.engines[jobs[0].bundle].run(
+            joined([job.request for job in jobs]),
+            progress=progress,
+            preview_every=min(wanted, default=0),
+            cancel=stop,
+        )
+
+    def _end(
+        self, job: Job, status: str, result: Result | None = None, error: Exception | None = None
+    ) -> None:
+        if job.is_over:
+            return
+        job.end(status, result, error)
+        self.metrics.ended(status)
