@@ -1,4 +1,4 @@
-"""Catalogue of what requests may name: files of the operator's folders, never a path of a client."""
+"""Catalogue of what requests may name: files of the operator's folders, no path of a client's."""
 
 from __future__ import annotations
 

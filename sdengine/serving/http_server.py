@@ -47,15 +47,9 @@ def run_server(
     return asyncio.run(_serve(app, service, host, port, drain_seconds, ready))
 
 
-async def _serve(
-    app: ASGIApp,
-    service: Service,
-    host: str,
-    port: int,
-    drain_seconds: float,
-    ready: Callable[[str, int], None],
-) -> bool:
-    config = uvicorn.Config(
+def server_config(app: ASGIApp, service: Service, host: str, port: int) -> uvicorn.Config:
+    """Return how an app is served; arguments as for `run_server`."""
+    return uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -68,7 +62,17 @@ async def _serve(
         limit_concurrency=_MAX_CONNECTIONS,
         timeout_graceful_shutdown=5,
     )
-    server = _Server(config)
+
+
+async def _serve(
+    app: ASGIApp,
+    service: Service,
+    host: str,
+    port: int,
+    drain_seconds: float,
+    ready: Callable[[str, int], None],
+) -> bool:
+    server = _Server(server_config(app, service, host, port))
     loop = asyncio.get_running_loop()
     finished = True
 

@@ -1,4 +1,4 @@
-"""Tokens of clients: who asks, told by a secret of which only the hash is kept, and their quotas."""
+"""Tokens of clients: who asks, by a secret of which only the hash is kept, and their quotas."""
 
 from __future__ import annotations
 
