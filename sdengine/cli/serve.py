@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -96,6 +95,7 @@ def serve(
 
     from sdengine.loading import load
     from sdengine.serving.app import create_app
+    from sdengine.serving.bundle_names import named_bundles
     from sdengine.serving.catalogue import Catalogue
     from sdengine.serving.guard import LOOPBACK
     from sdengine.serving.http_server import log_as_json, run_server
@@ -122,7 +122,7 @@ def serve(
         max_queue_of_token=max_queue if not len(known) else max(1, max_queue // 2),
     )
     memory_bytes = None if memory is None else parse_bytes("--memory", memory)
-    named = _named(bundle or ["demo"])
+    named = named_bundles(bundle or ["demo"])
     with ExitStack() as opened:
         engines = {}
         for name, path in named.items():
@@ -158,19 +158,6 @@ def serve(
             message = f"{host}:{port} cannot be listened on: {error.strerror}."
             raise ConfigError(f"--host, --port: {message} Give another --port.") from None
     note("all requests were finished." if whole else "requests that took too long were cancelled.")
-
-
-def _named(given: list[str]) -> dict[str, str]:
-    """Return the paths of bundles by the names that requests call them."""
-    found: dict[str, str] = {}
-    for one in given:
-        name, equals, path = one.partition("=")
-        if not equals:
-            name, path = Path(one).name, one
-        if not name or not path or name in found:
-            raise ConfigError.for_field("--bundle", one, "[NAME=]PATH, each name once")
-        found[name] = path
-    return found
 
 
 def _address(host: str) -> str:

@@ -30,6 +30,10 @@ _MAX_RETRY_SECONDS = 120
 _FIRST_RATE = 1e5  # pixel steps a second, until one was measured
 
 
+# Name of the bundle, request, what is told of steps, steps between previews, what ends it.
+Run = Callable[[str, Request, Callable[[Step], None], int, threading.Event], Result]
+
+
 class BusyError(SdengineError):
     """Report that a request may come again later: the queue, a quota or the memory is full.
 
@@ -52,8 +56,9 @@ class DrainingError(SdengineError):
 class Service:
     """Take requests, let them wait in fair turns, run them, and keep their results for a while.
 
-    One thread runs one request, or several alike ones, at a time: on a processor two at once take
-    longer than one after the other. Everything else belongs to the event loop that called `start`.
+    One request, or several alike ones, are run at a time: on a processor two at once take longer
+    than one after the other. Everything but the runs belongs to the event loop that `submit` is
+    called on.
 
     Args:
         engines: by name; the first is that of requests that name none.
@@ -61,6 +66,8 @@ class Service:
         limits: of what they may ask for.
         tokens: of clients with quotas of their own.
         joins: run alike requests at once.
+        run: what runs a request, in place of the engine of that name in this process.
+        workers: runs at a time, where they are not this machine's.
     """
 
     def __init__(
@@ -71,6 +78,8 @@ class Service:
         tokens: Tokens | None = None,
         *,
         joins: bool = True,
+        run: Run | None = None,
+        workers: int = 1,
     ) -> None:
         if not engines:
             raise ConfigError.for_field("engines", {}, "at least one")
@@ -89,19 +98,23 @@ class Service:
             for token in self.tokens
             if token.images_per_hour
         }
-        self._running: tuple[Job, ...] = ()
+        self._run_request = run or self._run_here
+        self._workers = [
+            threading.Thread(target=self._work, name=f"sdengine-jobs-{number}", daemon=True)
+            for number in range(workers)
+        ]
+        self._running: dict[Job, None] = {}  # in the order in which they began
         self._rate = _FIRST_RATE
-        self._thread: threading.Thread | None = None
-        self._idle = threading.Event()
-        self._idle.set()
+        self._has_started = False
         self.metrics.watch("queue_length", lambda: len(self._queue))
         self.metrics.watch("running", lambda: len(self._running))
 
     def start(self) -> None:
         """Begin to run jobs; a second call does nothing."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="sdengine-jobs", daemon=True)
-            self._thread.start()
+        if not self._has_started:
+            self._has_started = True
+            for worker in self._workers:
+                worker.start()
 
     def engine(self, name: str = "") -> Engine:
         """Return the engine of a name, or the first one.
@@ -181,8 +194,8 @@ class Service:
 
     @property
     def running(self) -> tuple[Job, ...]:
-        """The jobs that run now, more than one where they are joined."""
-        return self._running
+        """The jobs that run now."""
+        return tuple(self._running)
 
     @property
     def num_waiting(self) -> int:
@@ -200,16 +213,16 @@ class Service:
         """
         self.is_draining = True
         end = time.monotonic() + seconds
-        while (len(self._queue) or not self._idle.is_set()) and time.monotonic() < end:
+        while any(not job.is_over for job in self.jobs) and time.monotonic() < end:
             await asyncio.sleep(0.02)
-        left = [*self._queue.close(), *self._running]
+        left = [job for job in self.jobs if not job.is_over]
+        for job in self._queue.close():
+            self._end(job, CANCELLED)
         for job in left:
             job.cancel.set()
-        for job in left:
-            if job not in self._running:
-                self._end(job, CANCELLED)
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+        if self._has_started:
+            for worker in self._workers:
+                await asyncio.to_thread(worker.join)
         return not left
 
     def _prepared(
@@ -255,12 +268,13 @@ class Service:
 
     def _work(self) -> None:
         while (job := self._queue.take()) is not None:
-            self._idle.clear()
+            jobs = [job, *self._alike(job)]
+            self._running.update(dict.fromkeys(jobs))
             try:
-                self._run([job, *self._alike(job)])
+                self._run(jobs)
             finally:
-                self._running = ()
-                self._idle.set()
+                for one in jobs:
+                    self._running.pop(one, None)
 
     def _alike(self, job: Job) -> list[Job]:
         """Take the jobs that wait and may be run with one, as many as its networks take at once."""
@@ -282,7 +296,6 @@ class Service:
         return found
 
     def _run(self, jobs: list[Job]) -> None:
-        self._running = tuple(jobs)
         for job in jobs:
             job.begin()
             self.metrics.waited(time.monotonic() - job.queued_at)
@@ -327,11 +340,19 @@ class Service:
                 stop.set()
 
         wanted = [job.preview_every for job in jobs if job.preview_every]
-        return self.engines[jobs[0].bundle].run(
-            joined([job.request for job in jobs]),
-            progress=progress,
-            preview_every=min(wanted, default=0),
-            cancel=stop,
+        request = joined([job.request for job in jobs])
+        return self._run_request(jobs[0].bundle, request, progress, min(wanted, default=0), stop)
+
+    def _run_here(
+        self,
+        bundle: str,
+        request: Request,
+        progress: Callable[[Step], None],
+        preview_every: int,
+        cancel: threading.Event,
+    ) -> Result:
+        return self.engines[bundle].run(
+            request, progress=progress, preview_every=preview_every, cancel=cancel
         )
 
     def _end(
