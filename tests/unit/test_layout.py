@@ -27,6 +27,7 @@ RUN_TIME = (
     "opened_bundle",
     "engine",
     "loading",
+    "serving",
 )
 BUILD_TIME = (
     "kernels",

@@ -1,0 +1,1 @@
+"""Serving: an engine behind the interfaces of servers."""
