@@ -6,7 +6,7 @@ from typing import Annotated, cast
 
 import typer
 
-from sdengine.cli.terminal import progress_bar, say, say_json
+from sdengine.cli.terminal import note, progress_bar, say, say_json
 
 
 def export_triton(
@@ -41,6 +41,7 @@ def export_triton(
     The server needs this package in the Python of its Python backend.
     """
     with progress_bar("copying", quiet=as_json) as progress:
+        from sdengine.bundle.reader import open_bundle
         from sdengine.serving.triton_repository import Export
         from sdengine.serving.triton_repository import export_triton as write
         from sdengine.serving.triton_tensors import Spelling
@@ -56,6 +57,12 @@ def export_triton(
             pixels=pixels,
         )
         path = write(bundle, output, export, force=force, progress=progress)
+    most = open_bundle(bundle, verify="size").manifest.max_batch
+    if max_batch > most:
+        note(
+            f"note: the bundle makes {most} pictures at once; of a batch of {max_batch} they are "
+            "made in turn."
+        )
     if as_json:
         say_json({"path": str(path), "name": name, "max_batch_size": max_batch})
     else:

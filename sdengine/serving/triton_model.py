@@ -98,7 +98,9 @@ class TritonPythonModel:
         )
         try:
             self._batcher = Batcher(self._engine)
-            self._engine.warm_up(batch=max(1, self._settings.most_rows))
+            most = min(self._settings.most_rows, self._engine.bundle.manifest.max_batch)
+            for count in sorted({1, max(1, most)}):  # other numbers load a little on first use
+                self._engine.warm_up(batch=count)
         except BaseException:
             self._engine.close()
             raise
@@ -169,7 +171,8 @@ class TritonPythonModel:
         try:
             self._run(rows, jobs)
         except Exception as error:
-            if len(jobs) > 1 and isinstance(error, SdengineError):
+            may_differ = isinstance(error, SdengineError) and not isinstance(error, Cancelled)
+            if len(jobs) > 1 and may_differ:
                 for one in jobs:  # whose it is, or whether together they are too many
                     self._serve([row for row in rows if row[0] is one])
                 return

@@ -46,7 +46,7 @@ _GPU_BACKENDS = ("tensorrt-rtx", "tensorrt", "torch-cuda", "triton")
 _VERSION = "1"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _BLOCK_BYTES = 1 << 20
-_MODEL = '''"""Model of Triton Inference Server's Python backend; all of it is in the package sdengine."""
+_MODEL = '''"""Model of Triton Inference Server's Python backend; it is in the package sdengine."""
 
 from sdengine.serving.triton_model import TritonPythonModel
 

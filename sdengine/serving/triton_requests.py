@@ -22,6 +22,7 @@ from sdengine.serving.triton_settings import Settings
 Array = NDArray[Any]
 # A seed is told to clients in 64 bits with a sign, as they give it.
 _SEED = Integer(RANDOM_SEED, 2**63 - 1)
+_RANDOM = np.array([RANDOM_SEED], np.int64)
 _MOST_BYTES = 4 * PROMPT.max_characters  # of a text in UTF-8
 # What published clients send where they have no negative prompt.
 _NO_NEGATIVE = "NONE"
@@ -55,9 +56,7 @@ def read_requests(given: Mapping[str, Array], engine: Engine, settings: Settings
     sizes = {(one.width, one.height) for one in requests}
     if len(sizes) > 1:  # which a batch may ask for, and no tensor holds
         shown = ", ".join(f"{width}x{height}" for width, height in sorted(sizes))
-        raise ConfigError(
-            f"width, height: {shown} in one batch; the pictures of one are of one size."
-        )
+        raise ConfigError(f"width, height: {shown}; the pictures of a batch are of one size.")
     return requests
 
 
@@ -81,8 +80,10 @@ def _unbatched(given: Mapping[str, Array], settings: Settings) -> list[dict[str,
         accepted = f"at most {most}, which max_images in config.pbtxt says"
         raise ConfigError.for_field("prompt, samples", f"{count} pictures", accepted)
     rows = [{**common} for _ in range(count)]
-    for name in sorted(_LISTS & given.keys()):
-        _give_each(rows, name, given[name].reshape(-1), samples)
+    for name in ("prompt", "negative_prompt"):
+        if name in given:
+            _give_each(rows, name, given[name].reshape(-1), samples)
+    _give_each(rows, "seed", given.get("seed", _RANDOM).reshape(-1), samples)
     return rows
 
 
@@ -149,4 +150,5 @@ def _request(row: Mapping[str, Any], engine: Engine, settings: Settings) -> Requ
         settings.limits.check_size(*sides, what="width, height")
     request = engine.request(prompt, negative, **fields)
     settings.limits.check(request)
+    engine.stream(request)  # which checks it, and does nothing until it is iterated
     return request
