@@ -1,7 +1,8 @@
 """Batches for Triton Inference Server: requests of several clients that are made together.
 
-They are alike but for prompt, negative prompt and seed, and each picture is the same to the byte as
-if it had been made alone.
+They are alike but for prompt, negative prompt and seed. On target native each picture is the same
+to the byte as if it had been made alone; elsewhere it is as near as any batch's, whose products a
+runtime may sum in another order.
 """
 
 from __future__ import annotations

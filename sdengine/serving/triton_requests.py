@@ -143,11 +143,11 @@ def _request(row: Mapping[str, Any], engine: Engine, settings: Settings) -> Requ
         fields["seed"] = _SEED("seed", fields["seed"])
     for name in _PIXELS:
         if name in fields:
-            settings.limits.check_size(*fields[name].shape[1::-1], what=name)
-    # Before a request of it, which reads pictures.
-    sides = (fields.get("width"), fields.get("height"))
-    if None not in sides:
-        settings.limits.check_size(*sides, what="width, height")
+            height, width = fields[name].shape[:2]
+            settings.limits.check_size(width, height, name)
+    width, height = fields.get("width"), fields.get("height")
+    if width is not None and height is not None:  # before a picture is read for that size
+        settings.limits.check_size(width, height, "width, height")
     request = engine.request(prompt, negative, **fields)
     settings.limits.check(request)
     engine.stream(request)  # which checks it, and does nothing until it is iterated

@@ -170,10 +170,9 @@ def test_an_altered_bundle_leaves_nothing(
 ) -> None:
     """A file that changes after it was looked at, to another of its size."""
     bundle = shutil.copytree(DEMO_BUNDLE, tmp_path / "bundle")
-    opened = triton_repository.open_bundle
 
     def change_after(*arguments: Any, **options: Any) -> Any:
-        found = opened(*arguments, **options)
+        found = open_bundle(*arguments, **options)
         content = bytearray((bundle / file).read_bytes())
         content[-3] ^= 1
         (bundle / file).write_bytes(content)
