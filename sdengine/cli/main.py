@@ -47,6 +47,11 @@ SUBCOMMANDS = (
     Subcommand(
         "export", "sdengine.cli.export:export", "Write networks as ONNX files.", extra="build"
     ),
+    Subcommand(
+        "export-triton",
+        "sdengine.cli.export_triton:export_triton",
+        "Write a model for Triton Inference Server.",
+    ),
     Subcommand("plan", "sdengine.cli.plan:plan", "Estimate a GPU's memory.", extra="build"),
     Subcommand("cache", "sdengine.cli.cache:cache", "List or remove the files of the cache."),
     Subcommand(

@@ -108,7 +108,7 @@ def test_pictures_of_the_demo_model_have_a_background(path: Path) -> None:
 def test_every_command_has_a_task() -> None:
     text = (ROOT / "sdengine" / "cli" / "README.md").read_text(encoding="utf-8")
     table = text.partition("\n## ")[0]
-    assert {c.name for c in SUBCOMMANDS} <= set(re.findall(r"`sdengine (\w+)", table))
+    assert {c.name for c in SUBCOMMANDS} <= set(re.findall(r"`sdengine ([\w-]+)", table))
 
 
 @pytest.mark.parametrize("path", READMES, ids=name_of)
