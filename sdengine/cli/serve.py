@@ -61,8 +61,9 @@ def serve(
         str, typer.Option(metavar="SIZE", help="Of the body of a request.")
     ] = "32MiB",
     join: Annotated[
-        bool, typer.Option("--join/--no-join", help="Run alike requests at once.")
-    ] = True,
+        bool | None,
+        typer.Option("--join/--no-join", help="Run alike requests at once; else native alone."),
+    ] = None,
     drain: Annotated[
         int, typer.Option(metavar="SECONDS", help="That requests may take when the server ends.")
     ] = 120,

@@ -1,6 +1,7 @@
 """Joining: requests that are alike but for texts and seeds, run as one and parted again.
 
-Each gets the pictures that it would have got alone, to the byte.
+On target native each gets the pictures that it would have got alone, to the byte; elsewhere they
+are as near as those of any batch, whose products a library may sum in another order.
 """
 
 from __future__ import annotations
@@ -17,28 +18,31 @@ from sdengine.request.request import Request
 def join_key(request: Request, plan: Plan) -> Hashable | None:
     """Return what requests have in common that may be joined; None of one that runs alone.
 
-    Pictures, controls and second passes are not joined, because they gain least by it, nor are
-    prompts with AND or tags, which count for a whole batch.
+    Controls, IP-Adapters, regions and second passes are not joined, because they gain least by it,
+    nor are prompts with tags, which count for a whole batch.
 
     Args:
         request: as it was asked.
         plan: of it.
     """
     plain = (
-        request.image is None
-        and request.depth is None
-        and request.hires is None
+        request.hires is None
+        and request.encode != "sample"  # which draws noise
         and not (request.controls or request.ip_adapters or request.regions)
         and request.variation_strength == 0
         and not any("<" in text for text in (*request.prompts, *request.negative_prompts))
         and len(plan.chunks) == 1
     )
-    if not plain or not _has_one_part_each(plan):
+    if not plain:
         return None
     common = replace(
         request, prompt="", negative_prompt="", seed=0, variation_seed=None, batch_size=1
     )
-    return common, plan.prompts.num_chunks
+    # A batch has as many chunks as its longest prompt, and as many parts joined by AND.
+    parts = [{len(own) for _, own in rows} for rows in plan.prompts.steps]
+    if any(len(counts) > 1 for counts in parts):
+        return None
+    return common, plan.prompts.num_chunks, tuple(min(counts) for counts in parts)
 
 
 def joined(requests: Sequence[Request]) -> Request:
@@ -84,11 +88,3 @@ def parted(result: Result, requests: Sequence[Request]) -> list[Result]:
             replace(result, arrays=result.arrays[images], request=own, embeddings=named, _images=[])
         )
     return found
-
-
-def _has_one_part_each(plan: Plan) -> bool:
-    return all(
-        len(parts) == 1 and parts[0][1] == 1
-        for rows in dict.fromkeys(plan.prompts.steps)
-        for _, parts in rows
-    )

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -72,6 +73,9 @@ async def _serve(
     drain_seconds: float,
     ready: Callable[[str, int], None],
 ) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Bound here, because a server that cannot listen would end the process.
+    listening = socket.create_server((host, port), family=family, backlog=2048)
     server = _Server(server_config(app, service, host, port))
     loop = asyncio.get_running_loop()
     finished = True
@@ -95,13 +99,14 @@ async def _serve(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
-    serving = loop.create_task(server.serve())
-    while not server.started and not serving.done():
-        await asyncio.sleep(0.01)
-    if not serving.done():
-        place = server.servers[0].sockets[0].getsockname()
-        ready(place[0], place[1])
-    await serving
+    with listening:
+        place = listening.getsockname()
+        serving = loop.create_task(server.serve([listening]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        if not serving.done():
+            ready(place[0], place[1])
+        await serving
     return finished and not server.force_exit
 
 

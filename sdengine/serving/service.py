@@ -65,7 +65,8 @@ class Service:
         catalogue: of what requests may name.
         limits: of what they may ask for.
         tokens: of clients with quotas of their own.
-        joins: run alike requests at once.
+        joins: run alike requests at once; by default on target native, where each gets the pictures
+            that it would have got alone, to the byte.
         run: what runs a request, in place of the engine of that name in this process.
         workers: runs at a time, where they are not this machine's.
     """
@@ -77,7 +78,7 @@ class Service:
         limits: Limits | None = None,
         tokens: Tokens | None = None,
         *,
-        joins: bool = True,
+        joins: bool | None = None,
         run: Run | None = None,
         workers: int = 1,
     ) -> None:
@@ -279,9 +280,11 @@ class Service:
     def _alike(self, job: Job) -> list[Job]:
         """Take the jobs that wait and may be run with one, as many as its networks take at once."""
         found: list[Job] = []
-        if job.join_key is None or not self.joins:
+        engine = self.engines[job.bundle]
+        joins = engine.backend.name == "native" if self.joins is None else self.joins
+        if job.join_key is None or not joins:
             return found
-        room = self.engines[job.bundle].bundle.manifest.max_batch - job.request.batch_size
+        room = engine.bundle.manifest.max_batch - job.request.batch_size
 
         def accepts(other: Job) -> bool:
             return (

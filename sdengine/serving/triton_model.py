@@ -23,8 +23,8 @@ from sdengine.backends.machine import usable_processors
 from sdengine.errors import Cancelled, ConfigError, SdengineError
 from sdengine.images.result import Step
 from sdengine.loading import load
+from sdengine.pipeline.joining import joined, parted
 from sdengine.request.request import MAX_BATCH, Request
-from sdengine.serving.triton_batches import Batcher, joined
 from sdengine.serving.triton_requests import read_requests
 from sdengine.serving.triton_settings import Settings, read_settings
 from sdengine.serving.triton_tensors import (
@@ -97,7 +97,6 @@ class TritonPythonModel:
             device=int(args["model_instance_device_id"]) if is_gpu else None,
         )
         try:
-            self._batcher = Batcher(self._engine)
             most = min(self._settings.most_rows, self._engine.bundle.manifest.max_batch)
             for count in sorted({1, max(1, most)}):  # other numbers load a little on first use
                 self._engine.warm_up(batch=count)
@@ -157,7 +156,7 @@ class TritonPythonModel:
             }
             given = {name: one.as_numpy() for name, one in found.items() if one is not None}
             job.requests = read_requests(given, self._engine, self._settings)
-            job.keys = [self._batcher.key(one) for one in job.requests]
+            job.keys = [self._engine.check(one) or object() for one in job.requests]
         except Exception as error:
             job.error = error
         return job
@@ -189,11 +188,10 @@ class TritonPythonModel:
             if all(job.is_cancelled for job in jobs):
                 cancel.set()
 
-        request = joined([job.requests[index] for job, index in rows])
-        result = self._engine.run(request, progress=watch, cancel=cancel)
-        for number, (job, index) in enumerate(rows):
-            own = result.request.only(number)
-            job.pictures[index] = _Picture(result.arrays[number], own, result.warnings)
+        requests = [job.requests[index] for job, index in rows]
+        result = self._engine.run(joined(requests), progress=watch, cancel=cancel)
+        for (job, index), own in zip(rows, parted(result, requests), strict=True):
+            job.pictures[index] = _Picture(own.arrays[0], own.request, own.warnings)
 
     def _response(self, job: _Job) -> Any:
         if job.error is not None:

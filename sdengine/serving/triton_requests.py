@@ -1,7 +1,7 @@
 """Requests of clients of Triton Inference Server: their arrays become checked requests.
 
 Each picture is a request of its own, so that those of several clients may be made together; see
-`triton_batches`.
+`sdengine.pipeline.joining`.
 """
 
 from __future__ import annotations

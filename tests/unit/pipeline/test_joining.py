@@ -49,6 +49,7 @@ def test_alike_requests_have_one_key(engine: Engine) -> None:
         {"emphasis": "none"},
         {"prompt": "many words " * 60},
         {"seamless": "x"},
+        {"prompt": "a AND b"},
     ],
 )
 def test_what_differs_in_more_has_another(engine: Engine, options: dict[str, Any]) -> None:
@@ -60,7 +61,6 @@ def test_what_differs_in_more_has_another(engine: Engine, options: dict[str, Any
 @pytest.mark.parametrize(
     "options",
     [
-        {"prompt": "a AND b"},
         {"prompt": "a <lora:none:1>"},
         {"variation_strength": 0.1, "variation_seed": 2},
         {"batch_size": 5},
@@ -76,6 +76,23 @@ def test_each_gets_the_pictures_that_it_would_have_got_alone(engine: Engine) -> 
         asked(engine, "b", negative_prompt="c", seed=1, batch_size=2),
         asked(engine, "", seed=[3]),
     ]
+    check_alike(engine, requests)
+
+
+def test_parts_joined_by_and_are_run_with_their_like(engine: Engine) -> None:
+    requests = [
+        asked(engine, "a circle AND b:0.5", seed=7),
+        asked(engine, "c AND [d|e] AND_NOT", seed=1, guidance_scale=2.0),
+        asked(engine, "c AND d:-1", negative_prompt="e", seed=1),
+    ]
+    check_alike(engine, requests)
+    alone = [asked(engine, prompt, guidance_scale=1.0) for prompt in ("a AND b", "a")]
+    assert engine.check(alone[0]) != engine.check(alone[1])
+
+
+def check_alike(engine: Engine, requests: list[Request]) -> None:
+    """See that requests may be joined, and that each then gets what it gets alone."""
+    assert len({engine.check(request) for request in requests}) == 1
     results = parted(engine.run(joined(requests)), requests)
     for request, result in zip(requests, results, strict=True):
         alone = engine.run(request)

@@ -141,7 +141,10 @@ def test_events_tell_of_steps_previews_and_the_end(engine: Engine, held: Held) -
 
 
 def test_alike_requests_are_run_together(engine: Engine, held: Held) -> None:
-    with serving({"tiny": engine}) as (url, service), httpx.Client(base_url=url) as client:
+    with (
+        serving({"tiny": engine}, joins=True) as (url, service),
+        httpx.Client(base_url=url) as client,
+    ):
         first = submit(client, prompt="first", steps=2)
         wait(client, first, "generating")
         jobs = [submit(client, prompt=f"b {i}", seed=i) for i in range(5)]
@@ -171,7 +174,7 @@ def test_jobs_are_cancelled_where_they_wait_and_where_they_run(engine: Engine, h
 
 
 def test_one_of_those_that_run_together_is_cancelled_alone(engine: Engine, held: Held) -> None:
-    with serving({"tiny": engine}) as (url, _), httpx.Client(base_url=url) as client:
+    with serving({"tiny": engine}, joins=True) as (url, _), httpx.Client(base_url=url) as client:
         first = submit(client, **LONG)
         wait(client, first, "generating")
         jobs = [submit(client, prompt="b", seed=i) for i in range(3)]
@@ -198,7 +201,7 @@ def test_what_fails_alone_does_not_take_others_with_it(
         return run(request, **options)
 
     monkeypatch.setattr(engine, "run", failing)
-    with serving({"tiny": engine}) as (url, _), httpx.Client(base_url=url) as client:
+    with serving({"tiny": engine}, joins=True) as (url, _), httpx.Client(base_url=url) as client:
         first = submit(client, **LONG)
         wait(client, first, "generating")
         jobs = [submit(client, prompt=prompt) for prompt in ("good", "bad", "fine")]
