@@ -208,6 +208,7 @@ class Network:
         weights: dict[str, NDArray[Any]],
         threads: int,
         isa: str = ...,
+        place: str = ...,
     ) -> None: ...
     @property
     def arena_bytes(self) -> int: ...

@@ -7,7 +7,13 @@ import importlib
 import importlib.util
 
 from sdengine import _native
-from sdengine.backends.base import DEFAULTS, Session, SessionOptions, checked_device
+from sdengine.backends.base import (
+    DEFAULTS,
+    Session,
+    SessionOptions,
+    checked_device,
+    require_no_split,
+)
 from sdengine.backends.cache_file import capability_name, present_gpu
 from sdengine.backends.tensorrt.session import TensorRtSession
 from sdengine.bundle.reader import Bundle
@@ -49,6 +55,7 @@ class TensorRtRtxBackend:
 
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session on a GPU that keeps to a limit of its memory; see `Backend.open`."""
+        require_no_split(self.name, options.split_guidance)
         precision = self.resolve(options.precision, bundle.manifest.precision)
         device = 0
         if options.device is not None:

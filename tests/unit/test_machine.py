@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import sdengine
-from sdengine.backends.machine import Processors, free_memory_bytes, usable_processors
 from sdengine.cli.main import main
+from sdengine.machine import Processors, free_memory_bytes, usable_processors
 
 
 @pytest.fixture(autouse=True)
