@@ -234,12 +234,12 @@ class PyNetwork {
 
 void bind_network(py::module_& module) {
   py::class_<PyNetwork>(module, "Network", "A network of the native CPU runtime.")
-      .def(py::init<const py::list&, const py::dict&, int, const std::string&,
-                    const std::string&>(),
-           py::arg("operations"), py::arg("weights"), py::arg("threads"), py::arg("isa") = "",
-           py::arg("place") = "",
-           "place: of whose pools of threads one runs it; whoever calls it is bound to the same "
-           "processors.")
+      .def(
+          py::init<const py::list&, const py::dict&, int, const std::string&, const std::string&>(),
+          py::arg("operations"), py::arg("weights"), py::arg("threads"), py::arg("isa") = "",
+          py::arg("place") = "",
+          "place: of whose pools of threads one runs it; whoever calls it is bound to the same "
+          "processors.")
       .def("view", &PyNetwork::view, py::arg("map"),
            "Return a map as an array on the network's memory.")
       .def("run", &PyNetwork::run, "Run all operations.")
