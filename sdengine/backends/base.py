@@ -207,7 +207,7 @@ def require_no_split(backend: str, split_guidance: str | None) -> None:
             "split_guidance",
             split_guidance,
             f"None with backend {backend}",
-            "Backend native evaluates the halves at two groups of processors.",
+            "Backend native takes two groups of processors, tensorrt and tensorrt-rtx two GPUs.",
         )
 
 

@@ -107,8 +107,11 @@ class SplitModule:
 
     def close(self) -> None:
         """Free all parts; a second call does nothing."""
-        for _, module in self._parts:
-            module.close()
+        for worker, module in self._parts:
+            if worker.is_closed:
+                module.close()
+            else:  # a GPU's is freed by a thread that has it for its own
+                do_at_once([(worker, module.close)])
 
 
 class SplitSession:

@@ -27,6 +27,7 @@ class SplitWorker:
     def __init__(self, name: str, cpus: Sequence[int] = ()) -> None:
         self._name = name
         self._cpus = tuple(cpus)
+        self._is_closed = False
         self.after_fork()
         watch_forks(self)
 
@@ -46,8 +47,14 @@ class SplitWorker:
         except RuntimeError as error:
             raise DeviceError(f"split_guidance: a half does not run: {error}.") from None
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more jobs."""
+        return self._is_closed
+
     def close(self) -> None:
         """End the thread once its jobs are done; a second call does nothing."""
+        self._is_closed = True
         self._executor.shutdown(wait=True)
 
     def _do(self, job: Callable[[], _T]) -> _T:

@@ -97,8 +97,9 @@ def generate(
         str | None,
         typer.Option(
             metavar="PLACES",
-            help="Target native: evaluate the two halves of the U-Net's rows at once on two groups "
-            "of processors: numa, or two lists such as 0-15/16-31.",
+            help="Evaluate the two halves of the U-Net's rows at once: with target native on two "
+            "groups of processors, numa or lists such as 0-15/16-31; with TensorRT on two GPUs, "
+            "such as 0/1.",
         ),
     ] = None,
     embeddings_folder: Annotated[

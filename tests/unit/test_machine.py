@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import sdengine
+from sdengine.backends.base import SessionOptions
 from sdengine.cli.main import main
 from sdengine.machine import Processors, free_memory_bytes, usable_processors
 
@@ -97,6 +98,44 @@ CASES: dict[str, tuple[str, list[tuple[str, str, str]], dict[str, str], float | 
         },
         6.0,
     ),
+    "version 2, the tightest of nested groups": (
+        "0::/a/b/c",
+        V2,
+        {
+            "sys/fs cgroup/a/cpu.max": "400000 100000",
+            "sys/fs cgroup/a/b/cpu.max": "75000 50000",
+            "sys/fs cgroup/a/b/c/cpu.max": "max 100000",
+        },
+        1.5,
+    ),
+    "version 1, nested": (
+        "4:cpu,cpuacct:/a/b",
+        V1,
+        {
+            "cpu/a/cpu.cfs_quota_us": "125000",
+            "cpu/a/cpu.cfs_period_us": "100000",
+            "cpu/a/b/cpu.cfs_quota_us": "-1",
+            "cpu/a/b/cpu.cfs_period_us": "100000",
+        },
+        1.25,
+    ),
+    "version 1, with equal names in another hierarchy": (
+        "9:cpuset:/a\n4:cpu,cpuacct:/b",
+        V1,
+        {
+            "cpuset/a/cpu.cfs_quota_us": "100000",
+            "cpuset/a/cpu.cfs_period_us": "100000",
+            "cpu/b/cpu.cfs_quota_us": "200000",
+            "cpu/b/cpu.cfs_period_us": "100000",
+        },
+        2.0,
+    ),
+    "damaged files": (
+        "0::/a/b",
+        V2,
+        {"sys/fs cgroup/a/cpu.max": "lots", "sys/fs cgroup/a/b/cpu.max": "5 0"},
+        None,
+    ),
     "nonsense": ("what\n0::\n::::", [*V2, ("cgroup2", "", "")], {}, None),
 }
 
@@ -170,6 +209,92 @@ def test_openvino_is_told_of_a_quota_alone(monkeypatch: pytest.MonkeyPatch) -> N
         )
         session: Any = OpenVinoBackend().open(SimpleNamespace())  # type: ignore[arg-type]
         assert session._threads == threads
+
+
+def test_torch_is_told_of_a_quota_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdengine.backends.torch import cuda, eager
+
+    monkeypatch.setattr(cuda.TorchCudaBackend, "_resolve", lambda *given: "fp32")
+    bundle: Any = SimpleNamespace(manifest=SimpleNamespace(precision="fp32"))
+    for quota, threads in ((None, None), (2.5, 3), (20.0, None)):
+        for module in (eager, cuda):
+            monkeypatch.setattr(module, "usable_processors", lambda q=quota: Processors(8, q))
+        for backend in (eager.TorchBackend(), cuda.TorchCudaBackend()):
+            for asked in (None, 5):
+                options = SessionOptions(precision="fp32", threads=asked)
+                session: Any = backend.open(bundle, options)
+                assert session._threads == (asked or threads)
+
+
+@pytest.mark.parametrize(
+    ("quota", "before", "chosen", "after"),
+    [(2.5, 8, None, 3), (2.5, 2, None, 2), (None, 8, None, 8), (2.5, 8, "8", 8)],
+)
+def test_builds_and_training_keep_torch_to_a_quota(
+    monkeypatch: pytest.MonkeyPatch,
+    quota: float | None,
+    before: int,
+    chosen: str | None,
+    after: int,
+) -> None:
+    from sdengine.models import torch_threads
+
+    threads = [before]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    monkeypatch.setattr(torch_threads, "usable_processors", lambda: Processors(8, quota))
+    monkeypatch.setattr(torch_threads.torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch_threads.torch, "set_num_threads", threads.append)
+    torch_threads.keep_to_quota()
+    assert threads[-1] == after
+
+
+@pytest.mark.parametrize("command", ["build", "export", "train vae", "train lora"])
+def test_commands_that_run_torch_keep_to_it(
+    monkeypatch: pytest.MonkeyPatch, command: str, tmp_path: Path
+) -> None:
+    class Told(Exception):
+        pass
+
+    def tell() -> None:
+        raise Told
+
+    monkeypatch.setattr("sdengine.models.torch_threads.keep_to_quota", tell)
+    given = {
+        "build": ["demo", "-o", str(tmp_path / "x")],
+        "export": ["demo", "-o", str(tmp_path / "x")],
+        "train vae": [str(tmp_path)],
+        "train lora": ["demo", "--data", str(tmp_path), "-o", str(tmp_path / "x")],
+    }
+    with pytest.raises(Told):
+        main([*command.split(), *given[command]])
+
+
+def test_onnxruntime_is_told_of_a_quota_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    from sdengine.inputs import onnx_network
+
+    shape = [1, 3, "height", "width"]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ports[:1], ports[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+    made, session = list[int](), onnxruntime.InferenceSession
+
+    def noted(content: bytes, options: Any, **given: Any) -> Any:
+        made.append(options.intra_op_num_threads)
+        return session(content, options, **given)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    for quota in (None, 2.5):
+        monkeypatch.setattr(onnx_network, "usable_processors", lambda q=quota: Processors(8, q))
+        onnx_network.OnnxNetwork("network", str(tmp_path / "net.onnx"))
+    assert made == [0, 3]
 
 
 def test_doctor_shows_them(
