@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 import sdengine
+from sdengine import _native
 from sdengine.backends.base import SessionOptions
 from sdengine.cli.main import main
 from sdengine.machine import Processors, free_memory_bytes, usable_processors
@@ -190,12 +193,50 @@ def test_a_session_takes_them_when_it_is_opened(monkeypatch: pytest.MonkeyPatch)
     for module in ("native.backend", "native.packing"):
         name = f"sdengine.backends.{module}.usable_processors"
         monkeypatch.setattr(name, lambda: Processors(8, 2.5))
+    together = list[int]()
+    monkeypatch.setattr(_native, "use_processors", together.append)
     with sdengine.load("demo") as engine:
         session: Any = engine.session
         assert session._threads == 3
     with sdengine.load("demo", threads=5) as engine:
         session = engine.session
         assert session._threads == 5
+    with sdengine.load("demo", threads=1):
+        assert together == [3, 5, 3]  # of all engines
+
+
+def test_engines_of_other_numbers_of_threads_take_turns() -> None:
+    """Networks that ask for more processors together than there are do not run at once."""
+    given: dict[str, Any] = {"steps": 2, "seed": 1, "width": 64, "height": 64}
+    found: dict[int, bytes] = {}
+
+    def ask(engine: sdengine.Engine, threads: int) -> None:
+        for _ in range(3):
+            found[threads] = engine.generate("a star", **given).arrays[0].tobytes()
+
+    with contextlib.ExitStack() as stack:
+        asking = []
+        for threads in (1, 2, 3, 8):
+            engine = stack.enter_context(sdengine.load("demo", threads=threads))
+            asking.append(threading.Thread(target=ask, args=(engine, threads)))
+        _native.use_processors(2)
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+    assert len(found) == 4 and len(set(found.values())) == 1
+
+
+def test_nothing_else_chooses_a_number_of_threads() -> None:
+    """But for what is told to people, and benchmarks."""
+    package = Path(sdengine.__file__).parent
+    allowed = {"machine.py", "cli/checks.py", "backends/places.py"}
+    for path in package.rglob("*.py"):
+        name = path.relative_to(package).as_posix()
+        if name not in allowed and not name.startswith(("benchmarks/", "kernels/")):
+            text = path.read_text(encoding="utf-8")
+            for choice in ("cpu_count", "sched_getaffinity", "ThreadPoolExecutor()"):
+                assert choice not in text, f"{name}: {choice}"
 
 
 def test_openvino_is_told_of_a_quota_alone(monkeypatch: pytest.MonkeyPatch) -> None:

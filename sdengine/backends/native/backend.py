@@ -291,7 +291,9 @@ class NativeSession:
         check_memory_bytes(options.memory_bytes)
         self.precision = options.precision
         self._bundle = bundle
-        threads = options.threads or usable_processors().threads
+        usable = usable_processors().threads
+        _native.use_processors(max(usable, options.threads or 0))  # by all engines together
+        threads = options.threads or usable
         self._threads = threads if placement is None else placement.threads
         self._place, self._memory = (
             ("", "") if placement is None else (placement.place, placement.memory)
