@@ -33,6 +33,7 @@ def load(
     hypernetworks: ByFile[float] | None = None,
     hypernetworks_folder: str | os.PathLike[str] | None = None,
     vae_bands: Bands = (),
+    split_guidance: str | None = None,
 ) -> Engine:
     """Open a bundle and make an engine that runs it.
 
@@ -66,6 +67,16 @@ def load(
             Pictures are the same but for rounding.
         vae_bands: of a result's provenance: with target native and "auto", these are computed in
             the same bands again, so that the pictures are the same to the byte.
+        split_guidance: evaluate the unconditional and the conditional rows of each step at the same
+            time at two places. With target native they are two groups of processors, to which
+            their threads are bound: "numa" for a half of the machine's NUMA nodes each, or two
+            lists of processors ("0-15/16-31"). `threads` are then those of both, at most one a
+            processor. Where the groups have NUMA nodes of their own, each has a copy of the
+            U-Net's and the controls' weights in its memory. Pictures are the same to the byte.
+            With targets tensorrt-rtx and tensorrt they are the numbers of two GPUs of one model
+            ("0/1"), each within `memory_bytes`; pictures are those of rows that are evaluated one
+            by one, whose kernels may round otherwise than those for two. Steps of a single row are
+            evaluated by the first place alone.
 
     Returns:
         An engine; use it as a context manager or call its `close`.
@@ -102,7 +113,11 @@ def load(
             f"auto or never with target {opened.manifest.target}",
             "Only target native computes parts of a picture such that they fit exactly.",
         )
-    options = SessionOptions(precision, threads, memory_bytes, low_memory, device, vae_tiles, bands)
+    if split_guidance is not None and not isinstance(split_guidance, str):
+        raise ConfigError.for_field("split_guidance", split_guidance, "None or a text")
+    options = SessionOptions(
+        precision, threads, memory_bytes, low_memory, device, vae_tiles, bands, split_guidance
+    )
     engine = Engine(opened, chosen, options)
     try:
         if merged or terms or nets:

@@ -10,6 +10,7 @@
 
 #include "common/errors.h"
 #include "nn/plan_reader.h"
+#include "nn/processor_gate.h"
 #include "nn/rare_ops.h"
 #include "nn/scratch.h"
 
@@ -209,12 +210,14 @@ void Network::moments(const MapRecord& record, double* means, double* deviations
   move(map, memory_);
   std::vector<float> sums(norm_sums_bytes(map) / sizeof(float));
   const auto held = pool_->hold();
+  const ProcessorGate::Pass pass(pool_->threads());
   operations_.moments(map, *pool_, sums.data(), means, deviations);
 }
 
 void Network::run(double* seconds) {
   using Clock = std::chrono::steady_clock;
   const auto held = pool_->hold();
+  const ProcessorGate::Pass pass(pool_->threads());
   for (std::size_t i = 0; i < steps_.size(); ++i) {
     const Clock::time_point started = seconds != nullptr ? Clock::now() : Clock::time_point{};
     steps_[i](*pool_, scratch_);
@@ -226,6 +229,7 @@ void Network::run(double* seconds) {
 
 void Network::run_one(std::size_t index) {
   const auto held = pool_->hold();
+  const ProcessorGate::Pass pass(pool_->threads());
   steps_.at(index)(*pool_, scratch_);
 }
 

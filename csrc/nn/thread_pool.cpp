@@ -11,6 +11,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace sdengine::nn {
@@ -155,12 +156,13 @@ class Pools {
     all_.erase(pool);
   }
 
-  std::shared_ptr<ThreadPool> shared(int threads) {
+  std::shared_ptr<ThreadPool> shared(int threads, const std::string& place) {
     const std::lock_guard<std::mutex> lock(sharing_);
-    std::shared_ptr<ThreadPool> pool = shared_[threads].lock();
+    std::weak_ptr<ThreadPool>& known = shared_[{threads, place}];
+    std::shared_ptr<ThreadPool> pool = known.lock();
     if (!pool) {
       pool = std::make_shared<ThreadPool>(threads);
-      shared_[threads] = pool;
+      known = pool;
     }
     return pool;
   }
@@ -184,7 +186,7 @@ class Pools {
   }
 
   std::mutex sharing_, guard_;  // taken in this order
-  std::map<int, std::weak_ptr<ThreadPool>> shared_;
+  std::map<std::pair<int, std::string>, std::weak_ptr<ThreadPool>> shared_;
   std::set<ThreadPool*> all_;
 };
 
@@ -201,7 +203,9 @@ ThreadPool::~ThreadPool() { Pools::get().remove(this); }
 
 void ThreadPool::run(void (*work)(void*, int), void* context) { crew_->run(work, context); }
 
-std::shared_ptr<ThreadPool> ThreadPool::shared(int threads) { return Pools::get().shared(threads); }
+std::shared_ptr<ThreadPool> ThreadPool::shared(int threads, const std::string& place) {
+  return Pools::get().shared(threads, place);
+}
 
 std::unique_lock<std::mutex> ThreadPool::hold() {
   return std::unique_lock<std::mutex>(crew_->exclusive);

@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <mutex>
+#include <string>
 
 namespace sdengine::nn {
 
@@ -10,7 +11,8 @@ namespace sdengine::nn {
 // others use the processors too, holds up at most the part that it is at.
 //
 // The others start with the first run, and again with the first run in a child process of fork:
-// threads exist only in the process that started them.
+// threads exist only in the process that started them. They run on the processors that the caller
+// of that run may use.
 class ThreadPool {
  public:
   // Throws std::invalid_argument for fewer than 1 thread or more than kMaxThreads.
@@ -29,8 +31,9 @@ class ThreadPool {
   void run(void (*work)(void* context, int part), void* context);
 
   // The pool of so many threads that the whole process shares, so that several networks do not
-  // compete for processors.
-  static std::shared_ptr<ThreadPool> shared(int threads);
+  // compete for processors. Those of a place, which any text names, are others: they are run by
+  // threads that are bound to its processors.
+  static std::shared_ptr<ThreadPool> shared(int threads, const std::string& place = "");
 
   // To be kept while a caller needs the pool for itself.
   std::unique_lock<std::mutex> hold();

@@ -106,13 +106,13 @@ void check_signals() {
 class PyNetwork {
  public:
   PyNetwork(const py::list& operations, const py::dict& weights, int threads,
-            const std::string& isa) {
+            const std::string& isa, const std::string& place) {
     std::vector<OperationRecord> records;
     for (const py::handle& operation : operations) {
       records.push_back(to_record(operation.cast<py::dict>()));
     }
     network_ = std::make_unique<nn::Network>(records, to_bytes(weights), nn::operations_for(isa),
-                                             nn::ThreadPool::shared(threads));
+                                             nn::ThreadPool::shared(threads, place));
     for (const auto& [name, array] : weights) weights_[name] = array;
   }
 
@@ -234,8 +234,12 @@ class PyNetwork {
 
 void bind_network(py::module_& module) {
   py::class_<PyNetwork>(module, "Network", "A network of the native CPU runtime.")
-      .def(py::init<const py::list&, const py::dict&, int, const std::string&>(),
-           py::arg("operations"), py::arg("weights"), py::arg("threads"), py::arg("isa") = "")
+      .def(
+          py::init<const py::list&, const py::dict&, int, const std::string&, const std::string&>(),
+          py::arg("operations"), py::arg("weights"), py::arg("threads"), py::arg("isa") = "",
+          py::arg("place") = "",
+          "place: of whose pools of threads one runs it; whoever calls it is bound to the same "
+          "processors.")
       .def("view", &PyNetwork::view, py::arg("map"),
            "Return a map as an array on the network's memory.")
       .def("run", &PyNetwork::run, "Run all operations.")

@@ -13,6 +13,7 @@
 
 #include "nn/instruction_sets.h"
 #include "nn/packing.h"
+#include "nn/processor_gate.h"
 #include "nn/thread_pool.h"
 #include "python/arrays.h"
 #include "python/bindings.h"
@@ -203,6 +204,9 @@ py::array_t<float> low_rank_product(const py::array& up, const py::array& down,
 void bind_packing(py::module_& module) {
   module.def("instruction_sets", &nn::instruction_sets,
              "Name the instruction sets that this processor runs, the fastest first.");
+  module.def("use_processors", &nn::ProcessorGate::set_processors, py::arg("threads"),
+             "Have the networks of this process compute with no more threads at the same time, "
+             "whichever engines they are of; 0 for any number.");
   module.def("peak_rate", &peak_rate, py::arg("kind"), py::arg("threads"), py::arg("isa") = "",
              "Measure the multiplications and additions a second that products of this kind of "
              "value reach where nothing waits for memory.");

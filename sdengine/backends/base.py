@@ -56,6 +56,7 @@ class SessionOptions:
         vae_tiles: one of VAE_TILES: whether the VAE's largest maps are computed in parts.
         vae_bands: where "auto" computes maps in bands from the start: network, width and height,
             and the most that its maps may take.
+        split_guidance: two places for the halves of the U-Net's rows; see `sdengine.load`.
     """
 
     precision: str = "auto"
@@ -65,6 +66,7 @@ class SessionOptions:
     device: int | None = None
     vae_tiles: str = "auto"
     vae_bands: tuple[tuple[str, int, int, int], ...] = ()
+    split_guidance: str | None = None
 
 
 DEFAULTS = SessionOptions()
@@ -191,6 +193,21 @@ def require_no_device(backend: str, device: int | None) -> None:
             device,
             f"None with backend {backend}",
             "Backends tensorrt, tensorrt-rtx, torch-cuda and triton choose a GPU.",
+        )
+
+
+def require_no_split(backend: str, split_guidance: str | None) -> None:
+    """Refuse two places where a backend runs a bundle at one.
+
+    Raises:
+        ConfigError: they are asked for.
+    """
+    if split_guidance is not None:
+        raise ConfigError.for_field(
+            "split_guidance",
+            split_guidance,
+            f"None with backend {backend}",
+            "Backend native takes two groups of processors, tensorrt and tensorrt-rtx two GPUs.",
         )
 
 

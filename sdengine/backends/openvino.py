@@ -21,8 +21,8 @@ from sdengine.backends.base import (
     SessionOptions,
     require_cpu_precision,
     require_no_device,
+    require_no_split,
 )
-from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, numpy_dtype
@@ -33,6 +33,7 @@ from sdengine.errors import (
     DeviceError,
     OutOfMemoryError,
 )
+from sdengine.machine import usable_processors
 
 _log = logging.getLogger(__name__)
 _PRECISION_HINT = "INFERENCE_PRECISION_HINT"
@@ -185,6 +186,7 @@ class OpenVinoBackend:
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session; see `Backend.open`. OpenVINO takes memory as it needs it."""
         require_no_device(self.name, options.device)
+        require_no_split(self.name, options.split_guidance)
         budget = unplanned_budget(self.name, options.memory_bytes)
         # Its own choice knows no quota.
         threads = options.threads or usable_processors().threads_by_quota

@@ -96,7 +96,9 @@ def build(
     sizes = None if resolutions is None else parse_resolutions(resolutions)
     with progress_bar("reading", quiet=as_json) as progress:
         from sdengine.building.build import build as run_build
+        from sdengine.models.torch_threads import keep_to_quota
 
+        keep_to_quota()
         built = run_build(
             options.open_if_changed(
                 checkpoint, variant, base, vae, tiny_vae, family, prediction_type, scheduler

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 
-from sdengine.backends.machine import usable_processors
 from sdengine.backends.nvidia_driver import LIBRARY, cuda_version
 from sdengine.errors import SdengineError
 from sdengine.images.provenance import cpu_info
+from sdengine.machine import usable_processors
 from sdengine.storage.cache_place import CACHE_VARIABLE, cache_dir, cache_limit_bytes
 from sdengine.storage.temporary import temporary_file
 

@@ -62,7 +62,9 @@ def export(
     sizes = None if resolutions is None else parse_resolutions(resolutions)
     with progress_bar("reading", quiet=as_json) as progress:
         from sdengine.export.folder import export_onnx
+        from sdengine.models.torch_threads import keep_to_quota
 
+        keep_to_quota()
         report = export_onnx(
             options.open_if_changed(
                 checkpoint, variant, base, vae, tiny_vae, family, prediction_type, scheduler

@@ -93,6 +93,15 @@ def generate(
         int | None,
         typer.Option(metavar="N", help="Number of the GPU, of backends that run on one."),
     ] = None,
+    split_guidance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACES",
+            help="Evaluate the two halves of the U-Net's rows at once: with target native on two "
+            "groups of processors, numa or lists such as 0-15/16-31; with TensorRT on two GPUs, "
+            "such as 0/1.",
+        ),
+    ] = None,
     embeddings_folder: Annotated[
         str | None, typer.Option("--embeddings", metavar="FOLDER", help=FOLDER_HELP)
     ] = None,
@@ -144,7 +153,8 @@ def generate(
         _warn_of_another_picture(recorded, options)
         options = _merged(recorded, options)
         precision = precision or recorded.provenance.precision
-        threads = threads or _threads_here(recorded.provenance.threads)
+        if split_guidance is None:  # whose places say how many
+            threads = threads or _threads_here(recorded.provenance.threads)
     if "prompt" not in options:
         raise ConfigError(
             "prompt: it is missing. Give a prompt, or an image with --from. See "
@@ -165,6 +175,7 @@ def generate(
             vae_bands=() if recorded is None or vae_tiles else recorded.provenance.vae_bands,
             loras_folder=loras_folder,
             hypernetworks_folder=hypernetworks_folder,
+            split_guidance=split_guidance,
         ) as engine,
     ):
         engine.add_embeddings(*given)
@@ -276,7 +287,7 @@ def _merged(recorded: Metadata, options: dict[str, Any]) -> dict[str, Any]:
 
 def _threads_here(recorded: int | None) -> int | None:
     """Return the threads that an image records, but no more than this machine is good for."""
-    from sdengine.backends.machine import usable_processors
+    from sdengine.machine import usable_processors
 
     return None if recorded is None else min(recorded, usable_processors().threads)
 

@@ -29,7 +29,9 @@ for _kind in SUMMARIES:
     train_app.command(_kind)(tuning_command(_kind))
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run; an interrupted run resumes.")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")]
+Threads = Annotated[
+    int, typer.Option(help="CPU threads; 0 leaves the choice to torch, within a container's quota.")
+]
 
 
 @train_app.command("vae")
@@ -192,3 +194,7 @@ def _use_threads(threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
+    else:
+        from sdengine.models.torch_threads import keep_to_quota
+
+        keep_to_quota()

@@ -48,7 +48,10 @@ def tuning_command(kind: str) -> Callable[..., None]:
         options = OPTIONS[kind](**values)
         with spinner("importing"):
             from sdengine.checkpoints import load_checkpoint
+            from sdengine.models.torch_threads import keep_to_quota
             from sdengine.training.tuning.tune import tune
+
+            keep_to_quota()
 
         source = load_checkpoint(
             checkpoint, variant=variant, vae=vae, prediction_type=prediction_type

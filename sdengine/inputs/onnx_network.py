@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sdengine.errors import BackendUnavailableError, ConfigError
 from sdengine.inputs.resize import Pixels
+from sdengine.machine import usable_processors
 from sdengine.storage.regular_file import open_regular
 
 RANGES = ("unit", "minmax")
@@ -55,6 +56,7 @@ class OnnxNetwork:
         _check_file(field, path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails is raised; the log would say it twice
+        options.intra_op_num_threads = usable_processors().threads_by_quota or 0  # 0: its choice
         options.add_session_config_entry("session.use_env_allocators", "1")
         _bound_memory()
         try:

@@ -21,6 +21,7 @@ from sdengine.errors import BackendUnavailableError, ConfigError
 from sdengine.inputs.picture import MAX_PIXELS, Pixels, read_file
 from sdengine.inputs.recorded import Recorded
 from sdengine.inputs.resize import resized
+from sdengine.machine import usable_processors
 
 ACCEPTED = "the path of an ONNX file, or its content"
 TILE = 128
@@ -157,6 +158,7 @@ def open_upscaler(field: str, file: UpscalerFile) -> Upscaler:
     factor = _factor(field, what, inferred, tile)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = usable_processors().threads_by_quota or 0  # 0: its choice
     try:
         session = onnxruntime.InferenceSession(
             inferred.SerializeToString(), options, providers=["CPUExecutionProvider"]

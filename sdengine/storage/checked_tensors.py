@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sdengine.errors import BundleError
+from sdengine.machine import usable_processors
 from sdengine.storage.content_hash import FileVersion, recall, remember
 from sdengine.storage.file_lock import hold
 from sdengine.storage.regular_file import open_regular
@@ -95,7 +96,7 @@ def read_through(path: Path) -> None:
 
 
 def _check(path: Path, tensors: dict[str, Array], checksums: list[int]) -> None:
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(usable_processors().threads) as pool:
         found = pool.map(_checksum, tensors.values())
         for name, wanted, is_there in zip(tensors, checksums, found, strict=True):
             if wanted != is_there:

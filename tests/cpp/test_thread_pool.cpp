@@ -63,6 +63,9 @@ void pools_are_shared_by_their_size() {
   const auto two = ThreadPool::shared(2);
   CHECK(two == ThreadPool::shared(2));
   CHECK(two != ThreadPool::shared(3));
+  CHECK(two != ThreadPool::shared(2, "0-1"));
+  const auto placed = ThreadPool::shared(2, "0-1");
+  CHECK(placed == ThreadPool::shared(2, "0-1"));
 }
 
 void bad_sizes_are_refused() {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,20 @@ def test_rows_of_every_kind(engine: Engine) -> None:
         assert np.abs(batch.arrays[2].astype(int) - alone.arrays[0]).max() <= 1
         without = engine.generate(**{**given, "ip_adapters": ()})
         assert not np.array_equal(without.arrays[0], alone.arrays[0])
+
+
+@only_sd1
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="two processors cannot be had",
+)
+def test_rows_that_are_split_read_their_own(engine: Engine, folder: Path) -> None:
+    adapters = [plus(engine, start=0.4), plain(engine, picture(1), end=0.7)]
+    places = "/".join(map(str, sorted(os.sched_getaffinity(0))[:2]))
+    with sdengine.load(folder / "bundle", precision="fp32", split_guidance=places) as halves:
+        for fields in ({}, {"batch_size": 2}, {"guidance_interval": (0.2, 0.7), "steps": 3}):
+            found, wanted = (made(one, *adapters, **fields) for one in (halves, engine))
+            np.testing.assert_array_equal(found, wanted)
 
 
 @only_sd1

@@ -40,13 +40,14 @@ class Gpu:
     """The device that contexts compute on, how much of it may be had, and its number."""
 
     device: ClassVar[_native.CpuDevice] = _native.CpuDevice()
+    others: ClassVar[dict[int, _native.CpuDevice]] = {}  # those of other numbers
     names: ClassVar[tuple[str, ...]] = ("a GPU that is none",)
     opened: ClassVar[list[int]] = []
 
     @classmethod
     def open(cls, index: int = 0) -> _native.CpuDevice:
         cls.opened.append(index)
-        return cls.device
+        return cls.others.setdefault(index, _native.CpuDevice(1 << 40)) if index else cls.device
 
     @classmethod
     def describe(cls, index: int = 0) -> dict[str, str]:
@@ -73,9 +74,9 @@ class RuntimeCache:
     """Holds which kernels were compiled, as names."""
 
     START: ClassVar[bytes] = b"kernels of 0.0: "
-    busy: ClassVar[int] = 0  # contexts that are running
 
     def __init__(self) -> None:
+        self.busy = 0  # contexts that are running
         self.kernels: set[str] = set()
 
     def deserialize(self, blob: bytes) -> bool:
@@ -196,11 +197,14 @@ class Context:
     def _run(self) -> None:
         if self.runs == 0:
             self._compile()
-        RuntimeCache.busy += 1
+        caches = [cache for part in self.held if isinstance(cache := part(), RuntimeCache)]
+        for cache in caches:
+            cache.busy += 1
         try:
             self._compute()
         finally:
-            RuntimeCache.busy -= 1
+            for cache in caches:
+                cache.busy -= 1
 
     def _compute(self) -> None:
         self.runs += 1
@@ -330,6 +334,7 @@ def install(monkeypatch: pytest.MonkeyPatch, limit_bytes: int = 0) -> None:
     # With a limit it counts what is taken, and does not ask the host.
     monkeypatch.setattr(Gpu, "device", _native.CpuDevice(limit_bytes or 1 << 40))
     monkeypatch.setattr(Gpu, "opened", [])
+    monkeypatch.setattr(Gpu, "others", {})
     monkeypatch.setattr(_native, "cuda_device", Gpu.open)
     monkeypatch.setattr(Runtime, "first_logger", None)
     monkeypatch.setattr(Engine, "made", [])

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "sdengine"
 RUN_TIME = (
     "version",
     "errors",
+    "machine",
     "storage",
     "inputs",
     "request",
@@ -49,6 +50,7 @@ AT_THE_ROOT = {
     "engine.py",
     "errors.py",
     "loading.py",
+    "machine.py",
     "opened_bundle.py",
     "py.typed",
     "version.py",

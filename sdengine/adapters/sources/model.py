@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from sdengine.adapters.sources.own import TOKEN_TABLE, Own, part_of
 from sdengine.adapters.sources.source import Source, read_source
 from sdengine.errors import CheckpointError, ConfigError
 from sdengine.inputs.models import OWN, ModelTerm, find_model
+from sdengine.machine import usable_processors
 from sdengine.storage.tensor_file import to_bf16_bits, to_float32
 
 Array = NDArray[Any]
@@ -259,7 +259,7 @@ def _check_numbers(source: Source, own: Own) -> None:
             "it, does not hold. Build the bundle with --precision fp32."
         )
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_processors().threads)) as pool:
         list(pool.map(check, wanted))
     if len(_checked) > _MOST_REMEMBERED:
         _checked.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -22,7 +22,6 @@ from sdengine.backends.base import (
     require_no_device,
 )
 from sdengine.backends.device_protocols import TrajectoryKind
-from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, check_memory_bytes
 from sdengine.backends.native.banded_module import BandedModule
 from sdengine.backends.native.instruction_set import chosen_isa
@@ -38,10 +37,12 @@ from sdengine.backends.native.sampler_steps import (
     TIMESTEP,
     NativeRun,
 )
+from sdengine.backends.native.split import Placement, open_split
 from sdengine.bundle.image_prompts import is_image_prompt
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import TensorSpec, symbol_sizes
 from sdengine.errors import ConfigError, DeviceError, NonFiniteError
+from sdengine.machine import usable_processors
 from sdengine.samplers import SamplerProgram
 
 PRECISIONS = ("auto", *DTYPES)
@@ -58,14 +59,19 @@ class _LaidOut:
     """
 
     def __init__(
-        self, prepared: Prepared, specs: Sequence[TensorSpec], tensors: Tensors, threads: int
+        self,
+        prepared: Prepared,
+        specs: Sequence[TensorSpec],
+        tensors: Tensors,
+        threads: int,
+        place: str = "",
     ) -> None:
         self.prepared = prepared
         self.specs = tuple(specs)
         self.additive = prepared.additive()
-        self.threads = threads
+        self.threads, self.place = threads, place
         program = prepared.program_without(self.additive)
-        without = LaidOutNetwork(program, tensors, threads)
+        without = LaidOutNetwork(program, tensors, threads, place)
         self._layouts: dict[tuple[bool, _Shapes], LaidOutNetwork] = {(False, frozenset()): without}
         self.outputs = tuple(
             TensorSpec(key, shape, "float32") for key, (_, shape) in program.outputs.items()
@@ -86,7 +92,7 @@ class _LaidOut:
                 del self._layouts[key]
             left_out = frozenset() if is_added else self.additive
             program = self.prepared.program_without(left_out, dict(prompts))
-            found = LaidOutNetwork(program, tensors, self.threads)
+            found = LaidOutNetwork(program, tensors, self.threads, self.place)
             self._layouts[is_added, prompts] = found
         found.bind(tensors)
         return found
@@ -263,18 +269,36 @@ class NativeSession:
 
     Networks of the same shapes share the memory that they compute in, and all share the packed
     weights that are the bundle's own; both are freed with the last module that uses them.
+
+    Args:
+        bundle: of target native.
+        options: how it is run; the precision is what networks compute in.
+        budget: that it shares with others of the bundle; None for one of its own.
+        placement: where it computes; None for anywhere.
     """
 
     max_chunks: int | None = None
     works_after_fork: bool = True  # the kernels' threads start anew
 
-    def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: SessionOptions,
+        budget: NativeBudget | None = None,
+        placement: Placement | None = None,
+    ) -> None:
         require_no_device(NativeBackend.name, options.device)
         check_memory_bytes(options.memory_bytes)
         self.precision = options.precision
         self._bundle = bundle
-        self._threads = options.threads or usable_processors().threads
-        self._budget = NativeBudget(bundle, options, chosen_isa())
+        usable = usable_processors().threads
+        _native.use_processors(max(usable, options.threads or 0))  # by all engines together
+        threads = options.threads or usable
+        self._threads = threads if placement is None else placement.threads
+        self._place, self._memory = (
+            ("", "") if placement is None else (placement.place, placement.memory)
+        )
+        self._budget = budget or NativeBudget(bundle, options, chosen_isa())
         self.budget: MemoryBudget = self._budget
         self._kept = KeptWeights(options.memory_bytes is None and not options.low_memory)
         self._laid_out: WeakValueDictionary[Hashable, _LaidOut] = WeakValueDictionary()
@@ -311,7 +335,7 @@ class NativeSession:
         size = (sides.get("width", 0), sides.get("height", 0))
         if (plan := self._budget.bands(network, prepared, size)) is not None:
             return BandedModule(network, plan, packed, tuple(specs), self._threads)
-        laid_out = _LaidOut(prepared, specs, packed.tensors, self._threads)
+        laid_out = _LaidOut(prepared, specs, packed.tensors, self._threads, self._place)
         self._laid_out[key] = laid_out
         return _made(network, laid_out, packed)
 
@@ -336,12 +360,12 @@ class NativeSession:
         own = prepared
         if weights.applied(network):  # they have tensors of their own, and part joined products
             own = self._prepared(network, shapes, PRISTINE)
-        base = packed_weights(network, own.source, own.packing, own.weights)
+        base = packed_weights(network, own.source, own.packing, own.weights, self._memory)
         if not weights.identity(network):
             return base
         packed = merged_weights(
             network, own.packing, base, prepared.source, prepared.packing, prepared.weights,
-            weights, self._kept.make_room,
+            weights, self._kept.make_room, self._memory,
         )  # fmt: skip
         self._kept.keep(packed)
         return packed
@@ -370,4 +394,7 @@ class NativeBackend:
 
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session, its weights shrunk to a limit; see `Backend.open`, `memory_limit`."""
-        return NativeSession(bundle, replace(options, precision=self.resolve(options.precision)))
+        options = replace(options, precision=self.resolve(options.precision))
+        if options.split_guidance is None:
+            return NativeSession(bundle, options)
+        return open_split(bundle, options, partial(NativeSession, bundle, options))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sdengine.backends.machine import free_memory_bytes
 from sdengine.backends.native.packed_cache import PackedWeights
+from sdengine.machine import free_memory_bytes
 
 _SHARE = 4
 

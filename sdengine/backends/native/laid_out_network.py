@@ -23,13 +23,16 @@ class LaidOutNetwork:
         program: a network's operations and where its maps lie.
         weights: packed tensors by name.
         threads: that run it.
+        place: whose pool of threads they are of; who runs it is bound to the same processors.
     """
 
-    def __init__(self, program: Program, weights: Mapping[str, Array], threads: int) -> None:
+    def __init__(
+        self, program: Program, weights: Mapping[str, Array], threads: int, place: str = ""
+    ) -> None:
         self._weights = weights
         self._read = {name for record in program.records for name in record["weights"].values()}
         read = {name: weights[name] for name in self._read if name in weights}
-        self.network = _native.Network(program.records, read, threads, chosen_isa())
+        self.network = _native.Network(program.records, read, threads, chosen_isa(), place)
         self._constants = program.constants
         for one, name in program.constants:
             self._fill(self.network.view(one), weights[name])

@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 from sdengine.backends.base import SessionOptions
-from sdengine.backends.machine import free_memory_bytes
 from sdengine.backends.memory_budget import MemoryBudget, SizeNeeds
 from sdengine.backends.native.bands import BandPlan, plan_bands
 from sdengine.backends.native.packing import packed_bytes
@@ -24,6 +23,7 @@ from sdengine.bundle.image_prompts import IMAGE_ENCODER
 from sdengine.bundle.reader import Bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import BundleError, UnsupportedShapeError
+from sdengine.machine import free_memory_bytes
 
 _MAX_SIZES_ACCEPTED = 1000
 _VAE = ("vae_decoder", "vae_encoder")
@@ -40,6 +40,7 @@ class NativeBudget(MemoryBudget):
         bundle: of target native.
         options: how it is run; the precision is what networks compute in.
         isa: the instruction set that they run on.
+        copies: of the weights of U-Net and controls, in memories of several places.
 
     Raises:
         OutOfMemoryError: no size that the bundle was built for fits into the limit.
@@ -47,11 +48,12 @@ class NativeBudget(MemoryBudget):
 
     smaller = "a smaller width and height"
 
-    def __init__(self, bundle: Bundle, options: SessionOptions, isa: str) -> None:
+    def __init__(self, bundle: Bundle, options: SessionOptions, isa: str, copies: int = 1) -> None:
         memory_bytes, low_memory = options.memory_bytes, options.low_memory
         self._bundle = bundle
         self._precision = options.precision
         self._isa = isa
+        self._copies = copies
         self._tiles = options.vae_tiles
         self._has_limit = memory_bytes is not None
         self._seen: set[tuple[int | str, ...]] = set()
@@ -122,16 +124,27 @@ class NativeBudget(MemoryBudget):
         largest = max(self._bundle.manifest.resolutions, key=math.prod)
         plain = self._prepared(*largest)
         maps = self._map_bytes(plain)
-        weights = {name: packed_bytes(one.packing) for name, one in plain.items()}
+        weights = self._weight_bytes(plain)
         taken = max(weights.values()) if self.low_memory else sum(weights.values())
         if taken + maps > memory_bytes and self._tiles != "never":
             maps = self._map_bytes(plain, dict.fromkeys(_VAE))
         left = max(memory_bytes - maps, 1)
         if sum(weights.values()) > left and not self.low_memory:
-            return {name: size * left // sum(weights.values()) for name, size in weights.items()}
+            own = {name: packed_bytes(one.packing) for name, one in plain.items()}
+            return {name: size * left // sum(weights.values()) for name, size in own.items()}
         if self.low_memory and max(weights.values()) > left:
-            return {name: left for name in weights}
+            return {name: left // self._copies_of(name) for name in weights}
         return {}
+
+    def _weight_bytes(self, prepared: Mapping[str, Prepared]) -> dict[str, int]:
+        """Return what the packed weights of each network take, in all places."""
+        return {
+            name: packed_bytes(one.packing) * self._copies_of(name)
+            for name, one in prepared.items()
+        }
+
+    def _copies_of(self, network: str) -> int:
+        return self._copies if network == "unet" or is_control(network) else 1
 
     def _plan(
         self,
@@ -142,7 +155,7 @@ class NativeBudget(MemoryBudget):
     ) -> SizeNeeds:
         """Add up a size, with the VAE in bands where it fits no other way."""
         prepared = self._prepared(width, height, more, tile)
-        weights = {name: packed_bytes(one.packing) for name, one in prepared.items()}
+        weights = self._weight_bytes(prepared)
         steps = sum(n for name, n in weights.items() if name == "unet" or is_control(name))
         stage = max(steps, *weights.values())
         again = 0  # of the U-Net, which is laid out a second time for pictures that it reads

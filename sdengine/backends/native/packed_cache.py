@@ -16,8 +16,10 @@ from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
 from numpy.typing import NDArray
 
+from sdengine import _native
 from sdengine.adapters.changes import Strong
 from sdengine.adapters.weight_set import WeightSet
 from sdengine.backends.forks import ForkSafeLock
@@ -32,6 +34,7 @@ from sdengine.storage.tensor_file import Kinds
 _log = logging.getLogger(__name__)
 _LAYOUT = 2  # to be raised when the same packing would give other bytes
 _ENDING = ".weights"
+_LINE = 64  # bytes, of a cache
 KEPT = CacheFiles("packed", f"*{_ENDING}")
 Array = NDArray[Any]
 
@@ -55,13 +58,23 @@ class PackedWeights:
         self.own_bytes = own_bytes
         self.base = base
 
+    def own(self) -> dict[str, Array]:
+        """Return the tensors that are not the base's."""
+        shared = {} if self.base is None else self.base.tensors
+        return {name: x for name, x in self.tensors.items() if shared.get(name) is not x}
 
-_open: WeakValueDictionary[str, PackedWeights] = WeakValueDictionary()
+
+# By key, and the memory that they were copied to.
+_open: WeakValueDictionary[tuple[str, str], PackedWeights] = WeakValueDictionary()
 _opening = ForkSafeLock()
 
 
 def packed_weights(
-    network: str, source: HashedFile, packing: Packing, weights: Mapping[str, Array]
+    network: str,
+    source: HashedFile,
+    packing: Packing,
+    weights: Mapping[str, Array],
+    memory: str = "",
 ) -> PackedWeights:
     """Return the packed weights of a network: those in use, or the file's, or made now.
 
@@ -72,16 +85,21 @@ def packed_weights(
         source: the weights' file, by whose bytes the packed ones are found again.
         packing: what they become.
         weights: the file's tensors.
+        memory: names the calling thread's own, where they are copied to; empty leaves them where
+            they are. (A mapped file lies in the memory of whoever read it first.)
 
     Raises:
         BundleError: the file was changed after it was hashed.
     """
     key = _key(network, source, packing, "")
     with _opening:
-        found = _open.get(key)
+        found = _open.get((key, memory))
         if found is None:
-            found = PackedWeights(_kept_or_made(network, key, source, packing, weights))
-            _open[key] = found
+            other = _elsewhere(key) if memory else None
+            if other is None:
+                other = PackedWeights(_kept_or_made(network, key, source, packing, weights))
+            found = PackedWeights(_copied(other.tensors)) if memory else other
+            _open[key, memory] = found
     return found
 
 
@@ -94,6 +112,7 @@ def merged_weights(
     weights: Mapping[str, Array],
     adapters: WeightSet,
     make_room: Callable[[int], None],
+    memory: str = "",
 ) -> PackedWeights:
     """Return the packed weights of a network with changes: those in use, or made now.
 
@@ -107,6 +126,7 @@ def merged_weights(
         weights: the file's tensors, and those that come with hypernetworks.
         adapters: what is merged.
         make_room: called with the bytes that they will take, before they are made.
+        memory: as for `packed_weights`; the base lies there.
 
     Raises:
         BundleError, AdapterError, CheckpointError: a file was changed after it was hashed, or a
@@ -114,21 +134,44 @@ def merged_weights(
     """
     key = _key(network, source, packing, adapters.identity(network))
     with _opening:
-        found = _open.get(key)
+        found = _open.get((key, memory))
         if found is None:
             names, shared = {*adapters.changed(network)}, {*base_packing}
             changed = tuple(
                 p for p in packing if p not in shared or not names.isdisjoint(sources_of(p))
             )
             make_room(packed_bytes(changed))
-            adapters.require_unchanged()  # reading a mapped file that was cut off is fatal
-            pristine, changes = adapters.pristine(network, weights), adapters.changes(network)
-            made = dict(_pack_unchanged(source, changed, pristine, changes, together=True))
-            adapters.require_unchanged()
+            other = _elsewhere(key) if memory else None
+            if other is not None:
+                made = _copied(other.own())
+            else:
+                adapters.require_unchanged()  # reading a mapped file that was cut off is fatal
+                pristine, changes = adapters.pristine(network, weights), adapters.changes(network)
+                made = dict(_pack_unchanged(source, changed, pristine, changes, together=True))
+                adapters.require_unchanged()
             own_bytes = sum(array.nbytes for array in made.values())
             found = PackedWeights({**base.tensors, **made}, own_bytes, base)
-            _open[key] = found
+            _open[key, memory] = found
     return found
+
+
+def _elsewhere(key: str) -> PackedWeights | None:
+    """Return weights that are in use, in whatever memory."""
+    return next((one for (other, _), one in _open.items() if other == key), None)
+
+
+def _copied(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Return copies side by side in memory that the calling thread is the first to touch."""
+    ends = [0]
+    for tensor in tensors.values():
+        ends.append(ends[-1] + -(-tensor.nbytes // _LINE) * _LINE)
+    memory = _native.own_pages(ends[-1])
+    copies = {}
+    for (name, tensor), start in zip(tensors.items(), ends, strict=False):
+        place = memory[start : start + tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
+        np.copyto(place, tensor)
+        copies[name] = place
+    return copies
 
 
 def _key(network: str, source: HashedFile, packing: Packing, identity: str) -> str:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from sdengine import _native
 from sdengine.adapters.changes import Strong, merged, not_finite, terms
-from sdengine.backends.machine import usable_processors
 from sdengine.backends.native.graph import Graph
 from sdengine.backends.native.operations import OPERATIONS, Weight
 from sdengine.backends.native.projections import JOINT
 from sdengine.backends.native.size_rules import Sizes
 from sdengine.backends.native.step import Step
 from sdengine.errors import BundleError
+from sdengine.machine import usable_processors
 from sdengine.storage.tensor_file import Kinds, tensor_bytes, to_float32
 
 Array = NDArray[Any]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+from dataclasses import replace
 
 from sdengine import _native
 from sdengine.backends.base import DEFAULTS, Session, SessionOptions, checked_device
 from sdengine.backends.cache_file import capability_name, present_gpu
+from sdengine.backends.split_session import Half, SplitSession
+from sdengine.backends.split_worker import SplitWorker
 from sdengine.backends.tensorrt.session import TensorRtSession
+from sdengine.backends.tensorrt.split import two_gpus
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import BackendUnavailableError, ConfigError, DeviceError
 
@@ -49,10 +53,27 @@ class TensorRtRtxBackend:
 
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session on a GPU that keeps to a limit of its memory; see `Backend.open`."""
-        precision = self.resolve(options.precision, bundle.manifest.precision)
+        if options.split_guidance is not None:
+            return self._open_split(bundle, options, options.split_guidance)
         device = 0
         if options.device is not None:
             device = checked_device(options.device, [name for name, _ in _present_gpus()])
+        return self._open_on(device, bundle, options)
+
+    def _open_split(self, bundle: Bundle, options: SessionOptions, places: str) -> Session:
+        """Make a session of which two GPUs evaluate half of the U-Net's rows each."""
+        first, second = two_gpus(places, options.device, _present_gpus())
+        main = self._open_on(first, bundle, options)
+        # Of the second one the U-Net and controls alone are used: nothing else stays there.
+        other = self._open_on(second, bundle, replace(options, low_memory=True))
+        halves = (
+            Half(SplitWorker(f"sdengine-gpu-{first}"), main),
+            Half(SplitWorker(f"sdengine-gpu-{second}"), other),
+        )
+        return SplitSession(bundle, main, halves)
+
+    def _open_on(self, device: int, bundle: Bundle, options: SessionOptions) -> TensorRtSession:
+        precision = self.resolve(options.precision, bundle.manifest.precision)
         reason = self._refuses(*present_gpu(device))
         if reason:
             raise BackendUnavailableError(f"backend {self.name} is not available: {reason}")

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from sdengine.backends.base import DEFAULTS, Session, SessionOptions, checked_device
+from sdengine.backends.base import (
+    DEFAULTS,
+    Session,
+    SessionOptions,
+    checked_device,
+    require_no_split,
+)
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
 from sdengine.backends.torch.eager import TorchSession
 from sdengine.bundle.reader import Bundle
 from sdengine.errors import BackendUnavailableError, ConfigError
+from sdengine.machine import usable_processors
 from sdengine.models.dtypes import TORCH_DTYPES
 
 
@@ -79,13 +86,16 @@ class TorchCudaBackend:
 
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session; see `Backend.open`. torch takes memory as it needs it."""
+        require_no_split(self.name, options.split_guidance)
         device = self.device
         if options.device is not None:
             names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
             device = f"cuda:{checked_device(options.device, names)}"
         budget = unplanned_budget(self.name, options.memory_bytes)
         precision = self._resolve(options.precision, bundle.manifest.precision, device)
-        return self._session(bundle, precision, options.threads, budget, device)
+        # torch's own choice knows no quota.
+        threads = options.threads or usable_processors().threads_by_quota
+        return self._session(bundle, precision, threads, budget, device)
 
     def _session(
         self,

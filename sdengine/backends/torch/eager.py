@@ -22,8 +22,8 @@ from sdengine.backends.base import (
     SessionOptions,
     require_cpu_precision,
     require_no_device,
+    require_no_split,
 )
-from sdengine.backends.machine import usable_processors
 from sdengine.backends.memory_budget import MemoryBudget, unplanned_budget
 from sdengine.bundle.controls import control_name, is_control, is_feature
 from sdengine.bundle.reader import Bundle
@@ -36,6 +36,7 @@ from sdengine.errors import (
     DeviceError,
     OutOfMemoryError,
 )
+from sdengine.machine import usable_processors
 from sdengine.models.contracts import LEFT_OUT, make_contract
 from sdengine.models.controls import control_config, make_control
 from sdengine.models.dtypes import TORCH_DTYPES
@@ -280,6 +281,7 @@ class TorchBackend:
     def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> Session:
         """Make a session; see `Backend.open`. torch takes memory as it needs it."""
         require_no_device(self.name, options.device)
+        require_no_split(self.name, options.split_guidance)
         budget = unplanned_budget(self.name, options.memory_bytes)
         # Its own choice knows no quota.
         threads = options.threads or usable_processors().threads_by_quota

@@ -24,10 +24,10 @@ from sdengine.backends.native.packing import pack, plan_packing
 from sdengine.backends.native.prepare import BF16_ISA, DTYPES
 from sdengine.backends.native.projections import JOINT
 from sdengine.backends.native.step import Step
+from sdengine.machine import usable_processors
 
 Array = NDArray[Any]
 PRECISIONS = ("bf16", "int8")
-_THREADS = 2
 # A layer whose error is larger is computed plainly. In bf16 the rounding of inputs and results
 # alone is 2.4e-3; in 8 bits an even distribution gives about 1e-2.
 MAX_ERROR = {"bf16": 1e-2, "int8": 5e-2, "fp8": 8e-2}
@@ -151,7 +151,8 @@ def _laid_out(
 ) -> tuple[LaidOutNetwork, Program]:
     packed_graph, packing = plan_packing(graph, map_sizes(graph, shapes), weights)
     program = lay_out(packed_graph, shapes, dtype)
-    return LaidOutNetwork(program, dict(pack(packing, weights)), _THREADS), program
+    packed = dict(pack(packing, weights))
+    return LaidOutNetwork(program, packed, usable_processors().threads), program
 
 
 def error_alone(
