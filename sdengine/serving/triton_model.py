@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdengine.backends.machine import usable_processors
 from sdengine.errors import Cancelled, ConfigError, SdengineError
 from sdengine.images.result import Step
 from sdengine.loading import load
+from sdengine.machine import usable_processors
 from sdengine.pipeline.joining import joined, parted
 from sdengine.request.request import MAX_BATCH, Request
 from sdengine.serving.triton_requests import read_requests

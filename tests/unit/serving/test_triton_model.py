@@ -7,9 +7,9 @@ import pytest
 from support.triton_clients import RED, message, one
 from support.triton_server import Server
 
-from sdengine.backends.machine import Processors
 from sdengine.engine import Engine
 from sdengine.errors import ConfigError, OutOfMemoryError
+from sdengine.machine import Processors
 from sdengine.request.request import Request
 from sdengine.serving import triton_model
 
