@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import psutil
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from sdengine import _native
 from sdengine.adapters.file import alias_of
 from sdengine.backends.machine import free_memory_bytes
 from sdengine.images.web_ui_text import HIRES_UPSCALERS
@@ -127,7 +129,7 @@ async def embeddings(request: Request) -> Response:
         width = max(vectors.shape[1] for vectors in one.parts.values())
         loaded[one.name] = _embedding(width, one.num_vectors)
     skipped = {
-        file: {**_embedding(0, 0), "reason": reason}
+        Path(file).name: {**_embedding(0, 0), "reason": reason}
         for file, reason in engine.skipped_embeddings.items()
     }
     return json_answer({"loaded": loaded, "skipped": skipped})
@@ -157,12 +159,12 @@ async def script_info() -> list[dict[str, Any]]:
 
 
 @router.get("/memory")
-async def memory() -> dict[str, Any]:
-    """Say how much memory there is, in bytes: of the machine, or what this process may take."""
+async def memory(request: Request) -> dict[str, Any]:
+    """Say in bytes how much memory this process may still take, has, and the machine has."""
     free, total = free_memory_bytes(), psutil.virtual_memory().total
     return {
         "ram": {"free": free, "used": psutil.Process().memory_info().rss, "total": total},
-        "cuda": {"error": "not told"},
+        "cuda": _gpu_memory(served(request)),
     }
 
 
@@ -174,6 +176,15 @@ async def refresh(request: Request) -> Response:
     """Search the server's folders again for files that came or went."""
     await asyncio.to_thread(_refresh, served(request))
     return json_answer(None)
+
+
+def _gpu_memory(service: Service) -> dict[str, Any]:
+    """Return the memory of the first GPU where a bundle runs on one."""
+    is_used = any(one.bundle.manifest.target != "native" for one in service.engines.values())
+    if not is_used or not _native.cuda_available()[0]:
+        return {"error": "unavailable"}
+    free, total = _native.cuda_device().memory_info()
+    return {"system": {"free": free, "used": total - free, "total": total}}
 
 
 def _refresh(service: Service) -> None:
