@@ -54,10 +54,10 @@ async def control_types(request: Request) -> dict[str, Any]:
     """List modules and models by the kind of picture."""
     models = [_NONE, *_models(served(request))]
     kinds = sorted({kind for one in MODULES.values() for kind in one.kinds})
-    found = {"All": _kind(list(MODULES), models)}
+    found = {"All": _kind(list(MODULES), "none", models)}
     for kind in kinds:
         named = [name for name, one in MODULES.items() if kind in one.kinds]
-        found[kind] = _kind(["none", *named], models)
+        found[kind] = _kind(["none", *named], named[0], models)
     return {"control_types": found}
 
 
@@ -116,10 +116,10 @@ def _models(service: Service) -> list[str]:
     return list(found)
 
 
-def _kind(modules: list[str], models: list[str]) -> dict[str, Any]:
+def _kind(modules: list[str], usual: str, models: list[str]) -> dict[str, Any]:
     return {
         "module_list": modules,
         "model_list": models,
-        "default_option": modules[-1] if modules[0] == "none" and len(modules) > 1 else "none",
+        "default_option": usual,
         "default_model": models[1] if len(models) > 1 else _NONE,
     }

@@ -128,7 +128,7 @@ def options(keywords: dict[str, Any]) -> dict[str, Any]:
     "fields", [{"batch_size": 0}, {"n_iter": 10**9}, {"batch_size": 5, "n_iter": 5}]
 )
 def test_too_many_pictures(ask: Ask, fields: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="batch_size|n_iter"):
+    with pytest.raises(ConfigError, match=r"batch_size|n_iter"):
         ask(**fields)
 
 
@@ -206,7 +206,7 @@ def test_upscalers_of_the_catalogue(ask: Ask) -> None:
         assert Path(keywords["hires_model"]).name == "4x-Sharp.onnx"
         assert keywords["hires_upscaler"] == "lanczos"
     assert ask(enable_hr=True, hr_upscaler="None")[0]["hires_upscaler"] == "lanczos"
-    with pytest.raises(ConfigError, match="hr_upscaler: 'R-ESRGAN 4x\\+'.*4x-Sharp"):
+    with pytest.raises(ConfigError, match=r"hr_upscaler: 'R-ESRGAN 4x\+'.*4x-Sharp"):
         ask(enable_hr=True, hr_upscaler="R-ESRGAN 4x+")
 
 
