@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,14 @@ import numpy as np
 import pytest
 import webuiapi
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 from sd_parsers import ParserManager
 from support.adapters import make_demo_lora
+from support.checkpoint_folders import UNET
 from support.served import serving
 
 import sdengine
+from sdengine.checkpoints.folder import DEMO_CHECKPOINT
 from sdengine.engine import Engine
 from sdengine.serving.catalogue import Catalogue
 from sdengine.serving.service import Service
@@ -310,3 +315,31 @@ def test_a_text_of_parameters_makes_the_picture_again(client: Any) -> None:
     body = {"infotext": first.info["infotexts"][0]}
     again = client.custom_post("txt2img", body, baseurl=True)
     assert np.array_equal(pixels(again.image), pixels(first.image))
+
+
+def test_a_model_of_the_catalogue_on_the_bundle_that_it_fits(
+    tmp_path: Path, tiny: Path, engine: Engine
+) -> None:
+    folder = tmp_path / "models" / "other"
+    shutil.copytree(DEMO_CHECKPOINT, folder)
+    state = load_file(folder / UNET)
+    (folder / UNET).unlink()  # it is mapped
+    save_file({name: (1.05 * value.float()).half() for name, value in state.items()}, folder / UNET)
+    own = engine.generate(
+        PROMPT, model=folder, seed=7, steps=8, sampler="euler_a", guidance_scale=7.0, noise="cuda",
+        **SIZE,
+    )  # fmt: skip
+    catalogue = Catalogue({"model": tmp_path / "models"})
+    with ExitStack() as stack:
+        engines = {"tiny": stack.enter_context(sdengine.load(tiny)), "steered": engine}
+        url, _ = stack.enter_context(serving(engines, catalogue=catalogue))
+        client = webuiapi.WebUIApi(baseurl=f"{url}/sdapi/v1")
+        stack.callback(client.session.close)
+        assert client.util_get_current_model().startswith("tiny [")
+        client.util_set_model("other")
+        assert client.util_get_current_model() == "other"
+        found = client.txt2img(**PLAIN)
+        assert np.array_equal(np.asarray(found.image), own.arrays[0])
+        assert found.info["sd_model_name"] == "other"
+        plain = client.txt2img(**PLAIN, override_settings={"sd_model_checkpoint": "steered"})
+        assert not np.array_equal(np.asarray(plain.image), own.arrays[0])

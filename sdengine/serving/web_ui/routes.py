@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from sdengine.errors import CheckpointError
+from sdengine.errors import CheckpointError, ConfigError, SdengineError
 from sdengine.images.result import Result
 from sdengine.serving.error_answers import HTTPError
 from sdengine.serving.jobs import CANCELLED, GENERATING, Job
@@ -127,7 +127,7 @@ async def _submit(
         bundles = [found.bundle] if found.bundle else bundles
         model = "" if found.bundle else found.name
     every = settings["show_progress_every_n_steps"] if settings["live_previews_enable"] else 0
-    refused: CheckpointError | None = None
+    refused: SdengineError | None = None
     for bundle in bundles:
         asked = Asked(fields, settings, service, service.engine(bundle), model, warnings)
         try:
@@ -139,7 +139,9 @@ async def _submit(
                 preview_every=max(0, every),
                 job_id=fields.force_task_id,
             )
-        except CheckpointError as error:
+        except (CheckpointError, ConfigError) as error:
+            if len(bundles) == 1 or not model:
+                raise
             refused = refused or error
         else:
             return job, asked
