@@ -49,7 +49,7 @@ HEAD = "data:image/png;base64"
 
 def png(mode: str = "RGB") -> str:
     content = io.BytesIO()
-    Image.new(mode, (8, 8)).save(content, "PNG")
+    Image.new(mode, (8, 8), "white").save(content, "PNG")
     return base64.b64encode(content.getvalue()).decode()
 
 
@@ -72,12 +72,33 @@ def some_of(names: Any, values: Any) -> Any:
     return st.dictionaries(st.sampled_from(sorted(names)), values, max_size=3)
 
 
+KINDS = {
+    "bool": st.booleans(),
+    "int": st.integers(-2, 70) | st.integers(),
+    "float": st.floats(-1, 3) | st.floats(allow_nan=False, allow_infinity=False),
+    "str": TEXTS,
+    "list": st.lists(TEXTS, max_size=3),
+}
+
+
+@st.composite
+def some_fields(draw: Any, model: type[Fields], values: Any = ANYTHING) -> dict[str, Any]:
+    """Draw some fields, most of them of their own kind."""
+    found = {}
+    for name in draw(st.lists(st.sampled_from(sorted(model.model_fields)), max_size=3)):
+        kind = str(model.model_fields[name].annotation)
+        fits = next((one for word, one in KINDS.items() if word in kind), values)
+        found[name] = draw(fits if draw(st.integers(0, 4)) else values)
+    return found
+
+
 @st.composite
 def bodies(draw: Any, path: str) -> dict[str, Any]:
     """Draw fields of a call, for pictures such that more than one thing may be wrong, or none."""
-    body = draw(some_of(BODIES[path].model_fields, ANYTHING))
+    body = draw(some_fields(BODIES[path]))
     if not path.endswith("2img"):
-        return {**body}
+        pictures = {"image": png(), "imageList": [{"data": png()}], "upscaler_1": "Lanczos"}
+        return {**pictures, "controlnet_images": [png()], **body}
     found = dict(SMALL)
     if draw(st.booleans()):
         found |= {"init_images": [png()], "mask": png("L")}
@@ -92,7 +113,7 @@ def bodies(draw: Any, path: str) -> dict[str, Any]:
     return {**found, "enable_hr": draw(st.booleans()), "hr_scale": 1.5, **body}
 
 
-UNITS = some_of(Unit.model_fields, ANYTHING)
+UNITS = some_fields(Unit)
 
 
 @pytest.fixture(scope="module")
