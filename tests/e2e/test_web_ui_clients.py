@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import webuiapi
+import webuiapi  # type: ignore[import-untyped]
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from sd_parsers import ParserManager
@@ -30,7 +30,7 @@ from sdengine.serving.service import Service
 
 pytestmark = pytest.mark.slow
 PROMPT = "a large red circle on a blue background"
-SIZE = {"width": 128, "height": 128}
+SIZE: Any = {"width": 128, "height": 128}
 PLAIN: dict[str, Any] = {"prompt": PROMPT, "seed": 7, "steps": 8, **SIZE}
 
 
@@ -111,6 +111,7 @@ def test_other_readers_understand_the_pictures(client: Any, tmp_path: Path) -> N
     content = base64.b64decode(found.json["images"][0])
     (tmp_path / "a.png").write_bytes(content)
     read = ParserManager().parse(tmp_path / "a.png")
+    assert read is not None
     assert [one.value for one in read.prompts] == [PROMPT]
     assert [one.value for one in read.negative_prompts] == ["green"]
     (sampler,) = read.samplers

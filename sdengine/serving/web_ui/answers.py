@@ -24,8 +24,10 @@ from sdengine.version import __version__
 
 _PICTURES = ("init_images", "mask")
 # What `info` says in fields of its own; what else a text of parameters has is extra.
-_KEYS = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model hash", "Model")
-_KEYS = (*_KEYS, "Denoising strength", "Clip skip", "Version")
+_KEYS: tuple[str, ...] = (
+    *("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model hash", "Model"),
+    *("Denoising strength", "Clip skip", "Version"),
+)
 _ALL_KEYS = (*_KEYS, "Schedule type", "RNG")
 _INTERRUPTED = "it was interrupted before its pictures were whole, and has none."
 _NO_FILES = "save_images: it has no effect, because this server keeps no files."
@@ -65,7 +67,9 @@ def _info(asked: Asked, job: Job, result: Result | None) -> dict[str, Any]:
     provenance = asked.engine.provenance if result is None else result.provenance
     count = request.batch_size
     texts = [] if result is None else [result.parameters(i) for i in range(count)]
-    variation = request.variation_seed or request.seeds[0]
+    variation = request.variation_seed
+    if variation is None:  # it had no effect
+        variation = request.seeds[0] if fields.subseed == -1 else fields.subseed
     warnings = [*asked.warnings, *(result.warnings if result is not None else ())]
     if fields.save_images:
         warnings.append(_NO_FILES)

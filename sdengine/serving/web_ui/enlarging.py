@@ -87,7 +87,7 @@ def _by_one(
         kind = _FILTERS[name.lower()]
         return np.asarray(Image.fromarray(pixels).resize(size, kind))
     path = upscaler_path(service, field, name, ["Lanczos", "Nearest"])
-    upscaler = open_upscaler(field, read_upscaler(field, path))  # type: ignore[arg-type]
+    upscaler = open_upscaler(field, read_upscaler(field, path))
     factor, (height, width) = upscaler.factor, pixels.shape[:2]
     while width < size[0] or height < size[1]:
         width, height = width * factor, height * factor

@@ -68,7 +68,7 @@ def test_defaults_are_those_of_the_reference_but_for_the_size(ask: Ask, engine: 
     assert (request.sampler, request.schedule) == ("euler", "normal")
     assert (request.width, request.height) == (128, 128)  # of the bundle
     assert request.noise == "cuda"
-    assert 0 <= request.seed < 2**32
+    assert 0 <= request.seeds[0] < 2**32
     assert warnings == []
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from support.served import serving
 from support.tiny_bundle import make_tiny_bundle
@@ -46,10 +47,34 @@ def server(
 ) -> Iterator[tuple[str, Service]]:
     folder = tmp_path_factory.mktemp("models")
     (folder / "Fine Tune.safetensors").write_bytes(b"nothing")
-    catalogue = Catalogue({"model": folder, "lora": tmp_path_factory.mktemp("loras")})
+    folders = {
+        "lora": tmp_path_factory.mktemp("loras"),
+        "upscaler": tmp_path_factory.mktemp("onnx"),
+    }
+    write_upscaler(folders["upscaler"] / "Twice.onnx")
+    catalogue = Catalogue({"model": folder, **folders})
     tokens = Tokens([token("ann"), token("ben"), token("cleo")])
     with serving({"tiny": engine}, catalogue=catalogue, tokens=tokens) as found:
         yield found
+
+
+def write_upscaler(path: Path) -> None:
+    """Write a network that makes each pixel four of them."""
+    weight = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)[..., None, None]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "weight"], ["c"]),
+            helper.make_node("DepthToSpace", ["c"], ["y"], blocksize=2, mode="CRD"),
+        ],
+        "upscaler",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 32, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    opset = helper.make_opsetid("", 17)
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
+    )
 
 
 Client = Callable[[str], httpx.Client]
@@ -373,6 +398,21 @@ def test_extras(client: Client, fields: dict[str, Any], size: tuple[int, int]) -
     images = [{"data": png(16, 8), "name": "a"}, {"data": png(16, 8), "name": "b"}]
     found = ann.post("/sdapi/v1/extra-batch-images", json={**fields, "imageList": images})
     assert [opened(one).size for one in found.json()["images"]] == [size, size]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_extras_of_an_upscaler_of_the_catalogue(client: Client, mode: str) -> None:
+    ann, sent = client("ann"), png(24, 40, mode)
+    names = [one["name"] for one in ann.get("/sdapi/v1/upscalers").json()]
+    assert names == ["None", "Lanczos", "Nearest", "Twice"]
+    body = {"image": sent, "upscaler_1": "Twice", "upscaling_resize": 2}
+    found = ann.post("/sdapi/v1/extra-single-image", json=body).json()
+    larger = np.asarray(opened(found["image"]))
+    wanted = np.asarray(opened(sent)).repeat(2, axis=0).repeat(2, axis=1)
+    assert np.array_equal(larger[..., :3], wanted[..., :3]) and larger.shape == wanted.shape
+    larger_still = {**body, "upscaling_resize": 2.5}
+    found = ann.post("/sdapi/v1/extra-single-image", json=larger_still).json()
+    assert opened(found["image"]).size == (60, 100)
 
 
 def test_extras_of_two_upscalers(client: Client) -> None:
