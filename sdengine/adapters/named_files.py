@@ -62,10 +62,13 @@ class NamedFiles:
                 raise ConfigError.for_field(
                     self._field, str(path), f"a folder, or a file: {', '.join(self._endings)}"
                 )
+        # Another thread may be looking for one meanwhile.
+        by_name = {name: list(known) for name, known in self._by_name.items()}
         for path in map(self._place_of, found):
-            known = self._by_name.setdefault(self._name_of(path), [])
+            known = by_name.setdefault(self._name_of(path), [])
             if path not in known:
                 known.append(path)
+        self._by_name = by_name
         self._aliases = self._hashes = None
 
     def find(self, name: str) -> Sequence[Path]:

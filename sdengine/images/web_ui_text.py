@@ -37,8 +37,8 @@ _EMBEDDINGS = "TI hashes"
 _LORAS = "Lora hashes"
 _NAME_AND_HASH = re.compile(r"\s*([^\s:][^:]{0,200}):\s*([0-9a-f]{8,64})\s*(?:,|$)")
 
-_EMPHASIS = {"Original": "original", "No norm": "no_norm", "Ignore": "none", "None": "literal"}
-_UPSCALERS = {
+EMPHASIS = {"Original": "original", "No norm": "no_norm", "Ignore": "none", "None": "literal"}
+HIRES_UPSCALERS = {
     "Latent": "latent",
     "Latent (antialiased)": "latent_antialiased",
     "Latent (bicubic)": "latent_bicubic",
@@ -51,13 +51,13 @@ _UPSCALERS = {
 # What reads the value of a field that is no number.
 _CHOICES = {
     "noise": {"CPU": "cpu", "GPU": "cuda", "NV": "cuda"},
-    "emphasis": _EMPHASIS,
-    "hires_upscaler": _UPSCALERS,
+    "emphasis": EMPHASIS,
+    "hires_upscaler": HIRES_UPSCALERS,
     "decoder": {"Full": "vae", "TAESD": "tiny"},
     "seamless": {"True": "xy", "False": "none"},
 }
 # The web UI's own names; "Automatic" is the sampler's default.
-_SCHEDULES = {"Automatic": None, "Uniform": "normal", "DDIM": "ddim_uniform"}
+SCHEDULES_OF_WEB_UI = {"Automatic": None, "Uniform": "normal", "DDIM": "ddim_uniform"}
 _NOT_OF_THE_REQUEST = {"Model hash", "Model", "Version", "Hashes", "Sampler", "Schedule type"}
 # Older web UIs have these in the place of a tag.
 _HYPERNETWORK = ("Hypernet", "Hypernet strength")
@@ -66,13 +66,13 @@ _NOT_OF_THE_REQUEST |= {"Hires sampler", "Hires schedule type"}
 _NO_SEED = "-1"
 # The ControlNet extension's names; diffusers' guess mode is near to the last one.
 _MORE_IMPORTANT = "ControlNet is more important"
-_CONTROL_MODES = {
+CONTROL_MODES = {
     "balanced": "Balanced",
     "prompt": "My prompt is more important",
     "control": _MORE_IMPORTANT,
     "guess": _MORE_IMPORTANT,
 }
-_RESIZES = {"stretch": "Just Resize", "crop": "Crop and Resize", "fill": "Resize and Fill"}
+CONTROL_RESIZES = {"stretch": "Just Resize", "crop": "Crop and Resize", "fill": "Resize and Fill"}
 _FIELDS: dict[str, list[FieldInfo]] = {}  # by label; a size has two
 for _info in FIELDS.values():
     for _label in _info.labels:
@@ -163,10 +163,10 @@ def _control(control: Control) -> str:
         "Module": control.preprocess,
         "Model": control.network,
         "Weight": _value_text(control.scale),
-        "Resize Mode": _RESIZES[control.resize],
+        "Resize Mode": CONTROL_RESIZES[control.resize],
         "Guidance Start": _value_text(control.start),
         "Guidance End": _value_text(control.end),
-        "Control Mode": _CONTROL_MODES[control.mode],
+        "Control Mode": CONTROL_MODES[control.mode],
     }
     return ", ".join(f"{key}: {value}" for key, value in pairs.items())
 
@@ -241,6 +241,20 @@ def parse_parameters(text: str) -> Parameters:
     return Parameters(values, model_hash, shown, tuple(named[:_MAX_NAMED]), tuple(loras))
 
 
+def labelled_values(text: str) -> dict[str, str]:
+    """Return the prompts and pairs of any tool's text by the web UI's labels, as they stand there.
+
+    Width and height of `Size` are `Size-1` and `Size-2`, as the web UI tells them.
+    """
+    found = find_pairs(text, _KNOWN)
+    prompt, negative = _prompts(found.before)
+    values = {"Prompt": prompt, "Negative prompt": negative, **found.values}
+    if size := _SIZE.fullmatch(values.get("Size", "")):
+        del values["Size"]
+        values |= {"Size-1": size[1], "Size-2": size[2]}
+    return values
+
+
 def _prompts(lines: list[str]) -> tuple[str, str]:
     for index, line in enumerate(lines):
         if line.startswith(_NEGATIVE):
@@ -285,7 +299,7 @@ def _sampler_names(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
     if "Sampler" not in pairs:
         return {}, []
     label = pairs.get("Schedule type")
-    schedule = _SCHEDULES.get(label, label) if label is not None else None
+    schedule = SCHEDULES_OF_WEB_UI.get(label, label) if label is not None else None
     for tried, unknown in ((schedule, []), (None, ["Schedule type"])):
         try:
             found = resolve_names(pairs["Sampler"], tried)
@@ -301,7 +315,7 @@ def _hires_names(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
     found: dict[str, Any] = {}
     left = []
     if labels[1] is not None:
-        schedule = _SCHEDULES.get(labels[1], labels[1])
+        schedule = SCHEDULES_OF_WEB_UI.get(labels[1], labels[1])
         try:
             found["hires_schedule"] = resolve_names("euler", schedule)[1] if schedule else None
         except ConfigError:

@@ -16,6 +16,7 @@ from sdengine.serving import metrics, native_api
 from sdengine.serving.error_answers import HTTPError, response_of
 from sdengine.serving.guard import LOOPBACK, Guard
 from sdengine.serving.service import BusyError, DrainingError, Service
+from sdengine.serving.web_ui import router as web_ui
 from sdengine.version import __version__
 
 
@@ -44,7 +45,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    for router in (native_api.router,):
+    for router in (native_api.router, web_ui):
         app.include_router(router)
     _add_health(app, service)
     _add_error_answers(app, service)
