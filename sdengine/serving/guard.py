@@ -26,7 +26,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # What says nothing of anybody's requests.
 _OPEN_PATHS = frozenset({"/", "/health", "/ready"})
-_OPEN_PREFIX = "/page/"
+_OPEN_PREFIXES = ("/page/", "/v1/images/files/")  # files have names that nobody can guess
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -113,7 +113,7 @@ class Guard:
     def _owner(self, path: str, headers: dict[str, str]) -> str:
         if not len(self._service.tokens):
             return LOCAL
-        if path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX):
+        if path in _OPEN_PATHS or path.startswith(_OPEN_PREFIXES):
             return ""
         token = self._service.tokens.of(_secret(headers.get("authorization", "")))
         if token is None:

@@ -117,7 +117,7 @@ class Service:
 
     async def submit(
         self,
-        keywords: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+        keywords: Mapping[str, Any] | Request | Callable[[], Mapping[str, Any] | Request],
         owner: str,
         *,
         bundle: str = "",
@@ -129,7 +129,8 @@ class Service:
 
         Args:
             keywords: of `Engine.request`, prompts included, with pictures as contents of files; or
-                what returns them, which is called in a thread.
+                what returns them, which is called in a thread. A whole request may take their
+                place.
             owner: name of the token that asks.
             bundle: name of the engine that shall run it.
             kind: of the call, for people.
@@ -141,7 +142,7 @@ class Service:
             DrainingError: the server ends.
             ConfigError, AdapterError, CheckpointError: the request is not accepted.
         """
-        self._check_room(owner)
+        self.check_room(owner)
         name = bundle or next(iter(self.engines))
         engine = self.engine(name)
         request, key = await asyncio.to_thread(self._prepared, engine, keywords)
@@ -158,7 +159,7 @@ class Service:
             asyncio.get_running_loop(),
             job_id,
         )
-        self._check_room(owner)  # others came meanwhile
+        self.check_room(owner)  # others came meanwhile
         self.jobs.add(job)
         try:
             self._queue.put(job, self._most_of(owner))
@@ -213,14 +214,25 @@ class Service:
         return not left
 
     def _prepared(
-        self, engine: Engine, keywords: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+        self,
+        engine: Engine,
+        keywords: Mapping[str, Any] | Request | Callable[[], Mapping[str, Any] | Request],
     ) -> tuple[Request, Any]:
-        given = dict(keywords() if callable(keywords) else keywords)
-        request = engine.request(given.pop("prompt", ""), given.pop("negative_prompt", ""), **given)
-        self.limits.check(request)
-        return request, engine.check(request)
+        given = keywords() if callable(keywords) else keywords
+        if not isinstance(given, Request):
+            rest = dict(given)
+            texts = rest.pop("prompt", ""), rest.pop("negative_prompt", "")
+            given = engine.request(*texts, **rest)
+        self.limits.check(given)
+        return given, engine.check(given)
 
-    def _check_room(self, owner: str) -> None:
+    def check_room(self, owner: str) -> None:
+        """Refuse what could not wait now, before work is spent on it.
+
+        Raises:
+            BusyError: the queue is full.
+            DrainingError: the server ends.
+        """
         if self.is_draining:
             raise DrainingError("the server ends and takes nothing new. Ask another one.")
         try:
