@@ -14,13 +14,13 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from sdengine.errors import ConfigError
-from sdengine.request.fields import Check, Choice, Color, Name, OneOrEach, Text
+from sdengine.request.fields import Choice, Color, Name, OneOrEach, Text
 from sdengine.request.picture_fields import PICTURES
 from sdengine.request.request import FIELDS
 from sdengine.serving.openai.fields import CHECKS, EDITS
 
 _MAX_PARTS = 200
-_MAX_HEAD_BYTES = 4096
+_MAX_HEAD_BYTES = 2048
 _MAX_DEPTH = 4
 _PICTURE = re.compile(r"(image|mask|markup)(\[[0-9]{0,3}\])?")
 _NAME = re.compile(r"([^\[\]]{1,80})((?:\[[^\[\]]{0,200}\])*)")
@@ -140,7 +140,7 @@ def _put(fields: dict[str, Any], written: str, text: str) -> None:
     if len(keys) > _MAX_DEPTH:
         raise ConfigError(f"{name[:80]!r}: it goes too deep; send its JSON as the field's text.")
     is_known = name in FIELDS or name in CHECKS[EDITS]
-    if not text and not keys and is_known and not isinstance(_check_of(name), _AS_TEXT):
+    if not text and not keys and is_known and not _is_text(name):
         return  # an input that nobody filled in
     place: Any = fields
     key: Any = name
@@ -179,11 +179,8 @@ def _twice(written: str) -> ConfigError:
 
 def _value(name: str, text: str, *, is_inside: bool) -> Any:
     """Return what a text says, as the field holds it; what cannot be read its check refuses."""
-    check = _check_of(name)
-    if isinstance(check, OneOrEach):
-        check = check.check
     is_name = name in _NAMES and not is_inside and not text.startswith("{")
-    if isinstance(check, _AS_TEXT) or name in PICTURES or is_name:
+    if is_name or name in PICTURES or _is_text(name):
         return text
     try:
         return json.loads(text)
@@ -191,5 +188,6 @@ def _value(name: str, text: str, *, is_inside: bool) -> Any:
         return {"True": True, "False": False}.get(text, text)
 
 
-def _check_of(name: str) -> Check | None:
-    return FIELDS[name].check if name in FIELDS else CHECKS[EDITS].get(name)
+def _is_text(name: str) -> bool:
+    check = FIELDS[name].check if name in FIELDS else CHECKS[EDITS].get(name)
+    return isinstance(check.check if isinstance(check, OneOrEach) else check, _AS_TEXT)

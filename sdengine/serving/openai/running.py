@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from fastapi.responses import StreamingResponse
@@ -18,6 +19,7 @@ from sdengine.serving.openai.requests import Call
 from sdengine.serving.service import BusyError
 from sdengine.serving.waiting import CLIENT_GONE, result_of
 
+_log = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 10.0
 _ROOM_SECONDS = 0.5
 
@@ -100,7 +102,9 @@ class Run:
                     yield event
                 self.end()
             yield DONE
-        except SdengineError as error:
+        except Exception as error:  # the status of the response is sent already
+            if not isinstance(error, SdengineError):
+                _log.exception("a stream failed")
             yield error_event(body_of(self.path, answer_of(error)))
         finally:
             self.end()
