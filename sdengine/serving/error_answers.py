@@ -95,7 +95,8 @@ def answer_of(error: Exception) -> Answer:
     if isinstance(error, DrainingError):
         return Answer(503, kind, message, "", {"Retry-After": str(_DRAINING_SECONDS)})
     if isinstance(error, (ConfigError, UnsupportedShapeError)):
-        field = message.partition(":")[0].strip("'")
+        head, colon, _ = message.partition(":")
+        field = head.strip("'") if colon else ""
         return Answer(400, kind, message, field if _FIELD.fullmatch(field) else "", headers)
     if isinstance(error, (AdapterError, CheckpointError, OutOfMemoryError)):
         return Answer(400, kind, message, "", headers)

@@ -217,11 +217,13 @@ def test_each_picture_of_a_list_is_edited(client: OpenAI, engine: Engine) -> Non
 def test_variations(client: OpenAI, engine: Engine) -> None:
     before = engine.generate(PROMPT, seed=1, steps=8).arrays[0]
     with pytest.warns(DeprecationWarning):
-        response = client.images.create_variation(image=png(before), n=2, size="128x128")
+        response = client.images.create_variation(
+            image=png(before), n=2, extra_body={"size": "128x128"}
+        )
     assert response.data is not None
     found = [pixels(content_of(image)) for image in response.data]
     assert (found[0] != found[1]).any() and found[0].shape == (128, 128, 3)
-    seed = response.data[0].to_dict()["seed"]
+    seed: Any = response.data[0].to_dict()["seed"]
     own = engine.generate("", image=before, strength=0.6, seed=seed, batch_size=2)
     assert (own.arrays[0] == found[0]).all()
 
@@ -231,7 +233,7 @@ def test_addresses_are_given_where_they_are_asked_for(client: OpenAI, engine: En
         prompt=PROMPT, response_format="url", extra_body={"seed": 3, "steps": 2}
     )
     assert response.data is not None and response.data[0].b64_json is None
-    with urllib.request.urlopen(response.data[0].url) as answer:
+    with urllib.request.urlopen(str(response.data[0].url)) as answer:
         assert answer.headers["content-type"] == "image/png"
         found = pixels(answer.read())
     assert (found == engine.generate(PROMPT, seed=3, steps=2).arrays[0]).all()
@@ -284,8 +286,8 @@ def test_streamed_edits_and_lists(client: OpenAI, engine: Engine) -> None:
     types = [event.type for event in stream]
     assert types.count("image_edit.completed") == 2
     assert set(types) <= {"image_edit.partial_image", "image_edit.completed"}
-    stream = client.images.generate(prompt=PROMPT, n=2, stream=True, extra_body={"steps": 2})
-    assert [event.type for event in stream] == ["image_generation.completed"] * 2
+    both = client.images.generate(prompt=PROMPT, n=2, stream=True, extra_body={"steps": 2})
+    assert [event.type for event in both] == ["image_generation.completed"] * 2
 
 
 def test_a_failure_within_a_stream_is_an_error(

@@ -82,7 +82,7 @@ def ask(address: str, path: str, body: bytes, content_type: str, method: str = "
     finally:
         connection.close()
     assert status < 500, content
-    if response.headers["content-type"].startswith("text/event-stream"):
+    if response.headers.get("content-type", "").startswith("text/event-stream"):
         assert content.endswith(b"data: [DONE]\n\n") or b"event: error" in content
     elif status >= 400:
         assert set(json.loads(content)["error"]) == {"message", "type", "param", "code"}
@@ -162,11 +162,12 @@ def test_damaged_pictures(address: str, place: int, value: int, of: int) -> None
 
 
 @settings(max_examples=100)
-@given(name=st.text(min_size=1, max_size=200))
+@given(name=st.text(max_size=200) | st.sampled_from(["/", "..", "demo/", "%"]))
 def test_any_names_of_models_and_files(address: str, name: str) -> None:
     quoted = quote(name.encode("utf-8", "replace"), safe="")
     for path in ("models", "images/files"):
-        assert ask(address, f"/v1/{path}/{quoted}", b"", "", "GET") in (200, 400, 404, 405)
+        status = ask(address, f"/v1/{path}/{quoted}", b"", "", "GET")
+        assert status in (200, 307, 400, 404)  # 307: slashes at the end are taken away
 
 
 def _text(value: Any) -> bytes:

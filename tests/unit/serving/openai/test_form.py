@@ -61,7 +61,7 @@ def test_texts_are_read_as_their_fields_hold_them() -> None:
 
 
 def test_objects_and_lists_as_the_client_writes_them() -> None:
-    given = {
+    given: dict[str, Any] = {
         "loras": {"a": 0.5, "b.c": [0.25, 1]},
         "model": {"x": 0.5, "y": 0.5},
         "seed": [1, 2],
