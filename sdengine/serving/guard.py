@@ -82,7 +82,7 @@ class Guard:
         try:
             try:
                 self._check_place(headers)
-                state["owner"] = self._owner(scope["path"], headers)
+                state["owner"] = self._owner(scope["method"], scope["path"], headers)
                 body = b""
                 if scope["method"] not in _WITHOUT_BODY:
                     held = self._reserve(headers)
@@ -110,10 +110,11 @@ class Guard:
             message = f"origin: pages of {origin[:100]!r} may not ask this server."
             raise HTTPError(403, message, "ForeignOrigin")
 
-    def _owner(self, path: str, headers: dict[str, str]) -> str:
+    def _owner(self, method: str, path: str, headers: dict[str, str]) -> str:
         if not len(self._service.tokens):
             return LOCAL
-        if path in _OPEN_PATHS or path.startswith(_OPEN_PREFIXES):
+        is_open = path in _OPEN_PATHS or path.startswith(_OPEN_PREFIXES)
+        if is_open and method in _WITHOUT_BODY:  # nobody unknown shall have a body held
             return ""
         token = self._service.tokens.of(_secret(headers.get("authorization", "")))
         if token is None:

@@ -344,6 +344,8 @@ def test_tokens_are_asked_for_except_where_an_address_is_the_secret(engine: Engi
             assert pixels(answer.read()).shape == (128, 128, 3)
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(address[:-8] + "AAAA.png")
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(address, data=b"a body")
 
 
 def test_a_full_queue_is_tried_again_after_the_time_that_it_says(engine: Engine) -> None:

@@ -67,6 +67,8 @@ def answer(call: Call, results: Sequence[Result], given: Sequence[dict[str, str]
 def partial_event(call: Call, request: Request, preview: NDArray[uint8], number: int) -> bytes:
     """Return the event of a picture [h,w,3] on its way, shown at the size that it will have."""
     options, size = call.options, (request.width, request.height)
+    if request.hires is not None:
+        size = request.hires_size(*size)
     content = encoded_preview(preview, size, options.output_format, options.compression)
     more = {"partial_image_index": number}
     return _picture_event(call, "partial_image", content, size, more)

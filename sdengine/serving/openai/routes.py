@@ -22,6 +22,7 @@ from sdengine.serving.openai.schema import form_body, json_body
 from sdengine.serving.served import served
 
 router = APIRouter(prefix="/v1", tags=["openai"])
+_FILE_ROUTE = "openai_file"
 _MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _Name = Annotated[str, Path(max_length=100)]
 
@@ -47,7 +48,7 @@ async def variations(request: Request) -> Response:
     return await _answered(request, await _form_call(request, VARIATIONS))
 
 
-@router.get("/images/files/{name}", response_class=Response)
+@router.get("/images/files/{name}", name=_FILE_ROUTE, response_class=Response)
 async def file(request: Request, name: _Name) -> Response:
     """Return a picture whose address an answer gave; its name is all that one needs."""
     content = _files(request).get(name)
@@ -94,7 +95,7 @@ async def _answered(request: Request, call: Call) -> Response:
     contents = await asyncio.to_thread(files)
     if call.options.as_url:
         names = _files(request).put(contents, call.options.output_format)
-        given = [{"url": str(request.url_for("file", name=name))} for name in names]
+        given = [{"url": str(request.url_for(_FILE_ROUTE, name=name))} for name in names]
     else:
         given = await asyncio.to_thread(lambda: [in_base64(content) for content in contents])
     body = await asyncio.to_thread(answer, call, results, given)
