@@ -109,6 +109,10 @@ class OpenedBundle:
         """The names of LoRAs that prompts may have in tags, sorted."""
         return self._planner.weights.names
 
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens a text has as it is written, without start, end and padding."""
+        return len(next(iter(self._planner.conditioner.planner.tokenizers.values())).encode(text))
+
     def add_loras(self, *loras: str | os.PathLike[str]) -> None:
         """Let prompts name LoRAs in tags, as web UIs do: `<lora:name:0.8>`.
 

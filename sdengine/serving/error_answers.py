@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,18 @@ from sdengine.serving.service import BusyError, DrainingError
 _WEB_UI_PATHS = ("/sdapi/", "/internal/", "/controlnet/")
 _OPENAI_PATHS = ("/v1/",)
 _DRAINING_SECONDS = 5
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]]{0,80}")
+# What OpenAI's clients know errors by, beside the status.
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_OPENAI_CODES = {
+    "BusyError": "rate_limit_exceeded",
+    "ConfigError": "invalid_value",
+    "NotFound": "not_found",
+    "TooLarge": "request_too_large",
+    "Unauthorized": "invalid_api_key",
+    "UnsupportedShapeError": "invalid_value",
+}
+_WORTH_ANOTHER_TRY = (408, 429, 503)
 
 
 class HTTPError(SdengineError):
@@ -31,15 +44,22 @@ class HTTPError(SdengineError):
         message: for people.
         kind: for programs.
         headers: of the answer.
+        field: of the request that is wrong; "" where it is none.
     """
 
     def __init__(
-        self, status: int, message: str, kind: str = "", headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        kind: str = "",
+        headers: Mapping[str, str] | None = None,
+        field: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind or type(self).__name__
         self.headers = dict(headers or {})
+        self.field = field
 
 
 @dataclass(frozen=True)
@@ -69,14 +89,15 @@ def answer_of(error: Exception) -> Answer:
     kind, message = type(error).__name__, str(error)
     headers: dict[str, str] = {}
     if isinstance(error, HTTPError):
-        return Answer(error.status, error.kind, message, "", error.headers)
+        return Answer(error.status, error.kind, message, error.field, error.headers)
     if isinstance(error, BusyError):
         return Answer(429, kind, message, "", {"Retry-After": str(error.retry_after)})
     if isinstance(error, DrainingError):
         return Answer(503, kind, message, "", {"Retry-After": str(_DRAINING_SECONDS)})
     if isinstance(error, (ConfigError, UnsupportedShapeError)):
-        field = message.partition(":")[0]
-        return Answer(400, kind, message, field if field.isidentifier() else "", headers)
+        head, colon, _ = message.partition(":")
+        field = head.strip("'") if colon else ""
+        return Answer(400, kind, message, field if _FIELD.fullmatch(field) else "", headers)
     if isinstance(error, (AdapterError, CheckpointError, OutOfMemoryError)):
         return Answer(400, kind, message, "", headers)
     if isinstance(error, SdengineError):
@@ -94,14 +115,13 @@ def body_of(path: str, answer: Answer) -> dict[str, Any]:
             "errors": answer.message,
         }
     if path.startswith(_OPENAI_PATHS):
-        kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
         kind = "server_error" if answer.status >= 500 else "invalid_request_error"
         return {
             "error": {
                 "message": answer.message,
-                "type": kinds.get(answer.status, kind),
+                "type": _OPENAI_TYPES.get(answer.status, kind),
                 "param": answer.field or None,
-                "code": answer.kind,
+                "code": _OPENAI_CODES.get(answer.kind, answer.kind),
             }
         }
     told: dict[str, Any] = {"type": answer.kind, "message": answer.message}
@@ -111,4 +131,7 @@ def body_of(path: str, answer: Answer) -> dict[str, Any]:
 def response_of(path: str, error: Exception) -> JSONResponse:
     """Return the response to a call of a path that failed."""
     answer = answer_of(error)
-    return JSONResponse(body_of(path, answer), answer.status, dict(answer.headers))
+    headers = dict(answer.headers)
+    if path.startswith(_OPENAI_PATHS):  # its clients would try more of them again by themselves
+        headers["x-should-retry"] = "true" if answer.status in _WORTH_ANOTHER_TRY else "false"
+    return JSONResponse(body_of(path, answer), answer.status, headers)

@@ -26,7 +26,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # What says nothing of anybody's requests.
 _OPEN_PATHS = frozenset({"/", "/health", "/ready"})
-_OPEN_PREFIX = "/page/"
+_OPEN_PREFIXES = ("/page/", "/v1/images/files/")  # files have names that nobody can guess
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -82,7 +82,7 @@ class Guard:
         try:
             try:
                 self._check_place(headers)
-                state["owner"] = self._owner(scope["path"], headers)
+                state["owner"] = self._owner(scope["method"], scope["path"], headers)
                 body = b""
                 if scope["method"] not in _WITHOUT_BODY:
                     held = self._reserve(headers)
@@ -110,10 +110,11 @@ class Guard:
             message = f"origin: pages of {origin[:100]!r} may not ask this server."
             raise HTTPError(403, message, "ForeignOrigin")
 
-    def _owner(self, path: str, headers: dict[str, str]) -> str:
+    def _owner(self, method: str, path: str, headers: dict[str, str]) -> str:
         if not len(self._service.tokens):
             return LOCAL
-        if path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX):
+        is_open = path in _OPEN_PATHS or path.startswith(_OPEN_PREFIXES)
+        if is_open and method in _WITHOUT_BODY:  # nobody unknown shall have a body held
             return ""
         token = self._service.tokens.of(_secret(headers.get("authorization", "")))
         if token is None:

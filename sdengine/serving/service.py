@@ -27,7 +27,6 @@ from sdengine.serving.tokens import Allowance, Tokens
 
 _log = logging.getLogger(__name__)
 _MAX_RETRY_SECONDS = 120
-_FIRST_RATE = 1e5  # pixel steps a second, until one was measured
 
 
 # Name of the bundle, request, what is told of steps, steps between previews, what ends it.
@@ -105,7 +104,7 @@ class Service:
             for number in range(workers)
         ]
         self._running: dict[Job, None] = {}  # in the order in which they began
-        self._rate = _FIRST_RATE
+        self._rate: float | None = None  # work a second
         self._has_started = False
         self.metrics.watch("queue_length", lambda: len(self._queue))
         self.metrics.watch("running", lambda: len(self._running))
@@ -131,7 +130,7 @@ class Service:
 
     async def submit(
         self,
-        keywords: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+        keywords: Mapping[str, Any] | Request | Callable[[], Mapping[str, Any] | Request],
         owner: str,
         *,
         bundle: str = "",
@@ -143,7 +142,8 @@ class Service:
 
         Args:
             keywords: of `Engine.request`, prompts included, with pictures as contents of files; or
-                what returns them, which is called in a thread.
+                what returns them, which is called in a thread. A whole request may take their
+                place.
             owner: name of the token that asks.
             bundle: name of the engine that shall run it.
             kind: of the call, for people.
@@ -155,7 +155,7 @@ class Service:
             DrainingError: the server ends.
             ConfigError, AdapterError, CheckpointError: the request is not accepted.
         """
-        self._check_room(owner)
+        self.check_room(owner)
         name = bundle or next(iter(self.engines))
         engine = self.engine(name)
         request, key = await asyncio.to_thread(self._prepared, engine, keywords)
@@ -172,7 +172,7 @@ class Service:
             asyncio.get_running_loop(),
             job_id,
         )
-        self._check_room(owner)  # others came meanwhile
+        self.check_room(owner)  # others came meanwhile
         self.jobs.add(job)
         try:
             self._queue.put(job, self._most_of(owner))
@@ -227,14 +227,25 @@ class Service:
         return not left
 
     def _prepared(
-        self, engine: Engine, keywords: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+        self,
+        engine: Engine,
+        keywords: Mapping[str, Any] | Request | Callable[[], Mapping[str, Any] | Request],
     ) -> tuple[Request, Any]:
-        given = dict(keywords() if callable(keywords) else keywords)
-        request = engine.request(given.pop("prompt", ""), given.pop("negative_prompt", ""), **given)
-        self.limits.check(request)
-        return request, engine.check(request)
+        given = keywords() if callable(keywords) else keywords
+        if not isinstance(given, Request):
+            rest = dict(given)
+            texts = rest.pop("prompt", ""), rest.pop("negative_prompt", "")
+            given = engine.request(*texts, **rest)
+        self.limits.check(given)
+        return given, engine.check(given)
 
-    def _check_room(self, owner: str) -> None:
+    def check_room(self, owner: str) -> None:
+        """Refuse what could not wait now, before work is spent on it.
+
+        Raises:
+            BusyError: the queue is full.
+            DrainingError: the server ends.
+        """
         if self.is_draining:
             raise DrainingError("the server ends and takes nothing new. Ask another one.")
         try:
@@ -248,7 +259,9 @@ class Service:
 
     def _full(self, owner: str) -> BusyError:
         waiting, own = len(self._queue), self._queue.waiting_of(owner)
-        each = self._queue.work() / max(waiting, 1) / self._rate
+        each = 1.0
+        if self._rate is not None:
+            each = self._queue.work() / max(waiting, 1) / self._rate
         seconds = min(max(1, math.ceil(each)), _MAX_RETRY_SECONDS)
         message = (
             f"the queue is full: {waiting} requests wait, {own} of them of this client. Try again "
@@ -318,7 +331,8 @@ class Service:
             self._end(jobs[0], FAILED, error=error)
         else:
             seconds = time.monotonic() - began
-            self._rate += 0.3 * (sum(job.work for job in jobs) / max(seconds, 1e-3) - self._rate)
+            rate = sum(job.work for job in jobs) / max(seconds, 1e-3)
+            self._rate = rate if self._rate is None else self._rate + 0.3 * (rate - self._rate)
             self.metrics.generated(seconds, len(result.arrays), len(jobs))
             for job, own in zip(jobs, parted(result, [job.request for job in jobs]), strict=True):
                 if job.cancel.is_set():

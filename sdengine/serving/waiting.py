@@ -11,7 +11,7 @@ from sdengine.serving.error_answers import HTTPError
 from sdengine.serving.jobs import CANCELLED, Job
 from sdengine.serving.service import Service
 
-_CLIENT_GONE = 499  # as widely used proxies call it; nobody reads it
+CLIENT_GONE = 499  # as widely used proxies call it; nobody reads it
 
 
 async def result_of(job: Job, service: Service, request: HTTPRequest) -> Result:
@@ -26,7 +26,7 @@ async def result_of(job: Job, service: Service, request: HTTPRequest) -> Result:
     try:
         await asyncio.wait({gone, over}, return_when=asyncio.FIRST_COMPLETED)
         if not job.is_over:
-            raise HTTPError(_CLIENT_GONE, "the client went away.", "Disconnected")
+            raise HTTPError(CLIENT_GONE, "the client went away.", "Disconnected")
     finally:
         gone.cancel()
         over.cancel()
