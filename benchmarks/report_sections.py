@@ -13,6 +13,7 @@ from sdengine.benchmarks import native_tables as native
 from sdengine.benchmarks.markdown import folded
 from sdengine.benchmarks.measures import EQUAL_PSNR_DB
 from sdengine.benchmarks.pipeline_parity import as_markdown as pictures_table
+from sdengine.benchmarks.serving_sections import serving
 from sdengine.benchmarks.step_counts import as_markdown as step_counts_table
 from sdengine.benchmarks.step_counts import failures as step_count_failures
 from sdengine.benchmarks.tables import as_markdown
@@ -39,6 +40,7 @@ class Records:
     vae_bands: Record
     swap: Record
     training: Record
+    serving: Record
     comparisons: Sequence[Record]
     networks: Sequence[Record]
     operations: Sequence[Record]
@@ -250,6 +252,11 @@ SECTIONS = (
         "Training", "what the demo model was taught; resumed runs; steps", "diffusers' scripts",
         "python benchmarks/training.py PART",
         lambda records: training(records.training, records.demo_variants["edges"]),
+    ),
+    Section(
+        "Serving", "the server under load; HTTP over the engine", "the engine in a process",
+        "taskset -c 0 python benchmarks/serving_load.py --minutes 10",
+        lambda records: serving(records.serving) if records.serving else "",
     ),
     Section(
         "The VAE in bands", "memory and processor time of SD 1.5's VAE", "whole maps",

@@ -1,0 +1,64 @@
+"""Serving in the report: the server under load, and what HTTP costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdengine.benchmarks.markdown import table
+
+Record = Mapping[str, Any]
+
+
+def serving(record: Record) -> str:
+    """Return the tables of benchmarks/serving_load.py."""
+    sizes = ", ".join(
+        "{}x{} ({:.0f} %)".format(*one["size"], 100 * one["share"]) for one in record["sizes"]
+    )
+    single = record["single"]
+    over = single["http_ms"] - single["engine_ms"]
+    over_png = single["http_ms"] - single["engine_and_png_ms"]
+    levels = record["levels"]
+    text = (
+        f"A server of the demo model with {record['threads']} thread in a process of its own, and "
+        f"clients in another. Requests of {record['steps']} steps and mixed sizes, {sizes}, arrive "
+        f"by chance for {record['minutes']:g} minutes a level. The server can make "
+        f"{record['capacity_per_second']:.2f} a second, as 8 clients measure that always wait. "
+        f"Token a asks for {100 * record['share_of_a']:.0f} % of all; at most "
+        f"{record['max_queue']} wait, half of them a token's. A latency lasts from a request's "
+        "arrival to its whole picture. Lost is what was neither answered nor refused. Clients and "
+        f"server shared {len(record['processors'])} processor(s); others took "
+        f"{record['other_load_percent']:.0f} % of the machine."
+    )
+    heading = ["of capacity", "asked", "made a second", "refused (429)", "failed", "lost",
+               "p50, s", "p95, s", "p99, s", "memory before and after, MB"]  # fmt: skip
+    rows = [
+        [
+            f"{100 * one['share']:.0f} %", str(one["asked"]), f"{one['per_second']:.2f}",
+            str(one["rejected"]), str(one["failed"]), str(one["lost"]),
+            *(f"{one[name]:.2f}" for name in ("p50", "p95", "p99")),
+            f"{one['rss_before'] / 1e6:.0f}, {one['rss_after'] / 1e6:.0f}",
+        ]
+        for one in levels
+    ]  # fmt: skip
+    fair = [
+        [
+            f"{100 * one['share']:.0f} %", token, str(own["asked"]),
+            str(own["asked"] - own["rejected"]), str(own["rejected"]),
+            *("" if own[name] is None else f"{own[name]:.2f}" for name in ("p50", "p95", "p99")),
+        ]
+        for one in levels
+        for token, own in one["tokens"].items()
+    ]  # fmt: skip
+    return "\n\n".join([
+        text,
+        table(heading, rows),
+        "The two tokens. Turns are fair: where both wait, each gets half, so that the one that asks "
+        "for less does not wait for the other's queue.",
+        table(["of capacity", "token", "asked", "made", "refused", "p50, s", "p95, s", "p99, s"],
+              fair, texts=2),
+        f"One picture of 128 pixels at a time, medians of {single['rounds']}: the engine "
+        f"{single['engine_ms']:.1f} ms, with its PNG file {single['engine_and_png_ms']:.1f} ms, a "
+        f"blocking call of OpenAI's API {single['http_ms']:.1f} ms: {over_png:.1f} ms over the "
+        f"engine and its file, {over:.1f} ms over the engine alone.",
+    ])  # fmt: skip
