@@ -53,8 +53,8 @@ def serving(record: Record) -> str:
     return "\n\n".join([
         text,
         table(heading, rows),
-        "The two tokens. Turns are fair: where both wait, each gets half, so that the one that asks "
-        "for less does not wait for the other's queue.",
+        "The two tokens. Turns are fair: where both wait, each gets half; the one that asks for "
+        "less does not wait for the other's queue.",
         table(["of capacity", "token", "asked", "made", "refused", "p50, s", "p95, s", "p99, s"],
               fair, texts=2),
         f"One picture of 128 pixels at a time, medians of {single['rounds']}: the engine "
