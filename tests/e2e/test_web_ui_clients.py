@@ -144,6 +144,8 @@ def test_a_picture_goes_on_from_a_picture(
     assert np.array_equal(np.asarray(found.image), own.arrays[0])
     assert found.info["denoising_strength"] == 0.6
     assert found.parameters["init_images"] is None
+    kept = client.img2img([picture], **fields, include_init_images=True)
+    assert kept.parameters["init_images"] == [webuiapi.webuiapi.b64_img(picture)]
 
 
 @pytest.mark.parametrize("only_masked", [False, True])
