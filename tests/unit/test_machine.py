@@ -278,6 +278,8 @@ def test_builds_and_training_keep_torch_to_a_quota(
     chosen: str | None,
     after: int,
 ) -> None:
+    import torch
+
     from sdengine.models import torch_threads
 
     threads = [before]
@@ -285,8 +287,8 @@ def test_builds_and_training_keep_torch_to_a_quota(
     if chosen is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
     monkeypatch.setattr(torch_threads, "usable_processors", lambda: Processors(8, quota))
-    monkeypatch.setattr(torch_threads.torch, "get_num_threads", lambda: threads[-1])
-    monkeypatch.setattr(torch_threads.torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     torch_threads.keep_to_quota()
     assert threads[-1] == after
 
@@ -320,7 +322,7 @@ def test_onnxruntime_is_told_of_a_quota_alone(
 
     from sdengine.inputs import onnx_network
 
-    shape = [1, 3, "height", "width"]
+    shape: list[str | int | None] = [1, 3, "height", "width"]
     ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in "xy"]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ports[:1], ports[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

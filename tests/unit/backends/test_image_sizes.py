@@ -12,7 +12,7 @@ import pytest
 from support.tiny_bundle import make_tiny_bundle
 
 import sdengine
-from sdengine.backends import machine
+from sdengine import machine
 from sdengine.backends.native import memory_limit
 from sdengine.bundle.reader import DEMO_BUNDLE, check_size, open_bundle
 from sdengine.cli.main import main

@@ -47,7 +47,7 @@ class FakeModule:
 class FakeSession:
     precision = "fp32"
     budget = MemoryBudget()
-    max_chunks = 7
+    max_chunks: int | None = 7
     works_after_fork = True
 
     def __init__(self) -> None:
