@@ -1,4 +1,4 @@
-"""Page for people at `/`: a few files that never change while the server runs, and strict headers."""
+"""Page for people at `/`: a few files that stay the same while the server runs; strict headers."""
 
 from __future__ import annotations
 

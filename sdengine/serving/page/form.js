@@ -149,6 +149,7 @@ export class Form {
     const masked = has && byId("with-mask").checked;
     byId("with-picture").hidden = !has;
     byId("mask-part").hidden = byId("with-mask-part").hidden = !masked;
+    this.image.root.classList.toggle("masking", masked);
     const enlarges = masked && byId("inpaint_area").value === "masked";
     byId("fit").disabled = enlarges;
     for (const id of ["width", "height"]) {
@@ -220,7 +221,7 @@ export class Form {
     this.depth.set(request.depth ?? null);
     this.image.set(request.image ?? null);
     if (request.image) {
-      byId("fit").value = request.resize ?? (request.width && !request.mask ? "stretch" : "own");
+      byId("fit").value = request.resize ?? "own";
       byId("with-mask").checked = Boolean(request.mask);
       if (request.mask) await this.mask.load(request.image, request.mask);
     }
@@ -274,7 +275,8 @@ export class Form {
       byId("form-error").textContent = error.message;
       return;
     }
-    const text = element("p", { className: "error", id: "field-error", role: "alert" }, error.message);
+    const message = wordsOf(error, field.dataset.field);
+    const text = element("p", { className: "error", id: "field-error", role: "alert" }, message);
     field.append(text);
     for (let part = field.closest("details"); part; part = part.parentElement.closest("details")) {
       part.open = true;
@@ -285,4 +287,12 @@ export class Form {
     if (focuses) input?.focus();
     text.scrollIntoView({ block: "nearest" });
   }
+}
+
+/** A message without the name of the field that it stands beside. */
+function wordsOf(error, field) {
+  const head = `${field}: `;
+  if (!error.message.startsWith(head)) return error.message;
+  const words = error.message.slice(head.length);
+  return words[0].toUpperCase() + words.slice(1);
 }

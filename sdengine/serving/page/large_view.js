@@ -2,6 +2,7 @@
 
 import { copyTextOf } from "./clipboard.js";
 import { byId, element, save } from "./elements.js";
+import { noticesOf } from "./progress.js";
 import { Picture, bodyOf, onlyImage, picturesOf, randomSeed } from "./request.js";
 import { commandOf, curlOf, pythonOf } from "./request_texts.js";
 
@@ -55,8 +56,7 @@ export class LargeView {
     byId("large-image").src = item.url;
     byId("large-image").alt = request.prompt;
     byId("parameters").textContent = told.parameters[index];
-    const notices = [...told.warnings, ...told.notes];
-    byId("large-notices").replaceChildren(...notices.map((text) => element("li", {}, text)));
+    byId("large-notices").replaceChildren(...noticesOf(told));
     this.#showTimings(told.timings);
     for (const [id, by] of [["large-before", -1], ["large-after", 1]]) {
       byId(id).disabled = !this.does.next(item, by);

@@ -3,7 +3,7 @@
 import { byId } from "./elements.js";
 import { FieldError, Picture } from "./request.js";
 
-const INK = "#d6246e"; // of what is seen; the mask itself is black and white
+const STRIPES = ["#d6246e", "#ffe9f2"]; // seen on any picture; the mask itself is black and white
 const MOST_STEPS = 200; // that can be undone
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -63,7 +63,8 @@ export class MaskCanvas {
     const shorter = Math.min(picture.width, picture.height);
     this.size.max = String(Math.max(2, Math.round(shorter / 2)));
     this.size.value = String(Math.max(1, Math.round(shorter / 6)));
-    if (mask) this.base = await painted(mask);
+    this.ink = this.context.createPattern(stripes(Math.max(4, Math.round(shorter / 24))), "repeat");
+    if (mask) this.base = await painted(mask, this.ink);
     this.#redraw();
   }
 
@@ -143,7 +144,7 @@ export class MaskCanvas {
   #draw(step, context = this.context) {
     const { width, height } = this.canvas;
     context.save();
-    context.fillStyle = context.strokeStyle = INK;
+    context.fillStyle = context.strokeStyle = this.ink;
     if (step.kind === "clear") {
       context.clearRect(0, 0, width, height);
     } else if (step.kind === "invert") {
@@ -157,6 +158,9 @@ export class MaskCanvas {
       context.moveTo(...step.places[0]);
       for (const place of step.places) context.lineTo(...place);
       context.stroke();
+      context.beginPath(); // of a stroke that goes nowhere nothing is drawn
+      context.arc(...step.places[0], step.size / 2, 0, 2 * Math.PI);
+      context.fill();
     }
     context.restore();
   }
@@ -192,20 +196,34 @@ export class MaskCanvas {
   }
 }
 
-/** A canvas that is painted where a mask is white. */
-async function painted(mask) {
-  const bitmap = await createImageBitmap(mask.blob);
-  const canvas = new OffscreenCanvas(mask.width, mask.height);
+/** A square of slanted stripes that goes on in its copies. */
+function stripes(side) {
+  const canvas = new OffscreenCanvas(side, side);
   const context = canvas.getContext("2d");
-  context.drawImage(bitmap, 0, 0);
-  const pixels = context.getImageData(0, 0, mask.width, mask.height);
-  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(INK.slice(at, at + 2), 16));
-  for (let at = 0; at < pixels.data.length; at += 4) {
-    pixels.data[at + 3] = pixels.data[at] >= 128 ? 255 : 0;
-    pixels.data[at] = red;
-    pixels.data[at + 1] = green;
-    pixels.data[at + 2] = blue;
+  const pixels = context.createImageData(side, side);
+  const colours = STRIPES.map((text) => [1, 3, 5].map((at) => parseInt(text.slice(at, at + 2), 16)));
+  for (let y = 0; y < side; y += 1) {
+    for (let x = 0; x < side; x += 1) {
+      const isFirst = (x + y) % side < 0.6 * side;
+      pixels.data.set([...colours[isFirst ? 0 : 1], 255], 4 * (y * side + x));
+    }
   }
   context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+/** A canvas that is painted where a mask is white. */
+async function painted(mask, ink) {
+  const canvas = new OffscreenCanvas(mask.width, mask.height);
+  const context = canvas.getContext("2d");
+  context.drawImage(await createImageBitmap(mask.blob), 0, 0);
+  const pixels = context.getImageData(0, 0, mask.width, mask.height);
+  for (let at = 0; at < pixels.data.length; at += 4) {
+    pixels.data[at + 3] = pixels.data[at] >= 128 ? 255 : 0;
+  }
+  context.putImageData(pixels, 0, 0);
+  context.globalCompositeOperation = "source-in";
+  context.fillStyle = ink;
+  context.fillRect(0, 0, mask.width, mask.height);
   return canvas;
 }

@@ -6,7 +6,7 @@ import { Form } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { LargeView } from "./large_view.js";
 import { Progress, speak } from "./progress.js";
-import { bodyOf } from "./request.js";
+import { FieldError, bodyOf } from "./request.js";
 
 const info = await askInfo();
 const form = new Form(info);
@@ -60,6 +60,9 @@ async function run(request, bundle) {
   if (matchMedia("(max-width: 60rem)").matches) byId("stage").scrollIntoView({ block: "start" });
   try {
     const body = await bodyOf(request, bundle, form.previewEvery);
+    if (body.length > info.limits.max_body_bytes) {
+      throw new FieldError("image", "The pictures are too large together for this server.");
+    }
     progress.update(entry, await api.submit(body));
     form.offerSeed(request.seed);
     if (entry.isCancelled) cancel(entry);

@@ -28,6 +28,7 @@ export class PictureField {
     this.remove = this.root.querySelector(".remove");
     this.remove.setAttribute("aria-label", `Remove: ${label}`);
     this.facts = this.root.querySelector(".facts");
+    this.invite = this.root.querySelector(".invite");
     this.input.addEventListener("change", () => this.take(this.input.files[0]));
     this.remove.addEventListener("click", () => {
       this.set(null);
@@ -67,6 +68,7 @@ export class PictureField {
     this.picture = picture;
     this.image.hidden = this.remove.hidden = !picture;
     this.root.classList.toggle("has-picture", Boolean(picture));
+    this.invite.textContent = picture ? "Choose another one" : "Choose a picture, drop or paste one";
     if (picture) {
       this.image.src = URL.createObjectURL(picture.blob);
       this.facts.textContent = `${picture.width} × ${picture.height} pixels`;

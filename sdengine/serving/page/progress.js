@@ -10,6 +10,14 @@ export function speak(text) {
   byId("said").textContent = text;
 }
 
+/** Warnings and notes of a result, as items of a list. */
+export function noticesOf(told) {
+  return [
+    ...told.warnings.map((text) => element("li", {}, text)),
+    ...told.notes.map((text) => element("li", { className: "note" }, text)),
+  ];
+}
+
 export class Progress {
   /** @param onCancel called with the entry that is no longer wanted. */
   constructor(onCancel) {
@@ -73,8 +81,7 @@ export class Progress {
     });
     byId("frame").replaceChildren(...shown);
     byId("frame").dataset.columns = shown.length === 1 ? "1" : shown.length <= 4 ? "2" : "4";
-    const told = [...items[0].told.warnings, ...items[0].told.notes];
-    byId("warnings").replaceChildren(...told.map((text) => element("li", {}, text)));
+    byId("warnings").replaceChildren(...noticesOf(items[0].told));
   }
 
   #row(entry) {
