@@ -167,7 +167,10 @@ async def info(request: Request) -> JSONResponse:
             "bundles": {name: _bundle(service, name) for name in service.engines},
             "samplers": list(SAMPLERS),
             "schedules": list(SCHEDULES),
-            "labels": {name: one.label for name, one in (*SAMPLERS.items(), *SCHEDULES.items())},
+            "labels": {
+                **{name: one.label for name, one in SAMPLERS.items()},
+                **{name: one.label for name, one in SCHEDULES.items()},
+            },
             "preprocessors": [one.name for one in PREPROCESSORS.values() if one.in_requests],
             "control_types": list(CONTROL_TYPES),
             **{f"{kind}s": list(service.catalogue.files(kind)) for kind in KINDS},

@@ -147,7 +147,7 @@ def test_keys_alone_are_enough(visit: Open) -> None:
     keys = one.page.keyboard
     assert one.page.evaluate("document.activeElement.id") == "prompt"
     keys.type(PROMPT)
-    reached = []
+    reached: list[str] = []
     while "generate" not in reached:
         assert len(reached) < 20
         keys.press("Tab")

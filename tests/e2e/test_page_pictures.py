@@ -111,7 +111,8 @@ def test_pictures_are_dropped_and_pasted(visit: Open) -> None:
             [event, list(given_picture(width)["buffer"])],
         )
         one.page.wait_for_selector(f"#image-holder .facts:has-text('{width} ')")
-    broken = {"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"}
+    broken = given_picture()
+    broken["buffer"] = b"no picture"
     one.page.set_input_files("#image-holder input", broken)
     assert "no picture" in one.page.inner_text("#image-holder .error")
     one.page.click("#image-holder .remove")

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Download, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Download, FilePayload, Page
 
 PROMPT = "a large red circle on a blue background"
 # What Chromium itself writes about answers that are errors.
@@ -135,10 +135,11 @@ Open = Callable[..., Visit]
 def pixels(content: bytes) -> np.ndarray[Any, Any]:
     """Return a picture's [H,W,3] pixels."""
     with Image.open(io.BytesIO(content)) as image:
-        return np.asarray(image.convert("RGB")).copy()
+        found: np.ndarray[Any, Any] = np.asarray(image.convert("RGB")).copy()
+        return found
 
 
-def given_picture(width: int = 128, height: int = 128, kind: str = "PNG") -> dict[str, Any]:
+def given_picture(width: int = 128, height: int = 128, kind: str = "PNG") -> FilePayload:
     """Return a picture's file as it is chosen."""
     y, x = np.mgrid[0:height, 0:width]
     content = np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8)

@@ -6,13 +6,14 @@ import argparse
 import io
 import itertools
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from support.browser import Visit, chromium
 from support.served import serving
 
-SIZES = {1280: 900, 400: 860}
-SCHEMES = ("light", "dark")
+SIZES = {1280: 1240, 400: 860}
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 PROMPTS = (
     ("a green star left of a pink heart on white", 3),
     ("a large yellow circle on a purple background", 12),
@@ -42,7 +43,7 @@ def write_pictures(folder: Path) -> list[Path]:
             page.evaluate("() => scrollTo(0, 0)")
             if width < 1000:
                 page.locator("[data-part=picture]").evaluate("e => e.open = false")
-            found.append(folder / f"page-{width}-{scheme}.png")
+            found.append(folder / f"{width}-{scheme}.png")
             found[-1].write_bytes(_small(page.screenshot(full_page=width < 1000)))
             page.close()
     return found
