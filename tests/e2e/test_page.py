@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from support.browser import PROMPT, REFUSED, Open, given_picture, pixels
@@ -13,6 +14,9 @@ from sdengine.serving.jobs import CANCELLED
 from sdengine.serving.limits import Limits
 from sdengine.serving.service import Service
 from sdengine.serving.tokens import Tokens, add_token, read_tokens
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Route
 
 
 def test_a_picture_is_made_with_progress_and_a_live_preview(visit: Open) -> None:
@@ -224,3 +228,41 @@ def test_settings_reach_the_server(visit: Open, server: tuple[str, Service]) -> 
     one.generate(width=64, height=64)
     request = list(server[1].jobs)[-1].request
     assert (request.width, request.height, request.resize) == (64, 64, "crop")
+
+
+def test_a_connection_that_breaks_is_made_again(visit: Open) -> None:
+    one = visit(allowed=("Failed to load resource: net::ERR_",)).ready()
+    broken = []
+
+    def break_once(route: Route) -> None:
+        if broken:
+            route.continue_()
+        else:
+            broken.append(route)
+            route.abort()
+
+    one.page.route("**/events", break_once)
+    one.generate(steps=20)
+    assert len(broken) == 1
+    one.page.route("**/jobs", lambda route: route.abort())
+    one.ask()
+    one.page.wait_for_selector("#form-error:has-text('does not answer')")
+    assert one.page.locator("#running").is_hidden()
+
+
+def test_the_gallery_keeps_a_hundred_pictures(visit: Open) -> None:
+    one = visit(allowed=("Failed to load resource: net::ERR_FILE_NOT_FOUND",)).ready()
+    one.generate(steps=2, seed=1)
+    one.page.evaluate(
+        """async () => {
+            const {Gallery} = await import("/page/gallery.js");
+            const gallery = new Gallery(() => {});
+            const blobs = [new Blob(["x"]), new Blob(["x"])];
+            for (let seed = 10n; seed < 70n; seed += 1n)
+                gallery.add({prompt: "", seed}, "demo", {}, blobs);
+        }"""
+    )
+    seeds = one.page.locator("#gallery .quiet").all_inner_texts()
+    assert len(seeds) == 101  # and the one that the other gallery made
+    assert seeds[:4] == ["69", "70", "68", "69"]
+    assert seeds[-2:] == ["21", "1"]
