@@ -232,7 +232,7 @@ def test_settings_reach_the_server(visit: Open, server: tuple[str, Service]) -> 
 
 def test_a_connection_that_breaks_is_made_again(visit: Open) -> None:
     one = visit(allowed=("Failed to load resource: net::ERR_",)).ready()
-    broken = []
+    broken: list[Route] = []
 
     def break_once(route: Route) -> None:
         if broken:
