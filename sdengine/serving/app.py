@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from sdengine.errors import ConfigError, SdengineError
-from sdengine.serving import metrics, native_api, openai, web_ui
+from sdengine.serving import metrics, native_api, openai, page, web_ui
 from sdengine.serving.error_answers import HTTPError, response_of
 from sdengine.serving.guard import LOOPBACK, Guard
 from sdengine.serving.service import BusyError, DrainingError, Service
@@ -44,7 +44,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    for router in (native_api.router, web_ui.router, openai.router):
+    for router in (native_api.router, web_ui.router, openai.router, page.router):
         app.include_router(router)
     _add_health(app, service)
     _add_error_answers(app, service)

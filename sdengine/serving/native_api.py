@@ -98,18 +98,23 @@ async def cancel(request: Request, job_id: _JobId) -> JSONResponse:
 
 
 @router.get("/jobs/{job_id}/result")
-async def result(request: Request, job_id: _JobId) -> JSONResponse:
-    """Return the pictures of a job in base64, with all that was asked and how it went."""
+async def result(
+    request: Request, job_id: _JobId, images: Annotated[bool, Query()] = True
+) -> JSONResponse:
+    """Return the pictures of a job in base64, with all that was asked and how it went.
+
+    With `images=false` there are no pictures in it, for those who fetch each as a file.
+    """
     job = _job(request, job_id)
     made = _result(job)
-    images = await asyncio.to_thread(_encoded, made)
+    encoded = {"images": await asyncio.to_thread(_encoded, made)} if images else {}
     return JSONResponse(
         {
             **_described(served(request), job),
-            "images": images,
+            **encoded,
             "seeds": list(made.seeds),
             "request": made.request.to_dict(),
-            "parameters": [made.parameters(i) for i in range(len(images))],
+            "parameters": [made.parameters(i) for i in range(len(made.arrays))],
             "model": made.provenance.model,
             "precision": made.provenance.precision,
             "timings": made.timings.to_dict(),
@@ -148,7 +153,12 @@ async def events(
 
 @router.get("/info")
 async def info(request: Request) -> JSONResponse:
-    """Say what the server has: bundles, samplers, names of files, limits."""
+    """Say what the server has: bundles, samplers, names of files, limits.
+
+    `file_names` has for each kind the file that a name stands for, without the folder it lies in.
+    """
+    from sdengine.request.control import CONTROL_TYPES
+    from sdengine.request.preprocessors import PREPROCESSORS
     from sdengine.samplers import SAMPLERS, SCHEDULES
 
     service = served(request)
@@ -157,7 +167,14 @@ async def info(request: Request) -> JSONResponse:
             "bundles": {name: _bundle(service, name) for name in service.engines},
             "samplers": list(SAMPLERS),
             "schedules": list(SCHEDULES),
+            "labels": {
+                **{name: one.label for name, one in SAMPLERS.items()},
+                **{name: one.label for name, one in SCHEDULES.items()},
+            },
+            "preprocessors": [one.name for one in PREPROCESSORS.values() if one.in_requests],
+            "control_types": list(CONTROL_TYPES),
             **{f"{kind}s": list(service.catalogue.files(kind)) for kind in KINDS},
+            "file_names": {f"{kind}s": _file_names(service, kind) for kind in KINDS},
             "limits": vars(service.limits),
         }
     )
@@ -172,9 +189,21 @@ def _bundle(service: Service, name: str) -> dict[str, Any]:
         "precision": engine.precision,
         "backend": engine.backend.name,
         "defaults": manifest.defaults.model_dump(),
+        "size_multiple": manifest.size_multiple,
         "controls": list(manifest.architecture.controls),
+        "control_kinds": {
+            name: control.kind for name, control in manifest.architecture.controls.items()
+        },
+        "embeddings": [one.name for one in engine.embeddings],
+        "resolutions": [list(size) for size in manifest.resolutions],
         "max_batch": manifest.max_batch,
     }
+
+
+def _file_names(service: Service, kind: str) -> dict[str, str]:
+    folder = service.catalogue.folders.get(kind)
+    files = service.catalogue.files(kind)
+    return {} if folder is None else {n: p.relative_to(folder).as_posix() for n, p in files.items()}
 
 
 async def _json_object(request: Request) -> dict[str, Any]:

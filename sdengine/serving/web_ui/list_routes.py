@@ -12,8 +12,8 @@ from fastapi.responses import Response
 
 from sdengine import _native
 from sdengine.adapters.file import alias_of
-from sdengine.machine import free_memory_bytes
 from sdengine.images.web_ui_text import HIRES_UPSCALERS
+from sdengine.machine import free_memory_bytes
 from sdengine.request.hires_fields import LATENT_UPSCALERS, PIXEL_UPSCALERS
 from sdengine.serving.served import served
 from sdengine.serving.service import Service
