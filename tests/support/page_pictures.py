@@ -12,6 +12,8 @@ from PIL import Image
 from support.browser import Visit, chromium
 from support.served import serving
 
+import sdengine
+
 SIZES = {1280: 1240, 400: 860}
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 PROMPTS = (
@@ -26,7 +28,11 @@ def write_pictures(folder: Path) -> list[Path]:
     """Write a picture of the page for each width and scheme; return their places."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
-    with serving() as (url, _), chromium() as browser:
+    with (
+        sdengine.load("demo") as engine,
+        serving({"demo": engine}) as (url, _),
+        chromium() as browser,
+    ):
         for (width, height), scheme in itertools.product(SIZES.items(), SCHEMES):
             page = browser.new_page(
                 viewport={"width": width, "height": height}, color_scheme=scheme
