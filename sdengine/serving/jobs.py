@@ -76,7 +76,8 @@ class Job:
         self.queued_at = time.monotonic()
         self.cancel = threading.Event()
         self._loop = loop
-        self._changed = asyncio.Event()
+        self._changed, self._over = asyncio.Event(), asyncio.Event()
+        self._watchers = 0
 
     @property
     def is_over(self) -> bool:
@@ -107,7 +108,8 @@ class Job:
         if step.preview is not None and self.preview_every:
             self.preview = step.preview[images]
             self.preview_number += 1
-        self._tell()
+        if self._watchers:  # else nobody is woken at each step
+            self._tell()
 
     def end(
         self, status: str, result: Result | None = None, error: Exception | None = None
@@ -128,21 +130,24 @@ class Job:
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+        if self.is_over:
+            self._over.set()
 
     async def changed(self, seconds: float | None = None) -> bool:
         """Wait until something of it changes; False where nothing did in that time."""
+        self._watchers += 1
         try:
             await asyncio.wait_for(self._changed.wait(), seconds)
         except asyncio.TimeoutError:
             return False
+        finally:
+            self._watchers -= 1
         return True
 
     async def finished(self) -> None:
         """Wait until it is over."""
-        while not self.is_over:
-            changed = self._changed
-            if not self.is_over:
-                await changed.wait()
+        if not self.is_over:
+            await self._over.wait()
 
     def described(self, position: int | None = None) -> dict[str, Any]:
         """Return what clients are told of it.

@@ -279,7 +279,7 @@ def submit_or_none(client: httpx.Client) -> dict[str, Any] | None:
         ({"request": {"prompt": "a"}, "bundle": "no"}, 400, "bundle"),
         ({"request": {"prompt": "a"}, "bundle": 3}, 400, "bundle"),
         ({"request": {"prompt": "a"}, "preview_every": -1}, 400, "preview_every"),
-        ({"request": {"prompt": "a"}, "priority": 9}, 400, ""),
+        ({"request": {"prompt": "a"}, "priority": 9}, 400, "priority"),
         ({"request": {"prompt": "a", "image": "/etc/passwd"}}, 400, "image"),
         ({"request": {"prompt": "a", "loras": {"x": 1}}}, 400, "loras"),
     ],
