@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -65,6 +66,28 @@ def server_config(app: ASGIApp, service: Service, host: str, port: int) -> uvico
     )
 
 
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Return a socket that listens, bound here: a server that cannot would end the process.
+
+    It is said to be of TCP, because asyncio sends small answers at once by such ones alone: else
+    the kernel holds them back for 40 ms.
+
+    Raises:
+        OSError: the place is taken, or none.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if os.name == "posix":
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(2048)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
 async def _serve(
     app: ASGIApp,
     service: Service,
@@ -73,9 +96,7 @@ async def _serve(
     drain_seconds: float,
     ready: Callable[[str, int], None],
 ) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Bound here, because a server that cannot listen would end the process.
-    listening = socket.create_server((host, port), family=family, backlog=2048)
+    listening = listening_socket(host, port)
     server = _Server(server_config(app, service, host, port))
     loop = asyncio.get_running_loop()
     finished = True

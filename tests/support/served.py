@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ import uvicorn
 
 from sdengine.engine import Engine
 from sdengine.serving.app import create_app
-from sdengine.serving.http_server import server_config
+from sdengine.serving.http_server import listening_socket, server_config
 from sdengine.serving.service import Service
 
 
@@ -30,8 +29,7 @@ def serving(engines: Mapping[str, Engine], **options: Any) -> Iterator[tuple[str
     service = Service(engines, **options)
     app = create_app(service, drain_seconds=5, **named)
     server = uvicorn.Server(server_config(app, service, "127.0.0.1", 0))
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
+    with listening_socket("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
         thread = threading.Thread(
             target=lambda: asyncio.run(server.serve([bound])), name="server", daemon=True
