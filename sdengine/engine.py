@@ -264,6 +264,18 @@ class Engine(OpenedBundle):
         few_steps = self._planner.weights.few_steps(given["prompt"], loras)
         return with_defaults(given, self.bundle.manifest.defaults, few_steps)
 
+    def plan(self, request: Request) -> Plan:
+        """Return what `run` works out before any network runs.
+
+        Its `request` has what prompts name (LoRAs, embeddings) with their hashes: it says all that
+        the pictures depend on beside the bundle and its precision.
+
+        Raises:
+            ConfigError, UnsupportedShapeError, OutOfMemoryError, DeviceError: as for `run`.
+            AdapterError, CheckpointError: a file that the request names is of no use.
+        """
+        return self._plan(request)
+
     def warm_up(
         self,
         sizes: Sequence[tuple[int, int]] | None = None,
