@@ -35,21 +35,19 @@ class FolderPictures(InBase64):
         """Return the content of a picture's file; see `Pictures`."""
         if not isinstance(value, str) or not value.lower().endswith(_ENDINGS) or "://" in value:
             return super().__call__(field, value)
-        path = self._inside(field, value)
-        if path.stat().st_size > self.max_bytes:
-            accepted = f"a file of at most {self.max_bytes} bytes"
-            raise ConfigError.for_field(field, value, accepted)
-        return self.checked(field, read_file(field, path))
+        content = read_file(field, self._inside(field, value), self.max_bytes)
+        return self.checked(field, content)
 
     def _inside(self, field: str, value: str) -> Path:
         if len(value) > _MAX_PATH_CHARACTERS or "\0" in value or Path(value).is_absolute():
             raise ConfigError.for_field(field, value, _ACCEPTED)
         try:
-            path = (self.folder / value).resolve(strict=True)
+            path = (self.folder / value).resolve()
+            is_inside = path.is_relative_to(self.folder)
         except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
             reason = getattr(error, "strerror", None) or "its links lead in a circle"
             raise ConfigError(f"{field}: {value[:200]!r} cannot be read: {reason}.") from None
-        if not path.is_relative_to(self.folder):
+        if not is_inside:  # whether there is anything is not told
             hint = "It leads out of that folder."
             raise ConfigError.for_field(field, value, _ACCEPTED, hint)
         return path
