@@ -161,11 +161,13 @@ def _ray_options(
         return None
     if device is not None:
         raise ConfigError.for_field("--device", device, "none with --ray, which gives the GPUs")
-    from sdengine.serving.ray_batch import RayOptions
+    from sdengine.serving.ray_batch import RayOptions, import_ray
 
     if "stall" in known:
         known["stall_seconds"] = known.pop("stall")
-    return RayOptions(address, **known)
+    options = RayOptions(address, **known)
+    import_ray(options)  # before anything is begun
+    return options
 
 
 def _made_folder(output: Path) -> Path:

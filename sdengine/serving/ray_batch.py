@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import queue
+import secrets
 import signal
 import threading
 import time
@@ -22,12 +23,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-
-# Or a thread of Ray that still reads would start a cluster of its own once this one has ended.
-os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-
-import ray
-import ray.data
 
 import sdengine.errors
 from sdengine.backends.machine import usable_processors
@@ -74,6 +69,30 @@ class RayOptions:
             raise ConfigError.for_field("gpus_per_actor", self.gpus_per_actor, "from 0 to 64")
         if not 1 <= self.stall_seconds < 1e9:
             raise ConfigError.for_field("stall", self.stall_seconds, "seconds, at least 1")
+
+
+# Read when Ray is imported. Without the first a thread that still reads would start a cluster of
+# its own once this one has ended; the second is that nothing is told to anybody.
+_ENVIRONMENT = {"RAY_ENABLE_AUTO_CONNECT": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+# Of a local cluster, which runs the code of whoever can talk to it: nobody from elsewhere can (as
+# on systems for which Ray has no clusters), and nobody here without its token.
+_LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+
+
+def import_ray(options: RayOptions) -> Any:
+    """Return the module `ray` with `ray.data`, imported as the options need it.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    wanted = dict(_ENVIRONMENT)
+    if options.address == LOCAL:
+        wanted |= {**_LOCAL_ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+    import ray.data
+
+    return ray
 
 
 class RowActor:
@@ -128,7 +147,8 @@ def records_on_ray(job: BatchJob, rows: RowFile, options: RayOptions) -> Iterato
         DeviceError: nothing was made for `stall_seconds`.
         SdengineError: an engine cannot be loaded, or files cannot be written.
     """
-    with _cluster(job, options) as (actors, threads):
+    ray = import_ray(options)
+    with _cluster(ray, job, options) as (actors, threads):
         job = replace(job, options={**job.options, "threads": threads})
         lines = -(-rows.num_lines // _MAX_CHUNKS)  # few: one is told of when all are made
         items = [asdict(chunk) for chunk in rows.chunks(lines)]
@@ -144,14 +164,11 @@ def records_on_ray(job: BatchJob, rows: RowFile, options: RayOptions) -> Iterato
             num_cpus=threads or 1,
             num_gpus=options.gpus_per_actor or None,
         )
-        try:
-            for text in _watched(dataset, job, options.stall_seconds):
-                content = json.loads(text)
-                if "fatal" in content:
-                    raise _error_of(content["fatal"])
-                yield Record(**content)
-        finally:
-            del dataset
+        for text in _watched(dataset, job, options.stall_seconds):
+            content = json.loads(text)
+            if "fatal" in content:
+                raise _error_of(content["fatal"])
+            yield Record(**content)
 
 
 def _watched(dataset: Any, job: BatchJob, stall_seconds: float) -> Iterator[str]:
@@ -191,9 +208,8 @@ def _watched(dataset: Any, job: BatchJob, stall_seconds: float) -> Iterator[str]
 
 
 @contextmanager
-def _cluster(job: BatchJob, options: RayOptions) -> Iterator[tuple[int, int | None]]:
+def _cluster(ray: Any, job: BatchJob, options: RayOptions) -> Iterator[tuple[int, int | None]]:
     """Connect, and give the number of actors and the CPU threads of each."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     threads = job.options.get("threads")
     local = {}
     if options.address == LOCAL:
@@ -203,7 +219,6 @@ def _cluster(job: BatchJob, options: RayOptions) -> Iterator[tuple[int, int | No
             "num_cpus": actors * own,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
         }
     with _own_signals():
         try:
@@ -218,8 +233,8 @@ def _cluster(job: BatchJob, options: RayOptions) -> Iterator[tuple[int, int | No
                 f"ray: no cluster at {options.address!r}: {str(error)[:300]}"
             ) from None
     try:
-        _configure()
-        yield _shares(options, threads)
+        _configure(ray)
+        yield _shares(ray, options, threads)
     finally:
         # Where it ends early, threads of Ray find that there is no cluster any more, and say so.
         logging.getLogger("ray").setLevel(logging.CRITICAL + 1)
@@ -228,7 +243,7 @@ def _cluster(job: BatchJob, options: RayOptions) -> Iterator[tuple[int, int | No
         BegunRows(job.output).clear()  # whose actors were ended here
 
 
-def _shares(options: RayOptions, threads: int | None) -> tuple[int, int | None]:
+def _shares(ray: Any, options: RayOptions, threads: int | None) -> tuple[int, int | None]:
     """Return the number of actors and the CPU threads of each; refuse what cannot be had."""
     found = ray.cluster_resources()
     cpus, gpus, wanted = int(found.get("CPU", 0)), found.get("GPU", 0.0), options.gpus_per_actor
@@ -244,7 +259,7 @@ def _shares(options: RayOptions, threads: int | None) -> tuple[int, int | None]:
     return actors, threads
 
 
-def _configure() -> None:
+def _configure(ray: Any) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
