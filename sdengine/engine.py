@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, overload
 
@@ -16,7 +16,6 @@ from sdengine.errors import ConfigError
 from sdengine.images.result import Result, Step
 from sdengine.opened_bundle import OpenedBundle
 from sdengine.pipeline.device_trajectory import Seen
-from sdengine.pipeline.joining import join_key
 from sdengine.pipeline.pipeline import finish
 from sdengine.pipeline.plan import Plan, Watch
 from sdengine.pipeline.previews import preview_method
@@ -106,7 +105,7 @@ class Engine(OpenedBundle):
         """
         seen: Seen = "nothing" if progress is None else "steps"
         watch = self._watch(cancel, preview_every, preview, seen)
-        plan = self._plan(request)
+        plan = self.plan(request)
         with self._turns.take(cancel):
             return finish(self._pipeline.run(plan, watch), progress)
 
@@ -241,7 +240,7 @@ class Engine(OpenedBundle):
             prompt = self.request(prompt, negative_prompt, **options)
         elif negative_prompt or options:
             raise ConfigError("prompt: a Request has all fields itself; give no others with it.")
-        return self._in_turns(self._plan(prompt), watch)
+        return self._in_turns(self.plan(prompt), watch)
 
     def request(
         self,
@@ -265,18 +264,25 @@ class Engine(OpenedBundle):
         few_steps = self._planner.weights.few_steps(given["prompt"], loras)
         return with_defaults(given, self.bundle.manifest.defaults, few_steps)
 
-    def check(self, request: Request) -> Hashable | None:
-        """Find out without running a network whether `run` would take a request.
+    def plan(self, request: Request) -> Plan:
+        """Return what `run` works out before any network runs.
 
-        Returns:
-            What requests have in common that `sdengine.pipeline.joining` may make one of, to be run
-            at once; None of one that runs alone.
+        Its `request` has what prompts name (LoRAs, embeddings) with their hashes: it says all that
+        the pictures depend on beside the bundle and its precision.
 
         Raises:
             ConfigError, UnsupportedShapeError, OutOfMemoryError, DeviceError: as for `run`.
-            AdapterError, CheckpointError: of a file that the request names.
+            AdapterError, CheckpointError: a file that the request names is of no use.
         """
-        return join_key(request, self._plan(request))
+        if not isinstance(request, Request):
+            hint = "`generate` takes prompts."
+            raise ConfigError.for_field("request", request, "a sdengine.Request", hint)
+        self._networks.require_own()
+        plan = self._planner.plan(request)
+        for one in plan.passes:
+            tile = None if one.unet_size == one.vae_size else one.unet_size
+            self.session.budget.check(*one.vae_size, one.more_networks, tile)
+        return plan
 
     def warm_up(
         self,
@@ -326,7 +332,7 @@ class Engine(OpenedBundle):
         requests = warm_up_requests(
             manifest, sizes, batch, prompt_chunks, guidance, most, controls, seamless
         )
-        plans = [self._plan(request) for request in requests]
+        plans = [self.plan(request) for request in requests]
         for number, plan in enumerate(plans):
             if progress is not None:
                 progress(f"{plan.request.width}x{plan.request.height}", number, len(plans))
@@ -346,17 +352,6 @@ class Engine(OpenedBundle):
             )
         method = preview_method(self.bundle.manifest, preview)
         return Watch(cancel, preview_every, method, seen)
-
-    def _plan(self, request: Request) -> Plan:
-        if not isinstance(request, Request):
-            hint = "`generate` takes prompts."
-            raise ConfigError.for_field("request", request, "a sdengine.Request", hint)
-        self._networks.require_own()
-        plan = self._planner.plan(request)
-        for one in plan.passes:
-            tile = None if one.unet_size == one.vae_size else one.unet_size
-            self.session.budget.check(*one.vae_size, one.more_networks, tile)
-        return plan
 
     def _in_turns(self, plan: Plan, watch: Watch) -> Iterator[Step]:
         run = self._pipeline.run(plan, watch)

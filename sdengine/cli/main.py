@@ -42,6 +42,9 @@ class Subcommand:
 SUBCOMMANDS = (
     Subcommand("generate", "sdengine.cli.generate:generate", "Make images from a prompt."),
     Subcommand(
+        "batch", "sdengine.cli.batch:batch", "Make the images of a file of requests.", extra="ray"
+    ),
+    Subcommand(
         "build", "sdengine.cli.build:build", "Compile a checkpoint into a bundle.", extra="build"
     ),
     Subcommand(
@@ -80,7 +83,7 @@ SUBCOMMANDS = (
     ),
 )
 
-# Packages of the build world; anything else that is missing is a broken installation.
+# Packages of extras; anything else that is missing is a broken installation.
 _OF_TRAINING = {"accelerate", "matplotlib", "scipy"}
 _OF_SERVING = {"fastapi", "multipart", "prometheus_client", "starlette", "uvicorn"}
 _OPTIONAL_PACKAGES = {
@@ -89,7 +92,10 @@ _OPTIONAL_PACKAGES = {
     "onnx",
     "onnxruntime",
     "onnxscript",
+    "pandas",
     "psutil",
+    "pyarrow",
+    "ray",
     "torch",
     *_OF_SERVING,
 }

@@ -71,8 +71,8 @@ def read_picture(field: str, value: Any) -> Recorded:
     raise ConfigError.for_field(field, value, ACCEPTED)
 
 
-def read_file(field: str, path: Path) -> bytes:
-    """Return the content of a regular file of at most MAX_FILE_BYTES.
+def read_file(field: str, path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Return the content of a regular file of at most so many bytes.
 
     Raises:
         ConfigError: there is none.
@@ -80,10 +80,9 @@ def read_file(field: str, path: Path) -> bytes:
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            if size > MAX_FILE_BYTES:
-                raise ConfigError.for_field(
-                    field, str(path), f"a file of at most {MAX_FILE_BYTES >> 20} MiB"
-                )
+            if size > max_bytes:
+                most = f"{max_bytes >> 20} MiB" if max_bytes >> 20 else f"{max_bytes} bytes"
+                raise ConfigError.for_field(field, str(path), f"a file of at most {most}")
             return file.read(size)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = getattr(error, "strerror", None) or str(error)

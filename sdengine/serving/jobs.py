@@ -32,7 +32,7 @@ class Job:
         owner: name of the token that asked.
         bundle: name of the engine that runs it.
         kind: of the call that made it, for people.
-        join_key: see `Engine.check`.
+        join_key: see `sdengine.pipeline.joining`.
         preview_every: steps between previews; 0 for none.
         loop: that waits for it.
         job_id: a client's own name for it; by default a new one that nobody can guess.

@@ -14,7 +14,7 @@ from typing import Any
 from sdengine.engine import Engine
 from sdengine.errors import Cancelled, ConfigError, SdengineError
 from sdengine.images.result import Result, Step
-from sdengine.pipeline.joining import joined, parted
+from sdengine.pipeline.joining import join_key, joined, parted
 from sdengine.request.request import Request
 from sdengine.serving.catalogue import Catalogue
 from sdengine.serving.fair_queue import FairQueue, Full
@@ -237,7 +237,7 @@ class Service:
             texts = rest.pop("prompt", ""), rest.pop("negative_prompt", "")
             given = engine.request(*texts, **rest)
         self.limits.check(given)
-        return given, engine.check(given)
+        return given, join_key(given, engine.plan(given))
 
     def check_room(self, owner: str) -> None:
         """Refuse what could not wait now, before work is spent on it.

@@ -23,7 +23,7 @@ from sdengine.errors import Cancelled, ConfigError, SdengineError
 from sdengine.images.result import Step
 from sdengine.loading import load
 from sdengine.machine import usable_processors
-from sdengine.pipeline.joining import joined, parted
+from sdengine.pipeline.joining import join_key, joined, parted
 from sdengine.request.request import MAX_BATCH, Request
 from sdengine.serving.triton_requests import read_requests
 from sdengine.serving.triton_settings import Settings, read_settings
@@ -156,7 +156,8 @@ class TritonPythonModel:
             }
             given = {name: one.as_numpy() for name, one in found.items() if one is not None}
             job.requests = read_requests(given, self._engine, self._settings)
-            job.keys = [self._engine.check(one) or object() for one in job.requests]
+            plan = self._engine.plan
+            job.keys = [join_key(one, plan(one)) or object() for one in job.requests]
         except Exception as error:
             job.error = error
         return job

@@ -104,7 +104,7 @@ class Call:
                 shown = f"{self.count} pictures with {request.batch_size} results each"
                 raise ConfigError.for_field("image", shown, f"at most {most} results of a call")
             self.service.limits.check(request)
-            self.engine.check(request)
+            self.engine.plan(request)
 
     def _of_picture(self, number: int, given: dict[str, Any]) -> dict[str, Any]:
         """Return the keywords of a picture, and take from the given ones those of no mask."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from support.tiny_bundle import make_tiny_bundle
 from sdengine.engine import Engine
 from sdengine.errors import ConfigError, UnsupportedShapeError
 from sdengine.loading import load
-from sdengine.pipeline.joining import joined, parted
+from sdengine.pipeline.joining import join_key, joined, parted
 from sdengine.request.request import Request
 
 
@@ -28,11 +28,15 @@ def asked(engine: Engine, prompt: str = "a circle", **options: Any) -> Request:
     return engine.request(prompt, **given)
 
 
+def key_of(engine: Engine, request: Request) -> Hashable | None:
+    return join_key(request, engine.plan(request))
+
+
 def test_alike_requests_have_one_key(engine: Engine) -> None:
     keys = {
-        engine.check(asked(engine, "a circle", seed=1)),
-        engine.check(asked(engine, "b [square|star]", negative_prompt="red", seed=9)),
-        engine.check(asked(engine, "c", batch_size=2)),
+        key_of(engine, asked(engine, "a circle", seed=1)),
+        key_of(engine, asked(engine, "b [square|star]", negative_prompt="red", seed=9)),
+        key_of(engine, asked(engine, "c", batch_size=2)),
     }
     assert len(keys) == 1
     assert None not in keys
@@ -53,9 +57,9 @@ def test_alike_requests_have_one_key(engine: Engine) -> None:
     ],
 )
 def test_what_differs_in_more_has_another(engine: Engine, options: dict[str, Any]) -> None:
-    key = engine.check(asked(engine, **options))
+    key = key_of(engine, asked(engine, **options))
     assert key is not None
-    assert key != engine.check(asked(engine))
+    assert key != key_of(engine, asked(engine))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +71,7 @@ def test_what_differs_in_more_has_another(engine: Engine, options: dict[str, Any
     ],
 )
 def test_some_run_alone(engine: Engine, options: dict[str, Any]) -> None:
-    assert engine.check(asked(engine, **options)) is None
+    assert key_of(engine, asked(engine, **options)) is None
 
 
 def test_each_gets_the_pictures_that_it_would_have_got_alone(engine: Engine) -> None:
@@ -87,12 +91,12 @@ def test_parts_joined_by_and_are_run_with_their_like(engine: Engine) -> None:
     ]
     check_alike(engine, requests)
     alone = [asked(engine, prompt, guidance_scale=1.0) for prompt in ("a AND b", "a")]
-    assert engine.check(alone[0]) != engine.check(alone[1])
+    assert key_of(engine, alone[0]) != key_of(engine, alone[1])
 
 
 def check_alike(engine: Engine, requests: list[Request]) -> None:
     """See that requests may be joined, and that each then gets what it gets alone."""
-    assert len({engine.check(request) for request in requests}) == 1
+    assert len({key_of(engine, request) for request in requests}) == 1
     results = parted(engine.run(joined(requests)), requests)
     for request, result in zip(requests, results, strict=True):
         alone = engine.run(request)
@@ -115,6 +119,6 @@ def test_one_alone_stays_as_it_is(engine: Engine) -> None:
 
 def test_what_cannot_run_is_refused_before(engine: Engine) -> None:
     with pytest.raises(ConfigError, match="sampler"):
-        engine.check(Request("a", sampler="nothing"))
+        key_of(engine, Request("a", sampler="nothing"))
     with pytest.raises(UnsupportedShapeError):
-        engine.check(asked(engine, width=8192, height=8192))
+        key_of(engine, asked(engine, width=8192, height=8192))
