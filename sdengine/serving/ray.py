@@ -287,4 +287,4 @@ def app(args: dict[str, Any]) -> Application:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         raise ConfigError.for_field(name, first["input"], first["msg"]) from None
-    return Front.bind(settings, engines_deployment(settings).bind(settings))  # type: ignore[attr-defined, no-any-return]
+    return Front.bind(settings, engines_deployment(settings).bind(settings))  # type: ignore[attr-defined]

@@ -198,7 +198,7 @@ def test_async_reports_a_bad_request(engine: Engine) -> None:
 
 def test_equal_prompts_are_planned_once(engine: Engine) -> None:
     plans = [
-        engine._plan(engine.request(prompt, steps=steps, seed=seed))
+        engine.plan(engine.request(prompt, steps=steps, seed=seed))
         for prompt, steps, seed in (("a [b|c]", 4, 1), ("a [b|c]", 4, 2), ("a [b|c]", 5, 1))
     ]
     assert plans[0].prompts is plans[1].prompts is not plans[2].prompts

@@ -404,7 +404,7 @@ def test_a_limit_counts_the_vaes_larger_maps(either: Engine) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(budget, "check", check)
         for axes in ("none", "x"):
-            engine._plan(engine.request(PROMPT, seamless=axes))
+            engine.plan(engine.request(PROMPT, seamless=axes))
     wide = 128 + 16 * MARGIN
     usual = (128, 128, (), None)
     assert asked == [usual, usual if engine._networks.can_wrap else (wide, 128, (), (128, 128))]

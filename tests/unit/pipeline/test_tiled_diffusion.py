@@ -195,7 +195,7 @@ def test_a_limit_counts_the_u_net_at_its_tiles() -> None:
         with pytest.raises(OutOfMemoryError):
             limited.generate(PROMPT, **size, **USUAL)
         request = limited.request(PROMPT, tile_size=(64, 64), **size, **TILED)
-        limited._plan(request)  # its steps would take long
+        limited.plan(request)  # its steps would take long
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ def test_pictures_are_read_from_base64(catalogue: Catalogue) -> None:
     )
     assert found["regions"][0] == {"mask": png(), "weight": 2}
     assert found["ip_adapters"][0]["image"] == [png(), png()]
-    assert Request("a", image=png(), width=16, height=8).image is not None
+    given: dict[str, Any] = {"image": png()}
+    request = Request("a", width=16, height=8, **given)
+    assert request.image is not None
 
 
 def test_files_are_had_by_name(catalogue: Catalogue, tmp_path: Path) -> None:

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sdengine.errors import ConfigError, OutputError
-from sdengine.serving import tokens as tokens_module
 from sdengine.serving.tokens import Allowance, Tokens, add_token, read_tokens
 
 
@@ -67,7 +67,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_an_allowance_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     now: list[Any] = [100.0]
-    monkeypatch.setattr(tokens_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     allowance = Allowance(60)
     assert allowance.seconds_until(60) == 0
     allowance.use(60)
