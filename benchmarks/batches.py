@@ -94,7 +94,7 @@ def killed(rows: Path, out: Path, count: int) -> dict[str, int]:
     at_driver = len(pictures(out))
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(started, timeout=60)
+    _, alive = psutil.wait_procs(started, timeout=60)  # two agents of Ray stay somewhat longer
     return {
         "actors": len(actors),
         "pictures_when_actor_was_killed": at_actor,

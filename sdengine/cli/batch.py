@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -186,7 +187,10 @@ def _records(job: BatchJob, rows: RowFile, on_ray: Any) -> Iterator[Iterator[Rec
         return
     from sdengine.serving.ray_batch import records_on_ray
 
-    with closing(records_on_ray(job, rows, on_ray)) as records:  # type: ignore[type-var]
+    with (
+        redirect_stdout(sys.stderr),  # to which Ray prints what it has to say of its processes
+        closing(records_on_ray(job, rows, on_ray)) as records,  # type: ignore[type-var]
+    ):
         yield records
 
 

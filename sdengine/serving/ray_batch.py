@@ -15,6 +15,7 @@ import os
 import queue
 import secrets
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -38,9 +39,11 @@ from sdengine.serving.batch_rows import Chunk, RowFile, read_rows
 from sdengine.serving.begun_rows import BegunRows
 
 LOCAL = "local"
+_AUTO = "auto"
 _OBJECT_STORE_BYTES = 200 << 20  # of a local cluster; only records are in it
 _MAX_CHUNKS = 1 << 14
 _LOOK_SECONDS = 1.0
+_CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class RayOptions:
     stall_seconds: float = 3600.0
 
     def __post_init__(self) -> None:
-        if not self.address or "://" in self.address:
+        if self.address not in (LOCAL, _AUTO) and _host_and_port(self.address) is None:
             raise ConfigError.for_field("ray", self.address, "local, auto or HOST:PORT")
         if self.actors is not None and not 1 <= self.actors <= 10_000:
             raise ConfigError.for_field("actors", self.actors, "an integer from 1 to 10000")
@@ -222,6 +225,7 @@ def _cluster(ray: Any, job: BatchJob, options: RayOptions) -> Iterator[tuple[int
         }
     with _own_signals():
         try:
+            _require_listener(options.address)
             ray.init(
                 address=options.address,
                 log_to_driver=False,
@@ -241,6 +245,20 @@ def _cluster(ray: Any, job: BatchJob, options: RayOptions) -> Iterator[tuple[int
         logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
         ray.shutdown()
         BegunRows(job.output).clear()  # whose actors were ended here
+
+
+def _require_listener(address: str) -> None:
+    """Raise OSError where nobody listens at an address: Ray itself would wait, and then abort."""
+    place = _host_and_port(address)
+    if place is not None:
+        socket.create_connection(place, _CONNECT_SECONDS).close()
+
+
+def _host_and_port(address: str) -> tuple[str, int] | None:
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        return None
+    return host.strip("[]"), int(port)
 
 
 def _shares(ray: Any, options: RayOptions, threads: int | None) -> tuple[int, int | None]:
