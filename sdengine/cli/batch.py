@@ -154,7 +154,7 @@ def _ray_options(
     device: int | None,
 ) -> Any:
     """Return RayOptions; None where all is to be done here."""
-    given = {"actors": actors, "gpus_per_actor": gpus_per_actor, "stall": stall}
+    given: dict[str, Any] = {"actors": actors, "gpus_per_actor": gpus_per_actor, "stall": stall}
     known = {name: value for name, value in given.items() if value is not None}
     if address is None:
         for name, value in known.items():

@@ -56,7 +56,7 @@ class BatchJob:
         """
         catalogue = Catalogue(self.folders)
         # Prompts name files of three kinds by themselves.
-        named = {
+        named: dict[str, Any] = {
             "loras_folder": self.folders.get("lora"),
             "hypernetworks_folder": self.folders.get("hypernetwork"),
             "embeddings": self.folders.get("embedding"),
