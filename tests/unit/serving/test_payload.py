@@ -56,8 +56,8 @@ def test_pictures_are_read_from_base64(catalogue: Catalogue) -> None:
     )
     assert found["regions"][0] == {"mask": png(), "weight": 2}
     assert found["ip_adapters"][0]["image"] == [png(), png()]
-    given: dict[str, Any] = {"image": png()}
-    request = Request("a", width=16, height=8, **given)
+    picture: dict[str, Any] = {"image": png()}
+    request = Request("a", width=16, height=8, **picture)
     assert request.image is not None
 
 
