@@ -59,6 +59,7 @@ def read(results: Path) -> Records:
         vae_bands=_json(results / "vae-bands.json"),
         swap=_json(results / "swap.json"),
         training=_json(results / "training.json"),
+        batches=_json(results / "batches.json"),
         serving=_json(path) if (path := results / "serving.json").exists() else {},
         comparisons=comparisons,
         networks=read_records(results / "native-networks.jsonl"),

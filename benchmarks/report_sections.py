@@ -13,7 +13,7 @@ from sdengine.benchmarks import native_tables as native
 from sdengine.benchmarks.markdown import folded
 from sdengine.benchmarks.measures import EQUAL_PSNR_DB
 from sdengine.benchmarks.pipeline_parity import as_markdown as pictures_table
-from sdengine.benchmarks.serving_sections import serving
+from sdengine.benchmarks.serving_sections import batches, serving
 from sdengine.benchmarks.step_counts import as_markdown as step_counts_table
 from sdengine.benchmarks.step_counts import failures as step_count_failures
 from sdengine.benchmarks.tables import as_markdown
@@ -41,6 +41,7 @@ class Records:
     swap: Record
     training: Record
     serving: Record
+    batches: Record
     comparisons: Sequence[Record]
     networks: Sequence[Record]
     operations: Sequence[Record]
@@ -257,6 +258,11 @@ SECTIONS = (
         "Serving", "the server under load; HTTP over the engine", "the engine in a process",
         "taskset -c 0 python benchmarks/serving_load.py --minutes 10",
         lambda records: serving(records.serving) if records.serving else "",
+    ),
+    Section(
+        "Batches", "rows of a file, in one process and on Ray; killed and resumed",
+        "one process", "python benchmarks/batches.py",
+        lambda records: batches(records.batches),
     ),
     Section(
         "The VAE in bands", "memory and processor time of SD 1.5's VAE", "whole maps",
