@@ -286,6 +286,10 @@ class Service:
             self._running.update(dict.fromkeys(jobs))
             try:
                 self._run(jobs)
+            except Exception as error:  # a fault of our own, which must not end this thread
+                _log.exception("jobs could not be run")
+                for one in jobs:
+                    self._end(one, FAILED, error=error)
             finally:
                 for one in jobs:
                     self._running.pop(one, None)

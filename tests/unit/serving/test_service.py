@@ -234,6 +234,16 @@ def test_a_fault_of_our_own_tells_clients_nothing(
         assert wait(client, submit(client))["status"] == "completed"  # the server goes on
 
 
+def test_a_fault_beside_the_engine_does_not_end_the_server(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving({"tiny": engine}) as (url, service), httpx.Client(base_url=url) as client:
+        monkeypatch.setattr(service.metrics, "generated", None)
+        assert wait(client, submit(client))["status"] == "failed"
+        monkeypatch.undo()
+        assert wait(client, submit(client))["status"] == "completed"
+
+
 def test_a_full_queue_says_when_to_come_again(engine: Engine, held: Held) -> None:
     limits = Limits(max_queue=2)
     with (
