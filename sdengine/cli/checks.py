@@ -89,6 +89,13 @@ _PACKAGES = (
         "no Triton kernels: neither the triton backend nor plugins of full TensorRT",
         "pip install 'sdengine[kernels]' (Linux)",
     ),
+    _Package("fastapi", "fastapi", "no `sdengine serve`", "pip install 'sdengine[serve]'"),
+    _Package(
+        "ray",
+        "ray",
+        "batches and the server run in one process, not on a cluster",
+        "pip install 'sdengine[ray]'",
+    ),
 )
 
 
