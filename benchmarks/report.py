@@ -58,6 +58,7 @@ def read(results: Path) -> Records:
         },
         vae_bands=_json(results / "vae-bands.json"),
         swap=_json(results / "swap.json"),
+        batches=_json(results / "batches.json"),
         training=_json(results / "training.json"),
         comparisons=comparisons,
         networks=read_records(results / "native-networks.jsonl"),

@@ -10,6 +10,7 @@ from sdengine.benchmarks import accuracy_sections as sections
 from sdengine.benchmarks import accuracy_tables as accuracy
 from sdengine.benchmarks import native_sections
 from sdengine.benchmarks import native_tables as native
+from sdengine.benchmarks.batch_tables import batches
 from sdengine.benchmarks.markdown import folded
 from sdengine.benchmarks.measures import EQUAL_PSNR_DB
 from sdengine.benchmarks.pipeline_parity import as_markdown as pictures_table
@@ -38,6 +39,7 @@ class Records:
     demo_variants: Mapping[str, Record]
     vae_bands: Record
     swap: Record
+    batches: Record
     training: Record
     comparisons: Sequence[Record]
     networks: Sequence[Record]
@@ -265,6 +267,10 @@ SECTIONS = (
         "Swaps of weights", "time and memory of a LoRA on loaded networks", "a fresh load",
         "python benchmarks/swap.py --bundles sd15=BUNDLE --models sd15=MODEL",
         lambda records: native.swaps(records.swap),
+    ),
+    Section(
+        "Batches", "rows of a file in one process and on Ray, killed and resumed", "each other",
+        "python benchmarks/batches.py", lambda records: batches(records.batches),
     ),
     Section(
         "Whole requests against diffusers", "SD 1.5 on the native target",

@@ -22,7 +22,7 @@ from sdengine.serving.batch_rows import Row, RowFile
 from sdengine.serving.begun_rows import MAX_DEATHS, BegunRows
 from sdengine.storage.temporary import temporary_file
 
-SMALL = {"prompt": "a circle", "steps": 2, "width": 64, "height": 64}
+SMALL: dict[str, Any] = {"prompt": "a circle", "steps": 2, "width": 64, "height": 64}
 
 
 @pytest.fixture(scope="module")
