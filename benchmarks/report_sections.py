@@ -10,10 +10,11 @@ from sdengine.benchmarks import accuracy_sections as sections
 from sdengine.benchmarks import accuracy_tables as accuracy
 from sdengine.benchmarks import native_sections
 from sdengine.benchmarks import native_tables as native
+from sdengine.benchmarks.batch_tables import batches
 from sdengine.benchmarks.markdown import folded
 from sdengine.benchmarks.measures import EQUAL_PSNR_DB
 from sdengine.benchmarks.pipeline_parity import as_markdown as pictures_table
-from sdengine.benchmarks.serving_sections import batches, serving
+from sdengine.benchmarks.serving_sections import serving
 from sdengine.benchmarks.step_counts import as_markdown as step_counts_table
 from sdengine.benchmarks.step_counts import failures as step_count_failures
 from sdengine.benchmarks.tables import as_markdown
@@ -260,11 +261,6 @@ SECTIONS = (
         lambda records: serving(records.serving) if records.serving else "",
     ),
     Section(
-        "Batches", "rows of a file, in one process and on Ray; killed and resumed",
-        "one process", "python benchmarks/batches.py",
-        lambda records: batches(records.batches),
-    ),
-    Section(
         "The VAE in bands", "memory and processor time of SD 1.5's VAE", "whole maps",
         "python benchmarks/vae_bands.py --native NATIVE",
         lambda records: sections.vae_bands(records.vae_bands),
@@ -278,6 +274,10 @@ SECTIONS = (
         "Swaps of weights", "time and memory of a LoRA on loaded networks", "a fresh load",
         "python benchmarks/swap.py --bundles sd15=BUNDLE --models sd15=MODEL",
         lambda records: native.swaps(records.swap),
+    ),
+    Section(
+        "Batches", "rows of a file in one process and on Ray, killed and resumed", "each other",
+        "python benchmarks/batches.py", lambda records: batches(records.batches),
     ),
     Section(
         "Whole requests against diffusers", "SD 1.5 on the native target",

@@ -1,4 +1,4 @@
-"""Serving in the report: the server under load, what HTTP costs, batches and what kills them."""
+"""Serving in the report: the server under load, and what HTTP costs."""
 
 from __future__ import annotations
 
@@ -62,31 +62,3 @@ def serving(record: Record) -> str:
         f"blocking call of OpenAI's API {single['http_ms']:.1f} ms: {over_png:.1f} ms over the "
         f"engine and its file, {over:.1f} ms over the engine alone.",
     ])  # fmt: skip
-
-
-def batches(record: Record) -> str:
-    """Return the tables of benchmarks/batches.py."""
-    speed, kills = record["speed"], record["kills"]
-    rows = [
-        [
-            side,
-            f"{found['pictures_a_minute']['median']:.0f}",
-            "{p10:.0f} to {p90:.0f}".format(**found["pictures_a_minute"]),
-            f"{found['seconds']['median']:.1f}",
-        ]
-        for side, found in speed["sides"].items()
-    ]
-    text = (
-        f"`sdengine batch` with {speed['rows']} rows of the demo model, {record['steps']} steps "
-        "each. Pictures a minute count from the first file to the last, seconds the whole command, "
-        "with loading and the start of Ray."
-    )
-    killed = (
-        f"{kills['rows']} rows on a local Ray cluster of {kills['actors']} actors: an actor was "
-        f"killed (SIGKILL) after {kills['pictures_when_actor_was_killed']} pictures, the driver "
-        f"after {kills['pictures_when_driver_was_killed']}. The same command again kept "
-        f"{kills['kept_by_the_second_run']} pictures and made {kills['made_by_the_second_run']}; "
-        f"all {kills['equal_files']} files, manifest included, have the bytes of one process's."
-    )
-    heading = ["", "pictures a minute", "10th to 90th percentile", "seconds"]
-    return "\n\n".join([text, table(heading, rows), killed])

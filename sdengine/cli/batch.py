@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from sdengine.serving.manifest import Manifest
 
 _MAX_TOLD = 20
-_RAY_OPTIONS = ("actors", "gpus_per_actor", "stall")
 
 
 def batch(
@@ -135,7 +134,7 @@ def batch(
                 f"requests: {str(requests)!r} was changed while its rows were made, so there is no "
                 "manifest. Run the same command again: what is made stays."
             )
-        path = manifest.write()
+        path = manifest.finish()
     seconds = time.monotonic() - started
     if as_json:
         say_json({"rows": rows.count, **_counted(counts), "seconds": round(seconds, 3)})
@@ -154,19 +153,22 @@ def _ray_options(
     device: int | None,
 ) -> Any:
     """Return RayOptions; None where all is to be done here."""
-    given: dict[str, Any] = {"actors": actors, "gpus_per_actor": gpus_per_actor, "stall": stall}
-    known = {name: value for name, value in given.items() if value is not None}
+    given = {"--actors": actors, "--gpus-per-actor": gpus_per_actor, "--stall": stall}
     if address is None:
-        for name, value in known.items():
-            raise ConfigError.for_field(f"--{name.replace('_', '-')}", value, "none without --ray")
+        for name, value in given.items():
+            if value is not None:
+                raise ConfigError.for_field(name, value, "none without --ray")
         return None
     if device is not None:
         raise ConfigError.for_field("--device", device, "none with --ray, which gives the GPUs")
-    from sdengine.serving.ray_batch import RayOptions, import_ray
+    from sdengine.serving.ray_cluster import STALL_SECONDS, RayOptions, import_ray
 
-    if "stall" in known:
-        known["stall_seconds"] = known.pop("stall")
-    options = RayOptions(address, **known)
+    options = RayOptions(
+        address,
+        actors,
+        gpus_per_actor or 0.0,
+        STALL_SECONDS if stall is None else stall,
+    )
     import_ray(options)  # before anything is begun
     return options
 

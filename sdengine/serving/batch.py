@@ -55,13 +55,14 @@ class BatchJob:
             SdengineError: an option is invalid, or the bundle cannot be run.
         """
         catalogue = Catalogue(self.folders)
-        # Prompts name files of three kinds by themselves.
-        named: dict[str, Any] = {
-            "loras_folder": self.folders.get("lora"),
-            "hypernetworks_folder": self.folders.get("hypernetwork"),
-            "embeddings": self.folders.get("embedding"),
-        }
-        with load(**self.options, **named) as engine:
+        folder = self.folders.get
+        with load(
+            **self.options,
+            # What prompts name by themselves.
+            loras_folder=folder("lora"),
+            hypernetworks_folder=folder("hypernetwork"),
+            embeddings=folder("embedding"),
+        ) as engine:
             try:
                 yield RowMaker(engine, catalogue, self.requests.parent, self.output)
             finally:

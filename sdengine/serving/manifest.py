@@ -81,7 +81,7 @@ class Manifest:
                 told = "the process that had it ended. Run the same command again."
                 yield Record.of_error(number, RowLost(told))
 
-    def write(self) -> Path:
+    def finish(self) -> Path:
         """Write the manifest, and the errors among its lines to a file of their own.
 
         Returns:

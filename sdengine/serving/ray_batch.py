@@ -10,92 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import queue
-import secrets
-import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 import sdengine.errors
-from sdengine.backends.machine import usable_processors
-from sdengine.errors import (
-    BackendUnavailableError,
-    ConfigError,
-    DeviceError,
-    DeviceLostError,
-    SdengineError,
-)
+from sdengine.errors import DeviceError, DeviceLostError, SdengineError
 from sdengine.serving.batch import BatchJob, Record
 from sdengine.serving.batch_rows import Chunk, RowFile, read_rows
 from sdengine.serving.begun_rows import BegunRows
+from sdengine.serving.ray_cluster import RayOptions, cluster, import_ray
 
-LOCAL = "local"
-_AUTO = "auto"
-_OBJECT_STORE_BYTES = 200 << 20  # of a local cluster; only records are in it
 _MAX_CHUNKS = 1 << 14
 _LOOK_SECONDS = 1.0
-_CONNECT_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class RayOptions:
-    """How a batch uses a cluster.
-
-    Args:
-        address: of a running one, "auto" for this machine's, or LOCAL for one that is started on
-            this machine and ends with the batch.
-        actors: engines at once; None is one a node, or as many as the cluster's GPUs give.
-        gpus_per_actor: GPUs of each, or a share of one, which divides no memory.
-        stall_seconds: after which without any row the batch ends.
-    """
-
-    address: str
-    actors: int | None = None
-    gpus_per_actor: float = 0.0
-    stall_seconds: float = 3600.0
-
-    def __post_init__(self) -> None:
-        if self.address not in (LOCAL, _AUTO) and _host_and_port(self.address) is None:
-            raise ConfigError.for_field("ray", self.address, "local, auto or HOST:PORT")
-        if self.actors is not None and not 1 <= self.actors <= 10_000:
-            raise ConfigError.for_field("actors", self.actors, "an integer from 1 to 10000")
-        if not 0 <= self.gpus_per_actor <= 64:
-            raise ConfigError.for_field("gpus_per_actor", self.gpus_per_actor, "from 0 to 64")
-        if not 1 <= self.stall_seconds < 1e9:
-            raise ConfigError.for_field("stall", self.stall_seconds, "seconds, at least 1")
-
-
-# Read when Ray is imported. Without the first a thread that still reads would start a cluster of
-# its own once this one has ended; the second is that nothing is told to anybody.
-_ENVIRONMENT = {"RAY_ENABLE_AUTO_CONNECT": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-# Of a local cluster, which runs the code of whoever can talk to it: nobody from elsewhere can (as
-# on systems for which Ray has no clusters), and nobody here without its token.
-_LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
-
-
-def import_ray(options: RayOptions) -> Any:
-    """Return the module `ray` with `ray.data`, imported as the options need it.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    wanted = dict(_ENVIRONMENT)
-    if options.address == LOCAL:
-        wanted |= {**_LOCAL_ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
-    import ray.data
-
-    return ray
 
 
 class RowActor:
@@ -151,7 +85,10 @@ def records_on_ray(job: BatchJob, rows: RowFile, options: RayOptions) -> Iterato
         SdengineError: an engine cannot be loaded, or files cannot be written.
     """
     ray = import_ray(options)
-    with _cluster(ray, job, options) as (actors, threads):
+    with (
+        _forgotten_marks(job),
+        cluster(ray, options, job.options.get("threads")) as (actors, threads),
+    ):
         job = replace(job, options={**job.options, "threads": threads})
         lines = -(-rows.num_lines // _MAX_CHUNKS)  # few: one is told of when all are made
         items = [asdict(chunk) for chunk in rows.chunks(lines)]
@@ -172,6 +109,15 @@ def records_on_ray(job: BatchJob, rows: RowFile, options: RayOptions) -> Iterato
             if "fatal" in content:
                 raise _error_of(content["fatal"])
             yield Record(**content)
+
+
+@contextmanager
+def _forgotten_marks(job: BatchJob) -> Iterator[None]:
+    """Forget the rows that actors were making when they were ended with the block."""
+    try:
+        yield
+    finally:
+        BegunRows(job.output).clear()
 
 
 def _watched(dataset: Any, job: BatchJob, stall_seconds: float) -> Iterator[str]:
@@ -208,97 +154,6 @@ def _watched(dataset: Any, job: BatchJob, stall_seconds: float) -> Iterator[str]
             raise DeviceError(f"Ray ended the batch: {str(one)[:500]}") from one
         since = time.monotonic()
         yield one
-
-
-@contextmanager
-def _cluster(ray: Any, job: BatchJob, options: RayOptions) -> Iterator[tuple[int, int | None]]:
-    """Connect, and give the number of actors and the CPU threads of each."""
-    threads = job.options.get("threads")
-    local = {}
-    if options.address == LOCAL:
-        actors = options.actors or 1
-        own = threads or max(1, usable_processors().threads // actors)
-        local = {
-            "num_cpus": actors * own,
-            "object_store_memory": _OBJECT_STORE_BYTES,
-            "include_dashboard": False,
-        }
-    with _own_signals():
-        try:
-            _require_listener(options.address)
-            ray.init(
-                address=options.address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **local,
-            )
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            raise BackendUnavailableError(
-                f"ray: no cluster at {options.address!r}: {str(error)[:300]}"
-            ) from None
-    try:
-        _configure(ray)
-        yield _shares(ray, options, threads)
-    finally:
-        # Where it ends early, threads of Ray find that there is no cluster any more, and say so.
-        logging.getLogger("ray").setLevel(logging.CRITICAL + 1)
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)
-        ray.shutdown()
-        BegunRows(job.output).clear()  # whose actors were ended here
-
-
-def _require_listener(address: str) -> None:
-    """Raise OSError where nobody listens at an address: Ray itself would wait, and then abort."""
-    place = _host_and_port(address)
-    if place is not None:
-        socket.create_connection(place, _CONNECT_SECONDS).close()
-
-
-def _host_and_port(address: str) -> tuple[str, int] | None:
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        return None
-    return host.strip("[]"), int(port)
-
-
-def _shares(ray: Any, options: RayOptions, threads: int | None) -> tuple[int, int | None]:
-    """Return the number of actors and the CPU threads of each; refuse what cannot be had."""
-    found = ray.cluster_resources()
-    cpus, gpus, wanted = int(found.get("CPU", 0)), found.get("GPU", 0.0), options.gpus_per_actor
-    actors = options.actors or (int(gpus / wanted) if wanted else len(ray.nodes()))
-    if (wanted and actors * wanted > gpus) or not actors:
-        accepted = f"what {gpus:g} GPUs of the cluster give"
-        raise ConfigError.for_field("gpus_per_actor", f"{actors} x {wanted:g}", accepted)
-    if threads is None and not wanted:
-        threads = max(1, cpus // actors)
-    if actors * (threads or 1) > cpus:
-        asked, accepted = f"{actors} x {threads or 1} threads", f"at most {cpus} CPUs"
-        raise ConfigError.for_field("actors", asked, accepted, "The cluster has no more.")
-    return actors, threads
-
-
-def _configure(ray: Any) -> None:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # rows of a lost block become errors, the others go on
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep the process's handlers of signals, of which Ray's start replaces some."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None:
-                signal.signal(number, handler)
 
 
 def _fatal(error: SdengineError) -> dict[str, Any]:

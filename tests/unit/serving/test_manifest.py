@@ -66,7 +66,7 @@ def test_the_manifest_is_in_the_order_of_the_rows(rows: RowFile, tmp_path: Path)
         for number in (5, 1, 3, 1):
             manifest.add(record(number))
         assert [path for path in os.listdir(out) if not path.startswith(".")] == ["errors.jsonl"]
-        manifest.write()
+        manifest.finish()
     lines = (out / "manifest.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in lines] == [1, 3, 5]
     assert os.listdir(out) == ["manifest.jsonl"]
@@ -82,7 +82,7 @@ def test_rows_of_which_nothing_came_are_errors(rows: RowFile, tmp_path: Path) ->
         ]
         for one in lost:
             manifest.add(one)
-        manifest.write()
+        manifest.finish()
     errors = (tmp_path / "errors.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in errors] == [1, 5]
     assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 3

@@ -17,7 +17,8 @@ import sdengine.serving.ray_batch as ray_batch
 from sdengine.errors import BundleError, ConfigError, DeviceError, DeviceLostError, OutputError
 from sdengine.serving.batch import BatchJob, RowMaker
 from sdengine.serving.batch_rows import RowFile
-from sdengine.serving.ray_batch import RayOptions, RowActor
+from sdengine.serving.ray_batch import RowActor
+from sdengine.serving.ray_cluster import RayOptions, import_ray, shares
 
 SMALL = {"prompt": "a circle", "steps": 2, "width": 64, "height": 64, "seed": 1}
 
@@ -145,7 +146,7 @@ def test_shares_of_a_cluster(
     cluster: Cluster, actors: int | None, gpus: float, threads: int | None, expected: object
 ) -> None:
     options = RayOptions("auto", actors, gpus)
-    assert ray_batch._shares(cluster, options, threads) == expected
+    assert shares(cluster, options, threads) == expected
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_more_than_a_cluster_has_is_refused(
     cluster: Cluster, actors: int | None, gpus: float, threads: int | None
 ) -> None:
     with pytest.raises(ConfigError, match="is not accepted"):
-        ray_batch._shares(cluster, RayOptions("auto", actors, gpus), threads)
+        shares(cluster, RayOptions("auto", actors, gpus), threads)
 
 
 def test_a_local_cluster_is_for_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,12 +172,12 @@ def test_a_local_cluster_is_for_nobody_else(monkeypatch: pytest.MonkeyPatch) -> 
             monkeypatch.delenv(name)
     environment = dict(os.environ)
     monkeypatch.setattr(os, "environ", environment)
-    ray_batch.import_ray(RayOptions("auto"))
+    import_ray(RayOptions("auto"))
     assert environment["RAY_USAGE_STATS_ENABLED"] == environment["RAY_ENABLE_AUTO_CONNECT"] == "0"
     assert "RAY_AUTH_TOKEN" not in environment
-    ray_batch.import_ray(RayOptions("local"))
+    import_ray(RayOptions("local"))
     token = environment["RAY_AUTH_TOKEN"]
     assert environment["RAY_AUTH_MODE"] == "token" and len(token) == 64
     assert environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
-    ray_batch.import_ray(RayOptions("local"))
+    import_ray(RayOptions("local"))
     assert environment["RAY_AUTH_TOKEN"] == token  # which Ray has read by then
