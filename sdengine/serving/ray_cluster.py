@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sdengine.backends.machine import usable_processors
 from sdengine.errors import BackendUnavailableError, ConfigError
+from sdengine.machine import usable_processors
 
 LOCAL = "local"
 STALL_SECONDS = 3600.0

@@ -21,7 +21,9 @@ PORT = 18_437
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
-    import ray
+    from sdengine.serving.ray_cluster import LOCAL, RayOptions, import_ray
+
+    ray = import_ray(RayOptions(LOCAL))  # that nobody else can talk to
     from ray import serve
 
     from sdengine.serving.ray import app
