@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,36 +19,57 @@ import psutil
 import pytest
 
 import sdengine
-from sdengine.errors import ConfigError
 
 pytest.importorskip("ray.serve", reason="ray is not installed")
-PORT = 18_437
+CONFIG = """
+http_options: {{host: 127.0.0.1, port: {port}}}
+applications:
+  - name: sdengine
+    route_prefix: /
+    import_path: sdengine.serving.ray:app
+    args: {{bundles: demo, threads: 1, max_replicas: 1}}
+"""
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[httpx.Client]:
-    from sdengine.serving.ray_cluster import LOCAL, RayOptions, import_ray
-
-    ray = import_ray(RayOptions(LOCAL))  # that nobody else can talk to
-    from ray import serve
-
-    from sdengine.serving.ray import app
-
-    ray.init(
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=100 << 20,
-        log_to_driver=False,
-        configure_logging=False,
-    )
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Run `serve run` as a user would, on a cluster of its own that nobody else can talk to."""
+    folder = tmp_path_factory.mktemp("serve")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "config.yaml").write_text(CONFIG.format(port=port))
+    own = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ray.serve.scripts", "run", "config.yaml"],
+            cwd=folder,
+            env={**os.environ, **own},
+            stdout=log,
+            stderr=log,
+        )
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-        serve.run(app({"bundles": "demo", "threads": "1", "max_replicas": "2"}), name="sdengine")
-        with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            for _ in range(600):
+                with contextlib.suppress(httpx.TransportError):
+                    if client.get("/ready").status_code == 200:
+                        break
+                assert process.poll() is None, (folder / "log").read_text()[-3000:]
+                time.sleep(0.2)
             yield client
-        serve.shutdown()
     finally:
-        ray.shutdown()
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def submit(client: httpx.Client, **fields: Any) -> str:
@@ -63,7 +90,6 @@ def wait(client: httpx.Client, job_id: str, until: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of Ray's own making, in its threads
 def test_replicas_serve_the_app(client: httpx.Client) -> None:
     assert client.get("/ready").json()["status"] == "ready"
     job = submit(client)
@@ -93,10 +119,19 @@ def test_replicas_serve_the_app(client: httpx.Client) -> None:
     assert foreign.status_code == 421
 
 
-def test_settings_are_checked() -> None:
-    from sdengine.serving.ray import app
-
-    with pytest.raises(ConfigError, match=r"threads: '0' is not accepted"):
-        app({"threads": "0"})
-    with pytest.raises(ConfigError, match=r"bundel: "):
-        app({"bundel": "demo"})
+def test_settings_are_checked(tmp_path: Path) -> None:
+    script = (
+        "from sdengine.errors import ConfigError\n"
+        "from sdengine.serving.ray import app\n"
+        "for wrong in ({'threads': '0'}, {'bundel': 'demo'}):\n"
+        "    try:\n"
+        "        app(wrong)\n"
+        "    except ConfigError as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first, second = done.stdout.splitlines()
+    assert first.startswith("threads: '0' is not accepted")
+    assert second.startswith("bundel: 'demo' is not accepted")
