@@ -99,7 +99,7 @@ def serve(
     from sdengine.serving.bundle_names import named_bundles
     from sdengine.serving.catalogue import Catalogue
     from sdengine.serving.guard import LOOPBACK
-    from sdengine.serving.http_server import log_as_json, run_server
+    from sdengine.serving.http_server import logs_as_json, run_server
     from sdengine.serving.limits import Limits
     from sdengine.serving.service import Service
 
@@ -145,7 +145,7 @@ def serve(
         service = Service(engines, catalogue, limits, known, joins=join)
         hosts = {*LOOPBACK, *(allow_host or [])} if is_local else None
         app = create_app(service, hosts, drain)
-        log_as_json()
+        opened.enter_context(logs_as_json())
         try:
             whole = run_server(
                 app,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -139,8 +140,6 @@ class _Server(uvicorn.Server):
 
     def capture_signals(self) -> Any:
         """Leave them as they are."""
-        import contextlib
-
         return contextlib.nullcontext()
 
 
@@ -193,12 +192,22 @@ class JSONLines(logging.Formatter):
         return json.dumps(told)
 
 
-def log_as_json() -> None:
-    """Write the logs of the server to standard error as lines of JSON."""
+@contextlib.contextmanager
+def logs_as_json() -> Iterator[None]:
+    """Write the logs of the server to standard error as lines of JSON, inside the block."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines())
-    for name, level in (("sdengine", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
+    loggers = {logging.getLogger("sdengine"): logging.INFO}
+    loggers[logging.getLogger("uvicorn")] = logging.WARNING
+    before = [(one, one.handlers[:], one.level, one.propagate) for one in loggers]
+    for logger, level in loggers.items():
         logger.handlers[:] = [handler]
         logger.setLevel(level)
         logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, handlers, level, propagate in before:
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
+            logger.propagate = propagate
