@@ -74,7 +74,7 @@ def test_every_record_and_every_sheet_has_a_place() -> None:
     lines = sum(len(path.read_text().splitlines()) for path in RESULTS.glob("*.jsonl"))
     shown = (read.comparisons, read.networks, read.operations, read.requests, read.controls)
     assert sum(map(len, shown)) == lines
-    assert len(list(RESULTS.glob("*.json"))) == len(read.prompt_following) + 19 + bool(read.serving)
+    assert len(list(RESULTS.glob("*.json"))) == len(read.prompt_following) + 20
     page = report.report(read)
     for sheet in RESULTS.glob("*.png"):
         assert f"]({sheet.name})" in page
