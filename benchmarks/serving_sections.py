@@ -27,8 +27,8 @@ def serving(record: Record) -> str:
         f"Token a asks for {100 * record['share_of_a']:.0f} % of all; at most "
         f"{record['max_queue']} wait, half of them a token's. A latency lasts from a request's "
         "arrival to its whole picture. Lost is what was neither answered nor refused. Clients and "
-        f"server shared {len(record['processors'])} processor(s); others took "
-        f"{record['other_load_percent']:.0f} % of the machine."
+        f"server had processor {', '.join(map(str, record['processors']))}, of "
+        f"{record['machine']['cores']}, to themselves where there are more."
     )
     heading = ["of capacity", "asked", "made a second", "refused (429)", "failed", "lost",
                "p50, s", "p95, s", "p99, s", "memory before and after, MB"]  # fmt: skip
