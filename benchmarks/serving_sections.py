@@ -28,7 +28,7 @@ def serving(record: Record) -> str:
         f"{record['max_queue']} wait, half of them a token's. A latency lasts from a request's "
         "arrival to its whole picture. Lost is what was neither answered nor refused. Clients and "
         f"server had processor {', '.join(map(str, record['processors']))}, of "
-        f"{record['machine']['cores']}, to themselves where there are more."
+        f"{record['machine']['cores']}, and no other work was put there."
     )
     heading = ["of capacity", "asked", "made a second", "refused (429)", "failed", "lost",
                "p50, s", "p95, s", "p99, s", "memory before and after, MB"]  # fmt: skip
