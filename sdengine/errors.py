@@ -5,10 +5,38 @@ A message says what was asked, what was found, what is accepted and what to do n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+import reprlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+class _ShortRepr(reprlib.Repr):
+    """`repr` of as much of a value as is shown: clients may give millions of things."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = self.maxdeque = 20
+        self.maxdict = self.maxarray = 20
+        self.maxstring = self.maxlong = self.maxother = 200
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x[:100])
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        if level <= 0 and x:
+            return "{...}"
+        pairs = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}"
+            for key, value in itertools.islice(x.items(), self.maxdict)
+        ]
+        return f"{{{', '.join(pairs)}{', ...' if len(x) > self.maxdict else ''}}}"
+
+
+_SHORT = _ShortRepr()
 
 
 class SdengineError(Exception):
@@ -45,7 +73,7 @@ class ConfigError(SdengineError, ValueError):
             accepted: what would have been valid.
             hint: what to do next, a sentence.
         """
-        shown = repr(value)
+        shown = _SHORT.repr(value)
         if len(shown) > 80:
             shown = shown[:77] + "..."
         return cls(f"{field}: {shown} is not accepted; expected {accepted}." + _after(hint))

@@ -143,7 +143,8 @@ def serve(
             if warm_up:
                 engines[name].warm_up()
         service = Service(engines, catalogue, limits, known, joins=join)
-        hosts = {*LOOPBACK, *(allow_host or [])} if is_local else None
+        names = {name.lower() for name in allow_host or []}
+        hosts = {*LOOPBACK, *names} if is_local else None
         app = create_app(service, hosts, drain)
         opened.enter_context(logs_as_json())
         try:

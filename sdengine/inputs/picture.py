@@ -135,9 +135,22 @@ _TOO_LARGE = f"has more pixels than are accepted; at most {MAX_PIXELS}."
 def _check(field: str, image: Image, what: str) -> None:
     if image.width * image.height > MAX_PIXELS or 0 in image.size:
         raise ConfigError(f"{field}: {what} is {image.width}x{image.height}; it {_TOO_LARGE}")
-    frames = getattr(image, "n_frames", 1)
-    if frames != 1:
-        raise ConfigError(f"{field}: {what} has {frames} pictures in it; give one of them.")
+    if _has_second(image):
+        raise ConfigError(f"{field}: {what} has several pictures in it; give one of them.")
+
+
+def _has_second(image: Image) -> bool:
+    """Say whether another picture follows, of which no more than its head is read.
+
+    To count them all takes a time that grows with the square of their number in a TIFF.
+    """
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    except (TypeError, KeyError, OSError, ValueError, SyntaxError):  # it is there, and damaged
+        return True
+    return True
 
 
 def _decoded(field: str, image: Image, what: str) -> Pixels:

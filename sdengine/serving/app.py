@@ -15,7 +15,8 @@ from sdengine.errors import ConfigError, SdengineError
 from sdengine.serving import metrics, native_api, openai, page, web_ui
 from sdengine.serving.error_answers import HTTPError, response_of
 from sdengine.serving.guard import LOOPBACK, Guard
-from sdengine.serving.service import BusyError, DrainingError, Service
+from sdengine.serving.refusals import BusyError, DrainingError
+from sdengine.serving.service import Service
 from sdengine.version import __version__
 
 
@@ -52,6 +53,7 @@ def create_app(
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["health"])
     async def health() -> dict[str, str]:
         """Say that the process answers."""
@@ -60,8 +62,9 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/ready", tags=["health"])
     async def ready() -> Response:
         """Say whether requests are taken: 503 while the server ends."""
-        if service.is_draining:
-            return JSONResponse({"status": "draining"}, 503)
+        if service.is_draining or not service.is_working:
+            status = "draining" if service.is_draining else "failed"
+            return JSONResponse({"status": status}, 503)
         return JSONResponse({"status": "ready", "waiting": service.num_waiting})
 
     @app.get("/metrics", tags=["health"], response_class=Response)

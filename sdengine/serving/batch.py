@@ -25,6 +25,7 @@ from sdengine.serving.begun_rows import BegunRows
 from sdengine.serving.catalogue import Catalogue
 from sdengine.serving.folder_pictures import FolderPictures
 from sdengine.serving.payload import read_payload
+from sdengine.storage.regular_file import open_regular
 
 _NAME_DIGITS = 32  # of the hash: 128 bits
 _MAX_ID_CHARACTERS = 1000
@@ -173,7 +174,8 @@ class RowMaker:
         hashes = []
         for name in names:
             try:
-                content = (self.output / name).read_bytes()
+                with open_regular(self.output / name) as file:
+                    content = file.read()
             except FileNotFoundError:
                 return None
             except OSError as error:

@@ -11,6 +11,7 @@ from sdengine.errors import OutputError, SdengineError
 from sdengine.storage.temporary import abandoned, remove_abandoned, temporary_file
 
 MAX_DEATHS = 3
+_ATTEMPTS = 5
 _FOLDER = ".begun"
 
 
@@ -47,8 +48,14 @@ class BegunRows:
                 )
             with contextlib.ExitStack() as marked:
                 try:
-                    self.folder.mkdir(exist_ok=True)
-                    marked.enter_context(temporary_file(self.folder / name))
+                    for attempt in range(_ATTEMPTS):
+                        self.folder.mkdir(exist_ok=True)
+                        try:
+                            marked.enter_context(temporary_file(self.folder / name))
+                            break
+                        except FileNotFoundError:  # another run ended, and removed the folder
+                            if attempt + 1 == _ATTEMPTS:
+                                raise
                 except OSError as error:
                     what = f"{str(self.folder)!r} cannot be written: {error.strerror}."
                     raise OutputError(what) from None

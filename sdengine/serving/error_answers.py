@@ -17,7 +17,7 @@ from sdengine.errors import (
     SdengineError,
     UnsupportedShapeError,
 )
-from sdengine.serving.service import BusyError, DrainingError
+from sdengine.serving.refusals import BusyError, DrainingError
 
 _WEB_UI_PATHS = ("/sdapi/", "/internal/", "/controlnet/")
 _OPENAI_PATHS = ("/v1/",)

@@ -78,7 +78,7 @@ class FairQueue:
         with self._condition:
             for job in self._in_order():
                 if accepts(job):
-                    return self._taken(job.owner, job)
+                    return self._taken(job.owner, job, is_turn=False)
         return None
 
     def remove(self, job: Job) -> bool:
@@ -114,12 +114,13 @@ class FairQueue:
             self._condition.notify_all()
             return left
 
-    def _taken(self, owner: str, job: Job) -> Job:
+    def _taken(self, owner: str, job: Job, *, is_turn: bool = True) -> Job:
         line = self._waiting[owner]
         line.remove(job)
         if not line:
             del self._waiting[owner]
-        self._now = max(self._now, self._done[owner])
+        if is_turn:  # what is run beside another one's turn puts nobody back
+            self._now = max(self._now, self._done[owner])
         self._done[owner] += job.work
         if not self._waiting:  # nobody is behind anybody
             level = max(self._done.values())

@@ -18,7 +18,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdengine.serving.error_answers import HTTPError, response_of
-from sdengine.serving.service import BusyError, Service
+from sdengine.serving.refusals import BusyError
+from sdengine.serving.service import Service
 from sdengine.serving.tokens import LOCAL
 
 _log = logging.getLogger("sdengine.serving.access")
@@ -49,6 +50,7 @@ class Guard:
         self._service = service
         self._hosts = hosts
         self._held = 0
+        self._of_owners: dict[str, int] = {}
         service.metrics.watch("body_bytes", lambda: self._held)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,24 +80,22 @@ class Guard:
                 ]
             await send(message)
 
-        held = 0
+        held = _Held(self, state)
         try:
             try:
                 self._check_place(headers)
                 state["owner"] = self._owner(scope["method"], scope["path"], headers)
                 body = b""
                 if scope["method"] not in _WITHOUT_BODY:
-                    held = self._reserve(headers)
-                    body = await self._read(receive, headers)
-                    self._held += len(body) - held
-                    held = len(body)
+                    self._check_length(headers)
+                    body = await self._read(receive, held)
             except (HTTPError, BusyError) as error:
                 self._service.metrics.rejected(_reason(error))
                 await _refused(scope["path"], error)(scope, receive, answer)
             else:
                 await self._app(scope, _again(body, receive), answer)
         finally:
-            self._held -= held
+            held.release()
             self._say(scope, request_id, str(state["owner"]), status, time.monotonic() - began)
 
     def _check_place(self, headers: dict[str, str]) -> None:
@@ -106,7 +106,7 @@ class Guard:
             message = f"host: {host[:100]!r} is not a name of this server."
             raise HTTPError(421, message, "MisdirectedRequest")
         origin = headers.get("origin", "")
-        if origin and _without_port(urlsplit(origin).netloc) not in self._hosts:
+        if origin and _host_of(origin) not in self._hosts:
             message = f"origin: pages of {origin[:100]!r} may not ask this server."
             raise HTTPError(403, message, "ForeignOrigin")
 
@@ -122,37 +122,54 @@ class Guard:
             raise HTTPError(401, message, "Unauthorized", {"WWW-Authenticate": "Bearer"})
         return token.name
 
-    def _reserve(self, headers: dict[str, str]) -> int:
-        """Return the bytes that a body may take, and count them as held until it was read."""
-        limits = self._service.limits
-        declared = headers.get("content-length", "")
-        most = limits.max_body_bytes
-        if declared:
-            if not declared.isdigit() or len(declared) > 18:
-                raise HTTPError(400, "content-length: it is no number.", "BadRequest")
-            if int(declared) > most:
-                raise _too_large(declared, most)
-            most = int(declared)
-        if self._held + most > limits.max_bodies_bytes:
+    def _check_length(self, headers: dict[str, str]) -> None:
+        """Refuse a body that is declared too large, or in two ways."""
+        declared, most = headers.get("content-length", ""), self._service.limits.max_body_bytes
+        if not declared:
+            return
+        if not declared.isdigit() or len(declared) > 18:
+            raise HTTPError(400, "content-length: it is no number.", "BadRequest")
+        if "transfer-encoding" in headers:
+            message = "content-length: give it or transfer-encoding, not both."
+            raise HTTPError(400, message, "BadRequest", {"Connection": "close"})
+        if int(declared) > most:
+            raise _too_large(declared, most)
+
+    def take(self, owner: str, count: int) -> None:
+        """Count bytes of a body as held; a token may have half of what all may.
+
+        Raises:
+            BusyError: there is no room for them.
+        """
+        most = self._service.limits.max_bodies_bytes
+        share = most // 2 if len(self._service.tokens) else most
+        if self._held + count > most or self._of_owners.get(owner, 0) + count > share:
             message = "the bodies of other requests take all the memory for them. Try again in 1 s."
             raise BusyError(message, 1, "bodies")
-        self._held += most
-        return most
+        self.give_back(owner, -count)
 
-    async def _read(self, receive: Receive, headers: dict[str, str]) -> bytes:
+    def give_back(self, owner: str, count: int) -> None:
+        """Count bytes as held no longer."""
+        self._held -= count
+        left = self._of_owners.get(owner, 0) - count
+        if left:
+            self._of_owners[owner] = left
+        else:
+            self._of_owners.pop(owner, None)
+
+    async def _read(self, receive: Receive, held: _Held) -> bytes:
         limits = self._service.limits
-        pieces, total = [], 0
+        pieces = []
 
         async def read() -> None:
-            nonlocal total
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise HTTPError(400, "the client went away.", "Disconnected")
                 piece = message.get("body", b"")
-                total += len(piece)
-                if total > limits.max_body_bytes:
+                if held.count + len(piece) > limits.max_body_bytes:
                     raise _too_large(f"more than {limits.max_body_bytes}", limits.max_body_bytes)
+                held.add(len(piece))
                 pieces.append(piece)
                 if not message.get("more_body", False):
                     return
@@ -179,6 +196,27 @@ class Guard:
         _log.info("%s", json.dumps(told), extra={"told": told})
 
 
+class _Held:
+    """Bytes of one body, counted as they come.
+
+    Args:
+        guard: that counts them.
+        state: of the request, which says whose they are.
+    """
+
+    def __init__(self, guard: Guard, state: MutableMapping[str, Any]) -> None:
+        self._guard, self._state = guard, state
+        self.count = 0
+
+    def add(self, count: int) -> None:
+        self._guard.take(self._state["owner"], count)
+        self.count += count
+
+    def release(self) -> None:
+        self._guard.give_back(self._state["owner"], self.count)
+        self.count = 0
+
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 
@@ -193,6 +231,13 @@ def _reason(error: HTTPError | BusyError) -> str:
 
 def _refused(path: str, error: Exception) -> Response:
     return response_of(path, error)
+
+
+def _host_of(origin: str) -> str:
+    try:
+        return _without_port(urlsplit(origin).netloc)
+    except ValueError:  # as of half an IPv6 address
+        return ""
 
 
 def _without_port(host: str) -> str:

@@ -18,10 +18,12 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from sdengine.serving.native_api import KIND
 from sdengine.serving.service import Service
 
 _MAX_CONNECTIONS = 512
 _KEEP_ALIVE_SECONDS = 60
+_FETCH_SECONDS = 10.0  # in which clients may have what was made last
 
 
 def run_server(
@@ -106,7 +108,13 @@ async def _serve(
         nonlocal finished
         # Clients may still ask for what is being made: connections are refused only after it.
         finished = await service.drain(drain_seconds)
+        until = loop.time() + min(drain_seconds, _FETCH_SECONDS)
         await asyncio.sleep(0.2)  # the last answers are on their way
+        while loop.time() < until and any(
+            job.result is not None and not job.is_fetched and job.kind == KIND
+            for job in service.jobs
+        ):
+            await asyncio.sleep(0.05)
         server.should_exit = True
 
     ending: list[asyncio.Task[None]] = []

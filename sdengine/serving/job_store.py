@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 
 from sdengine.errors import ConfigError
-from sdengine.inputs.recorded import Recorded
 from sdengine.serving.jobs import Job
 from sdengine.serving.limits import Limits
 
@@ -65,23 +64,23 @@ class JobStore:
             del self._jobs[job.id]
 
     def _tidy(self) -> None:
-        over = [job for job in self._jobs.values() if job.is_over]
-        over.sort(key=lambda job: job.ended or 0.0)
-        total = sum(map(_bytes_of, over))
+        of_owners: dict[str, list[Job]] = {}  # so that none drives out what another one waits for
+        for job in self._jobs.values():
+            if job.is_over:
+                of_owners.setdefault(job.owner, []).append(job)
         oldest = time.time() - self._limits.keep_seconds
-        for number, job in enumerate(over):
-            left = len(over) - number
-            too_many = left > self._limits.keep_jobs or total > self._limits.keep_bytes
-            if not too_many and (job.ended or 0.0) >= oldest:
-                return
-            total -= _bytes_of(job)
-            del self._jobs[job.id]
+        for over in of_owners.values():
+            # What has no pictures goes first.
+            over.sort(key=lambda job: (job.result is not None, job.ended or 0.0))
+            total, left = sum(map(_bytes_of, over)), len(over)
+            for job in over:
+                too_many = left > self._limits.keep_jobs or total > self._limits.keep_bytes
+                if too_many or (job.ended or 0.0) < oldest:
+                    total, left = total - _bytes_of(job), left - 1
+                    del self._jobs[job.id]
 
 
 def _bytes_of(job: Job) -> int:
     """Return about what a job that is over holds."""
     arrays = () if job.result is None else job.result.arrays
-    pictures = (job.request.image, job.request.mask, job.request.depth)
-    return sum(array.nbytes for array in arrays) + sum(
-        4 * one.size[0] * one.size[1] for one in pictures if isinstance(one, Recorded)
-    )
+    return sum(array.nbytes for array in arrays) + job.picture_bytes

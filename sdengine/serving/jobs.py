@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sdengine.images.result import Result, Step
 from sdengine.request.request import Request
+from sdengine.serving.payload import picture_bytes
 
 QUEUED, GENERATING = "queued", "generating"
 COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
@@ -69,6 +70,8 @@ class Job:
         self.preview_number = 0
         self.result: Result | None = None
         self.error: Exception | None = None
+        self.picture_bytes = picture_bytes(request)
+        self.is_fetched = False  # somebody had its pictures
         self.created = time.time()
         self.started: float | None = None
         self.ended: float | None = None

@@ -19,11 +19,13 @@ class Limits:
         max_body_bytes: of the body of an HTTP request.
         max_bodies_bytes: of all bodies that are read or kept at once.
         max_picture_pixels: of a picture that a request brings.
+        max_held_bytes: of the decoded pictures of all requests that wait or run.
         max_prompt_characters: of a prompt.
         max_queue: requests that wait; more are refused with the time after which to try again.
         max_queue_of_token: of those that one token has waiting, unless its own entry says another.
         header_seconds, body_seconds: in which the head and the body of a request must have come.
-        keep_jobs, keep_bytes, keep_seconds: of finished jobs whose results clients may still fetch.
+        keep_jobs, keep_bytes, keep_seconds: of finished jobs of one token whose results may still
+            be fetched.
     """
 
     max_pixels: int = 2048 * 2048
@@ -32,6 +34,7 @@ class Limits:
     max_body_bytes: int = 32 << 20
     max_bodies_bytes: int = 256 << 20
     max_picture_pixels: int = 1 << 24
+    max_held_bytes: int = 512 << 20
     max_prompt_characters: int = 10_000
     max_queue: int = 64
     max_queue_of_token: int = 32

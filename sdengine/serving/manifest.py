@@ -100,7 +100,7 @@ class Manifest:
                         error_file.write(line)
                         num_errors += 1
             if not num_errors:
-                errors.unlink()
+                errors.unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from None
         return path

@@ -28,6 +28,7 @@ from sdengine.serving.service import Service
 
 router = APIRouter(prefix="/api/v1", tags=["native"])
 _KEEP_ALIVE_SECONDS = 10.0
+KIND = "job"  # of the jobs that this API makes, whose results are asked for afterwards
 _SUBMITTED = ("request", "bundle", "preview_every")
 _JobId = Annotated[str, Path(max_length=100)]
 
@@ -228,6 +229,7 @@ def _result(job: Job) -> Result:
         raise job.error
     if job.status != COMPLETED or job.result is None:
         raise HTTPError(409, f"id: the job is {job.status}; it has no pictures.", "NotCompleted")
+    job.is_fetched = True
     return job.result
 
 
@@ -253,6 +255,7 @@ async def _events(service: Service, job: Job, previews: bool) -> AsyncIterator[s
         if now != told:
             told = now
             yield _event("status", now)
+            continue  # it may have gone on meanwhile
         if previews and job.preview_number > shown and job.preview is not None:
             shown, arrays = job.preview_number, job.preview
             encoded = await asyncio.to_thread(preview_png, arrays)

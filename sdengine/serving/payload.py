@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,9 +20,10 @@ from sdengine.errors import ConfigError
 from sdengine.inputs.loras import Strength
 from sdengine.inputs.models import OWN
 from sdengine.inputs.picture import opened
+from sdengine.inputs.recorded import Recorded
 from sdengine.request.keywords import ALIASES, WEB_UI_CLIP_SKIP
 from sdengine.request.picture_fields import PICTURES
-from sdengine.request.request import JSON_VERSION, refuse_unknown
+from sdengine.request.request import JSON_VERSION, Request, refuse_unknown
 from sdengine.serving.catalogue import Catalogue
 
 _DATA_URL = re.compile(r"data:image/[A-Za-z0-9.+-]{1,40};base64,")
@@ -28,6 +31,30 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,20}://")
 _BASE64 = "a picture in base64, with or without data:image/png;base64, before it"
 _MAX_EMBEDS = 1 << 20
 _NO_ALSO = {"version": "", **ALIASES, WEB_UI_CLIP_SKIP: ""}
+
+
+# Of one request, before any of them is decoded: they are held until it was served.
+_MOST_OF_ONE = 4
+_of_one_request: ContextVar[list[int] | None] = ContextVar("pixels of one request", default=None)
+
+
+@contextmanager
+def one_request() -> Iterator[None]:
+    """Bound what the pictures that are read inside the block have together."""
+    token = _of_one_request.set([0])
+    try:
+        yield
+    finally:
+        _of_one_request.reset(token)
+
+
+def picture_bytes(request: Request) -> int:
+    """Return about what the pictures of a request take, decoded."""
+    pictures = [request.image, request.mask, request.depth]
+    pictures += [control.image for control in request.controls]
+    pictures += [region.mask for region in request.regions]
+    pictures += [image for adapter in request.ip_adapters for image in adapter.image]
+    return sum(4 * one.size[0] * one.size[1] for one in pictures if isinstance(one, Recorded))
 
 
 class Pictures(Protocol):
@@ -81,10 +108,17 @@ class InBase64:
             ConfigError: it is not.
         """
         with opened(field, content, "the content") as image:
-            if image.width * image.height > self.max_pixels:
+            pixels = image.width * image.height
+            if pixels > self.max_pixels:
                 shown = f"{image.width}x{image.height}"
                 accepted = f"a picture of at most {self.max_pixels} pixels"
                 raise ConfigError.for_field(field, shown, accepted)
+        total = _of_one_request.get()
+        if total is not None:
+            total[0] += pixels
+            if total[0] > _MOST_OF_ONE * self.max_pixels:
+                accepted = f"pictures of at most {_MOST_OF_ONE * self.max_pixels} pixels together"
+                raise ConfigError.for_field(field, f"{total[0]} pixels with it", accepted)
         return content
 
 

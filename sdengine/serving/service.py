@@ -22,7 +22,8 @@ from sdengine.serving.job_store import JobStore
 from sdengine.serving.jobs import CANCELLED, COMPLETED, FAILED, Job
 from sdengine.serving.limits import Limits
 from sdengine.serving.metrics import Metrics
-from sdengine.serving.payload import InBase64
+from sdengine.serving.payload import InBase64, one_request
+from sdengine.serving.refusals import BusyError, DrainingError
 from sdengine.serving.tokens import Allowance, Tokens
 
 _log = logging.getLogger(__name__)
@@ -31,25 +32,6 @@ _MAX_RETRY_SECONDS = 120
 
 # Name of the bundle, request, what is told of steps, steps between previews, what ends it.
 Run = Callable[[str, Request, Callable[[Step], None], int, threading.Event], Result]
-
-
-class BusyError(SdengineError):
-    """Report that a request may come again later: the queue, a quota or the memory is full.
-
-    Args:
-        message: why.
-        retry_after: seconds.
-        reason: for metrics.
-    """
-
-    def __init__(self, message: str, retry_after: int, reason: str) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-        self.reason = reason
-
-
-class DrainingError(SdengineError):
-    """Report that the server finishes what it has and takes nothing new."""
 
 
 class Service:
@@ -159,9 +141,7 @@ class Service:
         name = bundle or next(iter(self.engines))
         engine = self.engine(name)
         request, key = await asyncio.to_thread(self._prepared, engine, keywords)
-        allowance = self._allowances.get(owner)
-        if allowance is not None:
-            self._check_allowance(owner, allowance, request.batch_size)
+        self.check_quota(owner, request.batch_size)
         job = Job(
             request,
             owner,
@@ -173,15 +153,31 @@ class Service:
             job_id,
         )
         self.check_room(owner)  # others came meanwhile
+        self._check_held(job)
         self.jobs.add(job)
         try:
             self._queue.put(job, self._most_of(owner))
         except Full:  # pragma: no cover (checked just before, on the same loop)
             self.jobs.forget(job)
             raise self._full(owner) from None
-        if allowance is not None:
+        if (allowance := self._allowances.get(owner)) is not None:
             allowance.use(request.batch_size)
         return job
+
+    @property
+    def is_working(self) -> bool:
+        """Whether jobs are run: none of its threads has ended."""
+        return self._has_started and all(worker.is_alive() for worker in self._workers)
+
+    def check_quota(self, owner: str, images: int) -> None:
+        """Refuse a call of several requests that a quota has not enough left for.
+
+        Raises:
+            BusyError, ConfigError: so it is.
+        """
+        allowance = self._allowances.get(owner)
+        if allowance is not None:
+            self._check_allowance(owner, allowance, images)
 
     def cancel(self, job: Job) -> None:
         """End a job: at once where it waits, within a step where it runs."""
@@ -231,11 +227,12 @@ class Service:
         engine: Engine,
         keywords: Mapping[str, Any] | Request | Callable[[], Mapping[str, Any] | Request],
     ) -> tuple[Request, Any]:
-        given = keywords() if callable(keywords) else keywords
-        if not isinstance(given, Request):
-            rest = dict(given)
-            texts = rest.pop("prompt", ""), rest.pop("negative_prompt", "")
-            given = engine.request(*texts, **rest)
+        with one_request():
+            given = keywords() if callable(keywords) else keywords
+            if not isinstance(given, Request):
+                rest = dict(given)
+                texts = rest.pop("prompt", ""), rest.pop("negative_prompt", "")
+                given = engine.request(*texts, **rest)
         self.limits.check(given)
         return given, join_key(given, engine.plan(given))
 
@@ -269,6 +266,13 @@ class Service:
         )
         return BusyError(message, seconds, "queue")
 
+    def _check_held(self, job: Job) -> None:
+        """Refuse a job whose pictures have no room beside those of others that are not over."""
+        held = sum(one.picture_bytes for one in self.jobs if not one.is_over)
+        if job.picture_bytes and held + job.picture_bytes > self.limits.max_held_bytes and held:
+            message = "the pictures of waiting requests take all the memory. Try again in 5 s."
+            raise BusyError(message, 5, "pictures")
+
     def _check_allowance(self, owner: str, allowance: Allowance, images: int) -> None:
         seconds = allowance.seconds_until(images)
         if seconds is None:
@@ -282,14 +286,16 @@ class Service:
 
     def _work(self) -> None:
         while (job := self._queue.take()) is not None:
-            jobs = [job, *self._alike(job)]
-            self._running.update(dict.fromkeys(jobs))
+            jobs = [job]
             try:
+                jobs += self._alike(job)
+                self._running.update(dict.fromkeys(jobs))
                 self._run(jobs)
-            except Exception as error:  # a fault of our own, which must not end this thread
+            except BaseException as error:  # a fault of our own, which must not end this thread
                 _log.exception("jobs could not be run")
+                fault = error if isinstance(error, Exception) else RuntimeError(repr(error))
                 for one in jobs:
-                    self._end(one, FAILED, error=error)
+                    self._end(one, FAILED, error=fault)
             finally:
                 for one in jobs:
                     self._running.pop(one, None)
@@ -316,9 +322,13 @@ class Service:
         return found
 
     def _run(self, jobs: list[Job]) -> None:
+        jobs = [job for job in jobs if not job.is_over]
         for job in jobs:
+            if job.started is None:
+                self.metrics.waited(time.monotonic() - job.queued_at)
             job.begin()
-            self.metrics.waited(time.monotonic() - job.queued_at)
+        if not jobs:
+            return
         began = time.monotonic()
         try:
             result = self._made(jobs)
@@ -381,5 +391,8 @@ class Service:
     ) -> None:
         if job.is_over:
             return
+        if error is not None:
+            error = error.with_traceback(None)  # which holds all that the run held
+            error.__context__ = error.__cause__ = None
         job.end(status, result, error)
         self.metrics.ended(status)

@@ -102,6 +102,9 @@ def read_tokens(path: str | os.PathLike[str]) -> list[Token]:
     if not isinstance(entries, list):
         accepted = "a JSON list of objects, as `sdengine serve --add-token NAME` writes it"
         raise ConfigError.for_field("tokens", shown, accepted)
+    if not entries:  # without any, the server would ask for none
+        hint = "`sdengine serve --tokens FILE --add-token NAME` makes one."
+        raise ConfigError.for_field("tokens", shown, "at least one token in it", hint)
     found: list[Token] = []
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not {"name", "sha256"} <= set(entry) <= _KEYS:

@@ -171,8 +171,7 @@ class TritonPythonModel:
         try:
             self._run(rows, jobs)
         except Exception as error:
-            may_differ = isinstance(error, SdengineError) and not isinstance(error, Cancelled)
-            if len(jobs) > 1 and may_differ:
+            if len(jobs) > 1 and not isinstance(error, Cancelled):
                 for one in jobs:  # whose it is, or whether together they are too many
                     self._serve([row for row in rows if row[0] is one])
                 return

@@ -16,7 +16,7 @@ from sdengine.serving.error_answers import HTTPError, answer_of, body_of
 from sdengine.serving.jobs import CANCELLED, Job
 from sdengine.serving.openai.answers import DONE, completed_events, error_event, partial_event
 from sdengine.serving.openai.requests import Call
-from sdengine.serving.service import BusyError
+from sdengine.serving.refusals import BusyError
 from sdengine.serving.waiting import CLIENT_GONE, result_of
 
 _log = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ class Run:
         """
         call, service = self.call, self.call.service
         request = await asyncio.to_thread(call.request, number)
+        if number == 0:  # or its first pictures would be made for nothing
+            service.check_quota(self.owner, call.count * request.batch_size)
         partial = call.options.partial_images
         every = max(1, request.num_steps_run // (partial + 1)) if partial else 0
         self.job = await service.submit(

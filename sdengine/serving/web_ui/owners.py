@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request as HTTPRequest
 
-from sdengine.serving.service import BusyError
+from sdengine.serving.refusals import BusyError
 from sdengine.serving.web_ui.settings import DEFAULTS
 
 _KEPT_TASKS = 16  # as many as the web UI remembers

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from sdengine.errors import ConfigError
 from sdengine.inputs.picture import MAX_PIXELS, Picture, read_picture
@@ -121,6 +121,31 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
 
 
+def test_pictures_of_a_file_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a TIFF with many heads no more than the second one is looked at."""
+
+    def directory(follows: int) -> bytes:
+        entries = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8)]
+        packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+        return struct.pack("<H", len(entries)) + packed + struct.pack("<I", follows)
+
+    size = len(directory(0))
+    starts = [8 + size * number for number in range(100)]
+    heads = b"".join(directory(following) for following in [*starts[1:], 0])
+    content = b"II*\0" + struct.pack("<I", 8) + heads
+    seen: list[int] = []
+    seek = TiffImagePlugin.TiffImageFile._seek
+
+    def counted(self: Any, frame: int) -> None:
+        seen.append(frame)
+        seek(self, frame)
+
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "_seek", counted)
+    with pytest.raises(ConfigError, match="several pictures in it"):
+        read_picture("image", content)
+    assert max(seen) <= 1  # to find all of them takes a time that grows with their square
+
+
 def animation() -> bytes:
     frames = [two_colours(), two_colours().transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     return content(frames[0], "GIF", save_all=True, append_images=frames[1:])
@@ -132,7 +157,7 @@ def animation() -> bytes:
         (content(two_colours())[:60], "damaged"),
         (content(two_colours(), "JPEG")[:300], "damaged|no picture"),
         (bomb(), f"at most {MAX_PIXELS}"),
-        (animation(), "2 pictures in it; give one"),
+        (animation(), "several pictures in it; give one"),
         (b"GIF89a", "no picture|damaged"),
         (b"", "no picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n", "no picture"),

@@ -53,6 +53,18 @@ def test_nobody_saves_turns_up(loop: asyncio.AbstractEventLoop) -> None:
     assert owners(queue, 4) in ("baba", "bbab", "abab")  # not bbbb for the four that a had
 
 
+def test_what_runs_beside_a_turn_puts_nobody_back(loop: asyncio.AbstractEventLoop) -> None:
+    queue = FairQueue(100)
+    for _ in range(8):
+        queue.put(job(loop, "a"), 100)
+    queue.put(job(loop, "b"), 100)
+    assert owners(queue, 2) == "ab"
+    for _ in range(5):
+        assert queue.take_alike(lambda one: one.owner == "a") is not None
+    queue.put(job(loop, "c"), 100)  # who had nothing yet
+    assert owners(queue, 1) == "c"
+
+
 def test_a_full_queue_refuses(loop: asyncio.AbstractEventLoop) -> None:
     queue = FairQueue(3)
     queue.put(job(loop, "a"), 2)

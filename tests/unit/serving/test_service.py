@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +26,11 @@ from sdengine.engine import Engine
 from sdengine.errors import DeviceError, NonFiniteError
 from sdengine.images.result import Step
 from sdengine.loading import load
+from sdengine.request.request import Request
+from sdengine.serving.job_store import JobStore
+from sdengine.serving.jobs import Job
 from sdengine.serving.limits import Limits
+from sdengine.serving.refusals import BusyError
 from sdengine.serving.tokens import Tokens, add_token, read_tokens
 
 LONG = {"prompt": "a", "steps": 200, "sampler": "euler"}
@@ -242,6 +248,58 @@ def test_a_fault_beside_the_engine_does_not_end_the_server(
         assert wait(client, submit(client))["status"] == "failed"
         monkeypatch.undo()
         assert wait(client, submit(client))["status"] == "completed"
+        monkeypatch.setattr(engine, "run", lambda *_, **__: sys.exit(3))
+        assert wait(client, submit(client))["status"] == "failed"
+        monkeypatch.undo()
+        assert wait(client, submit(client))["status"] == "completed"
+        assert client.get("/ready").status_code == 200
+
+
+def picture(side: int) -> str:
+    buffer = io.BytesIO()
+    Image.new("L", (side, side)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_pictures_are_bounded_together(engine: Engine, held: Held) -> None:
+    """Those of one request by their heads, and those of all that are not over."""
+    limits = Limits(max_picture_pixels=64 * 64, max_held_bytes=4 * 64 * 64)
+    with serving({"tiny": engine}, limits=limits) as (url, service):
+        with httpx.Client(base_url=url) as client:
+            controls = [{"network": "edges", "image": picture(64)}] * 5
+            given = {"request": {"prompt": "a", "controls": controls}}
+            refused = client.post("/api/v1/jobs", json=given)
+            assert refused.status_code == 400
+            assert "pixels together" in refused.json()["error"]["message"]
+        waiting = Request("a", width=64, height=64, mask=None)
+        loop = asyncio.new_event_loop()
+        jobs = [Job(waiting, "a", "tiny", "job", None, 0, loop) for _ in range(2)]
+        for job in jobs:
+            job.picture_bytes = 3 * 64 * 64
+        service.jobs.add(jobs[0])
+        with pytest.raises(BusyError, match="pictures of waiting requests"):
+            service._check_held(jobs[1])
+        jobs[0].end("cancelled")
+        service._check_held(jobs[1])
+        loop.close()
+
+
+def test_one_token_does_not_drive_out_the_results_of_another(engine: Engine) -> None:
+    store = JobStore(Limits(keep_jobs=2))
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+
+        def ended(owner: str, status: str) -> Job:
+            job = Job(Request("a"), owner, "tiny", "job", None, 0, loop)
+            store.add(job)
+            result = engine.generate("a", steps=2, seed=1) if status == "completed" else None
+            job.end(status, result)
+            return job
+
+        theirs = ended("b", "completed")
+        own = [ended("a", "completed"), *(ended("a", "cancelled") for _ in range(5))]
+        assert store.get(theirs.id, "b") is theirs
+        assert store.get(own[0].id, "a") is own[0]  # what has pictures stays longest
+        assert [job for job in own if store.get(job.id, "a")] == [own[0], own[-1]]
 
 
 def test_a_full_queue_says_when_to_come_again(engine: Engine, held: Held) -> None:
@@ -353,12 +411,23 @@ def test_bodies_are_bounded_in_size_and_time(engine: Engine) -> None:
             b"POST /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n",
         ]
         with socket.create_connection(("127.0.0.1", port)) as slow:
-            slow.sendall(heads[0])
+            slow.sendall(heads[0] + b" " * 850)
             time.sleep(0.2)
             with socket.create_connection(("127.0.0.1", port)) as other:
-                other.sendall(heads[1])  # what the first one claims leaves no room for it
+                other.sendall(heads[1] + b" " * 850)  # for which the first one leaves no room
                 assert b"429" in other.recv(1000).split(b"\r\n")[0]
             assert b"408" in slow.recv(1000).split(b"\r\n")[0]
+        both = b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n"
+        with socket.create_connection(("127.0.0.1", port)) as twice:
+            twice.sendall(b"POST /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\n" + both)
+            assert b"400" in twice.recv(1000).split(b"\r\n")[0]
+        claims = [socket.create_connection(("127.0.0.1", port)) for _ in range(4)]
+        for claim in claims:  # what is only claimed takes nothing from others
+            claim.sendall(heads[1])
+        with httpx.Client(base_url=url) as client:
+            assert client.post("/api/v1/jobs", content=b"{}").status_code == 400
+        for claim in claims:
+            claim.close()
         with socket.create_connection(("127.0.0.1", port)) as gone:
             gone.sendall(heads[0])
         for _ in range(200):
@@ -380,6 +449,7 @@ def test_pages_of_other_sites_cannot_ask(engine: Engine) -> None:
             ({"Origin": "https://attacker.example"}, 403),
             ({"Origin": "http://localhost@attacker.example"}, 403),
             ({"Origin": "null"}, 403),
+            ({"Origin": "http://["}, 403),
             ({"Origin": "http://localhost:7860"}, 200),
         ):
             assert client.get("/api/v1/info", headers=headers).status_code == status, headers

@@ -43,6 +43,7 @@ GOOD = {"name": "a", "sha256": "0" * 64}
     [
         ("{", "tokens: "),
         ("{}", "tokens: "),
+        ("[]", "tokens: .* at least one token"),
         ("[1]", r"tokens\[0\]: "),
         (json.dumps([{"name": "a"}]), r"tokens\[0\]: "),
         (json.dumps([{**GOOD, "admin": True}]), r"tokens\[0\]: "),

@@ -8,7 +8,7 @@ import pytest
 
 from sdengine.errors import ConfigError, NonFiniteError, OutOfMemoryError, UnsupportedShapeError
 from sdengine.serving.error_answers import HTTPError, response_of
-from sdengine.serving.service import BusyError, DrainingError
+from sdengine.serving.refusals import BusyError, DrainingError
 
 PATH = "/v1/images/generations"
 
