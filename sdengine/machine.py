@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import psutil
-
 _PROC = Path("/proc/self")  # what the kernel says of this process
 
 
@@ -67,6 +65,8 @@ def free_memory_bytes(proc: Path = _PROC) -> int:
         proc: the kernel's folder of the process.
     """
     limits = (_memory_limit(group) for group in _groups(proc, "memory"))
+    import psutil  # which scripts that only count threads may lack
+
     free: int = psutil.virtual_memory().available
     return min([free, *(limit for limit in limits if limit is not None)])
 

@@ -154,7 +154,7 @@ def serve(
                 host,
                 port,
                 drain,
-                lambda at, number: print(f"http://{_address(at)}:{number}", flush=True),
+                lambda at, number: say(f"http://{_address(at)}:{number}", at_once=True),
             )
         except OSError as error:
             message = f"{host}:{port} cannot be listened on: {error.strerror}."

@@ -35,9 +35,14 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
-def say(text: str) -> None:
-    """Print a line of the command's result on standard output."""
-    print(printable(text))
+def say(text: str, *, at_once: bool = False) -> None:
+    """Print a line of the command's result on standard output.
+
+    Args:
+        text: of the line.
+        at_once: whoever reads shall not wait for the command's end.
+    """
+    print(printable(text), flush=at_once)
 
 
 def say_json(content: object) -> None:
