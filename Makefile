@@ -17,8 +17,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PYTEST_FLAGS ?=
 # Tests run in so many processes, each with the files that it takes; in the order of their folders,
-# so that those of the last ones are short.
-WORKERS ?= 2
+# so that those of the last ones are short. More than two processors, because those of servers and
+# commands mostly wait.
+WORKERS ?= 3
 
 GPU_TORCH ?= torch
 GPU_TARGET ?= tensorrt-rtx

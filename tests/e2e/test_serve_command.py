@@ -73,6 +73,8 @@ def test_a_signal_lets_it_finish_what_it_has(tmp_path: Path) -> None:
         for one in (job, behind):
             with client.stream("GET", f"/api/v1/jobs/{one}/events") as stream:
                 assert '"status": "completed"' in stream.read().decode()
+            # It ends as soon as both were fetched.
+            assert client.get(f"/api/v1/jobs/{one}/images/0").content.startswith(b"\x89PNG")
         assert process.wait(20) == 0
     log = (tmp_path / "log").read_text()
     assert log.rstrip().endswith("all requests were finished.")
