@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
 import logging
 import re
 import time
@@ -193,7 +192,7 @@ class Guard:
             "status": status,
             "ms": round(1000 * seconds, 2),
         }
-        _log.info("%s", json.dumps(told), extra={"told": told})
+        _log.info("%(method)s %(path)s %(status)d", told, extra={"told": told})
 
 
 class _Held:

@@ -92,13 +92,15 @@ async def _answered(request: Request, call: Call) -> Response:
     def files() -> list[bytes]:
         return [content for result in results for content in files_of(call, result)]
 
-    contents = await asyncio.to_thread(files)
+    def in_one() -> bytes:
+        return answer(call, results, [in_base64(content) for content in files()])
+
     if call.options.as_url:
-        names = _files(request).put(contents, call.options.output_format)
+        names = _files(request).put(await asyncio.to_thread(files), call.options.output_format)
         given = [{"url": str(request.url_for(_FILE_ROUTE, name=name))} for name in names]
+        body = await asyncio.to_thread(answer, call, results, given)
     else:
-        given = await asyncio.to_thread(lambda: [in_base64(content) for content in contents])
-    body = await asyncio.to_thread(answer, call, results, given)
+        body = await asyncio.to_thread(in_one)  # one turn of a thread, not three
     headers = {"Cache-Control": "no-store"}
     return Response(body, media_type="application/json", headers=headers)
 
