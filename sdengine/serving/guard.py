@@ -27,6 +27,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # What says nothing of anybody's requests.
 _OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 _OPEN_PREFIXES = ("/page/", "/v1/images/files/")  # files have names that nobody can guess
+_MOST_VALUES = 200_000  # of a JSON body; pictures in base64 are one each
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -88,6 +89,7 @@ class Guard:
                 if scope["method"] not in _WITHOUT_BODY:
                     self._check_length(headers)
                     body = await self._read(receive, held)
+                    _check_values(body)
             except (HTTPError, BusyError) as error:
                 self._service.metrics.rejected(_reason(error))
                 await _refused(scope["path"], error)(scope, receive, answer)
@@ -193,6 +195,15 @@ class Guard:
             "ms": round(1000 * seconds, 2),
         }
         _log.info("%(method)s %(path)s %(status)d", told, extra={"told": told})
+
+
+def _check_values(body: bytes) -> None:
+    """Refuse JSON of so many values that to read them would hold everything else up."""
+    if body[:64].lstrip()[:1] in (b"{", b"["):
+        count = sum(map(body.count, (b",", b"[", b"{")))
+        if count > _MOST_VALUES:
+            message = f"body: its JSON has about {count} values; at most {_MOST_VALUES} are read."
+            raise HTTPError(400, message, "TooManyValues")
 
 
 class _Held:

@@ -22,7 +22,7 @@ class JobStore:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[tuple[str, str], Job] = {}  # by owner and id, which owners may choose
 
     def __iter__(self) -> Iterator[Job]:
         return iter(list(self._jobs.values()))
@@ -39,19 +39,19 @@ class JobStore:
         if not _ID.fullmatch(job.id):
             accepted = "up to 100 letters, digits and ()_.:-"
             raise ConfigError.for_field("id of the task", job.id, accepted)
-        known = self._jobs.get(job.id)
-        if known is not None and (not known.is_over or known.owner != job.owner):
+        key = job.owner, job.id
+        known = self._jobs.get(key)
+        if known is not None and not known.is_over:
             hint = "Leave it out, and one is made."
             raise ConfigError.for_field("id of the task", job.id, "one that is not in use", hint)
-        self._jobs.pop(job.id, None)
-        self._jobs[job.id] = job
+        self._jobs.pop(key, None)
+        self._jobs[key] = job
         self._tidy()
 
     def get(self, job_id: str, owner: str) -> Job | None:
         """Return an owner's job; None where there is none, or it is somebody else's."""
         self._tidy()
-        job = self._jobs.get(job_id)
-        return job if job is not None and job.owner == owner else None
+        return self._jobs.get((owner, job_id))
 
     def of(self, owner: str) -> list[Job]:
         """Return an owner's jobs, the oldest first."""
@@ -60,8 +60,8 @@ class JobStore:
 
     def forget(self, job: Job) -> None:
         """Keep a job no longer."""
-        if self._jobs.get(job.id) is job:
-            del self._jobs[job.id]
+        if self._jobs.get((job.owner, job.id)) is job:
+            del self._jobs[job.owner, job.id]
 
     def _tidy(self) -> None:
         of_owners: dict[str, list[Job]] = {}  # so that none drives out what another one waits for
@@ -77,7 +77,7 @@ class JobStore:
                 too_many = left > self._limits.keep_jobs or total > self._limits.keep_bytes
                 if too_many or (job.ended or 0.0) < oldest:
                     total, left = total - _bytes_of(job), left - 1
-                    del self._jobs[job.id]
+                    del self._jobs[job.owner, job.id]
 
 
 def _bytes_of(job: Job) -> int:

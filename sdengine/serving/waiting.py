@@ -9,6 +9,7 @@ from starlette.requests import Request as HTTPRequest
 from sdengine.images.result import Result
 from sdengine.serving.error_answers import HTTPError
 from sdengine.serving.jobs import CANCELLED, Job
+from sdengine.serving.refusals import DrainingError
 from sdengine.serving.service import Service
 
 CLIENT_GONE = 499  # as widely used proxies call it; nobody reads it
@@ -19,6 +20,7 @@ async def result_of(job: Job, service: Service, request: HTTPRequest) -> Result:
 
     Raises:
         HTTPError: the client is gone, or the job was cancelled.
+        DrainingError: it was cancelled because the server ends.
         SdengineError: the job failed.
     """
     gone = asyncio.create_task(_gone(request))
@@ -34,6 +36,8 @@ async def result_of(job: Job, service: Service, request: HTTPRequest) -> Result:
             service.cancel(job)
     if job.error is not None:
         raise job.error
+    if job.status == CANCELLED and service.is_draining:
+        raise DrainingError("the server ended before the request was finished.")
     if job.status == CANCELLED or job.result is None:
         raise HTTPError(409, "the request was cancelled.", "Cancelled")
     return job.result

@@ -44,6 +44,7 @@ class Run:
             SdengineError: it is not accepted, or there is no room for it.
         """
         call, service = self.call, self.call.service
+        service.check_room(self.owner)  # before a picture is decoded for it
         request = await asyncio.to_thread(call.request, number)
         if number == 0:  # or its first pictures would be made for nothing
             service.check_quota(self.owner, call.count * request.batch_size)

@@ -298,6 +298,7 @@ def test_one_token_does_not_drive_out_the_results_of_another(engine: Engine) -> 
         theirs = ended("b", "completed")
         own = [ended("a", "completed"), *(ended("a", "cancelled") for _ in range(5))]
         assert store.get(theirs.id, "b") is theirs
+        assert store.get(theirs.id, "a") is None
         assert store.get(own[0].id, "a") is own[0]  # what has pictures stays longest
         assert [job for job in own if store.get(job.id, "a")] == [own[0], own[-1]]
 
@@ -436,6 +437,16 @@ def test_bodies_are_bounded_in_size_and_time(engine: Engine) -> None:
             time.sleep(0.01)
         else:
             raise AssertionError("bytes of bodies are still counted as held")
+
+
+def test_json_of_millions_of_values_is_refused_unread(engine: Engine) -> None:
+    with serving({"tiny": engine}) as (url, _), httpx.Client(base_url=url) as client:
+        for content in (b'{"request":[' + b"[]," * 300_000 + b"[]]}", b"[" * 300_000):
+            answer = client.post("/api/v1/jobs", content=content)
+            assert answer.status_code == 400
+            assert "values" in answer.json()["error"]["message"]
+        picture = {"request": {"prompt": "a", "image": "a" * 3_000_000}}  # one value
+        assert "values" not in client.post("/api/v1/jobs", json=picture).text
 
 
 def test_pages_of_other_sites_cannot_ask(engine: Engine) -> None:
