@@ -18,6 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from sdengine.serving.jobs import Job
 from sdengine.serving.native_api import KIND
 from sdengine.serving.service import Service
 
@@ -102,7 +103,8 @@ async def _serve(
     listening = listening_socket(host, port)
     server = _Server(server_config(app, service, host, port))
     loop = asyncio.get_running_loop()
-    finished = True
+    finished, is_hurried = True, False
+    cut_off: list[Job] = []
 
     async def end() -> None:
         nonlocal finished
@@ -110,9 +112,13 @@ async def _serve(
         finished = await service.drain(drain_seconds)
         until = loop.time() + min(drain_seconds, _FETCH_SECONDS)
         await asyncio.sleep(0.2)  # the last answers are on their way
-        while loop.time() < until and any(
-            job.result is not None and not job.is_fetched and job.kind == KIND
-            for job in service.jobs
+        while (
+            not is_hurried
+            and loop.time() < until
+            and any(
+                job.result is not None and not job.is_fetched and job.kind == KIND
+                for job in service.jobs
+            )
         ):
             await asyncio.sleep(0.05)
         server.should_exit = True
@@ -120,10 +126,13 @@ async def _serve(
     ending: list[asyncio.Task[None]] = []
 
     def on_signal() -> None:
+        nonlocal is_hurried
         if ending:
-            server.should_exit = server.force_exit = True
+            is_hurried = True
             for job in service.jobs:
-                service.cancel(job)
+                if not job.is_over:
+                    cut_off.append(job)
+                    service.cancel(job)
         else:
             ending.append(loop.create_task(end()))
 
@@ -137,7 +146,7 @@ async def _serve(
         if not serving.done():
             ready(place[0], place[1])
         await serving
-    return finished and not server.force_exit
+    return finished and not cut_off
 
 
 class _Server(uvicorn.Server):
