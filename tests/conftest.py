@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 # Before any import of what reads them: nothing is downloaded, and small networks are faster alone.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,6 +25,27 @@ settings.load_profile("tests")
 # What tests build is kept for the other tests, and not for the user.
 _CACHE = tempfile.TemporaryDirectory(prefix="sdengine-tests-")
 os.environ["SDENGINE_CACHE"] = _CACHE.name
+
+# Beyond it what is kept goes, and is made again.
+_MOST_KEPT_BYTES = 400e6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tidy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Remove what the fixtures of a file made: all of it together would fill a disk.
+
+    Folders of tests, by their names, go when the test has passed.
+    """
+    base = tmp_path_factory.getbasetemp()
+    before = set(base.iterdir())
+    yield
+    for folder in set(base.iterdir()) - before:
+        if not folder.name.startswith("test_"):
+            shutil.rmtree(folder, ignore_errors=True)
+    kept = Path(_CACHE.name)
+    if sum(file.stat().st_size for file in kept.rglob("*") if file.is_file()) > _MOST_KEPT_BYTES:
+        for folder in kept.iterdir():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,10 @@ COMMAND = [_SCRIPT] if _SCRIPT else [sys.executable, "-m", "sdengine"]
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny", max_batch=4)
+def tiny() -> Iterator[Path]:
+    # Not of pytest's folders, which go with each file's tests.
+    with tempfile.TemporaryDirectory(prefix="sdengine-tests-") as folder:
+        yield make_tiny_bundle(Path(folder) / "tiny", max_batch=4)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from sdengine.models.configs import SD15, SDXL, ModelArchitecture
 )
 def test_arithmetic_of_the_full_networks(model: ModelArchitecture, size: int, tflop: float) -> None:
     """Against sums over the layers by hand: design figures of the two architectures."""
-    plain = summary(list_kernels(model, size, fused=False), H100, fused=False)
-    fused = summary(list_kernels(model, size, fused=True), H100, fused=True)
+    plain = summary(list_kernels(model.unet, size, fused=False), H100, fused=False)
+    fused = summary(list_kernels(model.unet, size, fused=True), H100, fused=True)
     assert sum(plain["tflop"].values()) == pytest.approx(tflop, rel=0.01)
     assert fused["tflop"] == plain["tflop"]
     assert fused["kernels"] < plain["kernels"]
@@ -23,7 +23,7 @@ def test_arithmetic_of_the_full_networks(model: ModelArchitecture, size: int, tf
 
 
 def test_half_the_rows_have_half_the_arithmetic() -> None:
-    one, two = (list_kernels(SD15, 512, fused=True, rows=rows) for rows in (1, 2))
+    one, two = (list_kernels(SD15.unet, 512, fused=True, rows=rows) for rows in (1, 2))
     assert 2 * sum(k.flops for k in one) == pytest.approx(sum(k.flops for k in two), rel=1e-3)
     weights = 2 * 859_520_964  # bytes that both read, whatever their rows
     moved_one, moved_two = (
@@ -35,7 +35,7 @@ def test_half_the_rows_have_half_the_arithmetic() -> None:
 
 def test_attention_of_each_transformer_block_is_one_kernel() -> None:
     for model, size, blocks in ((SD15, 512, 16), (SDXL, 1024, 70)):
-        kernels = list_kernels(model, size, fused=True)
+        kernels = list_kernels(model.unet, size, fused=True)
         assert sum(k.kind == "attention" for k in kernels) == 2 * blocks
 
 
