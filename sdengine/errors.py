@@ -24,7 +24,8 @@ class _ShortRepr(reprlib.Repr):
         self.maxstring = self.maxlong = self.maxother = 200
 
     def repr_str(self, x: str, level: int) -> str:
-        return repr(x[:100])
+        # A path's end tells more than its middle.
+        return repr(x if len(x) <= 200 else f"{x[:100]}...{x[-100:]}")
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         if level <= 0 and x:
@@ -75,7 +76,7 @@ class ConfigError(SdengineError, ValueError):
         """
         shown = _SHORT.repr(value)
         if len(shown) > 80:
-            shown = shown[:77] + "..."
+            shown = f"{shown[:38]}...{shown[-39:]}"
         return cls(f"{field}: {shown} is not accepted; expected {accepted}." + _after(hint))
 
 

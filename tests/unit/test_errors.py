@@ -1,0 +1,13 @@
+"""Messages of errors, as far as all of them share it."""
+
+from __future__ import annotations
+
+from sdengine.errors import ConfigError
+
+
+def test_of_a_long_path_both_ends_are_shown() -> None:
+    for folders in (20, 2000):
+        message = str(ConfigError.for_field("output", "/work" + "/folder" * folders + "/a.png", "b"))
+        assert message.startswith("output: '/work/folder")
+        assert "/folder/a.png' is not accepted; expected b." in message
+        assert len(message) < 120
