@@ -1,4 +1,4 @@
-"""The two bundles of a case, built by the command in processes of their own and kept.
+"""Bundles that are measured, built by the command in processes of their own and kept.
 
 python -m sdengine.benchmarks.bundles sd15 tensorrt-rtx DIR   # those of a GPU's comparisons
 """
@@ -6,6 +6,7 @@ python -m sdengine.benchmarks.bundles sd15 tensorrt-rtx DIR   # those of a GPU's
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdengine.benchmarks.cases import ENGINE_TARGETS, GPU_SIDES, TARGETS, Case, native_side
+from sdengine.benchmarks.cases import ENGINE_TARGETS, GPU_SIDES, TARGETS, native_side
 from sdengine.benchmarks.modules import module_command
 from sdengine.bundle.reader import open_bundle
 from sdengine.errors import (
@@ -44,53 +45,98 @@ class Built:
     report: dict[str, Any] | None
 
 
-def prepare(
-    case: Case, cache: Path, progress: Progress, *, rebuild: bool = False
-) -> dict[str, Built]:
-    """Return both sides' bundles, "ours" and "baseline", building what the cache lacks.
+@dataclass(frozen=True)
+class Model:
+    """What bundles are built of, and for which requests.
 
     Args:
-        case: what will be measured.
+        arch: a key of NATIVE_SIDES, or with a checkpoint what it is called.
+        sides: of the square pictures in pixels.
+        batch_size: the largest.
+        device: "cpu" or "cuda".
+        checkpoint: a folder or file; None for the demo model's or a synthetic one.
+        flags: of `sdengine build` besides, such as those of a ControlNet.
+    """
+
+    arch: str
+    sides: tuple[int, ...]
+    batch_size: int = 1
+    device: str = "cpu"
+    checkpoint: str | None = None
+    flags: tuple[str, ...] = ()
+
+    @classmethod
+    def on_gpu(cls, arch: str) -> Model:
+        """Return an architecture as it would be deployed on a GPU: all sizes in one bundle."""
+        native_side(arch)
+        return cls(arch, GPU_SIDES[arch], device="cuda")
+
+
+def checkpoint_of(model: Model, cache: Path, progress: Progress) -> str:
+    """Return the model's checkpoint, writing a synthetic one that the cache lacks.
+
+    Raises:
+        OutOfMemoryError: the machine has too little memory or disk for the architecture.
+        OutputError: the cache cannot be written.
+    """
+    if model.checkpoint is not None:
+        return model.checkpoint
+    _make(cache)
+    check_memory(model.arch, model.device)
+    return "demo" if model.arch == "demo" else str(_synthetic(model.arch, cache, progress))
+
+
+def bundle_of(
+    model: Model,
+    target: str,
+    cache: Path,
+    progress: Progress,
+    *,
+    precision: str = "auto",
+    rebuild: bool = False,
+) -> Built:
+    """Return a model's bundle for a target, building it where the cache lacks it.
+
+    Args:
+        model: what to build.
+        target: of the bundle.
         cache: folder of earlier builds; it is made when missing.
         progress: told what is going on.
+        precision: what engines compute in; other targets decide when they load.
         rebuild: build again whatever is there.
 
     Raises:
         OutOfMemoryError: the machine has too little memory or disk for the architecture.
         OutputError: the cache cannot be written.
-        EngineBuildError: a build failed.
+        EngineBuildError: the build failed.
     """
     from sdengine.checkpoints import load_checkpoint
 
-    _make(cache)
-    check_memory(case.arch, case.device)
-    checkpoint = "demo"
-    if case.arch != "demo":
-        checkpoint = str(_synthetic(case.arch, cache, progress))
+    checkpoint = checkpoint_of(model, cache, progress)
+    if target == "native" and checkpoint == "demo" and not model.flags and _package_has(model):
+        return Built("demo", None)
     progress("reading the checkpoint")
     sha256 = load_checkpoint(checkpoint).sha256
-    built: dict[str, Built] = {}
-    for side, target in (("ours", case.bundle_target), ("baseline", "torch")):
-        if target == "native" and case.arch == "demo" and _package_has(case):
-            built[side] = Built("demo", None)
-            continue
-        path = bundle_path(case, cache, target)
-        report = path.with_name(f"{path.name}.json")
-        _make(path.parent)
-        is_made = any(other.path == str(path) for other in built.values())
-        is_kept = not rebuild and report.exists() and _is_current(path, sha256)
-        if not (is_made or is_kept):
-            progress(f"building {case.arch} for {target}")
-            report.write_text(_build(case, checkpoint, path, target))
-        built[side] = Built(str(path), json.loads(report.read_text()))
-    return built
+    path = bundle_path(model, target, cache, precision)
+    report = path.with_name(f"{path.name}.json")
+    _make(path.parent)
+    if rebuild or not report.exists() or not _is_current(path, sha256):
+        progress(f"building {model.arch} for {target}")
+        report.write_text(_build(model, checkpoint, path, target, precision))
+    return Built(str(path), json.loads(report.read_text()))
 
 
-def bundle_path(case: Case, cache: Path, target: str) -> Path:
-    """Return where `prepare` puts the bundle of one of a case's targets."""
-    sides = "-".join(map(str, case.built_sides))
-    folder = cache / f"{case.arch}-{sides}-batch{case.batch_size}"
-    return folder / f"{target}{_built_precision(case, target)}"
+def bundle_path(model: Model, target: str, cache: Path, precision: str = "auto") -> Path:
+    """Return where `bundle_of` puts a bundle."""
+    sides = "-".join(map(str, model.sides))
+    folder = cache / f"{model.arch}-{sides}-batch{model.batch_size}"
+    if model.flags:
+        folder = folder.with_name(f"{folder.name}-{_digest(model.flags)}")
+    return folder / f"{target}{_built_precision(target, precision)}"
+
+
+def _digest(words: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:8]
 
 
 def check_memory(arch: str, device: str = "cpu") -> None:
@@ -123,16 +169,16 @@ def _synthetic(arch: str, cache: Path, progress: Progress) -> Path:
     return checkpoint
 
 
-def _package_has(case: Case) -> bool:
+def _package_has(model: Model) -> bool:
     manifest = open_bundle("demo", verify="size").manifest
-    size = (case.resolution, case.resolution)
-    return size in manifest.resolutions and case.batch_size <= manifest.max_batch
+    sizes = {(side, side) for side in model.sides}
+    return sizes <= set(manifest.resolutions) and model.batch_size <= manifest.max_batch
 
 
-def _built_precision(case: Case, target: str) -> str:
+def _built_precision(target: str, precision: str) -> str:
     """Return what a bundle's name says of its precision: nothing where loading decides it."""
-    decides = target in ENGINE_TARGETS and case.precision != "auto"
-    return f"-{case.precision}" if decides else ""
+    decides = target in ENGINE_TARGETS and precision != "auto"
+    return f"-{precision}" if decides else ""
 
 
 def _is_current(path: Path, sha256: str) -> bool:
@@ -144,13 +190,13 @@ def _is_current(path: Path, sha256: str) -> bool:
     return manifest.source.sha256 == sha256 and manifest.sdengine_version == __version__
 
 
-def _build(case: Case, checkpoint: str, path: Path, target: str) -> str:
+def _build(model: Model, checkpoint: str, path: Path, target: str, precision: str) -> str:
     command = module_command("sdengine", "build", checkpoint, "--output", path)
-    command += ["--target", target, "--resolutions", ",".join(map(str, case.built_sides))]
-    command += ["--batch", str(case.batch_size), "--force", "--json"]
-    if _built_precision(case, target):
-        command += ["--precision", case.precision]
-    if target == "torch":
+    command += ["--target", target, "--resolutions", ",".join(map(str, model.sides))]
+    command += ["--batch", str(model.batch_size), "--force", "--json", *model.flags]
+    if _built_precision(target, precision):
+        command += ["--precision", precision]
+    if target == "torch" and not model.flags:
         command.append("--no-controlnet")  # eager torch needs no inputs for what is not there
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -175,11 +221,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("target", choices=TARGETS["cuda"])
     parser.add_argument("cache", type=Path)
     options = parser.parse_args(arguments)
-    side = native_side(options.arch)
-    case = Case(options.arch, side, device="cuda", target=options.target, baseline_precision="fp16")
+    model = Model.on_gpu(options.arch)
+    targets = dict.fromkeys(("torch" if options.target == "triton" else options.target, "torch"))
     try:
-        for name, built in prepare(case, options.cache, print).items():
-            print(f"{name}: {built.path}")
+        for target in targets:
+            print(f"{target}: {bundle_of(model, target, options.cache, print).path}")
     except SdengineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

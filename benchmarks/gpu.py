@@ -11,51 +11,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sdengine.backends import get_backend
-from sdengine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     import sdengine
-    from sdengine.benchmarks.cases import Case
+    from sdengine.images.result import Result
     from sdengine.images.timings import Timings
+    from sdengine.request.request import Request
 
 TORCH_BACKENDS = ("torch-cuda", "triton")
 GPU_BACKENDS = (*TORCH_BACKENDS, "tensorrt-rtx", "tensorrt")
 
 
-def require_backends(*names: str) -> None:
-    """Refuse to go on where one of a GPU's backends cannot run here.
-
-    Raises:
-        BackendUnavailableError: which and why.
-    """
-    for name in names:
-        usable, reason = get_backend(name).available()
-        if not usable:
-            raise BackendUnavailableError(
-                f"backend {name} is not available: {reason} Nothing was built or measured."
-            )
-
-
 def timed(
-    engine: sdengine.Engine, case: Case, synchronize: Callable[[], None] | None = None
-) -> Timings:
-    """Serve the case's request on an idle GPU and return where the time went.
+    engine: sdengine.Engine, request: Request, synchronize: Callable[[], None] | None = None
+) -> tuple[Result, Timings]:
+    """Serve a request on an idle GPU; return what came of it and where the time went.
 
     What a request left running when it returned counts as its time, outside the networks.
 
     Args:
-        engine: of either side.
-        case: what to ask for.
+        engine: of any side.
+        request: what to ask for.
         synchronize: waits until the GPU is idle, whoever gave it work; None is torch's.
     """
     wait = synchronize or _synchronize
     wait()
-    timings = engine.run(case.request()).timings
+    result = engine.run(request)
     returned = time.perf_counter()
     wait()
     late_ms = (time.perf_counter() - returned) * 1e3
-    return replace(timings, total_ms=timings.total_ms + late_ms)
+    return result, replace(result.timings, total_ms=result.timings.total_ms + late_ms)
 
 
 def _synchronize() -> None:
@@ -93,6 +78,41 @@ def describe() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "driver": _driver(),
     }
+
+
+def roofline() -> dict[str, Any]:
+    """Return what this GPU multiplies and copies at best, by large products and a large copy."""
+    import torch
+
+    size = 8192
+    rates = {}
+    for name, dtype in (
+        ("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)
+    ):  # fmt: skip
+        left, right = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+        out = torch.empty_like(left)
+        seconds = _best_seconds(lambda a=left, b=right, o=out: torch.mm(a, b, out=o))
+        rates[name] = 2 * size**3 / seconds
+        del left, right, out
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    seconds = _best_seconds(lambda: target.copy_(source))
+    return {"flops_per_second": rates, "bytes_per_second": 2 * source.numel() / seconds}
+
+
+def _best_seconds(compute: Callable[[], Any]) -> float:
+    """Return the least time of several, after some that are not timed."""
+    import torch
+
+    found = []
+    for _ in range(12):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        compute()
+        end.record()
+        end.synchronize()
+        found.append(start.elapsed_time(end) / 1e3)
+    return min(found[4:])
 
 
 def _driver() -> str | None:

@@ -25,11 +25,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sdengine.benchmarks.accuracy_tables import roofline as as_markdown
 from sdengine.benchmarks.records import RESULTS, stamped, write_record
 from sdengine.bundle.tensors import resolve_shapes
-from sdengine.models.configs import SD15, SDXL, ModelArchitecture
+from sdengine.models.configs import SD15, SDXL
 from sdengine.models.contracts import unet_contract
 from sdengine.models.network_contract import symbol_sizes
 from sdengine.models.ops import TorchOps, set_ops
-from sdengine.models.unet import UNet2DConditionModel
+from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 
 NETWORKS = {"SD 1.5, 512": (SD15, 512), "SDXL, 1024": (SDXL, 1024)}
 ROWS = 2
@@ -228,18 +228,18 @@ class _FusedKernels(_TorchKernels):
 
 
 def list_kernels(
-    described: ModelArchitecture, size: int, *, fused: bool, rows: int = ROWS
+    config: UNetConfig, size: int, *, fused: bool, rows: int = ROWS
 ) -> list[Kernel]:
     """Return the operations of one evaluation of a U-Net.
 
     Args:
-        described: whose U-Net it is.
+        config: of the U-Net.
         size: side of the picture in pixels.
         fused: with what the kernels here and epilogues of products take in, else as torch runs it.
         rows: of the batch; two with guidance.
     """
     with torch.device("meta"):
-        model = UNet2DConditionModel(described.unet).to(torch.float16)
+        model = UNet2DConditionModel(config).to(torch.float16)
         contract = unet_contract(model, controlnet=False)
         shapes = resolve_shapes("unet", contract.inputs, symbol_sizes(rows, size, size))
         inputs = [torch.empty(shapes[spec.name], dtype=torch.float16) for spec in contract.inputs]
@@ -283,8 +283,8 @@ def model_networks() -> dict[str, Any]:
     """Return the model of every network, as torch runs it and fused."""
     return {
         label: {
-            "torch": summary(list_kernels(model, size, fused=False), H100, fused=False),
-            "fused": summary(list_kernels(model, size, fused=True), H100, fused=True),
+            "torch": summary(list_kernels(model.unet, size, fused=False), H100, fused=False),
+            "fused": summary(list_kernels(model.unet, size, fused=True), H100, fused=True),
         }
         for label, (model, size) in NETWORKS.items()
     }

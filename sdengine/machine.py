@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-_PROC = Path("/proc/self")  # what the kernel says of this process
+OWN_PROCESS = Path("/proc/self")  # what the kernel says of this process
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Processors:
         return self.threads if self.threads < self.affinity else None
 
 
-def usable_processors(proc: Path = _PROC) -> Processors:
+def usable_processors(proc: Path = OWN_PROCESS) -> Processors:
     """Read what this process may use now.
 
     Args:
@@ -54,24 +54,24 @@ def usable_processors(proc: Path = _PROC) -> Processors:
         affinity = len(os.sched_getaffinity(0))
     else:
         affinity = os.cpu_count() or 1
-    quotas = (_quota(group) for group in _groups(proc, "cpu"))
+    quotas = (_quota(group) for group in control_groups(proc, "cpu"))
     return Processors(affinity, min((q for q in quotas if q is not None), default=None))
 
 
-def free_memory_bytes(proc: Path = _PROC) -> int:
+def free_memory_bytes(proc: Path = OWN_PROCESS) -> int:
     """Return what this process may take now: what nobody uses, but no more than its group may have.
 
     Args:
         proc: the kernel's folder of the process.
     """
-    limits = (_memory_limit(group) for group in _groups(proc, "memory"))
+    limits = (_memory_limit(group) for group in control_groups(proc, "memory"))
     import psutil  # which scripts that only count threads may lack
 
     free: int = psutil.virtual_memory().available
     return min([free, *(limit for limit in limits if limit is not None)])
 
 
-def _groups(proc: Path, controller: str) -> Iterator[Path]:
+def control_groups(proc: Path, controller: str) -> Iterator[Path]:
     """Yield the folder of each group that the process is in, directly or by a parent."""
     mounts = list(_mounts(proc, controller))
     for line in _lines(proc / "cgroup"):  # 4:cpu,cpuacct:/docker/1f2e, or 0::/user.slice

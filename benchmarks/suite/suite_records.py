@@ -1,0 +1,3 @@
+"""Records of the suite: their schema."""
+
+SCHEMA = 3
