@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 # What equal pictures get, because JSON has no infinity.
 EQUAL_PSNR_DB = 100.0
-_LEAST_SAMPLES = 3  # that an interval is drawn from
-_DRAWS = 4000
 
 
 @dataclass(frozen=True)
@@ -77,42 +75,6 @@ def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
     """
     pairs = zip(numerators, denominators, strict=True)
     return statistics.median(above / max(below, 1e-9) for above, below in pairs)
-
-
-def ratio_interval(
-    numerators: Sequence[float],
-    denominators: Sequence[float],
-    *,
-    paired: bool,
-    confidence: float = 0.95,
-) -> tuple[float, float | None, float | None]:
-    """Return a ratio of medians and its interval by the percentile bootstrap.
-
-    Args:
-        numerators, denominators: samples; of equal numbers where they are paired.
-        paired: each numerator was measured right after its denominator; the ratio is then the
-            median of the pairs' own, so that a drift of the machine cancels.
-        confidence: of the interval.
-
-    Returns:
-        The ratio, and its ends; None for both where there are fewer than three samples.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
-    """
-    above, below = np.asarray(numerators, float), np.maximum(denominators, 1e-9)
-    ratios = above / below if paired else None
-    ratio = float(np.median(above) / np.median(below) if ratios is None else np.median(ratios))
-    if min(len(above), len(below)) < _LEAST_SAMPLES:
-        return ratio, None, None
-    rng = np.random.default_rng(0)
-    if ratios is not None:
-        drawn = np.median(rng.choice(ratios, (_DRAWS, len(ratios))), axis=1)
-    else:
-        drawn = np.median(rng.choice(above, (_DRAWS, len(above))), axis=1)
-        drawn = drawn / np.median(rng.choice(below, (_DRAWS, len(below))), axis=1)
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(drawn, [tail, 100 - tail])
-    return ratio, float(low), float(high)
 
 
 def relative_rms(actual: NDArray[Any], expected: NDArray[Any]) -> float:

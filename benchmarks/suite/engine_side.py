@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.benchmarks.suite.setting import Setting
-from sdengine.benchmarks.suite.side import Arrays, Place, Served
+from sdengine.benchmarks.suite.side import STAGES, Arrays, Place, Served
 from sdengine.benchmarks.suite.task_inputs import given_fields
 
 if TYPE_CHECKING:
@@ -143,11 +143,8 @@ def _stages(timings: Timings, batch_size: int) -> dict[str, float]:
         "outside": timings.other_ms / batch_size,
         "end_to_end": timings.total_ms / batch_size,
     }
-    for stage, ms, calls in (
-        ("text_encoder", timings.text_encoder_ms, timings.text_encoder_calls),
-        ("unet_step", timings.unet_ms, timings.unet_calls),
-        ("vae_decoder", timings.vae_decoder_ms, timings.vae_decoder_calls),
-    ):
-        if calls:
-            found[stage] = ms / calls
+    for name, stage in timings.stages.items():
+        shown = {"unet": "unet_step"}.get(name, name)
+        if stage.calls and shown in STAGES:
+            found[shown] = stage.ms / stage.calls
     return found

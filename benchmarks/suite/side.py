@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from sdengine.benchmarks.suite.setting import Setting
 
-STAGES = ("text_encoder", "unet_step", "vae_decoder", "outside", "end_to_end")
+# "vae_encoder" and "control" only where the task has them; "control" is of one step.
+STAGES = (
+    "text_encoder", "vae_encoder", "control", "unet_step", "vae_decoder", "outside", "end_to_end",
+)  # fmt: skip
 Arrays = dict[str, NDArray[Any]]
 
 

@@ -14,7 +14,7 @@ from sdengine.errors import ConfigError
 _HOME = "sdengine.benchmarks.suite"
 _ENGINE = f"{_HOME}.engine_side"
 _ALL = tuple(NATIVE_SIDES)
-_FULL = ("demo", "tiny", "sd15", "sd21", "sdxl")
+
 
 
 @dataclass(frozen=True)
@@ -97,24 +97,24 @@ _PEERS = (
     System(
         "compile", f"{_HOME}.diffusers_side", "CompiledSide", ("fp32", "bf16", "fp16"),
         ("cpu", "cuda"), ("torch", "diffusers"), "pip install torch diffusers transformers",
-        needs_checkpoint=True, archs=_FULL, distributions=("diffusers", "transformers"),
+        needs_checkpoint=True, distributions=("diffusers", "transformers"),
     ),
     System(
         "diffusers", f"{_HOME}.diffusers_side", "DiffusersSide", ("fp32", "bf16", "fp16"),
         ("cpu", "cuda"), ("torch", "diffusers"), "pip install torch diffusers transformers",
-        needs_checkpoint=True, archs=_FULL, distributions=("diffusers", "transformers"),
+        needs_checkpoint=True, distributions=("diffusers", "transformers"),
     ),
     System(
         "onnxruntime", f"{_HOME}.onnxruntime_side", "OnnxRuntimeSide", ("fp32",), ("cpu", "cuda"),
         ("onnxruntime",), 'pip install "sdengine[build]"', bundle="torch", needs_checkpoint=True,
-        distributions=("onnxruntime",),
+        tasks=("text", "image", "inpaint"), distributions=("onnxruntime",),
     ),
     _OPENVINO,
     System(
         "openvino-genai", f"{_HOME}.genai_side", "OpenVinoGenAISide", ("bf16", "fp32"), ("cpu",),
         ("openvino_genai", "openvino_tokenizers", "diffusers"),
         "pip install openvino-genai openvino-tokenizers diffusers transformers",
-        needs_checkpoint=True, tasks=("text",), archs=_FULL,
+        needs_checkpoint=True, tasks=("text",),
         distributions=("openvino-genai", "openvino-tokenizers"),
     ),
     System(

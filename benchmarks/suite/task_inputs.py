@@ -45,10 +45,12 @@ def given_fields(setting: Setting) -> dict[str, Any]:
     from sdengine.request.control import Control
 
     side = setting.resolution
+    # As diffusers draws: from the encoder's distribution, all noise by one generator on a CPU.
+    picked = {"image": picture(side), "strength": STRENGTH, "encode": "sample"}
     if setting.task == "image":
-        return {"image": picture(side), "strength": STRENGTH}
+        return picked
     if setting.task == "inpaint":
-        return {"image": picture(side), "mask": mask(side), "strength": STRENGTH}
+        return {**picked, "mask": mask(side), "mask_blur": 0, "mask_blend": "latents"}
     if setting.task == "control":
         return {"controls": (Control(CONTROL, hint(side)),)}
     return {}
