@@ -92,14 +92,16 @@ def _operations(
 
 
 def _product_flops(node: Any, kind: str) -> int:
-    outputs = math.prod(node.get_output_shape(0))
-    weight = tuple(node.get_input_shape(1))
+    x, weight, out = (
+        tuple(int(side) for side in shape)
+        for shape in (node.get_input_shape(0), node.get_input_shape(1), node.get_output_shape(0))
+    )
     if kind == "Convolution":  # [O,I,k,k], or [groups,O,I,k,k]
-        return 2 * outputs * math.prod(weight) // node.get_output_shape(0)[1]
-    return 2 * outputs * tuple(node.get_input_shape(0))[-1]
+        return 2 * math.prod(out) * math.prod(weight) // out[1]
+    return 2 * math.prod(out) * x[-1]
 
 
 def _bytes(output: Any) -> int:
     precisions = str(output.get_node().get_rt_info()["outputPrecisions"].value).split(",")
     precision = precisions[min(output.get_index(), len(precisions) - 1)]
-    return math.prod(output.get_shape()) * _BITS.get(precision, 32) // 8
+    return math.prod(map(int, output.get_shape())) * _BITS.get(precision, 32) // 8

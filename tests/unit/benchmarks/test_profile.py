@@ -34,9 +34,10 @@ from sdengine.bundle.tensors import TensorSpec, resolve_shapes
 from sdengine.errors import ConfigError, OutputError
 from sdengine.models.configs import SD15, ModelArchitecture
 from sdengine.models.contracts import unet_contract
-from sdengine.models.network_contract import symbol_sizes
+from sdengine.models.network_contract import NetworkContract, symbol_sizes
 from sdengine.models.unet import UNet2DConditionModel, UNetConfig
 
+Shapes = dict[str, tuple[int, ...]]
 ROOFLINE: Roofline = {
     "flops_per_second": {"fp32": 1e9, "bf16": 2e9, "int16": 2e9, "int8": 4e9},
     "bytes_per_second": 1e9,
@@ -48,10 +49,14 @@ NORM = Operation("norm", "group_norm", "mid", 0, 0, "", 3000, 1000)
 
 def test_the_longer_of_products_and_bytes_bounds() -> None:
     """1000 products at 2e9 a second are 0.5 microseconds, 4000 bytes at 1e9 are 4."""
-    assert CONV.least_seconds(ROOFLINE) == (pytest.approx(5e-7), "compute")
-    assert NORM.least_seconds(ROOFLINE) == (pytest.approx(4e-6), "memory")
     far = replace(CONV, bytes_read=2000)
-    assert far.least_seconds(ROOFLINE) == (pytest.approx(2.001e-6), "memory")
+    for one, least, by in (
+        (CONV, 5e-7, "compute"),
+        (NORM, 4e-6, "memory"),
+        (far, 2.001e-6, "memory"),
+    ):
+        seconds, bound = one.least_seconds(ROOFLINE)
+        assert bound == by and seconds == pytest.approx(least)
 
 
 def test_a_record_counts_the_products_that_are_computed() -> None:
@@ -186,38 +191,28 @@ def test_flops_of_the_native_program_are_those_of_torch() -> None:
     assert sum(one["flops"] for one in record["steps"]) == expected
 
 
-def torch_operations(described: ModelArchitecture, size: int, device: str) -> list[Operation]:
-    """List the operations of a U-Net as a session of the torch backend runs it."""
+def unet_on(described: ModelArchitecture, size: int, device: str) -> tuple[NetworkContract, Shapes]:
+    """Return a U-Net with random weights, or none on "meta", and the shapes of its inputs."""
     with torch.device(device):
         model = UNet2DConditionModel(described.unet).eval()
     contract = unet_contract(model, controlnet=False)
-    shapes = resolve_shapes("unet", contract.inputs, symbol_sizes(2, size, size))
-    if device == "meta":
-        clock = profile_torch._Clock("unet", listing=True)
-        inputs = [torch.empty(shapes[s.name], device=device) for s in contract.inputs]
-        with torch.inference_mode(), profile_torch._paths(clock), clock:
-            contract.module(*inputs)
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
-            contract.module(*inputs)
-        assert sum(one.flops for one in clock.operations) == counter.get_total_flops()
-        return clock.operations
-    specs = [tuple(TensorSpec(s.name, shapes[s.name], s.dtype) for s in contract.inputs)]
-    specs.append((TensorSpec("noise_pred", (2, 4, size // 8, size // 8), "float32"),))
-
-    class Session:
-        def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> TorchModule:
-            return TorchModule(network, contract.module, *specs, torch.float32, 1)
-
-    timed = profile_torch.load(Session(), "unet", shapes)  # type: ignore[arg-type]
-    whole, seconds = timed.run()
-    assert whole > 0 and len(seconds) == len(timed.operations) and min(seconds) > 0
-    timed.close()
-    return [*timed.operations]
+    return contract, resolve_shapes("unet", contract.inputs, symbol_sizes(2, size, size))
 
 
 def test_operations_of_torch_at_tiny_size() -> None:
-    operations = torch_operations(TINY_SD15, 64, "cpu")
+    contract, shapes = unet_on(TINY_SD15, 64, "cpu")
+    inputs = tuple(TensorSpec(s.name, shapes[s.name], s.dtype) for s in contract.inputs)
+    outputs = (TensorSpec("noise_pred", shapes["sample"], "float32"),)
+
+    class Session:
+        def load(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> TorchModule:
+            return TorchModule(network, contract.module, inputs, outputs, torch.float32, 1)
+
+    timed = profile_torch.load(Session(), "unet", shapes)  # type: ignore[arg-type]
+    whole, seconds = timed.run()
+    timed.close()
+    operations = timed.operations
+    assert whole > 0 and len(seconds) == len(operations) and min(seconds) > 0
     expected = sum(one.flops for one in list_kernels(TINY_SD15, 64, fused=False, rows=2))
     assert sum(one.flops for one in operations) == expected
     by_name = {one.name: one for one in operations}
@@ -234,8 +229,17 @@ def test_operations_of_torch_at_tiny_size() -> None:
 
 def test_flops_of_the_full_network() -> None:
     """1.61 TFLOP by hand, and the first convolution of the lowest level of the way up."""
-    operations = torch_operations(SD15, 512, "meta")
+    contract, shapes = unet_on(SD15, 512, "meta")
+    inputs = [torch.empty(shapes[spec.name], device="meta") for spec in contract.inputs]
+    clock = profile_torch._Clock("unet", listing=True)
+    with torch.inference_mode(), profile_torch._paths(clock), clock:
+        contract.module(*inputs)
+    operations = clock.operations
     total = sum(one.flops for one in operations)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        contract.module(*inputs)
+    assert total == counter.get_total_flops()
     assert total == sum(one.flops for one in list_kernels(SD15, 512, fused=False, rows=2))
     assert total == pytest.approx(1.61e12, rel=0.01)
     by_name = {one.name: one.flops for one in operations}
