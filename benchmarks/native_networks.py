@@ -76,9 +76,8 @@ def make_inputs(module: Module) -> dict[str, Array]:
         elif spec.name == "timestep":
             inputs[spec.name] = np.full(shape, 481.0, numpy_dtype(spec.dtype))
         elif spec.name == "time_ids":
-            inputs[spec.name] = np.tile(
-                np.array([1024, 1024, 0, 0, 1024, 1024], np.float32), (shape[0], 1)
-            )
+            sizes = np.array([1024, 1024, 0, 0, 1024, 1024], np.float32)[: shape[1]]
+            inputs[spec.name] = np.tile(sizes, (shape[0], 1))
         elif spec.dtype == "int64":
             inputs[spec.name] = rng.integers(1, 76, shape)
         else:

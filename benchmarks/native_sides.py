@@ -19,6 +19,7 @@ from sdengine.backends.native.map_sizes import map_sizes
 from sdengine.backends.native.methods import choose_methods
 from sdengine.backends.native.packing import pack, plan_packing
 from sdengine.backends.native.prepare import BF16_ISA, DTYPES
+from sdengine.backends.native.report import products_of
 from sdengine.backends.native.step import Step
 
 Array = NDArray[Any]
@@ -153,21 +154,8 @@ def native_run(
     return NativeRun(
         lambda: network.run_one(index),
         lambda: network.view(record).reshape(shape),
-        *_products(program.records[index], case.flops, int16),
+        *products_of(program.records[index]),
     )
-
-
-def _products(record: Mapping[str, Any], flops: int, int16: bool) -> tuple[str, float]:
-    """Return what the operation multiplies, and how many multiplications and additions it does."""
-    kind, words = record["kind"], record["words"]
-    if kind == "attention":
-        return (
-            "int16" if int16 and record["maps"]["q"]["type"] == "bfloat16" else "bfloat16"
-        ), flops
-    if kind == "winograd":
-        tile = record["numbers"]["tile"]
-        return words["weight_kind"], flops * (tile + 2) ** 2 / (9 * tile**2)
-    return words.get("weight_kind", ""), flops
 
 
 def torch_run(

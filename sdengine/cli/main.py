@@ -73,6 +73,12 @@ SUBCOMMANDS = (
     Subcommand(
         "bench", "sdengine.cli.bench:bench", "Measure speed against a baseline.", extra="bench"
     ),
+    Subcommand(
+        "profile",
+        "sdengine.cli.profile:profile",
+        "Show what each operation of a network takes.",
+        extra="bench",
+    ),
     Subcommand("serve", "sdengine.cli.serve:serve", "Serve pictures over HTTP.", extra="serve"),
     Subcommand(
         "train",
