@@ -31,7 +31,7 @@ from sdengine.version import __version__
 Progress = Callable[[str], None]
 
 # Largest resident memory while building and running, and disk for checkpoint and both bundles.
-_MEMORY_GB = {"sd15": 12, "sd21": 14, "sdxl": 40}
+_MEMORY_GB = {"sd15": 12, "sd21": 14, "sdxl": 20}
 _DISK_GB = {"sd15": 11, "sd21": 11, "sdxl": 28}
 # Where a GPU computes, building is what takes the host's memory.
 _GPU_HOST_MEMORY_GB = {"sd15": 8, "sd21": 8, "sdxl": 17}

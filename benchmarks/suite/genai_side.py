@@ -16,13 +16,6 @@ from sdengine.benchmarks.suite.side import Arrays, Place, Served
 
 _HINTS = {"bf16": "bf16", "fp32": "f32"}
 _XML = "openvino_model.xml"
-# What the library reads of a folder in the layout of Optimum Intel.
-_CLASSES = {
-    "text_encoder": ("optimum", "OVModelTextEncoder"),
-    "text_encoder_2": ("optimum", "OVModelTextEncoder"),
-    "unet": ("optimum", "OVModelUnet"),
-    "vae_decoder": ("optimum", "OVModelVaeDecoder"),
-}
 
 
 class OpenVinoGenAISide:
@@ -155,21 +148,19 @@ def convert(checkpoint: Path, folder: Path) -> None:
 
     index = json.loads((checkpoint / "model_index.json").read_text())
     names = [name for name in ("text_encoder", "text_encoder_2") if name in index]
-    found = {"_class_name": index["_class_name"], "scheduler": index["scheduler"]}
     for part in ("scheduler", *(name.replace("text_encoder", "tokenizer") for name in names)):
         shutil.copytree(checkpoint / part, folder / part, dirs_exist_ok=True)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     settings = json.loads(scheduler.read_text())
     scheduler.write_text(json.dumps({**settings, "_class_name": "EulerDiscreteScheduler"}))
-    found["scheduler"] = ["diffusers", "EulerDiscreteScheduler"]
+    index["scheduler"] = ["diffusers", "EulerDiscreteScheduler"]
 
     def save(name: str, module: Any, example: dict[str, Any], config: dict[str, Any]) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         with torch.no_grad():
-            model = openvino.convert_model(module.eval(), example_input=example)
+            model = openvino.convert_model(module.float().eval(), example_input=example)
         openvino.save_model(model, folder / name / _XML, compress_to_fp16=True)
         (folder / name / "config.json").write_text(json.dumps(config, default=str))
-        found[name] = list(_CLASSES[name])
 
     for name in names:
         kind = "CLIPTextModelWithProjection" if name.endswith("_2") else "CLIPTextModel"
@@ -182,7 +173,6 @@ def convert(checkpoint: Path, folder: Path) -> None:
             openvino_tokenizers.convert_tokenizer(read, with_detokenizer=False),
             folder / tokenizer / "openvino_tokenizer.xml",
         )
-        found[tokenizer] = ["transformers", "CLIPTokenizer"]
     unet = diffusers.UNet2DConditionModel.from_pretrained(checkpoint / "unet")
     side = unet.config.sample_size
     example = {
@@ -199,7 +189,7 @@ def convert(checkpoint: Path, folder: Path) -> None:
     vae = diffusers.AutoencoderKL.from_pretrained(checkpoint / "vae")
     cells = torch.zeros(1, vae.config.latent_channels, side, side)
     save("vae_decoder", _Decoder(vae), {"latent_sample": cells}, dict(vae.config))
-    (folder / "model_index.json").write_text(json.dumps(found))
+    (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "done").touch()
 
 

@@ -113,7 +113,7 @@ def _answer(do: Callable[[], Answer]) -> Answer:
 
 def _line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    return (" ".join(lines) or type(error).__name__)[:400]
 
 
 def main() -> int:
