@@ -71,7 +71,11 @@ SUBCOMMANDS = (
     Subcommand("samplers", "sdengine.cli.samplers:samplers", "List samplers and schedules."),
     Subcommand("doctor", "sdengine.cli.doctor:doctor", "Show what this machine can run."),
     Subcommand(
-        "bench", "sdengine.cli.bench:bench", "Measure speed against a baseline.", extra="bench"
+        "bench",
+        "sdengine.cli.bench:bench_app",
+        "Measure speed against eager torch and others.",
+        extra="bench",
+        is_group=True,
     ),
     Subcommand(
         "profile",
