@@ -15,8 +15,8 @@ from pathlib import Path
 
 import sdengine
 from sdengine.benchmarks.accuracy_tables import pictures as picture_table
-from sdengine.benchmarks.bundles import prepare
-from sdengine.benchmarks.cases import GPU_SIDES, TARGETS, Case
+from sdengine.benchmarks.bundles import Model, bundle_of
+from sdengine.benchmarks.cases import GPU_SIDES, TARGETS, bundle_target
 from sdengine.benchmarks.gpu import describe, require_backends
 from sdengine.benchmarks.pictures import (
     GUIDANCE_SCALE,
@@ -28,7 +28,7 @@ from sdengine.benchmarks.pictures import (
     pictures,
 )
 from sdengine.benchmarks.records import RESULTS, stamped
-from sdengine.errors import SdengineError
+from sdengine.errors import ConfigError, SdengineError
 from sdengine.storage.cache_place import cache_dir
 
 REQUIRED_DB = 30.0
@@ -59,15 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache = options.cache or cache_dir("bench")
     found = {}
     try:
-        cases = [
-            Case(device="cuda", target=target, baseline_precision="fp16")
-            for target in options.targets.split(",")
-        ]
-        require_backends(*(case.target for case in cases))
+        targets = options.targets.split(",")
+        for target in targets:
+            if target not in TARGETS["cuda"]:
+                raise ConfigError.for_field("targets", target, ", ".join(TARGETS["cuda"]))
+        require_backends(*targets)
         expected = by_side("demo", "native", "fp32", sides, options.steps)
-        for case in cases:
-            bundle = prepare(case, cache, lambda _: None)["ours"].path
-            found[case.target] = by_side(bundle, case.target, "auto", sides, options.steps)
+        for target in targets:
+            model = Model.on_gpu("demo")
+            bundle = bundle_of(model, bundle_target(target), cache, lambda _: None).path
+            found[target] = by_side(bundle, target, "auto", sides, options.steps)
     except SdengineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from sdengine.backends import get_backend
+from sdengine.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     import sdengine
@@ -20,6 +22,20 @@ if TYPE_CHECKING:
 
 TORCH_BACKENDS = ("torch-cuda", "triton")
 GPU_BACKENDS = (*TORCH_BACKENDS, "tensorrt-rtx", "tensorrt")
+
+
+def require_backends(*names: str) -> None:
+    """Refuse to go on where one of a GPU's backends cannot run here.
+
+    Raises:
+        BackendUnavailableError: which and why.
+    """
+    for name in names:
+        usable, reason = get_backend(name).available()
+        if not usable:
+            raise BackendUnavailableError(
+                f"backend {name} is not available: {reason} Nothing was built or measured."
+            )
 
 
 def timed(

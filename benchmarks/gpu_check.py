@@ -18,15 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdengine.backends import get_backend
-from sdengine.benchmarks.bundles import bundle_path
-from sdengine.benchmarks.cases import TARGETS, Case, gpu_cases, native_side
+from sdengine.benchmarks.bundles import Model, bundle_path
+from sdengine.benchmarks.cases import TARGETS, bundle_target
 from sdengine.benchmarks.records import read_records
 from sdengine.benchmarks.steps import Outcome, Step, choose, listing, run_steps, summary
-from sdengine.benchmarks.tables import as_markdown
-from sdengine.errors import SdengineError
+from sdengine.benchmarks.suite.suite_records import SCHEMA
+from sdengine.benchmarks.suite.tables import as_markdown, groups
+from sdengine.errors import ConfigError, SdengineError
 
 ARCHS = ("demo", "sd15")
-_BASELINE_PRECISIONS = ("fp16", "fp32")
+_AGAINST = ("eager-fp16", "eager-fp32")
 _STEPS, _RUNS = 20, 9
 _ROOT = Path(__file__).parent.parent
 
@@ -52,15 +53,18 @@ def make_steps(
     """
     sdengine = (python, "-m", "sdengine")
     cache = output / "cache"
-    cases = {(arch, target): _case(arch, target) for arch in (*ARCHS, *archs) for target in targets}
+    for target in targets:
+        if target not in TARGETS["cuda"]:
+            raise ConfigError.for_field("targets", target, ", ".join(TARGETS["cuda"]))
+    models = {arch: Model.on_gpu(arch) for arch in (*ARCHS, *archs)}
     names = ",".join(targets)
     following = tuple(
         (
             python, "-m", "sdengine.benchmarks.prompt_following",
-            "--bundle", str(bundle_path(case, cache, case.bundle_target)),
+            "--bundle", str(bundle_path(models["demo"], bundle_target(target), cache)),
             "--backend", target, "--output", str(output / target),
         )
-        for target, case in ((t, cases["demo", t]) for t in targets)
+        for target in targets
     )  # fmt: skip
     builds = [
         Step(
@@ -71,23 +75,20 @@ def make_steps(
                 for target in targets
             ),
         )
-        for arch, sides in ((a, cases[a, targets[0]].built_sides) for a in archs)
+        for arch, sides in ((a, models[a].sides) for a in archs)
     ]
     benches = [
         Step(
             f"bench-{arch}",
-            f"{arch} on {names} against eager torch in {', '.join(_BASELINE_PRECISIONS)}",
-            tuple(
+            f"{arch} on {names} against {', '.join(_AGAINST)}",
+            (
                 (
                     *sdengine, "bench", "--device", "cuda", "--arch", arch,
-                    "--resolution", str(side), "--target", target,
-                    "--baseline-precision", precision, "--steps", str(_STEPS),
-                    "--runs", str(_RUNS), "--cache", str(cache),
+                    "--resolutions", ",".join(map(str, models[arch].sides)),
+                    "--backends", names, "--against", ",".join(_AGAINST),
+                    "--steps", str(_STEPS), "--runs", str(_RUNS), "--cache", str(cache),
                     "--json", str(output / "bench.jsonl"),
-                )
-                for _, side in gpu_cases(arch)
-                for target in targets
-                for precision in _BASELINE_PRECISIONS
+                ),
             ),
         )
         for arch in archs
@@ -128,10 +129,10 @@ def write_report(output: Path, outcomes: Sequence[Outcome]) -> Path:
     for path in (output / "device-parity.md", *following, output / "kernel-speed.md"):
         parts += [_text(path), ""]
     bench = output / "bench.jsonl"
-    records = read_records(bench) if bench.exists() else []
+    records = read_records(bench, SCHEMA) if bench.exists() else []
     if not records:
         parts.append("Not measured: there is no bench.jsonl.")
-    parts += ["\n\n".join(as_markdown(record) for record in records)]
+    parts += ["\n\n".join(as_markdown(group) for group in groups(records))]
     path = output / "gpu-check.md"
     path.write_text("\n".join(parts).rstrip() + "\n", encoding="utf-8")
     return path
@@ -170,11 +171,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(summary(outcomes))
     print(f"The report is {write_report(output, outcomes)}")
     return 0 if all(outcome.ok for outcome in outcomes) else 1
-
-
-def _case(arch: str, target: str) -> Case:
-    side = native_side(arch)
-    return Case(arch, side, device="cuda", target=target, baseline_precision="fp16")
 
 
 def _text(path: Path) -> str:

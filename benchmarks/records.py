@@ -10,29 +10,17 @@ import platform
 import subprocess
 import urllib.parse
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sdengine
 from sdengine.errors import ConfigError, OutputError
 from sdengine.images.provenance import cpu_info
 from sdengine.version import __version__
 
-if TYPE_CHECKING:
-    from sdengine.benchmarks.cases import Case
-
 SCHEMA = 1
-SIDES = ("ours", "baseline")
 RESULTS = Path(__file__).parent / "results"
 _DISTRIBUTIONS = ("numpy", "torch")
-_GPU_DISTRIBUTIONS = ("triton", "tensorrt", "tensorrt-rtx-cu13")
-
-
-def make_record(case: Case, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a case's figures with the software and the machine that gave them."""
-    others = _GPU_DISTRIBUTIONS if case.device == "cuda" else ()
-    return stamped({"case": asdict(case), **figures}, *others)
 
 
 def stamped(figures: Mapping[str, Any], *others: str, schema: int = SCHEMA) -> dict[str, Any]:

@@ -67,6 +67,12 @@ class EngineSide:
         assert self._engine is not None
         return network_outputs(self._engine, self.setting, states)
 
+    def kernels(self) -> dict[str, Any]:
+        """Return which operations our Triton kernels computed, by network."""
+        from sdengine.benchmarks.gpu import kernels_of
+
+        return kernels_of(self._engine.session) if self._engine is not None else {}
+
     def close(self) -> None:
         """Close the engine."""
         if self._engine is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sdengine.benchmarks import bundles
+from sdengine.benchmarks import bundles, gpu
 from sdengine.benchmarks.records import append_record, stamped
 from sdengine.benchmarks.suite.arithmetic import network_arithmetic, share_of_peak
 from sdengine.benchmarks.suite.machine_roofline import measure as measure_roofline
@@ -70,6 +70,8 @@ def run(
         SdengineError: what none can be measured without is lacking: eager torch, to compare with,
             or memory or disk for the model.
     """
+    if any(setting.device == "cuda" for setting in suite.settings):
+        gpu.require_backends("torch-cuda", *(one.system.name for one in suite.ours))
     for setting in suite.settings:
         progress(f"{setting.label}: preparing")
         with tempfile.TemporaryDirectory(prefix="sdengine-bench-") as folder:

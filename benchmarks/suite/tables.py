@@ -68,8 +68,8 @@ def notes(group: Sequence[Record]) -> list[str]:
     first = group[0]
     runs = sorted({record["runs"] for record in group})
     said = [
-        f"Medians of {' or '.join(map(str, runs))} requests a side that alternate with ours, and of "
-        "all their steps; ratios to ours with their 95 % interval where there are three values or "
+        f"Medians of {' or '.join(map(str, runs))} requests a side that alternate with ours, and "
+        "of all their steps; ratios to ours with their 95 % interval where there are three values or "
         "more. Errors are those of a request of two steps against eager torch in fp32."
     ]
     best = first["roofline"]
@@ -80,6 +80,16 @@ def notes(group: Sequence[Record]) -> list[str]:
             f"This machine reaches {shown} GFLOP/s and {best['bytes_per_second'] / 1e9:.1f} GB/s; "
             f"a step is {best['unet_step_flops'] / 1e12:.3g} TFLOP by the plain algorithms."
         )
+    if "gpu" in first:
+        said.append(
+            "The reference multiplies fp32 unrounded; eager torch is timed as it is by default, "
+            "with TF32 in the convolutions of fp32."
+        )
+        said += [
+            f"{label}: {line}"
+            for label in first["ours"]
+            for line in _kernels(first["sides"][label].get("kernels", {}))
+        ]
     for record in group:
         label = record["peer"] or record["ours"][0]
         said += [f"Noise beside {label}: {why}." for why in record["noise"]["why"]]
@@ -88,23 +98,29 @@ def notes(group: Sequence[Record]) -> list[str]:
 
 def as_markdown(group: Sequence[Record]) -> str:
     """Return records of one setting as a titled table with notes."""
-    lines = [f"**{title(group)}**", "", table(_COLUMNS, rows(group)), ""]
+    columns, cells = _used(rows(group))
+    lines = [f"**{title(group)}**", "", table(columns, cells), ""]
     commits = sorted({str(record["versions"]["commit"]) for record in group})
     return "\n".join([*lines, f"{' '.join(notes(group))} Commit {', '.join(commits)}."])
 
 
 def as_rich(record: Record) -> Table:
-    """Return one record as a table for a terminal; what is empty in every row is left out."""
+    """Return one record as a table for a terminal."""
     from rich.table import Table
 
     shown = Table(title=title([record]))
-    cells = rows([record])
-    used = [i for i in range(len(_COLUMNS)) if i == 0 or any(row[i].strip("- ") for row in cells)]
-    for index in used:
-        shown.add_column(_COLUMNS[index], justify="right" if index else "left")
+    columns, cells = _used(rows([record]))
+    for index, column in enumerate(columns):
+        shown.add_column(column, justify="right" if index else "left")
     for row in cells:
-        shown.add_row(*(row[index] for index in used))
+        shown.add_row(*row)
     return shown
+
+
+def _used(cells: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and cells without columns that are empty in every row."""
+    used = [i for i in range(len(_COLUMNS)) if i == 0 or any(row[i].strip("- ") for row in cells)]
+    return [_COLUMNS[i] for i in used], [[row[i] for i in used] for row in cells]
 
 
 def _row(label: str, side: Record, ratios: Record | None, steps: int) -> list[str]:
@@ -125,10 +141,21 @@ def _row(label: str, side: Record, ratios: Record | None, steps: int) -> list[st
         _ratio(ratios, "unet_step"),
         _ratio(ratios, "end_to_end"),
         f"{side['memory']['peak_bytes'] / 1e9:.2f}",
+        f"{side['memory']['device_bytes'] / 1e9:.2f}" if "device_bytes" in side["memory"] else "",
         " + ".join(f"{start[part]:.1f}" for part in ("import", "load", "pack") if part in start),
         f"{share['percent']:.0f} % ({share['dtype']})" if share else "",
         f"{side['errors']['image_psnr_db']:.1f}",
     ]
+
+
+def _kernels(found: Record) -> list[str]:
+    """Return which shapes our Triton kernels computed, and why torch did the others."""
+    lines = []
+    for network, counts in found.items():
+        ours = ", ".join(f"{count} {op}" for op, count in counts["replaced"].items())
+        kept = "".join(f"; torch: {count} {why}" for why, count in counts["kept"].items())
+        lines.append(f"shapes of {network} in Triton: {ours or 'none'}{kept}.")
+    return lines
 
 
 def _spread(stage: Record | None) -> str:

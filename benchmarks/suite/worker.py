@@ -74,6 +74,11 @@ class _Worker:
         on_device = self.device.figures() if self.device is not None else {}
         return {"peak_bytes": peak_bytes(), **on_device}
 
+    def kernels(self) -> Answer:
+        """Return which operations our kernels computed, where the side says it."""
+        kernels = getattr(self.side, "kernels", dict)
+        return {"kernels": kernels()}
+
     def gpu(self) -> Answer:
         """Return what the GPU is and what it moves and multiplies at best."""
         from sdengine.benchmarks import gpu

@@ -1,4 +1,4 @@
-"""`sdengine bench`: our backends and every peer on equal requests; what it left, compared, shown."""
+"""`sdengine bench`: our backends and every peer on equal requests; what it left, compared."""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ import sdengine
 from sdengine.backends.base import SessionOptions
 from sdengine.backends.tensorrt.backend import TensorRtRtxBackend
 from sdengine.backends.tensorrt.session import TensorRtSession
-from sdengine.benchmarks.harness import summarise
 from sdengine.bundle.reader import open_bundle
 from sdengine.errors import Cancelled, ConfigError, DeviceError, NonFiniteError
 
@@ -109,10 +108,6 @@ def test_launches_of_the_graph_are_counted_as_calls(
         timings = result.timings
         assert timings.unet_calls == calls and timings.unet_ms > 0
         assert timings.text_encoder_calls > 0 and timings.vae_decoder_calls > 0
-    served = {name: [result.timings for result in results] for name in ("ours", "baseline")}
-    figures = summarise(served, len(results[0].arrays))["stages_ms"]["unet_step"]["ours"]
-    assert figures["n"] == 3
-    assert 0 < figures["median"] <= max(result.timings.unet_ms for result in results) / calls
 
 
 def test_a_graph_for_each_size_batch_and_length(engine: sdengine.Engine) -> None:

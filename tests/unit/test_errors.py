@@ -7,7 +7,8 @@ from sdengine.errors import ConfigError
 
 def test_of_a_long_path_both_ends_are_shown() -> None:
     for folders in (20, 2000):
-        message = str(ConfigError.for_field("output", "/work" + "/folder" * folders + "/a.png", "b"))
+        path = "/work" + "/folder" * folders + "/a.png"
+        message = str(ConfigError.for_field("output", path, "b"))
         assert message.startswith("output: '/work/folder")
         assert "/folder/a.png' is not accepted; expected b." in message
         assert len(message) < 120
