@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sdengine.cli.terminal import note, print_table, spinner
+from sdengine.cli.terminal import note_busy, print_table, spinner
 from sdengine.storage.cache_place import cache_dir
-
-BUSY_PERCENT = 5.0
 
 
 def bench(
@@ -72,8 +70,4 @@ def bench(
     if json_file is not None:
         append_record(record, json_file)
     print_table(as_rich(record))
-    if record["others_percent"] > BUSY_PERCENT:
-        note(
-            f"warning: other programs took {record['others_percent']:.0f} % of the cores while "
-            "timing; measure again on an idle machine."
-        )
+    note_busy(record["others_percent"])
