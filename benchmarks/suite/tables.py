@@ -15,6 +15,7 @@ Record = Mapping[str, Any]
 _COLUMNS = (
     "", "U-Net step, ms", "text encoder, ms", "VAE decoder, ms", "outside, ms",
     "picture, s", "to ours, step", "to ours, picture", "peak memory, GB",
+    "GPU memory, GB",
     "import + load + pack, s", "of the peak", "PSNR, dB",
 )  # fmt: skip
 

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdengine.cli.bench import BUSY_PERCENT
-from sdengine.cli.terminal import note, parse_size, print_table, say, spinner
+from sdengine.cli.terminal import note_busy, parse_size, print_table, say, spinner
 from sdengine.errors import ConfigError
 
 
@@ -71,8 +70,4 @@ def profile(
         print_table(slowest(record, limit))
     for line in notes(record):
         say(line)
-    if record["others_percent"] > BUSY_PERCENT:
-        note(
-            f"warning: other programs took {record['others_percent']:.0f} % of the cores while "
-            "timing; measure again on an idle machine."
-        )
+    note_busy(record["others_percent"])

@@ -42,10 +42,13 @@ def test_steps_cover_everything_for_both_targets(tmp_path: Path) -> None:
     by_name = {step.name: step for step in steps}
     assert by_name["tests"].environment == {"TRITON_INTERPRET": "0"}
     assert by_name["tests"].commands[0][-1] == str(ROOT / "tests")
-    benches = [shlex.join(command) for command in by_name["bench-sd15"].commands]
-    assert len(benches) == 3 * 2 * 2  # sizes, targets, precisions of eager torch
-    for part in ("--resolution 1024", "--target triton", "--baseline-precision fp32"):
-        assert any(part in command for command in benches)
+    (bench,) = (shlex.join(command) for command in by_name["bench-sd15"].commands)
+    for part in (
+        "--resolutions 512,768,1024",
+        "--backends tensorrt-rtx,triton",
+        "--against eager-fp16,eager-fp32",
+    ):
+        assert part in bench
     follow = by_name["prompt-following"].commands
     assert [command[command.index("--backend") + 1] for command in follow] == [
         "tensorrt-rtx",
@@ -73,15 +76,15 @@ def test_the_benchmarks_options_are_those_of_the_command(
     for step in make_steps(tmp_path, ["triton"])[-2:]:
         assert step.commands[-1][1:3] == ("-m", "sdengine")
         assert main(list(step.commands[-1][3:])) == 1  # 2 is a wrong option
-        assert "backend triton is not available" in capsys.readouterr().err
+        assert "backend torch-cuda is not available" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("targets", "archs", "message"),
     [
-        (["native"], ["demo"], "target: 'native'"),
+        (["native"], ["demo"], "targets: 'native'"),
         (["triton"], ["sd9"], "arch: 'sd9'"),
-        ([""], ["demo"], "target: ''"),
+        ([""], ["demo"], "targets: ''"),
     ],
 )
 def test_unknown_targets_and_architectures(
