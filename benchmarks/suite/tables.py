@@ -106,15 +106,16 @@ def as_markdown(group: Sequence[Record]) -> str:
 
 
 def as_rich(record: Record) -> Table:
-    """Return one record as a table for a terminal."""
+    """Return one record as a table for a terminal: a column for each side."""
     from rich.table import Table
 
     shown = Table(title=title([record]))
-    columns, cells = _used(rows([record]))
-    for index, column in enumerate(columns):
-        shown.add_column(column, justify="right" if index else "left")
+    figures, cells = _used(rows([record]))
+    shown.add_column("")
     for row in cells:
-        shown.add_row(*row)
+        shown.add_column(row[0], justify="right")
+    for index, figure in enumerate(figures[1:], start=1):
+        shown.add_row(figure, *(row[index] for row in cells))
     return shown
 
 
