@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from sdengine.benchmarks import native_tables as native
 from sdengine.benchmarks.markdown import table
-from sdengine.benchmarks.measures import median_ratio
 
 if TYPE_CHECKING:
     from sdengine.benchmarks.report_sections import Records
 
+Record = Mapping[str, Any]
+
 _UNET = ("sd15-native", "unet", 512)
-_REFERENCE = "diffusers fp32"
 
 
 def headline(records: Records) -> str:
@@ -21,17 +21,20 @@ def headline(records: Records) -> str:
     unet = native.newest_speed(records.networks, *_UNET)
     if unet is None:
         raise ValueError(f"no record times {_UNET} beside OpenVINO")
-    *_, requests = native.request_groups(records.requests).values()
-    memory = next(r for r in reversed(records.comparisons) if r["case"]["arch"] == "sd15")
+    requests = _requests_of(records.comparisons, "diffusers fp32")
     rows = [
         _prompt_following(records.prompt_following),
         _pictures(records.pictures),
         _unet(unet),
         _requests(requests),
-        _memory(memory),
+        _memory(_requests_of(records.comparisons, "eager fp32")),
     ]
     places = dict.fromkeys(
-        (record["machine"]["processor"], record["threads"]) for record in (unet, requests[-1])
+        (record["machine"]["processor"], threads)
+        for record, threads in (
+            (unet, unet["threads"]),
+            *((found, found["setting"]["threads"]) for found in requests.values()),
+        )
     )
     where = "; ".join(f"{name}, {threads} threads" for name, threads in places)
     below = f"SD 1.5 has synthetic weights; times and memory: {where}."
@@ -67,17 +70,36 @@ def _unet(record: Mapping[str, Any]) -> list[str]:
     return [f"SD 1.5, {record['size']} pixels: U-Net", against, *shown]
 
 
-def _requests(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    last = records[-1]
+def _requests_of(records: Sequence[Record], peer: str) -> dict[str, Record]:
+    """Return the newest comparison of SD 1.5's whole requests with a peer, by our side."""
+    found = {}
+    for record in records:
+        setting = record["setting"]
+        asked = setting["arch"], setting["task"], setting["resolution"], setting["device"]
+        if asked != ("sd15", "text", 512, "cpu") or record["peer"] != peer:
+            continue
+        for own in native.OWN:
+            if own in record["ratios"]:
+                found[own] = record
+    return found
+
+
+def _requests(found: Mapping[str, Record]) -> list[str]:
+    record = next(iter(found.values()))
     cells = []
     for own in native.OWN:
-        theirs, ours = zip(*native.pairs(records, _REFERENCE, own), strict=True)
-        cells.append(f"{median_ratio(theirs, ours):.2f}x as fast")
-    label = f"SD 1.5, {last['side']} pixels: request of {last['steps']} steps"
-    return [label, _REFERENCE.replace(" ", " in "), *cells]
+        ratio = found[own]["ratios"][own]["end_to_end"]["ratio"] if own in found else None
+        cells.append(f"{ratio:.2f}x as fast" if ratio else "")
+    setting = record["setting"]
+    label = f"SD 1.5, {setting['resolution']} pixels: request of {setting['steps']} steps"
+    return [label, record["peer"].replace(" ", " in "), *cells]
 
 
-def _memory(record: Mapping[str, Any]) -> list[str]:
-    ours, baseline = (record["alone"][side]["peak_bytes"] / 1e9 for side in ("ours", "baseline"))
-    label = f"SD 1.5, {record['case']['resolution']} pixels: peak memory of a request"
-    return [label, f"{record['backends']['baseline']}, {baseline:.2f} GB", f"{ours:.2f} GB", ""]
+def _memory(found: Mapping[str, Record]) -> list[str]:
+    record = next(iter(found.values()))
+    peak = {name: side["memory"]["peak_bytes"] / 1e9 for name, side in record["sides"].items()
+            if "memory" in side}  # fmt: skip
+    label = f"SD 1.5, {record['setting']['resolution']} pixels: peak memory of a request"
+    cells = [f"{peak[own]:.2f} GB" if own in peak else "" for own in native.OWN]
+    return [label, f"{record['peer'].replace(' ', ' torch in ')}, {peak[record['peer']]:.2f} GB",
+            *cells]  # fmt: skip

@@ -76,35 +76,6 @@ def hard_values(record: Record) -> str:
     )
 
 
-def requests(records: Sequence[Record]) -> str:
-    """Return whole requests beside diffusers and stable-diffusion.cpp."""
-    groups = list(native.request_groups(records).items())
-    parts = []
-    for (bundle, side, steps), found in reversed(groups):
-        last = found[-1]
-        count = "1 step" if steps == 1 else f"{steps} steps"
-        name = f"{native.model_name(bundle)}, {side}x{side}, Euler, {count}"
-        title = f"**{name}**, bundle `{bundle}`, {last['threads']} threads, "
-        place = f"guidance {last['guidance_scale']:g}, {last['machine']['processor']}"
-        parts.append(f"{title}{place}\n\n{native.requests(found)}")
-    versions = [record["versions"] for record in records]
-    ggml = next(v for r in reversed(versions) if (v := r.get("stable-diffusion-cpp-python")))
-    return "\n\n".join(
-        [
-            "Whole requests with synthetic weights, guidance, one picture. All sides start from "
-            "the same noise and take the same noise levels; each is loaded, asked and dropped "
-            "before the next is loaded. A ratio is the median over the rounds in which both sides "
-            "took part, in brackets the lowest and the highest. diffusers is "
-            f"{versions[-1]['diffusers']}; stable-diffusion.cpp is stable-diffusion-cpp-python "
-            f"{ggml}, compiled for this processor, with flash attention. The native target's "
-            "loading includes a request of one step, which packs the weights where that was never "
-            "done.",
-            parts[0],
-            folded("earlier and shorter requests", "\n\n".join(parts[1:])),
-        ]
-    )
-
-
 def controls(records: Sequence[Record]) -> str:
     """Return steps with a ControlNet beside diffusers and OpenVINO, the newest of each model."""
     if not records:

@@ -1,13 +1,11 @@
-"""Tables of the native target's records: networks, operations, hard values, whole requests."""
+"""Tables of the native target's records: networks, operations, hard values."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sdengine.benchmarks.markdown import table
-from sdengine.benchmarks.measures import median_ratio
 
 Record = Mapping[str, Any]
 OWN = ("native bf16", "native int8")
@@ -144,50 +142,6 @@ def worst_ratio(rows: Iterable[Record]) -> float:
     return max(float(errors["native bf16"] / errors["torch bf16"]) for errors in every)
 
 
-def requests(records: Sequence[Record]) -> str:
-    """Return the request's time of every side, and how many times as fast ours is.
-
-    Args:
-        records: of equal requests; ratios are of rounds that both sides took part in.
-    """
-    sides = list(dict.fromkeys(name for record in records for name in record["seconds"]))
-    own = [name for name in OWN if name in sides]
-    reference = next((name for r in records for name in r["psnr_db"]), "")
-    rows = []
-    for side in sides:
-        times = [s for r in records for s in r["seconds"].get(side, ())]
-        loads = [s for r in records for s in r["load_seconds"].get(side, ())]
-        quality = [r["psnr_db"][side] for r in records if side in r["psnr_db"]]
-        shown = f"{quality[-1]:.1f}" if quality and side != reference else ""
-        ratios = ["" if side == name else _pairs_ratio(records, side, name) for name in own]
-        median = f"{statistics.median(times):.1f}"
-        rows.append(
-            [side, median, str(len(times)), *ratios, f"{statistics.median(loads):.1f}", shown]
-        )
-    faster = [f"{name} is faster by" for name in own]
-    last = [f"PSNR against {reference}, dB"]
-    return table(["", "median, s", "rounds", *faster, "load, s", *last], rows)
-
-
-def request_groups(records: Iterable[Record]) -> dict[tuple[str, int, int], list[Record]]:
-    """Return the records by bundle, side in pixels and steps; the newest group is the last."""
-    groups: dict[tuple[str, int, int], list[Record]] = {}
-    for record in records:
-        key = (record["bundle"], record["side"], record["steps"])
-        groups[key] = [*groups.pop(key, []), record]
-    return groups
-
-
-def pairs(records: Iterable[Record], side: str, own: str) -> list[tuple[float, float]]:
-    """Return the seconds of both sides in each round that both took part in."""
-    found: list[tuple[float, float]] = []
-    for record in records:
-        seconds = record["seconds"]
-        if side in seconds and own in seconds:
-            found += zip(seconds[side], seconds[own], strict=True)
-    return found
-
-
 def by_processor(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Return the records by processor, that of the newest first."""
     names = dict.fromkeys(record["machine"]["processor"] for record in reversed(records))
@@ -275,16 +229,6 @@ def _operation(row: Record, side: str) -> list[str]:
 
 def _over(row: Record, side: str, peers: Sequence[float]) -> str:
     return f"{min(peers) / row['seconds'][side]:.2f}x" if side in row["seconds"] else ""
-
-
-def _pairs_ratio(records: Iterable[Record], side: str, own: str) -> str:
-    found = pairs(records, side, own)
-    if not found:
-        return ""
-    ratios = sorted(theirs / ours for theirs, ours in found)
-    spread = f" ({ratios[0]:.2f} to {ratios[-1]:.2f})" if len(ratios) > 1 else ""
-    theirs, ours = zip(*found, strict=True)
-    return f"**{median_ratio(theirs, ours):.2f}x**{spread}"
 
 
 def _spread(figures: Mapping[str, float]) -> str:

@@ -22,6 +22,7 @@ from sdengine.benchmarks.kernel_resources import page as kernel_page
 from sdengine.benchmarks.markdown import put_between, table
 from sdengine.benchmarks.records import read_records
 from sdengine.benchmarks.report_sections import SECTIONS, Records
+from sdengine.benchmarks.suite.suite_records import SCHEMA as SUITE_SCHEMA
 
 # The checkout's: an installed copy has no records.
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,10 +37,8 @@ def read(results: Path) -> Records:
     """
     comparisons = [
         record
-        for path in sorted(results.glob("*.jsonl"))
-        if path.name != "native-ops.jsonl"
-        for record in read_records(path)
-        if "case" in record and "backends" in record
+        for path in sorted(results.glob("bench-*.jsonl"))
+        for record in read_records(path, SUITE_SCHEMA)
     ]
     return Records(
         prompt_following=[_json(path) for path in sorted(results.glob("prompt-following-*.json"))],
@@ -65,7 +64,6 @@ def read(results: Path) -> Records:
         networks=read_records(results / "native-networks.jsonl"),
         operations=read_records(results / "native-ops.jsonl", _OPERATIONS_SCHEMA),
         hard_values=_json(results / "native-numerics.json"),
-        requests=read_records(results / "pipelines.jsonl"),
         controls=read_records(path) if (path := results / "controls.jsonl").exists() else [],
         kernels=_json(results / "kernel-resources.json"),
         sheets=[path.name for path in sorted(results.glob("*.png"))],
@@ -132,7 +130,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _places(records: Records) -> str:
     """Say which machines the records with a processor come from, that of the newest first."""
-    timed = [*records.networks, *records.requests, *records.controls, *records.comparisons]
+    timed = [*records.networks, *records.controls, *records.comparisons]
     places = native.by_processor(sorted(timed, key=lambda record: str(record["time"])))
     names = [f"{name} with {found[-1]['machine']['cores']} cores" for name, found in places.items()]
     return f"Processors, that of the newest records first: {'; '.join(names)}."

@@ -17,7 +17,7 @@ from sdengine.benchmarks.pipeline_parity import as_markdown as pictures_table
 from sdengine.benchmarks.serving_sections import serving
 from sdengine.benchmarks.step_counts import as_markdown as step_counts_table
 from sdengine.benchmarks.step_counts import failures as step_count_failures
-from sdengine.benchmarks.tables import as_markdown
+from sdengine.benchmarks.suite.tables import as_markdown, groups
 from sdengine.benchmarks.training_sections import training
 
 Record = Mapping[str, Any]
@@ -47,7 +47,6 @@ class Records:
     networks: Sequence[Record]
     operations: Sequence[Record]
     hard_values: Record
-    requests: Sequence[Record]
     controls: Sequence[Record]
     kernels: Record
     sheets: Sequence[str]
@@ -154,15 +153,18 @@ def step_counts(records: Records) -> str:
 
 
 def comparisons(records: Records) -> str:
-    """Return speed and memory of whole requests beside eager torch, on the CPU."""
-    shown = [as_markdown(record) for record in records.comparisons if "gpu" not in record]
+    """Return speed and memory of whole requests beside eager torch and other systems, on CPUs."""
+    measured = groups([record for record in records.comparisons if "gpu" not in record])
+    shown = [as_markdown(group) for group in reversed(measured)]
     return "\n\n".join(
         [
-            "Outputs are compared first; then requests of both sides alternate in one run. A cell "
-            "is the median and, in brackets, the 10th to the 90th percentile; peak memory is that "
-            "of a process of its own. Errors are those of each network on equal inputs and of the "
-            "whole image, against eager torch in fp32. Full-size networks have seeded synthetic "
-            "weights: their speed is real, their pictures are noise.",
+            "Every side is a process of its own and is asked for the same picture, from the same "
+            "noise on the same noise levels. Outputs are compared first; then requests of ours and "
+            "of a peer alternate. A cell is the median and, in brackets, the 10th to the 90th "
+            "percentile; times of networks are those of one call, the rest is of a whole picture, "
+            "and peak memory that of the process. Full-size networks have seeded synthetic "
+            "weights: their speed is real, their pictures are noise. The same as a page with "
+            "pictures of it all: [bench.html](bench.html).",
             *shown,
         ]
     )
@@ -185,7 +187,8 @@ def kernels(records: Records) -> str:
 
 def gpu(records: Records) -> str:
     """Return the comparisons on GPUs, or what is known without any."""
-    shown = [as_markdown(record) for record in records.comparisons if "gpu" in record]
+    measured = groups([record for record in records.comparisons if "gpu" in record])
+    shown = [as_markdown(group) for group in measured]
     return "\n\n".join(shown or _WITHOUT_A_GPU)
 
 
@@ -280,12 +283,6 @@ SECTIONS = (
         "python benchmarks/batches.py", lambda records: batches(records.batches),
     ),
     Section(
-        "Whole requests against diffusers", "SD 1.5 on the native target",
-        "diffusers, stable-diffusion.cpp",
-        "python benchmarks/pipelines.py --checkpoint CHECKPOINT --native NATIVE",
-        lambda records: native_sections.requests(records.requests),
-    ),
-    Section(
         "Steps with a ControlNet", "a step without, with, and with one that is off",
         "diffusers, OpenVINO",
         "python benchmarks/controls.py --folder FOLDER --record controls.jsonl",
@@ -307,8 +304,8 @@ SECTIONS = (
         lambda records: native_sections.hard_values(records.hard_values),
     ),
     Section(
-        "Speed and memory", "requests, load, memory, build", "eager torch",
-        "sdengine bench --arch sd15 --steps 2", comparisons,
+        "Speed and memory", "requests, stages, start, memory", "eager torch and every peer",
+        "sdengine bench --arch sd15 --against all", comparisons,
     ),
     Section(
         "Triton kernels", "registers, shared memory, occupancy", "the GPUs' limits",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class StableDiffusionCppSide:
             progress_callback=at_step,
         )
         total_ms = (time.perf_counter() - started) * 1e3
-        steps_ms = [(b - a) * 1e3 for a, b in zip(ends, ends[1:], strict=False)]
+        steps_ms = [(b - a) * 1e3 for a, b in pairwise(ends)]
         stages = {"end_to_end": total_ms / self.setting.batch_size}
         if steps_ms:
             stages["unet_step"] = float(np.median(steps_ms))

@@ -70,8 +70,8 @@ def notes(group: Sequence[Record]) -> list[str]:
     runs = sorted({record["runs"] for record in group})
     said = [
         f"Medians of {' or '.join(map(str, runs))} requests a side that alternate with ours, and "
-        "of all their steps; ratios to ours with their 95 % interval where there are three values or "
-        "more. Errors are those of a request of two steps against eager torch in fp32."
+        "of their steps; ratios to ours with their 95 % interval where there are three values or "
+        "more. PSNR is of a picture of two steps against eager torch's in fp32."
     ]
     best = first["roofline"]
     peaks = best.get("flops_per_second")

@@ -51,18 +51,6 @@ def network(time: str, sides: dict[str, float], **changes: Any) -> dict[str, Any
     }
 
 
-def request(rounds: dict[str, list[float]], **changes: Any) -> dict[str, Any]:
-    return {
-        "bundle": "sd15-native",
-        "side": 512,
-        "steps": 20,
-        "seconds": rounds,
-        "load_seconds": {name: [1.0] for name in rounds},
-        "psnr_db": {"diffusers fp32": 100.0, **dict.fromkeys(rounds, 40.0)},
-        **changes,
-    }
-
-
 @pytest.mark.parametrize("page", report.pages(ROOT), ids=lambda path: path.name)
 def test_pages_are_what_the_records_say(page: Path) -> None:
     expected = report.pages(ROOT)[page]
@@ -72,7 +60,7 @@ def test_pages_are_what_the_records_say(page: Path) -> None:
 def test_every_record_and_every_sheet_has_a_place() -> None:
     read = report.read(RESULTS)
     lines = sum(len(path.read_text().splitlines()) for path in RESULTS.glob("*.jsonl"))
-    shown = (read.comparisons, read.networks, read.operations, read.requests, read.controls)
+    shown = (read.comparisons, read.networks, read.operations, read.controls)
     assert sum(map(len, shown)) == lines
     assert len(list(RESULTS.glob("*.json"))) == len(read.prompt_following) + 20
     page = report.report(read)
@@ -196,18 +184,6 @@ def test_processors_are_apart_the_newest_first() -> None:
     other = network("1", {"native bf16": 1.0}, machine={"processor": "other"})
     records = [other, network("2", {"native bf16": 1.0})]
     assert list(native.by_processor(records)) == ["one", "other"]
-
-
-def test_requests_are_compared_round_by_round() -> None:
-    records = [
-        request({"diffusers fp32": [10.0], "native bf16": [5.0], "slow": [100.0]}),
-        request({"diffusers fp32": [12.0, 30.0], "native bf16": [4.0, 6.0]}),
-    ]
-    shown = native.requests(records)
-    assert "| diffusers fp32 | 12.0 | 3 | **3.00x** (2.00 to 5.00) | 1.0 |  |" in shown
-    assert "| slow | 100.0 | 1 | **20.00x** | 1.0 | 40.0 |" in shown
-    groups = native.request_groups([*records, request({}, steps=1), records[0]])
-    assert [len(group) for group in groups.values()] == [1, 3]
 
 
 def test_the_worst_sampler_is_named_by_package() -> None:
