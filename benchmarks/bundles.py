@@ -62,11 +62,11 @@ def prepare(
     """
     from sdengine.checkpoints import load_checkpoint
 
-    _make(cache)
+    make_folder(cache)
     check_memory(case.arch, case.device)
     checkpoint = "demo"
     if case.arch != "demo":
-        checkpoint = str(_synthetic(case.arch, cache, progress))
+        checkpoint = str(synthetic_checkpoint(case.arch, cache, progress))
     progress("reading the checkpoint")
     sha256 = load_checkpoint(checkpoint).sha256
     built: dict[str, Built] = {}
@@ -76,9 +76,9 @@ def prepare(
             continue
         path = bundle_path(case, cache, target)
         report = path.with_name(f"{path.name}.json")
-        _make(path.parent)
+        make_folder(path.parent)
         is_made = any(other.path == str(path) for other in built.values())
-        is_kept = not rebuild and report.exists() and _is_current(path, sha256)
+        is_kept = not rebuild and report.exists() and is_current(path, sha256)
         if not (is_made or is_kept):
             progress(f"building {case.arch} for {target}")
             report.write_text(_build(case, checkpoint, path, target))
@@ -106,7 +106,8 @@ def check_memory(arch: str, device: str = "cpu") -> None:
         )
 
 
-def _synthetic(arch: str, cache: Path, progress: Progress) -> Path:
+def synthetic_checkpoint(arch: str, cache: Path, progress: Progress) -> Path:
+    """Return a checkpoint of an architecture with seeded weights, made where it is missing."""
     from sdengine.benchmarks.tiny import TINY_SD15
     from sdengine.checkpoints.synthetic import make_synthetic
 
@@ -135,7 +136,7 @@ def _built_precision(case: Case, target: str) -> str:
     return f"-{case.precision}" if decides else ""
 
 
-def _is_current(path: Path, sha256: str) -> bool:
+def is_current(path: Path, sha256: str) -> bool:
     """Say whether a kept bundle was built from this checkpoint by this release."""
     try:
         manifest = open_bundle(path, verify="size").manifest
@@ -152,6 +153,15 @@ def _build(case: Case, checkpoint: str, path: Path, target: str) -> str:
         command += ["--precision", case.precision]
     if target == "torch":
         command.append("--no-controlnet")  # eager torch needs no inputs for what is not there
+    return run_build(command, path)
+
+
+def run_build(command: Sequence[str], path: Path) -> str:
+    """Run a command that builds a bundle; return what it says.
+
+    Raises:
+        EngineBuildError: it failed.
+    """
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -159,7 +169,8 @@ def _build(case: Case, checkpoint: str, path: Path, target: str) -> str:
     return done.stdout
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder of the cache where it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
