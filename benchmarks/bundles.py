@@ -81,9 +81,11 @@ def checkpoint_of(model: Model, cache: Path, progress: Progress) -> str:
     """
     if model.checkpoint is not None:
         return model.checkpoint
-    _make(cache)
+    make_folder(cache)
     check_memory(model.arch, model.device)
-    return "demo" if model.arch == "demo" else str(_synthetic(model.arch, cache, progress))
+    if model.arch == "demo":
+        return "demo"
+    return str(synthetic_checkpoint(model.arch, cache, progress))
 
 
 def bundle_of(
@@ -119,8 +121,8 @@ def bundle_of(
     sha256 = load_checkpoint(checkpoint).sha256
     path = bundle_path(model, target, cache, precision)
     report = path.with_name(f"{path.name}.json")
-    _make(path.parent)
-    if rebuild or not report.exists() or not _is_current(path, sha256):
+    make_folder(path.parent)
+    if rebuild or not report.exists() or not is_current(path, sha256):
         progress(f"building {model.arch} for {target}")
         report.write_text(_build(model, checkpoint, path, target, precision))
     return Built(str(path), json.loads(report.read_text()))
@@ -152,7 +154,8 @@ def check_memory(arch: str, device: str = "cpu") -> None:
         )
 
 
-def _synthetic(arch: str, cache: Path, progress: Progress) -> Path:
+def synthetic_checkpoint(arch: str, cache: Path, progress: Progress) -> Path:
+    """Return the synthetic checkpoint of an architecture, writing it where the cache lacks it."""
     from sdengine.benchmarks.tiny import TINY_SD15
     from sdengine.checkpoints.synthetic import make_synthetic
 
@@ -181,7 +184,7 @@ def _built_precision(target: str, precision: str) -> str:
     return f"-{precision}" if decides else ""
 
 
-def _is_current(path: Path, sha256: str) -> bool:
+def is_current(path: Path, sha256: str) -> bool:
     """Say whether a kept bundle was built from this checkpoint by this release."""
     try:
         manifest = open_bundle(path, verify="size").manifest
@@ -198,6 +201,15 @@ def _build(model: Model, checkpoint: str, path: Path, target: str, precision: st
         command += ["--precision", precision]
     if target == "torch" and not model.flags:
         command.append("--no-controlnet")  # eager torch needs no inputs for what is not there
+    return run_build(command, path)
+
+
+def run_build(command: Sequence[str], path: Path) -> str:
+    """Run a command that builds a bundle; return what it says.
+
+    Raises:
+        EngineBuildError: it failed.
+    """
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -205,7 +217,8 @@ def _build(model: Model, checkpoint: str, path: Path, target: str, precision: st
     return done.stdout
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder of the cache where it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

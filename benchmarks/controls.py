@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -22,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import sdengine
 from sdengine.benchmarks.markdown import table
 from sdengine.benchmarks.measures import OtherLoad, Spread, psnr
 from sdengine.benchmarks.records import append_record, check_writable, stamped
+from sdengine.benchmarks.seeded_controlnets import Picture, edges, write_controlnet
 from sdengine.benchmarks.tiny import TINY_SD15, TINY_SDXL
 from sdengine.errors import SdengineError
 from sdengine.models.configs import SD15, SDXL, ModelArchitecture
@@ -46,7 +45,6 @@ ARCHITECTURES: dict[str, ModelArchitecture] = {
 LEAST_PSNR_DB = {"fp32": 40.0, "bf16": 20.0}
 PROMPT, SEED, GUIDANCE_SCALE = "a benchmark of a picture", 0, 5.0
 XL = "StableDiffusionXL"  # what diffusers' pipelines begin with
-Picture = NDArray[np.uint8]
 # Serves a request of a kind, and returns its picture and when each of its steps had ended.
 Serve = Callable[[str, int], tuple[Picture, list[float]]]
 
@@ -66,36 +64,20 @@ def prepare(
     folder: Path, architecture: ModelArchitecture, side: int, systems: Collection[str]
 ) -> None:
     """Write what is not there of the checkpoint, the ControlNet and bundles for some systems."""
-    import torch
-
-    from sdengine.checkpoints.synthetic import make_synthetic, seed_weights
-    from sdengine.checkpoints.weights import save_tensors
-    from sdengine.models.controlnet import ControlNetModel
+    from sdengine.checkpoints.synthetic import make_synthetic
 
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "checkpoint").exists():
         make_synthetic(architecture, folder / "checkpoint")
     control = folder / "controlnet"
     if not (control / "config.json").exists():
-        module = ControlNetModel(architecture.controlnet)
-        seed_weights(module, seed=1)
-        control.mkdir(exist_ok=True)
-        state = {name: tensor.to(torch.float16) for name, tensor in module.state_dict().items()}
-        save_tensors(state, control / "diffusion_pytorch_model.safetensors")
-        (control / "config.json").write_text(json.dumps(architecture.controlnet.to_dict()))
+        write_controlnet(control, architecture.unet, seed=1)
     for target in ("native", "openvino"):
         if target in systems and not (folder / target).exists():
             sdengine.build(
                 folder / "checkpoint", folder / target, target=target, resolutions=[side],
                 controls={"canny": control},
             )  # fmt: skip
-
-
-def edges(side: int) -> Picture:
-    """Return bright shapes on black."""
-    y, x = np.mgrid[0:side, 0:side]
-    lit = (np.sin(x / 7) * np.cos(y / 5) > 0.3).astype(np.uint8) * 255
-    return np.repeat(lit[..., None], 3, axis=2)
 
 
 @contextmanager

@@ -45,14 +45,17 @@ class OtherLoad:
         self._start = _busy_and_own_seconds()
         self._started = time.perf_counter()
 
-    def percent(self) -> float:
+    def percent(self, children: float = 0.0) -> float:
         """Return the share of all cores that others took since the start, 0 to 100.
 
         What a hypervisor gave to other machines counts too.
+
+        Args:
+            children: seconds of all cores that processes took which are no others.
         """
         busy, own = (b - a for a, b in zip(self._start, _busy_and_own_seconds(), strict=True))
         available = (time.perf_counter() - self._started) * (os.cpu_count() or 1)
-        return min(100.0, max(0.0, 100 * (busy - own) / max(available, 1e-9)))
+        return min(100.0, max(0.0, 100 * (busy - own - children) / max(available, 1e-9)))
 
 
 def system_busy_seconds() -> float:

@@ -32,7 +32,7 @@ def network_arithmetic(setting: Setting) -> dict[str, float]:
     """
     from sdengine.benchmarks.roofline import list_kernels
 
-    kernels = list_kernels(_unet(setting), setting.resolution, fused=True, rows=setting.rows)
+    kernels = list_kernels(unet_config(setting), setting.resolution, fused=True, rows=setting.rows)
     return {
         "unet_step_flops": float(sum(kernel.flops for kernel in kernels)),
         "unet_step_bytes": float(sum(kernel.read + kernel.written for kernel in kernels)),
@@ -65,7 +65,8 @@ def share_of_peak(
     }
 
 
-def _unet(setting: Setting) -> UNetConfig:
+def unet_config(setting: Setting) -> UNetConfig:
+    """Return the configuration of a setting's U-Net."""
     from sdengine.benchmarks.tiny import TINY_SD15
     from sdengine.checkpoints import load_checkpoint
     from sdengine.models.configs import ARCHITECTURES

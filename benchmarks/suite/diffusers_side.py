@@ -126,7 +126,7 @@ class DiffusersSide:
         )
         latents = torch.from_numpy(noise).to(self.setting.device, pipeline.unet.dtype)
         if task == "control":
-            return {**size, "latents": latents, "image": Image.fromarray(task_inputs.hint(side))}
+            return {**size, "latents": latents, "image": Image.fromarray(task_inputs.edges(side))}
         return {**size, "latents": latents}
 
     def _timed(self) -> list[tuple[str, Any, str]]:

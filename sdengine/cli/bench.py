@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sdengine.cli.bench_compare import compare
+from sdengine.cli.bench_growth import growth
 from sdengine.cli.terminal import note, print_table, spinner
 from sdengine.storage.cache_place import cache_dir
 
@@ -19,6 +20,7 @@ bench_app = typer.Typer(
     invoke_without_command=True,
 )
 bench_app.command("compare")(compare)
+bench_app.command("growth")(growth)
 
 
 @bench_app.callback()

@@ -42,7 +42,7 @@ def test_one_bundle_holds_all_sizes_and_is_built_once(
         return json.dumps({"seconds": {}, "peak_bytes": 0})
 
     monkeypatch.setattr(bundles, "_build", build)
-    monkeypatch.setattr(bundles, "_is_current", lambda *_: True)
+    monkeypatch.setattr(bundles, "is_current", lambda *_: True)
     model = Model("tiny", (64, 128), device="cuda")
     folder = tmp_path / "tiny-64-128-batch1"
     for _ in range(2):
