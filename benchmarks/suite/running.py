@@ -22,6 +22,7 @@ from sdengine.benchmarks.suite.systems import Chosen, missing
 from sdengine.benchmarks.suite.task_inputs import build_flags
 from sdengine.benchmarks.suite.watching import processor_state
 from sdengine.benchmarks.suite.workers import Launch, SideError, Workers
+from sdengine.checkpoints.folder import DEMO_CHECKPOINT
 from sdengine.errors import BackendUnavailableError, SdengineError
 
 Progress = Callable[[str], None]
@@ -197,6 +198,7 @@ class _Setting:
         checkpoint = None
         if system.needs_checkpoint:
             checkpoint = bundles.checkpoint_of(self._model, self._cache, self._progress)
+            checkpoint = str(DEMO_CHECKPOINT) if checkpoint == "demo" else checkpoint
         work = self._cache / f"{self.setting.arch}-{system.name}"
         work.mkdir(parents=True, exist_ok=True)
         place = Place(checkpoint, bundle, str(work))
