@@ -18,19 +18,18 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def test_measures_the_tiny_architecture_and_keeps_its_bundles(run: Run, tmp_path: Path) -> None:
     options = ["--arch", "tiny", "--precision", "fp32", "--steps", "2", "--runs", "2"]
     options += ["--threads", "1", "--cache", "cache", "--json", "results.jsonl"]
-    done = run("bench", *options, "--against", "eager,eager-bf16", timeout=500)
+    done = run("bench", *options, timeout=500)
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if not line.endswith(" ...")]
     assert all("measure again on an idle machine" in line for line in said)
     assert "U-Net step, ms" in done.stdout
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert [record["peer"] for record in records] == ["eager fp32", "eager bf16"]
-    first = records[0]
+    (first,) = records
+    assert first["peer"] == "eager fp32"
     ours, eager = (first["sides"][name] for name in ("native fp32", "eager fp32"))
     assert max(v for k, v in ours["errors"].items() if k != "image_psnr_db") < 1e-3
     assert ours["errors"]["image_psnr_db"] > 40
     assert set(eager["errors"].values()) == {0.0, 100.0}
-    assert 0 < records[1]["sides"]["eager bf16"]["errors"]["unet"] < 0.1
     assert 0 <= first["noise"]["others_percent"] <= 100
     for side in (ours, eager):
         for name in ("text_encoder", "vae_decoder", "outside", "end_to_end"):
