@@ -81,6 +81,8 @@ def _requests_of(records: Sequence[Record], peer: str) -> dict[str, Record]:
         for own in native.OWN:
             if own in record["ratios"]:
                 found[own] = record
+    if not found:
+        raise ValueError(f"no record times SD 1.5's requests at 512 pixels beside {peer}")
     return found
 
 

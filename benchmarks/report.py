@@ -61,6 +61,11 @@ def read(results: Path) -> Records:
         batches=_json(results / "batches.json"),
         serving=_json(path) if (path := results / "serving.json").exists() else {},
         comparisons=comparisons,
+        growths=[
+            record
+            for path in sorted(results.glob("growth-*.jsonl"))
+            for record in read_records(path, SUITE_SCHEMA)
+        ],
         networks=read_records(results / "native-networks.jsonl"),
         operations=read_records(results / "native-ops.jsonl", _OPERATIONS_SCHEMA),
         hard_values=_json(results / "native-numerics.json"),

@@ -17,6 +17,7 @@ from sdengine.benchmarks.pipeline_parity import as_markdown as pictures_table
 from sdengine.benchmarks.serving_sections import serving
 from sdengine.benchmarks.step_counts import as_markdown as step_counts_table
 from sdengine.benchmarks.step_counts import failures as step_count_failures
+from sdengine.benchmarks.suite.growth_tables import as_markdown as growth_table
 from sdengine.benchmarks.suite.tables import as_markdown, groups
 from sdengine.benchmarks.training_sections import training
 
@@ -44,6 +45,7 @@ class Records:
     serving: Record
     batches: Record
     comparisons: Sequence[Record]
+    growths: Sequence[Record]
     networks: Sequence[Record]
     operations: Sequence[Record]
     hard_values: Record
@@ -165,6 +167,26 @@ def comparisons(records: Records) -> str:
             "and peak memory that of the process. Full-size networks have seeded synthetic "
             "weights: their speed is real, their pictures are noise. The same as a page with "
             "pictures of it all: [bench.html](bench.html).",
+            *shown,
+        ]
+    )
+
+
+def growth(records: Records) -> str:
+    """Return how cost grows along every axis."""
+    by_arch: dict[tuple[str, str], list[Record]] = {}
+    for record in records.growths:
+        by_arch.setdefault((record["arch"], record["precision"]), []).append(record)
+    shown = [growth_table(group) for group in by_arch.values()]
+    if not shown:
+        return ""
+    return "\n\n".join(
+        [
+            "Each point is a process of its own; the processes of an axis take turns. Exponents "
+            "are of a power law fitted to the medians, in brackets with their 95 % interval: 1 "
+            "grows as the axis does, 0 not at all. \"Each one more\" is the share of the cheapest "
+            "point that one more costs, on axes that are counted. Outside is all that no network "
+            "computes.",
             *shown,
         ]
     )
@@ -306,6 +328,10 @@ SECTIONS = (
     Section(
         "Speed and memory", "requests, stages, start, memory", "eager torch and every peer",
         "sdengine bench --arch sd15 --against all", comparisons,
+    ),
+    Section(
+        "Growth of cost", "time and memory by size, batch, steps, prompt, adapters", "a power law",
+        "sdengine bench growth --json growth.jsonl", growth,
     ),
     Section(
         "Triton kernels", "registers, shared memory, occupancy", "the GPUs' limits",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sdengine.benchmarks.markdown import table
 from sdengine.benchmarks.suite.growth import PEAK
 
 if TYPE_CHECKING:
@@ -28,17 +29,17 @@ def points_table(record: Mapping[str, Any]) -> Table:
 
     points = record["points"]
     shown = [(name, head) for name, head in _STAGES if any(name in p["stages_ms"] for p in points)]
-    table = Table(title=_title(record))
-    table.add_column(record["axis"], justify="right")
+    found = Table(title=_title(record))
+    found.add_column(record["axis"], justify="right")
     for _, head in shown:
-        table.add_column(head, justify="right")
+        found.add_column(head, justify="right")
     for head in ("peak memory, GB", "outside the networks"):
-        table.add_column(head, justify="right")
+        found.add_column(head, justify="right")
     for point in points:
         cells = [_spread(name, point["stages_ms"].get(name)) for name, _ in shown]
         outside = f"{point['outside_percent']:.2f} %, {point['outside_ms_per_step']:.2f} ms a step"
-        table.add_row(str(point["value"]), *cells, f"{point[PEAK] / 1e9:.2f}", outside)
-    return table
+        found.add_row(str(point["value"]), *cells, f"{point[PEAK] / 1e9:.2f}", outside)
+    return found
 
 
 def fits_table(record: Mapping[str, Any]) -> Table:
@@ -46,14 +47,14 @@ def fits_table(record: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
     heads = dict(_STAGES) | {"outside": "outside the networks, ms", PEAK: "peak memory, MB"}
-    table = Table(title=f"how they grow with {record['axis']}")
+    found = Table(title=f"how they grow with {record['axis']}")
     columns = ("", "as a power of it", "95 % interval", "misfit", "fixed", "each", "share")
     for index, head in enumerate(columns):
-        table.add_column(head, justify="right" if index else "left")
+        found.add_column(head, justify="right" if index else "left")
     for name, head in heads.items():
         if fit := record["fits"].get(name):
-            table.add_row(head, *_power(fit), *_line(fit.get("linear"), 1e6 if name == PEAK else 1))
-    return table
+            found.add_row(head, *_power(fit), *_line(fit.get("linear"), 1e6 if name == PEAK else 1))
+    return found
 
 
 def verdict(record: Mapping[str, Any]) -> str:
@@ -103,3 +104,37 @@ def _line(fit: Mapping[str, Any] | None, unit: float) -> tuple[str, str, str]:
         return "", "", ""
     share = "" if fit["per_unit_percent"] is None else f"{fit['per_unit_percent']:.1f} %"
     return f"{fit['fixed'] / unit:.2f}", f"{fit['per_unit'] / unit:.3f}", share
+
+
+def as_markdown(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return one table of all axes of an architecture: exponents, lines, and what lies outside."""
+    rows = []
+    for record in records:
+        fits, points = record["fits"], record["points"]
+        line = fits.get("end_to_end", {}).get("linear") or {}
+        share = line.get("per_unit_percent")
+        rows.append(
+            [
+                record["axis"],
+                ", ".join(str(point["value"]) for point in points),
+                *(_exponent(fits.get(name)) for name in ("end_to_end", "unet_step", PEAK)),
+                f"{share:.1f} %" if share is not None else "",
+                f"{max(p['outside_percent'] for p in points):.2f} %",
+                f"{max(p['outside_ms_per_step'] for p in points):.2f}",
+            ]
+        )
+    columns = (
+        "axis", "values", "whole request", "U-Net step", "peak memory", "each one more",
+        "outside, at most", "ms a step, at most",
+    )  # fmt: skip
+    first = records[0]
+    place, threads = first["machine"]["processor"], first["setting"]["threads"]
+    where = f"{place}, {threads} threads" if threads else place
+    return f"**{_title(first)}; {where}**\n\n{table(columns, rows, texts=2)}"
+
+
+def _exponent(fit: Mapping[str, Any] | None) -> str:
+    if fit is None or "exponent" not in fit:
+        return ""
+    ends = "" if fit["low"] is None else f" ({fit['low']:.2f} to {fit['high']:.2f})"
+    return f"{fit['exponent']:.2f}{ends}"

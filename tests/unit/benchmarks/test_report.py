@@ -60,7 +60,9 @@ def test_pages_are_what_the_records_say(page: Path) -> None:
 def test_every_record_and_every_sheet_has_a_place() -> None:
     read = report.read(RESULTS)
     lines = sum(len(path.read_text().splitlines()) for path in RESULTS.glob("*.jsonl"))
-    shown = (read.comparisons, read.networks, read.operations, read.controls)
+    shown = (
+        read.comparisons, read.growths, read.networks, read.operations, read.controls,
+    )  # fmt: skip
     assert sum(map(len, shown)) == lines
     assert len(list(RESULTS.glob("*.json"))) == len(read.prompt_following) + 20
     page = report.report(read)
