@@ -11,6 +11,7 @@ import typer
 
 from sdengine.cli.bench_compare import compare
 from sdengine.cli.bench_growth import growth
+from sdengine.cli.bench_report import report
 from sdengine.cli.terminal import note, print_table, spinner
 from sdengine.storage.cache_place import cache_dir
 
@@ -21,6 +22,7 @@ bench_app = typer.Typer(
 )
 bench_app.command("compare")(compare)
 bench_app.command("growth")(growth)
+bench_app.command("report")(report)
 
 
 @bench_app.callback()

@@ -85,7 +85,7 @@ def test_commands_and_their_options_exist(path: Path, command: str) -> None:
     group: Any = typer.main.get_command(_make_app(name))
     context = group.make_context("sdengine", [name])
     parsed = group.get_command(context, name)
-    if hasattr(parsed, "get_command") and arguments:
+    if hasattr(parsed, "get_command") and arguments and not arguments[0].startswith("-"):
         group, name, arguments = parsed, arguments[0], arguments[1:]
         context = type(context)(group, info_name="sdengine", parent=context)
         parsed = group.get_command(context, name)

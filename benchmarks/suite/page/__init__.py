@@ -1,0 +1,1 @@
+"""The page that `sdengine bench report` makes of records of the suite."""
