@@ -1,4 +1,4 @@
-"""What `sdengine bench compare` says of two files: verdicts that fail, JSON, tables."""
+"""Comparison of two files, said: verdicts that fail, JSON, tables."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Noise(TypedDict):
     why: list[str]
     others_percent: NotRequired[Figure]
     spread_percent: NotRequired[Figure]
-    drift_percent: NotRequired[Figure]
+    drift_percent: NotRequired[Signed]
 
 
 class Roofline(TypedDict, total=False):
