@@ -3,8 +3,9 @@
     python benchmarks/report.py            # rewrites the pages
     python benchmarks/report.py --check    # fails where a page differs from its records
 
-The pages are benchmarks/results/README.md, benchmarks/results/kernel-resources.md, and the figures
-between the two marks of README.md. No figure in them is written by hand.
+The pages are benchmarks/results/README.md, benchmarks/results/kernel-resources.md, the figures
+between the two marks of README.md, and benchmarks/results/bench.html. No figure in them is written
+by hand. Of the last only its records are checked: how it is drawn depends on matplotlib's release.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ from sdengine.benchmarks.kernel_resources import page as kernel_page
 from sdengine.benchmarks.markdown import put_between, table
 from sdengine.benchmarks.records import read_records
 from sdengine.benchmarks.report_sections import SECTIONS, Records
+from sdengine.benchmarks.suite.page.gathered import Sourced
+from sdengine.benchmarks.suite.page.page import digest, render
 from sdengine.benchmarks.suite.suite_records import SCHEMA as SUITE_SCHEMA
+from sdengine.benchmarks.suite.suite_records import read as read_suite
 
 # The checkout's: an installed copy has no records.
 ROOT = Path(__file__).resolve().parents[1]
 _OPERATIONS_SCHEMA = 2
+_HTML = "bench.html"
 
 
 def read(results: Path) -> Records:
@@ -115,8 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     parser.add_argument("--root", type=Path, default=ROOT, help="of the checkout")
     options = parser.parse_args(arguments)
+    results = options.root / "benchmarks" / "results"
+    wanted = dict(pages(options.root))
+    if not has_records(results / _HTML, suite_sources(results)):
+        wanted[results / _HTML] = "" if options.check else render(suite_sources(results))
     different = 0
-    for path, text in pages(options.root).items():
+    for path, text in wanted.items():
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         different += 1
@@ -126,6 +135,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path.write_text(text, encoding="utf-8")
             print(f"wrote {path}")
     return 1 if options.check and different else 0
+
+
+def suite_sources(results: Path) -> list[Sourced]:
+    """Return the suite's records in a folder of results, as its page takes them."""
+    return [
+        Sourced(record, path.parent)
+        for kind in ("bench", "growth", "profile")
+        for path in sorted(results.glob(f"{kind}-*.jsonl"))
+        for record in read_suite([path])
+    ]
+
+
+def has_records(page: Path, sources: Sequence[Sourced]) -> bool:
+    """Say whether a page was made of these records."""
+    mark = f'<meta name="records" content="{digest(sources)}">'
+    return page.exists() and mark in page.read_text(encoding="utf-8")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,7 @@ def render(sources: Sequence[Sourced], title: str = TITLE) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="records" content="{digest(sources)}">'
         '<meta name="referrer" content="no-referrer"><link rel="icon" href="data:,">'
         f"<title>{escaped(title)}</title><style>{style}</style><script>{script}</script></head>\n"
         f'<body><header><div class="bar"><h1>{escaped(title)}</h1>'
@@ -108,6 +110,12 @@ def render(sources: Sequence[Sourced], title: str = TITLE) -> str:
         "</footer>"
         "</body></html>\n"
     )
+
+
+def digest(sources: Sequence[Sourced]) -> str:
+    """Return what tells a page's records from others; its drawing may differ by libraries."""
+    text = json.dumps([source.record for source in sources], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _view(view: _View, gathered: Gathered) -> str:

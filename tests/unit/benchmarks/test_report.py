@@ -57,9 +57,17 @@ def test_pages_are_what_the_records_say(page: Path) -> None:
     assert page.read_text(encoding="utf-8") == expected, "run python benchmarks/report.py"
 
 
+def test_the_page_is_of_these_records() -> None:
+    sources = report.suite_sources(RESULTS)
+    assert report.has_records(RESULTS / "bench.html", sources), "run python benchmarks/report.py"
+    assert not report.has_records(RESULTS / "bench.html", sources[1:])
+    assert not report.has_records(RESULTS / "none.html", sources)
+
+
 def test_every_record_and_every_sheet_has_a_place() -> None:
     read = report.read(RESULTS)
-    lines = sum(len(path.read_text().splitlines()) for path in RESULTS.glob("*.jsonl"))
+    files = [path for path in RESULTS.glob("*.jsonl") if not path.name.startswith("profile-")]
+    lines = sum(len(path.read_text().splitlines()) for path in files)
     shown = (
         read.comparisons, read.growths, read.networks, read.operations, read.controls,
     )  # fmt: skip
