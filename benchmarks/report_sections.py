@@ -184,7 +184,7 @@ def growth(records: Records) -> str:
         [
             "Each point is a process of its own; the processes of an axis take turns. Exponents "
             "are of a power law fitted to the medians, in brackets with their 95 % interval: 1 "
-            "grows as the axis does, 0 not at all. \"Each one more\" is the share of the cheapest "
+            'grows as the axis does, 0 not at all. "Each one more" is the share of the cheapest '
             "point that one more costs, on axes that are counted. Outside is all that no network "
             "computes.",
             *shown,

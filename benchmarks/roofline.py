@@ -227,9 +227,7 @@ class _FusedKernels(_TorchKernels):
         return out
 
 
-def list_kernels(
-    config: UNetConfig, size: int, *, fused: bool, rows: int = ROWS
-) -> list[Kernel]:
+def list_kernels(config: UNetConfig, size: int, *, fused: bool, rows: int = ROWS) -> list[Kernel]:
     """Return the operations of one evaluation of a U-Net.
 
     Args:

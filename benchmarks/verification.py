@@ -67,9 +67,7 @@ def network_outputs(
     return outputs
 
 
-def _loaded(
-    engine: Engine, network: str, rows: int, side: int
-) -> contextlib.closing[Module]:
+def _loaded(engine: Engine, network: str, rows: int, side: int) -> contextlib.closing[Module]:
     """Load a network for square pictures, beside those that the engine keeps."""
     sizes = {"batch": rows, "height": side, "width": side, "sequence": TOKENS}
     shapes = resolve_shapes(network, engine.bundle.network(network).inputs, sizes)

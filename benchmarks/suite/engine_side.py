@@ -30,13 +30,13 @@ class EngineSide:
         self._engine: Engine | None = None
 
     def start(self) -> dict[str, float]:
-        """Import and open; loading and packing of networks is told by a request of one step."""
+        """Import and open; loading and packing of networks is told by the shortest request."""
         started = time.perf_counter()
         self._import()
         imported = time.perf_counter()
         self._engine = self._open()
         opened = time.perf_counter()
-        load_ms = self._engine.run(self._request(1)).timings.load_ms
+        load_ms = self._engine.run(self._request(self.setting.least_steps)).timings.load_ms
         return {"import": imported - started, "load": opened - imported, "pack": load_ms / 1e3}
 
     def serve(self, steps: int) -> Served:
@@ -91,9 +91,7 @@ class EngineSide:
         import sdengine
 
         assert self.place.bundle is not None
-        return sdengine.load(
-            self.place.bundle, self.backend, self.precision, self.setting.threads
-        )
+        return sdengine.load(self.place.bundle, self.backend, self.precision, self.setting.threads)
 
     def _request(self, steps: int) -> Request:
         return self.setting.request(steps, **given_fields(self.setting))

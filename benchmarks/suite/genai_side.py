@@ -111,9 +111,7 @@ def _given_noise() -> Any:
         def randn_tensor(self, shape: Any) -> Any:
             """Draw the noise of the next images, each by a seed of its own."""
             count, *rest = list(shape)
-            rows = [
-                CudaGenerator(SEED + self._images + i).randn((1, *rest)) for i in range(count)
-            ]
+            rows = [CudaGenerator(SEED + self._images + i).randn((1, *rest)) for i in range(count)]
             self._images += count
             return openvino.Tensor(np.concatenate(rows))
 

@@ -190,7 +190,7 @@ class Measurement:
 
     def _first_request(self, label: str, worker: Worker, exact: bool = False) -> None:
         self._progress(f"{label}: first request")
-        steps = min(VERIFIED_STEPS, self.setting.steps)
+        steps = max(min(VERIFIED_STEPS, self.setting.steps), self.setting.least_steps)
         with GroupMemory() as group:
             file = str(self.picture_file(label))
             first = worker.ask("serve", steps=steps, file=file, exact=exact)
@@ -234,7 +234,7 @@ class Measurement:
         worker, is_new = self.workers.get(label)
         if is_new:
             worker.ask("start")
-            worker.ask("serve", steps=1, file=None)
+            worker.ask("serve", steps=self.setting.least_steps, file=None)
         return worker
 
     def _timed(self, label: str, worker: Worker) -> dict[str, Any]:
@@ -245,7 +245,8 @@ class Measurement:
         return {**answer, "joules": joules}
 
     def _steps(self, label: str) -> int:
-        return min(self.plan.fewer_steps.get(label, self.setting.steps), self.setting.steps)
+        asked = self.plan.fewer_steps.get(label, self.setting.steps)
+        return max(min(asked, self.setting.steps), self.setting.least_steps)
 
     def _figures(self, label: str, served: Sequence[Mapping[str, Any]]) -> Side:
         """Return spreads of the stages, and what follows from them."""
@@ -256,7 +257,8 @@ class Measurement:
             stages = dict(answer["stages_ms"])
             if scaled:
                 rows = self.setting.batch_size
-                more = (self.setting.steps - steps) * _step_ms(answer) / rows
+                runs = self.setting.evaluations
+                more = (runs(self.setting.steps) - runs(steps)) * _step_ms(answer) / rows
                 stages["end_to_end"] += more
             for stage, value in stages.items():
                 samples[stage].append(value)
@@ -343,5 +345,3 @@ def _limits(label: str, device: str) -> str:
     if (precision, device) == ("fp32", "cuda"):
         return "tf32"
     return {"f32": "fp32", "f16": "fp16", "q8_0": "int8"}.get(precision, precision)
-
-

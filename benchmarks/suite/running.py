@@ -258,9 +258,7 @@ class _Setting:
         with np.load(measurement.picture_file(label)) as arrays:
             image = Image.fromarray(arrays["images"][0])
         setting = self.setting
-        name = (
-            f"{setting.arch}-{setting.resolution}-{setting.task}-{label.replace(' ', '-')}.png"
-        )
+        name = f"{setting.arch}-{setting.resolution}-{setting.task}-{label.replace(' ', '-')}.png"
         image.save(folder / name, optimize=True)
         return name
 

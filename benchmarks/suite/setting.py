@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ SAMPLER, SCHEDULE = "euler", "normal"
 # several times, as torch does on a CPU.
 NOISE = {"text": "cuda", "control": "cuda", "image": "cpu", "inpaint": "cpu"}
 STRENGTH = 0.5  # of image to image and of inpainting
+_FROM_PICTURES = ("image", "inpaint")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,20 @@ class Setting:
         if self.threads is not None and not 1 <= self.threads <= 4096:
             raise ConfigError.for_field("threads", self.threads, "an integer from 1 to 4096")
         self.request()
+        if self.steps < self.least_steps:
+            raise ConfigError.for_field(
+                "steps", self.steps, f"at least {self.least_steps} with task {self.task}",
+                f"Its strength is {STRENGTH:g}.",
+            )  # fmt: skip
+
+    @property
+    def least_steps(self) -> int:
+        """The fewest that a request of the task may have, so that one of them is run."""
+        return math.ceil(1 / STRENGTH) if self.task in _FROM_PICTURES else 1
+
+    def evaluations(self, steps: int) -> int:
+        """Return how many of a request's steps are run."""
+        return int(steps * STRENGTH) if self.task in _FROM_PICTURES else steps
 
     @property
     def rows(self) -> int:

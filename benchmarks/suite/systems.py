@@ -16,7 +16,6 @@ _ENGINE = f"{_HOME}.engine_side"
 _ALL = tuple(NATIVE_SIDES)
 
 
-
 @dataclass(frozen=True)
 class System:
     """One system.

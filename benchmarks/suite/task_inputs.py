@@ -51,8 +51,7 @@ def controlnet_folder(setting: Setting, cache: Path) -> Path:
 
 
 def build_flags(setting: Setting, cache: Path) -> tuple[str, ...]:
-    """Return what `sdengine build` needs besides, writing a seeded ControlNet that is not there.
-    """
+    """Return what `sdengine build` needs besides, writing a seeded ControlNet that is not there."""
     if setting.task != "control":
         return ()
     folder = controlnet_folder(setting, cache)

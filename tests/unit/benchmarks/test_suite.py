@@ -293,6 +293,7 @@ def test_mlperf_is_one_setting() -> None:
         ({"batch": "one"}, "batch: 'one'"),
         ({"resolutions": "100"}, "multiple of 8"),
         ({"steps": 0}, "steps"),
+        ({"steps": 1, "task": "image"}, "steps: 1 is not accepted; expected at least 2 with task"),
         ({"guidance": float("nan")}, "guidance_scale"),
         ({"precision": "fp16"}, "native: 'fp16'"),
         ({"task": "video"}, "task: 'video'"),
