@@ -66,8 +66,13 @@ class DiffusersSide:
                 **self._inputs(),
             ).images
             total_ms = (time.perf_counter() - started) * 1e3
+        pixels = np.round(images * 255).astype(np.uint8)
+        if self.setting.task == "inpaint":  # what is kept, which requests of ours give as it was
+            side = self.setting.resolution
+            kept_pixels = task_inputs.picture(side)
+            pixels = np.where(task_inputs.mask(side)[..., None] > 0, pixels, kept_pixels)
         return Served(
-            np.round(images * 255).astype(np.uint8),
+            pixels,
             clock.stages(total_ms, self.setting.batch_size),
             clock.times["unet_step"][:],
             np.asarray(kept["latents"].float().cpu()),
