@@ -90,6 +90,7 @@ class Growth:
         for axis in self.axes or ():
             if axis not in AXES:
                 raise ConfigError.for_field("axes", axis, f"some of {', '.join(AXES)}")
+        self.setting()
         for axis in self.measured:
             for value in self.values_of(axis):
                 self.setting(axis, value).request()
@@ -116,7 +117,9 @@ class Growth:
 
     def setting(self, axis: str = "", value: int = 1) -> Setting:
         """Return what a point is asked for; without an axis, what all others have in common."""
-        steps = self.steps or (10 if self.arch in _SMALL else 2)
+        steps = self.steps
+        if steps is None:
+            steps = 10 if self.arch in _SMALL else 2
         common = Setting(
             self.arch, resolution=native_side(self.arch), steps=steps, threads=self.threads
         )
