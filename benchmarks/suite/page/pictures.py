@@ -77,7 +77,8 @@ def _picture(one: Together, label: str) -> Image | None:
         with pillow.open(path, formats=["PNG"]) as image:
             if image.width * image.height > _MOST_PIXELS:
                 return None
-            return image.convert("RGB")
+            shown: Image = image.convert("RGB")
+            return shown
     except (
         OSError,
         ValueError,
