@@ -44,7 +44,9 @@ demo: $(DEMO)/installed
 	@$(DEMO)/bin/sdengine generate "$(PROMPT)" --seed 7 -o demo.png --overwrite
 	@echo "The picture is $(CURDIR)/demo.png"
 
-test: lint cpp pytest
+# Beside each other: mypy has one thread, and many tests wait.
+test: $(TEST)/installed
+	@$(MAKE) --no-print-directory --jobs=3 lint cpp pytest
 
 pytest: $(TEST)/installed
 	$(TEST)/bin/pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder \
@@ -90,14 +92,15 @@ $(DEMO)/installed: $(SOURCES) | $(DEMO)/bin/pip
 	@$(DEMO)/bin/pip install $(PIP_FLAGS) -C cmake.define.SDENGINE_CUDA=OFF .
 	@touch $@
 
-# torch first and alone, so that nothing else decides which build of it is taken. The package goes
+# torch first and alone, so that nothing else decides which build of it is taken; without compiling
+# the many modules that no test imports. The package goes
 # in once for its dependencies, without its extension, and then again whenever a source has changed:
 # built in the environment itself, which lets CMake keep what it compiled, and together with the C++
 # tests, which link with the same objects.
 $(TEST)/tools: pyproject.toml | $(TEST)/bin/pip
 	@echo "Installing torch and the test tools into $(TEST)"
-	@$(TEST)/bin/pip install $(PIP_FLAGS) "$(TORCH)"
-	@$(TEST)/bin/pip install $(PIP_FLAGS) -C wheel.cmake=false ".[dev]"
+	@$(TEST)/bin/pip install $(PIP_FLAGS) --no-compile "$(TORCH)"
+	@$(TEST)/bin/pip install $(PIP_FLAGS) --no-compile -C wheel.cmake=false ".[dev]"
 	@touch $@
 
 $(TEST)/installed: $(SOURCES) $(CPP) tests/cpp/CMakeLists.txt $(TEST)/tools
