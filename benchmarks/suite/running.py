@@ -25,6 +25,8 @@ from sdengine.benchmarks.suite.workers import Launch, SideError, Workers
 from sdengine.checkpoints.folder import DEMO_CHECKPOINT
 from sdengine.errors import BackendUnavailableError, SdengineError
 
+# A picture that is noise takes its pixels' bytes, and a page has one of every side.
+_KEPT_PIXELS = 160
 Progress = Callable[[str], None]
 Write = Callable[[dict[str, Any]], None]
 
@@ -41,7 +43,7 @@ class Suite:
         fewer_steps: by name of a system, the most steps of a request; longer ones are scaled.
         command: what does it again.
         limit_seconds: the most that one answer of a side may take.
-        pictures: folder of small pictures of each side, or None for none.
+        pictures: folder of a small picture of each side, or None for none.
     """
 
     settings: Sequence[Setting]
@@ -248,7 +250,7 @@ class _Setting:
         return record
 
     def _keep_picture(self, label: str, measurement: Measurement) -> str | None:
-        """Keep the first picture of a side's verified request where a folder is given."""
+        """Keep the middle of a side's first picture where a folder is given, as it is."""
         folder = self.suite.pictures
         if folder is None or not measurement.picture_file(label).exists():
             return None
@@ -256,7 +258,9 @@ class _Setting:
 
         folder.mkdir(parents=True, exist_ok=True)
         with np.load(measurement.picture_file(label)) as arrays:
-            image = Image.fromarray(arrays["images"][0])
+            pixels = arrays["images"][0]
+        top, left = (max(0, (side - _KEPT_PIXELS) // 2) for side in pixels.shape[:2])
+        image = Image.fromarray(pixels[top:, left:][:_KEPT_PIXELS, :_KEPT_PIXELS])
         setting = self.setting
         name = f"{setting.arch}-{setting.resolution}-{setting.task}-{label.replace(' ', '-')}.png"
         image.save(folder / name, optimize=True)

@@ -82,7 +82,7 @@ def bench(
         Path | None, typer.Option("--json", metavar="FILE", help="Add the records to this file.")
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep a small picture of each side.")
+        Path | None, typer.Option(metavar="DIR", help="Keep the middle of a picture of each side.")
     ] = None,
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where what is built is kept.")
