@@ -245,7 +245,8 @@ def growth(axis: str = "pixels", **fields: Any) -> Json:
         "schema": 3, "time": "2026-12-01T08:00:00+00:00", "kind": "growth",
         "command": f"sdengine bench growth --axis {axis} --arch sd15", "arch": "sd15",
         "backend": "native", "precision": "bf16", "axis": axis, "points": points, "fits": fits,
-        "noise": {**QUIET, "drift_percent": -1.3}, "versions": VERSIONS, "machine": MACHINE, **fields,
+        "noise": {**QUIET, "drift_percent": -1.3}, "versions": VERSIONS, "machine": MACHINE,
+        **fields,
     }  # fmt: skip
 
 
