@@ -138,9 +138,9 @@ class Point(TypedDict):
 
 
 class Fit(TypedDict):
-    """Cost grows by the value to the power of `exponent`."""
+    """Cost grows by the value to the power of `exponent`; a fit may lack it."""
 
-    exponent: Signed
+    exponent: NotRequired[Signed]
     low: NotRequired[Signed | None]
     high: NotRequired[Signed | None]
 

@@ -66,13 +66,13 @@ def conditions(one: Together) -> str:
     rows = [
         [
             record["peer"] or "ours alone",
-            _when(record["time"]),
-            str(record["runs"]),
             *_noise(record["noise"]),
+            str(record["runs"]),
+            _when(record["time"]),
         ]
         for record in one.records
     ]
-    heads = ("Beside", "Time", "Runs", *_NOISE.values(), "")
+    heads = ("Beside", "", *_NOISE.values(), "Runs", "Time")
     return (
         f"{not_run(one)}<h4>Command</h4>{''.join(map(code, commands))}"
         f"<h4>Noise</h4>{table(Table(heads, rows), 'Noise')}"
@@ -82,7 +82,7 @@ def conditions(one: Together) -> str:
 def _noise(noise: Noise) -> list[str]:
     found: Mapping[str, Any] = noise
     shares = [percent(found[name]) if name in found else "" for name in _NOISE]
-    return [*shares, "noisy" if noise["is_noisy"] else "quiet"]
+    return ["noisy" if noise["is_noisy"] else "quiet", *shares]
 
 
 def environment(gathered: Gathered) -> str:

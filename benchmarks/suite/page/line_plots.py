@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -248,10 +248,10 @@ def _draw_roofline(
     start = max(low, axes.get_ylim()[0] / bandwidth)
     slope = [start, top / bandwidth], [start * bandwidth, top]
     axes.plot(*slope, color=COLOURS["quiet"], linewidth=1.6)
-    for dtype, peak in peaks.items():
+    for peak in peaks.values():
         axes.plot([peak / bandwidth, high], [peak, peak], color=COLOURS["quiet"], linewidth=1.6)
-        said = f"{in_figure(dtype, 8)} {amount(peak) if frame.is_narrow else rate(peak, 'FLOP')}"
-        axes.annotate(said, (high, peak), (0, 4), ha="right", **shown)
+    for peak, named in _roof_names(frame, axes, peaks):
+        axes.annotate(named, (high, peak), (0, 4), ha="right", **shown)
     place = start * 1.6, start * bandwidth * 1.6
     axes.annotate(f"memory {rate(bandwidth, 'B')}", place, (8, -8), **shown)
     for dot in dots:
@@ -260,6 +260,28 @@ def _draw_roofline(
             edgecolors=COLOURS["ground"], linewidths=1, alpha=None if dot.name else 0.8, zorder=3,
         )  # fmt: skip
     _dot_names(frame, axes, [dot for dot in dots if dot.name], list(peaks.values()))
+
+
+def _roof_names(
+    frame: Frame, axes: Axes, peaks: Mapping[str, float]
+) -> Iterator[tuple[float, str]]:
+    """Yield where roofs are named and how; those too near each other are named together."""
+    low, high = (math.log(end) for end in axes.get_ylim())
+    least = (high - low) * 15 / (frame.height - frame.top - frame.bottom)
+    near: dict[str, float] = {}
+    for dtype, peak in sorted(peaks.items(), key=lambda entry: (-entry[1], entry[0])):
+        if near and math.log(max(near.values()) / peak) > least:
+            yield max(near.values()), _roof_name(frame, near)
+            near = {}
+        near[dtype] = peak
+    yield max(near.values()), _roof_name(frame, near)
+
+
+def _roof_name(frame: Frame, near: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{in_figure(dtype, 8)} {amount(peak) if frame.is_narrow else rate(peak, 'FLOP')}"
+        for dtype, peak in near.items()
+    )
 
 
 def _dot_names(frame: Frame, axes: Axes, dots: Sequence[Dot], roofs: Sequence[float]) -> None:

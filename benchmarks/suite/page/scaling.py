@@ -168,11 +168,11 @@ def _growth(growth: Growth, number: int) -> str:
 
 
 def _power(fit: Fit | None) -> str:
-    return "" if fit is None else f"∝ n^{fit['exponent']:.2f}"
+    return "" if fit is None or "exponent" not in fit else f"∝ n^{fit['exponent']:.2f}"
 
 
 def _exponent(fit: Fit | None) -> str:
-    if fit is None:
+    if fit is None or "exponent" not in fit:
         return ""
     low, high = fit.get("low"), fit.get("high")
     ends = "" if low is None or high is None else f" ({span(f'{low:.2f}', f'{high:.2f}')})"
