@@ -262,7 +262,8 @@ class _Setting:
         top, left = (max(0, (side - _KEPT_PIXELS) // 2) for side in pixels.shape[:2])
         image = Image.fromarray(pixels[top:, left:][:_KEPT_PIXELS, :_KEPT_PIXELS])
         setting = self.setting
-        name = f"bench-{setting.arch}-{setting.resolution}-{setting.task}-{label.replace(' ', '-')}.png"
+        side = label.replace(" ", "-")
+        name = f"bench-{setting.arch}-{setting.resolution}-{setting.task}-{side}.png"
         image.save(folder / name, optimize=True)
         return name
 

@@ -94,11 +94,12 @@ SUBCOMMANDS = (
 )
 
 # Packages of extras; anything else that is missing is a broken installation.
-_OF_TRAINING = {"accelerate", "matplotlib", "scipy"}
+_OF_TRAINING = {"accelerate", "scipy"}
 _OF_SERVING = {"fastapi", "multipart", "prometheus_client", "starlette", "uvicorn"}
 _OPTIONAL_PACKAGES = {
     *_OF_TRAINING,
     "diffusers",
+    "matplotlib",
     "onnx",
     "onnxruntime",
     "onnxscript",

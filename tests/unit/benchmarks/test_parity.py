@@ -72,8 +72,7 @@ def test_a_gpus_pictures(
     monkeypatch.setattr(device_parity, "by_side", by_side)
     monkeypatch.setattr(device_parity, "require_backends", lambda *_: None)
     monkeypatch.setattr(device_parity, "describe", lambda: {"name": "none"})
-    built = {"ours": SimpleNamespace(path="built")}
-    monkeypatch.setattr(device_parity, "prepare", lambda *_: built)
+    monkeypatch.setattr(device_parity, "bundle_of", lambda *_: SimpleNamespace(path="built"))
     assert device_parity.main(["--targets", "triton", "--output", str(tmp_path / "o")]) == status
     shown = capsys.readouterr()
     assert (tmp_path / "o/device-parity.md").read_text() == shown.out

@@ -185,8 +185,8 @@ def test_the_demo_model_on_the_native_backend() -> None:
 @pytest.mark.usefixtures("machine")
 def test_flops_of_the_native_program_are_those_of_torch() -> None:
     config = open_bundle("demo").manifest.architecture.unet.config
-    described = replace(SD15, unet=UNetConfig.from_dict(config))
-    expected = sum(one.flops for one in list_kernels(described, 64, fused=False, rows=2))
+    unet = UNetConfig.from_dict(config)
+    expected = sum(one.flops for one in list_kernels(unet, 64, fused=False, rows=2))
     record = run(Asked(size=(64, 64), threads=1, calls=1), lambda _: None)
     assert sum(one["flops"] for one in record["steps"]) == expected
 
@@ -213,7 +213,7 @@ def test_operations_of_torch_at_tiny_size() -> None:
     timed.close()
     operations = timed.operations
     assert whole > 0 and len(seconds) == len(operations) and min(seconds) > 0
-    expected = sum(one.flops for one in list_kernels(TINY_SD15, 64, fused=False, rows=2))
+    expected = sum(one.flops for one in list_kernels(TINY_SD15.unet, 64, fused=False, rows=2))
     assert sum(one.flops for one in operations) == expected
     by_name = {one.name: one for one in operations}
     conv = by_name["module.down_blocks.0.resnets.0.conv1/conv2d"]
@@ -240,7 +240,7 @@ def test_flops_of_the_full_network() -> None:
     with torch.no_grad(), counter:
         contract.module(*inputs)
     assert total == counter.get_total_flops()
-    assert total == sum(one.flops for one in list_kernels(SD15, 512, fused=False, rows=2))
+    assert total == sum(one.flops for one in list_kernels(SD15.unet, 512, fused=False, rows=2))
     assert total == pytest.approx(1.61e12, rel=0.01)
     by_name = {one.name: one.flops for one in operations}
     assert by_name["module.up_blocks.0.resnets.0.conv1/conv2d"] == 2 * 2 * 64 * 2560 * 1280 * 9
