@@ -1,4 +1,4 @@
-"""What `sdengine bench compare` says of two files: verdicts that fail, JSON, tables."""
+"""Report of two compared files: verdicts that fail, JSON, tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a growth is measured on: a bundle, seeded ControlNets and LoRAs, made once and kept."""
+"""Bundles of a growth, with seeded ControlNets, and its LoRAs: made once and kept."""
 
 from __future__ import annotations
 
