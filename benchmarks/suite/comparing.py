@@ -245,11 +245,12 @@ def _pair(label: str, before: _Side, after: _Side, threshold: float) -> Pair:
         state = after.figures["state"]
         why = f"{state}: {after.figures.get('why', '')}".rstrip(": ")
         lost = why if state in _LOST else ""
-        missing = () if lost else tuple(s for s in COMPARED if before.values(s))
-        return Pair(name, label, None, records, {}, lost, missing)
+        gone = () if lost else tuple(stage for stage in COMPARED if before.values(stage))
+        return Pair(name, label, None, records, {}, lost, gone)
     peers = before.peer(), after.peer()
     is_common = before.record["peer"] == after.record["peer"] and all(peers)
-    changes, missing = {}, []
+    changes: dict[str, Change] = {}
+    missing: list[str] = []
     for stage in COMPARED:
         values = before.values(stage), after.values(stage)
         if all(values):
@@ -360,9 +361,9 @@ def _unpaired(
         for key in (key for key in own if key not in other):
             record = next(iter(own[key].values())).record
             line = f"{record['label']}, {key[1]} was measured only {when}"
-            near = min(other, key=lambda one, key=key: len(_unequal(key, one)), default=None)
-            if near is not None and len(_unequal(key, near)) <= 2:
-                line += f"; nearest is one with {', '.join(_unequal(key, near))}"
+            near = min((_unequal(key, one) for one in other), key=len, default=[])
+            if 0 < len(near) <= 2:
+                line += f"; nearest is one with {', '.join(near)}"
             lines.append(line)
     return lines
 

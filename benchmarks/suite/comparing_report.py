@@ -1,4 +1,4 @@
-"""Comparison of two files, said: verdicts that fail, JSON, tables."""
+"""Report of two compared files: verdicts that fail, JSON, tables."""
 
 from __future__ import annotations
 

@@ -124,7 +124,10 @@ class Growth:
             self.arch, resolution=native_side(self.arch), steps=steps, threads=self.threads
         )
         fields = {"pixels": "resolution", "batch": "batch_size", "steps": "steps"}
-        return replace(common, **{fields[axis]: value}) if axis in fields else common
+        if axis not in fields:
+            return common
+        changed: dict[str, Any] = {fields[axis]: value}
+        return replace(common, **changed)
 
 
 def require_disk(growth: Growth, cache: Path) -> None:

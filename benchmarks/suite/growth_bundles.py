@@ -1,4 +1,4 @@
-"""Bundles of a growth, with seeded ControlNets and LoRAs, made once and kept."""
+"""Bundles of a growth, with seeded ControlNets, and its LoRAs: made once and kept."""
 
 from __future__ import annotations
 

@@ -60,12 +60,12 @@ class Point:
         if self.controls:
             picture = edges(self.setting.resolution)
             given["controls"] = tuple(sdengine.Control(name, picture) for name in self.controls)
-        prompt = {"prompt": prompt_of(self.chunks)} if self.chunks else {}
         number = 0
         while True:
             if self.loras:
                 given["loras"] = dict.fromkeys(self.loras, 0.5 / (1 + number / 1000))
-            yield replace(self.setting.request(**given), **prompt)
+            request = self.setting.request(**given)
+            yield replace(request, prompt=prompt_of(self.chunks)) if self.chunks else request
             number += 1
 
 

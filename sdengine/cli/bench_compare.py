@@ -39,8 +39,8 @@ def compare(
         from sdengine.benchmarks.suite import comparing, comparing_report
 
         gated = _gated(stages, comparing.COMPARED, comparing.GATED)
-        records = [read_records(path, comparing.SCHEMA) for path in (before, after)]
-        found = comparing.compare_records(*records, limit, any_machine=any_machine)
+        first, second = (read_records(path, comparing.SCHEMA) for path in (before, after))
+        found = comparing.compare_records(first, second, limit, any_machine=any_machine)
     told = {stage for pair in found.pairs for stage in (*pair.changes, *pair.missing)}
     if stages is not None and (absent := [stage for stage in gated if stage not in told]):
         accepted = ", ".join(stage for stage in comparing.COMPARED if stage in told)

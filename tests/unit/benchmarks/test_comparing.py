@@ -270,7 +270,10 @@ def test_files_that_cannot_be_compared_are_refused(
 def test_other_processors_are_compared_if_asked_for_and_named(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changed = {"machine": {"processor": "B", "cores": 4}, "versions": {"numpy": "2.1"}}
+    changed: dict[str, Any] = {
+        "machine": {"processor": "B", "cores": 4},
+        "versions": {"numpy": "2.1"},
+    }
     a, b = (write(tmp_path / f"{i}.jsonl", record(i, **o)) for i, o in enumerate(({}, changed)))
     assert command(a, b, "--any-machine") == 0
     told = capsys.readouterr().err
