@@ -96,7 +96,8 @@ def _tiles(one: Together) -> str:
             found.append((times(slowest[2]["ratio"]), said, f"95 %: {ends}" if ends else ""))
     if "unet_step" in stages:
         peak = side.get("percent_of_peak")
-        said = f"{percent(peak['percent'])} of the {peak['dtype']} peak, by plain algorithms" if peak else ""
+        share = f"{percent(peak['percent'])} of the {peak['dtype']} peak" if peak else ""
+        said = f"{share}, by plain algorithms" if share else ""
         found.append((_median(side, "unet_step"), "a U-Net step", said))
     memory = side.get("memory", {}).get("peak_bytes")
     if memory is not None:
