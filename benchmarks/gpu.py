@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 import time
@@ -107,12 +108,12 @@ def roofline() -> dict[str, Any]:
     ):  # fmt: skip
         left, right = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
         out = torch.empty_like(left)
-        seconds = _best_seconds(lambda a=left, b=right, o=out: torch.mm(a, b, out=o))
+        seconds = _best_seconds(functools.partial(torch.mm, left, right, out=out))
         rates[name] = 2 * size**3 / seconds
         del left, right, out
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    seconds = _best_seconds(lambda: target.copy_(source))
+    seconds = _best_seconds(functools.partial(target.copy_, source))
     return {"flops_per_second": rates, "bytes_per_second": 2 * source.numel() / seconds}
 
 
@@ -120,9 +121,10 @@ def _best_seconds(compute: Callable[[], Any]) -> float:
     """Return the least time of several, after some that are not timed."""
     import torch
 
-    found = []
+    found: list[float] = []
+    event: Any = torch.cuda.Event  # its annotations are incomplete
     for _ in range(12):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (event(enable_timing=True) for _ in range(2))
         start.record()
         compute()
         end.record()

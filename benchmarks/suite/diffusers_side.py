@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdengine.benchmarks.seeded_controlnets import edges
 from sdengine.benchmarks.suite import task_inputs
 from sdengine.benchmarks.suite.setting import PROMPT, SEED, STRENGTH, Setting
 from sdengine.benchmarks.suite.side import Arrays, Place, Served
@@ -131,7 +132,7 @@ class DiffusersSide:
         )
         latents = torch.from_numpy(noise).to(self.setting.device, pipeline.unet.dtype)
         if task == "control":
-            return {**size, "latents": latents, "image": Image.fromarray(task_inputs.edges(side))}
+            return {**size, "latents": latents, "image": Image.fromarray(edges(side))}
         return {**size, "latents": latents}
 
     def _timed(self) -> list[tuple[str, Any, str]]:

@@ -319,7 +319,7 @@ def noise(sides: Mapping[str, Side], others_percent: float) -> dict[str, Any]:
 def _step_ms(answer: Mapping[str, Any]) -> float:
     """Return the time of one step of a request."""
     if answer["steps_ms"]:
-        return statistics.median(answer["steps_ms"])
+        return float(statistics.median(answer["steps_ms"]))
     if "unet_step" in answer["stages_ms"]:
         return float(answer["stages_ms"]["unet_step"])
     raise SideError("failed", "it does not tell its steps apart, so that none can be scaled")

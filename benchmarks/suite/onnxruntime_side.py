@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdengine.adapters.weight_set import PRISTINE, WeightSet
-from sdengine.backends.base import Array, Module, SessionOptions, require_pristine
+from sdengine.backends.base import (
+    DEFAULTS,
+    Array,
+    Module,
+    SessionOptions,
+    require_pristine,
+)
 from sdengine.backends.memory_budget import unplanned_budget
 from sdengine.benchmarks.suite.engine_side import EngineSide
 from sdengine.bundle.tensors import TensorSpec, numpy_dtype, resolve_shapes, symbol_sizes
@@ -82,7 +88,7 @@ class _Backend:
     def resolve(self, precision: str, stored: str = "fp16") -> str:
         return "fp32"
 
-    def open(self, bundle: Bundle, options: SessionOptions) -> _Session:
+    def open(self, bundle: Bundle, options: SessionOptions = DEFAULTS) -> _Session:
         budget = unplanned_budget(self.name, options.memory_bytes)
         return _Session(bundle, self._folder, self._provider, options.threads, budget)
 

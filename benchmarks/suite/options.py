@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdengine.benchmarks.cases import native_side
@@ -15,7 +15,7 @@ from sdengine.errors import ConfigError
 STEPS, GUIDANCE = 20, 5.0
 # MLPerf Inference v4.0 and later, text to image with SDXL: 1024 by 1024, Euler's method, 20 steps,
 # guidance 8. Source: "MLPerf Inference: Text to Image", the rules of MLCommons.
-_MLPERF = {"arch": "sdxl", "resolutions": "1024", "steps": 20, "guidance": 8.0}
+_MLPERF_ARCH, _MLPERF_SIDE, _MLPERF_STEPS, _MLPERF_GUIDANCE = "sdxl", "1024", 20, 8.0
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,21 @@ def suite_of(asked: Asked, command: str) -> Suite:
 
 def _with_mlperf(asked: Asked) -> Asked:
     """Fill in MLPerf's setting; what is given besides and differs is refused."""
-    from dataclasses import replace
-
-    for field, value in _MLPERF.items():
+    filled = replace(
+        asked,
+        arch=_MLPERF_ARCH,
+        resolutions=_MLPERF_SIDE,
+        steps=_MLPERF_STEPS,
+        guidance=_MLPERF_GUIDANCE,
+    )
+    for field in ("arch", "resolutions", "steps", "guidance"):
+        value = getattr(filled, field)
         given = getattr(asked, field)
         if given is not None and given != value:
             raise ConfigError.for_field(field, given, f"{value} with --mlperf, or none")
     if asked.checkpoint is not None or asked.task != "text":
         raise ConfigError("--mlperf is text to image with the weights of --arch sdxl.")
-    return replace(asked, **_MLPERF)
+    return filled
 
 
 def _settings(asked: Asked) -> list[Setting]:

@@ -165,7 +165,8 @@ class _Setting:
                 workers.drop(suite.truth.label)
             for label in plan.ours:
                 measurement.side(label)
-            for peer in plan.peers or [None]:
+            peers: list[str | None] = [*plan.peers] or [None]
+            for peer in peers:
                 if peer is not None:
                     measurement.side(peer)
                 found = measurement.pair(peer)

@@ -65,7 +65,7 @@ class _Worker:
         """Run each network once; its outputs in a file."""
         given = None if states is None else np.load(states)["text_encoder"]
         with self._products(exact):
-            found = self.side.networks(given)
+            found: dict[str, Any] = self.side.networks(given)
         np.savez(file, **found)
         return {"names": sorted(found)}
 

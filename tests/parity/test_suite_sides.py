@@ -68,7 +68,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Serve:
 def first(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     assert image.shape == (1, 64, 64, 3)
     assert image.std() > 3  # a flat picture would prove nothing
-    return image[0]
+    picture: NDArray[np.uint8] = image[0]
+    return picture
 
 
 @pytest.mark.parametrize("task", TASKS)
