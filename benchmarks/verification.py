@@ -31,7 +31,7 @@ MAX_ERROR = {
     "bf16": {"text_encoder": 0.1, "unet": 0.1, "vae_decoder": 0.1, "latents": 0.5},
     "int8": {"text_encoder": 0.1, "unet": 0.1, "vae_decoder": 0.1, "latents": 0.5},
 }
-_TIMESTEP = 500.0
+TIMESTEP = 500.0
 TOKENS = 77  # of a chunk of every text encoder
 
 
@@ -114,7 +114,7 @@ def seeded_inputs(specs: tuple[TensorSpec, ...]) -> Arrays:
         if spec.name == "eos_index":
             arrays[spec.name] = np.full(shape, 8, dtype=spec.dtype)
         elif spec.name == "timestep":
-            arrays[spec.name] = np.full(shape, _TIMESTEP, dtype=spec.dtype)
+            arrays[spec.name] = np.full(shape, TIMESTEP, dtype=spec.dtype)
         elif "_residual" in spec.name:
             arrays[spec.name] = np.zeros(shape, dtype=spec.dtype)
         else:

@@ -15,6 +15,8 @@ from sdengine.benchmarks.seeded_controlnets import edges
 from sdengine.benchmarks.suite import task_inputs
 from sdengine.benchmarks.suite.setting import PROMPT, SEED, STRENGTH, Setting
 from sdengine.benchmarks.suite.side import Arrays, Place, Served
+from sdengine.benchmarks.verification import TIMESTEP, seeded_inputs, seeded_tokens
+from sdengine.bundle.tensors import TensorSpec
 
 _PIPELINES = {
     "text": "Pipeline", "image": "Img2ImgPipeline", "inpaint": "InpaintPipeline",
@@ -80,8 +82,46 @@ class DiffusersSide:
         )
 
     def networks(self, states: NDArray[np.float32] | None) -> Arrays:
-        """Give nothing: whole pictures are compared."""
-        return {}
+        """Run each network once on seeded inputs; see `Side.networks`."""
+        import torch
+
+        pipeline, setting = self._pipeline, self.setting
+        unet, is_xl = pipeline.unet, getattr(pipeline, "text_encoder_2", None) is not None
+        prompts = 2 if setting.guidance_scale > 1 else 1
+        rows = prompts * setting.batch_size
+        cells = setting.resolution // pipeline.vae_scale_factor
+
+        def seeded(name: str, *shape: int) -> Any:
+            array = seeded_inputs((TensorSpec(name, shape, "float32"),))[name]
+            return torch.from_numpy(array).to(unet.device, unet.dtype)
+
+        encoders = [pipeline.text_encoder, *([pipeline.text_encoder_2] if is_xl else [])]
+        with torch.inference_mode():
+            read = []
+            for encoder in encoders:
+                tokens = seeded_tokens(encoder.config.vocab_size, prompts)
+                found = encoder(torch.from_numpy(tokens).to(unet.device), output_hidden_states=True)
+                read.append(found.hidden_states[-2] if is_xl else found.last_hidden_state)
+            own = torch.cat(read, dim=2)
+            given = own if states is None else torch.from_numpy(states).to(own)
+            added = {}
+            if is_xl:
+                width = pipeline.text_encoder_2.config.projection_dim
+                added["added_cond_kwargs"] = {
+                    "text_embeds": seeded("text_embeds", rows, width),
+                    "time_ids": seeded("time_ids", rows, 6),
+                }
+            predicted = unet(
+                seeded("sample", rows, unet.config.in_channels, cells, cells),
+                torch.full((rows,), TIMESTEP, device=unet.device),
+                given.repeat_interleave(setting.batch_size, dim=0),
+                return_dict=False,
+                **added,
+            )[0]
+            latents = seeded("latents", 1, pipeline.vae.config.latent_channels, cells, cells)
+            decoded = pipeline.vae.decode(latents.to(pipeline.vae.dtype), return_dict=False)[0]
+        outputs = {"text_encoder": own, "unet": predicted, "vae_decoder": decoded}
+        return {name: value.float().cpu().numpy() for name, value in outputs.items()}
 
     def close(self) -> None:
         """Forget the pipeline."""
@@ -153,6 +193,10 @@ class DiffusersSide:
 class CompiledSide(DiffusersSide):
     """The same pipeline with its networks compiled by torch."""
 
+    def networks(self, states: NDArray[np.float32] | None) -> Arrays:
+        """Give nothing: they would be compiled again for such calls. Pictures are compared."""
+        return {}
+
     def _prepare(self) -> dict[str, float]:
         import torch
 
@@ -198,9 +242,10 @@ class _Clock:
             "outside": (total_ms - inside) / batch_size,
             "end_to_end": total_ms / batch_size,
         }
+        shares = {"text_encoder": 1, "vae_decoder": batch_size, "vae_encoder": batch_size}
         for stage, times in self.times.items():
-            if times:
-                found[stage] = sum(times) / len(times)
+            if times:  # a batch is decoded in one call
+                found[stage] = sum(times) / shares.get(stage, len(times))
         return found
 
     def _timed(self, stage: str, plain: Callable[..., Any]) -> Callable[..., Any]:

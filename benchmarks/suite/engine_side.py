@@ -142,7 +142,7 @@ class EagerSide(EngineSide):
 
 
 def _stages(timings: Timings, batch_size: int) -> dict[str, float]:
-    """Return milliseconds: of one call for networks, of one image for the rest."""
+    """Return milliseconds by name of STAGES; see `Served`."""
     found = {
         "outside": timings.other_ms / batch_size,
         "end_to_end": timings.total_ms / batch_size,
@@ -150,5 +150,5 @@ def _stages(timings: Timings, batch_size: int) -> dict[str, float]:
     for name, stage in timings.stages.items():
         shown = {"unet": "unet_step"}.get(name, name)
         if stage.calls and shown in STAGES:
-            found[shown] = stage.ms / stage.calls
+            found[shown] = stage.ms / (1 if name == "text_encoder" else stage.calls)
     return found

@@ -72,9 +72,9 @@ class OpenVinoGenAISide:
         return Served(
             np.array(images.data),
             {
-                "text_encoder": text_ms / max(len(texts), 1),
+                "text_encoder": text_ms,
                 "unet_step": sum(inferences) / len(inferences),
-                "vae_decoder": vae_ms,
+                "vae_decoder": vae_ms / batch,
                 "outside": outside / batch,
                 "end_to_end": total_ms / batch,
             },

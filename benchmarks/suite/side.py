@@ -38,9 +38,9 @@ class Served:
 
     Args:
         images: [B,H,W,3] of 8 bits.
-        stages_ms: by name of STAGES; `unet_step` is the mean of a request, one image's share counts
-            for "outside" and "end_to_end". A stage that the system does not tell apart is missing;
-            "end_to_end" is always there.
+        stages_ms: by name of STAGES; "text_encoder" is all of a request's, "unet_step" the mean of
+            its steps, and the others are of one image or its share. A stage that the system does
+            not tell apart is missing; "end_to_end" is always there.
         steps_ms: of each U-Net evaluation, where the system tells them.
         latents: [B,4,h,w] before decoding, or None where the system does not give them.
     """

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sdengine.benchmarks.bundles import Model, bundle_of, checkpoint_of
-from sdengine.benchmarks.measures import psnr
+from sdengine.benchmarks.measures import psnr, relative_rms
 from sdengine.benchmarks.suite.setting import TASKS, Setting
 from sdengine.benchmarks.suite.side import STAGES, Place
 from sdengine.benchmarks.suite.systems import OURS, PEERS, missing
@@ -59,6 +59,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Serve:
         seconds = side.start()
         assert seconds["load"] > 0
         found[name, task] = side.serve(STEPS)
+        if task == "text":
+            found[name, "networks"] = side.networks(None)
         side.close()
         return found[name, task]
 
@@ -89,6 +91,16 @@ def test_pictures_are_those_of_diffusers(served: Serve, name: str, task: str) ->
         assert "vae_encoder" in expected.stages_ms
     if task == "control":
         assert "control" in expected.stages_ms
+
+
+@pytest.mark.parametrize("name", ["native", "onnxruntime", "diffusers"])
+def test_networks_are_those_of_eager_torch(served: Serve, name: str) -> None:
+    for one in ("eager", name):
+        served(one, "text")
+    expected, found = served("eager", "networks"), served(name, "networks")
+    assert set(found) == {"text_encoder", "unet", "vae_decoder"}
+    for network, output in expected.items():
+        assert relative_rms(found[network], output) < 1e-3, network
 
 
 def test_noise_levels_are_those_of_diffusers() -> None:
