@@ -26,7 +26,7 @@ settings.load_profile("tests")
 _CACHE = tempfile.TemporaryDirectory(prefix="sdengine-tests-")
 os.environ["SDENGINE_CACHE"] = _CACHE.name
 
-# Beyond it what is kept goes, and is made again.
+# Beyond it packed weights go, which are soon made again.
 _MOST_KEPT_BYTES = 400e6
 
 
@@ -44,8 +44,7 @@ def tidy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
     kept = Path(_CACHE.name)
     if sum(file.stat().st_size for file in kept.rglob("*") if file.is_file()) > _MOST_KEPT_BYTES:
-        for folder in kept.iterdir():
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(kept / "packed", ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
