@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sdengine.cli.terminal import say, spinner
-from sdengine.errors import ConfigError, OutputError
+from sdengine.errors import ConfigError
 
 
 def report(
@@ -28,19 +28,13 @@ def report(
     """
     with spinner("importing"):
         from sdengine.benchmarks.suite.page.gathered import Sourced
-        from sdengine.benchmarks.suite.page.page import TITLE, render
+        from sdengine.benchmarks.suite.page.page import TITLE, write
         from sdengine.benchmarks.suite.suite_records import read
-        from sdengine.storage.whole_file import whole_file
 
     _check_place(output, overwrite=overwrite)
     sources = [Sourced(record, path.parent) for path in records for record in read([path])]
     with spinner("drawing"):
-        page = render(sources, TITLE if title is None else title)
-    try:
-        with whole_file(output) as file:
-            file.write(page.encode())
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written: {error.strerror}.") from None
+        write(sources, output, TITLE if title is None else title)
     say(str(output))
 
 

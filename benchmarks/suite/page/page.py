@@ -26,7 +26,8 @@ from sdengine.benchmarks.suite.page import (
 from sdengine.benchmarks.suite.page.gathered import Gathered, Sourced, Together, gather
 from sdengine.benchmarks.suite.page.ink import drawing
 from sdengine.benchmarks.suite.page.markup import escaped
-from sdengine.errors import ConfigError
+from sdengine.errors import ConfigError, OutputError
+from sdengine.storage.whole_file import whole_file
 
 _FOLDER = Path(__file__).parent
 TITLE = "sdengine benchmark"
@@ -110,6 +111,21 @@ def render(sources: Sequence[Sourced], title: str = TITLE) -> str:
         "</footer>"
         "</body></html>\n"
     )
+
+
+def write(sources: Sequence[Sourced], output: Path, title: str = TITLE) -> None:
+    """Write the page of records, whole or not at all.
+
+    Raises:
+        ConfigError: there is no record.
+        OutputError: the file cannot be written.
+    """
+    page = render(sources, title)
+    try:
+        with whole_file(output) as file:
+            file.write(page.encode())
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written: {error.strerror}.") from None
 
 
 def digest(sources: Sequence[Sourced]) -> str:
