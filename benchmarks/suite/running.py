@@ -128,6 +128,8 @@ class _Setting:
                 try:
                     launches[chosen.label] = self._launch(chosen)
                 except SdengineError as error:
+                    if chosen == suite.truth:  # the model itself is not there, or not one
+                        raise
                     why = str(error)
             if why:
                 refused[chosen.label] = _not_run(why, install)

@@ -53,6 +53,7 @@ def test_measures_the_tiny_architecture_and_keeps_its_bundles(run: Run, tmp_path
         (("--runs", "0"), "runs"),
         (("--precision", "fp16"), "precision"),
         (("--resolutions", "100"), "multiple of 8"),
+        (("--checkpoint", "no-model", "--resolutions", "64"), "error: checkpoint 'no-model'"),
     ],
 )
 def test_a_bad_value_is_one_paragraph_and_leaves_nothing(
