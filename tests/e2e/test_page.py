@@ -217,7 +217,7 @@ def test_settings_reach_the_server(visit: Open, server: tuple[str, Service]) -> 
     assert (request.width, request.height) == (128, 64)
     assert (request.hires, request.hires_strength) == (1.5, 0.6)
     one.page.click("[data-part=picture] > summary")
-    one.page.set_input_files("#image-holder input", given_picture(128, 96))
+    one.give_picture(given_picture(128, 96))
     assert one.page.is_disabled("#hires") and one.page.is_disabled("#width")
     one.page.fill("#strength", "0.5")
     one.generate(steps=6)

@@ -13,6 +13,7 @@ from support.browser import Open, given_picture, pixels
 from support.served import serving
 
 import sdengine
+from sdengine.serving.service import Service
 
 
 def test_a_part_is_painted_by_mouse_and_the_rest_stays_to_the_byte(
@@ -95,6 +96,28 @@ def test_a_finger_paints_too(visit: Open) -> None:
     assert one.painted() > 0.01
 
 
+def test_a_picture_that_is_being_read_is_waited_for(
+    visit: Open, server: tuple[str, Service]
+) -> None:
+    one = visit().ready()
+    one.page.click("[data-part=picture] > summary")
+    one.page.evaluate(
+        """() => {
+            const {decode} = HTMLImageElement.prototype;
+            HTMLImageElement.prototype.decode = async function () {
+                await new Promise((resolve) => setTimeout(resolve, 500));
+                return decode.call(this);
+            };
+        }"""
+    )
+    one.page.set_input_files("#image-holder input", given_picture(64, 64))
+    one.page.set_input_files("#image-holder input", given_picture(128, 96))
+    assert one.page.locator("#with-picture").is_hidden()
+    one.generate(steps=4)
+    request = list(server[1].jobs)[-1].request
+    assert (request.width, request.height, request.strength) == (128, 96, 0.75)
+
+
 def test_pictures_are_dropped_and_pasted(visit: Open) -> None:
     one = visit().ready()
     for event, width in (("drop", 40), ("paste", 56)):
@@ -114,7 +137,7 @@ def test_pictures_are_dropped_and_pasted(visit: Open) -> None:
     broken = given_picture()
     broken["buffer"] = b"no picture"
     one.page.set_input_files("#image-holder input", broken)
-    assert "no picture" in one.page.inner_text("#image-holder .error")
+    one.page.wait_for_selector("#image-holder .error:has-text('no picture')")
     one.page.click("#image-holder .remove")
     assert one.page.locator("#with-picture").is_hidden()
     assert one.page.locator("#image-holder .error").count() == 0

@@ -76,6 +76,11 @@ class Visit:
             self.page.fill(f"#{name}", str(value))
         self.page.click("#generate")
 
+    def give_picture(self, picture: FilePayload) -> None:
+        """Choose the picture to begin with, and wait until it is read."""
+        self.page.set_input_files("#image-holder input", picture)
+        self.page.wait_for_selector("#image-holder .has-picture")
+
     def count(self) -> int:
         """How many pictures the gallery has."""
         return self.page.locator("#gallery li").count()

@@ -172,6 +172,8 @@ export class Form {
 
   /** Return the request that is filled in; raises FieldError where something is missing. */
   async read() {
+    const fields = [this.image, this.depth, ...this.controls.rows.map((row) => row.picture)];
+    await Promise.all(fields.map((field) => field.settled()));
     const request = { prompt: byId("prompt").value };
     const negative = byId("negative_prompt").value;
     if (negative) request.negative_prompt = negative;

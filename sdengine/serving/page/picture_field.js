@@ -20,6 +20,7 @@ export class PictureField {
     this.onChange = onChange;
     this.onError = onError;
     this.picture = null;
+    this.reading = null; // the promise of a picture that is being read
     this.root = fromTemplate("picture-template");
     [this.input] = this.root.getElementsByTagName("input");
     [this.image] = this.root.getElementsByTagName("img");
@@ -50,20 +51,28 @@ export class PictureField {
     holder.append(this.root);
   }
 
-  /** Take a file that was chosen, dropped or pasted. */
+  /** Take a file that was chosen, dropped or pasted; of two at once the later one. */
   async take(file) {
     this.input.value = "";
     if (!file) return;
-    try {
-      this.set(await pictureOf(file, this.limits));
-    } catch (error) {
-      this.onError(error);
-    }
+    const reading = pictureOf(file, this.limits);
+    this.reading = reading;
+    const found = await reading.catch((error) => error);
+    if (this.reading !== reading) return;
+    this.reading = null;
+    if (found instanceof Picture) this.set(found);
+    else this.onError(found);
+  }
+
+  /** Wait until what was chosen is read. */
+  async settled() {
+    while (this.reading) await this.reading.catch(() => {});
   }
 
   /** Show a picture, or none. */
   set(picture) {
     current = this;
+    this.reading = null;
     if (this.image.src) URL.revokeObjectURL(this.image.src);
     this.picture = picture;
     this.image.hidden = this.remove.hidden = !picture;
