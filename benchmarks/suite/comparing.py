@@ -2,7 +2,8 @@
 
 The two were measured at different times, on a machine whose speed drifts and is shared. Where both
 have the same peer, which took turns with ours, ours is taken as a multiple of the peer's time of
-the same round: what slowed both down cancels. Else plain times are compared.
+the same round: what slowed both down cancels. Plain times are compared where there is no such peer,
+or where its own times tell of no change and scatter so much that dividing by them hides ours.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ START = "start"
 MEMORIES = {"peak_memory": "peak_bytes", "device_memory": "device_bytes"}
 # Each end of an interval is passed by chance once in 20 times: a gate looks at one of them.
 CONFIDENCE = 0.9
+# What the peer's times have to tell before ours are divided by them though they scatter more.
+_CONFIDENCE_OF_CHANGE = 0.99
 # Of fewer values none can be told to stand apart.
 _LEAST_TO_LEAVE_OUT = 5
 _MOST_DEVIATIONS, _LEAST_DEVIATION = 3.5, 0.0015
@@ -46,7 +49,7 @@ class Change:
         low, high: ends of the ratio's interval at CONFIDENCE; None where there are too few values.
         counts: values that were used before and after.
         left_out: values that stood apart, before and after together.
-        yardstick: stage of the peer that both were divided by, or None.
+        yardstick: stage of the peer that both were divided by, or None for plain times.
         verdict: WORSE, BETTER, NO_WORSE or UNCLEAR.
     """
 
@@ -268,25 +271,50 @@ def _change(
     peers: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None],
     threshold: float,
 ) -> Change:
-    before, after = values
-    medians = _median(before), _median(after)
     yardstick = None
+    compared = plain = _compared(*values)
     if peers[0] and peers[1]:
         # A peer that does not tell its stages apart still tells how fast the machine was, and what
         # it does outside its networks is too little to measure by.
         told = stage != "outside" and all(_values(peer, stage) for peer in peers if peer)
         yardstick = stage if told else "end_to_end"
-        before = _multiples(before, _values(peers[0], yardstick))
-        after = _multiples(after, _values(peers[1], yardstick))
-    counted = len(before) + len(after)
-    before, after = _undisturbed(before), _undisturbed(after)
-    counts = len(before), len(after)
-    ratio, low, high = ratio_interval(after, before, paired=False, confidence=CONFIDENCE)
+        rulers = _values(peers[0], yardstick), _values(peers[1], yardstick)
+        compared = _compared(*(_multiples(*pair) for pair in zip(values, rulers, strict=True)))
+        if plain.width < compared.width and not _is_changed(*rulers):
+            compared, yardstick = plain, None
+    ratio, low, high = compared.interval
     if stage in MEMORIES:
         low = high = ratio  # which hardly varies, and is measured once
     verdict = judge(ratio, low, high, threshold)
-    left_out = counted - sum(counts)
-    return Change(*medians, ratio, low, high, counts, left_out, yardstick, verdict)
+    medians = _median(values[0]), _median(values[1])
+    return Change(
+        *medians, ratio, low, high, compared.counts, compared.left_out, yardstick, verdict
+    )
+
+
+class _Compared(NamedTuple):
+    """Values after over those before, without what stands apart."""
+
+    interval: tuple[float, float | None, float | None]
+    counts: tuple[int, int]
+    left_out: int
+
+    @property
+    def width(self) -> float:
+        _, low, high = self.interval
+        return math.inf if low is None or high is None else high / low
+
+
+def _compared(before: list[float], after: list[float], confidence: float = CONFIDENCE) -> _Compared:
+    kept = _undisturbed(before), _undisturbed(after)
+    counts = len(kept[0]), len(kept[1])
+    interval = ratio_interval(kept[1], kept[0], paired=False, confidence=confidence)
+    return _Compared(interval, counts, len(before) + len(after) - sum(counts))
+
+
+def _is_changed(before: list[float], after: list[float]) -> bool:
+    _, low, high = _compared(before, after, _CONFIDENCE_OF_CHANGE).interval
+    return low is not None and high is not None and not low <= 1 <= high
 
 
 def _undisturbed(values: list[float]) -> list[float]:
@@ -346,6 +374,12 @@ def _differences(pair: Pair) -> Iterator[str]:
             yield f"measured {when} among noise: {'; '.join(map(str, noise.get('why', [])))}"
     if pair.changes and pair.peer is None:
         yield "no peer in common, so that a drift of the machine's speed is in the times"
+    plain = [s for s, change in pair.changes.items() if s in STAGES and not change.yardstick]
+    if pair.peer and plain:
+        yield (
+            f"plain times of {', '.join(plain)}: those of {pair.peer} scatter more than ours, and "
+            "tell of no change of the machine"
+        )
     if pair.missing:
         yield f"no longer told: {', '.join(pair.missing)}"
 

@@ -127,6 +127,27 @@ def test_a_peer_of_one_stage_still_tells_how_fast_the_machine_was() -> None:
     assert change.ratio == pytest.approx(1, abs=0.05)
 
 
+def test_a_peer_whose_times_scatter_hides_no_change() -> None:
+    flagged = 0
+    for seed in range(20):
+        ends = []
+        for number, factor in ((0, 1.0), (1, 1.1)):
+            rng = np.random.default_rng(2 * seed + number)
+            made, steady = record(2 * seed + number), np.ones(9)
+            made["sides"][OURS] = side(rng, steady, factor)
+            made["sides"][PEER] = side(rng, steady, 3.0, noise=0.25)
+            ends.append(made)
+        found = compare_records([ends[0]], [ends[1]], 0.05)
+        (pair,) = found.pairs
+        step = pair.changes["unet_step"]
+        if step.yardstick is None:
+            assert step.verdict == WORSE
+            assert any("scatter more than ours" in line for line in found.notes)
+            flagged += 1
+    # In the others the peer's times tell, by chance, that the machine changed.
+    assert flagged >= 18
+
+
 def test_too_few_or_too_noisy_values_are_unclear_and_fail_no_gate() -> None:
     for before, after in (
         (record(0, runs=2), record(1, 1.1, runs=2)),
