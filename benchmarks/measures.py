@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import sys
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 EQUAL_PSNR_DB = 100.0
 # Fewer values say nothing of how far they scatter.
 LEAST_FOR_INTERVAL = 3
+# More than this of the cores taken by others is too much for small differences to mean anything.
+BUSY_PERCENT = 5.0
 _RESAMPLES = 4000
 _SMALLEST = 1e-9  # what is divided by
 
@@ -39,40 +42,35 @@ class Spread:
 
 
 class OtherLoad:
-    """Watch how much of the machine other programs take while something is timed."""
+    """Watch how much of the machine others than this program and its children take."""
 
     def __init__(self) -> None:
         self._start = _busy_and_own_seconds()
         self._started = time.perf_counter()
 
-    def percent(self, children: float = 0.0) -> float:
+    def percent(self) -> float:
         """Return the share of all cores that others took since the start, 0 to 100.
 
         What a hypervisor gave to other machines counts too.
-
-        Args:
-            children: seconds of all cores that processes took which are no others.
         """
         busy, own = (b - a for a, b in zip(self._start, _busy_and_own_seconds(), strict=True))
         available = (time.perf_counter() - self._started) * (os.cpu_count() or 1)
-        return min(100.0, max(0.0, 100 * (busy - own - children) / max(available, 1e-9)))
+        return min(100.0, max(0.0, 100 * (busy - own) / max(available, 1e-9)))
 
 
-def system_busy_seconds() -> float:
-    """Return the processors' seconds that all programs, and other guests of the host, took."""
+def _busy_and_own_seconds() -> tuple[float, float]:
+    """Return the processors' seconds of everybody, and of this program and its children."""
     import psutil
 
     times = psutil.cpu_times()._asdict()
     # Guests' time is part of user's already.
     idle = ("idle", "iowait", "guest", "guest_nice")
-    return float(sum(v for k, v in times.items() if k not in idle))
-
-
-def _busy_and_own_seconds() -> tuple[float, float]:
-    import psutil
-
-    own = psutil.Process().cpu_times()
-    return system_busy_seconds(), own.user + own.system
+    own = sum(os.times()[:4])  # with that of children that ended
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            taken = child.cpu_times()
+            own += taken.user + taken.system
+    return float(sum(v for k, v in times.items() if k not in idle)), own
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:

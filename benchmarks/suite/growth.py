@@ -19,7 +19,7 @@ from typing import Any
 from sdengine.benchmarks.bundles import Progress, check_memory
 from sdengine.benchmarks.cases import native_side
 from sdengine.benchmarks.gpu import require_backends
-from sdengine.benchmarks.measures import OtherLoad, Spread
+from sdengine.benchmarks.measures import BUSY_PERCENT, OtherLoad, Spread
 from sdengine.benchmarks.suite.fits import linear_fit, power_fit
 from sdengine.benchmarks.suite.growth_bundles import growth_bundle, growth_loras
 from sdengine.benchmarks.suite.growth_point import Point, PointProcess
@@ -50,8 +50,8 @@ _CONTROLNET_GB = {"sd15": 0.73, "sd21": 0.73, "sdxl": 2.5}
 _SETTLE_SECONDS = 0.3
 # Left to the system and to what a request takes beyond the first one.
 _SPARE = 1.5
-# Beyond these in percent a machine was too busy for small differences to mean anything.
-_MOST_OTHERS, _MOST_SPREAD, _MOST_DRIFT = 5.0, 10.0, 5.0
+# Beyond these in percent runs differ too much for small differences to mean anything.
+_MOST_SPREAD, _MOST_DRIFT = 10.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -275,15 +275,13 @@ class _Axis:
 
     def _time(self, processes: Mapping[int, PointProcess], progress: Progress) -> None:
         load = OtherLoad()
-        own = sum(process.cpu_seconds() for process in processes.values())
         for number in range(self.growth.runs):
             for value, process in processes.items():
                 progress(f"{self.axis} {value}: run {number + 1} of {self.growth.runs}")
                 if self.growth.threads != 1:
                     time.sleep(_SETTLE_SECONDS)
                 self.runs[value].append(process.serve())
-        own = sum(process.cpu_seconds() for process in processes.values()) - own
-        self.others_percent = max(self.others_percent, load.percent(own))
+        self.others_percent = max(self.others_percent, load.percent())
 
     def figures(self) -> dict[str, Any]:
         growth = self.growth
@@ -367,7 +365,7 @@ def _noise(
     spread_percent = statistics.median(spreads)
     drift_percent = statistics.median(drifts) if drifts else 0.0
     why = []
-    if others_percent > _MOST_OTHERS:
+    if others_percent > BUSY_PERCENT:
         why.append(f"other programs took {others_percent:.0f} % of the cores")
     if spread_percent > _MOST_SPREAD:
         why.append(f"runs of a point spread by {spread_percent:.0f} %")

@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any
 
-import psutil
-
 import sdengine
 from sdengine.benchmarks.measures import peak_bytes
 from sdengine.benchmarks.modules import module_command
@@ -126,11 +124,6 @@ class PointProcess:
         except BrokenPipeError:
             raise self._ended() from None
         return self._answer()
-
-    def cpu_seconds(self) -> float:
-        """Return what it took of all cores up to now."""
-        times = psutil.Process(self._process.pid).cpu_times()
-        return float(times.user + times.system)
 
     def close(self) -> None:
         """End it."""

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from sdengine.benchmarks.measures import Spread, ratio_interval
+from sdengine.benchmarks.measures import BUSY_PERCENT, OtherLoad, Spread, ratio_interval
 from sdengine.benchmarks.suite.setting import Setting
 from sdengine.benchmarks.suite.side import STAGES
-from sdengine.benchmarks.suite.watching import Energy, GroupMemory, OthersLoad
+from sdengine.benchmarks.suite.watching import Energy, GroupMemory
 from sdengine.benchmarks.suite.workers import SideError, Worker, Workers
 from sdengine.benchmarks.verification import MAX_ERROR, errors_of
 
@@ -33,7 +33,7 @@ _SETTLE_SECONDS = 0.3
 # What is said to be noise: other programs, and how far one side's requests are from each other.
 # Of fewer requests the steps themselves are told, and not each request's mean of them.
 _FEW_RUNS = 3
-BUSY_PERCENT, SPREAD_PERCENT, DRIFT_PERCENT = 5.0, 10.0, 5.0
+SPREAD_PERCENT, DRIFT_PERCENT = 10.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Measurement:
                 self._progress(f"run {run + 1} of {self.plan.runs}: {label}")
                 try:
                     worker = self._warm(label)
-                    load = load or OthersLoad()
+                    load = load or OtherLoad()
                     served[label].append(self._timed(label, worker))
                 except SideError as error:
                     self.fail(label, error)

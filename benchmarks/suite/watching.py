@@ -1,4 +1,4 @@
-"""Watching: what else runs, what the control group takes, how much energy goes, while measuring."""
+"""Watching: what the control group takes, how much energy goes, how the processor is set."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import contextlib
 import ctypes
 import os
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
-from sdengine.benchmarks.measures import system_busy_seconds
 from sdengine.machine import OWN_PROCESS, control_groups
 
 _POWERCAP = Path("/sys/class/powercap")
@@ -109,32 +107,6 @@ def _nvml_joules() -> float | None:
         return millijoules.value / 1e3
     finally:
         nvml.nvmlShutdown()
-
-
-class OthersLoad:
-    """Watch how much of the machine programs other than this one and its children take."""
-
-    def __init__(self) -> None:
-        self._start = system_busy_seconds(), _family_seconds()
-        self._started = time.perf_counter()
-
-    def percent(self) -> float:
-        """Return the share of all processors that others took since the start, 0 to 100."""
-        others = (system_busy_seconds() - self._start[0]) - (_family_seconds() - self._start[1])
-        available = (time.perf_counter() - self._started) * (os.cpu_count() or 1)
-        return min(100.0, max(0.0, 100 * others / max(available, 1e-9)))
-
-
-def _family_seconds() -> float:
-    """Return the processor seconds of this process and of its children, living and dead."""
-    import psutil
-
-    seconds = sum(os.times()[:4])
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            times = child.cpu_times()
-            seconds += times.user + times.system
-    return seconds
 
 
 def processor_state() -> dict[str, Any]:

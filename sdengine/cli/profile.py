@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdengine.cli.terminal import note_busy, parse_size, print_table, say, spinner
+from sdengine.cli.terminal import note, parse_size, print_table, say, spinner
 from sdengine.errors import ConfigError
 
 
@@ -38,6 +38,7 @@ def profile(
     Each is shown beside the peaks of this machine, which are measured in the same run.
     """
     with spinner("importing"):
+        from sdengine.benchmarks.measures import BUSY_PERCENT
         from sdengine.benchmarks.records import append_record, check_writable
         from sdengine.benchmarks.suite.profile_run import Asked, run
         from sdengine.benchmarks.suite.profile_tables import notes, slowest, summary
@@ -70,4 +71,9 @@ def profile(
         print_table(slowest(record, limit))
     for line in notes(record):
         say(line)
-    note_busy(record["others_percent"])
+    others = record["others_percent"]
+    if others > BUSY_PERCENT:
+        note(
+            f"warning: other programs took {others:.0f} % of the cores while timing; measure again "
+            "on an idle machine."
+        )

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 # Of tables that go to a file or another program.
 _WIDTH = 160
-_BUSY_PERCENT = 5.0
-
 
 # After so long a command says in a log what it is doing, and then less and less often. A terminal
 # has a bar from the beginning.
@@ -54,15 +52,6 @@ def say_json(content: object) -> None:
 def note(text: str) -> None:
     """Print a line about the work, a warning or an error on standard error."""
     print(printable(text), file=sys.stderr)
-
-
-def note_busy(others_percent: float) -> None:
-    """Warn that other programs took much of the cores while something was timed."""
-    if others_percent > _BUSY_PERCENT:
-        note(
-            f"warning: other programs took {others_percent:.0f} % of the cores while timing; "
-            "measure again on an idle machine."
-        )
 
 
 class ProgressBar(Protocol):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdengine.benchmarks.measures import OtherLoad
 from sdengine.benchmarks.suite import measuring, running, systems
 from sdengine.benchmarks.suite.arithmetic import network_arithmetic, share_of_peak
 from sdengine.benchmarks.suite.measuring import Measurement, Plan, noise
@@ -19,7 +20,7 @@ from sdengine.benchmarks.suite.setting import Setting
 from sdengine.benchmarks.suite.side import Place
 from sdengine.benchmarks.suite.systems import OURS, PEERS, chosen, missing
 from sdengine.benchmarks.suite.tables import as_markdown, as_rich, groups
-from sdengine.benchmarks.suite.watching import Energy, GroupMemory, OthersLoad, processor_state
+from sdengine.benchmarks.suite.watching import Energy, GroupMemory, processor_state
 from sdengine.benchmarks.suite.workers import Launch, SideError, Workers
 from sdengine.errors import ConfigError
 
@@ -192,7 +193,7 @@ def test_noise_is_told_with_its_reason() -> None:
 
 
 def test_what_is_watched_has_figures(tmp_path: Path) -> None:
-    load = OthersLoad()
+    load = OtherLoad()
     with GroupMemory() as group:
         held = bytearray(64 << 20)
         held[::4096] = b"\1" * len(held[::4096])
