@@ -107,7 +107,7 @@ $(TEST)/installed: $(SOURCES) $(CPP) tests/cpp/CMakeLists.txt $(TEST)/tools
 	@echo "Building the extension and the C++ tests"
 	@$(TEST)/bin/pip install $(PIP_FLAGS) --no-deps --force-reinstall --no-build-isolation \
 	    -C build-dir=build/test -C cmake.define.SDENGINE_TESTS=ON \
-	    -C cmake.define.SDENGINE_WERROR=ON .
+	    -C cmake.define.SDENGINE_WERROR=ON -C cmake.define.CMAKE_CUDA_ARCHITECTURES=75 .
 	@touch $@
 
 $(GPU)/installed: $(SOURCES) | $(GPU)/bin/pip

@@ -207,10 +207,9 @@ void transform_back(const WinogradArguments& conv, const Finish& finish, const P
       SDENGINE_UNROLL for (int i = 0; i < Tile; ++i) half[i][j] = y[i];
     }
     const int count = least(kLanes, columns - c);
-    SDENGINE_UNROLL for (int i = 0; i < Tile; ++i) {
+    for (int i = 0; i < height; ++i) {
       Floats y[Tile];
       Transform<Tile>::back(half[i], y);
-      if (i >= height) break;
       SDENGINE_UNROLL for (int j = 0; j < Tile; ++j) {
         if (j < width && relu) {
           finish.put<Activation::Relu>(rows[i * Tile + j], column + c, y[j], count);
