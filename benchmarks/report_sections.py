@@ -17,7 +17,7 @@ from sdengine.benchmarks.pipeline_parity import as_markdown as pictures_table
 from sdengine.benchmarks.serving_sections import serving
 from sdengine.benchmarks.step_counts import as_markdown as step_counts_table
 from sdengine.benchmarks.step_counts import failures as step_count_failures
-from sdengine.benchmarks.suite.growth_tables import as_markdown as growth_table
+from sdengine.benchmarks.suite.growth.tables import as_markdown as growth_table
 from sdengine.benchmarks.suite.tables import as_markdown, groups
 from sdengine.benchmarks.training_sections import training
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdengine.benchmarks.measures import ratio_interval
-from sdengine.benchmarks.suite.side import STAGES
+from sdengine.benchmarks.suite.sides.side import STAGES
 from sdengine.errors import ConfigError
 
 SCHEMA, KIND = 3, "comparison"
@@ -279,7 +279,8 @@ def _change(
         told = stage != "outside" and all(_values(peer, stage) for peer in peers if peer)
         yardstick = stage if told else "end_to_end"
         rulers = _values(peers[0], yardstick), _values(peers[1], yardstick)
-        compared = _compared(*(_multiples(*pair) for pair in zip(values, rulers, strict=True)))
+        multiples = [_multiples(*pair) for pair in zip(values, rulers, strict=True)]
+        compared = _compared(multiples[0], multiples[1])
         if plain.width < compared.width and not _is_changed(*rulers):
             compared, yardstick = plain, None
     ratio, low, high = compared.interval

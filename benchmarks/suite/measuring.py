@@ -17,7 +17,7 @@ import numpy as np
 
 from sdengine.benchmarks.measures import BUSY_PERCENT, OtherLoad, Spread, ratio_interval
 from sdengine.benchmarks.suite.setting import Setting
-from sdengine.benchmarks.suite.side import STAGES
+from sdengine.benchmarks.suite.sides.side import STAGES
 from sdengine.benchmarks.suite.watching import Energy, GroupMemory
 from sdengine.benchmarks.suite.workers import SideError, Worker, Workers
 from sdengine.benchmarks.verification import MAX_ERROR, errors_of

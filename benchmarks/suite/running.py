@@ -16,7 +16,7 @@ from sdengine.benchmarks.suite.arithmetic import network_arithmetic, share_of_pe
 from sdengine.benchmarks.suite.machine_roofline import measure as measure_roofline
 from sdengine.benchmarks.suite.measuring import Measurement, Plan, Side
 from sdengine.benchmarks.suite.setting import Setting
-from sdengine.benchmarks.suite.side import Place
+from sdengine.benchmarks.suite.sides.side import Place
 from sdengine.benchmarks.suite.suite_records import SCHEMA
 from sdengine.benchmarks.suite.systems import Chosen, missing
 from sdengine.benchmarks.suite.task_inputs import build_flags

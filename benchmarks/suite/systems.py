@@ -11,8 +11,8 @@ from sdengine.benchmarks.cases import NATIVE_SIDES
 from sdengine.benchmarks.suite.setting import TASKS
 from sdengine.errors import ConfigError
 
-_HOME = "sdengine.benchmarks.suite"
-_ENGINE = f"{_HOME}.engine_side"
+_HOME = "sdengine.benchmarks.suite.sides"
+_ENGINE = f"{_HOME}.engine"
 _ALL = tuple(NATIVE_SIDES)
 
 
@@ -94,30 +94,30 @@ _PEERS = (
         'pip install "sdengine[bench]"', bundle="torch",
     ),
     System(
-        "compile", f"{_HOME}.diffusers_side", "CompiledSide", ("fp32", "bf16", "fp16"),
+        "compile", f"{_HOME}.diffusers", "CompiledSide", ("fp32", "bf16", "fp16"),
         ("cpu", "cuda"), ("torch", "diffusers"), "pip install torch diffusers transformers",
         needs_checkpoint=True, distributions=("diffusers", "transformers"),
     ),
     System(
-        "diffusers", f"{_HOME}.diffusers_side", "DiffusersSide", ("fp32", "bf16", "fp16"),
+        "diffusers", f"{_HOME}.diffusers", "DiffusersSide", ("fp32", "bf16", "fp16"),
         ("cpu", "cuda"), ("torch", "diffusers"), "pip install torch diffusers transformers",
         needs_checkpoint=True, distributions=("diffusers", "transformers"),
     ),
     System(
-        "onnxruntime", f"{_HOME}.onnxruntime_side", "OnnxRuntimeSide", ("fp32",), ("cpu", "cuda"),
+        "onnxruntime", f"{_HOME}.onnxruntime", "OnnxRuntimeSide", ("fp32",), ("cpu", "cuda"),
         ("onnxruntime",), 'pip install "sdengine[build]"', bundle="torch", needs_checkpoint=True,
         tasks=("text", "image", "inpaint"), distributions=("onnxruntime",),
     ),
     _OPENVINO,
     System(
-        "openvino-genai", f"{_HOME}.genai_side", "OpenVinoGenAISide", ("bf16", "fp32"), ("cpu",),
+        "openvino-genai", f"{_HOME}.genai", "OpenVinoGenAISide", ("bf16", "fp32"), ("cpu",),
         ("openvino_genai", "openvino_tokenizers", "diffusers"),
         "pip install openvino-genai openvino-tokenizers diffusers transformers",
         needs_checkpoint=True, tasks=("text",),
         distributions=("openvino-genai", "openvino-tokenizers"),
     ),
     System(
-        "stable-diffusion.cpp", f"{_HOME}.ggml_side", "StableDiffusionCppSide",
+        "stable-diffusion.cpp", f"{_HOME}.ggml", "StableDiffusionCppSide",
         ("f16", "q8_0", "f32"), ("cpu",), ("stable_diffusion_cpp",),
         "pip install stable-diffusion-cpp-python", needs_checkpoint=True, tasks=("text",),
         archs=("sd15", "sd21", "sdxl"), distributions=("stable-diffusion-cpp-python",),

@@ -23,7 +23,7 @@ import numpy as np
 
 from sdengine.benchmarks.measures import peak_bytes
 from sdengine.benchmarks.suite.setting import Setting
-from sdengine.benchmarks.suite.side import Place, Side
+from sdengine.benchmarks.suite.sides.side import Place, Side
 
 Answer = dict[str, Any]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from sdengine.benchmarks.modules import module_command
 from sdengine.benchmarks.suite.setting import Setting
-from sdengine.benchmarks.suite.side import Place
+from sdengine.benchmarks.suite.sides.side import Place
 from sdengine.errors import SdengineError
 from sdengine.machine import free_memory_bytes
 

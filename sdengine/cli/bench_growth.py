@@ -41,9 +41,9 @@ def growth(
     """
     with spinner("importing"):
         from sdengine.benchmarks.records import append_record, check_writable, stamped
-        from sdengine.benchmarks.suite import growth_tables
         from sdengine.benchmarks.suite.comparing import SCHEMA
-        from sdengine.benchmarks.suite.growth import Growth, measure
+        from sdengine.benchmarks.suite.growth import tables as growth_tables
+        from sdengine.benchmarks.suite.growth.run import Growth, measure
 
     chosen = None if axes is None else tuple(name.strip() for name in axes.split(","))
     asked = Growth(arch, chosen, backend, precision, threads, runs, steps)

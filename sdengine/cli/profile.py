@@ -40,9 +40,9 @@ def profile(
     with spinner("importing"):
         from sdengine.benchmarks.measures import BUSY_PERCENT
         from sdengine.benchmarks.records import append_record, check_writable
-        from sdengine.benchmarks.suite.profile_run import Asked, run
-        from sdengine.benchmarks.suite.profile_tables import notes, slowest, summary
-        from sdengine.benchmarks.suite.profile_trace import write_trace
+        from sdengine.benchmarks.suite.profiles.run import Asked, run
+        from sdengine.benchmarks.suite.profiles.tables import notes, slowest, summary
+        from sdengine.benchmarks.suite.profiles.trace import write_trace
 
     if limit < 0:
         raise ConfigError.for_field("--limit", limit, "0 or more")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sdengine.benchmarks.bundles import Model, bundle_of, checkpoint_of
 from sdengine.benchmarks.measures import psnr, relative_rms
 from sdengine.benchmarks.suite.setting import TASKS, Setting
-from sdengine.benchmarks.suite.side import STAGES, Place
+from sdengine.benchmarks.suite.sides.side import STAGES, Place
 from sdengine.benchmarks.suite.systems import OURS, PEERS, missing
 from sdengine.benchmarks.suite.task_inputs import build_flags
 from sdengine.samplers.noise_schedule import NoiseSchedule

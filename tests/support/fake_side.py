@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.benchmarks.suite.setting import Setting
-from sdengine.benchmarks.suite.side import Arrays, Place, Served
+from sdengine.benchmarks.suite.sides.side import Arrays, Place, Served
 
 
 class FakeSide:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import typer
 
-from sdengine.benchmarks.suite import growth as module
-from sdengine.benchmarks.suite import growth_tables
-from sdengine.benchmarks.suite.fits import linear_fit, power_fit
-from sdengine.benchmarks.suite.growth import AXES, Growth, measure
-from sdengine.benchmarks.suite.growth_point import Point, PointProcess, prompt_of, stages_of
+from sdengine.benchmarks.suite.growth import run as module
+from sdengine.benchmarks.suite.growth import tables as growth_tables
+from sdengine.benchmarks.suite.growth.fits import linear_fit, power_fit
+from sdengine.benchmarks.suite.growth.point import Point, PointProcess, prompt_of, stages_of
+from sdengine.benchmarks.suite.growth.run import AXES, Growth, measure
 from sdengine.benchmarks.suite.setting import Setting
 from sdengine.checkpoints.folder import demo_tokenizer_dir
 from sdengine.cli import main as cli

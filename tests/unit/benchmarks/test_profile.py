@@ -17,17 +17,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sdengine.backends.torch.eager import TorchModule
 from sdengine.benchmarks.roofline import list_kernels
-from sdengine.benchmarks.suite import profile_openvino, profile_run, profile_torch
 from sdengine.benchmarks.suite.machine_roofline import Roofline
-from sdengine.benchmarks.suite.profile_operations import (
+from sdengine.benchmarks.suite.profiles import openvino as profile_openvino
+from sdengine.benchmarks.suite.profiles import run as profile_run
+from sdengine.benchmarks.suite.profiles import torch as profile_torch
+from sdengine.benchmarks.suite.profiles.operations import (
     Operation,
     first_level,
     level_of,
     steps_of,
 )
-from sdengine.benchmarks.suite.profile_run import Asked, run
-from sdengine.benchmarks.suite.profile_tables import groups, notes, slowest, summary
-from sdengine.benchmarks.suite.profile_trace import trace_of, write_trace
+from sdengine.benchmarks.suite.profiles.run import Asked, run
+from sdengine.benchmarks.suite.profiles.tables import groups, notes, slowest, summary
+from sdengine.benchmarks.suite.profiles.trace import trace_of, write_trace
 from sdengine.benchmarks.tiny import TINY_SD15
 from sdengine.bundle.reader import open_bundle
 from sdengine.bundle.tensors import TensorSpec, resolve_shapes

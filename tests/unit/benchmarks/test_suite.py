@@ -17,7 +17,7 @@ from sdengine.benchmarks.suite.arithmetic import network_arithmetic, share_of_pe
 from sdengine.benchmarks.suite.measuring import Measurement, Plan, noise
 from sdengine.benchmarks.suite.options import Asked, suite_of
 from sdengine.benchmarks.suite.setting import Setting
-from sdengine.benchmarks.suite.side import Place
+from sdengine.benchmarks.suite.sides.side import Place
 from sdengine.benchmarks.suite.systems import OURS, PEERS, chosen, missing
 from sdengine.benchmarks.suite.tables import as_markdown, as_rich, groups
 from sdengine.benchmarks.suite.watching import Energy, GroupMemory, processor_state

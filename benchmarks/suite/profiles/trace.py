@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sdengine.benchmarks.suite.profile_tables import title
+from sdengine.benchmarks.suite.profiles.tables import title
 from sdengine.errors import OutputError
 from sdengine.storage.whole_file import whole_file
 

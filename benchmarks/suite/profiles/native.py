@@ -10,7 +10,7 @@ from sdengine.backends.native.backend import NativeModule
 from sdengine.backends.native.report import OperationReport, report_prepared
 from sdengine.benchmarks.native_networks import make_inputs
 from sdengine.benchmarks.suite.machine_roofline import VALUES
-from sdengine.benchmarks.suite.profile_operations import (
+from sdengine.benchmarks.suite.profiles.operations import (
     TIME_LEVEL,
     Operation,
     Timed,

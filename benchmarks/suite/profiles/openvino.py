@@ -9,7 +9,7 @@ from typing import Any
 
 from sdengine.backends.openvino import OpenVinoModule, OpenVinoSession
 from sdengine.benchmarks.native_networks import make_inputs
-from sdengine.benchmarks.suite.profile_operations import Operation, Timed, first_level, level_of
+from sdengine.benchmarks.suite.profiles.operations import Operation, Timed, first_level, level_of
 from sdengine.errors import DeviceError
 
 _KINDS = {

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdengine.backends.base import Session
 from sdengine.benchmarks.native_networks import make_inputs
-from sdengine.benchmarks.suite.profile_operations import Operation, Timed, first_level, level_of
+from sdengine.benchmarks.suite.profiles.operations import Operation, Timed, first_level, level_of
 from sdengine.errors import DeviceError
 
 _KINDS = {

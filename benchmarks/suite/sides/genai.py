@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.benchmarks.suite.setting import PROMPT, SEED, Setting
-from sdengine.benchmarks.suite.side import Arrays, Place, Served
+from sdengine.benchmarks.suite.sides.side import Arrays, Place, Served
 
 _HINTS = {"bf16": "bf16", "fp32": "f32"}
 _XML = "openvino_model.xml"
@@ -124,7 +124,7 @@ def _convert_apart(checkpoint: str, folder: Path) -> None:
 
     from sdengine.benchmarks.modules import module_command
 
-    command = module_command("sdengine.benchmarks.suite.genai_side", checkpoint, folder)
+    command = module_command("sdengine.benchmarks.suite.sides.genai", checkpoint, folder)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["it failed"])[-1]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdengine.benchmarks.markdown import table
-from sdengine.benchmarks.suite.growth import PEAK
+from sdengine.benchmarks.suite.growth.run import PEAK
 
 if TYPE_CHECKING:
     from rich.table import Table

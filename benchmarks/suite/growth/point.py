@@ -104,7 +104,7 @@ class PointProcess:
             "w+", encoding="utf-8", errors="replace"
         )
         self._process = subprocess.Popen(
-            module_command("sdengine.benchmarks.suite.growth_point", json.dumps(asdict(point))),
+            module_command("sdengine.benchmarks.suite.growth.point", json.dumps(asdict(point))),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -21,7 +21,7 @@ from sdengine.backends.registry import select_backend
 from sdengine.benchmarks.measures import OtherLoad, Spread
 from sdengine.benchmarks.records import stamped
 from sdengine.benchmarks.suite.machine_roofline import MAX_THREADS, measure
-from sdengine.benchmarks.suite.profile_operations import Timed, steps_of
+from sdengine.benchmarks.suite.profiles.operations import Timed, steps_of
 from sdengine.bundle.reader import Bundle, check_size, open_bundle
 from sdengine.bundle.tensors import resolve_shapes
 from sdengine.errors import ConfigError
@@ -30,7 +30,7 @@ from sdengine.machine import usable_processors
 SCHEMA = 3
 # Backends on a CPU, by where a profile of them is: the peaks of a GPU are not measured here.
 _LOADERS = {
-    name: f"sdengine.benchmarks.suite.profile_{name}" for name in ("native", "openvino", "torch")
+    name: f"sdengine.benchmarks.suite.profiles.{name}" for name in ("native", "openvino", "torch")
 }
 _DISTRIBUTIONS = {"openvino": ("openvino",)}
 _MOST_CALLS = 1000

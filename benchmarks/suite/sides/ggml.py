@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.benchmarks.suite.setting import PROMPT, SEED, Setting
-from sdengine.benchmarks.suite.side import Arrays, Place, Served
+from sdengine.benchmarks.suite.sides.side import Arrays, Place, Served
 
 
 class StableDiffusionCppSide:

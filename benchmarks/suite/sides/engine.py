@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdengine.benchmarks.suite.setting import Setting
-from sdengine.benchmarks.suite.side import STAGES, Arrays, Place, Served
+from sdengine.benchmarks.suite.sides.side import STAGES, Arrays, Place, Served
 from sdengine.benchmarks.suite.task_inputs import given_fields
 
 if TYPE_CHECKING:

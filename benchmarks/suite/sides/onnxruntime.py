@@ -18,7 +18,7 @@ from sdengine.backends.base import (
     require_pristine,
 )
 from sdengine.backends.memory_budget import unplanned_budget
-from sdengine.benchmarks.suite.engine_side import EngineSide
+from sdengine.benchmarks.suite.sides.engine import EngineSide
 from sdengine.bundle.tensors import TensorSpec, numpy_dtype, resolve_shapes, symbol_sizes
 from sdengine.errors import ConfigError
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sdengine.benchmarks.seeded_controlnets import edges
 from sdengine.benchmarks.suite import task_inputs
 from sdengine.benchmarks.suite.setting import PROMPT, SEED, STRENGTH, Setting
-from sdengine.benchmarks.suite.side import Arrays, Place, Served
+from sdengine.benchmarks.suite.sides.side import Arrays, Place, Served
 from sdengine.benchmarks.verification import TIMESTEP, seeded_inputs, seeded_tokens
 from sdengine.bundle.tensors import TensorSpec
 

@@ -20,9 +20,9 @@ from sdengine.benchmarks.bundles import Progress, check_memory
 from sdengine.benchmarks.cases import native_side
 from sdengine.benchmarks.gpu import require_backends
 from sdengine.benchmarks.measures import BUSY_PERCENT, OtherLoad, Spread
-from sdengine.benchmarks.suite.fits import linear_fit, power_fit
-from sdengine.benchmarks.suite.growth_bundles import growth_bundle, growth_loras
-from sdengine.benchmarks.suite.growth_point import Point, PointProcess
+from sdengine.benchmarks.suite.growth.bundles import growth_bundle, growth_loras
+from sdengine.benchmarks.suite.growth.fits import linear_fit, power_fit
+from sdengine.benchmarks.suite.growth.point import Point, PointProcess
 from sdengine.benchmarks.suite.setting import Setting
 from sdengine.errors import ConfigError, DeviceError, OutOfMemoryError
 

@@ -1,0 +1,1 @@
+"""Profiles: the time of every operation of a network, by backend."""
