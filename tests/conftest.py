@@ -5,7 +5,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 # Before any import of what reads them: nothing is downloaded, and small networks are faster alone.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,12 +21,12 @@ settings.register_profile("tests", deadline=None, print_blob=True, derandomize=T
 settings.register_profile("random", deadline=None, print_blob=True)
 settings.load_profile("tests")
 
-# What tests build is kept for the other tests, and not for the user.
-_CACHE = tempfile.TemporaryDirectory(prefix="sdengine-tests-")
-os.environ["SDENGINE_CACHE"] = _CACHE.name
-
-# Beyond it packed weights go, which are soon made again.
-_MOST_KEPT_BYTES = 400e6
+# What tests build is kept for the other tests, also for those of xdist's other workers, and not for
+# the user.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="sdengine-tests-")
+    os.environ["SDENGINE_CACHE"] = _CACHE.name
+    os.environ["SDENGINE_CACHE_LIMIT"] = "600MB"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -42,9 +41,6 @@ def tidy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for folder in set(base.iterdir()) - before:
         if not folder.name.startswith("test_"):
             shutil.rmtree(folder, ignore_errors=True)
-    kept = Path(_CACHE.name)
-    if sum(file.stat().st_size for file in kept.rglob("*") if file.is_file()) > _MOST_KEPT_BYTES:
-        shutil.rmtree(kept / "packed", ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,13 +19,12 @@ PROMPT, NEGATIVE = "a large red circle on a blue background", "green"
 STEPS = 6
 
 
-@pytest.fixture(scope="module", params=["tiny", "tiny-sd21"])
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from support.tiny_checkpoints import make_tiny
 
-    folder = tmp_path_factory.mktemp("checkpoint") / request.param
-    return make_tiny(request.param, folder, dtype=torch.float32)
+    return make_tiny("tiny-sd21", tmp_path_factory.mktemp("checkpoint"), dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def psnr_db(found: Array, expected: Array) -> float:
     return float(10 * np.log10(255**2 / max(np.square(found - expected).mean(), 1e-9)))
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "euler", "euler_a", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpmpp_2m"])
 def test_openvino_makes_torchs_image(engines: dict[str, Engine], sampler: str) -> None:
     options = {"sampler": sampler, "guidance_scale": 3.0, "batch_size": 2}
     found = images(engines["openvino"], **options)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import triton_server
+from support.commands import errors
 
 import sdengine
 
@@ -37,7 +38,7 @@ assert "torch" not in sys.modules
 
 def test_a_model_is_served_where_its_folder_was_moved(run: Run, tmp_path: Path) -> None:
     done = run("export-triton", "demo", "-o", "models", "--name", "sd", "--max-batch", 4)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, errors(done)) == (0, [])
     assert done.stdout == "models/sd: for tritonserver --model-repository=models\n"
     moved = shutil.move(tmp_path / "models" / "sd", tmp_path / "elsewhere")
     model = Path(moved).rename(tmp_path / "sd")
@@ -59,7 +60,7 @@ def test_a_model_is_served_where_its_folder_was_moved(run: Run, tmp_path: Path) 
 def test_options_are_written(run: Run, tmp_path: Path) -> None:
     options = ("--instances", 2, "--threads", 3, "--precision", "int8", "--tensors", "small")
     done = run("export-triton", "demo", "-o", "m", "--pixels", "fp16", *options, "--json")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, errors(done)) == (0, [])
     told = json.loads(done.stdout)
     assert told == {"path": "m/stable_diffusion", "name": "stable_diffusion", "max_batch_size": 0}
     text = (tmp_path / told["path"] / "config.pbtxt").read_text()

@@ -56,12 +56,14 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            for _ in range(600):
+            for _ in range(2000):
                 with contextlib.suppress(httpx.TransportError):
                     if client.get("/ready").status_code == 200:
                         break
                 assert process.poll() is None, (folder / "log").read_text()[-3000:]
                 time.sleep(0.2)
+            else:
+                raise AssertionError((folder / "log").read_text()[-3000:])
             yield client
     finally:
         process.send_signal(signal.SIGINT)

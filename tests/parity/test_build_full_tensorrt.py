@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
-def unet(tmp_path_factory: pytest.TempPathFactory) -> ExportedNetwork:
-    folder = tmp_path_factory.mktemp("exports")
+def unet() -> Iterator[ExportedNetwork]:
     source = sdengine.load_checkpoint("demo")
-    return Exporter(source, OnnxCache(folder / "onnx"), controlnet=False).export("unet", "fp16")
+    with contextlib.ExitStack() as held:
+        yield Exporter(source, OnnxCache(held=held), controlnet=False).export("unet", "fp16")
 
 
 def spec_of(**options: Any) -> CompileSpec:

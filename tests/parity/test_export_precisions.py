@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PartSource]:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> OnnxCache:
-    return OnnxCache(tmp_path_factory.mktemp("cache"))
+def cache() -> Iterator[OnnxCache]:
+    with contextlib.ExitStack() as held:
+        yield OnnxCache(held=held)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,14 @@ NETWORKS = [
 
 
 @pytest.fixture(scope="module")
-def exporters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exporter]:
+def exporters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Exporter]]:
     folder = tmp_path_factory.mktemp("checkpoints")
-    cache = OnnxCache(folder / "cache")
     sources: dict[str, PartSource] = {
         name: load_checkpoint(make_tiny(name, folder / name)) for name in FAMILIES
     }
-    return {name: Exporter(source, cache) for name, source in sources.items()}
+    with contextlib.ExitStack() as held:
+        cache = OnnxCache(held=held)
+        yield {name: Exporter(source, cache) for name, source in sources.items()}
 
 
 def count(model: onnx.ModelProto, *op_types: str) -> int:

@@ -129,7 +129,9 @@ def test_several_in_turn_are_the_web_uis(families: Any, tmp_path: Path, name: st
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_every_activation_in_the_graph(families: Any, tmp_path: Path, activation: str) -> None:
     family: Family = families("tiny")
-    path, nets = write(tmp_path / "a.pt", family.widths, activation=activation, std=0.2)
+    # It jumps, so that rounding of what layers before it computed would show; texts are given.
+    widths = [family.text_width] if activation == "hardshrink" else family.widths
+    path, nets = write(tmp_path / "a.pt", widths, activation=activation, std=0.2)
     weights = WeightSet(hypernetworks=((read_hypernetwork(path), 1.0),))
     family.assert_agrees(weights, [(nets, 1.0)])
 

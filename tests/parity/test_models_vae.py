@@ -24,7 +24,9 @@ def test_encode_and_decode_match(convs: tuple[bool, bool]) -> None:
     seed_weights(ours, seed=6)
     theirs = diffusers.AutoencoderKL.from_config(config.to_dict()).eval()
     theirs.load_state_dict(ours.state_dict())
-    images = torch.rand(2, 3, 64, 40, generator=torch.Generator().manual_seed(7)) * 2 - 1
+    # What fp32 rounds differently in another order depends on the processor.
+    ours, theirs = ours.double(), theirs.double()
+    images = torch.rand(2, 3, 64, 40, generator=torch.Generator().manual_seed(7)).double() * 2 - 1
 
     moments = ours.encode(images)
     assert moments.shape == (2, 8, 8, 5)

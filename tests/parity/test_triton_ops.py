@@ -51,7 +51,7 @@ Function = Callable[[nn.Module, torch.dtype], Outputs]
 def unet_of(family: ModelArchitecture) -> tuple[nn.Module, Function]:
     config = family.unet
     g = torch.Generator().manual_seed(3)
-    sample = torch.randn(2, 4, 8, 16, generator=g)
+    sample = torch.randn(2, 4, 8, 8, generator=g)
     context = torch.randn(2, 77, config.cross_attention_dim, generator=g)
     text_embeds = torch.randn(2, 24, generator=g)
     time_ids = torch.tensor([[64.0, 128, 0, 8, 64, 128]]).repeat(2, 1)
