@@ -207,9 +207,10 @@ void transform_back(const WinogradArguments& conv, const Finish& finish, const P
       SDENGINE_UNROLL for (int i = 0; i < Tile; ++i) half[i][j] = y[i];
     }
     const int count = least(kLanes, columns - c);
-    for (int i = 0; i < height; ++i) {
+    SDENGINE_UNROLL for (int i = 0; i < Tile; ++i) {
       Floats y[Tile];
       Transform<Tile>::back(half[i], y);
+      if (i >= height) break;
       SDENGINE_UNROLL for (int j = 0; j < Tile; ++j) {
         if (j < width && relu) {
           finish.put<Activation::Relu>(rows[i * Tile + j], column + c, y[j], count);
