@@ -97,19 +97,27 @@ def read_bands(value: object) -> Bands | None:
 
 @functools.cache
 def cpu_info() -> tuple[str, tuple[str, ...]]:
-    """Return the processor's model, as far as it is known, and which of FEATURES it has."""
+    """Return the processor's model, as far as it is known, and which of FEATURES it has.
+
+    On x86 its family and model number are in it: rented machines call several generations alike.
+    """
     model, found = platform.processor() or platform.machine(), set[str]()
+    numbers: dict[str, str] = {}
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             while line := file.readline(_MAX_LINE_CHARACTERS):
                 key, _, value = line.partition(":")
                 if key.strip() == "model name":
                     model = value.strip()
+                elif key.strip() in ("cpu family", "model"):
+                    numbers[key.strip().removeprefix("cpu ")] = value.strip()
                 elif key.strip() in ("flags", "Features"):
                     found.update(value.split())
                     break  # of the first core: the others have the same
     except OSError:
         pass  # not Linux
+    if numbers:
+        model += f" ({', '.join(f'{name} {number}' for name, number in numbers.items())})"
     return model, tuple(name for name in FEATURES if name in found)
 
 

@@ -126,9 +126,9 @@ def test_progress_shows_on_a_terminal_only(run: Run, tiny: Path) -> None:
     ids=lambda value: " ".join(map(str, value))[:30] if isinstance(value, list) else "",
 )
 def test_wrong_usage(
-    run: Run, tiny: Path, tmp_path: Path, arguments: list[object], message: str
+    call: Run, tiny: Path, tmp_path: Path, arguments: list[object], message: str
 ) -> None:
-    done = run("generate", "a circle", "--bundle", tiny, *arguments)
+    done = call("generate", "a circle", "--bundle", tiny, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     (error,) = errors(done)
     assert error.startswith("error: ") and message in error

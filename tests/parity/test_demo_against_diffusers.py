@@ -51,8 +51,10 @@ def scheduler(name: str, config: Any) -> Any:
     return library.DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)
 
 
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
-@pytest.mark.parametrize("interval", [(0.0, 0.5), (0.25, 0.75), (0.5, 1.0)])
+@pytest.mark.parametrize(
+    ("sampler", "interval"),
+    [("euler", (0.0, 0.5)), ("euler", (0.5, 1.0)), ("dpmpp_2m", (0.25, 0.75))],
+)
 def test_same_image_with_guidance_in_an_interval(
     diffusers_pipeline: Any, engine: Engine, sampler: str, interval: tuple[float, float]
 ) -> None:

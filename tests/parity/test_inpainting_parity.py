@@ -107,8 +107,14 @@ def ours(engine: Engine, sampler: str, **options: Any) -> Pixels:
     return engine.generate(PROMPT, **fields).arrays[0]
 
 
-@pytest.mark.parametrize(("sampler", "strength"), [("ddim", 0.5), ("euler", 1.0)])
-@pytest.mark.parametrize("model", ["sd", "sdxl", "sd-inpainting", "sdxl-inpainting"])
+@pytest.mark.parametrize(
+    ("model", "sampler", "strength"),
+    [
+        ("sd", "ddim", 0.5), ("sd", "euler", 1.0), ("sdxl", "euler", 1.0),
+        ("sd-inpainting", "ddim", 0.5), ("sd-inpainting", "euler", 1.0),
+        ("sdxl-inpainting", "ddim", 0.5),
+    ],
+)  # fmt: skip
 def test_inpainting(
     engines: dict[str, Engine], place: Path, model: str, sampler: str, strength: float
 ) -> None:

@@ -21,7 +21,7 @@ CONFIG = {
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
 }
-STEPS = (5, 10, 20, 25, 30, 50, 70, 100, 150)
+STEPS = (5, 10, 20, 25, 50, 150)
 WALKS = [("leading", schedule) for schedule in SCHEDULES]
 WALKS += [("linspace", "normal"), ("trailing", "normal")]
 # A guard against getting worse, not a derived bound: set just above what the programs have today,
