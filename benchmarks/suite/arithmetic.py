@@ -53,7 +53,10 @@ def share_of_peak(
         return {"unet_gflops": None, "unet_gflops_per_core": None, "percent_of_peak": None}
     reached = best["unet_step_flops"] / (step["median"] / 1e3)
     peaks = best.get("flops_per_second", {})
-    dtype = next((name for name in _MULTIPLIED.get(precision, ()) if peaks.get(name)), None)
+    kinds = _MULTIPLIED.get(precision, ())
+    # Without instructions of its own a kind is converted to fp32, and slower than that.
+    own = [name for name in kinds if peaks.get(name, 0) > peaks.get("fp32", 0)]
+    dtype = next((name for name in (*own, *kinds[-1:]) if peaks.get(name)), None)
     share = None
     if dtype is not None:
         share = {"dtype": dtype, "percent": round(100 * reached / peaks[dtype], 1)}
