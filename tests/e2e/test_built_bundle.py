@@ -24,7 +24,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from support.tiny_checkpoints import make_tiny
 
-    return make_tiny("tiny-sd21", tmp_path_factory.mktemp("checkpoint"), dtype=torch.float32)
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    return make_tiny("tiny-sd21", folder, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
