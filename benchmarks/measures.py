@@ -68,8 +68,7 @@ def _busy_and_own_seconds() -> tuple[float, float]:
     own = sum(os.times()[:4])  # with that of children that ended
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            taken = child.cpu_times()
-            own += taken.user + taken.system
+            own += sum(child.cpu_times()[:4])
     return float(sum(v for k, v in times.items() if k not in idle)), own
 
 

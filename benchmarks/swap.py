@@ -253,16 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkpoint = [models[arch]] if arch in models else []
         command = [sys.executable, __file__, "--run", place, *checkpoint]
         command += ["--rounds", str(options.rounds), "--threads", str(options.threads)]
-        before, started = os.times(), time.perf_counter()
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        after = os.times()
-        own = sum(after[2:4]) - sum(before[2:4])
-        available = (time.perf_counter() - started) * (os.cpu_count() or 1)
-        others = max(0.0, load.percent() - 100 * own / available)
-        figures = json.loads(done.stdout)
-        rows.append(
-            {"arch": arch, "goal_seconds": GOALS[arch], "other_load_percent": others, **figures}
-        )
+        figures = {"other_load_percent": load.percent(), **json.loads(done.stdout)}
+        rows.append({"arch": arch, "goal_seconds": GOALS[arch], **figures})
         print(json.dumps(rows[-1]), flush=True)
     record = {
         "precision": PRECISION,

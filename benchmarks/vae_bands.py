@@ -140,13 +140,6 @@ def measure(options: argparse.Namespace, network: str, side: int, folder: Path) 
     return row
 
 
-def _childrens_percent(started: float) -> float:
-    """Return the share of all cores that the runs themselves took since the start."""
-    taken = os.times()
-    available = (time.perf_counter() - started) * (os.cpu_count() or 1)
-    return 100 * (taken.children_user + taken.children_system) / available
-
-
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -163,7 +156,7 @@ def main() -> None:
         return
     for network in NETWORKS:  # which packs their weights where that was never done
         module_of(options.native, network, 64, "never", options.threads)
-    load, started = OtherLoad(), time.perf_counter()
+    load = OtherLoad()
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             measure(options, network, side, Path(folder))
@@ -177,7 +170,7 @@ def main() -> None:
         "isa": chosen_isa(),
         "threads": options.threads,
         "rounds": options.rounds,
-        "other_load_percent": max(0.0, load.percent() - _childrens_percent(started)),
+        "other_load_percent": load.percent(),
         "error_side": ERROR_SIDE,
         "errors": {network: errors(options, network) for network in NETWORKS},
         "rows": rows,

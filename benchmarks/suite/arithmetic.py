@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sdengine.models.unet import UNetConfig
 
 # What a precision multiplies where the machine has it, best first. Without products of bf16 the
-# native target multiplies 16-bit integers for it.
+# native target multiplies 16-bit integers for it, and others fp32.
 _MULTIPLIED = {
     "fp32": ("fp32",),
     "f32": ("fp32",),
@@ -40,23 +40,24 @@ def network_arithmetic(setting: Setting) -> dict[str, float]:
 
 
 def share_of_peak(
-    step: Mapping[str, Any] | None, precision: str, best: Mapping[str, Any]
+    step: Mapping[str, Any] | None, label: str, best: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return a side's GFLOP/s in a step, those a core, and the share of what the machine reaches.
 
     Args:
         step: spread of a step's milliseconds; None where the side does not tell.
-        precision: the side's.
+        label: the side's, its name and precision.
         best: of the roofline and `network_arithmetic`.
     """
     if step is None:
         return {"unet_gflops": None, "unet_gflops_per_core": None, "percent_of_peak": None}
     reached = best["unet_step_flops"] / (step["median"] / 1e3)
     peaks = best.get("flops_per_second", {})
-    kinds = _MULTIPLIED.get(precision, ())
+    name, _, precision = label.rpartition(" ")
+    kinds = [kind for kind in _MULTIPLIED.get(precision, ()) if kind != "int16" or name == "native"]
     # Without instructions of its own a kind is converted to fp32, and slower than that.
-    own = [name for name in kinds if peaks.get(name, 0) > peaks.get("fp32", 0)]
-    dtype = next((name for name in (*own, *kinds[-1:]) if peaks.get(name)), None)
+    own = [kind for kind in kinds if peaks.get(kind, 0) > peaks.get("fp32", 0)]
+    dtype = next((kind for kind in (*own, *kinds[-1:]) if peaks.get(kind)), None)
     share = None
     if dtype is not None:
         share = {"dtype": dtype, "percent": round(100 * reached / peaks[dtype], 1)}

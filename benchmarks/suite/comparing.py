@@ -26,7 +26,9 @@ START = "start"
 MEMORIES = {"peak_memory": "peak_bytes", "device_memory": "device_bytes"}
 # Each end of an interval is passed by chance once in 20 times: a gate looks at one of them.
 CONFIDENCE = 0.9
-# What the peer's times have to tell before ours are divided by them though they scatter more.
+# Stages of a peer that tell whether the machine became slower, and how surely they must before all
+# of ours are divided by the peer's though these scatter more.
+_TELLING = ("unet_step", "end_to_end")
 _CONFIDENCE_OF_CHANGE = 0.99
 # Of fewer values none can be told to stand apart.
 _LEAST_TO_LEAVE_OUT = 5
@@ -254,11 +256,14 @@ def _pair(label: str, before: _Side, after: _Side, threshold: float) -> Pair:
     is_common = before.record["peer"] == after.record["peer"] and all(peers)
     changes: dict[str, Change] = {}
     missing: list[str] = []
+    has_drifted = is_common and any(
+        _is_changed(*(_values(peer or {}, stage) for peer in peers)) for stage in _TELLING
+    )
     for stage in COMPARED:
         values = before.values(stage), after.values(stage)
         if all(values):
             both = (peers[0], peers[1]) if is_common and stage in STAGES else (None, None)
-            changes[stage] = _change(stage, values, both, threshold)
+            changes[stage] = _change(stage, values, both, has_drifted, threshold)
         elif values[0]:
             missing.append(stage)
     peer = before.record["peer"] if is_common else None
@@ -269,6 +274,7 @@ def _change(
     stage: str,
     values: tuple[list[float], list[float]],
     peers: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None],
+    has_drifted: bool,
     threshold: float,
 ) -> Change:
     yardstick = None
@@ -281,7 +287,8 @@ def _change(
         rulers = _values(peers[0], yardstick), _values(peers[1], yardstick)
         multiples = [_multiples(*pair) for pair in zip(values, rulers, strict=True)]
         compared = _compared(multiples[0], multiples[1])
-        if plain.width < compared.width and not _is_changed(*rulers):
+        # Few values of a peer tell nothing: not that the machine stayed as it was either.
+        if plain.width < compared.width < math.inf and not has_drifted:
             compared, yardstick = plain, None
     ratio, low, high = compared.interval
     if stage in MEMORIES:
@@ -314,6 +321,8 @@ def _compared(before: list[float], after: list[float], confidence: float = CONFI
 
 
 def _is_changed(before: list[float], after: list[float]) -> bool:
+    if not before or not after:
+        return False
     _, low, high = _compared(before, after, _CONFIDENCE_OF_CHANGE).interval
     return low is not None and high is not None and not low <= 1 <= high
 
@@ -347,7 +356,8 @@ def _require_one_processor(before: Record, after: Record) -> None:
     for record in (before, after):
         on_gpu = record["setting"].get("device") == "cuda" and record.get("gpu")
         places.append(on_gpu["name"] if on_gpu else record["machine"]["processor"])
-    if places[0] != places[1]:
+    # Records once lacked what stands in brackets behind a name.
+    if places[0] != places[1] and places[0].partition(" (f")[0] != places[1].partition(" (f")[0]:
         raise ConfigError(
             f"{before['label']} was measured on {places[0]} before and on {places[1]} after. "
             "Measure both on one machine, or give --any-machine."

@@ -229,8 +229,7 @@ class _Setting:
         for label, side in found["sides"].items():
             if "stages_ms" not in side:
                 continue
-            precision = label.rpartition(" ")[2]
-            side |= share_of_peak(side["stages_ms"].get("unet_step"), precision, best)
+            side |= share_of_peak(side["stages_ms"].get("unet_step"), label, best)
             side["picture"] = self._keep_picture(label, measurement)
         distributions = {
             name

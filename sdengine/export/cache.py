@@ -232,13 +232,14 @@ class OnnxCache:
 
     def entries(self) -> list[Entry]:
         """Return all entries, the ones used last first; files are not looked at."""
-        found = []
+        found: list[tuple[float, Entry]] = []
         with contextlib.suppress(OSError):
             for folder in self.folder.iterdir():
                 record = None if folder.name.startswith(".") else _read(folder)
                 if record is not None:
-                    found.append(Entry(folder, record))
-        return sorted(found, key=lambda entry: -entry.folder.stat().st_mtime)
+                    with contextlib.suppress(OSError):  # another process may remove it meanwhile
+                        found.append((folder.stat().st_mtime, Entry(folder, record)))
+        return [entry for _, entry in sorted(found, key=lambda one: -one[0])]
 
     def leftovers(self) -> list[Path]:
         """Return what exports left that were killed."""

@@ -15,6 +15,19 @@ from support.served import serving
 import sdengine
 from sdengine.serving.service import Service
 
+# Pictures are read after Generate was pressed.
+_READ_LATE = """() => {
+    const {decode} = HTMLImageElement.prototype;
+    const asked = new Promise((resolve) => {
+        document.getElementById("generate").addEventListener("click", resolve);
+    });
+    HTMLImageElement.prototype.decode = async function () {
+        await asked;
+        await new Promise((resolve) => setTimeout(resolve, 100)); // until the form is sent
+        return decode.call(this);
+    };
+}"""
+
 
 def test_a_part_is_painted_by_mouse_and_the_rest_stays_to_the_byte(
     visit: Open, tmp_path: Path, run_text: Callable[..., bytes]
@@ -101,21 +114,28 @@ def test_a_picture_that_is_being_read_is_waited_for(
 ) -> None:
     one = visit().ready()
     one.page.click("[data-part=picture] > summary")
-    one.page.evaluate(
-        """() => {
-            const {decode} = HTMLImageElement.prototype;
-            HTMLImageElement.prototype.decode = async function () {
-                await new Promise((resolve) => setTimeout(resolve, 500));
-                return decode.call(this);
-            };
-        }"""
-    )
+    one.page.evaluate(_READ_LATE)
     one.page.set_input_files("#image-holder input", given_picture(64, 64))
     one.page.set_input_files("#image-holder input", given_picture(128, 96))
     assert one.page.locator("#with-picture").is_hidden()
     one.generate(steps=4)
     request = list(server[1].jobs)[-1].request
     assert (request.width, request.height, request.strength) == (128, 96, 0.75)
+
+
+def test_a_picture_that_cannot_be_read_is_not_left_out(
+    visit: Open, server: tuple[str, Service]
+) -> None:
+    one = visit().ready()
+    one.page.click("[data-part=picture] > summary")
+    broken = given_picture()
+    broken["buffer"] = b"no picture"
+    before = len(list(server[1].jobs))
+    one.page.evaluate(_READ_LATE)
+    one.page.set_input_files("#image-holder input", broken)
+    one.ask()
+    one.page.wait_for_selector("#image-holder .error:has-text('no picture')")
+    assert len(list(server[1].jobs)) == before
 
 
 def test_pictures_are_dropped_and_pasted(visit: Open) -> None:

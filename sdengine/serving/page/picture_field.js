@@ -21,6 +21,7 @@ export class PictureField {
     this.onError = onError;
     this.picture = null;
     this.reading = null; // the promise of a picture that is being read
+    this.failed = null; // the last that could not be
     this.root = fromTemplate("picture-template");
     [this.input] = this.root.getElementsByTagName("input");
     [this.image] = this.root.getElementsByTagName("img");
@@ -60,13 +61,18 @@ export class PictureField {
     const found = await reading.catch((error) => error);
     if (this.reading !== reading) return;
     this.reading = null;
-    if (found instanceof Picture) this.set(found);
-    else this.onError(found);
+    if (found instanceof Picture) return this.set(found);
+    this.failed = reading;
+    this.onError(found);
   }
 
-  /** Wait until what was chosen is read. */
+  /** Wait until what was chosen is read; raises the error of what could not be. */
   async settled() {
-    while (this.reading) await this.reading.catch(() => {});
+    while (this.reading) {
+      const reading = this.reading;
+      const found = await reading.catch((error) => error);
+      if (this.failed === reading) throw found;
+    }
   }
 
   /** Show a picture, or none. */

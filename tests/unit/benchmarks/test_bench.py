@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 
@@ -85,6 +87,19 @@ def test_other_programs_are_told_apart_from_this_one(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert OtherLoad().percent() == pytest.approx(30.0)
+
+
+def test_children_are_no_others() -> None:
+    before = measures._busy_and_own_seconds()[1]
+    spin = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass"
+    with subprocess.Popen([sys.executable, "-I", "-c", spin + "\ninput()"], stdin=-1) as child:
+        taken = psutil.Process(child.pid)
+        while sum(taken.cpu_times()[:2]) < 0.5:
+            time.sleep(0.01)
+        while_it_lives = measures._busy_and_own_seconds()[1]
+        child.communicate(b"\n")
+    assert while_it_lives - before >= 0.45
+    assert measures._busy_and_own_seconds()[1] - before >= 0.45
 
 
 def test_errors_are_named() -> None:

@@ -148,6 +148,34 @@ def test_a_peer_whose_times_scatter_hides_no_change() -> None:
     assert flagged >= 18
 
 
+def test_a_drift_that_one_stage_of_the_peer_tells_counts_for_all() -> None:
+    rng = np.random.default_rng(0)
+    ends = []
+    for number, speed in enumerate((1.0, 1.2)):
+        made, speeds = record(number), np.full(9, speed)
+        made["sides"][OURS] = side(rng, speeds, 1.0)
+        made["sides"][PEER] = side(rng, speeds, 3.0, noise=0.25)
+        steady = side(rng, speeds, 3.0)["stages_ms"]["unet_step"]
+        made["sides"][PEER]["stages_ms"]["unet_step"] = steady
+        ends.append(made)
+    found = compare_records([ends[0]], [ends[1]], 0.05)
+    assert regressions(found, GATED) == []
+    (pair,) = found.pairs
+    assert pair.changes["end_to_end"].yardstick == "end_to_end"
+
+
+def test_few_values_of_a_peer_do_not_tell_that_the_machine_stayed_as_it_was() -> None:
+    ends = [record(0, runs=20), record(1, speed=1.3, runs=20)]
+    for one in ends:
+        # As of a peer that was asked for one step.
+        told = one["sides"][PEER]["stages_ms"]["end_to_end"]
+        told["values"] = told["values"][:1]
+        one["sides"][PEER]["stages_ms"] = {"end_to_end": told}
+    found = compare_records([ends[0]], [ends[1]], 0.05)
+    assert regressions(found, GATED) == []
+    assert len(unclear(found, GATED)) == 2
+
+
 def test_too_few_or_too_noisy_values_are_unclear_and_fail_no_gate() -> None:
     for before, after in (
         (record(0, runs=2), record(1, 1.1, runs=2)),

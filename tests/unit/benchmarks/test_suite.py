@@ -221,12 +221,14 @@ def test_arithmetic_of_a_step_and_its_share_of_the_peak() -> None:
     needed = network_arithmetic(Setting(arch="sd15", resolution=512))
     assert needed["unet_step_flops"] == pytest.approx(1.607e12, rel=1e-3)
     best = {**needed, "flops_per_second": {"fp32": 1e11, "bf16": 8e10, "int16": 2e11}, "threads": 2}
-    share = share_of_peak({"median": 16_070.0}, "bf16", best)
+    share = share_of_peak({"median": 16_070.0}, "native bf16", best)
     assert share["unet_gflops"] == pytest.approx(100.0, rel=1e-3)
     assert share["unet_gflops_per_core"] == pytest.approx(50.0, rel=1e-3)
     # Without products of bf16 the native target multiplies 16-bit integers.
     assert share["percent_of_peak"] == {"dtype": "int16", "percent": 50.0}
-    assert share_of_peak(None, "bf16", best)["percent_of_peak"] is None
+    other = share_of_peak({"median": 16_070.0}, "openvino bf16", best)
+    assert other["percent_of_peak"] == {"dtype": "fp32", "percent": 100.0}
+    assert share_of_peak(None, "native bf16", best)["percent_of_peak"] is None
 
 
 def test_every_system_has_its_class_and_says_what_installs_it() -> None:
@@ -358,7 +360,7 @@ def test_records_are_written_after_every_side_and_make_tables(
 def test_a_gpus_table_names_it_its_memory_and_its_kernels(measured: Make) -> None:
     found = measured("peer bf16", "").pair("peer bf16")
     for side in found["sides"].values():
-        side |= share_of_peak(None, "bf16", {})
+        side |= share_of_peak(None, "native bf16", {})
         side["memory"]["device_bytes"] = 2_500_000_000
     counts = {"replaced": {"geglu": 2}, "kept": {"attention, because of its width": 1}}
     found["sides"][OURS_LABEL]["kernels"] = {"unet": counts}
