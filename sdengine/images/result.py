@@ -82,7 +82,8 @@ class Result:
         if not self._images:
             from PIL import Image
 
-            self._images.extend(Image.fromarray(array) for array in self.arrays)
+            # At once: other threads shall not see some of them.
+            self._images[:] = [Image.fromarray(array) for array in self.arrays]
         return self._images
 
     @property

@@ -5,6 +5,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,30 @@ def test_images_are_made_once() -> None:
     result = example_result()
     assert result.images[0] is result.images[0]
     assert result.images[0].size == (16, 8)
+
+
+def test_a_thread_that_asks_while_images_are_made_sees_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result = example_result(3)
+    make, found = Image.fromarray, []
+
+    def ask_meanwhile(*arguments: Any) -> Image.Image:
+        monkeypatch.setattr(Image, "fromarray", make)
+        made = make(*arguments)
+        asker = threading.Thread(target=lambda: found.append(len(result.images)))
+        asker.start()
+        asker.join()
+        return made
+
+    def second(*arguments: Any) -> Image.Image:
+        monkeypatch.setattr(Image, "fromarray", ask_meanwhile)
+        return make(*arguments)
+
+    monkeypatch.setattr(Image, "fromarray", second)
+    assert len(result.images) == 3
+    assert found == [3]
+    assert len(result.images) == 3
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
