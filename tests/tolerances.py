@@ -77,6 +77,7 @@ TOLERANCES: dict[tuple[str, str], tuple[float, float]] = {
     ("unet", "float32"): (1e-5, 2e-6),
     ("controlnet", "float32"): (1e-5, 2e-6),
     ("vae", "float32"): (1e-5, 2e-6),
+    ("vae", "float64"): (1e-12, 2e-13),
     # Whole networks in another runtime, against torch in fp32.
     ("exported network", "float32"): (2e-5, 3e-6),
     ("network of fp32 weights", "float32"): (2e-5, 3e-6),

@@ -30,9 +30,9 @@ VERIFIED_STEPS = 2
 LEAST_PSNR_DB = 20.0
 # A runtime's idle threads spin for a while; they must not take the other side's cores.
 _SETTLE_SECONDS = 0.3
-# What is said to be noise: other programs, and how far one side's requests are from each other.
 # Of fewer requests the steps themselves are told, and not each request's mean of them.
 _FEW_RUNS = 3
+# Noise, besides other programs: how far one side's requests are from each other.
 SPREAD_PERCENT, DRIFT_PERCENT = 10.0, 5.0
 
 

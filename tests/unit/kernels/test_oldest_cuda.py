@@ -43,6 +43,7 @@ def check(cc: int, folder: Path, *words: str) -> None:
 
 @pytest.mark.parametrize("cc", CAPABILITIES)
 def test_the_oldest_driver_reads_plugins_of_every_gpu(cc: int, tmp_path: Path) -> None:
+    """Attention on every GPU; both plugins on the oldest, one between and the newest."""
     check(cc, tmp_path, *(("CLIP", "SD1.5 512², 8²") if cc in (75, 90, 120) else ("CLIP",)))
 
 
