@@ -356,8 +356,7 @@ def _require_one_processor(before: Record, after: Record) -> None:
     for record in (before, after):
         on_gpu = record["setting"].get("device") == "cuda" and record.get("gpu")
         places.append(on_gpu["name"] if on_gpu else record["machine"]["processor"])
-    # Records once lacked what stands in brackets behind a name.
-    if places[0] != places[1] and places[0].partition(" (f")[0] != places[1].partition(" (f")[0]:
+    if places[0] != places[1]:
         raise ConfigError(
             f"{before['label']} was measured on {places[0]} before and on {places[1]} after. "
             "Measure both on one machine, or give --any-machine."

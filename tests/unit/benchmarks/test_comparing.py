@@ -24,6 +24,7 @@ from sdengine.benchmarks.suite.comparing import (
 from sdengine.benchmarks.suite.comparing_report import regressions, unclear
 from sdengine.cli import main as cli
 from sdengine.cli.bench_compare import compare
+from sdengine.errors import ConfigError
 
 OURS, PEER = "native bf16", "eager fp32"
 BASE_MS = {"text_encoder": 40.0, "unet_step": 900.0, "vae_decoder": 2000.0, "end_to_end": 20_000.0}
@@ -328,3 +329,10 @@ def test_other_processors_are_compared_if_asked_for_and_named(
     told = capsys.readouterr().err
     assert "processor was A processor before and is B after" in told
     assert "numpy was 2.0 before and is 2.1 after" in told
+
+
+def test_a_name_alone_does_not_make_one_processor_of_two() -> None:
+    before, after = record(0), record(1)
+    after["machine"] = {**after["machine"], "processor": "A processor (family 25, model 1)"}
+    with pytest.raises(ConfigError, match="on A processor before and on A processor \\(family 25"):
+        compare_records([before], [after], 0.05)
