@@ -37,6 +37,9 @@ CPP := $(shell find csrc tests/cpp -type f \( -name '*.h' -o -name '*.cpp' -o -n
 
 PROMPT := a large red circle on a blue background
 
+# Modules are compiled by the first process that imports them and kept for the hundreds after it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint typed format cpp sanitize arm pytest gpu-check clean
 
 demo: $(DEMO)/installed

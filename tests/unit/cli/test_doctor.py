@@ -138,6 +138,7 @@ def test_a_cache_that_cannot_be_written_is_told(
     def unknown() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
+    monkeypatch.delenv("SDENGINE_CACHE_LIMIT", raising=False)
     _, found, _ = doctor(capsys)
     assert found["cache"]["present"] and "at most 20.0 GiB" in found["cache"]["found"]
     monkeypatch.setattr(Path, "home", unknown)
