@@ -6,7 +6,7 @@
     python benchmarks/training.py style --kind lora       # outlines; also --kind hypernetwork
     python benchmarks/training.py edges                   # a ControlNet
     python benchmarks/training.py resume --kind lora      # ten kills at random moments
-    python benchmarks/training.py steps --kind lora       # a step at full size, and diffusers'
+    python benchmarks/training.py steps --kind lora --examples FOLDER    # and diffusers' script
     python benchmarks/training.py processes               # two processes against one
 
 Every figure of the first five is measured in pictures of held-out compositions that the engine
@@ -252,7 +252,9 @@ def scratch(given: argparse.Namespace, name: str = "") -> Iterator[Path]:
 PARTS: Mapping[str, Callable[[argparse.Namespace], Figures]] = MappingProxyType({
     **{f.__name__: f for f in (word, subject, style, edges)},
     "resume": lambda given: runs.resume(given.kind, given.kills, given.moments),
-    "steps": lambda given: runs.steps(given.kind, given.arch, given.steps or 2, given.folder),
+    "steps": lambda given: runs.steps(
+        given.kind, given.arch, given.steps or 3, given.examples, given.folder
+    ),
     "processes": lambda given: runs.processes(given.steps or 20),
 })  # fmt: skip
 # The kind that a part trains, and what its name in the record ends with.
@@ -286,6 +288,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--moments", type=float, nargs=2, default=(4.0, 15.0), help="seconds")
     parser.add_argument("--arch", default="sd15")
+    parser.add_argument("--examples", type=Path, help="of diffusers, whose scripts take steps too")
     parser.add_argument("--folder", type=Path, help="for what is made, to be kept")
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()

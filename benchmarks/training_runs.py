@@ -21,8 +21,7 @@ import numpy as np
 from sdengine.benchmarks import taught_scenes as taught
 from sdengine.benchmarks.modules import module_command
 from sdengine.benchmarks.records import SCHEMA, stamped, write_record
-from sdengine.benchmarks.training_steps import KINDS as COMPARED
-from sdengine.benchmarks.training_steps import write_inputs
+from sdengine.benchmarks.training_steps import SCRIPTS, write_inputs
 from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.training.scenes import TAUGHT_COLOR
 
@@ -79,25 +78,41 @@ def contents(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in files}
 
 
-def steps(kind: str, arch: str, count: int, place: Path | None = None) -> Figures:
+def steps(
+    kind: str, arch: str, count: int, examples: Path | None, place: Path | None = None
+) -> Figures:
     """Take a few steps of a kind at full size, ours and diffusers', each side in a process.
 
     A step's seconds are of one core, by the process's own clock, since others may share it; they
-    are those of the steps behind the first. Both sides have the same pictures, noise and timesteps.
+    are those of the steps behind the first.
+
+    Args:
+        kind: what is trained.
+        arch: of the checkpoint, made with synthetic weights.
+        count: of steps.
+        examples: the folder of that name in a checkout of diffusers; not read where none of its
+            scripts trains this kind.
+        place: keeps the checkpoint for other calls, or has it.
     """
+    if kind in SCRIPTS and (examples is None or not (examples / SCRIPTS[kind][0]).is_file()):
+        raise SystemExit(
+            f"--examples: {examples} has no {SCRIPTS[kind][0]}: give the folder 'examples' of a "
+            f"checkout of diffusers"
+        )
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        model = (place or folder) / "model"  # which another call may have left there
+        model = (place or folder) / "model"
         if not model.exists():
             make_synthetic(arch, model)
         data = taught.write_pictures(folder / "data", 1, taught.draw_subject)
         output = folder / OUTPUTS.get(kind, "taught")
         found = {"ours": _measured("ours", kind, model, data, output, count)}
         print(found, flush=True)
-        if kind in COMPARED:
-            inputs = folder / "inputs.pt"
-            write_inputs(kind, model, data, count, inputs)
-            found["diffusers"] = _measured("diffusers", kind, model, inputs)
+        if kind in SCRIPTS:
+            write_inputs(kind, model, data, folder / "inputs.pt")
+            checked = _measured("check", kind, model, folder / "inputs.pt")
+            scripted = _measured("script", kind, model, data, folder / "script", count, examples)
+            found["diffusers"] = {**scripted, "loss": checked["loss"]}
     return found
 
 
@@ -145,6 +160,6 @@ def _measured(*words: Any) -> Figures:
     printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        return {"status": status}
+        raise SystemExit(f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}")
     peak = usage.ru_maxrss * 1024
     return {"peak_bytes": peak, **json.loads(printed.strip().splitlines()[-1])}

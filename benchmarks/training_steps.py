@@ -1,26 +1,33 @@
-"""Steps of trainings at full size: ours, and what the example scripts of diffusers do in one.
+"""Steps of trainings at full size: ours, those of diffusers' example scripts, and a check of both.
 
     python -m sdengine.benchmarks.training_steps ours lora MODEL DATA OUTPUT STEPS
-    python -m sdengine.benchmarks.training_steps diffusers lora MODEL INPUTS
+    python -m sdengine.benchmarks.training_steps script lora MODEL DATA OUTPUT STEPS EXAMPLES
+    python -m sdengine.benchmarks.training_steps check lora MODEL INPUTS
 
-A step of the scripts encodes picture and caption, draws noise and a timestep, and takes the mean
-squared error of what the U-Net predicts; here noise and timesteps are those that ours drew, so that
-the losses must be equal. Prints a line of JSON.
+EXAMPLES is the folder `examples` of a checkout of diffusers, whose scripts run as they stand. They
+draw noise of their own, so a check takes the step of a script with what ours drew: encode picture
+and caption, add noise at a timestep, take the mean squared error of what the U-Net predicts. The
+losses must be equal. Each prints a line of JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import runpy
+import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from PIL import Image as PILImage
+from torch import nn
 
 from sdengine.checkpoints import load_checkpoint
 from sdengine.request.preprocessors import preprocess
@@ -38,6 +45,19 @@ OPTIONS_OF: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "controlnet": {"preprocessor": "canny"},
 })  # fmt: skip
 _RATE = 1e-4
+# A kind's script among diffusers' examples, and what it is told besides what all are.
+SCRIPTS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType({
+    "embedding": (
+        "textual_inversion/textual_inversion.py",
+        {"learnable_property": "object", "placeholder_token": WORD, "initializer_token": "toy"},
+    ),
+    "lora": ("text_to_image/train_text_to_image_lora.py", {"rank": 4}),
+    "finetune": ("text_to_image/train_text_to_image.py", {}),
+    "dreambooth": ("dreambooth/train_dreambooth.py", {"instance_prompt": f"a {WORD}"}),
+    "controlnet": ("controlnet/train_controlnet.py", {}),
+})  # fmt: skip
+# They read a list of pictures and captions; the others all files of a folder as pictures.
+_LISTED = ("lora", "finetune", "controlnet")
 
 
 def ours(kind: str, model: Path, data: Path, output: Path, count: int) -> dict[str, Any]:
@@ -54,36 +74,99 @@ def ours(kind: str, model: Path, data: Path, output: Path, count: int) -> dict[s
         steps=count, save_every=1000, buckets=False, device="cpu", learning_rate=_RATE, **more
     )
     tune(kind, model, data, output, options, report=report)
-    return {"loss": losses[0], "step_seconds": round(float(np.diff(ends).min()), 1)}
+    return {"loss": losses[0], "step_seconds": _shortest(ends)}
 
 
-def write_inputs(kind: str, model: Path, data: Path, count: int, path: Path) -> None:
-    """Write what our steps read of a folder with one picture, for the other side to read."""
+class _Enough(Exception):
+    """As many steps have been taken as are measured."""
+
+
+def script(
+    kind: str, model: Path, data: Path, output: Path, count: int, examples: Path
+) -> dict[str, Any]:
+    """Run a script of diffusers until it has taken so many steps; return a step's seconds."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    name, told = SCRIPTS[kind]
+    ends: list[float] = []
+
+    def stepped(*_: Any) -> None:
+        ends.append(time.process_time())
+        if len(ends) == count:
+            raise _Enough
+
+    register_optimizer_step_post_hook(stepped)  # type: ignore[no-untyped-call]
+    os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HOME": str(output / "cache")})
+    checkpoint = load_checkpoint(model)
+    given = {
+        "pretrained_model_name_or_path": model,
+        "instance_data_dir" if kind == "dreambooth" else "train_data_dir": _pictures_for_scripts(
+            data, output, listed=kind in _LISTED
+        ),
+        "output_dir": output / "output",
+        "resolution": checkpoint.unet_config.sample_size * checkpoint.vae_config.downscale,
+        "train_batch_size": 1,
+        "max_train_steps": count + 1,
+        "learning_rate": _RATE,
+        "mixed_precision": "no",
+        "seed": 0,
+        **told,
+    }
+    path = examples / name
+    sys.argv = [str(path), *(str(word) for k, v in given.items() for word in (f"--{k}", v))]
+    with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(_Enough):
+        runpy.run_path(str(path), run_name="__main__")
+    if len(ends) < count:
+        raise RuntimeError(f"{path} took {len(ends)} steps of {count}")
+    return {"script": name, "step_seconds": _shortest(ends)}
+
+
+def _pictures_for_scripts(data: Path, output: Path, *, listed: bool) -> Path:
+    """Write the picture of a folder as scripts want it: alone, or with a list and its edges."""
+    (example,) = find_examples(data)
+    folder = output / "pictures"
+    folder.mkdir(parents=True)
+    shutil.copy(example.path, folder / "picture.png")
+    if listed:
+        pixels = np.array(read_pixels("data", example.path)[0])
+        PILImage.fromarray(preprocess(pixels, "canny")).save(folder / "edges.png")
+        line = {
+            "file_name": "picture.png",
+            "conditioning_image_file_name": "edges.png",
+            "text": example.caption,
+        }
+        (folder / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+    return folder
+
+
+def _shortest(ends: Sequence[float]) -> float:
+    return round(float(np.diff(ends).min()), 1)
+
+
+def write_inputs(kind: str, model: Path, data: Path, path: Path) -> None:
+    """Write what our first step reads of a folder with one picture, for the check to read."""
     checkpoint = load_checkpoint(model)
     cell = checkpoint.vae_config.downscale
     side = checkpoint.unet_config.sample_size * cell
     (example,) = find_examples(data)
     pixels = place(read_pixels("data", example.path)[0], (side, side)).pixels
-    drawn: dict[str, list[Tensor]] = {"of_latents": [], "noise": [], "timestep": []}
     shape = (checkpoint.vae_config.latent_channels, side // cell, side // cell)
-    for number in range(count):
-        generator = Draw.at(0, number).torch
-        drawn["of_latents"].append(torch.randn(shape, generator=generator))
-        drawn["noise"].append(torch.randn((1, *shape), generator=generator))
-        drawn["timestep"].append((torch.rand(1, generator=generator) * 1000).long())
+    generator = Draw.at(0, 0).torch
     torch.save(
         {
             "caption": f"a {WORD}" if kind == "embedding" else example.caption,
             "pixels": torch.from_numpy(np.array(pixels)),
             "hint": torch.from_numpy(np.array(preprocess(pixels, "canny"))),
-            **{name: torch.stack(values) for name, values in drawn.items()},
+            "of_latents": torch.randn(shape, generator=generator),
+            "noise": torch.randn((1, *shape), generator=generator),
+            "timestep": (torch.rand(1, generator=generator) * 1000).long(),
         },
         path,
     )
 
 
-def theirs(kind: str, model: Path, inputs: Path) -> dict[str, Any]:
-    """Take the steps of a script; return the first loss and the seconds of a step."""
+def check(kind: str, model: Path, inputs: Path) -> dict[str, Any]:
+    """Return the loss of a script's first step with what ours drew."""
     import diffusers
     import transformers
 
@@ -97,103 +180,78 @@ def theirs(kind: str, model: Path, inputs: Path) -> dict[str, Any]:
     for part in parts.values():
         part.float().requires_grad_(False)
     scheduler = diffusers.DDPMScheduler.from_pretrained(model / "scheduler")
-    trained, after = _PREPARED[kind](parts, tokenizer)
-    params = [p for p in trained.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(params, lr=_RATE)
+    trained = _PREPARED[kind](parts, tokenizer)
     ids = tokenizer(given["caption"], padding="max_length", truncation=True, return_tensors="pt")
     pixels = given["pixels"].permute(2, 0, 1)[None].float() / 127.5 - 1
     hint = given["hint"].permute(2, 0, 1)[None].float() / 255
-    losses, ends = [], []
-    for of_latents, noise, timestep in zip(
-        given["of_latents"], given["noise"], given["timestep"], strict=True
-    ):
-        with torch.no_grad():
-            found = parts["vae"].encode(pixels).latent_dist
-            latents = (found.mean + found.std * of_latents) * parts["vae"].config.scaling_factor
-        x = scheduler.add_noise(latents, noise, timestep)
+    noise, timestep = given["noise"], given["timestep"]
+    with torch.no_grad():
+        found = parts["vae"].encode(pixels).latent_dist
+        drawn = found.mean + found.std * given["of_latents"]
+        x = scheduler.add_noise(drawn * parts["vae"].config.scaling_factor, noise, timestep)
         context = parts["text_encoder"](ids.input_ids)[0]
         more = {}
         if kind == "controlnet":
             down, mid = trained(x, timestep, context, hint, return_dict=False)
             more = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         predicted = parts["unet"](x, timestep, context, return_dict=False, **more)[0]
-        loss = nn.functional.mse_loss(predicted.float(), noise.float())
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        after()
-        losses.append(loss.item())
-        ends.append(time.process_time())
-    return {"loss": losses[0], "step_seconds": round(float(np.diff(ends).min()), 1)}
+        return {"loss": nn.functional.mse_loss(predicted.float(), noise.float()).item()}
 
 
-Prepared = tuple[nn.Module, Callable[[], None]]
-
-
-def _embedding(parts: dict[str, Any], tokenizer: Any) -> Prepared:
-    """Add a token, and train the table with all other rows restored after each step."""
+def _embedding(parts: dict[str, Any], tokenizer: Any) -> nn.Module:
+    """Add a token that begins as another."""
     start = tokenizer.encode("*", add_special_tokens=False)[0]
     tokenizer.add_tokens(WORD)
     new = tokenizer.convert_tokens_to_ids(WORD)
-    encoder = parts["text_encoder"]
+    encoder: nn.Module = parts["text_encoder"]
     encoder.resize_token_embeddings(len(tokenizer))
     table = encoder.get_input_embeddings()
     table.weight.data[new] = table.weight.data[start]
-    table.requires_grad_(True)
-    before = table.weight.detach().clone()
-    others = torch.arange(len(before)) != new
-
-    def after() -> None:
-        with torch.no_grad():
-            table.weight[others] = before[others]
-
-    return table, after
+    return encoder
 
 
-def _lora(parts: dict[str, Any], tokenizer: Any) -> Prepared:
+def _lora(parts: dict[str, Any], tokenizer: Any) -> nn.Module:
     from peft import LoraConfig
 
     targets = ["to_k", "to_q", "to_v", "to_out.0"]
-    parts["unet"].add_adapter(
+    unet: nn.Module = parts["unet"]
+    unet.add_adapter(
         LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets)
     )
-    return parts["unet"], _nothing
+    return unet
 
 
-def _whole(parts: dict[str, Any], tokenizer: Any) -> Prepared:
-    return parts["unet"].requires_grad_(True).train(), _nothing
+def _whole(parts: dict[str, Any], tokenizer: Any) -> nn.Module:
+    unet: nn.Module = parts["unet"]
+    return unet.train()
 
 
-def _controlnet(parts: dict[str, Any], tokenizer: Any) -> Prepared:
+def _controlnet(parts: dict[str, Any], tokenizer: Any) -> nn.Module:
     import diffusers
 
-    net = diffusers.ControlNetModel.from_unet(parts["unet"])
-    return net.requires_grad_(True).train(), _nothing
+    net: nn.Module = diffusers.ControlNetModel.from_unet(parts["unet"])
+    return net.train()
 
 
-def _nothing() -> None:
-    """Do nothing after a step."""
-
-
-_PREPARED: Mapping[str, Callable[[dict[str, Any], Any], Prepared]] = MappingProxyType({
+# What the first step of a script trains.
+_PREPARED: Mapping[str, Callable[[dict[str, Any], Any], nn.Module]] = MappingProxyType({
     "embedding": _embedding,
     "lora": _lora,
     "dreambooth": _whole,
     "finetune": _whole,
     "controlnet": _controlnet,
 })  # fmt: skip
-KINDS = tuple(_PREPARED)
 
 
 def main() -> None:
     """Run the command."""
-    side, kind, *paths = sys.argv[1:]
-    if side == "ours":
-        model, data, output, count = paths
-        found = ours(kind, Path(model), Path(data), Path(output), int(count))
+    side, kind, *words = sys.argv[1:]
+    if side == "check":
+        found = check(kind, *map(Path, words))
     else:
-        found = theirs(kind, *map(Path, paths))
+        model, data, output, count, *examples = words
+        run = ours if side == "ours" else script
+        found = run(kind, Path(model), Path(data), Path(output), int(count), *map(Path, examples))
     print(json.dumps(found))
 
 
