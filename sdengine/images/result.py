@@ -80,10 +80,8 @@ class Result:
     def images(self) -> list[Image]:
         """The images as PIL images, made on first use."""
         if not self._images:
-            from PIL import Image
-
             # At once: other threads shall not see some of them.
-            self._images[:] = [Image.fromarray(array) for array in self.arrays]
+            self._images[:] = [_image(array) for array in self.arrays]
         return self._images
 
     @property
@@ -101,7 +99,9 @@ class Result:
             PARAMETERS: self.parameters(index),
             CHUNK: describe_image(self._request_of(index), self.provenance),
         }
-        return encode_png(self.images[index], texts)
+        # Images that nobody asked for are not kept: they are larger than the arrays.
+        image = self._images[index] if self._images else _image(self.arrays[index])
+        return encode_png(image, texts)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
         """Write the images as PNG files; either all of them appear or none.
@@ -128,3 +128,9 @@ class Result:
         if request.embeddings is None or not self.embeddings:
             return request
         return replace(request, embeddings=self.embeddings[index])
+
+
+def _image(array: NDArray[np.uint8]) -> Image:
+    from PIL import Image
+
+    return Image.fromarray(array)

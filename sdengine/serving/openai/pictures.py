@@ -45,7 +45,7 @@ def encoded(result: Result, index: int, output_format: str, compression: int) ->
     """Return one picture as a file: PNG with all its metadata, else with the web UI's text."""
     if output_format == "png":
         return result.png(index)
-    image = result.images[index]
+    image = Image.fromarray(result.arrays[index])
     check_side(output_format, *image.size)  # outpainted ones are larger than was asked for
     comment = b"UNICODE\0" + result.parameters(index).encode("utf-16-be")
     return _lossy(image, output_format, compression, comment)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import resource
@@ -213,6 +214,23 @@ def test_images_are_made_once() -> None:
     result = example_result()
     assert result.images[0] is result.images[0]
     assert result.images[0].size == (16, 8)
+
+
+def test_files_keep_no_second_copy_of_an_image(tmp_path: Path) -> None:
+    result = example_result()
+    others = _images_alive()
+    first = result.png()
+    result.save(tmp_path / "out.png")
+    assert _images_alive() == others
+    kept = result.images[0]
+    assert _images_alive() == others + 1 and result.png() == first
+    kept.putpixel((0, 0), (1, 2, 3))  # what somebody changes is what is saved
+    assert result.png() != first
+
+
+def _images_alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(found), Image.Image) for found in gc.get_objects())
 
 
 def test_a_thread_that_asks_while_images_are_made_sees_all(
