@@ -18,6 +18,10 @@ from sdengine.storage.whole_file import whole_file
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# Of zlib: smooth pictures take half the time of its default and up to 7 % more bytes, others less
+# of either.
+_COMPRESS_LEVEL = 4
+
 
 def encode_png(image: Image, texts: Mapping[str, str]) -> bytes:
     """Return an image as the content of a PNG file.
@@ -35,7 +39,7 @@ def encode_png(image: Image, texts: Mapping[str, str]) -> bytes:
         else:
             info.add_itxt(key, text)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
+    image.save(buffer, "PNG", pnginfo=info, compress_level=_COMPRESS_LEVEL)
     return buffer.getvalue()
 
 
