@@ -4,7 +4,8 @@
 
 A server of the demo model runs in a process of its own, with two tokens; clients here ask for
 pictures of mixed sizes at times that chance gives (Poisson), for so many minutes each at 50, 80 and
-120 % of what the server can make. That is measured first, by clients that always wait.
+120 % of what the server can make, and again at 80 %, where memory shall not have grown. What it can
+make is measured first, by clients that always wait, until it keeps as many results as it ever does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,12 +35,13 @@ from sdengine.benchmarks.modules import module_command
 from sdengine.benchmarks.records import RESULTS, stamped, write_record
 from sdengine.serving.tokens import add_token
 
-SHARES = (0.5, 0.8, 1.2)
+SHARES = (0.5, 0.8, 1.2, 0.8)
 # Sizes with their shares of the requests.
 SIZES = (((128, 128), 0.6), ((96, 160), 0.2), ((192, 192), 0.2))
 STEPS = 8
 TOKENS = ("a", "b")
 A_OF_ALL = 0.75  # that the first token asks for, of all requests
+_MEMORY_SECONDS = 30.0  # between looks at the server's memory
 _BLOCK, _WARM = 20, 3  # single calls of each side in a row, and those before that are not counted
 _PROMPTS = ("a large red circle on a blue background", "a green star on white", "a pink heart")
 
@@ -119,14 +122,15 @@ async def closed(url: str, secrets: dict[str, str], seconds: float, clients: int
     rng, start = random.Random(1), time.monotonic()
     done = 0
 
-    async def always(client: httpx.AsyncClient) -> None:
+    async def always(client: httpx.AsyncClient, token: str) -> None:
         nonlocal done
         while time.monotonic() - start < seconds:
-            outcome = await ask(client, "a", secrets["a"], fields(rng), start)
+            outcome = await ask(client, token, secrets[token], fields(rng), start)
             done += outcome.status == "completed"
 
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=_LIMITS) as client:
-        await asyncio.gather(*(always(client) for _ in range(clients)))
+        tokens = (TOKENS[number % len(TOKENS)] for number in range(clients))
+        await asyncio.gather(*(always(client, token) for token in tokens))
     return done / (time.monotonic() - start)
 
 
@@ -147,6 +151,25 @@ async def poisson(
             call = ask(client, token, secrets[token], fields(rng), start)
             asked.append(asyncio.create_task(call))
         return list(await asyncio.gather(*asked))
+
+
+@contextmanager
+def watched_memory(process: psutil.Process) -> Iterator[list[int]]:
+    """Give a list that grows by the bytes that a process has in memory, now and then."""
+    found, is_over = [process.memory_info().rss], threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(_MEMORY_SECONDS):
+            found.append(process.memory_info().rss)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        is_over.set()
+        thread.join()
+        found.append(process.memory_info().rss)
 
 
 def summary(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
@@ -218,7 +241,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="of each level")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--max-queue", type=int, default=64)
-    parser.add_argument("--calibrate", type=float, default=60, help="seconds of waiting clients")
+    parser.add_argument("--calibrate", type=float, default=120, help="seconds of waiting clients")
     parser.add_argument("--rounds", type=int, default=200, help="of single calls")
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
@@ -234,11 +257,10 @@ def main() -> None:
         capacity = asyncio.run(closed(url, secrets, given.calibrate, 8))
         print(f"capacity {capacity:.2f} a second", flush=True)
         for number, share in enumerate(SHARES):
-            memory = process.memory_info().rss
             seconds = 60 * given.minutes
-            outcomes = asyncio.run(poisson(url, secrets, capacity * share, seconds, number))
-            level = {"share": share, **summary(outcomes, seconds)}
-            level |= {"rss_before": memory, "rss_after": process.memory_info().rss}
+            with watched_memory(process) as rss:
+                outcomes = asyncio.run(poisson(url, secrets, capacity * share, seconds, number))
+            level = {"share": share, **summary(outcomes, seconds), "rss": rss}
             levels.append(level)
             print(json.dumps(level), flush=True)
         descriptors = process.num_fds()
@@ -247,6 +269,7 @@ def main() -> None:
         "threads": given.threads,
         "max_queue": given.max_queue,
         "steps": STEPS,
+        "memory_seconds": _MEMORY_SECONDS,
         "sizes": [{"size": list(size), "share": share} for size, share in SIZES],
         "share_of_a": A_OF_ALL,
         "single": single,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdengine.benchmarks.markdown import table
@@ -19,6 +19,7 @@ def serving(record: Record) -> str:
     over = single["http_ms"] - single["engine_ms"]
     over_png = single["http_ms"] - single["engine_and_png_ms"]
     levels = record["levels"]
+    least, most = ([f(one["rss"]) for one in levels] for f in (min, max))
     text = (
         f"A server of the demo model with {record['threads']} thread in a process of its own, and "
         f"clients in another. Requests of {record['steps']} steps and mixed sizes, {sizes}, arrive "
@@ -31,13 +32,13 @@ def serving(record: Record) -> str:
         f"{record['machine']['cores']}, and no other work was put there."
     )
     heading = ["of capacity", "asked", "made a second", "refused (429)", "failed", "lost",
-               "p50, s", "p95, s", "p99, s", "memory before and after, MB"]  # fmt: skip
+               "p50, s", "p95, s", "p99, s", "memory, MB"]  # fmt: skip
     rows = [
         [
             f"{100 * one['share']:.0f} %", str(one["asked"]), f"{one['per_second']:.2f}",
             str(one["rejected"]), str(one["failed"]), str(one["lost"]),
             *(f"{one[name]:.2f}" for name in ("p50", "p95", "p99")),
-            f"{one['rss_before'] / 1e6:.0f}, {one['rss_after'] / 1e6:.0f}",
+            _memory(one["rss"]),
         ]
         for one in levels
     ]  # fmt: skip
@@ -53,6 +54,10 @@ def serving(record: Record) -> str:
     return "\n\n".join([
         text,
         table(heading, rows),
+        "Memory is the server's at the begin of a level, in the middle and at its end. It holds "
+        f"the last results of each token, as many as it ever keeps before the first level; it is "
+        f"between {min(least) / 1e6:.0f} and {max(most) / 1e6:.0f} MB in all levels together, and "
+        f"has {record['file_descriptors']} files and sockets open behind the last.",
         "The two tokens. Turns are fair: where both wait, each gets half; the one that asks for "
         "less does not wait for the other's queue.",
         table(["of capacity", "token", "asked", "made", "refused", "p50, s", "p95, s", "p99, s"],
@@ -62,3 +67,8 @@ def serving(record: Record) -> str:
         f"blocking call of OpenAI's API {single['http_ms']:.1f} ms: {over_png:.1f} ms over the "
         f"engine and its file, {over:.1f} ms over the engine alone.",
     ])  # fmt: skip
+
+
+def _memory(rss: Sequence[int]) -> str:
+    found = rss[0], rss[len(rss) // 2], rss[-1]
+    return ", ".join(f"{bytes_ / 1e6:.0f}" for bytes_ in found)
