@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sdengine.errors import ConfigError
 from sdengine.models.config_fields import read_fields
 from sdengine.models.ops import OpsModule
-from sdengine.models.text_encoder import ACTIVATIONS, CLIPEncoderLayer
+from sdengine.models.text_encoder import ACTIVATIONS, CLIPEncoderLayer, embedding_table
 from sdengine.models.transformers_keys import HARMLESS
 
 # What transformers can vary and the published image encoders do not.
@@ -95,7 +95,7 @@ class _Embeddings(nn.Module):
         size = config.patch_size
         self.patch_embedding = nn.Conv2d(3, config.hidden_size, size, stride=size, bias=False)
         # The class token's own embedding is in its row.
-        self.position_embedding = nn.Embedding(config.num_tokens, config.hidden_size)
+        self.position_embedding = embedding_table(config.num_tokens, config.hidden_size)
 
 
 class _Encoder(nn.Module):

@@ -102,11 +102,24 @@ class TextEncoderConfig:
         }
 
 
+def embedding_table(rows: int, columns: int) -> nn.Embedding:
+    """Return a table of rows to look up.
+
+    On the meta device without the values that it begins with, for which torch would import its
+    compiler first, which takes seconds.
+    """
+    if torch.get_default_device().type == "meta":
+        return nn.Embedding.from_pretrained(torch.empty(rows, columns), freeze=False)
+    return nn.Embedding(rows, columns)
+
+
 class _Embeddings(nn.Module):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_embedding = embedding_table(config.vocab_size, config.hidden_size)
+        self.position_embedding = embedding_table(
+            config.max_position_embeddings, config.hidden_size
+        )
 
 
 class CLIPSizes(Protocol):

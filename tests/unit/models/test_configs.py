@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,3 +142,22 @@ def test_families_are_complete() -> None:
     assert len(TINY_SDXL.text_encoders) == len(TINY_SDXL.pad_tokens) == 2
     joined = sum(config.hidden_size for config in TINY_SDXL.text_encoders)
     assert joined == TINY_SDXL.unet.cross_attention_dim
+
+
+def test_networks_without_weights_are_made_without_torchs_compiler(tmp_path: Path) -> None:
+    """Its import takes seconds, which every command that reads a checkpoint would spend."""
+    program = (
+        "import sys\n"
+        "import torch\n"
+        "from sdengine.models.configs import ARCHITECTURES\n"
+        "from sdengine.models.text_encoder import CLIPTextEncoder\n"
+        "from sdengine.models.unet import UNet2DConditionModel\n"
+        "from sdengine.models.vae import AutoencoderKL\n"
+        "sizes = ARCHITECTURES['sdxl']\n"
+        "with torch.device('meta'):\n"
+        "    made = [UNet2DConditionModel(sizes.unet), AutoencoderKL(sizes.vae),\n"
+        "            CLIPTextEncoder(sizes.text_encoder)]\n"
+        "assert all(p.is_meta and p.requires_grad for one in made for p in one.parameters())\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
