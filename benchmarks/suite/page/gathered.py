@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sdengine.benchmarks.suite.page.ink import OURS, PEERS
@@ -46,6 +47,7 @@ class Together:
         sides: by label, ours first; one that was measured several times is that of the last record.
         folders: of each side's picture.
         ours: labels of sides.
+        machine: its name, where another machine's setting would be called the same.
     """
 
     number: int
@@ -53,6 +55,7 @@ class Together:
     sides: Mapping[str, Side]
     folders: Mapping[str, Path]
     ours: Sequence[str]
+    machine: str = ""
 
     @property
     def records(self) -> list[Comparison]:
@@ -66,14 +69,14 @@ class Together:
 
     @property
     def label(self) -> str:
-        """What was asked for, on how many threads or on a GPU."""
+        """What was asked for, on how many threads or on a GPU, and of which machine."""
         setting = self.first["setting"]
         where = ""
         if setting["device"] != "cpu":
             where = f", {setting['device']}"
         elif setting["threads"]:
             where = f", {setting['threads']} thread{'s' if setting['threads'] > 1 else ''}"
-        return f"{self.first['label']}{where}"
+        return f"{self.first['label']}{where}{self.machine and ', '}{self.machine}"
 
     @property
     def measured(self) -> dict[str, Side]:
@@ -191,13 +194,17 @@ def gather(sources: Sequence[Sourced]) -> Gathered:
         elif record["kind"] == "profile":
             profiles.append(record)
         else:
-            gpu = record.get("gpu", {}).get("name")
-            key = json.dumps([record["setting"], _processor(record), str(gpu)], sort_keys=True)
+            key = json.dumps([record["setting"], _processor(record), _gpu(record)], sort_keys=True)
             pair = json.dumps([record["peer"], record["ours"]])
             groups.setdefault(key, {}).pop(pair, None)
             groups[key][pair] = one
     settings = [
         _together(number, list(group.values())) for number, group in enumerate(groups.values(), 1)
+    ]
+    labels = Counter(one.label for one in settings)
+    settings = [
+        replace(one, machine=_machine(one.first)) if labels[one.label] > 1 else one
+        for one in settings
     ]
     return Gathered(settings, growths, profiles, _inks(settings, growths, profiles))
 
@@ -235,6 +242,14 @@ def _inks(
     return found | {name: left[index % len(left)] for index, name in enumerate(strangers)}
 
 
+def _machine(record: Record) -> str:
+    return _gpu(record) or _processor(record)
+
+
+def _gpu(record: Record) -> str:
+    return str(record.get("gpu", {}).get("name") or "")
+
+
 def _processor(record: Record) -> str:
     return str(record["machine"].get("processor"))
 
@@ -248,8 +263,8 @@ def _value(together: Together, axis: str) -> int | None:
 
 def _without(together: Together, axis: str) -> str:
     setting = {name: value for name, value in together.first["setting"].items() if name != axis}
-    gpu = together.first.get("gpu", {}).get("name")
-    return json.dumps([setting, _processor(together.first), str(gpu)], sort_keys=True)
+    first = together.first
+    return json.dumps([setting, _processor(first), _gpu(first)], sort_keys=True)
 
 
 def _common(together: Together, axis: str) -> str:

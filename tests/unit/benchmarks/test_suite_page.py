@@ -266,6 +266,17 @@ def test_settings_that_differ_in_one_field_make_a_line(tmp_path: Path) -> None:
     assert [x for x, _ in found[1].points("unet_step")["eager fp32"]] == [1, 2, 4]
 
 
+def test_settings_of_two_machines_are_told_apart(tmp_path: Path) -> None:
+    other, gpu, alone = comparison(), comparison(), comparison(changes={"resolution": 768})
+    other["machine"] = {**other["machine"], "processor": "Another (family 25, model 1)"}
+    gpu["gpu"] = {"name": "A GPU"}
+    labels = [one.label for one in gathered_of(tmp_path, comparison(), other, gpu, alone).settings]
+    first = comparison()["machine"]["processor"]
+    ends = [f", {name}" for name in (first, "Another (family 25, model 1)", "A GPU")]
+    assert [label.removeprefix(labels[0].removesuffix(ends[0])) for label in labels[:3]] == ends
+    assert first not in labels[3]
+
+
 @pytest.mark.parametrize("kind", ["growth", "profile"])
 def test_a_page_of_one_kind_alone(tmp_path: Path, kind: str) -> None:
     text = Page(page_of(tmp_path, growth() if kind == "growth" else profile(3))).text
