@@ -34,6 +34,7 @@ import sdengine
 from sdengine.benchmarks.measures import OtherLoad
 from sdengine.benchmarks.modules import module_command
 from sdengine.benchmarks.records import RESULTS, stamped, write_record
+from sdengine.serving.limits import Limits
 from sdengine.serving.tokens import add_token
 
 SHARES = (0.5, 0.8, 1.2, 0.8)
@@ -119,13 +120,16 @@ async def ask(client: httpx.AsyncClient, token: str, secret: str, asked: Any, st
 
 
 async def closed(url: str, secrets: dict[str, str], seconds: float, clients: int) -> float:
-    """Return the requests a second that clients who always wait for one get."""
+    """Return the requests a second that clients who always wait for one get.
+
+    They go on until the server keeps as many results of each token as it ever does.
+    """
     rng, start = random.Random(1), time.monotonic()
-    done = 0
+    done = 0  # of all tokens together; turns are fair, so that each has its part
 
     async def always(client: httpx.AsyncClient, token: str) -> None:
         nonlocal done
-        while time.monotonic() - start < seconds:
+        while time.monotonic() - start < seconds or done < len(TOKENS) * Limits().keep_jobs:
             outcome = await ask(client, token, secrets[token], fields(rng), start)
             done += outcome.status == "completed"
 
@@ -242,7 +246,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="of each level")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--max-queue", type=int, default=64)
-    parser.add_argument("--calibrate", type=float, default=120, help="seconds of waiting clients")
+    parser.add_argument(
+        "--calibrate", type=float, default=120, help="seconds, or more, of waiting clients"
+    )
     parser.add_argument("--rounds", type=int, default=200, help="of single calls")
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()

@@ -54,10 +54,10 @@ def serving(record: Record) -> str:
     return "\n\n".join([
         text,
         table(heading, rows),
-        "Memory is the server's at the begin of a level, in the middle and at its end. It holds "
-        f"the last results of each token, as many as it ever keeps before the first level; it is "
-        f"between {min(least) / 1e6:.0f} and {max(most) / 1e6:.0f} MB in all levels together, and "
-        f"has {record['file_descriptors']} files and sockets open behind the last.",
+        "Memory is the server's at the begin of a level, in the middle and at its end; before the "
+        "first one the server keeps as many results of each token as it ever does. In all levels "
+        f"together it is between {min(least) / 1e6:.0f} and {max(most) / 1e6:.0f} MB. Behind the "
+        f"last, {record['file_descriptors']} files and sockets are open.",
         "The two tokens. Turns are fair: where both wait, each gets half; the one that asks for "
         "less does not wait for the other's queue.",
         table(["of capacity", "token", "asked", "made", "refused", "p50, s", "p95, s", "p99, s"],

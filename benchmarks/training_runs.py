@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -36,7 +37,12 @@ _MOST_SECONDS = 3600.0  # of trainings that are killed again and again
 def put(path: Path, part: str, figures: Mapping[str, Any]) -> None:
     """Write a part of a record, beside those that are there."""
     parts = json.loads(path.read_text())["parts"] if path.exists() else {}
-    parts[part] = stamped(figures)
+    libraries = (
+        ("diffusers", "transformers", "accelerate", "peft")
+        if "script" in figures.get("found", ())
+        else ()
+    )
+    parts[part] = stamped(figures, *libraries)
     write_record({"schema": SCHEMA, "parts": dict(sorted(parts.items()))}, path)
 
 
@@ -94,11 +100,20 @@ def steps(
             scripts trains this kind.
         place: keeps the checkpoint for other calls, or has it.
     """
-    if kind in SCRIPTS and (examples is None or not (examples / SCRIPTS[kind][0]).is_file()):
-        raise SystemExit(
-            f"--examples: {examples} has no {SCRIPTS[kind][0]}: give the folder 'examples' of a "
-            f"checkout of diffusers"
-        )
+    if count < 2:
+        raise SystemExit(f"--steps: {count} is not accepted; expected at least 2, to be measured")
+    if kind in SCRIPTS:
+        script = None if examples is None else examples / SCRIPTS[kind][0]
+        if script is None or not script.is_file():
+            raise SystemExit(
+                f"--examples: {examples} has no {SCRIPTS[kind][0]}: give the folder 'examples' of "
+                "a checkout of diffusers"
+            )
+        # Whether all is there that it imports, before others are measured for minutes.
+        subprocess.run(
+            [sys.executable, str(script), "--help"],
+            check=True, env=_one_thread(), stdout=subprocess.DEVNULL,
+        )  # fmt: skip
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         model = (place or folder) / "model"
@@ -112,7 +127,9 @@ def steps(
             write_inputs(kind, model, data, folder / "inputs.pt")
             checked = _measured("check", kind, model, folder / "inputs.pt")
             scripted = _measured("script", kind, model, data, folder / "script", count, examples)
-            found["diffusers"] = {**scripted, "loss": checked["loss"]}
+            content = (examples or Path()).joinpath(SCRIPTS[kind][0]).read_bytes()
+            found["script"] = {**scripted, "sha256": hashlib.sha256(content).hexdigest()}
+            found["check"] = checked
     return found
 
 
@@ -149,7 +166,9 @@ def _losses(output: Path, *, whole: bool = False) -> list[Any]:
 
 
 def _one_thread() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Scripts take a GPU where there is one.
+    alone = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **alone}
 
 
 def _measured(*words: Any) -> Figures:

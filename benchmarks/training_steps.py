@@ -4,10 +4,11 @@
     python -m sdengine.benchmarks.training_steps script lora MODEL DATA OUTPUT STEPS EXAMPLES
     python -m sdengine.benchmarks.training_steps check lora MODEL INPUTS
 
-EXAMPLES is the folder `examples` of a checkout of diffusers, whose scripts run as they stand. They
-draw noise of their own, so a check takes the step of a script with what ours drew: encode picture
-and caption, add noise at a timestep, take the mean squared error of what the U-Net predicts. The
-losses must be equal. Each prints a line of JSON.
+EXAMPLES is the folder `examples` of a checkout of diffusers, whose scripts run as they stand; they
+need accelerate, datasets, peft, tensorboard, torchvision and transformers. They draw noise of their
+own, so a check writes a script's step down again with what ours drew: encode picture and caption,
+add noise at a timestep, take the mean squared error of what the U-Net predicts. The losses must be
+equal. Each prints a line of JSON.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ OPTIONS_OF: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "controlnet": {"preprocessor": "canny"},
 })  # fmt: skip
 _RATE = 1e-4
+_START = "*"  # that a new word begins as
 # A kind's script among diffusers' examples, and what it is told besides what all are.
 SCRIPTS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType({
     "embedding": (
         "textual_inversion/textual_inversion.py",
-        {"learnable_property": "object", "placeholder_token": WORD, "initializer_token": "toy"},
+        {"learnable_property": "object", "placeholder_token": WORD, "initializer_token": _START},
     ),
     "lora": ("text_to_image/train_text_to_image_lora.py", {"rank": 4}),
     "finetune": ("text_to_image/train_text_to_image.py", {}),
@@ -95,7 +97,7 @@ def script(
         if len(ends) == count:
             raise _Enough
 
-    register_optimizer_step_post_hook(stepped)  # type: ignore[no-untyped-call]
+    register_optimizer_step_post_hook(stepped)
     os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HOME": str(output / "cache")})
     checkpoint = load_checkpoint(model)
     given = {
@@ -166,7 +168,7 @@ def write_inputs(kind: str, model: Path, data: Path, path: Path) -> None:
 
 
 def check(kind: str, model: Path, inputs: Path) -> dict[str, Any]:
-    """Return the loss of a script's first step with what ours drew."""
+    """Return the loss of a script's first step, written down again, with what ours drew."""
     import diffusers
     import transformers
 
@@ -200,24 +202,23 @@ def check(kind: str, model: Path, inputs: Path) -> dict[str, Any]:
 
 def _embedding(parts: dict[str, Any], tokenizer: Any) -> nn.Module:
     """Add a token that begins as another."""
-    start = tokenizer.encode("*", add_special_tokens=False)[0]
+    start = tokenizer.encode(_START, add_special_tokens=False)[0]
     tokenizer.add_tokens(WORD)
     new = tokenizer.convert_tokens_to_ids(WORD)
-    encoder: nn.Module = parts["text_encoder"]
-    encoder.resize_token_embeddings(len(tokenizer))
-    table = encoder.get_input_embeddings()
+    parts["text_encoder"].resize_token_embeddings(len(tokenizer))
+    table: nn.Embedding = parts["text_encoder"].get_input_embeddings()
     table.weight.data[new] = table.weight.data[start]
-    return encoder
+    return table
 
 
 def _lora(parts: dict[str, Any], tokenizer: Any) -> nn.Module:
     from peft import LoraConfig
 
     targets = ["to_k", "to_q", "to_v", "to_out.0"]
-    unet: nn.Module = parts["unet"]
-    unet.add_adapter(
+    parts["unet"].add_adapter(
         LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets)
     )
+    unet: nn.Module = parts["unet"]
     return unet
 
 

@@ -108,8 +108,8 @@ def embedding_table(rows: int, columns: int) -> nn.Embedding:
     On the meta device without the values that it begins with, for which torch would import its
     compiler first, which takes seconds.
     """
-    if torch.get_default_device().type == "meta":
-        return nn.Embedding.from_pretrained(torch.empty(rows, columns), freeze=False)
+    if torch.empty(0).is_meta:
+        return nn.Embedding(rows, columns, _weight=torch.empty(rows, columns))
     return nn.Embedding(rows, columns)
 
 

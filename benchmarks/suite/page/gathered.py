@@ -47,7 +47,8 @@ class Together:
         sides: by label, ours first; one that was measured several times is that of the last record.
         folders: of each side's picture.
         ours: labels of sides.
-        machine: its name, where another machine's setting would be called the same.
+        label: what was asked for, on how many threads or on a GPU, and of which machine where
+            another one's would be called the same.
     """
 
     number: int
@@ -55,7 +56,7 @@ class Together:
     sides: Mapping[str, Side]
     folders: Mapping[str, Path]
     ours: Sequence[str]
-    machine: str = ""
+    label: str
 
     @property
     def records(self) -> list[Comparison]:
@@ -66,17 +67,6 @@ class Together:
     def first(self) -> Comparison:
         """One whose setting and machine are those of all."""
         return self.records[0]
-
-    @property
-    def label(self) -> str:
-        """What was asked for, on how many threads or on a GPU, and of which machine."""
-        setting = self.first["setting"]
-        where = ""
-        if setting["device"] != "cpu":
-            where = f", {setting['device']}"
-        elif setting["threads"]:
-            where = f", {setting['threads']} thread{'s' if setting['threads'] > 1 else ''}"
-        return f"{self.first['label']}{where}{self.machine and ', '}{self.machine}"
 
     @property
     def measured(self) -> dict[str, Side]:
@@ -161,10 +151,11 @@ class Gathered:
                 value = _value(together, axis)
                 if value is not None:
                     groups.setdefault(_without(together, axis), {}).setdefault(value, together)
-            for found in groups.values():
-                if len(found) > 1:
-                    label = _common(next(iter(found.values())), axis)
-                    yield Scaling(axis, label, dict(sorted(found.items())))
+            scaled = [found for found in groups.values() if len(found) > 1]
+            firsts = [next(iter(found.values())) for found in scaled]
+            labels = _told_apart([(_common(one, axis), one.first) for one in firsts])
+            for label, found in zip(labels, scaled, strict=True):
+                yield Scaling(axis, label, dict(sorted(found.items())))
 
 
 def system_of(label: str) -> str:
@@ -201,11 +192,8 @@ def gather(sources: Sequence[Sourced]) -> Gathered:
     settings = [
         _together(number, list(group.values())) for number, group in enumerate(groups.values(), 1)
     ]
-    labels = Counter(one.label for one in settings)
-    settings = [
-        replace(one, machine=_machine(one.first)) if labels[one.label] > 1 else one
-        for one in settings
-    ]
+    labels = _told_apart([(one.label, one.first) for one in settings])
+    settings = [replace(one, label=label) for one, label in zip(settings, labels, strict=True)]
     return Gathered(settings, growths, profiles, _inks(settings, growths, profiles))
 
 
@@ -222,7 +210,25 @@ def _together(number: int, sources: Sequence[Sourced]) -> Together:
                 among[label] = side
                 folders[label] = one.folder
     others = {label: side for label, side in peers.items() if label not in ours}
-    return Together(number, sources, {**ours, **others}, folders, list(ours))
+    compared = next(one.record for one in sources if one.record["kind"] == "comparison")
+    return Together(number, sources, {**ours, **others}, folders, list(ours), _label(compared))
+
+
+def _label(record: Comparison) -> str:
+    setting, where = record["setting"], ""
+    if setting["device"] != "cpu":
+        where = f", {setting['device']}"
+    elif setting["threads"]:
+        where = f", {setting['threads']} thread{'s' if setting['threads'] > 1 else ''}"
+    return f"{record['label']}{where}"
+
+
+def _told_apart(labels: Sequence[tuple[str, Record]]) -> list[str]:
+    """Return labels, with the machine of each that another one's would be equal to."""
+    counts = Counter(label for label, _ in labels)
+    return [
+        f"{label}, {_machine(record)}" if counts[label] > 1 else label for label, record in labels
+    ]
 
 
 def _inks(
@@ -243,11 +249,12 @@ def _inks(
 
 
 def _machine(record: Record) -> str:
-    return _gpu(record) or _processor(record)
+    gpu = _gpu(record)
+    return f"{gpu}, {_processor(record)}" if gpu else _processor(record)
 
 
 def _gpu(record: Record) -> str:
-    return str(record.get("gpu", {}).get("name") or "")
+    return str(record.get("gpu", {}).get("name") or "") if record["kind"] == "comparison" else ""
 
 
 def _processor(record: Record) -> str:

@@ -270,11 +270,17 @@ def test_settings_of_two_machines_are_told_apart(tmp_path: Path) -> None:
     other, gpu, alone = comparison(), comparison(), comparison(changes={"resolution": 768})
     other["machine"] = {**other["machine"], "processor": "Another (family 25, model 1)"}
     gpu["gpu"] = {"name": "A GPU"}
-    labels = [one.label for one in gathered_of(tmp_path, comparison(), other, gpu, alone).settings]
+    records = [comparison(), other, gpu, alone]
+    labels = [one.label for one in gathered_of(tmp_path, *records).settings]
     first = comparison()["machine"]["processor"]
-    ends = [f", {name}" for name in (first, "Another (family 25, model 1)", "A GPU")]
+    ends = [f", {name}" for name in (first, "Another (family 25, model 1)", f"A GPU, {first}")]
     assert [label.removeprefix(labels[0].removesuffix(ends[0])) for label in labels[:3]] == ends
     assert first not in labels[3]
+    wide = comparison(changes={"resolution": 768})
+    wide["machine"] = other["machine"]
+    scalings = gathered_of(tmp_path, *records, wide).scalings()
+    for one, end in zip(scalings, ends[:2], strict=True):
+        assert one.label.endswith(end)
 
 
 @pytest.mark.parametrize("kind", ["growth", "profile"])
