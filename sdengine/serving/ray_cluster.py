@@ -21,6 +21,9 @@ STALL_SECONDS = 3600.0
 _AUTO = "auto"
 _OBJECT_STORE_BYTES = 200 << 20  # of a local cluster; only records are in it
 _CONNECT_SECONDS = 10.0
+# Tries to start a cluster: Ray gives a node 30 seconds, in which a busy machine may not read its
+# modules for the first time.
+_STARTS = 2
 
 
 @dataclass(frozen=True)
@@ -100,18 +103,21 @@ def cluster(
             "include_dashboard": False,
         }
     with _own_signals():
-        try:
-            _require_listener(options.address)
-            ray.init(
-                address=options.address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **local,
-            )
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            raise BackendUnavailableError(
-                f"ray: no cluster at {options.address!r}: {str(error)[:300]}"
-            ) from None
+        for left in reversed(range(_STARTS if local else 1)):
+            try:
+                _require_listener(options.address)
+                ray.init(
+                    address=options.address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **local,
+                )
+                break
+            except Exception as error:  # Ray raises that itself where a node begins too slowly
+                if not left:
+                    raise BackendUnavailableError(
+                        f"ray: no cluster at {options.address!r}: {str(error)[:300]}"
+                    ) from None
     try:
         _configure(ray)
         yield shares(ray, options, threads)

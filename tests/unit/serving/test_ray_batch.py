@@ -14,7 +14,15 @@ import pytest
 from support.tiny_bundle import make_tiny_bundle
 
 import sdengine.serving.ray_batch as ray_batch
-from sdengine.errors import BundleError, ConfigError, DeviceError, DeviceLostError, OutputError
+from sdengine.errors import (
+    BackendUnavailableError,
+    BundleError,
+    ConfigError,
+    DeviceError,
+    DeviceLostError,
+    OutputError,
+)
+from sdengine.serving import ray_cluster
 from sdengine.serving.batch import BatchJob, RowMaker
 from sdengine.serving.batch_rows import RowFile
 from sdengine.serving.ray_batch import RowActor
@@ -181,3 +189,35 @@ def test_a_local_cluster_is_for_nobody_else(monkeypatch: pytest.MonkeyPatch) -> 
     assert environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     import_ray(RayOptions("local"))
     assert environment["RAY_AUTH_TOKEN"] == token  # which Ray has read by then
+
+
+@pytest.mark.parametrize(("address", "tries"), [("local", 2), ("10.0.0.1:6379", 1)])
+def test_a_node_that_begins_too_slowly_is_started_again(
+    address: str, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Cluster):
+        def __init__(self, failures: int) -> None:
+            super().__init__(8)
+            self.failures, self.began, self.is_shut = failures, 0, False
+
+        def init(self, **options: object) -> None:
+            self.began += 1
+            if self.began <= self.failures:
+                raise Exception("The current node timed out during startup.")
+
+        def shutdown(self) -> None:
+            self.is_shut = True
+
+    monkeypatch.setattr(ray_cluster, "_configure", lambda ray: None)
+    monkeypatch.setattr(ray_cluster, "_require_listener", lambda address: None)
+    slow = Slow(tries - 1)
+    with ray_cluster.cluster(slow, RayOptions(address, actors=2), 2) as found:
+        assert found == (2, 2) and slow.began == tries
+    assert slow.is_shut
+    never = Slow(9)
+    with (
+        pytest.raises(BackendUnavailableError, match="timed out during startup"),
+        ray_cluster.cluster(never, RayOptions(address), 2),
+    ):
+        pass
+    assert never.began == tries
