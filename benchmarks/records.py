@@ -47,6 +47,19 @@ def write_record(record: Mapping[str, Any], path: Path) -> None:
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
+def put_part(path: Path, part: str, figures: Mapping[str, Any], *others: str) -> None:
+    """Write a part of a record, stamped by itself, beside those that are there.
+
+    Args:
+        path: of the record.
+        part: its name.
+        figures, others: see `stamped`.
+    """
+    parts = json.loads(path.read_text())["parts"] if path.exists() else {}
+    parts[part] = stamped(figures, *others)
+    write_record({"schema": SCHEMA, "parts": dict(sorted(parts.items()))}, path)
+
+
 def append_record(record: Mapping[str, Any], path: Path) -> None:
     """Add a record to a file of JSON lines.
 

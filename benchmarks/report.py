@@ -64,7 +64,7 @@ def read(results: Path) -> Records:
         swap=_json(results / "swap.json"),
         training=_json(results / "training.json"),
         batches=_json(results / "batches.json"),
-        serving=_json(path) if (path := results / "serving.json").exists() else {},
+        serving=_json(results / "serving.json")["parts"],
         comparisons=comparisons,
         growths=[
             record

@@ -283,7 +283,7 @@ SECTIONS = (
     Section(
         "Serving", "the server under load; HTTP over the engine", "the engine in a process",
         "taskset -c 0 python benchmarks/serving_load.py --minutes 10",
-        lambda records: serving(records.serving) if records.serving else "",
+        lambda records: serving(records.serving),
     ),
     Section(
         "The VAE in bands", "memory and processor time of SD 1.5's VAE", "whole maps",

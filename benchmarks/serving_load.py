@@ -1,6 +1,7 @@
 """The server under load: latencies, refusals, memory and fairness, and what HTTP costs.
 
     python benchmarks/serving_load.py --minutes 10
+    python benchmarks/serving_load.py --only calls
 
 A server of the demo model runs in a process of its own, with two tokens; clients here ask for
 pictures of mixed sizes at times that chance gives (Poisson), for so many minutes each at 50, 80 and
@@ -33,7 +34,7 @@ import psutil
 import sdengine
 from sdengine.benchmarks.measures import OtherLoad
 from sdengine.benchmarks.modules import module_command
-from sdengine.benchmarks.records import RESULTS, stamped, write_record
+from sdengine.benchmarks.records import RESULTS, put_part
 from sdengine.serving.limits import Limits
 from sdengine.serving.tokens import add_token
 
@@ -240,53 +241,60 @@ def overhead(url: str, secrets: dict[str, str], threads: int, rounds: int) -> di
     return {**found, "rounds": rounds}
 
 
+def load(url: str, pid: int, secrets: dict[str, str], given: argparse.Namespace) -> dict[str, Any]:
+    """Return what became of requests at all levels, and of the server's memory."""
+    process, levels = psutil.Process(pid), []
+    capacity = asyncio.run(closed(url, secrets, given.calibrate, 8))
+    print(f"capacity {capacity:.2f} a second", flush=True)
+    for number, share in enumerate(SHARES):
+        seconds = 60 * given.minutes
+        with watched_memory(process) as rss:
+            outcomes = asyncio.run(poisson(url, secrets, capacity * share, seconds, number))
+        level = {"share": share, **summary(outcomes, seconds), "rss": rss}
+        levels.append(level)
+        print(json.dumps(level), flush=True)
+    return {
+        "minutes": given.minutes,
+        "memory_seconds": _MEMORY_SECONDS,
+        "sizes": [{"size": list(size), "share": share} for size, share in SIZES],
+        "share_of_a": A_OF_ALL,
+        "capacity_per_second": capacity,
+        "levels": levels,
+        "file_descriptors": process.num_fds(),
+    }
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=("calls", "load"), help="of the two parts of the record")
     parser.add_argument("--minutes", type=float, default=10, help="of each level")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--max-queue", type=int, default=64)
-    parser.add_argument(
-        "--calibrate", type=float, default=120, help="seconds, or more, of waiting clients"
-    )
+    parser.add_argument("--calibrate", type=float, default=120, help="seconds, or more")
     parser.add_argument("--rounds", type=int, default=200, help="of single calls")
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
-    load = OtherLoad()
-    levels = []
     with (
         tempfile.TemporaryDirectory() as folder,
         server(Path(folder), given.threads, given.max_queue) as (url, pid, secrets),
     ):
-        process = psutil.Process(pid)
-        single = overhead(url, secrets, given.threads, given.rounds)
-        print(json.dumps(single), flush=True)
-        capacity = asyncio.run(closed(url, secrets, given.calibrate, 8))
-        print(f"capacity {capacity:.2f} a second", flush=True)
-        for number, share in enumerate(SHARES):
-            seconds = 60 * given.minutes
-            with watched_memory(process) as rss:
-                outcomes = asyncio.run(poisson(url, secrets, capacity * share, seconds, number))
-            level = {"share": share, **summary(outcomes, seconds), "rss": rss}
-            levels.append(level)
-            print(json.dumps(level), flush=True)
-        descriptors = process.num_fds()
-    record = {
-        "minutes": given.minutes,
-        "threads": given.threads,
-        "max_queue": given.max_queue,
-        "steps": STEPS,
-        "memory_seconds": _MEMORY_SECONDS,
-        "sizes": [{"size": list(size), "share": share} for size, share in SIZES],
-        "share_of_a": A_OF_ALL,
-        "single": single,
-        "capacity_per_second": capacity,
-        "levels": levels,
-        "file_descriptors": descriptors,
-        "processors": sorted(os.sched_getaffinity(0)),
-        "other_load_percent": load.percent(),
-    }
-    write_record(stamped(record, "fastapi", "uvicorn"), given.output / "serving.json")
+        for part in (given.only,) if given.only else ("calls", "load"):
+            others = OtherLoad()
+            if part == "calls":
+                found = overhead(url, secrets, given.threads, given.rounds)
+            else:
+                found = load(url, pid, secrets, given)
+            print(json.dumps(found), flush=True)
+            figures = {
+                "threads": given.threads,
+                "max_queue": given.max_queue,
+                "steps": STEPS,
+                **found,
+                "processors": sorted(os.sched_getaffinity(0)),
+                "other_load_percent": others.percent(),
+            }
+            put_part(given.output / "serving.json", part, figures, "fastapi", "uvicorn")
 
 
 if __name__ == "__main__":

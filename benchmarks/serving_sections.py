@@ -10,19 +10,33 @@ from sdengine.benchmarks.markdown import table
 Record = Mapping[str, Any]
 
 
-def serving(record: Record) -> str:
+def serving(parts: Mapping[str, Record]) -> str:
     """Return the tables of benchmarks/serving_load.py."""
+    return "\n\n".join([*_load(parts["load"]), _calls(parts["calls"])])
+
+
+def _calls(record: Record) -> str:
+    over = record["http_ms"] - record["engine_ms"]
+    over_png = record["http_ms"] - record["engine_and_png_ms"]
+    return (
+        f"One picture of 128 pixels at a time, medians of {record['rounds']}, "
+        f"{record['machine']['processor']}: the engine {record['engine_ms']:.1f} ms, with its PNG "
+        f"file {record['engine_and_png_ms']:.1f} ms, a blocking call of OpenAI's API "
+        f"{record['http_ms']:.1f} ms: {over_png:.1f} ms over the engine and its file, {over:.1f} "
+        "ms over the engine alone."
+    )
+
+
+def _load(record: Record) -> list[str]:
     sizes = ", ".join(
         "{}x{} ({:.0f} %)".format(*one["size"], 100 * one["share"]) for one in record["sizes"]
     )
-    single = record["single"]
-    over = single["http_ms"] - single["engine_ms"]
-    over_png = single["http_ms"] - single["engine_and_png_ms"]
     levels = record["levels"]
     least, most = ([f(one["rss"]) for one in levels] for f in (min, max))
     text = (
         f"A server of the demo model with {record['threads']} thread in a process of its own, and "
-        f"clients in another. Requests of {record['steps']} steps and mixed sizes, {sizes}, arrive "
+        f"clients in another, on {record['machine']['processor']}. Requests of "
+        f"{record['steps']} steps and mixed sizes, {sizes}, arrive "
         f"by chance for {record['minutes']:g} minutes a level. The server can make "
         f"{record['capacity_per_second']:.2f} a second, as 8 clients measure that always wait. "
         f"Token a asks for {100 * record['share_of_a']:.0f} % of all; at most "
@@ -51,7 +65,7 @@ def serving(record: Record) -> str:
         for one in levels
         for token, own in one["tokens"].items()
     ]  # fmt: skip
-    return "\n\n".join([
+    return [
         text,
         table(heading, rows),
         "Memory is the server's at the begin of a level, in the middle and at its end; before the "
@@ -62,11 +76,7 @@ def serving(record: Record) -> str:
         "less does not wait for the other's queue.",
         table(["of capacity", "token", "asked", "made", "refused", "p50, s", "p95, s", "p99, s"],
               fair, texts=2),
-        f"One picture of 128 pixels at a time, medians of {single['rounds']}: the engine "
-        f"{single['engine_ms']:.1f} ms, with its PNG file {single['engine_and_png_ms']:.1f} ms, a "
-        f"blocking call of OpenAI's API {single['http_ms']:.1f} ms: {over_png:.1f} ms over the "
-        f"engine and its file, {over:.1f} ms over the engine alone.",
-    ])  # fmt: skip
+    ]  # fmt: skip
 
 
 def _memory(rss: Sequence[int]) -> str:

@@ -35,7 +35,7 @@ from sdengine.benchmarks import taught_scenes as taught
 from sdengine.benchmarks import training_runs as runs
 from sdengine.benchmarks.demo_variants import edges_followed, save_sheet
 from sdengine.benchmarks.prompt_following import SAMPLING, evaluate
-from sdengine.benchmarks.records import RESULTS
+from sdengine.benchmarks.records import RESULTS, put_part
 from sdengine.training.captions import caption
 from sdengine.training.scenes import TAUGHT_COLOR, TAUGHT_SHAPE, Image, random_scene
 from sdengine.training.scoring import analyse
@@ -301,7 +301,9 @@ def main() -> None:
         figures |= {"pictures": given.pictures, "count": given.count, "guidance_scale": GUIDANCE}
         figures |= {"seed": given.seed} if given.what == "word" else {}
     figures["cpu_seconds"] = round(sum(os.times()[:4]) - sum(started[:4]))
-    runs.put(given.output / "training.json", part_name(given), {**figures, "found": found})
+    others = ("diffusers", "transformers", "accelerate", "peft") if "script" in found else ()
+    figures["found"] = found
+    put_part(given.output / "training.json", part_name(given), figures, *others)
 
 
 if __name__ == "__main__":

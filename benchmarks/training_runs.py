@@ -21,7 +21,6 @@ import numpy as np
 
 from sdengine.benchmarks import taught_scenes as taught
 from sdengine.benchmarks.modules import module_command
-from sdengine.benchmarks.records import SCHEMA, stamped, write_record
 from sdengine.benchmarks.training_steps import SCRIPTS, write_inputs
 from sdengine.checkpoints.synthetic import make_synthetic
 from sdengine.training.scenes import TAUGHT_COLOR
@@ -32,18 +31,6 @@ OUTPUTS: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 _SEED = 40_000
 _MOST_SECONDS = 3600.0  # of trainings that are killed again and again
-
-
-def put(path: Path, part: str, figures: Mapping[str, Any]) -> None:
-    """Write a part of a record, beside those that are there."""
-    parts = json.loads(path.read_text())["parts"] if path.exists() else {}
-    libraries = (
-        ("diffusers", "transformers", "accelerate", "peft")
-        if "script" in figures.get("found", ())
-        else ()
-    )
-    parts[part] = stamped(figures, *libraries)
-    write_record({"schema": SCHEMA, "parts": dict(sorted(parts.items()))}, path)
 
 
 def resume(kind: str, kills: int, moments: Sequence[float]) -> Figures:

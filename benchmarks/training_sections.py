@@ -172,14 +172,16 @@ def _steps(parts: Parts) -> str:
             theirs["script"].rsplit("/")[-1], *_step(theirs),
             f"{abs(ours['loss'] / checked['loss'] - 1):.0e}",
         ]  # fmt: skip
+    processors = ", ".join(dict.fromkeys(one["machine"]["processor"] for one in parts.values()))
     heading = ["", "ours, s", "GiB", "script of diffusers", "s", "GiB", "loss differs by"]
     return "\n\n".join([
         "**A step at full size.** Stable Diffusion 1.5 with synthetic weights, 512 pixels, batch "
-        "1, fp32, AdamW, one thread; processor seconds of the fastest step behind the first, and "
-        "the process's peak memory, beside the example scripts of diffusers, run as they stand "
-        "(ended before they save). They encode picture and caption in every step, which ours "
-        "keeps, but for captions with the word that `embedding` learns; their `embedding` trains "
-        "the whole table of tokens and puts the other rows back, ours the row; AdamW is torch's "
+        f"1, fp32, AdamW, one thread of {processors}; processor seconds of the fastest step "
+        "behind the first, and the process's peak memory, beside the example scripts of "
+        "diffusers, run as they stand (ended before they save). They encode picture and caption "
+        "in every step, which ours keeps, but for captions with the word that `embedding` learns; "
+        "their `embedding` trains the whole table of tokens and puts the other rows back, ours "
+        "the row; AdamW is torch's "
         "fused one in ours, its default in theirs. The last column is the difference of our "
         "first loss from that of a script's step written down again, with what ours drew. "
         "Weights, gradients and moments of a whole U-Net (`dreambooth`, here without pictures of "
