@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 
 from sdengine.benchmarks import taught_scenes as taught
 from sdengine.benchmarks.modules import module_command
@@ -105,7 +106,7 @@ def steps(
         folder = Path(made)
         model = (place or folder) / "model"
         if not model.exists():
-            make_synthetic(arch, model)
+            make_synthetic(arch, model, dtype=torch.float32)  # scripts train some as they find them
         data = taught.write_pictures(folder / "data", 1, taught.draw_subject)
         output = folder / OUTPUTS.get(kind, "taught")
         found = {"ours": _measured("ours", kind, model, data, output, count)}
