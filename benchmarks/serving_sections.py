@@ -32,6 +32,11 @@ def _load(record: Record) -> list[str]:
         "{}x{} ({:.0f} %)".format(*one["size"], 100 * one["share"]) for one in record["sizes"]
     )
     levels = record["levels"]
+    shares = [one["share"] for one in levels]
+    names = [
+        f"{100 * share:.0f} %{' again' if share in shares[:index] else ''}"
+        for index, share in enumerate(shares)
+    ]
     least, most = ([f(one["rss"]) for one in levels] for f in (min, max))
     text = (
         f"A server of the demo model with {record['threads']} thread in a process of its own, and "
@@ -49,20 +54,20 @@ def _load(record: Record) -> list[str]:
                "p50, s", "p95, s", "p99, s", "memory, MB"]  # fmt: skip
     rows = [
         [
-            f"{100 * one['share']:.0f} %", str(one["asked"]), f"{one['per_second']:.2f}",
+            name, str(one["asked"]), f"{one['per_second']:.2f}",
             str(one["rejected"]), str(one["failed"]), str(one["lost"]),
-            *(f"{one[name]:.2f}" for name in ("p50", "p95", "p99")),
+            *(f"{one[key]:.2f}" for key in ("p50", "p95", "p99")),
             _memory(one["rss"]),
         ]
-        for one in levels
+        for name, one in zip(names, levels, strict=True)
     ]  # fmt: skip
     fair = [
         [
-            f"{100 * one['share']:.0f} %", token, str(own["asked"]),
+            name, token, str(own["asked"]),
             str(own["asked"] - own["rejected"]), str(own["rejected"]),
-            *("" if own[name] is None else f"{own[name]:.2f}" for name in ("p50", "p95", "p99")),
+            *("" if own[key] is None else f"{own[key]:.2f}" for key in ("p50", "p95", "p99")),
         ]
-        for one in levels
+        for name, one in zip(names, levels, strict=True)
         for token, own in one["tokens"].items()
     ]  # fmt: skip
     return [
