@@ -23,7 +23,7 @@ def _calls(record: Record) -> str:
         f"{record['machine']['processor']}: the engine {record['engine_ms']:.1f} ms, with its PNG "
         f"file {record['engine_and_png_ms']:.1f} ms, a blocking call of OpenAI's API "
         f"{record['http_ms']:.1f} ms: {over_png:.1f} ms over the engine and its file, {over:.1f} "
-        "ms over the engine alone."
+        f"ms over the engine alone. Other programs took {record['other_load_percent']:.0f} %."
     )
 
 
@@ -48,7 +48,8 @@ def _load(record: Record) -> list[str]:
         f"{record['max_queue']} wait, half of them a token's. A latency lasts from a request's "
         "arrival to its whole picture. Lost is what was neither answered nor refused. Clients and "
         f"server had processor {', '.join(map(str, record['processors']))}, of "
-        f"{record['machine']['cores']}, and no other work was put there."
+        f"{record['machine']['cores']}, and no other work was put there; other "
+        f"programs took {record['other_load_percent']:.0f} % of the whole machine."
     )
     heading = ["of capacity", "asked", "made a second", "refused (429)", "failed", "lost",
                "p50, s", "p95, s", "p99, s", "memory, MB"]  # fmt: skip

@@ -90,6 +90,7 @@ def steps(
     """
     if count < 2:
         raise SystemExit(f"--steps: {count} is not accepted; expected at least 2, to be measured")
+    script: Path | None = None
     if kind in SCRIPTS:
         script = None if examples is None else examples / SCRIPTS[kind][0]
         if script is None or not script.is_file():
@@ -111,12 +112,12 @@ def steps(
         output = folder / OUTPUTS.get(kind, "taught")
         found = {"ours": _measured("ours", kind, model, data, output, count)}
         print(found, flush=True)
-        if kind in SCRIPTS:
+        if script is not None:
             write_inputs(kind, model, data, folder / "inputs.pt")
             checked = _measured("check", kind, model, folder / "inputs.pt")
             scripted = _measured("script", kind, model, data, folder / "script", count, examples)
-            content = (examples or Path()).joinpath(SCRIPTS[kind][0]).read_bytes()
-            found["script"] = {**scripted, "sha256": hashlib.sha256(content).hexdigest()}
+            digest = hashlib.sha256(script.read_bytes()).hexdigest()
+            found["script"] = {**scripted, "sha256": digest}
             found["check"] = checked
     return found
 

@@ -39,14 +39,12 @@ given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 weight = torch.nn.Parameter(torch.ones(3))
 optimiser = torch.optim.AdamW([weight], lr=float(given["--learning_rate"]))
 print("a progress bar")
-seconds = [0.0, 1.5, 0.5, 0.0]
+ends = iter([7.0, 8.5, 9.0])
+time.process_time = lambda: next(ends)
 while True:
     with open("steps.jsonl", "a") as file:
         file.write(json.dumps(given) + chr(10))
     weight.sum().backward()
-    end = time.process_time() + seconds.pop(0)
-    while time.process_time() < end:
-        pass
     optimiser.step()
 """
 
@@ -62,8 +60,7 @@ def test_a_script_is_ended_behind_its_steps(kind: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sdengine.benchmarks.training_steps", *map(str, words)]
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
-    assert found["script"] == steps.SCRIPTS[kind][0]
-    assert 0.4 <= found["step_seconds"] < 1.5  # of processor time, which does not wait
+    assert found == {"script": steps.SCRIPTS[kind][0], "step_seconds": 0.5}
     given = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
     assert len(given) == 3 and given[0]["--resolution"] == "64"
     name = "--instance_data_dir" if kind == "dreambooth" else "--train_data_dir"
