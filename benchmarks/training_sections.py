@@ -132,7 +132,7 @@ def _edges(part: Record, shipped: Record) -> str:
         f"**Edges.** A ControlNet from `sdengine train controlnet`, {_how(part)}, "
         f"{part['pictures']} pictures, half of the prompts left out; {part['count']} scenes, "
         f"beside the one that ships with the demo model ({shipped['scenes']}), which was trained "
-        "for longer on scenes drawn anew.",
+        "on scenes drawn anew.",
         table(["", "scale", "F1 of edges", "one object", "two objects"], rows, texts=2),
         _sheets({"edges": part}, "hints, then scales"),
     ])  # fmt: skip
